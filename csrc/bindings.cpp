@@ -1,0 +1,168 @@
+// ncsn_fast._C: the kernels on addresses and sizes. No torch here, so one build serves every torch;
+// ncsn_fast/ops.py checks shapes, types and devices before it calls. The GIL is released in kernels.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cpu/kernels.h"
+#if defined(NCSN_FAST_CUDA)
+#include "cuda/sampler_update.h"
+#endif
+
+namespace py = pybind11;
+
+namespace ncsn_fast {
+namespace {
+
+using Address = uintptr_t;
+
+template <class T>
+T* pointer(Address address) {
+    return reinterpret_cast<T*>(address);
+}
+
+uint32_t checked_uint32(const char* name, int64_t value) {
+    if (value >= 0 && value <= 0xffffffffll) return static_cast<uint32_t>(value);
+    throw std::invalid_argument(std::string(name) + " must be in [0, 2**32); got " + std::to_string(value) +
+                                ". The noise contract has 32 bits for it.");
+}
+
+void check_sizes(int64_t batch, int64_t channels, int64_t plane) {
+    if (batch >= 0 && channels >= 0 && plane >= 0) return;
+    throw std::invalid_argument("sizes must not be negative; got batch " + std::to_string(batch) +
+                                ", channels " + std::to_string(channels) + ", plane " +
+                                std::to_string(plane));
+}
+
+Dtype dtype(bool bfloat16) { return bfloat16 ? Dtype::kBfloat16 : Dtype::kFloat32; }
+
+template <NoiseKind kind>
+void bind_noise(py::module_& m, const char* name, const char* doc) {
+    m.def(
+        name,
+        [](Address out, Address samples, int64_t batch, int64_t numel, int64_t seed, int64_t stream,
+           int64_t step, int isa) {
+            const NoiseArgs args{batch,
+                                 numel,
+                                 pointer<const int64_t>(samples),
+                                 checked_uint32("seed", seed),
+                                 checked_uint32("stream", stream),
+                                 checked_uint32("step", step),
+                                 pointer<void>(out)};
+            check_sizes(batch, 1, numel);
+            fill_noise(kind, args, isa);
+        },
+        py::arg("out"), py::arg("samples"), py::arg("batch"), py::arg("numel"), py::arg("seed"),
+        py::arg("stream"), py::arg("step"), py::arg("isa") = -1, py::call_guard<py::gil_scoped_release>(),
+        doc);
+}
+
+void norm(Address x, Address y, Address alpha, Address gamma, Address beta, int64_t batch,
+          int64_t channels, int64_t plane, bool channels_last, bool per_sample, bool in_bfloat16,
+          bool out_bfloat16, bool elu, float eps, int isa) {
+    check_sizes(batch, channels, plane);
+    const NormArgs args{batch,
+                        channels,
+                        plane,
+                        pointer<const void>(x),
+                        pointer<void>(y),
+                        pointer<const float>(alpha),
+                        pointer<const float>(gamma),
+                        pointer<const float>(beta),
+                        per_sample,
+                        channels_last,
+                        dtype(in_bfloat16),
+                        dtype(out_bfloat16),
+                        elu,
+                        eps};
+    instance_norm_plus_cpu(args, isa);
+}
+
+// Arguments of an update, in the order of its Python call. `target` is the instruction-set level on
+// the CPU and the stream handle on CUDA.
+template <class Target, void (*run)(const UpdateArgs&, Target)>
+void update(Address x, Address f, Address h, int64_t batch, int64_t channels, int64_t plane,
+            bool f_bfloat16, bool f_channels_last, const std::array<double, 6>& k, int64_t seed,
+            Address samples, int64_t step, Address noise_weights, Address mask, Address known,
+            double c_ref, int64_t ref_step, Address net_input, bool net_bfloat16,
+            bool net_channels_last, float scale, float shift, Address nonfinite, Target target) {
+    check_sizes(batch, channels, plane);
+    const auto as_float = [](double v) { return static_cast<float>(v); };
+    UpdateArgs args{};
+    args.batch = batch, args.channels = channels, args.plane = plane;
+    args.x = pointer<float>(x), args.h = pointer<float>(h), args.f = pointer<const void>(f);
+    args.f_dtype = dtype(f_bfloat16), args.f_channels_last = f_channels_last;
+    args.seed = checked_uint32("seed", seed), args.samples = pointer<const int64_t>(samples);
+    args.noise_weights = pointer<const float>(noise_weights);
+    args.mask = pointer<const uint8_t>(mask), args.known = pointer<const float>(known);
+    args.row = {as_float(k[0]), as_float(k[1]), as_float(k[2]), as_float(k[3]), as_float(k[4]),
+                as_float(k[5]), as_float(c_ref), checked_uint32("step", step),
+                checked_uint32("ref_step", ref_step)};
+    args.net_input = pointer<void>(net_input), args.net_dtype = dtype(net_bfloat16);
+    args.net_channels_last = net_channels_last, args.scale = scale, args.shift = shift;
+    args.nonfinite = pointer<int32_t>(nonfinite);
+    run(args, target);
+}
+
+std::vector<std::string> isa_levels(bool usable) {
+    std::vector<std::string> names;
+    for (const Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512}) {
+        if (usable ? isa_supported(isa) : isa_compiled(isa)) names.emplace_back(isa_name(isa));
+    }
+    return names;
+}
+
+py::dict build_info() {
+    py::dict info;
+    info["version"] = NCSN_FAST_VERSION;
+    info["compiler"] = NCSN_FAST_COMPILER;
+    info["isa_levels"] = isa_levels(false);
+#if defined(NCSN_FAST_CUDA)
+    info["cuda_built"] = true;
+    info["cuda_version"] = NCSN_FAST_CUDA_VERSION;
+    info["cuda_architectures"] = NCSN_FAST_CUDA_ARCHITECTURES;
+#else
+    info["cuda_built"] = false;
+    info["cuda_version"] = "";
+    info["cuda_architectures"] = "";
+#endif
+    return info;
+}
+
+int device_count() {
+#if defined(NCSN_FAST_CUDA)
+    return cuda_device_count();
+#else
+    return 0;
+#endif
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+    m.doc() = "Kernels of ncsn_fast on addresses and sizes; use ncsn_fast.ops.";
+    m.def("build_info", &build_info, "How this extension was built.");
+    m.def("isa_levels", [] { return isa_levels(true); }, "CPU levels that this machine can run.");
+    m.def("default_isa", [] { return isa_name(resolve_isa(-1)); }, "The CPU level in use.");
+    m.def("cuda_device_count", &device_count, "CUDA devices; 0 without a driver or without CUDA.");
+    bind_noise<NoiseKind::kWords>(m, "philox_words", "uint32 (batch, ceil(numel / 4), 4).");
+    bind_noise<NoiseKind::kUniform>(m, "uniform", "float32 (batch, numel) in [0, 1).");
+    bind_noise<NoiseKind::kNormal>(m, "normal", "float32 (batch, numel), standard normal.");
+    m.def("instance_norm_plus", &norm, py::call_guard<py::gil_scoped_release>(),
+          "(x, y, alpha, gamma, beta, batch, channels, plane, channels_last, per_sample, in_bfloat16, "
+          "out_bfloat16, elu, eps, isa); isa -1 is the best level.");
+    m.def("sampler_update", &update<int, sampler_update_cpu>, py::call_guard<py::gil_scoped_release>(),
+          "(x, f, h, batch, channels, plane, f_bfloat16, f_channels_last, coefficients, seed, samples, "
+          "step, noise_weights, mask, known, c_ref, ref_step, net_input, net_bfloat16, "
+          "net_channels_last, scale, shift, nonfinite, isa); 0 is no tensor.");
+#if defined(NCSN_FAST_CUDA)
+    m.def("sampler_update_cuda", &update<Address, sampler_update_cuda>,
+          py::call_guard<py::gil_scoped_release>(), "As sampler_update, with a stream in place of isa.");
+#endif
+}
+
+}  // namespace ncsn_fast

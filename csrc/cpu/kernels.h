@@ -1,0 +1,59 @@
+// The CPU kernels as a table of functions, one table per instruction-set level.
+//
+// Every file of this folder that defines a table entry is compiled once per level, inside
+// `namespace ncsn_fast::NCSN_ISA`, with that level's compiler flags; results are bit-identical.
+// Such files use no std:: templates: a shared inline symbol compiled for AVX-512 could be linked into
+// the baseline path. Buffers are therefore allocated by dispatch.cpp.
+#pragma once
+
+#include "ncsn_fast/instance_norm_plus.h"
+#include "ncsn_fast/sampler_update.h"
+
+namespace ncsn_fast {
+
+enum class Isa : int { kScalar = 0, kAvx2 = 1, kAvx512 = 2 };
+
+enum class NoiseKind { kWords, kUniform, kNormal };
+
+struct NoiseArgs {
+    int64_t batch, numel;
+    const int64_t* samples;  // (batch,), values below 2^32
+    uint32_t seed, stream, step;
+    void* out;  // float32 (batch, numel); words: uint32 (batch, ceil(numel / 4), 4)
+};
+
+// How instance_norm_plus cuts a sample into units of work, a function of the sizes alone: neither
+// the batch nor the threads nor the instruction set can change a result.
+struct NormPlan {
+    int64_t tiles;      // cuts of the plane
+    int64_t tile_size;  // positions in a tile; the last one may be shorter
+    int64_t units;      // tiles (channels last) or channels * tiles
+    int64_t slot_floats;  // workspace of one sample
+
+    NormPlan(int64_t channels, int64_t plane, bool channels_last);
+};
+
+struct NormWorkspace {
+    float* data;  // `threads` slots of plan.slot_floats, 64-byte aligned
+    int threads;
+};
+
+struct Kernels {
+    void (*noise)(NoiseKind, const NoiseArgs&, int threads);
+    void (*instance_norm_plus)(const NormArgs&, const NormPlan&, const NormWorkspace&);
+    void (*sampler_update)(const UpdateArgs&, int threads);
+};
+
+// Entry points: they choose level and thread count, check the level, and allocate.
+// `isa`: -1 for the best level of this machine, else a level of `Isa`; std::invalid_argument if that
+// one is not compiled in or not supported by the processor.
+Isa resolve_isa(int isa);
+bool isa_compiled(Isa isa);
+bool isa_supported(Isa isa);
+const char* isa_name(Isa isa);
+
+void fill_noise(NoiseKind kind, const NoiseArgs& args, int isa);
+void instance_norm_plus_cpu(const NormArgs& args, int isa);
+void sampler_update_cpu(const UpdateArgs& args, int isa);
+
+}  // namespace ncsn_fast

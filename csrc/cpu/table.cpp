@@ -1,0 +1,9 @@
+// The table of one instruction-set level.
+#include "level.h"
+
+namespace ncsn_fast::NCSN_ISA {
+
+extern const Kernels kKernels;
+const Kernels kKernels{noise, instance_norm_plus, sampler_update};
+
+}  // namespace ncsn_fast::NCSN_ISA

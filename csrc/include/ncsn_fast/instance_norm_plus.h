@@ -1,0 +1,38 @@
+// Instance normalisation++ (Song & Ermon 2019, appendix A), optionally followed by ELU:
+//
+//   y = gamma ((x - mu) / sqrt(var + eps) + alpha (mu - m) / sqrt(v + eps)) + beta
+//   mu, var: mean and biased variance of a channel over its plane; m, v: mean and unbiased variance
+//   of mu over the channels (v = 0 for a single channel)
+//
+// applied as y = (x - mean) * scale + shift: centred first, because scale * x + shift cancels badly
+// where the mean is large.
+#pragma once
+
+#include <cstdint>
+
+#include "ncsn_fast/dtypes.h"
+#include "ncsn_fast/elementary.h"
+
+namespace ncsn_fast {
+
+struct NormArgs {
+    int64_t batch, channels, plane;
+    const void* x;
+    void* y;  // layout of x; may be x where the types are equal
+    const float* alpha;
+    const float* gamma;
+    const float* beta;
+    bool per_sample;  // parameters are (batch, channels) rather than (channels,)
+    bool channels_last;
+    Dtype in_dtype, out_dtype;
+    bool elu;
+    float eps;
+};
+
+template <bool elu>
+NCSN_HD float normalised(float x, float mean, float scale, float shift) {
+    const float y = fused(x - mean, scale, shift);
+    return elu ? elu_of(y) : y;
+}
+
+}  // namespace ncsn_fast

@@ -1,0 +1,135 @@
+"""What the fused ops accept; every refusal says what was expected, what came and how to mend it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+KERNEL_DTYPES = (torch.float32, torch.bfloat16)
+
+
+class UpdateArguments(NamedTuple):
+    """The arguments of `sampler_update_`, in the order of its schema."""
+
+    x: Tensor
+    f: Tensor
+    h: Tensor | None
+    coefficients: Sequence[float]
+    seed: int
+    samples: Tensor
+    step: int
+    noise_weights: Tensor | None
+    mask: Tensor | None
+    known: Tensor | None
+    c_ref: float
+    ref_step: int
+    net_input: Tensor | None
+    scale: float
+    shift: float
+    nonfinite: Tensor | None
+
+
+def _is_dense(x: Tensor) -> bool:
+    return x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _expect(name: str, x: Tensor, shape: Sequence[int], dtypes: Sequence[torch.dtype]) -> None:
+    if x.shape != shape:
+        raise ValueError(f"{name} must have shape {tuple(shape)}; got {tuple(x.shape)}")
+    if x.dtype not in dtypes:
+        supported = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise TypeError(f"{name} must be {supported}; got {x.dtype}. Convert it with .to(dtype).")
+
+
+def _expect_device(like: Tensor, **tensors: Tensor | None) -> None:
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.device != like.device:
+            raise ValueError(f"{name} must be on {like.device} like x; it is on {tensor.device}")
+
+
+def check_norm(x: Tensor, alpha: Tensor, gamma: Tensor, beta: Tensor) -> None:
+    """Raises ValueError or TypeError unless `instance_norm_plus` takes these."""
+    if x.ndim != 4:
+        raise ValueError(f"x must have shape (N, C, H, W); got {tuple(x.shape)}")
+    if x.dtype not in KERNEL_DTYPES and x.dtype != torch.float64:
+        raise TypeError(
+            f"x must be float32, bfloat16 or float64; got {x.dtype}. Convert it with .to(dtype)."
+        )
+    n, c = x.shape[:2]
+    for name, parameter in (("alpha", alpha), ("gamma", gamma), ("beta", beta)):
+        if parameter.shape != (c,) and parameter.shape != (n, c):
+            raise ValueError(
+                f"{name} must have shape ({c},) or ({n}, {c}) for x of shape {tuple(x.shape)}; "
+                f"got {tuple(parameter.shape)}"
+            )
+        if parameter.device != x.device:
+            raise ValueError(f"{name} must be on {x.device} like x; it is on {parameter.device}")
+
+
+def check_norm_out(x: Tensor, out: Tensor) -> None:
+    """Raises ValueError or TypeError unless the kernel can write `out` from `x`."""
+    _expect("out", out, x.shape, KERNEL_DTYPES)
+    if x.dtype not in KERNEL_DTYPES:
+        raise TypeError(f"x must be float32 or bfloat16; got {x.dtype}")
+    if not _is_dense(x) or out.stride() != x.stride() or out.device != x.device:
+        raise ValueError(
+            "x and out must be on one device, both contiguous or both channels-last; got strides "
+            f"{x.stride()} on {x.device} and {out.stride()} on {out.device}"
+        )
+
+
+def check_update(u: UpdateArguments) -> None:
+    """Raises ValueError or TypeError unless `sampler_update_` takes these."""
+    x, f, h = u.x, u.f, u.h
+    if x.ndim != 4 or not x.is_contiguous():
+        raise ValueError(
+            f"x must be a contiguous (B, C, H, W) tensor, as it is updated in place; got shape "
+            f"{tuple(x.shape)} with strides {x.stride()}. Use x.contiguous()."
+        )
+    if x.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"the state x must be float32 (or float64); got {x.dtype}")
+    if len(u.coefficients) != 6:
+        raise ValueError(f"coefficients must be (a, b, g, c, p, q); got {len(u.coefficients)}")
+    if f.shape != x.shape or not f.dtype.is_floating_point:
+        raise ValueError(
+            f"f must be floating point of shape {tuple(x.shape)}; got {tuple(f.shape)}, {f.dtype}"
+        )
+    _expect("samples", u.samples, x.shape[:1], (torch.int64,))
+    _expect_device(x, f=f, h=h, samples=u.samples)
+    if h is not None:
+        _expect("h", h, x.shape, (x.dtype,))
+        if not h.is_contiguous():
+            raise ValueError(f"h must be contiguous; got strides {h.stride()}")
+    if not (u.noise_weights is u.mask is u.known is u.net_input is u.nonfinite is None):
+        _check_extras(u)
+
+
+def _check_extras(u: UpdateArguments) -> None:
+    shape, floats = u.x.shape, (torch.float32, torch.float64)
+    if (u.mask is None) != (u.known is None):
+        raise ValueError("mask and known come together; only one of them was given")
+    if u.noise_weights is not None:
+        _expect("noise_weights", u.noise_weights, (shape[0], 2), floats)
+    if u.mask is not None and u.known is not None:
+        _expect("mask", u.mask, shape, (torch.bool,))
+        _expect("known", u.known, shape, floats)
+    if u.net_input is not None:
+        _expect("net_input", u.net_input, shape, KERNEL_DTYPES)
+        if not _is_dense(u.net_input):
+            strides = u.net_input.stride()
+            raise ValueError(f"net_input must be contiguous or channels-last; got {strides}")
+    if u.nonfinite is not None:
+        _expect("nonfinite", u.nonfinite, shape[:1], (torch.int32,))
+        if not u.nonfinite.is_contiguous():
+            raise ValueError(f"nonfinite must be contiguous; got {u.nonfinite.stride()}")
+    _expect_device(
+        u.x,
+        noise_weights=u.noise_weights,
+        mask=u.mask,
+        known=u.known,
+        net_input=u.net_input,
+        nonfinite=u.nonfinite,
+    )

@@ -1,0 +1,354 @@
+"""The fused ops: schemas, fake and autograd rules, and the choice of backend.
+
+Each op is specified by the function of its name in `ncsn_fast.reference`; CPU tensors run the C++
+kernels of `ncsn_fast._C`. Rules that hold for every op:
+
+- float64 always runs the reference: there is no fused float64 kernel.
+- Kernels read contiguous and channels-last tensors; other memory formats are copied first.
+- Any other dtype, shape or device raises TypeError or ValueError; nothing falls back in silence.
+- `with backend("reference")` sends everything to the reference, `with isa("avx2")` forces a level
+  of the CPU kernels. All levels give the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ncsn_fast import noise, reference
+from ncsn_fast._op_checks import (
+    KERNEL_DTYPES,
+    UpdateArguments,
+    check_norm,
+    check_norm_out,
+    check_update,
+)
+
+try:
+    from ncsn_fast import _C
+except ImportError as error:
+    raise ImportError(
+        f"The compiled extension ncsn_fast._C could not be imported ({error}). It is built by "
+        "`pip install .` (in a checkout: `pip install -e .`), which needs a C++20 compiler."
+    ) from error
+
+_ISA_LEVELS = {"scalar": 0, "avx2": 1, "avx512": 2}
+_use_reference: ContextVar[bool] = ContextVar("ncsn_fast_use_reference", default=False)
+_isa: ContextVar[int] = ContextVar("ncsn_fast_isa", default=-1)
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Runs the ops of the block on "reference" (plain PyTorch) or "kernels" (the default)."""
+    if name not in ("kernels", "reference"):
+        raise ValueError(f'backend must be "kernels" or "reference"; got {name!r}')
+    token = _use_reference.set(name == "reference")
+    try:
+        yield
+    finally:
+        _use_reference.reset(token)
+
+
+@contextmanager
+def isa(level: str) -> Iterator[None]:
+    """Forces the CPU kernels of the block to "scalar", "avx2" or "avx512"."""
+    usable = _C.isa_levels()
+    if level not in usable:
+        raise ValueError(f"the levels of this machine are {', '.join(usable)}; got {level!r}")
+    token = _isa.set(_ISA_LEVELS[level])
+    try:
+        yield
+    finally:
+        _isa.reset(token)
+
+
+def available() -> dict[str, Any]:
+    """How the extension was built (`version`, `compiler`, `isa_levels`, `cuda_*`) and what this
+    machine offers it (`isa_usable`, `isa_default`, `cuda_devices`)."""
+    return {
+        **_C.build_info(),
+        "isa_usable": _C.isa_levels(),
+        "isa_default": _C.default_isa(),
+        "cuda_devices": _C.cuda_device_count(),
+    }
+
+
+def instance_norm_plus(
+    x: Tensor, alpha: Tensor, gamma: Tensor, beta: Tensor, *, elu: bool = False, eps: float = 1e-5
+) -> Tensor:
+    """Instance normalisation++ with an optional ELU; see `reference.instance_norm_plus`.
+
+    x is float32, bfloat16 or float64; parameters are used in float32 (float64 with such an x).
+    Differentiable any number of times.
+    """
+    return torch.ops.ncsn_fast.instance_norm_plus.default(x, alpha, gamma, beta, elu, eps)
+
+
+def instance_norm_plus_out(
+    x: Tensor,
+    alpha: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    out: Tensor,
+    *,
+    elu: bool = False,
+    eps: float = 1e-5,
+) -> Tensor:
+    """The CPU kernel into a given buffer: no dispatcher, no autograd. For engines.
+
+    x and out are float32 or bfloat16, each its own, of one layout (contiguous or channels-last).
+    out may be x. Returns out.
+    """
+    check_norm(x, alpha, gamma, beta)
+    check_norm_out(x, out)
+    per_sample = alpha.ndim + gamma.ndim + beta.ndim > 3
+    rows = [_parameter_rows(p, x.shape[0], per_sample) for p in (alpha, gamma, beta)]
+    n, c, height, width = x.shape
+    _C.instance_norm_plus(
+        x.data_ptr(),
+        out.data_ptr(),
+        *(row.data_ptr() for row in rows),
+        n,
+        c,
+        height * width,
+        not x.is_contiguous(),
+        per_sample,
+        x.dtype is torch.bfloat16,
+        out.dtype is torch.bfloat16,
+        elu,
+        eps,
+        _isa.get(),
+    )
+    return out
+
+
+def sampler_update_(
+    x: Tensor,
+    f: Tensor,
+    h: Tensor | None,
+    coefficients: Sequence[float],
+    *,
+    seed: int,
+    samples: Tensor,
+    step: int,
+    noise_weights: Tensor | None = None,
+    mask: Tensor | None = None,
+    known: Tensor | None = None,
+    c_ref: float = math.nan,
+    ref_step: int = 0,
+    net_input: Tensor | None = None,
+    scale: float = 2.0,
+    shift: float = -1.0,
+    nonfinite: Tensor | None = None,
+) -> None:
+    """`reference.sampler_update` in place on x and h, which are contiguous. Not differentiable.
+
+    Args:
+        f: any floating-point dtype; float32 and bfloat16 are read as they are.
+        net_input: receives scale * x' + shift, the network's next input; shape of x, float32 or
+            bfloat16, contiguous or channels-last.
+        nonfinite: (B,) int32, set to 1 where a sample's new state holds a NaN or an infinity and
+            left alone elsewhere.
+    """
+    torch.ops.ncsn_fast.sampler_update_.default(
+        x, f, h, coefficients, seed, samples, step, noise_weights, mask, known, c_ref, ref_step,
+        net_input, scale, shift, nonfinite,
+    )  # fmt: skip
+
+
+def sampler_update(
+    x: Tensor, f: Tensor, h: Tensor | None, coefficients: Sequence[float], **options: Any
+) -> tuple[Tensor, Tensor | None]:
+    """`sampler_update_` on copies: the new state and history, contiguous. Same options."""
+    x_new = x.detach().clone(memory_format=torch.contiguous_format)
+    h_new = None if h is None else h.detach().clone(memory_format=torch.contiguous_format)
+    sampler_update_(x_new, f.detach(), h_new, coefficients, **options)
+    return x_new, h_new
+
+
+def uniform(seed: int, samples: Tensor, stream: int, step: int, shape: Sequence[int]) -> Tensor:
+    """Uniforms in [0, 1), float32 (B, *shape); see `noise.uniform`."""
+    return torch.ops.ncsn_fast.uniform.default(seed, samples, stream, step, shape)
+
+
+def normal(seed: int, samples: Tensor, stream: int, step: int, shape: Sequence[int]) -> Tensor:
+    """Standard normals, float32 (B, *shape); see `noise.normal`."""
+    return torch.ops.ncsn_fast.normal.default(seed, samples, stream, step, shape)
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    if not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def _parameter_rows(parameter: Tensor, n: int, per_sample: bool) -> Tensor:
+    if per_sample and parameter.ndim == 1:
+        parameter = parameter.expand(n, -1)
+    return parameter.to(torch.float32).contiguous()
+
+
+def _norm_reference(
+    x: Tensor, alpha: Tensor, gamma: Tensor, beta: Tensor, elu: bool, eps: float
+) -> Tensor:
+    check_norm(x, alpha, gamma, beta)
+    y = reference.instance_norm_plus(x, alpha, gamma, beta, elu=elu, eps=eps)
+    return y.contiguous(memory_format=_memory_format(x))
+
+
+def _norm_cpu(
+    x: Tensor, alpha: Tensor, gamma: Tensor, beta: Tensor, elu: bool, eps: float
+) -> Tensor:
+    if x.dtype not in KERNEL_DTYPES or x.ndim != 4 or _use_reference.get():
+        return _norm_reference(x, alpha, gamma, beta, elu, eps)
+    x = x.contiguous(memory_format=_memory_format(x))
+    return instance_norm_plus_out(x, alpha, gamma, beta, torch.empty_like(x), elu=elu, eps=eps)
+
+
+def _norm_fake(
+    x: Tensor, alpha: Tensor, gamma: Tensor, beta: Tensor, elu: bool, eps: float
+) -> Tensor:
+    check_norm(x, alpha, gamma, beta)
+    return torch.empty_like(x, memory_format=_memory_format(x))
+
+
+def _norm_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.elu, ctx.eps = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _norm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    gradients = reference.instance_norm_plus_backward(
+        grad, *ctx.saved_tensors, elu=ctx.elu, eps=ctx.eps
+    )
+    return (*gradients, None, None)
+
+
+def _update(*arguments: Any) -> None:
+    u = UpdateArguments(*arguments)
+    check_update(u)
+    if u.x.dtype == torch.float64 or _use_reference.get():
+        _update_reference(u)
+        return
+    f = u.f if u.f.dtype in KERNEL_DTYPES else u.f.float()
+    f_format = _memory_format(f)
+    f = f.contiguous(memory_format=f_format)
+    weights, known = (None if t is None else t.float() for t in (u.noise_weights, u.known))
+    # Bound to a list, so that copies made here live until the kernel has read them.
+    held = [None if t is None else t.contiguous() for t in (u.samples, weights, u.mask, known)]
+    samples_at, weights_at, mask_at, known_at = map(_address, held)
+    batch, channels, height, width = u.x.shape
+    run, target = _update_kernel(u.x)
+    run(
+        u.x.data_ptr(), f.data_ptr(), _address(u.h), batch, channels, height * width,
+        f.dtype is torch.bfloat16, f_format is torch.channels_last, u.coefficients,
+        u.seed, samples_at, u.step, weights_at, mask_at, known_at, u.c_ref, u.ref_step,
+        _address(u.net_input), u.net_input is not None and u.net_input.dtype is torch.bfloat16,
+        u.net_input is not None and not u.net_input.is_contiguous(), u.scale, u.shift,
+        _address(u.nonfinite), target,
+    )  # fmt: skip
+
+
+def _update_reference(u: UpdateArguments) -> None:
+    x_new, h_new = reference.sampler_update(
+        *u[:3], tuple(u.coefficients), **dict(zip(u._fields[4:12], u[4:12], strict=True))
+    )
+    u.x.copy_(x_new)
+    if u.h is not None:
+        u.h.copy_(h_new)
+    if u.net_input is not None:
+        u.net_input.copy_(u.scale * x_new + u.shift)
+    if u.nonfinite is not None:
+        u.nonfinite.masked_fill_(~x_new.isfinite().flatten(1).all(1), 1)
+
+
+def _update_kernel(x: Tensor) -> tuple[Any, int]:
+    """The kernel for x's device, and its last argument: a level on the CPU, a stream on CUDA."""
+    if x.is_cpu:
+        return _C.sampler_update, _isa.get()
+    if not hasattr(_C, "sampler_update_cuda"):
+        raise RuntimeError(
+            "x is on a CUDA device, but the extension was built without CUDA: rebuild it with nvcc "
+            "on PATH (NCSN_FAST_CUDA=1 pip install .)"
+        )
+    return _C.sampler_update_cuda, torch.cuda.current_stream(x.device).cuda_stream
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def _update_fake(*arguments: Any) -> None:
+    check_update(UpdateArguments(*arguments))
+
+
+def _noise_cpu(kind: str) -> Any:
+    plain, kernel = getattr(noise, kind), getattr(_C, kind)
+
+    def fill(seed: int, samples: Tensor, stream: int, step: int, shape: Sequence[int]) -> Tensor:
+        if _use_reference.get():
+            return plain(seed, samples, stream, step, tuple(shape))
+        samples = samples.to(torch.int64).contiguous()
+        out = torch.empty((len(samples), *shape), dtype=torch.float32)
+        numel = math.prod(shape)
+        kernel(
+            out.data_ptr(), samples.data_ptr(), len(samples), numel, seed, stream, step, _isa.get()
+        )
+        return out
+
+    return fill
+
+
+def _noise_reference(kind: str) -> Any:
+    plain = getattr(noise, kind)
+    return lambda seed, samples, stream, step, shape: plain(
+        seed, samples, stream, step, tuple(shape)
+    )
+
+
+def _noise_fake(seed: int, samples: Tensor, stream: int, step: int, shape: Sequence[int]) -> Tensor:
+    return samples.new_empty((samples.shape[0], *shape), dtype=torch.float32)
+
+
+_LIBRARY = torch.library.Library("ncsn_fast", "DEF")
+
+
+def _register(schema: str, cpu: Any, cuda: Any, fake: Any) -> None:
+    name = schema.split("(")[0]
+    _LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
+    _LIBRARY.impl(name, cpu, "CPU")
+    _LIBRARY.impl(name, cuda, "CUDA")
+    torch.library.register_fake(f"ncsn_fast::{name}", fake, lib=_LIBRARY)
+
+
+_register(
+    "instance_norm_plus(Tensor x, Tensor alpha, Tensor gamma, Tensor beta, bool elu, float eps)"
+    " -> Tensor",
+    cpu=_norm_cpu,
+    cuda=_norm_reference,  # its Triton and CUDA kernels come with the cuda engine
+    fake=_norm_fake,
+)
+torch.library.register_autograd(
+    "ncsn_fast::instance_norm_plus", _norm_backward, setup_context=_norm_setup, lib=_LIBRARY
+)
+_register(
+    "sampler_update_(Tensor(a!) x, Tensor f, Tensor(b!)? h, float[] coefficients, int seed,"
+    " Tensor samples, int step, Tensor? noise_weights, Tensor? mask, Tensor? known, float c_ref,"
+    " int ref_step, Tensor(c!)? net_input, float scale, float shift, Tensor(d!)? nonfinite) -> ()",
+    cpu=_update,
+    cuda=_update,
+    fake=_update_fake,
+)
+for _kind in ("uniform", "normal"):
+    _register(
+        f"{_kind}(int seed, Tensor samples, int stream, int step, int[] shape) -> Tensor",
+        cpu=_noise_cpu(_kind),
+        cuda=_noise_reference(_kind),
+        fake=_noise_fake,
+    )
