@@ -152,6 +152,13 @@ PYBIND11_MODULE(_C, m) {
     bind_noise<NoiseKind::kWords>(m, "philox_words", "uint32 (batch, ceil(numel / 4), 4).");
     bind_noise<NoiseKind::kUniform>(m, "uniform", "float32 (batch, numel) in [0, 1).");
     bind_noise<NoiseKind::kNormal>(m, "normal", "float32 (batch, numel), standard normal.");
+    m.def(
+        "box_muller",
+        [](Address out, Address words, int64_t pairs, int isa) {
+            box_muller_cpu(pointer<const uint32_t>(words), pairs, pointer<float>(out), isa);
+        },
+        py::arg("out"), py::arg("words"), py::arg("pairs"), py::arg("isa") = -1,
+        "Two normals for each pair of the given uint32 words.");
     m.def("instance_norm_plus", &norm, py::call_guard<py::gil_scoped_release>(),
           "(x, y, alpha, gamma, beta, batch, channels, plane, channels_last, per_sample, in_bfloat16, "
           "out_bfloat16, elu, eps, isa); isa -1 is the best level.");

@@ -32,7 +32,7 @@ class UpdateArguments(NamedTuple):
     nonfinite: Tensor | None
 
 
-def _is_dense(x: Tensor) -> bool:
+def is_dense(x: Tensor) -> bool:
     return x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -52,21 +52,23 @@ def _expect_device(like: Tensor, **tensors: Tensor | None) -> None:
 
 def check_norm(x: Tensor, alpha: Tensor, gamma: Tensor, beta: Tensor) -> None:
     """Raises ValueError or TypeError unless `instance_norm_plus` takes these."""
-    if x.ndim != 4:
-        raise ValueError(f"x must have shape (N, C, H, W); got {tuple(x.shape)}")
-    if x.dtype not in KERNEL_DTYPES and x.dtype != torch.float64:
+    shape, device = x.shape, x.device
+    if len(shape) != 4:
+        raise ValueError(f"x must have shape (N, C, H, W); got {tuple(shape)}")
+    if x.dtype not in (*KERNEL_DTYPES, torch.float64):
         raise TypeError(
             f"x must be float32, bfloat16 or float64; got {x.dtype}. Convert it with .to(dtype)."
         )
-    n, c = x.shape[:2]
-    for name, parameter in (("alpha", alpha), ("gamma", gamma), ("beta", beta)):
-        if parameter.shape != (c,) and parameter.shape != (n, c):
+    row, rows = (shape[1],), (shape[0], shape[1])
+    for parameter in (alpha, gamma, beta):
+        if parameter.shape != row and parameter.shape != rows:
             raise ValueError(
-                f"{name} must have shape ({c},) or ({n}, {c}) for x of shape {tuple(x.shape)}; "
-                f"got {tuple(parameter.shape)}"
+                f"alpha, gamma and beta must have shape {row} or {rows} for x of shape "
+                f"{tuple(shape)}; got {[tuple(p.shape) for p in (alpha, gamma, beta)]}"
             )
-        if parameter.device != x.device:
-            raise ValueError(f"{name} must be on {x.device} like x; it is on {parameter.device}")
+        if parameter.device != device:
+            devices = [str(p.device) for p in (alpha, gamma, beta)]
+            raise ValueError(f"alpha, gamma and beta must be on {device} like x; are on {devices}")
 
 
 def check_norm_out(x: Tensor, out: Tensor) -> None:
@@ -74,7 +76,7 @@ def check_norm_out(x: Tensor, out: Tensor) -> None:
     _expect("out", out, x.shape, KERNEL_DTYPES)
     if x.dtype not in KERNEL_DTYPES:
         raise TypeError(f"x must be float32 or bfloat16; got {x.dtype}")
-    if not _is_dense(x) or out.stride() != x.stride() or out.device != x.device:
+    if not is_dense(x) or out.stride() != x.stride() or out.device != x.device:
         raise ValueError(
             "x and out must be on one device, both contiguous or both channels-last; got strides "
             f"{x.stride()} on {x.device} and {out.stride()} on {out.device}"
@@ -118,7 +120,7 @@ def _check_extras(u: UpdateArguments) -> None:
         _expect("known", u.known, shape, floats)
     if u.net_input is not None:
         _expect("net_input", u.net_input, shape, KERNEL_DTYPES)
-        if not _is_dense(u.net_input):
+        if not is_dense(u.net_input):
             strides = u.net_input.stride()
             raise ValueError(f"net_input must be contiguous or channels-last; got {strides}")
     if u.nonfinite is not None:

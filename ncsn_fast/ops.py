@@ -20,23 +20,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from ncsn_fast import noise, reference
+from ncsn_fast import _extension, noise, reference
+from ncsn_fast._extension import _C
 from ncsn_fast._op_checks import (
     KERNEL_DTYPES,
     UpdateArguments,
     check_norm,
     check_norm_out,
     check_update,
+    is_dense,
 )
-
-try:
-    from ncsn_fast import _C
-except ImportError as error:
-    raise ImportError(
-        f"The compiled extension ncsn_fast._C could not be imported ({error}). It is built by "
-        "`pip install .` (in a checkout: `pip install -e .`), which needs a C++20 compiler."
-    ) from error
 
 _ISA_LEVELS = {"scalar": 0, "avx2": 1, "avx512": 2}
 _use_reference: ContextVar[bool] = ContextVar("ncsn_fast_use_reference", default=False)
@@ -87,6 +83,8 @@ def instance_norm_plus(
     x is float32, bfloat16 or float64; parameters are used in float32 (float64 with such an x).
     Differentiable any number of times.
     """
+    if _is_unobserved(x, alpha, gamma, beta) and x.is_cpu:
+        return _norm_cpu(x, alpha, gamma, beta, elu, eps)
     return torch.ops.ncsn_fast.instance_norm_plus.default(x, alpha, gamma, beta, elu, eps)
 
 
@@ -107,24 +105,7 @@ def instance_norm_plus_out(
     """
     check_norm(x, alpha, gamma, beta)
     check_norm_out(x, out)
-    per_sample = alpha.ndim + gamma.ndim + beta.ndim > 3
-    rows = [_parameter_rows(p, x.shape[0], per_sample) for p in (alpha, gamma, beta)]
-    n, c, height, width = x.shape
-    _C.instance_norm_plus(
-        x.data_ptr(),
-        out.data_ptr(),
-        *(row.data_ptr() for row in rows),
-        n,
-        c,
-        height * width,
-        not x.is_contiguous(),
-        per_sample,
-        x.dtype is torch.bfloat16,
-        out.dtype is torch.bfloat16,
-        elu,
-        eps,
-        _isa.get(),
-    )
+    _extension.instance_norm_plus(x, (alpha, gamma, beta), out, elu, eps, _isa.get())
     return out
 
 
@@ -182,16 +163,24 @@ def normal(seed: int, samples: Tensor, stream: int, step: int, shape: Sequence[i
     return torch.ops.ncsn_fast.normal.default(seed, samples, stream, step, shape)
 
 
+def _is_unobserved(*tensors: Tensor) -> bool:
+    """Whether no compiler, dispatch mode or derivative needs to see the op.
+
+    Such a call goes straight to its kernel: the dispatcher's Python path costs 25 us or more.
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or is_in_torch_dispatch_mode()
+        or forward_ad._current_level >= 0
+        or type(tensors[0]) is not Tensor
+        or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+    )
+
+
 def _memory_format(x: Tensor) -> torch.memory_format:
     if not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
         return torch.channels_last
     return torch.contiguous_format
-
-
-def _parameter_rows(parameter: Tensor, n: int, per_sample: bool) -> Tensor:
-    if per_sample and parameter.ndim == 1:
-        parameter = parameter.expand(n, -1)
-    return parameter.to(torch.float32).contiguous()
 
 
 def _norm_reference(
@@ -207,7 +196,8 @@ def _norm_cpu(
 ) -> Tensor:
     if x.dtype not in KERNEL_DTYPES or x.ndim != 4 or _use_reference.get():
         return _norm_reference(x, alpha, gamma, beta, elu, eps)
-    x = x.contiguous(memory_format=_memory_format(x))
+    if not is_dense(x):
+        x = x.contiguous()
     return instance_norm_plus_out(x, alpha, gamma, beta, torch.empty_like(x), elu=elu, eps=eps)
 
 
@@ -235,32 +225,19 @@ def _update(*arguments: Any) -> None:
     check_update(u)
     if u.x.dtype == torch.float64 or _use_reference.get():
         _update_reference(u)
-        return
-    f = u.f if u.f.dtype in KERNEL_DTYPES else u.f.float()
-    f_format = _memory_format(f)
-    f = f.contiguous(memory_format=f_format)
-    weights, known = (None if t is None else t.float() for t in (u.noise_weights, u.known))
-    # Bound to a list, so that copies made here live until the kernel has read them.
-    held = [None if t is None else t.contiguous() for t in (u.samples, weights, u.mask, known)]
-    samples_at, weights_at, mask_at, known_at = map(_address, held)
-    batch, channels, height, width = u.x.shape
-    run, target = _update_kernel(u.x)
-    run(
-        u.x.data_ptr(), f.data_ptr(), _address(u.h), batch, channels, height * width,
-        f.dtype is torch.bfloat16, f_format is torch.channels_last, u.coefficients,
-        u.seed, samples_at, u.step, weights_at, mask_at, known_at, u.c_ref, u.ref_step,
-        _address(u.net_input), u.net_input is not None and u.net_input.dtype is torch.bfloat16,
-        u.net_input is not None and not u.net_input.is_contiguous(), u.scale, u.shift,
-        _address(u.nonfinite), target,
-    )  # fmt: skip
+    else:
+        _extension.sampler_update(u, _isa.get())
 
 
 def _update_reference(u: UpdateArguments) -> None:
+    a, b, g, c, p, q = u.coefficients
     x_new, h_new = reference.sampler_update(
-        *u[:3], tuple(u.coefficients), **dict(zip(u._fields[4:12], u[4:12], strict=True))
-    )
+        u.x, u.f, u.h, (a, b, g, c, p, q), seed=u.seed, samples=u.samples, step=u.step,
+        noise_weights=u.noise_weights, mask=u.mask, known=u.known, c_ref=u.c_ref,
+        ref_step=u.ref_step,
+    )  # fmt: skip
     u.x.copy_(x_new)
-    if u.h is not None:
+    if u.h is not None and h_new is not None:
         u.h.copy_(h_new)
     if u.net_input is not None:
         u.net_input.copy_(u.scale * x_new + u.shift)
@@ -268,48 +245,17 @@ def _update_reference(u: UpdateArguments) -> None:
         u.nonfinite.masked_fill_(~x_new.isfinite().flatten(1).all(1), 1)
 
 
-def _update_kernel(x: Tensor) -> tuple[Any, int]:
-    """The kernel for x's device, and its last argument: a level on the CPU, a stream on CUDA."""
-    if x.is_cpu:
-        return _C.sampler_update, _isa.get()
-    if not hasattr(_C, "sampler_update_cuda"):
-        raise RuntimeError(
-            "x is on a CUDA device, but the extension was built without CUDA: rebuild it with nvcc "
-            "on PATH (NCSN_FAST_CUDA=1 pip install .)"
-        )
-    return _C.sampler_update_cuda, torch.cuda.current_stream(x.device).cuda_stream
-
-
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
-
-
 def _update_fake(*arguments: Any) -> None:
     check_update(UpdateArguments(*arguments))
 
 
-def _noise_cpu(kind: str) -> Any:
-    plain, kernel = getattr(noise, kind), getattr(_C, kind)
-
+def _noise(kind: str) -> Any:
     def fill(seed: int, samples: Tensor, stream: int, step: int, shape: Sequence[int]) -> Tensor:
-        if _use_reference.get():
-            return plain(seed, samples, stream, step, tuple(shape))
-        samples = samples.to(torch.int64).contiguous()
-        out = torch.empty((len(samples), *shape), dtype=torch.float32)
-        numel = math.prod(shape)
-        kernel(
-            out.data_ptr(), samples.data_ptr(), len(samples), numel, seed, stream, step, _isa.get()
-        )
-        return out
+        if _use_reference.get() or not samples.is_cpu:
+            return getattr(noise, kind)(seed, samples, stream, step, tuple(shape))
+        return _extension.noise(kind, seed, samples, stream, step, shape, _isa.get())
 
     return fill
-
-
-def _noise_reference(kind: str) -> Any:
-    plain = getattr(noise, kind)
-    return lambda seed, samples, stream, step, shape: plain(
-        seed, samples, stream, step, tuple(shape)
-    )
 
 
 def _noise_fake(seed: int, samples: Tensor, stream: int, step: int, shape: Sequence[int]) -> Tensor:
@@ -348,7 +294,7 @@ _register(
 for _kind in ("uniform", "normal"):
     _register(
         f"{_kind}(int seed, Tensor samples, int stream, int step, int[] shape) -> Tensor",
-        cpu=_noise_cpu(_kind),
-        cuda=_noise_reference(_kind),
+        cpu=_noise(_kind),
+        cuda=_noise(_kind),
         fake=_noise_fake,
     )

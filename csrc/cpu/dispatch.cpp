@@ -104,6 +104,10 @@ Isa resolve_isa(int isa) {
     return static_cast<Isa>(isa);
 }
 
+void box_muller_cpu(const uint32_t* words, int64_t pairs, float* out, int isa) {
+    kernels(isa).box_muller(words, pairs, out);
+}
+
 void fill_noise(NoiseKind kind, const NoiseArgs& args, int isa) {
     const Kernels& chosen = kernels(isa);
     check_samples(args.samples, args.batch);

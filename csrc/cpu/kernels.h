@@ -40,6 +40,7 @@ struct NormWorkspace {
 
 struct Kernels {
     void (*noise)(NoiseKind, const NoiseArgs&, int threads);
+    void (*box_muller)(const uint32_t* words, int64_t pairs, float* out);
     void (*instance_norm_plus)(const NormArgs&, const NormPlan&, const NormWorkspace&);
     void (*sampler_update)(const UpdateArgs&, int threads);
 };
@@ -52,6 +53,7 @@ bool isa_compiled(Isa isa);
 bool isa_supported(Isa isa);
 const char* isa_name(Isa isa);
 
+void box_muller_cpu(const uint32_t* words, int64_t pairs, float* out, int isa);
 void fill_noise(NoiseKind kind, const NoiseArgs& args, int isa);
 void instance_norm_plus_cpu(const NormArgs& args, int isa);
 void sampler_update_cpu(const UpdateArgs& args, int isa);

@@ -16,6 +16,7 @@
 namespace ncsn_fast::NCSN_ISA {
 
 void noise(NoiseKind kind, const NoiseArgs& args, int threads);
+void box_muller_pairs(const uint32_t* words, int64_t pairs, float* out);
 void instance_norm_plus(const NormArgs& args, const NormPlan& plan, const NormWorkspace& workspace);
 void sampler_update(const UpdateArgs& args, int threads);
 

@@ -24,6 +24,10 @@ static void fill_block(NoiseKind kind, const NoiseArgs& args, int64_t index, int
     memcpy(static_cast<float*>(args.out) + index * args.numel + 4 * first, values, 4 * count);
 }
 
+void box_muller_pairs(const uint32_t* words, int64_t pairs, float* out) {
+    block_normals(words, pairs, out);
+}
+
 void noise(NoiseKind kind, const NoiseArgs& args, int threads) {
     const int64_t blocks = (args.numel + kBlock - 1) / kBlock;
 #pragma omp parallel for schedule(static) num_threads(threads)

@@ -4,6 +4,6 @@
 namespace ncsn_fast::NCSN_ISA {
 
 extern const Kernels kKernels;
-const Kernels kKernels{noise, instance_norm_plus, sampler_update};
+const Kernels kKernels{noise, box_muller_pairs, instance_norm_plus, sampler_update};
 
 }  // namespace ncsn_fast::NCSN_ISA
