@@ -1,0 +1,256 @@
+"""Training configurations: one flat dataclass, and the published settings in one table."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from ncsn_fast.cli import UsageError, parse
+from ncsn_fast.models.score import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Everything a training run depends on. Names and values of `--config` are those of the papers."""
+
+    name: str = "digits"
+    """Run name; the run is written to <runs>/<name>."""
+    runs: str = "runs"
+    """Folder that holds the runs."""
+
+    data: str = "digits"
+    """digits, a folder or zip of images (any depth), or hf:NAME[:SPLIT] for a Hugging Face data set."""
+    image_size: int = 16
+    """Height and width the network is trained on, in pixels."""
+    channels: Literal[1, 3] = 1
+    """1 for grey, 3 for RGB; images are converted."""
+    centre_crop: int = 0
+    """Centre crop of this many pixels before resizing; 0 for none."""
+    flip: bool = False
+    """Random horizontal flips."""
+    dequantise: bool = False
+    """Uniform dequantisation x * 255/256 + U[0,1)/256, as NCSN (2019) has it."""
+    workers: int = 0
+    """Processes that decode images; 0 decodes in the training process."""
+
+    arch: Literal["ncsnv2", "ncsnv2_deeper", "ncsnv2_deepest", "ncsn", "ncsn_deeper"] = "ncsnv2"
+    """Network."""
+    ngf: int = 24
+    """Width of the network's first stage."""
+    act: Literal["elu", "relu", "lrelu", "swish"] = "elu"
+    """Activation."""
+    norm: Literal["InstanceNorm++", "InstanceNorm", "VarianceNorm", "BatchNorm", "NoneNorm"] = (
+        "InstanceNorm++"
+    )
+    """Normalisation; all published models use InstanceNorm++."""
+
+    sigma_begin: float = 0.0
+    """Largest noise level; 0 derives it from the data (Technique 1)."""
+    sigma_end: float = 0.01
+    """Smallest noise level."""
+    n_sigmas: int = 0
+    """Number of levels L; 0 derives it (Technique 2)."""
+    overlap: float = 0.5
+    """C of Technique 2."""
+    epsilon: float = 0.0
+    """Langevin step size; 0 derives it (Technique 4)."""
+    n_steps_each: int = 5
+    """Langevin steps per level, T."""
+    langevin_form: Literal["code", "paper"] = "code"
+    """code: x + a s + sqrt(2a) z, as published code runs; paper: half that a, the formula of the 2019 paper."""
+
+    batch_size: int = 64
+    """Images per step."""
+    steps: int = 2000
+    """Optimiser steps of the whole run."""
+    lr: float = 1e-3
+    """Adam's learning rate."""
+    warmup: int = 100
+    """Steps over which the learning rate rises linearly from 0."""
+    decay: bool = False
+    """Cosine decay of the learning rate to 0 at the last step."""
+    adam_eps: float = 1e-8
+    """Adam's epsilon."""
+    ema: float = 0.999
+    """Decay of the weights' moving average; 0 for none."""
+    anneal_power: float = 2.0
+    """p of the loss weight sigma^p."""
+    grad_clip: float = 0.0
+    """Clip the gradient to this norm; 0 for never."""
+    autocast: bool = False
+    """bfloat16 autocast of the network."""
+    seed: int = 0
+    """Seed of initial weights, data order and noise."""
+
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    threads: int = 0
+    """CPU threads; 0 leaves torch's choice."""
+    log_every: int = 20
+    """Steps between two log entries."""
+    snapshot_every: int = 500
+    """Steps between two snapshots (checkpoint and sample grid)."""
+    keep: int = 3
+    """Number of checkpoints kept."""
+    grid: int = 36
+    """Samples drawn at each snapshot; 0 for none."""
+
+    def __post_init__(self) -> None:
+        for field in (
+            "image_size",
+            "ngf",
+            "n_steps_each",
+            "batch_size",
+            "steps",
+            "log_every",
+            "snapshot_every",
+        ):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} must be at least 1; got {getattr(self, field)}")
+        if self.keep < 1:
+            raise ValueError(f"keep must be at least 1 (the newest checkpoint); got {self.keep}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must be in [0, 1); got {self.ema}")
+
+    def model_config(self, *, sigma_begin: float, n_sigmas: int, epsilon: float) -> ModelConfig:
+        """The model this run trains, with the ladder filled in."""
+        return ModelConfig(
+            arch=self.arch,
+            image_size=(self.image_size, self.image_size),
+            channels=self.channels,
+            ngf=self.ngf,
+            act=self.act,
+            norm=self.norm,
+            n_sigmas=n_sigmas,
+            sigma_begin=sigma_begin,
+            sigma_end=self.sigma_end,
+            epsilon=epsilon,
+            n_steps_each=self.n_steps_each,
+            langevin_form=self.langevin_form,
+        )
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+
+def _published(name: str, **settings: Any) -> TrainConfig:
+    """A published run: 3 channels, flips, Adam 1e-4, batch 128, EMA 0.999 unless `settings` says otherwise."""
+    defaults: dict[str, Any] = {
+        "name": name,
+        "data": "",
+        "channels": 3,
+        "flip": True,
+        "ngf": 128,
+        "batch_size": 128,
+        "lr": 1e-4,
+        "warmup": 0,
+        "snapshot_every": 5000,
+        "log_every": 100,
+        "workers": 4,
+    }
+    return TrainConfig(**{**defaults, **settings})
+
+
+def _ncsn(name: str, **settings: Any) -> TrainConfig:
+    """A published run of NCSN (2019)."""
+    defaults = {
+        "arch": "ncsn",
+        "sigma_begin": 1.0,
+        "n_sigmas": 10,
+        "n_steps_each": 100,
+        "epsilon": 2e-5,
+        "lr": 1e-3,
+        "steps": 200_000,
+        "ema": 0.0,
+        "dequantise": True,
+    }
+    return _published(name, **{**defaults, **settings})
+
+
+_LSUN_128 = {
+    "image_size": 128,
+    "arch": "ncsnv2_deeper",
+    "sigma_begin": 190.0,
+    "n_sigmas": 1086,
+    "n_steps_each": 3,
+    "epsilon": 1.8e-6,
+    "batch_size": 64,
+    "steps": 150_000,
+}
+
+CONFIGS: dict[str, TrainConfig] = {
+    "digits": TrainConfig(),
+    "cifar10": _published(
+        "cifar10", image_size=32, sigma_begin=50.0, n_sigmas=232, epsilon=6.2e-6, steps=300_000
+    ),
+    "celeba": _published(
+        "celeba",
+        image_size=64,
+        centre_crop=140,
+        sigma_begin=90.0,
+        n_sigmas=500,
+        epsilon=3.3e-6,
+        steps=210_000,
+    ),
+    "church": _published(
+        "church",
+        image_size=96,
+        arch="ncsnv2_deeper",
+        sigma_begin=140.0,
+        n_sigmas=788,
+        n_steps_each=4,
+        epsilon=4.9e-6,
+        steps=200_000,
+    ),
+    "bedroom": _published("bedroom", **_LSUN_128),
+    "tower": _published("tower", **_LSUN_128),
+    "ffhq": _published(
+        "ffhq",
+        image_size=256,
+        arch="ncsnv2_deepest",
+        sigma_begin=348.0,
+        n_sigmas=2311,
+        n_steps_each=3,
+        epsilon=9e-7,
+        adam_eps=1e-3,
+        batch_size=32,
+        steps=80_000,
+    ),
+    "ncsn-cifar10": _ncsn("ncsn-cifar10", image_size=32),
+    "ncsn-celeba": _ncsn("ncsn-celeba", image_size=32, centre_crop=140),
+    "ncsn-mnist": _ncsn("ncsn-mnist", image_size=28, channels=1, ngf=64, flip=False),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """The command line of `python -m ncsn_fast.train`."""
+
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    config_name: Annotated[str, tyro.conf.arg(name="config", metavar="|".join(CONFIGS))] = "digits"
+    """Settings to start from; every option below overrides one of them."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Continue the run <runs>/<name> where its newest checkpoint left it (or start it)."""
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print the resolved configuration as JSON and stop."""
+
+
+def parse_train(args: list[str]) -> TrainOptions:
+    """Options of the trainer: `--config NAME` picks the row of CONFIGS that supplies the defaults."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", default="digits")
+    name = first.parse_known_args(args)[0].config
+    if name not in CONFIGS:
+        raise UsageError(f"--config must be one of {', '.join(CONFIGS)}; got {name!r}")
+    default = TrainOptions(config=CONFIGS[name], config_name=name)
+    description = (
+        "Train a score model. With no options: the digits configuration, into runs/digits."
+    )
+    try:
+        return parse(TrainOptions, args, "ncsn_fast.train", description, default)
+    except ValueError as error:
+        raise UsageError(str(error)) from error

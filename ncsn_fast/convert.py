@@ -1,0 +1,76 @@
+"""`python -m ncsn_fast.convert SOURCE FOLDER`: any model -> a model folder (config.json + model.safetensors)."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+
+from ncsn_fast import checkpoint, cli
+
+_STORED = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertOptions:
+    """The command line of `python -m ncsn_fast.convert`."""
+
+    source: Annotated[Path, tyro.conf.Positional]
+    """Published .pth, run folder or model folder."""
+    folder: Annotated[Path, tyro.conf.Positional]
+    """Model folder to write."""
+    weights: Literal["ema", "raw"] = "ema"
+    """Averaged weights, where there are any, or the raw ones."""
+    dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Type of the stored weights; loading gives float32 whatever it is."""
+    image_size: int | None = None
+    """Image height and width: a .pth does not hold it."""
+    epsilon: float | None = None
+    """Langevin step size: a .pth does not hold it."""
+    n_steps_each: int | None = None
+    """Langevin steps per level: a .pth does not hold it."""
+    sigma_begin: float | None = None
+    """Largest sigma: a .pth of NCSN (2019) does not hold it."""
+    sigma_end: float | None = None
+    """Smallest sigma: a .pth of NCSN (2019) does not hold it."""
+    langevin_form: Literal["code", "paper"] | None = None
+    """Form of the Langevin step; see ModelConfig."""
+    act: Literal["elu", "relu", "lrelu", "swish"] | None = None
+    """Activation: a .pth does not hold it; published models use elu."""
+    scale_input: bool | None = None
+    """False for models trained on `rescaled` or logit-transformed data."""
+
+    def overrides(self) -> dict[str, Any]:
+        """Fields of ModelConfig that were given."""
+        names = (
+            "epsilon",
+            "n_steps_each",
+            "sigma_begin",
+            "sigma_end",
+            "langevin_form",
+            "act",
+            "scale_input",
+        )
+        values = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return (
+            values
+            if self.image_size is None
+            else {**values, "image_size": (self.image_size, self.image_size)}
+        )
+
+
+def main(args: list[str] | None = None) -> int:
+    """Command line; exit code 0."""
+    options = cli.parse(ConvertOptions, args, "ncsn_fast.convert", "Write a model folder.")
+    model = checkpoint.load(options.source, weights=options.weights, **options.overrides())
+    checkpoint.save_model(model, options.folder, dtype=_STORED[options.dtype])
+    print(f"{options.folder}: {checkpoint.CONFIG_NAME}, {checkpoint.WEIGHTS_NAME}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

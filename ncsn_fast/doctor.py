@@ -1,0 +1,52 @@
+"""`python -m ncsn_fast.doctor`: what runs on this machine, and what would be needed for the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import sys
+
+import torch
+
+import ncsn_fast
+from ncsn_fast import cli, engines, ops
+
+
+@dataclasses.dataclass(frozen=True)
+class DoctorOptions:
+    """The command line of `python -m ncsn_fast.doctor`; it has no options."""
+
+
+def facts() -> list[tuple[str, str]]:
+    """Names and values of everything that decides which engine runs, and how fast."""
+    rows = [
+        ("ncsn_fast", ncsn_fast.__version__),
+        ("python", platform.python_version()),
+        ("torch", torch.__version__),
+        ("threads", str(torch.get_num_threads())),
+        ("torch CPU level", torch.backends.cpu.get_cpu_capability()),
+    ]
+    rows += [(f"extension {name}", str(value)) for name, value in ops.available().items()]
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return [*rows, ("GPUs", ", ".join(gpus) or "none that torch can use")]
+
+
+def main(args: list[str] | None = None) -> int:
+    """Command line; exit code 0."""
+    cli.parse(DoctorOptions, args, "ncsn_fast.doctor", "What runs on this machine.")
+    for name, value in facts():
+        print(f"{name:24} {value}")
+    print("\nengine    runs   what it is, and what is missing")
+    for row in engines.availability():
+        print(f"{row.name:9} {'no ' if row.problem else 'yes'}    {row.summary}")
+        if row.problem:
+            print(f"{'':17}{row.problem}")
+    kind, reason = engines.pick(
+        "auto", torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    )
+    print(f"\nengine='auto' is {kind.name!r}: {reason}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,113 @@
+"""Images in and out: quantisation, grids, PNG files, and whatever a caller hands in as images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from ncsn_fast.files import atomic_write
+
+UInt8 = NDArray[np.uint8]
+
+
+def to_uint8(images: Tensor) -> UInt8:
+    """(N, C, H, W) in [0, 1] -> (N, H, W, C) uint8: round(255 x), the one place where images are quantised."""
+    clipped = images.detach().to("cpu", torch.float32).clamp(0, 1)
+    return (clipped * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def to_pil(images: Tensor) -> list[Image.Image]:
+    """(N, C, H, W) in [0, 1] -> one PIL image each (L or RGB)."""
+    return [_pil(image) for image in to_uint8(images)]
+
+
+def _pil(array: UInt8) -> Image.Image:
+    return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+
+
+def as_tensor(images: Any, shape: tuple[int, int, int]) -> Tensor:
+    """Caller's images as float32 (N, C, H, W) in [0, 1]; ValueError unless each is of `shape` (C, H, W).
+
+    Takes a float tensor (N, C, H, W) in [0, 1], a uint8 tensor of that shape, a uint8 array (N, H, W, C), or PIL
+    images (one or several).
+    """
+    if isinstance(images, Image.Image):
+        images = [images]
+    if isinstance(images, Sequence) and images and isinstance(images[0], Image.Image):
+        mode = "L" if shape[0] == 1 else "RGB"
+        images = np.stack([np.atleast_3d(np.asarray(image.convert(mode))) for image in images])
+    if isinstance(images, np.ndarray):
+        if images.dtype != np.uint8 or images.ndim != 4:
+            raise ValueError(
+                f"arrays of images must be uint8 (N, H, W, C); got {images.dtype} {images.shape}"
+            )
+        images = torch.from_numpy(images).permute(0, 3, 1, 2)
+    if not isinstance(images, Tensor):
+        raise ValueError(
+            f"images must be a tensor, a uint8 array or PIL images; got {type(images).__name__}"
+        )
+    if images.ndim != 4 or tuple(images.shape[1:]) != shape:
+        raise ValueError(
+            f"this model works on images (N, {shape[0]}, {shape[1]}, {shape[2]}); got {tuple(images.shape)}"
+        )
+    if images.dtype == torch.uint8:
+        return images.to(torch.float32) / 255
+    images = images.detach().to("cpu", torch.float32)
+    if not bool(torch.isfinite(images).all()):
+        raise ValueError("images hold NaN or infinite values")
+    return images
+
+
+def make_grid(
+    images: Tensor, columns: int | None = None, *, scale: int | None = None, gap: int = 2
+) -> UInt8:
+    """Contact sheet (H, W, 3) uint8 of images (N, C, H, W) in [0, 1], row by row.
+
+    Args:
+        columns: images per row; None for a square.
+        scale: integer enlargement (nearest); None enlarges small images to at least 48 pixels.
+    """
+    if len(images) == 0:
+        raise ValueError("a grid needs at least one image")
+    tiles = to_uint8(images)
+    n, height, width, _ = tiles.shape
+    scale = scale or max(1, math.ceil(48 / max(height, width)))
+    columns = columns or math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    sheet = np.full(
+        (rows * (height * scale + gap) + gap, columns * (width * scale + gap) + gap, 3),
+        255,
+        np.uint8,
+    )
+    for i, tile in enumerate(tiles):
+        top = gap + (i // columns) * (height * scale + gap)
+        left = gap + (i % columns) * (width * scale + gap)
+        enlarged = tile.repeat(scale, axis=0).repeat(scale, axis=1)
+        sheet[top : top + height * scale, left : left + width * scale] = enlarged
+    return sheet
+
+
+def save_grid(images: Tensor, path: str | Path, columns: int | None = None) -> UInt8:
+    """Writes make_grid(images) as a PNG and returns it."""
+    grid = make_grid(images, columns)
+    save_png(grid, Path(path))
+    return grid
+
+
+def save_png(array: UInt8, path: Path) -> None:
+    """Writes (H, W, C) uint8 as PNG, atomically."""
+    with atomic_write(path) as temporary:
+        _pil(array).save(temporary, format="PNG")
+
+
+def sample_path(folder: Path, index: int) -> Path:
+    """File of sample `index`; folders hold a thousand files each, as EDM lays them out."""
+    return folder / f"{index - index % 1000:06d}" / f"{index:06d}.png"

@@ -1,0 +1,110 @@
+"""Figures of merit: Fréchet distance, nearest neighbours, and how a classifier of digits sees samples."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy.linalg import sqrtm
+from torch import Tensor
+
+from ncsn_fast import data
+
+Matrix = NDArray[np.float64]
+
+
+def frechet_distance(a: Matrix, b: Matrix) -> float:
+    """Fréchet distance of the Gaussians fitted to two feature sets (N, F), in float64.
+
+    |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))   (Dowson & Landau 1982; Heusel et al. 2017)
+    """
+    if min(len(a), len(b)) < 2:
+        raise ValueError(
+            f"a Fréchet distance needs two samples on each side; got {len(a)} and {len(b)}"
+        )
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    covariance_a, covariance_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    root = sqrtm(covariance_a @ covariance_b)
+    gap = a.mean(axis=0) - b.mean(axis=0)
+    return float(
+        gap @ gap + np.trace(covariance_a) + np.trace(covariance_b) - 2 * np.trace(root.real)
+    )
+
+
+def nearest_distances(samples: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
+    """Euclidean distance to, and index of, the nearest reference of each sample (both flattened)."""
+    distance = torch.cdist(samples.flatten(1).double(), references.flatten(1).double())
+    nearest = distance.min(dim=1)
+    return nearest.values, nearest.indices
+
+
+def eight_by_eight(images: Tensor) -> Matrix:
+    """Digits of any size, (N, 1, H, W) in [0, 1], as 64 features: their own 8x8 scan, by area averaging."""
+    return F.adaptive_avg_pool2d(images.float(), 8).flatten(1).double().numpy()
+
+
+@functools.cache
+def digit_classifier(size: int) -> object:
+    """One-vs-rest RBF-SVM on the training digits, enlarged to `size` and seen at 8x8."""
+    from sklearn.multiclass import OneVsRestClassifier
+    from sklearn.svm import SVC
+
+    images, labels = data.digits("train", size)
+    svm = OneVsRestClassifier(SVC(kernel="rbf", C=10.0, gamma="scale"))
+    return svm.fit(eight_by_eight(images / 255), labels.numpy())
+
+
+@dataclasses.dataclass(frozen=True)
+class DigitFigures:
+    """How good samples of the digits are.
+
+    Attributes:
+        n: samples judged.
+        class_share: share of the samples that the classifier puts in each of the ten classes.
+        recognised: share whose largest one-vs-rest margin exceeds the 5th percentile of real held-out digits'.
+        held_out_accuracy: the classifier's accuracy on held-out digits.
+        frechet: samples to held-out digits, in 8x8 pixel space.   frechet_train: training digits to held-out.
+        nearest_train: median distance of a sample to its nearest training digit.
+        nearest_train_held_out: the same for held-out digits; copies would be far below it.
+        copies: share of the samples nearer to a training digit than 99 % of held-out digits are.
+    """
+
+    n: int
+    class_share: list[float]
+    recognised: float
+    held_out_accuracy: float
+    frechet: float
+    frechet_train: float
+    nearest_train: float
+    nearest_train_held_out: float
+    copies: float
+
+
+def digit_figures(samples: Tensor) -> DigitFigures:
+    """Figures of samples (N, 1, S, S) in [0, 1] of a model of the digits."""
+    size = samples.shape[-1]
+    train, _ = data.digits("train", size)
+    held_out, labels = data.digits("held-out", size)
+    train, held_out = train / 255, held_out / 255
+    svm = digit_classifier(size)
+    margin_real = svm.decision_function(eight_by_eight(held_out))  # type: ignore[attr-defined]
+    margin = svm.decision_function(eight_by_eight(samples))  # type: ignore[attr-defined]
+    threshold = np.percentile(margin_real.max(axis=1), 5)
+    share = np.bincount(margin.argmax(axis=1), minlength=10) / len(samples)
+    nearest, _ = nearest_distances(samples, train)
+    nearest_real, _ = nearest_distances(held_out, train)
+    return DigitFigures(
+        n=len(samples),
+        class_share=share.tolist(),
+        recognised=float((margin.max(axis=1) > threshold).mean()),
+        held_out_accuracy=float((margin_real.argmax(axis=1) == labels.numpy()).mean()),
+        frechet=frechet_distance(eight_by_eight(samples), eight_by_eight(held_out)),
+        frechet_train=frechet_distance(eight_by_eight(train), eight_by_eight(held_out)),
+        nearest_train=float(nearest.median()),
+        nearest_train_held_out=float(nearest_real.median()),
+        copies=float((nearest < nearest_real.quantile(0.01)).double().mean()),
+    )

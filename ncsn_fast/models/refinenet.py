@@ -1,0 +1,177 @@
+"""All networks of NCSN (2019) and NCSNv2 (2020), built from one table of stages.
+
+The network maps data x in [0, 1] to f(x, level). For NCSNv2 f = sigma * score, so the division by sigma
+(Technique 3) is left to the caller; for NCSN f is the score itself (models/score.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from torch import Tensor, nn
+
+from ncsn_fast.models.layers import RefineBlock, ResidualBlock, Style, conv3x3
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """Two residual blocks. `width` in units of ngf; the first block halves the resolution or dilates."""
+
+    name: str
+    width: int
+    down: bool = False
+    dilation: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Refine:
+    """One RefineNet block: fuses stage `skip` with the block before it. `width` in units of ngf."""
+
+    name: str
+    skip: str
+    width: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """Stages from fine to coarse, refine blocks in the order they run; conditional: norms see the level."""
+
+    stages: tuple[Stage, ...]
+    refines: tuple[Refine, ...]
+    conditional: bool = False
+
+    @property
+    def size_multiple(self) -> int:
+        """Image height and width must be multiples of this: one factor 2 per halving stage."""
+        return 2 ** sum(stage.down and stage.dilation == 1 for stage in self.stages)
+
+
+_BASE = Architecture(
+    stages=(
+        Stage("res1", 1),
+        Stage("res2", 2, down=True),
+        Stage("res3", 2, down=True, dilation=2),
+        Stage("res4", 2, down=True, dilation=4),
+    ),
+    refines=(
+        Refine("refine1", "res4", 2),
+        Refine("refine2", "res3", 2),
+        Refine("refine3", "res2", 1),
+        Refine("refine4", "res1", 1),
+    ),
+)
+_DEEPER = Architecture(
+    stages=(
+        Stage("res1", 1),
+        Stage("res2", 2, down=True),
+        Stage("res3", 2, down=True),
+        Stage("res4", 4, down=True, dilation=2),
+        Stage("res5", 4, down=True, dilation=4),
+    ),
+    refines=(
+        Refine("refine1", "res5", 4),
+        Refine("refine2", "res4", 2),
+        Refine("refine3", "res3", 2),
+        Refine("refine4", "res2", 1),
+        Refine("refine5", "res1", 1),
+    ),
+)
+_DEEPEST = Architecture(
+    stages=(*_DEEPER.stages[:3], Stage("res31", 2, down=True), *_DEEPER.stages[3:]),
+    refines=(*_DEEPER.refines[:2], Refine("refine31", "res31", 2), *_DEEPER.refines[2:]),
+)
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "ncsnv2": _BASE,
+    "ncsnv2_deeper": _DEEPER,
+    "ncsnv2_deepest": _DEEPEST,
+    "ncsn": dataclasses.replace(_BASE, conditional=True),
+    "ncsn_deeper": dataclasses.replace(_DEEPER, conditional=True),
+}
+
+
+class RefineNet(nn.Module):
+    """A network of the NCSN family.
+
+    Args:
+        arch: a key of ARCHITECTURES.
+        channels: image channels.   ngf: width of the first stage.
+        n_levels: number of noise levels (used by the conditional networks' embeddings).
+        act, norm: names in models/layers.py.
+        scale_input: compute 2x - 1 first, for data in [0, 1]; off for `rescaled` or logit-transformed data.
+    """
+
+    def __init__(
+        self,
+        arch: str,
+        *,
+        channels: int,
+        ngf: int,
+        n_levels: int,
+        act: str = "elu",
+        norm: str = "InstanceNorm++",
+        scale_input: bool = True,
+    ) -> None:
+        super().__init__()
+        if arch not in ARCHITECTURES:
+            raise ValueError(f"arch must be one of {', '.join(ARCHITECTURES)}; got {arch!r}")
+        if min(channels, ngf, n_levels) < 1:
+            raise ValueError(
+                f"channels, ngf and n_levels must be positive; got {channels}, {ngf} and {n_levels}"
+            )
+        self.arch, self.scale_input = ARCHITECTURES[arch], scale_input
+        self.channels = channels
+        self.style = Style(act, norm, n_levels if self.arch.conditional else 0)
+        self.begin_conv = conv3x3(channels, ngf)
+        self.normalizer = self.style.norm(ngf)
+        self.end_conv = conv3x3(ngf, channels)
+        self._add_stages(ngf)
+        self._add_refines(ngf)
+
+    def _add_stages(self, ngf: int) -> None:
+        width = ngf
+        for stage in self.arch.stages:
+            cout = stage.width * ngf
+            first = ResidualBlock(width, cout, self.style, down=stage.down, dilation=stage.dilation)
+            second = ResidualBlock(cout, cout, self.style, dilation=stage.dilation)
+            self.add_module(stage.name, nn.ModuleList((first, second)))
+            width = cout
+
+    def _add_refines(self, ngf: int) -> None:
+        widths = {stage.name: stage.width * ngf for stage in self.arch.stages}
+        blocks: dict[str, RefineBlock] = {}
+        lower: list[int] = []
+        for refine in self.arch.refines:
+            end = refine is self.arch.refines[-1]
+            blocks[refine.name] = RefineBlock(
+                [widths[refine.skip], *lower], refine.width * ngf, self.style, end=end
+            )
+            lower = [refine.width * ngf]
+        # Optimiser states index parameters in the published order, in which refine31 follows refine3.
+        for name in sorted(blocks):
+            self.add_module(name, blocks[name])
+
+    def check_input(self, x: Tensor) -> None:
+        """Raises ValueError unless x is (N, channels, H, W) with an admissible H and W."""
+        m = self.arch.size_multiple
+        if x.ndim != 4 or x.shape[1] != self.channels:
+            raise ValueError(f"expected images (N, {self.channels}, H, W); got {tuple(x.shape)}")
+        if x.shape[2] % m or x.shape[3] % m or 0 in x.shape[2:]:
+            raise ValueError(
+                f"this network takes images whose height and width are multiples of {m}; "
+                f"got {x.shape[2]}x{x.shape[3]}. Resize or pad them."
+            )
+
+    def forward(self, x: Tensor, level: Tensor | None = None) -> Tensor:
+        """f(x, level): shape of x. `level` (N,) int64 is used by the conditional networks only."""
+        self.check_input(x)
+        h = self.begin_conv(2 * x - 1 if self.scale_input else x)
+        skips: dict[str, Tensor] = {}
+        for stage in self.arch.stages:
+            for block in self.get_submodule(stage.name).children():
+                h = block(h, level)
+            skips[stage.name] = h
+        refined: list[Tensor] = []
+        for refine in self.arch.refines:
+            refined = [self.get_submodule(refine.name)([skips[refine.skip], *refined], level)]
+        return self.end_conv(self.style.norm_act(self.normalizer, refined[0], level))

@@ -1,0 +1,79 @@
+"""What a sampling call will do, before it does it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import time
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ncsn_fast import ops
+from ncsn_fast.engines.base import Engine
+from ncsn_fast.models.score import ScoreModel
+from ncsn_fast.samplers.program import Program
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The work of one call.
+
+    Attributes:
+        nfe: network evaluations per sample.   batch_size, n_batches: micro-batches, the last one padded.
+        flop: of all network evaluations, padding included (2 per multiply-add, convolutions only).
+        seconds: estimate from one timed network call on this machine, now.
+    """
+
+    method: str
+    engine: str
+    dtype: str
+    device: str
+    n: int
+    nfe: int
+    batch_size: int
+    n_batches: int
+    flop: float
+    seconds: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.method}: {self.n} samples, {self.nfe} network evaluations each, "
+            f"{self.n_batches} micro-batches of {self.batch_size}\n"
+            f"engine {self.engine}, {self.dtype}, on {self.device}: {self.flop / 1e12:.3g} TFLOP, "
+            f"about {self.seconds:.3g} s"
+        )
+
+
+def network_flop(model: ScoreModel) -> int:
+    """FLOP of one network evaluation of one image, counted on shapes alone."""
+    shadow = copy.deepcopy(model).to("meta")
+    x = torch.empty(1, *model.image_shape, device="meta")
+    level = torch.zeros(1, dtype=torch.int64, device="meta")
+    with ops.backend("reference"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        shadow(x, level)
+    return int(counter.get_total_flops())
+
+
+def make_plan(engine: Engine, program: Program, n: int) -> Plan:
+    """Plan of running `program` for n samples; times one network call (after one to warm up)."""
+    size = engine.batch_size
+    n_batches = -(-n // size)
+    x = torch.rand(size, *engine.model.image_shape)
+    level = torch.zeros(size, dtype=torch.int64) if engine.model.conditional else None
+    engine.output(x, level)
+    began = time.perf_counter()
+    engine.output(x, level)
+    seconds = (time.perf_counter() - began) * program.nfe * n_batches
+    return Plan(
+        method=program.name,
+        engine=engine.name,
+        dtype=engine.dtype,
+        device=str(engine.device),
+        n=n,
+        nfe=program.nfe,
+        batch_size=size,
+        n_batches=n_batches,
+        flop=float(network_flop(engine.model) * program.nfe * n_batches * size),
+        seconds=seconds,
+    )

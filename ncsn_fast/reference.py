@@ -1,0 +1,193 @@
+"""Every fused op as one plain PyTorch function: the specification, correct in float64.
+
+The kernels in csrc/ and kernels/ have these signatures and are tested against these functions.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ncsn_fast import noise
+from ncsn_fast.noise import Stream
+
+
+def _per_channel(parameter: Tensor, dtype: torch.dtype) -> Tensor:
+    """(C,) or (N, C) -> broadcastable against (N, C)."""
+    parameter = parameter.to(dtype)
+    return parameter if parameter.ndim == 2 else parameter[None, :]
+
+
+def _statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mean, 1/std over (H, W) of each channel; the mean standardised over channels, and its 1/std."""
+    variance, mean = torch.var_mean(x, dim=(2, 3), correction=0)
+    rstd = torch.rsqrt(variance + eps)
+    centred = mean - mean.mean(dim=1, keepdim=True)
+    # One channel has no spread; the unbiased variance is then taken as 0.
+    spread = centred.square().sum(dim=1, keepdim=True) / max(x.shape[1] - 1, 1)
+    rstd_channels = torch.rsqrt(spread + eps)
+    return mean, rstd, centred * rstd_channels, rstd_channels
+
+
+def instance_norm_plus(
+    x: Tensor, alpha: Tensor, gamma: Tensor, beta: Tensor, *, elu: bool = False, eps: float = 1e-5
+) -> Tensor:
+    """Instance normalisation++ (Song & Ermon 2019, appendix A), optionally followed by ELU.
+
+    y = gamma * ((x - mu) / sqrt(var + eps) + alpha * (mu - m) / sqrt(v + eps)) + beta
+    mu, var: mean and biased variance over H, W; m, v: mean and unbiased variance of mu over the channels.
+
+    Args:
+        x: (N, C, H, W), any memory format. Low-precision input is computed in float32.
+        alpha, gamma, beta: (C,), or (N, C) for the conditional form (one row per sample).
+        elu: apply ELU (alpha = 1) to the result.
+        eps: stabiliser inside both square roots.
+
+    Returns:
+        Tensor like x: its shape, dtype and memory format.
+    """
+    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+    h = x.to(compute)
+    mean, rstd, mean_hat, _ = _statistics(h, eps)
+    alpha, gamma, beta = (_per_channel(p, compute) for p in (alpha, gamma, beta))
+    # Centred before scaling: scale * x + shift would cancel badly for a large mean.
+    normalised = (h - mean[:, :, None, None]) * (gamma * rstd)[:, :, None, None]
+    y = normalised + (gamma * alpha * mean_hat + beta)[:, :, None, None]
+    return (F.elu(y) if elu else y).to(x.dtype)
+
+
+def instance_norm_plus_backward(
+    grad: Tensor,
+    x: Tensor,
+    alpha: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    *,
+    elu: bool = False,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Vector-Jacobian product of `instance_norm_plus`: gradients of x, alpha, gamma, beta.
+
+    Statistics are recomputed from x, so the result is itself differentiable.
+    """
+    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+    n, c, height, width = x.shape
+    h = x.to(compute)
+    grad = grad.to(compute)
+    mean, rstd, mean_hat, rstd_channels = _statistics(h, eps)
+    row_alpha, row_gamma, row_beta = (_per_channel(p, compute) for p in (alpha, gamma, beta))
+    normalised = (h - mean[:, :, None, None]) * rstd[:, :, None, None]
+    if elu:
+        y = (
+            normalised * row_gamma[:, :, None, None]
+            + (row_gamma * row_alpha * mean_hat + row_beta)[:, :, None, None]
+        )
+        grad = grad * torch.where(y > 0, torch.ones_like(y), torch.exp(y.clamp(max=0)))
+    grad_sum = grad.sum(dim=(2, 3))
+    grad_dot = (grad * normalised).sum(dim=(2, 3))
+    # Through the standardised means: a layer norm over channels without affine.
+    grad_hat = row_gamma * row_alpha * grad_sum
+    along = (grad_hat * mean_hat).sum(dim=1, keepdim=True) / max(c - 1, 1)
+    grad_mean = rstd_channels * (grad_hat - grad_hat.mean(dim=1, keepdim=True) - mean_hat * along)
+    # Through the normalised map: the usual instance-norm rule, plus the mean's share.
+    size = height * width
+    shift = (grad_mean - row_gamma * rstd * grad_sum) / size
+    slope = -(row_gamma * rstd * grad_dot) / size
+    grad_x = (
+        grad * (row_gamma * rstd)[:, :, None, None]
+        + normalised * slope[:, :, None, None]
+        + shift[:, :, None, None]
+    )
+
+    def reduce_like(g: Tensor, parameter: Tensor) -> Tensor:
+        return (g if parameter.ndim == 2 else g.sum(dim=0)).to(parameter.dtype)
+
+    return (
+        grad_x.to(x.dtype),
+        reduce_like(row_gamma * mean_hat * grad_sum, alpha),
+        reduce_like(grad_dot + row_alpha * mean_hat * grad_sum, gamma),
+        reduce_like(grad_sum, beta),
+    )
+
+
+def combine_row(
+    x: Tensor,
+    f: Tensor,
+    h: Tensor | None,
+    coefficients: tuple[float, float, float, float, float, float],
+    z: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    """One row of a Program with its noise given: x' = a x + b f + g h + c z and h' = p x + q f."""
+    a, b, g, c, p, q = coefficients
+    f = f.to(x.dtype)
+    x_new = a * x + b * f
+    if h is not None:
+        x_new = x_new + g * h
+    if c != 0.0 and z is not None:
+        x_new = x_new + c * z.to(x.dtype)
+    return x_new, None if h is None else p * x + q * f
+
+
+def row_noise(
+    seed: int,
+    samples: Tensor,
+    step: int,
+    shape: tuple[int, ...],
+    noise_weights: Tensor | None = None,
+) -> Tensor:
+    """Noise z of one row; with noise_weights (B, 2) it is w0 z(stream 0) + w1 z(stream 3)."""
+    z = noise.normal(seed, samples, Stream.SAMPLER, step, shape)
+    if noise_weights is None:
+        return z
+    second = noise.normal(seed, samples, Stream.SECOND, step, shape)
+    w = noise_weights.to(z.dtype).reshape(-1, 2, *([1] * len(shape)))
+    return w[:, 0] * z + w[:, 1] * second
+
+
+def impose_known(x: Tensor, mask: Tensor, known: Tensor, c_ref: float, z: Tensor | None) -> Tensor:
+    """Known pixels (mask True) become known + c_ref z; the others keep x."""
+    noised = known if c_ref == 0.0 or z is None else known + c_ref * z.to(known.dtype)
+    return torch.where(mask, noised.to(x.dtype), x)
+
+
+def sampler_update(
+    x: Tensor,
+    f: Tensor,
+    h: Tensor | None,
+    coefficients: tuple[float, float, float, float, float, float],
+    *,
+    seed: int,
+    samples: Tensor,
+    step: int,
+    noise_weights: Tensor | None = None,
+    mask: Tensor | None = None,
+    known: Tensor | None = None,
+    c_ref: float = math.nan,
+    ref_step: int = 0,
+) -> tuple[Tensor, Tensor | None]:
+    """One row of a sampler table, noise included (DESIGN: "a sampler is a table").
+
+    x' = a x + b f + g h + c z,   h' = p x + q f,   coefficients = (a, b, g, c, p, q)
+    then, where mask is True and c_ref is not NaN, x' = known + c_ref z_ref.
+
+    Args:
+        x: state (B, C, H, W), float32 (float64 in tests).
+        f: network output, shape of x, any float dtype and memory format.
+        h: history, shape of x, or None for a program without history.
+        seed, samples, step: the noise is z(seed, samples[b], stream, step, element); samples is (B,) int64.
+        noise_weights: (B, 2); z = w0 z(stream 0) + w1 z(stream 3). None means (1, 0).
+        mask, known: bool and float, shape of x. c_ref, ref_step: scale and step index of the noise of the
+            known pixels (stream 2). NaN leaves x alone.
+    """
+    shape = tuple(x.shape[1:])
+    z = row_noise(seed, samples, step, shape, noise_weights) if coefficients[3] != 0.0 else None
+    x_new, h_new = combine_row(x, f, h, coefficients, z)
+    if mask is not None and known is not None and not math.isnan(c_ref):
+        z_ref = (
+            noise.normal(seed, samples, Stream.REFERENCE, ref_step, shape) if c_ref != 0.0 else None
+        )
+        x_new = impose_known(x_new, mask, known, c_ref, z_ref)
+    return x_new, h_new

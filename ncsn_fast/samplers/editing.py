@@ -1,0 +1,54 @@
+"""Programs that edit: inpainting (both published ways) and interpolation."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ncsn_fast.samplers.program import Program
+
+InpaintVariant = Literal["ncsnv2", "ncsn"]
+
+
+def inpainting(
+    program: Program, variant: InpaintVariant = "ncsnv2", *, restore: bool = True
+) -> Program:
+    """The program with rows that impose known pixels.
+
+    "ncsnv2" (released code of 2020): before every evaluation known pixels become x_ref + sigma z, z fresh.
+    "ncsn" (paper and code of 2019): z is drawn once per level, and known pixels are imposed before the level's
+    first step and after each of its steps.
+
+    Args:
+        restore: after the last row, known pixels are x_ref exactly. Without it the last row's are left as it made
+            them ("ncsnv2") or at x_ref + sigma_L z ("ncsn"), as the published code returns them.
+    """
+    k = program.nfe
+    before_row = np.append(program.sigma, math.nan)
+    if variant == "ncsnv2":
+        step = np.arange(k + 1)
+    elif variant == "ncsn":
+        first_of_level = np.searchsorted(program.level, program.level)
+        step = np.append(first_of_level, first_of_level[-1] if k else 0)
+        if k:
+            before_row[-1] = program.sigma[-1]
+    else:
+        raise ValueError(f"inpainting variant must be 'ncsnv2' or 'ncsn'; got {variant!r}")
+    if restore:
+        before_row[-1] = 0.0
+    return dataclasses.replace(
+        program, reference_noise=before_row, reference_step=step.astype(np.int64)
+    )
+
+
+def interpolation_weights(n_frames: int) -> Tensor:
+    """(n_frames, 2): (cos, sin) of angles equally spaced from 0 to pi/2; every frame's noise has variance 1."""
+    if n_frames < 1:
+        raise ValueError(f"n_frames must be at least 1; got {n_frames}")
+    angle = torch.linspace(0, math.pi / 2, n_frames, dtype=torch.float64)
+    return torch.stack((angle.cos(), angle.sin()), dim=1).to(torch.float32)

@@ -1,0 +1,91 @@
+"""Samplers of the NCSN papers as tables: annealed Langevin dynamics and consistent annealed sampling."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ncsn_fast.samplers.program import Column, Program, table
+from ncsn_fast.sigmas import check_ladder
+
+# eta = 1 - ratio^CAS_EXPONENT: the exponent that the released CIFAR-10 step of consistent annealed sampling
+# (eta = 5.6e-6 / 0.01^2 on the ratio 0.9638) corresponds to.
+CAS_EXPONENT = 1.563
+
+
+def annealed_langevin(
+    sigmas: ArrayLike,
+    epsilon: float,
+    n_steps_each: int,
+    *,
+    denoise: bool = True,
+    form: Literal["code", "paper"] = "code",
+) -> Program:
+    """Annealed Langevin dynamics (Song & Ermon 2019, algorithm 1; 2020, algorithm 1 with the final denoise).
+
+    At each sigma_i, T times: x + alpha_i s(x, sigma_i) + sqrt(2 alpha_i) z, alpha_i = epsilon sigma_i^2 / sigma_L^2;
+    then, with `denoise`, x + sigma_L^2 s(x, sigma_L). NFE = L T (+ 1).
+
+    Args:
+        sigmas: (L,) descending.
+        epsilon: step size (the published step_lr).   n_steps_each: T.
+        form: "paper" halves alpha: x + (alpha/2) s + sqrt(alpha) z, the formula that the 2019 paper prints.
+    """
+    ladder = check_ladder(np.asarray(sigmas))
+    if not 0 < epsilon < math.inf or n_steps_each < 0:
+        raise ValueError(
+            f"expected epsilon > 0 and n_steps_each >= 0; got {epsilon} and {n_steps_each}"
+        )
+    sigma = np.repeat(ladder, n_steps_each)
+    level = np.repeat(np.arange(len(ladder)), n_steps_each)
+    alpha = epsilon * (sigma / ladder[-1]) ** 2 * (0.5 if form == "paper" else 1.0)
+    b, c = alpha / sigma, np.sqrt(2 * alpha)
+    if denoise:
+        sigma, level = np.append(sigma, ladder[-1]), np.append(level, len(ladder))
+        b, c = np.append(b, ladder[-1]), np.append(c, 0.0)
+    return table("ald", sigma, level, b=b, c=c)
+
+
+def consistent_annealed(
+    sigmas: ArrayLike, eta: float | None = None, *, denoise: bool = True
+) -> Program:
+    """Consistent annealed sampling (Jolicoeur-Martineau et al. 2021, algorithm 3), on a geometric ladder.
+
+    x + eta sigma_i^2 s(x, sigma_i) + beta sigma_{i+1} z,  beta = sqrt(1 - ((1 - eta) / gamma)^2),
+    gamma = sigma_{i+1} / sigma_i; no noise at the last level, where `denoise` makes the step sigma_L^2 s instead of
+    eta sigma_L^2 s (one evaluation serves both). For point data the variance is exactly sigma_i^2 at every level.
+    NFE = L.
+
+    Args:
+        sigmas: (L,) descending and geometric.
+        eta: epsilon / sigma_L^2, in [1 - gamma, 1 + gamma]; None for 1 - gamma^CAS_EXPONENT.
+    """
+    ladder = check_ladder(np.asarray(sigmas))
+    gamma = (ladder[-1] / ladder[0]) ** (1 / max(len(ladder) - 1, 1))
+    if len(ladder) > 1 and not np.allclose(ladder[1:] / ladder[:-1], gamma, rtol=1e-4):
+        raise ValueError(
+            "consistent annealed sampling needs a geometric ladder (one ratio of neighbours)"
+        )
+    if eta is None:
+        eta = 1 - gamma**CAS_EXPONENT if len(ladder) > 1 else 1.0
+    if not 1 - gamma <= eta <= 1 + gamma:
+        raise ValueError(
+            f"eta must be in [1 - gamma, 1 + gamma] = [{1 - gamma:.4g}, {1 + gamma:.4g}]; got {eta:.4g}"
+        )
+    beta = math.sqrt(max(0.0, 1 - ((1 - eta) / gamma) ** 2))
+    b = eta * ladder
+    c = np.append(beta * ladder[1:], 0.0)
+    if denoise:
+        b[-1] = ladder[-1]
+    return table("cas", ladder, np.arange(len(ladder)), b=b, c=c)
+
+
+def refine_ladder(sigmas: ArrayLike, n_sigma: int) -> Column:
+    """Geometric ladder of (L - 1) n_sigma + 1 levels between the same ends (consistent sampling's n_sigma)."""
+    ladder = check_ladder(np.asarray(sigmas))
+    if n_sigma < 1:
+        raise ValueError(f"n_sigma must be at least 1; got {n_sigma}")
+    return np.geomspace(ladder[0], ladder[-1], (len(ladder) - 1) * n_sigma + 1)

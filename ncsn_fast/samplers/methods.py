@@ -1,0 +1,119 @@
+"""Sampling methods by name: how each turns a model and a caller's options into a Program."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import logging
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ncsn_fast import sigmas as ladders
+from ncsn_fast.models.score import ScoreModel
+from ncsn_fast.samplers.langevin import annealed_langevin, consistent_annealed, refine_ladder
+from ncsn_fast.samplers.program import Column, Program, check_steps
+
+log = logging.getLogger(__name__)
+
+
+def _ladder(model: ScoreModel, steps: int | None, sigmas: ArrayLike | None) -> Column:
+    """The caller's ladder, or the model's re-spaced geometrically to `steps` levels, or the model's own."""
+    if sigmas is not None:
+        if steps is not None:
+            raise ValueError("give either steps or sigmas, not both")
+        return ladders.check_ladder(np.asarray(sigmas))
+    own = model.sigmas.double().cpu().numpy()
+    if steps is None or steps == len(own):
+        return own
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1; got {steps}")
+    return np.geomspace(own[0], own[-1], steps)
+
+
+def ald(
+    model: ScoreModel,
+    steps: int | None = None,
+    *,
+    sigmas: ArrayLike | None = None,
+    epsilon: float | None = None,
+    n_steps_each: int | None = None,
+    denoise: bool = True,
+    form: Literal["code", "paper"] | None = None,
+) -> Program:
+    """Annealed Langevin dynamics. `steps` is the number of noise levels; NFE = steps * n_steps_each (+ 1).
+
+    A ladder other than the model's own gets its epsilon from Technique 4, unless one is given.
+    """
+    config = model.config
+    ladder = _ladder(model, steps, sigmas)
+    t = config.n_steps_each if n_steps_each is None else n_steps_each
+    if epsilon is None:
+        same = len(ladder) == len(model.sigmas) and np.allclose(
+            ladder, model.sigmas.cpu().numpy(), rtol=1e-5
+        )
+        own = same and t == config.n_steps_each
+        epsilon = config.epsilon if own or t < 1 else ladders.epsilon_for(ladder, t)
+    return annealed_langevin(ladder, epsilon, t, denoise=denoise, form=form or config.langevin_form)  # type: ignore[arg-type]
+
+
+def cas(
+    model: ScoreModel,
+    steps: int | None = None,
+    *,
+    sigmas: ArrayLike | None = None,
+    n_sigma: int = 1,
+    epsilon: float | None = None,
+    denoise: bool = True,
+) -> Program:
+    """Consistent annealed sampling. `steps` is the number of noise levels before `n_sigma` refines them.
+
+    NFE = (steps - 1) * n_sigma + 1. The step is eta = epsilon / sigma_L^2; None follows the released CIFAR-10 one.
+    """
+    ladder = refine_ladder(_ladder(model, steps, sigmas), n_sigma)
+    return consistent_annealed(
+        ladder, None if epsilon is None else epsilon / ladder[-1] ** 2, denoise=denoise
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A row of METHODS."""
+
+    build: Callable[..., Program]
+    source: str
+
+
+METHODS: dict[str, Method] = {
+    "ald": Method(ald, "annealed Langevin dynamics, Song & Ermon 2019/2020"),
+    "cas": Method(cas, "consistent annealed sampling, Jolicoeur-Martineau et al. 2021"),
+}
+
+
+def build(method: str, model: ScoreModel, steps: int | None, options: dict[str, Any]) -> Program:
+    """The program of a method; ValueError names the methods, or the method's options, that exist."""
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
+    function = METHODS[method].build
+    known = [
+        p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY
+    ]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(
+            f"method {method!r} has no option {', '.join(unknown)}; it has {', '.join(known)}"
+        )
+    program = function(model, steps, **options)
+    check_steps(program)
+    trained = model.sigmas.double().cpu().numpy()
+    if (
+        model.conditional
+        and not np.isclose(program.sigma[:, None], trained[None], rtol=1e-4).any(axis=1).all()
+    ):
+        log.warning(
+            "this network knows its %d trained sigmas only; others use the nearest of them",
+            len(trained),
+        )
+    return program

@@ -1,0 +1,227 @@
+"""A sampler as a table, and the loop that runs it.
+
+Every fixed-step sampler here is linear in what it has at hand, so it is data: one row per network evaluation,
+    f  = sigma_k * score(x, sigma_k)
+    x' = a x + b f + g h + c z        z: standard normal of (seed, sample, stream 0, step k)
+    h' = p x + q f                    h: one history buffer, zero at first
+Tables are float64 and can be checked against closed forms without a network.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ncsn_fast import noise, ops, reference
+from ncsn_fast.noise import Stream
+
+Coefficients = tuple[float, float, float, float, float, float]
+Column = NDArray[np.float64]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A sampler's table: K rows, each one evaluation of the network.
+
+    Attributes:
+        name: the method.
+        sigma: (K,) noise level each row evaluates the score at.
+        level: (K,) int64, 0 at first and never falling: the step of the ladder each row belongs to. Callbacks,
+            progress and NaN checks happen between two of these.
+        a, b, g, c, p, q: (K,) coefficients; b and q multiply f = sigma * score.
+        initial: where chains start: "uniform" on [0, 1), or "prior", N(0, sigma[0]^2).
+        reference_noise: (K + 1,) or None. Entry k < K is the scale of the noise on known pixels when they are
+            imposed before row k, entry K after the last row; NaN imposes nothing.
+        reference_step: (K + 1,) int64 or None: the step index of that noise (stream 2).
+    """
+
+    name: str
+    sigma: Column
+    level: NDArray[np.int64]
+    a: Column
+    b: Column
+    c: Column
+    g: Column
+    p: Column
+    q: Column
+    initial: Literal["uniform", "prior"] = "uniform"
+    reference_noise: Column | None = None
+    reference_step: NDArray[np.int64] | None = None
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations per sample."""
+        return len(self.sigma)
+
+    @property
+    def has_history(self) -> bool:
+        return bool(np.any(self.g != 0))
+
+    def coefficients(self, k: int) -> Coefficients:
+        return tuple(
+            float(column[k]) for column in (self.a, self.b, self.g, self.c, self.p, self.q)
+        )  # type: ignore[return-value]
+
+    def imposition(self, k: int) -> tuple[float, int]:
+        """Scale and step index of the noise on known pixels before row k (k = K: after the last)."""
+        if self.reference_noise is None or self.reference_step is None:
+            return math.nan, 0
+        return float(self.reference_noise[k]), int(self.reference_step[k])
+
+    def level_rows(self) -> Iterator[range]:
+        """The rows of each level, in order."""
+        starts = [0, *(np.flatnonzero(np.diff(self.level)) + 1).tolist(), self.nfe]
+        return (range(i, j) for i, j in zip(starts, starts[1:], strict=False) if j > i)
+
+    def scaled(self, output_scale: Column) -> Program:
+        """The same sampler for a network whose raw output times output_scale (K,) is sigma * score."""
+        return dataclasses.replace(self, b=self.b * output_scale, q=self.q * output_scale)
+
+
+def table(
+    name: str, sigma: Column, level: NDArray[np.integer], *, b: Column, c: Column, **columns: object
+) -> Program:
+    """Program with the columns that most samplers leave alone filled in: a = 1, g = p = q = 0."""
+    k = len(sigma)
+    defaults = {"a": np.ones(k), "g": np.zeros(k), "p": np.zeros(k), "q": np.zeros(k)}
+    values = {**defaults, **columns}
+    return Program(name=name, sigma=sigma, level=level.astype(np.int64), b=b, c=c, **values)  # type: ignore[arg-type]
+
+
+@dataclasses.dataclass
+class Chains:
+    """A micro-batch of Markov chains: their state, what keys their noise, and what is known of them.
+
+    Attributes:
+        x: state (B, C, H, W) float32, contiguous; updated in place.
+        seed, samples: noise of chain b is keyed by (seed, samples[b]); samples is (B,) int64.
+        noise_weights: (B, 2) weights of streams 0 and 3, or None for (1, 0).
+        mask, known: bool and float32, shape of x: pixels that are known, and their values; or None.
+        h: history buffer, shape of x.
+    """
+
+    x: Tensor
+    seed: int
+    samples: Tensor
+    noise_weights: Tensor | None = None
+    mask: Tensor | None = None
+    known: Tensor | None = None
+    h: Tensor | None = None
+
+
+class Update(Protocol):
+    """How the noise of a program is made and its rows are applied, in place."""
+
+    def begin(self, chains: Chains, program: Program) -> None: ...
+
+    def row(self, chains: Chains, f: Tensor, program: Program, k: int) -> None: ...
+
+
+class FusedUpdate:
+    """Noise by the contract of ncsn_fast.noise, made inside the fused op."""
+
+    def begin(self, chains: Chains, program: Program) -> None:
+        scale, step = program.imposition(0)
+        if chains.mask is not None and chains.known is not None and not math.isnan(scale):
+            shape = tuple(chains.x.shape[1:])
+            z = ops.normal(chains.seed, chains.samples, Stream.REFERENCE, step, shape)
+            chains.x.copy_(reference.impose_known(chains.x, chains.mask, chains.known, scale, z))
+
+    def row(self, chains: Chains, f: Tensor, program: Program, k: int) -> None:
+        c_ref, ref_step = program.imposition(k + 1)
+        ops.sampler_update_(
+            chains.x,
+            f,
+            chains.h,
+            program.coefficients(k),
+            seed=chains.seed,
+            samples=chains.samples,
+            step=k,
+            noise_weights=chains.noise_weights,
+            mask=chains.mask,
+            known=chains.known,
+            c_ref=c_ref,
+            ref_step=ref_step,
+        )
+
+
+class InjectedNoise:
+    """Noise from a caller, to reproduce a run of another program draw by draw.
+
+    Args:
+        draw: (stream, step) -> standard normals, shape of x.
+    """
+
+    def __init__(self, draw: Callable[[Stream, int], Tensor]) -> None:
+        self.draw = draw
+
+    def begin(self, chains: Chains, program: Program) -> None:
+        self._impose(chains, program, 0)
+
+    def row(self, chains: Chains, f: Tensor, program: Program, k: int) -> None:
+        coefficients = program.coefficients(k)
+        z: Tensor | None = None
+        if coefficients[3] != 0:
+            z = self.draw(Stream.SAMPLER, k)
+            if chains.noise_weights is not None:
+                w = chains.noise_weights[:, :, None, None, None]
+                z = w[:, 0] * z + w[:, 1] * self.draw(Stream.SECOND, k)
+        chains.x, chains.h = reference.combine_row(chains.x, f, chains.h, coefficients, z)
+        self._impose(chains, program, k + 1)
+
+    def _impose(self, chains: Chains, program: Program, k: int) -> None:
+        scale, step = program.imposition(k)
+        if chains.mask is None or chains.known is None or math.isnan(scale):
+            return
+        z = self.draw(Stream.REFERENCE, step) if scale else None
+        chains.x = reference.impose_known(chains.x, chains.mask, chains.known, scale, z)
+
+
+def initial_state(program: Program, seed: int, samples: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Start of the chains (B, *shape): stream 1 of each sample."""
+    if program.initial == "uniform":
+        return ops.uniform(seed, samples, Stream.INITIAL, 0, shape)
+    return float(program.sigma[0]) * ops.normal(seed, samples, Stream.INITIAL, 0, shape)
+
+
+def run(
+    program: Program,
+    network: Callable[[Tensor, int], Tensor],
+    chains: Chains,
+    *,
+    update: Update | None = None,
+    start: int = 0,
+    on_level: Callable[[int], None] | None = None,
+) -> Tensor:
+    """Runs rows start .. K-1 on the chains and returns their state.
+
+    A run that was interrupted before row k continues exactly: pass the saved x and h, and start=k.
+
+    Args:
+        network: (x, k) -> raw output f of row k, shape of x.
+        on_level: called with the number of rows done, after each level.
+    """
+    update = update or FusedUpdate()
+    if program.has_history and chains.h is None:
+        chains.h = torch.zeros_like(chains.x)
+    if start == 0:
+        update.begin(chains, program)
+    for rows in program.level_rows():
+        for k in rows:
+            if k >= start:
+                update.row(chains, network(chains.x, k), program, k)
+        if rows.stop > start and on_level is not None:
+            on_level(rows.stop)
+    return chains.x
+
+
+def check_steps(program: Program) -> None:
+    """ValueError if the step counter would not fit the noise contract."""
+    noise.check_uint32("number of steps", program.nfe)

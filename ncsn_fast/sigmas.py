@@ -1,0 +1,181 @@
+"""The noise ladder: how many levels, between which sigmas, and with which Langevin step.
+
+Song & Ermon 2020, "Improved techniques for training score-based generative models":
+Technique 1 chooses the largest sigma, Technique 2 the ratio of neighbours, Technique 4 the step size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import brentq, minimize_scalar
+from scipy.special import ndtr
+from torch import Tensor
+
+EXACT_LIMIT = 60_000  # Technique 1 uses every pair up to this many images,
+SUBSET_SIZE = 10_000  # and every pair of this many random ones beyond it.
+
+
+def geometric(sigma_begin: float, sigma_end: float, n_sigmas: int) -> Tensor:
+    """Geometric ladder sigma_begin > ... > sigma_end: (n_sigmas,) float32, as published checkpoints store it."""
+    if n_sigmas < 1:
+        raise ValueError(f"n_sigmas must be at least 1; got {n_sigmas}")
+    if not 0 < sigma_end <= sigma_begin < math.inf:
+        raise ValueError(
+            f"expected 0 < sigma_end <= sigma_begin; got sigma_begin={sigma_begin}, sigma_end={sigma_end}"
+        )
+    log_sigmas = np.linspace(math.log(sigma_begin), math.log(sigma_end), n_sigmas)
+    return torch.from_numpy(np.exp(log_sigmas).astype(np.float32))
+
+
+def check_ladder(sigmas: Tensor | NDArray[np.floating]) -> NDArray[np.float64]:
+    """The ladder as float64 (L,); ValueError unless positive, finite and strictly descending."""
+    ladder = np.asarray(sigmas, dtype=np.float64)
+    if ladder.ndim != 1 or ladder.size == 0:
+        raise ValueError(f"sigmas must be a non-empty vector; got shape {ladder.shape}")
+    if not (np.isfinite(ladder).all() and (ladder > 0).all()):
+        raise ValueError("sigmas must be positive and finite")
+    rising = np.flatnonzero(np.diff(ladder) >= 0)
+    if rising.size:
+        i = int(rising[0])
+        raise ValueError(
+            f"sigmas must be descending; got sigmas[{i}]={ladder[i]:g} <= sigmas[{i + 1}]={ladder[i + 1]:g}"
+        )
+    return ladder
+
+
+def max_pairwise_distance(images: Tensor, *, block: int = 2048, seed: int = 0) -> float:
+    """Technique 1: the largest Euclidean distance between two flattened images.
+
+    All pairs up to EXACT_LIMIT images, else all pairs of SUBSET_SIZE random ones (`seed` picks them).
+    Works in blocks, so that memory beyond the images is block^2 floats.
+
+    Args:
+        images: (N, ...) float in the range the network is trained on, or uint8, which counts as x / 255.
+    """
+    if len(images) < 2:
+        raise ValueError(f"Technique 1 needs at least two images; got {len(images)}")
+    if len(images) > EXACT_LIMIT:
+        chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[
+            :SUBSET_SIZE
+        ]
+        images = images[chosen]
+    flat = images.flatten(1)
+    scale = 1 / 255 if flat.dtype == torch.uint8 else 1.0
+    mean = _mean_image(flat, block)
+
+    def rows(start: int) -> Tensor:
+        # Distances from the mean image are the same, and cancel less.
+        return (flat[start : start + block].to(torch.float32) - mean) * scale
+
+    best, pair = -1.0, (0, 0)
+    for i in range(0, len(flat), block):
+        left = rows(i)
+        for j in range(i, len(flat), block):
+            distances = torch.cdist(left, rows(j), compute_mode="use_mm_for_euclid_dist")
+            top = int(distances.argmax())
+            if distances.flatten()[top] > best:
+                best = float(distances.flatten()[top])
+                pair = (i + top // distances.shape[1], j + top % distances.shape[1])
+    first, second = (flat[k].to(torch.float64) * scale for k in pair)
+    return float((first - second).norm())
+
+
+def _mean_image(flat: Tensor, block: int) -> Tensor:
+    total = torch.zeros(flat.shape[1], dtype=torch.float64)
+    for start in range(0, len(flat), block):
+        total += flat[start : start + block].to(torch.float64).sum(dim=0)
+    return (total / len(flat)).to(torch.float32)
+
+
+def overlap(ratio: float, dim: int) -> float:
+    """Technique 2's C: the share of one level's radius that its neighbour covers, for D = dim data dimensions."""
+    shift = math.sqrt(2 * dim) * (ratio - 1)
+    return float(ndtr(shift + 3 * ratio) - ndtr(shift - 3 * ratio))
+
+
+def level_ratio(dim: int, c: float = 0.5) -> float:
+    """Technique 2: the ratio gamma > 1 of neighbouring sigmas whose overlap is c."""
+    limit = overlap(1.0, dim)
+    if not 0 < c < limit:
+        raise ValueError(f"the overlap C must be in (0, {limit:.4f}); got {c}")
+    upper = 2.0
+    while overlap(upper, dim) > c and upper < 1e6:
+        upper *= 2
+    if overlap(upper, dim) > c:
+        raise ValueError(
+            f"no ratio reaches an overlap of C={c} in {dim} dimensions; use a larger C"
+        )
+    return float(brentq(lambda ratio: overlap(ratio, dim) - c, 1.0, upper, xtol=1e-14))
+
+
+def n_levels(sigma_begin: float, sigma_end: float, dim: int, c: float = 0.5) -> int:
+    """Number of levels L = 1 + log(sigma_begin / sigma_end) / log gamma, to the nearest integer."""
+    return max(1, round(1 + math.log(sigma_begin / sigma_end) / math.log(level_ratio(dim, c))))
+
+
+def variance_ratio(epsilon: float, ratio: float, n_steps_each: int, sigma_end: float) -> float:
+    """Technique 4's s_T^2 / sigma^2 after T Langevin steps at one level, started from the level above.
+
+    Args:
+        epsilon: step size; alpha_i = epsilon sigma_i^2 / sigma_L^2 in x + alpha s + sqrt(2 alpha) z.
+        ratio: sigma_{i-1} / sigma_i of the ladder in use.
+    """
+    eta = epsilon / sigma_end**2
+    decay = (1 - eta) ** 2
+    stationary = 2 * eta / (1 - decay)
+    return decay**n_steps_each * (ratio**2 - stationary) + stationary
+
+
+def technique4(ratio: float, n_steps_each: int, sigma_end: float) -> float:
+    """Technique 4: the epsilon in (0, sigma_L^2) whose variance ratio is nearest 1 (grid search, refined)."""
+    if n_steps_each < 1:
+        raise ValueError(f"n_steps_each must be at least 1; got {n_steps_each}")
+
+    def miss(log_eta: float) -> float:
+        return abs(
+            variance_ratio(math.exp(log_eta) * sigma_end**2, ratio, n_steps_each, sigma_end) - 1
+        )
+
+    grid = np.linspace(math.log(1e-6), math.log(0.999), 4000)
+    best = int(np.argmin([miss(log_eta) for log_eta in grid]))
+    bounds = (grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)])
+    refined = minimize_scalar(miss, bounds=bounds, method="bounded", options={"xatol": 1e-12})
+    log_eta = refined.x if refined.fun <= miss(grid[best]) else grid[best]
+    return math.exp(log_eta) * sigma_end**2
+
+
+def epsilon_for(sigmas: Tensor | NDArray[np.floating], n_steps_each: int) -> float:
+    """Technique 4 for a whole ladder: uses its mean (geometric) ratio; one level behaves as ratio 1."""
+    ladder = check_ladder(sigmas)
+    ratio = (ladder[0] / ladder[-1]) ** (1 / max(len(ladder) - 1, 1))
+    return technique4(ratio, n_steps_each, float(ladder[-1]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Ladder:
+    """What Techniques 1, 2 and 4 give for a data set."""
+
+    sigma_begin: float
+    sigma_end: float
+    n_sigmas: int
+    epsilon: float
+
+
+def derive(
+    images: Tensor, *, sigma_end: float = 0.01, c: float = 0.5, n_steps_each: int = 5, seed: int = 0
+) -> Ladder:
+    """Ladder for images (N, C, H, W) by Techniques 1, 2 and 4."""
+    sigma_begin = max_pairwise_distance(images, seed=seed)
+    if sigma_begin <= sigma_end:
+        raise ValueError(
+            f"the images are all (nearly) equal: largest distance {sigma_begin:g} <= sigma_end {sigma_end:g}; "
+            "give sigma_begin and n_sigmas yourself"
+        )
+    n = n_levels(sigma_begin, sigma_end, images[0].numel(), c)
+    epsilon = epsilon_for(geometric(sigma_begin, sigma_end, n), n_steps_each)
+    return Ladder(sigma_begin, sigma_end, n, epsilon)

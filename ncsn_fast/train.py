@@ -1,0 +1,202 @@
+"""`python -m ncsn_fast.train`: denoising score matching in plain PyTorch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ncsn_fast import checkpoint, cli, configs, data, files, sigmas
+from ncsn_fast.configs import TrainConfig
+from ncsn_fast.models.score import ModelConfig
+from ncsn_fast.trainer import Journal, LevelLosses, Trainer, TrainingError
+
+log = logging.getLogger("ncsn_fast.train")
+
+# Fields that may change between a run and its resumption without changing what is learnt.
+FREE_ON_RESUME = {
+    "name", "runs", "data", "workers", "steps", "device", "threads", "log_every", "snapshot_every", "keep", "grid",
+}  # fmt: skip
+
+
+def resolve_ladder(config: TrainConfig, images: data.Images) -> ModelConfig:
+    """The model's configuration, with what the config leaves open derived by Techniques 1, 2 and 4."""
+    sigma_begin, n = config.sigma_begin, config.n_sigmas
+    if sigma_begin <= 0:
+        chosen = None
+        if len(images) > sigmas.EXACT_LIMIT:
+            order = torch.randperm(
+                len(images), generator=torch.Generator().manual_seed(config.seed)
+            )
+            chosen = order[: sigmas.SUBSET_SIZE].tolist()
+        sigma_begin = sigmas.max_pairwise_distance(data.stack(images, chosen))
+    dim = config.channels * config.image_size**2
+    if n <= 0:
+        n = sigmas.n_levels(sigma_begin, config.sigma_end, dim, config.overlap)
+    ladder = sigmas.geometric(sigma_begin, config.sigma_end, n)
+    epsilon = config.epsilon or sigmas.epsilon_for(ladder, config.n_steps_each)
+    log.info(
+        "ladder: sigma %.4g -> %.4g in %d levels, T = %d, epsilon = %.4g",
+        sigma_begin, config.sigma_end, n, config.n_steps_each, epsilon,
+    )  # fmt: skip
+    return config.model_config(sigma_begin=sigma_begin, n_sigmas=n, epsilon=epsilon)
+
+
+def pick_device(name: str) -> torch.device:
+    """torch.device of `auto`, `cpu`, `cuda` or `cuda:N`; ValueError where there is no such GPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "device 'cuda' was asked for, but torch sees no NVIDIA GPU; use --device cpu"
+        )
+    return device
+
+
+def run_folder(config: TrainConfig, resume: bool) -> Path:
+    """<runs>/<name>; a new run never overwrites an old one, but takes the next free <name>-2, <name>-3, ..."""
+    folder = Path(config.runs) / config.name
+    if resume:
+        return folder
+    number = 2
+    while folder.exists():
+        folder = Path(config.runs) / f"{config.name}-{number}"
+        number += 1
+    return folder
+
+
+def check_same_run(config: TrainConfig, saved: dict[str, Any], run: Path) -> None:
+    """TrainingError if `config` would learn something else than the run that it is to resume."""
+    now = dataclasses.asdict(config)
+    changed = [k for k in now if k not in FREE_ON_RESUME and k in saved and saved[k] != now[k]]
+    if config.decay and saved.get("steps") != config.steps:
+        changed.append("steps")
+    if changed:
+        differences = ", ".join(f"{k} was {saved[k]!r}, is {now[k]!r}" for k in changed)
+        raise TrainingError(
+            f"{run} cannot be resumed with other settings ({differences}); start a new --name"
+        )
+
+
+@contextmanager
+def stop_requests() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM while a run is in progress, so that it can stop between two steps."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt  # asked twice: stop at once
+        received.append(number)
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def fit(trainer: Trainer, images: data.Images, journal: Journal, *, progress: bool = True) -> bool:
+    """Trains until config.steps; returns False if it was asked to stop before (the state is saved either way)."""
+    config = trainer.config
+    stream = data.batches(
+        images, config.batch_size, seed=config.seed, start_step=trainer.step, workers=config.workers
+    )
+    losses = LevelLosses(trainer.model.config.n_sigmas)
+    bar = tqdm(
+        total=config.steps,
+        initial=trainer.step,
+        unit="step",
+        disable=not progress,
+        dynamic_ncols=True,
+    )
+    saved_at, seen, since = trainer.step, 0, time.perf_counter()
+    with stop_requests() as stop, bar:
+        while trainer.step < config.steps and not stop:
+            batch = next(stream)
+            losses.add(*trainer.train_step(batch))
+            seen += len(batch)
+            bar.update()
+            if trainer.step % config.log_every == 0:
+                rate = seen / (time.perf_counter() - since)
+                seen, since = 0, time.perf_counter()
+                bar.set_postfix(loss=f"{losses.mean():.3f}", images_per_s=f"{rate:.0f}")
+                scalars = {**losses.scalars(), "images_per_s": rate, "lr": trainer.learning_rate()}
+                journal.scalars(trainer.step, scalars)
+                losses.reset()
+            if trainer.step % config.snapshot_every == 0:
+                journal.save(trainer)
+                journal.sample(trainer)
+                saved_at, since, seen = trainer.step, time.perf_counter(), 0
+        if saved_at != trainer.step or not checkpoint.is_run(journal.run):
+            journal.save(trainer)
+            if not stop:
+                journal.sample(trainer)
+    journal.close()
+    return trainer.step >= config.steps
+
+
+def train(config: TrainConfig, *, resume: bool = False, progress: bool = True) -> tuple[Path, bool]:
+    """Runs (or resumes) a training run; returns its folder and whether it reached config.steps."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = pick_device(config.device)
+    run = run_folder(config, resume)
+    images = data.open_images(
+        config.data,
+        size=config.image_size,
+        channels=config.channels,
+        centre_crop=config.centre_crop,
+    )
+    if resume and checkpoint.is_run(run):
+        saved = checkpoint.read_run(run)
+        check_same_run(config, json.loads(saved.contents["train_config"]), run)
+        model_config = ModelConfig.from_dict(json.loads(saved.contents["model_config"]))
+        trainer = Trainer(config, model_config, device)
+        trainer.load_state_dict(saved.contents)
+        log.info("resuming %s at step %d of %d", run, trainer.step, config.steps)
+    else:
+        trainer = Trainer(config, resolve_ladder(config, images), device)
+    run.mkdir(parents=True, exist_ok=True)
+    with files.atomic_write(run / "config.json") as path:
+        path.write_text(config.to_json() + "\n")
+    size = sum(p.numel() for p in trainer.model.parameters())
+    log.info(
+        "training %s: %d images, %.2f M parameters, on %s", run, len(images), size / 1e6, device
+    )
+    finished = trainer.step >= config.steps or fit(
+        trainer, images, Journal(run, config), progress=progress
+    )
+    return run, finished
+
+
+def main(args: list[str] | None = None) -> int:
+    """Command line; exit code 0 when finished, 130 when interrupted (and saved)."""
+    options = configs.parse_train(sys.argv[1:] if args is None else args)
+    if options.dry_run:
+        print(options.config.to_json())
+        return 0
+    run, finished = train(options.config, resume=options.resume)
+    if finished:
+        print(
+            f"trained: {run}\nsample from it: python -m ncsn_fast.sample --model {run} --out grid.png"
+        )
+        return 0
+    print(f"stopped and saved: {run}\ncontinue with: the same command and --resume")
+    return 130
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,206 @@
+"""The parts of a training run: its state and step, its statistics, and what it writes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ncsn_fast import checkpoint
+from ncsn_fast.configs import TrainConfig
+from ncsn_fast.files import atomic_write
+from ncsn_fast.images import save_grid
+from ncsn_fast.models.score import ModelConfig, ScoreModel
+from ncsn_fast.objectives import denoising_score_matching, random_levels
+from ncsn_fast.sampler import Sampler
+
+log = logging.getLogger(__name__)
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says why and what to do."""
+
+
+class Trainer:
+    """Weights, moving average, optimiser and random numbers of one run, and the step that advances them."""
+
+    def __init__(
+        self, config: TrainConfig, model_config: ModelConfig, device: torch.device
+    ) -> None:
+        torch.manual_seed(config.seed)  # initial weights
+        self.config, self.device = config, device
+        self.model = ScoreModel(model_config).train()
+        self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(), lr=config.lr, eps=config.adam_eps
+        )
+        self.ema: AveragedModel | None = None
+        if config.ema > 0:
+            self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
+            self.ema.update_parameters(self.model)  # the average starts at the initial weights
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.step = 0
+
+    def learning_rate(self) -> float:
+        """Adam's rate at this step: linear warm-up, then constant or a cosine to 0."""
+        c = self.config
+        rate = c.lr * min(1.0, (self.step + 1) / max(c.warmup, 1))
+        if c.decay:
+            rate *= 0.5 * (1 + math.cos(math.pi * min(self.step / c.steps, 1.0)))
+        return rate
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """uint8 (B, C, H, W) -> float32 in [0, 1] on the device, flipped and dequantised as configured."""
+        x = images.to(torch.float32) / 255
+        if self.config.flip:
+            flipped = torch.rand(len(x), generator=self.generator) < 0.5
+            x = torch.where(flipped[:, None, None, None], x.flip(3), x)
+        if self.config.dequantise:
+            x = x * (255 / 256) + torch.rand(x.shape, generator=self.generator) / 256
+        return x.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+
+    def train_step(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """One optimiser step; returns the levels and losses (B,) of its images."""
+        x = self.prepare(images)
+        level = random_levels(len(x), self.model.config.n_sigmas, self.generator).to(self.device)
+        noise = torch.randn(x.shape, generator=self.generator).to(self.device)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.autocast):
+            losses = denoising_score_matching(
+                self.model.score_at,
+                x,
+                self.model.sigmas,
+                level,
+                noise,
+                anneal_power=self.config.anneal_power,
+            )
+        self._check_finite(losses, level)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        self.optimizer.zero_grad(set_to_none=True)
+        losses.mean().backward()
+        if self.config.grad_clip > 0:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+        self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update_parameters(self.model)
+        self.step += 1
+        return level.cpu(), losses.detach().cpu()
+
+    def _check_finite(self, losses: Tensor, level: Tensor) -> None:
+        bad = ~torch.isfinite(losses)
+        if not bool(bad.any()):
+            return
+        at = int(level[bad][0])
+        raise TrainingError(
+            f"the loss is {float(losses[bad][0])} at step {self.step}, level {at} "
+            f"(sigma {float(self.model.sigmas[at]):.4g}). The last checkpoint is intact; resume it with a smaller "
+            "--lr or with --grad-clip 1."
+        )
+
+    def averaged(self) -> ScoreModel:
+        """The model that samples are drawn from: the moving average where there is one."""
+        module = self.model if self.ema is None else self.ema.module
+        assert isinstance(module, ScoreModel)
+        return module
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to continue bit for bit; the data order follows from the seed and the step."""
+        return {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "ema": None if self.ema is None else self.averaged().state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "model_config": json.dumps(self.model.config.to_dict()),
+            "train_config": self.config.to_json(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step = state["step"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema is not None:
+            self.averaged().load_state_dict(state["ema"])
+        self.generator.set_state(state["generator"])
+
+
+class LevelLosses:
+    """Losses since the last reset: their mean, and their mean in each of a few bands of noise levels."""
+
+    N_BANDS = 8
+
+    def __init__(self, n_sigmas: int) -> None:
+        self.bands = torch.arange(n_sigmas) * min(self.N_BANDS, n_sigmas) // n_sigmas
+        self.n_bands = int(self.bands[-1]) + 1
+        self.reset()
+
+    def reset(self) -> None:
+        self.total, self.count = torch.zeros(self.n_bands), torch.zeros(self.n_bands)
+
+    def add(self, level: Tensor, losses: Tensor) -> None:
+        """Losses (B,) of images at levels (B,)."""
+        band = self.bands[level]
+        self.total.index_add_(0, band, losses.float())
+        self.count.index_add_(0, band, torch.ones(len(band)))
+
+    def mean(self) -> float:
+        return float(self.total.sum() / self.count.sum())
+
+    def scalars(self) -> dict[str, float]:
+        """TensorBoard scalars: the loss, and the loss of each band that occurred (band 0: largest sigmas)."""
+        means = (self.total / self.count).tolist()
+        bands = {
+            f"loss_by_level/band_{i}": value for i, value in enumerate(means) if value == value
+        }
+        return {"loss": self.mean(), **bands}
+
+
+class Journal:
+    """What a run writes: TensorBoard scalars and images, sample grids, checkpoints (the newest `keep`)."""
+
+    def __init__(self, run: Path, config: TrainConfig) -> None:
+        self.run, self.config = run, config
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board: Any = SummaryWriter(str(run / "tensorboard"))
+        except ImportError:
+            log.warning(
+                "no TensorBoard logs: the package is missing (pip install 'ncsn_fast[train]')"
+            )
+            self.board = None
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        if self.board is not None:
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
+
+    def save(self, trainer: Trainer) -> None:
+        """Writes the checkpoint of this step, then drops the oldest beyond `keep`."""
+        folder = self.run / checkpoint.CHECKPOINTS
+        with atomic_write(folder / f"step_{trainer.step:08d}.pt") as path:
+            torch.save(trainer.state_dict(), path)
+        for old in checkpoint.checkpoint_paths(self.run)[: -self.config.keep]:
+            old.unlink()
+
+    def sample(self, trainer: Trainer) -> None:
+        """Draws a grid from the averaged weights into samples/ and TensorBoard."""
+        if self.config.grid < 1:
+            return
+        sampler = Sampler(trainer.averaged(), engine="eager", device=str(trainer.device))
+        images = sampler.sample(
+            self.config.grid, method="cas", seed=self.config.seed, progress=False
+        )
+        grid = save_grid(images, self.run / "samples" / f"step_{trainer.step:08d}.png")
+        if self.board is not None:
+            self.board.add_image("samples", grid, trainer.step, dataformats="HWC")
+
+    def close(self) -> None:
+        if self.board is not None:
+            self.board.close()
