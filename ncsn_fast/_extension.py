@@ -26,11 +26,13 @@ def instance_norm_plus(
     """The CPU kernel; x and out are dense and of one layout."""
     per_sample = any(p.ndim == 2 for p in parameters)
     n, c, height, width = x.shape
-    rows = [_parameter_rows(p, n, per_sample) for p in parameters]
+    alpha, gamma, beta = (_parameter_rows(p, n, per_sample) for p in parameters)
     _C.instance_norm_plus(
         x.data_ptr(),
         out.data_ptr(),
-        *(row.data_ptr() for row in rows),
+        alpha.data_ptr(),
+        gamma.data_ptr(),
+        beta.data_ptr(),
         n,
         c,
         height * width,

@@ -30,12 +30,14 @@ class CheckpointError(ValueError):
 
 
 def read_torch(path: Path) -> Any:
-    """torch.load without code execution, on the CPU; CheckpointError for anything else than plain tensors."""
+    """torch.load without code execution, on the CPU; CheckpointError for anything else than plain
+    tensors."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} holds more than tensors (or is no checkpoint), and reading it could run code: refused. "
+            f"{path} holds more than tensors (or is no checkpoint), "
+            f"and reading it could run code: refused. "
             "Re-save its state dicts with torch.save."
         ) from error
     except FileNotFoundError as error:
@@ -56,7 +58,8 @@ def read_torch(path: Path) -> Any:
 
 
 def fill_model(model: ScoreModel, state: dict[str, Tensor], where: str) -> ScoreModel:
-    """Copies weights into the model; CheckpointError on missing or extra keys, wrong shapes, NaN."""
+    """Copies weights into the model; CheckpointError on missing or extra keys, wrong shapes,
+    NaN."""
     expected = model.state_dict()
     missing, extra = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
     if missing or extra:
@@ -71,7 +74,8 @@ def fill_model(model: ScoreModel, state: dict[str, Tensor], where: str) -> Score
     for key, tensor in state.items():
         if tensor.shape != expected[key].shape:
             raise CheckpointError(
-                f"{where}: {key} has shape {tuple(tensor.shape)}; expected {tuple(expected[key].shape)}"
+                f"{where}: {key} has shape {tuple(tensor.shape)}; "
+                f"expected {tuple(expected[key].shape)}"
             )
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(
@@ -121,7 +125,8 @@ def load_model_folder(folder: Path) -> ScoreModel:
     if sigmas is None or sigmas.shape != (config.n_sigmas,):
         found = "no sigmas" if sigmas is None else f"sigmas of shape {tuple(sigmas.shape)}"
         raise CheckpointError(
-            f"{folder}: {CONFIG_NAME} says n_sigmas={config.n_sigmas}, but {WEIGHTS_NAME} has {found}"
+            f"{folder}: {CONFIG_NAME} says n_sigmas={config.n_sigmas}, "
+            f"but {WEIGHTS_NAME} has {found}"
         )
     state = {
         key: value.float() if value.is_floating_point() else value for key, value in state.items()
@@ -204,13 +209,16 @@ def load(
     """A ScoreModel in evaluation mode, on the CPU, in float32.
 
     Args:
-        source: a run folder, a model folder (config.json + model.safetensors), an authors' .pth file, or a
-            ScoreModel, which is returned as it is.
-        weights: "ema" takes the averaged weights where there are any, "raw" the others (runs and .pth files).
-        overrides: fields of ModelConfig that a .pth file does not hold (image_size, epsilon, sigma_begin, ...).
+        source: a run folder, a model folder (config.json + model.safetensors), an authors' .pth
+            file, or a ScoreModel, which is returned as it is.
+        weights: "ema" takes the averaged weights where there are any, "raw" the others (runs and
+            .pth files).
+        overrides: fields of ModelConfig that a .pth file does not hold (image_size, epsilon,
+            sigma_begin, ...).
 
     Raises:
-        CheckpointError: unreadable, unsafe, incomplete or foreign files. No code in a file is ever run.
+        CheckpointError: unreadable, unsafe, incomplete or foreign files. No code in a file is ever
+            run.
     """
     if weights not in ("ema", "raw"):
         raise ValueError(f"weights must be 'ema' or 'raw'; got {weights!r}")
@@ -236,5 +244,6 @@ def load(
     if (path / CONFIG_NAME).exists():
         return load_model_folder(path)
     raise CheckpointError(
-        f"{path} is neither a run (no {CHECKPOINTS}/step_*.pt) nor a model folder (no {CONFIG_NAME})"
+        f"{path} is neither a run (no {CHECKPOINTS}/step_*.pt) "
+        f"nor a model folder (no {CONFIG_NAME})"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 
@@ -22,11 +22,13 @@ def parse(
     options: type[T], args: list[str] | None, prog: str, description: str, default: T | None = None
 ) -> T:
     """Options (a dataclass) from command-line arguments; exits with code 2 on a usage error."""
-    return tyro.cli(options, args=args, prog=prog, description=description, default=default)
+    settings: dict[str, Any] = {} if default is None else {"default": default}
+    return tyro.cli(options, args=args, prog=prog, description=description, **settings)
 
 
 def run(main: Callable[[], int]) -> int:
-    """Runs a command and returns its exit code: 1 for a failure, 2 for a usage error, 130 for Ctrl-C."""
+    """Runs a command and returns its exit code: 1 for a failure, 2 for a usage error, 130 for
+    Ctrl-C."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("ncsn_fast").setLevel(logging.INFO)
     logging.getLogger().setLevel(logging.WARNING)

@@ -15,7 +15,8 @@ from ncsn_fast.models.score import ModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Everything a training run depends on. Names and values of `--config` are those of the papers."""
+    """Everything a training run depends on. Names and values of `--config` are those of the
+    papers."""
 
     name: str = "digits"
     """Run name; the run is written to <runs>/<name>."""
@@ -23,7 +24,8 @@ class TrainConfig:
     """Folder that holds the runs."""
 
     data: str = "digits"
-    """digits, a folder or zip of images (any depth), or hf:NAME[:SPLIT] for a Hugging Face data set."""
+    """digits, a folder or zip of images (any depth), or hf:NAME[:SPLIT] for a Hugging Face data
+    set."""
     image_size: int = 16
     """Height and width the network is trained on, in pixels."""
     channels: Literal[1, 3] = 1
@@ -61,7 +63,8 @@ class TrainConfig:
     n_steps_each: int = 5
     """Langevin steps per level, T."""
     langevin_form: Literal["code", "paper"] = "code"
-    """code: x + a s + sqrt(2a) z, as published code runs; paper: half that a, the formula of the 2019 paper."""
+    """code: x + a s + sqrt(2a) z, as published code runs; paper: half that a, the formula of the
+    2019 paper."""
 
     batch_size: int = 64
     """Images per step."""
@@ -138,7 +141,8 @@ class TrainConfig:
 
 
 def _published(name: str, **settings: Any) -> TrainConfig:
-    """A published run: 3 channels, flips, Adam 1e-4, batch 128, EMA 0.999 unless `settings` says otherwise."""
+    """A published run: 3 channels, flips, Adam 1e-4, batch 128, EMA 0.999 unless `settings` says
+    otherwise."""
     defaults: dict[str, Any] = {
         "name": name,
         "data": "",
@@ -240,7 +244,8 @@ class TrainOptions:
 
 
 def parse_train(args: list[str]) -> TrainOptions:
-    """Options of the trainer: `--config NAME` picks the row of CONFIGS that supplies the defaults."""
+    """Options of the trainer: `--config NAME` picks the row of CONFIGS that supplies the
+    defaults."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", default="digits")
     name = first.parse_known_args(args)[0].config

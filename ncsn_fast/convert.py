@@ -1,4 +1,5 @@
-"""`python -m ncsn_fast.convert SOURCE FOLDER`: any model -> a model folder (config.json + model.safetensors)."""
+"""`python -m ncsn_fast.convert SOURCE FOLDER`: any model -> a model folder (config.json +
+model.safetensors)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Images to train on and to edit: the handwritten digits, folders, zip files, Hugging Face data sets.
+"""Images to train on and to edit: the handwritten digits, folders, zip files, Hugging Face data
+sets.
 
 Every source is an `Images`: indexable, giving uint8 tensors (C, H, W) of one size.
 """
@@ -36,7 +37,8 @@ class Images(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """PIL image -> uint8 (channels, size, size): centre crop, shorter side to `size`, centre crop to square."""
+    """PIL image -> uint8 (channels, size, size): centre crop, shorter side to `size`, centre crop
+    to square."""
 
     size: int
     channels: int
@@ -177,9 +179,11 @@ def _decode(read: Callable[[], Image.Image], transform: Transform, where: str) -
 
 
 def digits(split: Literal["train", "held-out"] = "train", size: int = 16) -> tuple[Tensor, Tensor]:
-    """Handwritten digits (scikit-learn's copy of the UCI scans): uint8 (N, 1, size, size) and labels (N,).
+    """Handwritten digits (scikit-learn's copy of the UCI scans): uint8 (N, 1, size, size) and
+    labels (N,).
 
-    1797 scans of 8x8 pixels, enlarged bicubically. A fixed fifth, the same share of every class, is held out.
+    1797 scans of 8x8 pixels, enlarged bicubically. A fixed fifth, the same share of every class, is
+    held out.
     """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -197,7 +201,8 @@ def digits(split: Literal["train", "held-out"] = "train", size: int = 16) -> tup
 
 
 def open_images(source: str | Path, *, size: int, channels: int, centre_crop: int = 0) -> Images:
-    """Images from `digits`, a folder, a zip file or `hf:NAME[:SPLIT]`; DataError says what is wrong."""
+    """Images from `digits`, a folder, a zip file or `hf:NAME[:SPLIT]`; DataError says what is
+    wrong."""
     text = str(source)
     if not text:
         raise DataError(
@@ -233,7 +238,8 @@ def stack(images: Images, indices: list[int] | None = None) -> Tensor:
 def batch_indices(
     n: int, batch_size: int, *, seed: int, start_step: int = 0
 ) -> Iterator[list[int]]:
-    """Endless batches of indices: a fresh permutation each epoch, a pure function of (seed, step)."""
+    """Endless batches of indices: a fresh permutation each epoch, a pure function of (seed,
+    step)."""
     per_epoch = max(1, n // batch_size)
     step = start_step
     while True:
@@ -253,9 +259,9 @@ def batches(
     order = batch_indices(len(images), batch_size, seed=seed, start_step=start_step)
     if isinstance(images, MemoryImages):
         return (images.images[indices] for indices in order)
-    loader = torch.utils.data.DataLoader(
+    loader: torch.utils.data.DataLoader[Tensor] = torch.utils.data.DataLoader(
         images,  # type: ignore[arg-type]  # the protocol has what a map-style data set needs
-        batch_sampler=order,  # type: ignore[arg-type]  # an endless iterator is a legal sampler
+        batch_sampler=order,  # an endless iterator is a legal sampler
         num_workers=workers,
     )
     return iter(loader)

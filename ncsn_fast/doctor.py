@@ -1,4 +1,5 @@
-"""`python -m ncsn_fast.doctor`: what runs on this machine, and what would be needed for the rest."""
+"""`python -m ncsn_fast.doctor`: what runs on this machine, and what would be needed for the
+rest."""
 
 from __future__ import annotations
 

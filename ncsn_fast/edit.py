@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
@@ -28,7 +28,8 @@ class Source(SamplerOptions):
     """Images to edit."""
 
     images: str = "digits"
-    """Folder or zip of images, one image file, hf:NAME, or digits (held-out ones that no training saw)."""
+    """Folder or zip of images, one image file, hf:NAME, or digits (held-out ones that no training
+    saw)."""
     n: int = 8
     """Number of images."""
     out: Path = Path("edited.png")
@@ -40,7 +41,8 @@ class Inpaint(Source):
     """Fill in unknown pixels. Rows of the grid: original, what is known, result."""
 
     mask: str = "left"
-    """What is known: left, right, top, bottom (half), centre (square), or a PNG, white where known."""
+    """What is known: left, right, top, bottom (half), centre (square), or a PNG, white where
+    known."""
     variant: InpaintVariant = "ncsnv2"
     """Published way of imposing known pixels."""
 
@@ -124,7 +126,7 @@ def inpaint(command: Inpaint, sampler: Sampler) -> None:
         seed=command.seed,
         start=command.start,
         progress=not command.quiet,
-        **command.method_options(),  # type: ignore[arg-type]
+        **command.method_options(),
     )
     save_grid(torch.cat((images, torch.where(mask, images, 0.5), result)), command.out, len(images))
 
@@ -136,7 +138,7 @@ def interpolate(command: Interpolate, sampler: Sampler) -> None:
         seed=command.seed,
         start=command.start,
         progress=not command.quiet,
-        **command.method_options(),  # type: ignore[arg-type]
+        **command.method_options(),
     )
     save_grid(frames, command.out, command.frames)
 
@@ -153,7 +155,7 @@ def denoise(command: Denoise, sampler: Sampler) -> None:
 
 def main(args: list[str] | None = None) -> int:
     """Command line; exit code 0."""
-    command = cli.parse(Command, args, "ncsn_fast.edit", "Edit images with a model.")  # type: ignore[arg-type]
+    command = cli.parse(cast(Any, Command), args, "ncsn_fast.edit", "Edit images with a model.")
     sampler = command.sampler()
     if isinstance(command, Inpaint):
         inpaint(command, sampler)

@@ -37,7 +37,8 @@ def main(args: list[str] | None = None) -> int:
     channels, height, width = sampler.model.image_shape
     if channels != 1 or height != width:
         raise ValueError(
-            f"these figures are for models of the digits (1, S, S); this one is {sampler.model.image_shape}"
+            f"these figures are for models of the digits (1, S, S); "
+            f"this one is {sampler.model.image_shape}"
         )
     samples = sampler.sample(
         options.n,

@@ -11,9 +11,11 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yields a temporary path in path's folder; on success it is flushed to disk and renamed to `path`.
+    """Yields a temporary path in path's folder; on success it is flushed to disk and renamed to
+    `path`.
 
-    A kill at any moment leaves the old file, or none. OSError (a full disk, say) says that nothing changed.
+    A kill at any moment leaves the old file, or none. OSError (a full disk, say) says that nothing
+    changed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")

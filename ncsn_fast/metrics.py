@@ -1,4 +1,5 @@
-"""Figures of merit: Fréchet distance, nearest neighbours, and how a classifier of digits sees samples."""
+"""Figures of merit: Fréchet distance, nearest neighbours, and how a classifier of digits sees
+samples."""
 
 from __future__ import annotations
 
@@ -36,14 +37,16 @@ def frechet_distance(a: Matrix, b: Matrix) -> float:
 
 
 def nearest_distances(samples: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
-    """Euclidean distance to, and index of, the nearest reference of each sample (both flattened)."""
+    """Euclidean distance to, and index of, the nearest reference of each sample (both
+    flattened)."""
     distance = torch.cdist(samples.flatten(1).double(), references.flatten(1).double())
     nearest = distance.min(dim=1)
     return nearest.values, nearest.indices
 
 
 def eight_by_eight(images: Tensor) -> Matrix:
-    """Digits of any size, (N, 1, H, W) in [0, 1], as 64 features: their own 8x8 scan, by area averaging."""
+    """Digits of any size, (N, 1, H, W) in [0, 1], as 64 features: their own 8x8 scan, by area
+    averaging."""
     return F.adaptive_avg_pool2d(images.float(), 8).flatten(1).double().numpy()
 
 
@@ -65,9 +68,11 @@ class DigitFigures:
     Attributes:
         n: samples judged.
         class_share: share of the samples that the classifier puts in each of the ten classes.
-        recognised: share whose largest one-vs-rest margin exceeds the 5th percentile of real held-out digits'.
+        recognised: share whose largest one-vs-rest margin exceeds the 5th percentile of real
+            held-out digits'.
         held_out_accuracy: the classifier's accuracy on held-out digits.
-        frechet: samples to held-out digits, in 8x8 pixel space.   frechet_train: training digits to held-out.
+        frechet: samples to held-out digits, in 8x8 pixel space.   frechet_train: training digits to
+            held-out.
         nearest_train: median distance of a sample to its nearest training digit.
         nearest_train_held_out: the same for held-out digits; copies would be far below it.
         copies: share of the samples nearer to a training digit than 99 % of held-out digits are.

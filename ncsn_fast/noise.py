@@ -7,11 +7,13 @@ gives four 32-bit words for elements 4q .. 4q+3. From them
     uniform:  (w >> 8) * 2^-24                                        in [0, 1)
     normal :  u1 = ((w_even >> 8) + 1) * 2^-24,  u2 = (w_odd >> 8) * 2^-24,
               r = sqrt(-2 ln u1),  (r cos 2 pi u2, r sin 2 pi u2)     |z| <= 5.77
-Nothing depends on batch size, on the place in the batch, on the device or on the number of processes, so
-sample i of a run of 256 is sample i of a run of 1000, and an interrupted sampler resumes exactly.
+Nothing depends on batch size, on the place in the batch, on the device or on the number of
+processes, so sample i of a run of 256 is sample i of a run of 1000, and an interrupted sampler
+resumes exactly.
 
-This file is the plain PyTorch statement of the contract. Transcendentals are evaluated in float64 and rounded
-once to float32; the C++ and GPU kernels agree with it bit for bit on words and uniforms, to 4 ulp on normals.
+This file is the plain PyTorch statement of the contract. Transcendentals are evaluated in float64
+and rounded once to float32; the C++ and GPU kernels agree with it bit for bit on words and
+uniforms, to 4 ulp on normals.
 """
 
 from __future__ import annotations

@@ -19,8 +19,9 @@ def denoising_score_matching(
 ) -> Tensor:
     """Denoising score matching over a ladder of noise levels, one loss per sample (N,).
 
-    l_n = 1/2 sigma^p || s(x + sigma z, level) + z / sigma ||^2, summed over pixels (Vincent 2011; Song & Ermon
-    2019, equation 5, with lambda(sigma) = sigma^p). The training loss is the mean over n.
+    l_n = 1/2 sigma^p || s(x + sigma z, level) + z / sigma ||^2, summed over pixels (Vincent 2011;
+    Song & Ermon 2019, equation 5, with lambda(sigma) = sigma^p). The training loss is the mean over
+    n.
 
     Args:
         score_at: (x, level) -> score, shape of x.

@@ -20,7 +20,8 @@ class Plan:
     """The work of one call.
 
     Attributes:
-        nfe: network evaluations per sample.   batch_size, n_batches: micro-batches, the last one padded.
+        nfe: network evaluations per sample.   batch_size, n_batches: micro-batches, the last one
+            padded.
         flop: of all network evaluations, padding included (2 per multiply-add, convolutions only).
         seconds: estimate from one timed network call on this machine, now.
     """

@@ -1,8 +1,9 @@
 """The authors' .pth checkpoints of NCSN (2019) and NCSNv2 (2020), read as they were published.
 
-A file is a list: [score state dict, optimiser state dict, epoch, step, EMA dict], the first two entries alone for
-NCSN, the EMA dict only where training kept one. It holds no configuration, so the network is inferred from keys
-and shapes; what cannot be (image size, step size) comes from the published run it resembles, or from the caller.
+A file is a list: [score state dict, optimiser state dict, epoch, step, EMA dict], the first two
+    entries alone for NCSN, the EMA dict only where training kept one. It holds no configuration, so
+    the network is inferred from keys and shapes; what cannot be (image size, step size) comes from
+    the published run it resembles, or from the caller.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ _DEFAULT_SIZE = {
 def load_published(
     path: Path, *, weights: Literal["ema", "raw"] = "ema", overrides: dict[str, Any] | None = None
 ) -> ScoreModel:
-    """ScoreModel of a published .pth; `overrides` are fields of ModelConfig. Raises CheckpointError."""
+    """ScoreModel of a published .pth; `overrides` are fields of ModelConfig. Raises
+    CheckpointError."""
     raw, averaged = _split(read_torch(path), path)
     config = _infer(raw, overrides or {}, path)
     state = {key: value for key, value in raw.items() if key == "sigmas"}
@@ -53,7 +55,8 @@ def load_published(
     log.info(
         "%s: %s, ngf %d, %d levels, %s weights; sampling at %dx%d with epsilon %.3g",
         path, config.arch, config.ngf, config.n_sigmas,
-        "averaged" if weights == "ema" and averaged is not None else "raw", *config.image_size, config.epsilon,
+        "averaged" if weights == "ema" and averaged is not None else "raw",
+        *config.image_size, config.epsilon,
     )  # fmt: skip
     return fill_model(model, named, str(path))
 
@@ -91,7 +94,8 @@ def _tensors(entry: Any, path: Path, what: str) -> dict[str, Tensor]:
 
 
 def _infer(state: dict[str, Tensor], overrides: dict[str, Any], path: Path) -> ModelConfig:
-    """ModelConfig from keys and shapes, completed by the published run that fits and by the overrides."""
+    """ModelConfig from keys and shapes, completed by the published run that fits and by the
+    overrides."""
     try:
         ngf, channels = state["begin_conv.weight"].shape[:2]
         conditional = "normalizer.embed.weight" in state
@@ -105,7 +109,8 @@ def _infer(state: dict[str, Tensor], overrides: dict[str, Any], path: Path) -> M
     ladder = state.get("sigmas")
     begin, end = (1.0, 0.01) if ladder is None else (float(ladder[0]), float(ladder[-1]))
     found: dict[str, Any] = {
-        "arch": stem + suffix, "channels": channels, "ngf": ngf, "norm": _norm(state), "n_sigmas": n,
+        "arch": stem + suffix, "channels": channels, "ngf": ngf, "norm": _norm(state),
+        "n_sigmas": n,
         "sigma_begin": begin, "sigma_end": end,
     }  # fmt: skip
     values = {**found, **_sampling_settings(found), **overrides}
@@ -129,7 +134,8 @@ def _norm(state: dict[str, Tensor]) -> str:
 
 
 def _sampling_settings(found: dict[str, Any]) -> dict[str, Any]:
-    """Image size and Langevin step: those of the published run with this network and ladder, else derived."""
+    """Image size and Langevin step: those of the published run with this network and ladder, else
+    derived."""
     for config in CONFIGS.values():
         if _same_run(config, found):
             size = (config.image_size, config.image_size)

@@ -22,7 +22,8 @@ def _per_channel(parameter: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Mean, 1/std over (H, W) of each channel; the mean standardised over channels, and its 1/std."""
+    """Mean, 1/std over (H, W) of each channel; the mean standardised over channels, and its
+    1/std."""
     variance, mean = torch.var_mean(x, dim=(2, 3), correction=0)
     rstd = torch.rsqrt(variance + eps)
     centred = mean - mean.mean(dim=1, keepdim=True)
@@ -38,7 +39,8 @@ def instance_norm_plus(
     """Instance normalisation++ (Song & Ermon 2019, appendix A), optionally followed by ELU.
 
     y = gamma * ((x - mu) / sqrt(var + eps) + alpha * (mu - m) / sqrt(v + eps)) + beta
-    mu, var: mean and biased variance over H, W; m, v: mean and unbiased variance of mu over the channels.
+    mu, var: mean and biased variance over H, W; m, v: mean and unbiased variance of mu over the
+        channels.
 
     Args:
         x: (N, C, H, W), any memory format. Low-precision input is computed in float32.
@@ -74,7 +76,7 @@ def instance_norm_plus_backward(
     Statistics are recomputed from x, so the result is itself differentiable.
     """
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
-    n, c, height, width = x.shape
+    _, c, height, width = x.shape
     h = x.to(compute)
     grad = grad.to(compute)
     mean, rstd, mean_hat, rstd_channels = _statistics(h, eps)
@@ -177,10 +179,11 @@ def sampler_update(
         x: state (B, C, H, W), float32 (float64 in tests).
         f: network output, shape of x, any float dtype and memory format.
         h: history, shape of x, or None for a program without history.
-        seed, samples, step: the noise is z(seed, samples[b], stream, step, element); samples is (B,) int64.
+        seed, samples, step: the noise is z(seed, samples[b], stream, step, element); samples is
+            (B,) int64.
         noise_weights: (B, 2); z = w0 z(stream 0) + w1 z(stream 3). None means (1, 0).
-        mask, known: bool and float, shape of x. c_ref, ref_step: scale and step index of the noise of the
-            known pixels (stream 2). NaN leaves x alone.
+        mask, known: bool and float, shape of x. c_ref, ref_step: scale and step index of the noise
+            of the known pixels (stream 2). NaN leaves x alone.
     """
     shape = tuple(x.shape[1:])
     z = row_noise(seed, samples, step, shape, noise_weights) if coefficients[3] != 0.0 else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -20,7 +20,8 @@ class SamplerOptions:
     """Options that every command which samples has."""
 
     model: str | None = None
-    """Run folder, model folder or published .pth; without it the newest run below ./runs, else the shipped model."""
+    """Run folder, model folder or published .pth; without it the newest run below ./runs, else the
+    shipped model."""
     engine: str = "auto"
     """Engine; `python -m ncsn_fast.doctor` lists them."""
     dtype: str | None = None
@@ -56,9 +57,9 @@ class SamplerOptions:
             threads=self.threads,
         )
 
-    def method_options(self) -> dict[str, object]:
+    def method_options(self) -> dict[str, Any]:
         """Keyword arguments for the sampler's methods; only what was given."""
-        options: dict[str, object] = {"method": self.method, "steps": self.steps}
+        options: dict[str, Any] = {"method": self.method, "steps": self.steps}
         for name in ("n_steps_each", "epsilon"):
             if getattr(self, name) is not None:
                 options[name] = getattr(self, name)
@@ -91,7 +92,7 @@ def write_files(sampler: Sampler, options: SampleOptions, folder: Path) -> int:
         torch.tensor(missing, dtype=torch.int64),
         seed=options.seed,
         progress=not options.quiet,
-        **options.method_options(),  # type: ignore[arg-type]
+        **options.method_options(),
     )
     for part, images in stream:
         for index, array in zip(part.tolist(), to_uint8(images), strict=True):
@@ -106,7 +107,7 @@ def main(args: list[str] | None = None) -> int:
         raise cli.UsageError(f"--n must be at least 1; got {options.n}")
     sampler = options.sampler()
     if options.plan:
-        print(sampler.plan(options.n, **options.method_options()))  # type: ignore[arg-type]
+        print(sampler.plan(options.n, **options.method_options()))
         return 0
     if options.out_dir is not None:
         written = write_files(sampler, options, options.out_dir)

@@ -1,7 +1,8 @@
 """The noise ladder: how many levels, between which sigmas, and with which Langevin step.
 
 Song & Ermon 2020, "Improved techniques for training score-based generative models":
-Technique 1 chooses the largest sigma, Technique 2 the ratio of neighbours, Technique 4 the step size.
+Technique 1 chooses the largest sigma, Technique 2 the ratio of neighbours, Technique 4 the step
+size.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ SUBSET_SIZE = 10_000  # and every pair of this many random ones beyond it.
 
 
 def geometric(sigma_begin: float, sigma_end: float, n_sigmas: int) -> Tensor:
-    """Geometric ladder sigma_begin > ... > sigma_end: (n_sigmas,) float32, as published checkpoints store it."""
+    """Geometric ladder sigma_begin > ... > sigma_end: (n_sigmas,) float32, as published checkpoints
+    store it."""
     if n_sigmas < 1:
         raise ValueError(f"n_sigmas must be at least 1; got {n_sigmas}")
     if not 0 < sigma_end <= sigma_begin < math.inf:
         raise ValueError(
-            f"expected 0 < sigma_end <= sigma_begin; got sigma_begin={sigma_begin}, sigma_end={sigma_end}"
+            f"expected 0 < sigma_end <= sigma_begin; "
+            f"got sigma_begin={sigma_begin}, sigma_end={sigma_end}"
         )
     log_sigmas = np.linspace(math.log(sigma_begin), math.log(sigma_end), n_sigmas)
     return torch.from_numpy(np.exp(log_sigmas).astype(np.float32))
@@ -43,7 +46,8 @@ def check_ladder(sigmas: Tensor | NDArray[np.floating]) -> NDArray[np.float64]:
     if rising.size:
         i = int(rising[0])
         raise ValueError(
-            f"sigmas must be descending; got sigmas[{i}]={ladder[i]:g} <= sigmas[{i + 1}]={ladder[i + 1]:g}"
+            f"sigmas must be descending; "
+            f"got sigmas[{i}]={ladder[i]:g} <= sigmas[{i + 1}]={ladder[i + 1]:g}"
         )
     return ladder
 
@@ -51,11 +55,12 @@ def check_ladder(sigmas: Tensor | NDArray[np.floating]) -> NDArray[np.float64]:
 def max_pairwise_distance(images: Tensor, *, block: int = 2048, seed: int = 0) -> float:
     """Technique 1: the largest Euclidean distance between two flattened images.
 
-    All pairs up to EXACT_LIMIT images, else all pairs of SUBSET_SIZE random ones (`seed` picks them).
-    Works in blocks, so that memory beyond the images is block^2 floats.
+    All pairs up to EXACT_LIMIT images, else all pairs of SUBSET_SIZE random ones (`seed` picks
+    them). Works in blocks, so that memory beyond the images is block^2 floats.
 
     Args:
-        images: (N, ...) float in the range the network is trained on, or uint8, which counts as x / 255.
+        images: (N, ...) float in the range the network is trained on, or uint8, which counts as x /
+            255.
     """
     if len(images) < 2:
         raise ValueError(f"Technique 1 needs at least two images; got {len(images)}")
@@ -93,7 +98,8 @@ def _mean_image(flat: Tensor, block: int) -> Tensor:
 
 
 def overlap(ratio: float, dim: int) -> float:
-    """Technique 2's C: the share of one level's radius that its neighbour covers, for D = dim data dimensions."""
+    """Technique 2's C: the share of one level's radius that its neighbour covers, for D = dim data
+    dimensions."""
     shift = math.sqrt(2 * dim) * (ratio - 1)
     return float(ndtr(shift + 3 * ratio) - ndtr(shift - 3 * ratio))
 
@@ -119,10 +125,12 @@ def n_levels(sigma_begin: float, sigma_end: float, dim: int, c: float = 0.5) -> 
 
 
 def variance_ratio(epsilon: float, ratio: float, n_steps_each: int, sigma_end: float) -> float:
-    """Technique 4's s_T^2 / sigma^2 after T Langevin steps at one level, started from the level above.
+    """Technique 4's s_T^2 / sigma^2 after T Langevin steps at one level, started from the level
+    above.
 
     Args:
-        epsilon: step size; alpha_i = epsilon sigma_i^2 / sigma_L^2 in x + alpha s + sqrt(2 alpha) z.
+        epsilon: step size; alpha_i = epsilon sigma_i^2 / sigma_L^2 in x + alpha s + sqrt(2 alpha)
+            z.
         ratio: sigma_{i-1} / sigma_i of the ladder in use.
     """
     eta = epsilon / sigma_end**2
@@ -132,7 +140,8 @@ def variance_ratio(epsilon: float, ratio: float, n_steps_each: int, sigma_end: f
 
 
 def technique4(ratio: float, n_steps_each: int, sigma_end: float) -> float:
-    """Technique 4: the epsilon in (0, sigma_L^2) whose variance ratio is nearest 1 (grid search, refined)."""
+    """Technique 4: the epsilon in (0, sigma_L^2) whose variance ratio is nearest 1 (grid search,
+    refined)."""
     if n_steps_each < 1:
         raise ValueError(f"n_steps_each must be at least 1; got {n_steps_each}")
 
@@ -150,7 +159,8 @@ def technique4(ratio: float, n_steps_each: int, sigma_end: float) -> float:
 
 
 def epsilon_for(sigmas: Tensor | NDArray[np.floating], n_steps_each: int) -> float:
-    """Technique 4 for a whole ladder: uses its mean (geometric) ratio; one level behaves as ratio 1."""
+    """Technique 4 for a whole ladder: uses its mean (geometric) ratio; one level behaves as ratio
+    1."""
     ladder = check_ladder(sigmas)
     ratio = (ladder[0] / ladder[-1]) ** (1 / max(len(ladder) - 1, 1))
     return technique4(ratio, n_steps_each, float(ladder[-1]))
@@ -173,7 +183,8 @@ def derive(
     sigma_begin = max_pairwise_distance(images, seed=seed)
     if sigma_begin <= sigma_end:
         raise ValueError(
-            f"the images are all (nearly) equal: largest distance {sigma_begin:g} <= sigma_end {sigma_end:g}; "
+            f"the images are all (nearly) equal: largest distance {sigma_begin:g} <= "
+            f"sigma_end {sigma_end:g}; "
             "give sigma_begin and n_sigmas yourself"
         )
     n = n_levels(sigma_begin, sigma_end, images[0].numel(), c)

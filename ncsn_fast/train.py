@@ -26,12 +26,14 @@ log = logging.getLogger("ncsn_fast.train")
 
 # Fields that may change between a run and its resumption without changing what is learnt.
 FREE_ON_RESUME = {
-    "name", "runs", "data", "workers", "steps", "device", "threads", "log_every", "snapshot_every", "keep", "grid",
+    "name", "runs", "data", "workers", "steps", "device", "threads", "log_every",
+    "snapshot_every", "keep", "grid",
 }  # fmt: skip
 
 
 def resolve_ladder(config: TrainConfig, images: data.Images) -> ModelConfig:
-    """The model's configuration, with what the config leaves open derived by Techniques 1, 2 and 4."""
+    """The model's configuration, with what the config leaves open derived by Techniques 1, 2 and
+    4."""
     sigma_begin, n = config.sigma_begin, config.n_sigmas
     if sigma_begin <= 0:
         chosen = None
@@ -66,7 +68,8 @@ def pick_device(name: str) -> torch.device:
 
 
 def run_folder(config: TrainConfig, resume: bool) -> Path:
-    """<runs>/<name>; a new run never overwrites an old one, but takes the next free <name>-2, <name>-3, ..."""
+    """<runs>/<name>; a new run never overwrites an old one, but takes the next free <name>-2,
+    <name>-3, ..."""
     folder = Path(config.runs) / config.name
     if resume:
         return folder
@@ -92,7 +95,8 @@ def check_same_run(config: TrainConfig, saved: dict[str, Any], run: Path) -> Non
 
 @contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM while a run is in progress, so that it can stop between two steps."""
+    """Collects SIGINT and SIGTERM while a run is in progress, so that it can stop between two
+    steps."""
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -109,7 +113,8 @@ def stop_requests() -> Iterator[list[int]]:
 
 
 def fit(trainer: Trainer, images: data.Images, journal: Journal, *, progress: bool = True) -> bool:
-    """Trains until config.steps; returns False if it was asked to stop before (the state is saved either way)."""
+    """Trains until config.steps; returns False if it was asked to stop before (the state is saved
+    either way)."""
     config = trainer.config
     stream = data.batches(
         images, config.batch_size, seed=config.seed, start_step=trainer.step, workers=config.workers
@@ -191,7 +196,8 @@ def main(args: list[str] | None = None) -> int:
     run, finished = train(options.config, resume=options.resume)
     if finished:
         print(
-            f"trained: {run}\nsample from it: python -m ncsn_fast.sample --model {run} --out grid.png"
+            f"trained: {run}\n"
+            f"sample from it: python -m ncsn_fast.sample --model {run} --out grid.png"
         )
         return 0
     print(f"stopped and saved: {run}\ncontinue with: the same command and --resume")

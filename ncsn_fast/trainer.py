@@ -28,7 +28,8 @@ class TrainingError(RuntimeError):
 
 
 class Trainer:
-    """Weights, moving average, optimiser and random numbers of one run, and the step that advances them."""
+    """Weights, moving average, optimiser and random numbers of one run, and the step that advances
+    them."""
 
     def __init__(
         self, config: TrainConfig, model_config: ModelConfig, device: torch.device
@@ -56,7 +57,8 @@ class Trainer:
         return rate
 
     def prepare(self, images: Tensor) -> Tensor:
-        """uint8 (B, C, H, W) -> float32 in [0, 1] on the device, flipped and dequantised as configured."""
+        """uint8 (B, C, H, W) -> float32 in [0, 1] on the device, flipped and dequantised as
+        configured."""
         x = images.to(torch.float32) / 255
         if self.config.flip:
             flipped = torch.rand(len(x), generator=self.generator) < 0.5
@@ -99,7 +101,8 @@ class Trainer:
         at = int(level[bad][0])
         raise TrainingError(
             f"the loss is {float(losses[bad][0])} at step {self.step}, level {at} "
-            f"(sigma {float(self.model.sigmas[at]):.4g}). The last checkpoint is intact; resume it with a smaller "
+            f"(sigma {float(self.model.sigmas[at]):.4g}). The last checkpoint is intact; "
+            f"resume it with a smaller "
             "--lr or with --grad-clip 1."
         )
 
@@ -110,7 +113,8 @@ class Trainer:
         return module
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to continue bit for bit; the data order follows from the seed and the step."""
+        """Everything needed to continue bit for bit; the data order follows from the seed and the
+        step."""
         return {
             "step": self.step,
             "model": self.model.state_dict(),
@@ -131,7 +135,8 @@ class Trainer:
 
 
 class LevelLosses:
-    """Losses since the last reset: their mean, and their mean in each of a few bands of noise levels."""
+    """Losses since the last reset: their mean, and their mean in each of a few bands of noise
+    levels."""
 
     N_BANDS = 8
 
@@ -153,7 +158,8 @@ class LevelLosses:
         return float(self.total.sum() / self.count.sum())
 
     def scalars(self) -> dict[str, float]:
-        """TensorBoard scalars: the loss, and the loss of each band that occurred (band 0: largest sigmas)."""
+        """TensorBoard scalars: the loss, and the loss of each band that occurred (band 0: largest
+        sigmas)."""
         means = (self.total / self.count).tolist()
         bands = {
             f"loss_by_level/band_{i}": value for i, value in enumerate(means) if value == value
@@ -162,7 +168,8 @@ class LevelLosses:
 
 
 class Journal:
-    """What a run writes: TensorBoard scalars and images, sample grids, checkpoints (the newest `keep`)."""
+    """What a run writes: TensorBoard scalars and images, sample grids, checkpoints (the newest
+    `keep`)."""
 
     def __init__(self, run: Path, config: TrainConfig) -> None:
         self.run, self.config = run, config

@@ -59,7 +59,8 @@ def pick(name: str, device: torch.device) -> tuple[type[Engine], str]:
     if problem is not None:
         runnable = ", ".join(row.name for row in rows.values() if row.problem is None)
         raise EngineUnavailable(
-            f"engine {name!r} ({rows[name].summary}) cannot run here: {problem}. Engines that run here: {runnable}"
+            f"engine {name!r} ({rows[name].summary}) cannot run here: {problem}. "
+            f"Engines that run here: {runnable}"
         )
     return ENGINES[name], "asked for"
 

@@ -1,7 +1,8 @@
-"""Building blocks of the NCSN family: IN++, residual blocks and the four parts of a RefineNet block.
+"""Building blocks of the NCSN family: IN++, residual blocks and the four parts of a RefineNet
+block.
 
-Attribute names are those of the published checkpoints' keys. Every block takes `level`: None, or the noise
-level of each sample (N,) int64 for the conditional networks of NCSN (2019).
+Attribute names are those of the published checkpoints' keys. Every block takes `level`: None, or
+the noise level of each sample (N,) int64 for the conditional networks of NCSN (2019).
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class InstanceNormPlus(nn.Module):
-    """IN++ with one set of parameters (`n_levels` 0), or with one per noise level (an embedding)."""
+    """IN++ with one set of parameters (`n_levels` 0), or with one per noise level (an
+    embedding)."""
 
     def __init__(self, channels: int, n_levels: int = 0) -> None:
         super().__init__()
@@ -50,7 +52,8 @@ class InstanceNormPlus(nn.Module):
 
 
 class VarianceNorm(nn.Module):
-    """x / sqrt(unbiased variance over H, W + 1e-5) * alpha: an ablation named by the published configs."""
+    """x / sqrt(unbiased variance over H, W + 1e-5) * alpha: an ablation named by the published
+    configs."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -103,7 +106,8 @@ class Style:
         return self.act(norm(x))
 
     def pool5(self, x: Tensor) -> Tensor:
-        """5x5 pool of stride 1 with padding 2: average (zeros counted) when conditional, else maximum."""
+        """5x5 pool of stride 1 with padding 2: average (zeros counted) when conditional, else
+        maximum."""
         if self.n_levels:
             return F.avg_pool2d(x, 5, stride=1, padding=2)
         return F.max_pool2d(x, 5, stride=1, padding=2)
@@ -158,7 +162,8 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualConvUnit(nn.Module):
-    """RCU: per block x + conv(act(conv(act(x)))), convolutions without bias; norms first when conditional."""
+    """RCU: per block x + conv(act(conv(act(x)))), convolutions without bias; norms first when
+    conditional."""
 
     N_STAGES = 2
 
@@ -188,7 +193,8 @@ class ResidualConvUnit(nn.Module):
 
 
 class ChainedResidualPool(nn.Module):
-    """CRP: x = act(x), then twice path = conv(pool5(path)), x = x + path; norm before the pool when conditional."""
+    """CRP: x = act(x), then twice path = conv(pool5(path)), x = x + path; norm before the pool when
+    conditional."""
 
     N_STAGES = 2
 
@@ -213,7 +219,8 @@ class ChainedResidualPool(nn.Module):
 
 
 class MultiScaleFusion(nn.Module):
-    """MSF: the sum of a 3x3 convolution of every input, resized (bilinear, align_corners) to the first's size."""
+    """MSF: the sum of a 3x3 convolution of every input, resized (bilinear, align_corners) to the
+    first's size."""
 
     def __init__(self, cins: list[int], cout: int, style: Style) -> None:
         super().__init__()

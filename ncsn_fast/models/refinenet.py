@@ -1,7 +1,7 @@
 """All networks of NCSN (2019) and NCSNv2 (2020), built from one table of stages.
 
-The network maps data x in [0, 1] to f(x, level). For NCSNv2 f = sigma * score, so the division by sigma
-(Technique 3) is left to the caller; for NCSN f is the score itself (models/score.py).
+The network maps data x in [0, 1] to f(x, level). For NCSNv2 f = sigma * score, so the division by
+sigma (Technique 3) is left to the caller; for NCSN f is the score itself (models/score.py).
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from ncsn_fast.models.layers import RefineBlock, ResidualBlock, Style, conv3x3
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """Two residual blocks. `width` in units of ngf; the first block halves the resolution or dilates."""
+    """Two residual blocks. `width` in units of ngf; the first block halves the resolution or
+    dilates."""
 
     name: str
     width: int
@@ -34,7 +35,8 @@ class Refine:
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """Stages from fine to coarse, refine blocks in the order they run; conditional: norms see the level."""
+    """Stages from fine to coarse, refine blocks in the order they run; conditional: norms see the
+    level."""
 
     stages: tuple[Stage, ...]
     refines: tuple[Refine, ...]
@@ -98,7 +100,8 @@ class RefineNet(nn.Module):
         channels: image channels.   ngf: width of the first stage.
         n_levels: number of noise levels (used by the conditional networks' embeddings).
         act, norm: names in models/layers.py.
-        scale_input: compute 2x - 1 first, for data in [0, 1]; off for `rescaled` or logit-transformed data.
+        scale_input: compute 2x - 1 first, for data in [0, 1]; off for `rescaled` or
+            logit-transformed data.
     """
 
     def __init__(
@@ -147,7 +150,8 @@ class RefineNet(nn.Module):
                 [widths[refine.skip], *lower], refine.width * ngf, self.style, end=end
             )
             lower = [refine.width * ngf]
-        # Optimiser states index parameters in the published order, in which refine31 follows refine3.
+        # Optimiser states index parameters in the published order, in which refine31 follows
+        # refine3.
         for name in sorted(blocks):
             self.add_module(name, blocks[name])
 

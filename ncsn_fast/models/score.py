@@ -1,4 +1,5 @@
-"""ScoreModel: a network, its noise ladder, and how the network is conditioned on the noise level."""
+"""ScoreModel: a network, its noise ladder, and how the network is conditioned on the noise
+level."""
 
 from __future__ import annotations
 
@@ -17,8 +18,9 @@ from ncsn_fast.models.refinenet import RefineNet
 class ModelConfig:
     """Everything that config.json holds: enough to rebuild the network and to sample from it.
 
-    epsilon is the Langevin step size in x + alpha s + sqrt(2 alpha) z with alpha_i = epsilon sigma_i^2 / sigma_L^2
-    (the published `step_lr`); langevin_form "paper" halves alpha, as the formula of the 2019 paper has it.
+    epsilon is the Langevin step size in x + alpha s + sqrt(2 alpha) z with alpha_i = epsilon
+    sigma_i^2 / sigma_L^2 (the published `step_lr`); langevin_form "paper" halves alpha, as the
+    formula of the 2019 paper has it.
     """
 
     arch: str = "ncsnv2"
@@ -40,7 +42,8 @@ class ModelConfig:
             raise ValueError(f"langevin_form must be 'code' or 'paper'; got {self.langevin_form!r}")
         if not (0 < self.epsilon < math.inf and self.n_steps_each >= 0):
             raise ValueError(
-                f"epsilon must be positive and n_steps_each at least 0; got {self.epsilon}, {self.n_steps_each}"
+                f"epsilon must be positive and n_steps_each at least 0; "
+                f"got {self.epsilon}, {self.n_steps_each}"
             )
         ladders.geometric(self.sigma_begin, self.sigma_end, self.n_sigmas)
 
@@ -79,9 +82,10 @@ def _convert(name: str, kind: Any, value: Any) -> Any:
 class ScoreModel(nn.Module):
     """score(x, sigma) = grad log p_sigma(x), from a network of the NCSN family.
 
-    The raw network output f relates to the score by `score_factor`: score = score_factor(sigma) * f.
-    NCSNv2 networks do not see the level (f = sigma * score), so any sigma > 0 is legal; NCSN (2019) networks
-    see the index of the nearest trained level (in log sigma) and f is the score itself.
+    The raw network output f relates to the score by `score_factor`: score = score_factor(sigma) *
+    f. NCSNv2 networks do not see the level (f = sigma * score), so any sigma > 0 is legal; NCSN
+    (2019) networks see the index of the nearest trained level (in log sigma) and f is the score
+    itself.
     """
 
     def __init__(self, config: ModelConfig, sigmas: Tensor | None = None) -> None:
@@ -130,7 +134,8 @@ class ScoreModel(nn.Module):
         return 1.0 / sigma
 
     def forward(self, x: Tensor, level: Tensor | None = None) -> Tensor:
-        """Raw network output f for x (N, C, H, W); `level` (N,) int64 is read by conditional networks only."""
+        """Raw network output f for x (N, C, H, W); `level` (N,) int64 is read by conditional
+        networks only."""
         return self.net(x, level if self.conditional else None)
 
     def score_at(self, x: Tensor, level: Tensor | int) -> Tensor:

@@ -20,13 +20,15 @@ def inpainting(
 ) -> Program:
     """The program with rows that impose known pixels.
 
-    "ncsnv2" (released code of 2020): before every evaluation known pixels become x_ref + sigma z, z fresh.
-    "ncsn" (paper and code of 2019): z is drawn once per level, and known pixels are imposed before the level's
-    first step and after each of its steps.
+    "ncsnv2" (released code of 2020): before every evaluation known pixels become x_ref + sigma z, z
+    fresh.
+    "ncsn" (paper and code of 2019): z is drawn once per level, and known pixels are imposed before
+    the level's first step and after each of its steps.
 
     Args:
-        restore: after the last row, known pixels are x_ref exactly. Without it the last row's are left as it made
-            them ("ncsnv2") or at x_ref + sigma_L z ("ncsn"), as the published code returns them.
+        restore: after the last row, known pixels are x_ref exactly. Without it the last row's are
+            left as it made them ("ncsnv2") or at x_ref + sigma_L z ("ncsn"), as the published code
+            returns them.
     """
     k = program.nfe
     before_row = np.append(program.sigma, math.nan)
@@ -47,7 +49,8 @@ def inpainting(
 
 
 def interpolation_weights(n_frames: int) -> Tensor:
-    """(n_frames, 2): (cos, sin) of angles equally spaced from 0 to pi/2; every frame's noise has variance 1."""
+    """(n_frames, 2): (cos, sin) of angles equally spaced from 0 to pi/2; every frame's noise has
+    variance 1."""
     if n_frames < 1:
         raise ValueError(f"n_frames must be at least 1; got {n_frames}")
     angle = torch.linspace(0, math.pi / 2, n_frames, dtype=torch.float64)

@@ -1,4 +1,5 @@
-"""Samplers of the NCSN papers as tables: annealed Langevin dynamics and consistent annealed sampling."""
+"""Samplers of the NCSN papers as tables: annealed Langevin dynamics and consistent annealed
+sampling."""
 
 from __future__ import annotations
 
@@ -11,8 +12,8 @@ from numpy.typing import ArrayLike
 from ncsn_fast.samplers.program import Column, Program, table
 from ncsn_fast.sigmas import check_ladder
 
-# eta = 1 - ratio^CAS_EXPONENT: the exponent that the released CIFAR-10 step of consistent annealed sampling
-# (eta = 5.6e-6 / 0.01^2 on the ratio 0.9638) corresponds to.
+# eta = 1 - ratio^CAS_EXPONENT: the exponent that the released CIFAR-10 step of consistent annealed
+# sampling (eta = 5.6e-6 / 0.01^2 on the ratio 0.9638) corresponds to.
 CAS_EXPONENT = 1.563
 
 
@@ -24,15 +25,17 @@ def annealed_langevin(
     denoise: bool = True,
     form: Literal["code", "paper"] = "code",
 ) -> Program:
-    """Annealed Langevin dynamics (Song & Ermon 2019, algorithm 1; 2020, algorithm 1 with the final denoise).
+    """Annealed Langevin dynamics (Song & Ermon 2019, algorithm 1; 2020, algorithm 1 with the final
+    denoise).
 
-    At each sigma_i, T times: x + alpha_i s(x, sigma_i) + sqrt(2 alpha_i) z, alpha_i = epsilon sigma_i^2 / sigma_L^2;
-    then, with `denoise`, x + sigma_L^2 s(x, sigma_L). NFE = L T (+ 1).
+    At each sigma_i, T times: x + alpha_i s(x, sigma_i) + sqrt(2 alpha_i) z, alpha_i = epsilon
+        sigma_i^2 / sigma_L^2; then, with `denoise`, x + sigma_L^2 s(x, sigma_L). NFE = L T (+ 1).
 
     Args:
         sigmas: (L,) descending.
         epsilon: step size (the published step_lr).   n_steps_each: T.
-        form: "paper" halves alpha: x + (alpha/2) s + sqrt(alpha) z, the formula that the 2019 paper prints.
+        form: "paper" halves alpha: x + (alpha/2) s + sqrt(alpha) z, the formula that the 2019 paper
+            prints.
     """
     ladder = check_ladder(np.asarray(sigmas))
     if not 0 < epsilon < math.inf or n_steps_each < 0:
@@ -52,12 +55,13 @@ def annealed_langevin(
 def consistent_annealed(
     sigmas: ArrayLike, eta: float | None = None, *, denoise: bool = True
 ) -> Program:
-    """Consistent annealed sampling (Jolicoeur-Martineau et al. 2021, algorithm 3), on a geometric ladder.
+    """Consistent annealed sampling (Jolicoeur-Martineau et al. 2021, algorithm 3), on a geometric
+    ladder.
 
     x + eta sigma_i^2 s(x, sigma_i) + beta sigma_{i+1} z,  beta = sqrt(1 - ((1 - eta) / gamma)^2),
-    gamma = sigma_{i+1} / sigma_i; no noise at the last level, where `denoise` makes the step sigma_L^2 s instead of
-    eta sigma_L^2 s (one evaluation serves both). For point data the variance is exactly sigma_i^2 at every level.
-    NFE = L.
+    gamma = sigma_{i+1} / sigma_i; no noise at the last level, where `denoise` makes the step
+    sigma_L^2 s instead of eta sigma_L^2 s (one evaluation serves both). For point data the variance
+    is exactly sigma_i^2 at every level. NFE = L.
 
     Args:
         sigmas: (L,) descending and geometric.
@@ -73,7 +77,8 @@ def consistent_annealed(
         eta = 1 - gamma**CAS_EXPONENT if len(ladder) > 1 else 1.0
     if not 1 - gamma <= eta <= 1 + gamma:
         raise ValueError(
-            f"eta must be in [1 - gamma, 1 + gamma] = [{1 - gamma:.4g}, {1 + gamma:.4g}]; got {eta:.4g}"
+            f"eta must be in [1 - gamma, 1 + gamma] = [{1 - gamma:.4g}, {1 + gamma:.4g}]; "
+            f"got {eta:.4g}"
         )
     beta = math.sqrt(max(0.0, 1 - ((1 - eta) / gamma) ** 2))
     b = eta * ladder
@@ -84,7 +89,8 @@ def consistent_annealed(
 
 
 def refine_ladder(sigmas: ArrayLike, n_sigma: int) -> Column:
-    """Geometric ladder of (L - 1) n_sigma + 1 levels between the same ends (consistent sampling's n_sigma)."""
+    """Geometric ladder of (L - 1) n_sigma + 1 levels between the same ends (consistent sampling's
+    n_sigma)."""
     ladder = check_ladder(np.asarray(sigmas))
     if n_sigma < 1:
         raise ValueError(f"n_sigma must be at least 1; got {n_sigma}")

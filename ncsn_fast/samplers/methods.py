@@ -20,7 +20,8 @@ log = logging.getLogger(__name__)
 
 
 def _ladder(model: ScoreModel, steps: int | None, sigmas: ArrayLike | None) -> Column:
-    """The caller's ladder, or the model's re-spaced geometrically to `steps` levels, or the model's own."""
+    """The caller's ladder, or the model's re-spaced geometrically to `steps` levels, or the model's
+    own."""
     if sigmas is not None:
         if steps is not None:
             raise ValueError("give either steps or sigmas, not both")
@@ -43,7 +44,8 @@ def ald(
     denoise: bool = True,
     form: Literal["code", "paper"] | None = None,
 ) -> Program:
-    """Annealed Langevin dynamics. `steps` is the number of noise levels; NFE = steps * n_steps_each (+ 1).
+    """Annealed Langevin dynamics. `steps` is the number of noise levels; NFE = steps * n_steps_each
+    (+ 1).
 
     A ladder other than the model's own gets its epsilon from Technique 4, unless one is given.
     """
@@ -68,9 +70,11 @@ def cas(
     epsilon: float | None = None,
     denoise: bool = True,
 ) -> Program:
-    """Consistent annealed sampling. `steps` is the number of noise levels before `n_sigma` refines them.
+    """Consistent annealed sampling. `steps` is the number of noise levels before `n_sigma` refines
+    them.
 
-    NFE = (steps - 1) * n_sigma + 1. The step is eta = epsilon / sigma_L^2; None follows the released CIFAR-10 one.
+    NFE = (steps - 1) * n_sigma + 1. The step is eta = epsilon / sigma_L^2; None follows the
+    released CIFAR-10 one.
     """
     ladder = refine_ladder(_ladder(model, steps, sigmas), n_sigma)
     return consistent_annealed(
@@ -93,7 +97,8 @@ METHODS: dict[str, Method] = {
 
 
 def build(method: str, model: ScoreModel, steps: int | None, options: dict[str, Any]) -> Program:
-    """The program of a method; ValueError names the methods, or the method's options, that exist."""
+    """The program of a method; ValueError names the methods, or the method's options, that
+    exist."""
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
     function = METHODS[method].build

@@ -1,15 +1,15 @@
 """A sampler as a table, and the loop that runs it.
 
-Every fixed-step sampler here is linear in what it has at hand, so it is data: one row per network evaluation,
-    f  = sigma_k * score(x, sigma_k)
-    x' = a x + b f + g h + c z        z: standard normal of (seed, sample, stream 0, step k)
-    h' = p x + q f                    h: one history buffer, zero at first
-Tables are float64 and can be checked against closed forms without a network.
+Every fixed-step sampler here is linear in what it has at hand, so it is data: one row per network
+evaluation, f  = sigma_k * score(x, sigma_k) x' = a x + b f + g h + c z        z: standard normal of
+(seed, sample, stream 0, step k) h' = p x + q f                    h: one history buffer, zero at
+first Tables are float64 and can be checked against closed forms without a network.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Literal, Protocol
@@ -33,12 +33,12 @@ class Program:
     Attributes:
         name: the method.
         sigma: (K,) noise level each row evaluates the score at.
-        level: (K,) int64, 0 at first and never falling: the step of the ladder each row belongs to. Callbacks,
-            progress and NaN checks happen between two of these.
+        level: (K,) int64, 0 at first and never falling: the step of the ladder each row belongs to.
+            Callbacks, progress and NaN checks happen between two of these.
         a, b, g, c, p, q: (K,) coefficients; b and q multiply f = sigma * score.
         initial: where chains start: "uniform" on [0, 1), or "prior", N(0, sigma[0]^2).
-        reference_noise: (K + 1,) or None. Entry k < K is the scale of the noise on known pixels when they are
-            imposed before row k, entry K after the last row; NaN imposes nothing.
+        reference_noise: (K + 1,) or None. Entry k < K is the scale of the noise on known pixels
+            when they are imposed before row k, entry K after the last row; NaN imposes nothing.
         reference_step: (K + 1,) int64 or None: the step index of that noise (stream 2).
     """
 
@@ -70,7 +70,8 @@ class Program:
         )  # type: ignore[return-value]
 
     def imposition(self, k: int) -> tuple[float, int]:
-        """Scale and step index of the noise on known pixels before row k (k = K: after the last)."""
+        """Scale and step index of the noise on known pixels before row k (k = K: after the
+        last)."""
         if self.reference_noise is None or self.reference_step is None:
             return math.nan, 0
         return float(self.reference_noise[k]), int(self.reference_step[k])
@@ -78,10 +79,11 @@ class Program:
     def level_rows(self) -> Iterator[range]:
         """The rows of each level, in order."""
         starts = [0, *(np.flatnonzero(np.diff(self.level)) + 1).tolist(), self.nfe]
-        return (range(i, j) for i, j in zip(starts, starts[1:], strict=False) if j > i)
+        return (range(i, j) for i, j in itertools.pairwise(starts) if j > i)
 
     def scaled(self, output_scale: Column) -> Program:
-        """The same sampler for a network whose raw output times output_scale (K,) is sigma * score."""
+        """The same sampler for a network whose raw output times output_scale (K,) is sigma *
+        score."""
         return dataclasses.replace(self, b=self.b * output_scale, q=self.q * output_scale)
 
 
@@ -97,7 +99,8 @@ def table(
 
 @dataclasses.dataclass
 class Chains:
-    """A micro-batch of Markov chains: their state, what keys their noise, and what is known of them.
+    """A micro-batch of Markov chains: their state, what keys their noise, and what is known of
+    them.
 
     Attributes:
         x: state (B, C, H, W) float32, contiguous; updated in place.

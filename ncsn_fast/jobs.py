@@ -1,0 +1,168 @@
+"""One call's worth of chains: cut into micro-batches of a fixed size, run, watched and reported."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ncsn_fast.engines.base import Engine
+from ncsn_fast.samplers.program import Chains, Program, initial_state
+
+
+class SamplingError(RuntimeError):
+    """Chains that left the finite numbers; the message says which sample and where."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What a callback is told after each noise level.
+
+    Attributes:
+        level, n_levels: index of the level just finished (the final denoise counts as one), and how
+            many there are.   sigma: its noise level.   nfe: network evaluations done per sample.
+        samples: (B,) indices of this micro-batch's samples.
+        x: state of their chains (B, C, H, W), which the next level overwrites.
+    """
+
+    method: str
+    level: int
+    n_levels: int
+    sigma: float
+    nfe: int
+    samples: Tensor
+    x: Tensor
+
+
+Callback = Callable[[Progress], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """How a call went: network evaluations per sample, images, seconds, and what ran them."""
+
+    method: str
+    nfe: int
+    n: int
+    seconds: float
+    engine: str
+    dtype: str
+    batch_size: int
+
+
+@dataclasses.dataclass
+class Job:
+    """All chains of a call; every field has n rows.
+
+    Attributes:
+        samples: (n,) int64, the sample index that keys each chain's noise.
+        noise_weights, mask, known: as in Chains.   init: initial state, or None for the program's.
+    """
+
+    samples: Tensor
+    noise_weights: Tensor | None = None
+    mask: Tensor | None = None
+    known: Tensor | None = None
+    init: Tensor | None = None
+
+    def chains(self, rows: Tensor, program: Program, seed: int, engine: Engine) -> Chains:
+        """The chains of some rows, at their start, on the engine's device."""
+
+        def take(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value[rows].to(engine.device)
+
+        samples = self.samples[rows].to(engine.device)
+        x = take(self.init)
+        with engine.context():
+            if x is None:
+                x = initial_state(program, seed, samples, engine.model.image_shape)
+            return Chains(
+                x=x.clone(memory_format=torch.contiguous_format),
+                seed=seed,
+                samples=samples,
+                noise_weights=take(self.noise_weights),
+                mask=take(self.mask),
+                known=take(self.known),
+            )
+
+
+def run_job(
+    engine: Engine,
+    program: Program,
+    job: Job,
+    seed: int,
+    *,
+    progress: bool,
+    callback: Callback | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields (sample indices, final states on the CPU) of each micro-batch.
+
+    The last micro-batch is padded, not shrunk, so that results do not depend on how work was split.
+    """
+    n, size = len(job.samples), engine.batch_size
+    n_levels = len(list(program.level_rows()))
+    total = -(-n // size) * n_levels
+    with tqdm(total=total, unit="level", disable=not progress, dynamic_ncols=True) as bar:
+        for first in range(0, n, size):
+            count = min(size, n - first)
+            chains = job.chains(
+                torch.arange(first, first + size).clamp(max=n - 1), program, seed, engine
+            )
+            watch = _Watch(program, chains, count, bar, callback)
+            x = engine.run(program, chains, on_level=watch)
+            yield job.samples[first : first + count], x[:count].to("cpu")
+
+
+class _Watch:
+    """After each level: advances the bar, refuses NaN, tells the callback."""
+
+    def __init__(
+        self, program: Program, chains: Chains, count: int, bar: Any, callback: Callback | None
+    ) -> None:
+        self.program, self.chains, self.count = program, chains, count
+        self.bar, self.callback = bar, callback
+        self.n_levels = int(program.level[-1]) + 1 if program.nfe else 0
+
+    def __call__(self, done: int) -> None:
+        level, sigma = int(self.program.level[done - 1]), float(self.program.sigma[done - 1])
+        self.bar.set_postfix(sigma=f"{sigma:.3g}", refresh=False)
+        self.bar.update()
+        self._check_finite(level, sigma)
+        if self.callback is not None:
+            samples = self.chains.samples[: self.count].cpu()
+            x = self.chains.x[: self.count]
+            self.callback(
+                Progress(self.program.name, level, self.n_levels, sigma, done, samples, x)
+            )
+
+    def _check_finite(self, level: int, sigma: float) -> None:
+        finite = torch.isfinite(self.chains.x).flatten(1).all(dim=1)
+        if not bool(finite.all()):
+            index = int(self.chains.samples[~finite][0])
+            raise SamplingError(
+                f"sample {index} of seed {self.chains.seed} is no longer finite at level {level} "
+                f"(sigma {sigma:.4g}); the step size is too large for this model, or its weights "
+                "are damaged"
+            )
+
+
+def make_report(engine: Engine, program: Program, n: int, began: float) -> Report:
+    """Report of a call that began at time.perf_counter() == began."""
+    seconds = time.perf_counter() - began
+    return Report(
+        program.name, program.nfe, n, seconds, engine.name, engine.dtype, engine.batch_size
+    )
+
+
+def default_batch_size(n: int, shape: tuple[int, int, int], device: torch.device) -> int:
+    """The smallest power of two that holds n images, at most what keeps activations of a
+    micro-batch moderate."""
+    pixels = 65_536 if device.type == "cpu" else 524_288
+    most = max(1, min(256, pixels // (shape[1] * shape[2])))
+    most = 1 << (most.bit_length() - 1)
+    return min(most, 1 << max(0, n - 1).bit_length())
