@@ -4,12 +4,12 @@
 // order; then one pass that normalises. Two reads and one write an element; where a sample fits the
 // second-level cache the second read stays there. Bound by memory, or by ELU where data is in cache.
 //
-// A tile's statistics are two-pass: first a rough mean about the tile's first element, then sums of
-// d = x - rough and of d^2. The mean is kept as rough + mean(d), so it is good to more than float32,
-// and a constant channel gives exactly zero variance.
+// A tile's statistics are two-pass: its mean, summed in double, then the float32 sum of squares about
+// that mean rounded to float32. So a constant channel gives exactly zero variance, and channel means
+// keep the digits that their standardisation over the channels needs.
 //
 // Workspace of a sample: mean and sum of squares of each channel in double; mean, scale and shift of
-// each channel; then per tile the rough mean, mean of d and sum of squares of each channel.
+// each channel; then of each tile and channel the mean in double and the sum of squares.
 #include <omp.h>
 
 #include "level.h"
@@ -19,8 +19,7 @@ namespace ncsn_fast::NCSN_ISA {
 constexpr int kSumLanes = 32;  // lanes of a contiguous sum, at every instruction-set level
 
 struct TileStats {
-    float* rough;
-    float* rest;
+    double* mean;
     float* squares;
 };
 
@@ -32,13 +31,14 @@ struct Affine {
 
 static inline double* merged_of(float* slot) { return reinterpret_cast<double*>(slot); }
 
-static inline Affine affine_of(float* slot, int64_t channels) {
-    float* base = slot + 4 * channels;
-    return {base, base + channels, base + 2 * channels};
+static inline TileStats tile_stats(const NormPlan& plan, float* slot, int64_t tile, int64_t channels) {
+    double* means = merged_of(slot) + 2 * channels;
+    float* squares = slot + (4 + 2 * plan.tiles) * channels;
+    return {means + tile * channels, squares + tile * channels};
 }
 
-static inline TileStats tile_stats(float* slot, int64_t tile, int64_t channels) {
-    float* base = slot + (7 + 3 * tile) * channels;
+static inline Affine affine_of(const NormPlan& plan, float* slot, int64_t channels) {
+    float* base = slot + (4 + 3 * plan.tiles) * channels;
     return {base, base + channels, base + 2 * channels};
 }
 
@@ -49,34 +49,35 @@ static inline int64_t tile_length(const NormArgs& args, const NormPlan& plan, in
 // Statistics of K vectors of neighbouring channels over `rows` positions, channels last.
 template <int K, class V, class In>
 static inline void column_stats(const In* x, int64_t rows, int64_t stride, TileStats out) {
-    constexpr int64_t kWidth = sizeof(V) / sizeof(float);
-    V origin[K], sum[K] = {}, rest[K] = {}, squares[K] = {};
-    for (int k = 0; k < K; ++k) origin[k] = load<V>(x + k * kWidth);
-    for (int64_t r = 1; r < rows; ++r) {
-        for (int k = 0; k < K; ++k) sum[k] += load<V>(x + r * stride + k * kWidth) - origin[k];
+    using W = Widening<V>;
+    constexpr int kParts = K * W::kParts, kWidth = W::kParts * W::kLanesOfPart;
+    typename W::Double mean[kParts] = {};
+    V rounded[K], squares[K] = {};
+    for (int64_t r = 0; r < rows; ++r) {
+        for (int k = 0; k < kParts; ++k) {
+            mean[k] += widen(load<typename W::Part>(x + r * stride + k * W::kLanesOfPart));
+        }
     }
-    const float inverse = 1.0f / static_cast<float>(rows);
-    for (int k = 0; k < K; ++k) origin[k] += sum[k] * inverse;
+    const double count = static_cast<double>(rows);
+    for (int k = 0; k < kParts; ++k) {
+        mean[k] /= count;
+        store_vector(out.mean + k * W::kLanesOfPart, mean[k]);
+    }
+    for (int k = 0; k < K; ++k) rounded[k] = narrow(mean + k * W::kParts);
     for (int64_t r = 0; r < rows; ++r) {
         for (int k = 0; k < K; ++k) {
-            const V d = load<V>(x + r * stride + k * kWidth) - origin[k];
-            rest[k] += d;
+            const V d = load<V>(x + r * stride + k * kWidth) - rounded[k];
             squares[k] += d * d;
         }
     }
-    for (int k = 0; k < K; ++k) {
-        const V mean_rest = rest[k] * inverse;
-        store_vector(out.rough + k * kWidth, origin[k]);
-        store_vector(out.rest + k * kWidth, mean_rest);
-        store_vector(out.squares + k * kWidth, squares[k] - rest[k] * mean_rest);
-    }
+    for (int k = 0; k < K; ++k) store_vector(out.squares + k * kWidth, squares[k]);
 }
 
 template <class In>
 static void tile_stats_channels_last(const In* x, int64_t rows, int64_t channels, TileStats out) {
     constexpr int kVectors = 4;
     int64_t c = 0;
-    const auto at = [&] { return TileStats{out.rough + c, out.rest + c, out.squares + c}; };
+    const auto at = [&] { return TileStats{out.mean + c, out.squares + c}; };
     for (; c + kVectors * kLanes <= channels; c += kVectors * kLanes) {
         column_stats<kVectors, Vec>(x + c, rows, channels, at());
     }
@@ -84,52 +85,51 @@ static void tile_stats_channels_last(const In* x, int64_t rows, int64_t channels
     for (; c < channels; ++c) column_stats<1, float>(x + c, rows, channels, at());
 }
 
-// A contiguous sum in kSumLanes lanes.
-struct Lanes {
-    static constexpr int kVectors = kSumLanes / kLanes;
-    Vec v[kVectors] = {};
-
-    // The lanes added up in a fixed tree.
-    float total() const {
-        float lane[kSumLanes];
-        memcpy(lane, v, sizeof lane);
-        for (int half = kSumLanes / 2; half > 0; half /= 2) {
-            for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
-        }
-        return lane[0];
+// A sum in kSumLanes lanes of T, added up in a fixed tree.
+template <class T>
+static inline T total(T (&lane)[kSumLanes]) {
+    for (int half = kSumLanes / 2; half > 0; half /= 2) {
+        for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
     }
-};
+    return lane[0];
+}
 
-// Sums of d = x - origin and of d^2 over `count` contiguous elements.
-template <class In>
-static inline void centred_sums(const In* x, int64_t count, float origin, Lanes& sum, Lanes& squares) {
-    const auto add = [&](const auto* p) {
-        for (int k = 0; k < Lanes::kVectors; ++k) {
-            const Vec d = load<Vec>(p + k * kLanes) - origin;
-            sum.v[k] += d;
-            squares.v[k] += d * d;
-        }
-    };
+// Calls add(elements) for each run of kSumLanes of `count` elements, the last one filled up with `fill`.
+template <class In, class Add>
+static inline void for_each_run(const In* x, int64_t count, float fill, Add add) {
     int64_t i = 0;
     for (; i + kSumLanes <= count; i += kSumLanes) add(x + i);
     if (i == count) return;
-    float tail[kSumLanes];  // filled up with elements that add nothing
-    for (int k = 0; k < kSumLanes; ++k) tail[k] = i + k < count ? to_float(x[i + k]) : origin;
+    float tail[kSumLanes];
+    for (int k = 0; k < kSumLanes; ++k) tail[k] = i + k < count ? to_float(x[i + k]) : fill;
     add(static_cast<const float*>(tail));
 }
 
 template <class In>
-static void tile_stats_contiguous(const In* x, int64_t count, TileStats out) {
-    const float inverse = 1.0f / static_cast<float>(count);
-    Lanes sum, unused, rest, squares;
-    const float first = to_float(x[0]);
-    centred_sums(x, count, first, sum, unused);
-    const float rough = first + sum.total() * inverse;
-    centred_sums(x, count, rough, rest, squares);
-    const float rest_sum = rest.total();
-    *out.rough = rough;
-    *out.rest = rest_sum * inverse;
-    *out.squares = squares.total() - rest_sum * (rest_sum * inverse);
+static inline double contiguous_mean(const In* x, int64_t count) {
+    constexpr int kHalf = kLanes / 2, kVectors = kSumLanes / kHalf;
+    VecDouble sum[kVectors] = {};
+    for_each_run(x, count, 0.0f, [&](const auto* p) {
+        for (int k = 0; k < kVectors; ++k) sum[k] += widen(load<VecHalf>(p + k * kHalf));
+    });
+    double lanes[kSumLanes];
+    memcpy(lanes, sum, sizeof lanes);
+    return total(lanes) / static_cast<double>(count);
+}
+
+template <class In>
+static inline float contiguous_squares(const In* x, int64_t count, float mean) {
+    constexpr int kVectors = kSumLanes / kLanes;
+    Vec sum[kVectors] = {};
+    for_each_run(x, count, mean, [&](const auto* p) {
+        for (int k = 0; k < kVectors; ++k) {
+            const Vec d = load<Vec>(p + k * kLanes) - mean;
+            sum[k] += d * d;
+        }
+    });
+    float lanes[kSumLanes];
+    memcpy(lanes, sum, sizeof lanes);
+    return total(lanes);
 }
 
 // Merges the tiles (Chan et al. 1979) in order: double mean and sum of squares of each channel.
@@ -137,7 +137,7 @@ static void merge_tiles(const NormArgs& args, const NormPlan& plan, float* slot,
                         double* squares) {
     double count = 0.0;
     for (int64_t tile = 0; tile < plan.tiles; ++tile) {
-        const TileStats s = tile_stats(slot, tile, args.channels);
+        const TileStats s = tile_stats(plan, slot, tile, args.channels);
         const double length = static_cast<double>(tile_length(args, plan, tile));
         const double share = length / (count + length);
         const double weight = count * share;
@@ -145,10 +145,12 @@ static void merge_tiles(const NormArgs& args, const NormPlan& plan, float* slot,
         for (int64_t c = 0; c < args.channels; ++c) {
             const double old_mean = tile == 0 ? 0.0 : mean[c];
             const double old_squares = tile == 0 ? 0.0 : squares[c];
-            const double delta = (static_cast<double>(s.rough[c]) + s.rest[c]) - old_mean;
-            const double own = s.squares[c] < 0.0f ? 0.0f : s.squares[c];
+            const double delta = s.mean[c] - old_mean;
+            // Back from the rounded mean to the mean.
+            const double rest = s.mean[c] - static_cast<double>(static_cast<float>(s.mean[c]));
+            const double own = static_cast<double>(s.squares[c]) - length * rest * rest;
             mean[c] = old_mean + delta * share;
-            squares[c] = old_squares + own + delta * delta * weight;
+            squares[c] = old_squares + (own < 0.0 ? 0.0 : own) + delta * delta * weight;
         }
         count += length;
     }
@@ -157,7 +159,7 @@ static void merge_tiles(const NormArgs& args, const NormPlan& plan, float* slot,
 // From the tiles of sample n: the mean, scale and shift that normalise each channel.
 static void finalise(const NormArgs& args, const NormPlan& plan, int64_t n, float* slot) {
     const int64_t channels = args.channels;
-    const Affine out = affine_of(slot, channels);
+    const Affine out = affine_of(plan, slot, channels);
     double *mean = merged_of(slot), *squares = mean + channels;
     merge_tiles(args, plan, slot, mean, squares);
     double centre = 0.0, spread = 0.0;
@@ -215,13 +217,14 @@ struct Pass {
     void stats(int64_t n, int64_t unit, float* slot) const {
         const In* x = static_cast<const In*>(args.x) + start(n, unit);
         const int64_t tile = args.channels_last ? unit : unit % plan.tiles;
-        const TileStats out = tile_stats(slot, tile, args.channels);
+        const TileStats out = tile_stats(plan, slot, tile, args.channels);
         const int64_t length = tile_length(args, plan, tile);
         if (args.channels_last) {
             tile_stats_channels_last(x, length, args.channels, out);
         } else {
             const int64_t c = unit / plan.tiles;
-            tile_stats_contiguous(x, length, {out.rough + c, out.rest + c, out.squares + c});
+            out.mean[c] = contiguous_mean(x, length);
+            out.squares[c] = contiguous_squares(x, length, static_cast<float>(out.mean[c]));
         }
     }
 
@@ -229,7 +232,7 @@ struct Pass {
     void apply_as(int64_t n, int64_t unit, float* slot) const {
         const In* x = static_cast<const In*>(args.x) + start(n, unit);
         Out* y = static_cast<Out*>(args.y) + start(n, unit);
-        const Affine a = affine_of(slot, args.channels);
+        const Affine a = affine_of(plan, slot, args.channels);
         if (args.channels_last) {
             apply_channels_last<elu>(x, y, tile_length(args, plan, unit), args.channels, a);
         } else {

@@ -23,8 +23,54 @@ void sampler_update(const UpdateArgs& args, int threads);
 // A vector register of floats; operators work lane by lane.
 constexpr int kLanes = NCSN_LANES;
 typedef float Vec __attribute__((vector_size(kLanes * 4)));
-typedef uint32_t VecBits __attribute__((vector_size(kLanes * 4)));
-typedef uint16_t VecHalf __attribute__((vector_size(kLanes * 2)));
+
+// A register of doubles, and the floats that widen to it.
+typedef double VecDouble __attribute__((vector_size(kLanes * 4)));
+typedef float VecHalf __attribute__((vector_size(kLanes * 2)));
+
+// The bits of bfloat16s, narrow as in memory and widened to those of a vector of floats V.
+template <class V>
+struct BitsOf;
+
+template <>
+struct BitsOf<Vec> {
+    typedef uint16_t Narrow __attribute__((vector_size(kLanes * 2)));
+    typedef uint32_t Wide __attribute__((vector_size(kLanes * 4)));
+};
+
+template <>
+struct BitsOf<VecHalf> {
+    typedef uint16_t Narrow __attribute__((vector_size(kLanes)));
+    typedef uint32_t Wide __attribute__((vector_size(kLanes * 2)));
+};
+
+// For a vector of floats V: its number of lanes, and what half of them (all of a single float) widens to.
+template <class V>
+struct Widening {
+    static constexpr int kParts = 2, kLanesOfPart = kLanes / 2;
+    using Part = VecHalf;
+    using Double = VecDouble;
+};
+
+template <>
+struct Widening<float> {
+    static constexpr int kParts = 1, kLanesOfPart = 1;
+    using Part = float;
+    using Double = double;
+};
+
+static inline VecDouble widen(VecHalf v) { return __builtin_convertvector(v, VecDouble); }
+
+static inline double widen(float v) { return v; }
+
+static inline Vec narrow(const VecDouble* v) {
+    VecHalf half[2] = {__builtin_convertvector(v[0], VecHalf), __builtin_convertvector(v[1], VecHalf)};
+    Vec out;
+    memcpy(&out, half, sizeof out);
+    return out;
+}
+
+static inline float narrow(const double* v) { return static_cast<float>(*v); }
 
 template <class V>
 static inline V load(const float* p) {
@@ -38,14 +84,14 @@ static inline V load(const Bfloat16* p) {
     if constexpr (sizeof(V) == sizeof(float)) {
         return to_float(*p);
     } else {
-        VecHalf half;
-        memcpy(&half, p, sizeof half);
-        return (V)(__builtin_convertvector(half, VecBits) << 16);
+        typename BitsOf<V>::Narrow bits;
+        memcpy(&bits, p, sizeof bits);
+        return (V)(__builtin_convertvector(bits, typename BitsOf<V>::Wide) << 16);
     }
 }
 
-template <class V>
-static inline void store_vector(float* p, V v) {
+template <class T, class V>
+static inline void store_vector(T* p, V v) {
     memcpy(p, &v, sizeof v);
 }
 

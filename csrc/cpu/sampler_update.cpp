@@ -107,8 +107,8 @@ static void update_block(const UpdateArgs& args, int64_t sample, int64_t first) 
     if (args.mask != nullptr && row.c_ref == row.c_ref) impose_known(args, sample, first, count, next);
     memcpy(x, next, 4 * count);
     if (args.net_input != nullptr) {
-        const auto scatter = args.net_dtype == Dtype::kFloat32 ? scatter_input<float> : scatter_input<Bfloat16>;
-        scatter(args, sample, first, count, next);
+        const bool wide = args.net_dtype == Dtype::kFloat32;
+        (wide ? scatter_input<float> : scatter_input<Bfloat16>)(args, sample, first, count, next);
     }
     if (args.nonfinite != nullptr && any_nonfinite(next, count)) {
         __atomic_store_n(args.nonfinite + sample, 1, __ATOMIC_RELAXED);
