@@ -1,0 +1,78 @@
+"""The compiled extension: how it was built, and that it needs nothing it should not."""
+
+import os
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from ncsn_fast import _C, ops
+
+EXTENSION = Path(_C.__file__)
+
+
+def tool_output(*command: str) -> str:
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"{command[0]} is not installed")
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_build_info():
+    info = _C.build_info()
+    assert info["version"] == version("ncsn_fast")
+    assert info["compiler"]
+    assert info["isa_levels"][0] == "scalar"
+    assert info["cuda_built"] == bool(info["cuda_architectures"]) == bool(info["cuda_version"])
+
+
+def test_levels():
+    usable = _C.isa_levels()
+    assert set(usable) <= set(_C.build_info()["isa_levels"])
+    assert _C.default_isa() == usable[-1]
+
+
+def test_available_reports_build_and_machine():
+    report = ops.available()
+    assert report["isa_default"] in report["isa_usable"]
+    assert report["cuda_devices"] == _C.cuda_device_count()
+
+
+def test_without_visible_devices_there_are_none():
+    program = "from ncsn_fast import _C; print(_C.cuda_device_count(), _C.cuda_device_count())"
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    answer = subprocess.run(
+        [sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True
+    )
+    assert answer.stdout.split() == ["0", "0"]
+
+
+def test_needs_neither_torch_nor_a_driver():
+    dynamic = tool_output("readelf", "-d", str(EXTENSION))
+    needed = [line for line in dynamic.splitlines() if "(NEEDED)" in line]
+    assert needed
+    for library in ("torch", "c10", "libcuda", "libcudart", "nvrtc"):
+        assert not any(library in line for line in needed)
+
+
+def test_exports_only_its_entry_point():
+    symbols = tool_output("nm", "-D", "--defined-only", str(EXTENSION))
+    names = [line.split()[-1] for line in symbols.splitlines()]
+    assert "PyInit__C" in names
+    assert not [name for name in names if "ncsn_fast" in name]
+
+
+def test_device_code_is_inside_when_cuda_was_built():
+    assert _C.build_info()["cuda_built"] == hasattr(_C, "sampler_update_cuda")
+    if not _C.build_info()["cuda_built"]:
+        pytest.skip("built without CUDA")
+    sections = tool_output("readelf", "-S", "-W", str(EXTENSION))
+    assert ".nv_fatbin" in sections
+
+
+def test_kernels_package_is_installed():
+    import ncsn_fast.kernels
+
+    assert ncsn_fast.kernels.__doc__
