@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +24,13 @@ from ncsn_fast.jobs import (
     make_report,
     run_job,
 )
+from ncsn_fast.models.score import ScoreModel
+from ncsn_fast.plan import Plan, make_plan
+from ncsn_fast.samplers import methods
+from ncsn_fast.samplers.editing import InpaintVariant, inpainting, interpolation_weights
+from ncsn_fast.samplers.program import Program
 
+log = logging.getLogger(__name__)
 Output = Literal["pt", "np", "pil"]
 
 
