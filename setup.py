@@ -32,9 +32,9 @@ class CMakeBuild(build_ext):
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         build = Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
-        configure = ["cmake", "-S", str(ROOT), "-B", str(build), *self._options(target)]
-        subprocess.run(configure, check=True)
-        subprocess.run(["cmake", "--build", str(build), "--parallel", _jobs()], check=True)
+        # Fresh: a cache left by another build environment names tools that are gone by now.
+        _run("cmake", "--fresh", "-S", str(ROOT), "-B", str(build), *self._options(target))
+        _run("cmake", "--build", str(build), "--parallel", _jobs())
 
     def _options(self, target: Path) -> list[str]:
         choice = os.environ.get("NCSN_FAST_CUDA", "")
@@ -50,6 +50,11 @@ class CMakeBuild(build_ext):
             f"-DNCSN_FAST_VERSION={self.distribution.get_version()}",
         ]  # fmt: skip
         return options + shlex.split(os.environ.get("CMAKE_ARGS", ""))
+
+
+def _run(*command: str) -> None:
+    if subprocess.run(command, check=False).returncode != 0:
+        raise SystemExit(f"{' '.join(command[:2])} failed; its message is above")
 
 
 def _jobs() -> str:
