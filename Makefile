@@ -1,0 +1,52 @@
+# The verbs of this project. `make demo` shows it working, `make test` proves it.
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+TORCH := torch>=2.9,<2.14
+
+.PHONY: demo setup check fmt test test-gpu bench package clean
+
+demo: setup runs/demo                ## train for a minute, then sample: PNG grids in demo/
+	$(PY) -m ncsn_fast.sample --model digits --n 64 --out demo/shipped.png
+	$(PY) -m ncsn_fast.sample --model runs/demo --n 64 --method cas --out demo/trained.png
+	@echo "64 samples of the shipped model:    $(CURDIR)/demo/shipped.png"
+	@echo "64 samples of the run just trained: $(CURDIR)/demo/trained.png"
+
+runs/demo: | $(READY)
+	$(PY) -m ncsn_fast.train --name demo --steps 200
+
+setup: $(READY)                      ## virtual environment with the package, its extension, and all tools
+
+# torch first: the CPU wheel of a local pip folder if there is one, else what the index has.
+$(READY): pyproject.toml setup.py CMakeLists.txt $(shell find csrc cmake -type f | grep -v ' ')
+	test -x $(PY) || python3 -m venv $(VENV)
+	$(PY) -m pip install -q --no-index --no-deps "torch==2.13.0" 2>/dev/null || true
+	$(PY) -m pip install -q "$(TORCH)"
+	$(PY) -m pip install -e ".[dev]"
+	touch $@
+
+check: setup                         ## lint and types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+fmt: setup
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+test: setup                          ## the whole suite
+	$(PY) -m pytest
+
+test-gpu: setup                      ## what needs an NVIDIA GPU
+	NCSN_FAST_CUDA=1 $(PY) -m pip install -q -e ".[dev]"
+	$(PY) -m pytest -m gpu -ra
+
+bench: setup                         ## every benchmark; see benchmarks/README.md
+	$(PY) -m pytest benchmarks/ --benchmark-only
+
+package: setup                       ## sdist and wheel, built in isolation, into dist/
+	$(PY) -m build
+	$(PY) tools/check_wheel.py dist/*.whl
+
+clean:
+	rm -rf build dist $(VENV) *.egg-info ncsn_fast/_C*.so

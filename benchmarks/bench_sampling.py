@@ -1,0 +1,49 @@
+"""Whole networks and whole samplings: each engine side by side."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import ncsn_fast
+from ncsn_fast import ModelConfig, Sampler, ScoreModel, ops
+
+ENGINES = [("eager", "fp32"), ("cpu", "fp32"), ("cpu", "bf16")]
+
+
+@pytest.fixture(scope="module")
+def cifar10() -> ScoreModel:
+    """NCSNv2 for CIFAR-10, 29.69 M parameters, random weights: enough for speed."""
+    torch.manual_seed(0)
+    return ScoreModel(ModelConfig()).eval()
+
+
+@pytest.mark.parametrize(("engine", "dtype"), ENGINES, ids=["-".join(e) for e in ENGINES])
+def bench_network(benchmark: Any, cifar10: ScoreModel, engine: str, dtype: str) -> None:
+    """One forward of 8 images."""
+    sampler = Sampler(cifar10, engine=engine, dtype=dtype, batch_size=8)
+    x = torch.rand(8, 3, 32, 32)
+    with torch.inference_mode(), ops.backend("reference"):
+        expected = cifar10(x)
+    built = sampler._engine(8)
+    assert (built.output(x, None) - expected).norm() <= 2e-2 * expected.norm()
+    benchmark.extra_info["flop"] = 8 * ncsn_fast.plan.network_flop(cifar10)
+    benchmark.pedantic(built.output, args=(x, None), rounds=5, warmup_rounds=1)
+
+
+@pytest.mark.parametrize("method", ["cas", "ald"])
+@pytest.mark.parametrize("engine", ["eager", "cpu"])
+def bench_digits(benchmark: Any, engine: str, method: str) -> None:
+    """8 samples of the shipped model, end to end."""
+    sampler = Sampler("digits", engine=engine, batch_size=8)
+
+    def draw() -> torch.Tensor:
+        return sampler.sample(8, method=method, progress=False)
+
+    images = benchmark.pedantic(draw, rounds=2, warmup_rounds=1)
+    assert sampler.report is not None
+    benchmark.extra_info["nfe"] = sampler.report.nfe
+    assert torch.isfinite(images).all()
+    assert float(images.std()) > 0.1

@@ -1,0 +1,105 @@
+"""The README, word for word: every command and the example run, and the figures are the measured ones."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import golden
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+ENVIRONMENT = {
+    **os.environ,
+    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+}
+
+
+def blocks(language: str) -> list[str]:
+    """Code blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+COMMANDS = [line for block in blocks("sh") for line in block.splitlines() if line]
+TRAIN = "python -m ncsn_fast.train"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reader's folder: some photos, an authors' checkpoint, and the checkout's benchmarks."""
+    where = tmp_path_factory.mktemp("reader")
+    (where / "photos" / "summer").mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 40, 50, 3), dtype=np.uint8)
+    for i, photo in enumerate(pixels):
+        Image.fromarray(photo).save(where / "photos" / "summer" / f"{i}.png")
+    shutil.copy(golden.FOLDER / "ncsnv2_original.pth", where / "checkpoint.pth")
+    (where / "benchmarks").symlink_to(ROOT / "benchmarks")
+    return where
+
+
+def test_make_commands_are_what_ci_runs() -> None:
+    make = [command for command in COMMANDS if command.startswith("make ")]
+    ci = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert make == ["make demo", "make test"]
+    assert set(make) <= set(ci)
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c != TRAIN and c.split()[0] != "make"])
+def test_command_runs(command: str, folder: Path) -> None:
+    done = subprocess.run(
+        command.split(), cwd=folder, env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    for name in re.findall(r"--out (\S+)", command):
+        assert (folder / name).stat().st_size > 0
+
+
+def test_training_with_no_options_starts_and_ctrl_c_saves(tmp_path: Path) -> None:
+    assert TRAIN in COMMANDS
+    process = subprocess.Popen(TRAIN.split(), cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    seen = b""
+    while b" 3/2000" not in seen:  # the progress bar has reached the third step
+        byte = process.stderr.read(1)
+        assert byte, seen.decode()
+        seen += byte
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate()
+    assert process.returncode == 130, rest.decode()[-2000:]
+    assert list((tmp_path / "runs" / "digits" / "checkpoints").glob("step_*.pt"))
+
+
+def test_example_runs(tmp_path: Path) -> None:
+    (example,) = blocks("python")
+    # Another micro-batch size may round differently; the samples are the same ones.
+    check = "assert images.shape == (16, 1, 16, 16) and (again - images[12:]).abs().max() < 1e-3"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{example}\n{check}\nassert len(pictures) == 4"],
+        cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_figures_are_the_measured_ones() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "write_figures.py"), "--check"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_pictures_exist() -> None:
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README)
+    assert pictures
+    for picture in pictures:
+        assert (ROOT / picture).stat().st_size > 0
