@@ -114,7 +114,7 @@ def level_ratio(dim: int, c: float = 0.5) -> float:
         upper *= 2
     if overlap(upper, dim) > c:
         raise ValueError(
-            f"no ratio reaches an overlap of C={c} in {dim} dimensions; use a larger C"
+            f"no ratio reaches an overlap of C={c} in {dim} dimensions; give n_sigmas yourself"
         )
     return float(brentq(lambda ratio: overlap(ratio, dim) - c, 1.0, upper, xtol=1e-14))
 
