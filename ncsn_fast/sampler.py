@@ -224,7 +224,9 @@ class Sampler:
 
     def _engine(self, n: int) -> Engine:
         size = self.batch_size or default_batch_size(n, self.model.image_shape, self.device)
-        if size not in self._engines:
+        if size not in self._engines and self._engines:
+            self._engines[size] = next(iter(self._engines.values())).resized(size)
+        elif size not in self._engines:
             self._engines[size] = self.engine_class(
                 self.model,
                 device=self.device,

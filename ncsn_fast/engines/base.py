@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 from typing import ClassVar
 
@@ -63,6 +64,12 @@ class Engine(abc.ABC):
     ) -> None:
         self.model, self.device, self.dtype = model, device, dtype
         self.batch_size, self.threads = batch_size, threads
+
+    def resized(self, batch_size: int) -> Engine:
+        """The same engine for micro-batches of another size, sharing its weights."""
+        other = copy.copy(self)
+        other.batch_size = batch_size
+        return other
 
     @classmethod
     @abc.abstractmethod
