@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ncsn_fast import checkpoint, engines, noise
-from ncsn_fast.engines.base import DTYPES, Engine
+from ncsn_fast.engines.base import Engine, dtype_name
 from ncsn_fast.images import as_tensor, to_pil, to_uint8
 from ncsn_fast.jobs import (
     Callback,
@@ -77,7 +77,7 @@ class Sampler:
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be at least 1; got {threads}")
         self.engine_class, self.batch_size, self.threads = kind, batch_size, threads
-        self.dtype = _dtype_name(dtype, kind)
+        self.dtype = dtype_name(dtype, kind)
         self.model = resolve_model(model).eval()
         self._engines: dict[int, Engine] = {}
         self.report: Report | None = None
@@ -123,7 +123,7 @@ class Sampler:
         progress: bool = True,
         **options: Any,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields (indices, images in [0, 1]) per micro-batch for any sample indices (n,) int64."""
+        """Yields (indices, images in [0, 1]) per micro-batch, for sample indices (n,) int64."""
         program = methods.build(method, self.model, steps, options)
         return self._run(program, Job(samples), seed, progress)
 
@@ -283,25 +283,6 @@ def _convert(images: Tensor, output: Output) -> Any:
     if output == "np":
         return to_uint8(images)
     return to_pil(images) if output == "pil" else images
-
-
-def _dtype_name(dtype: str | torch.dtype | None, kind: type[Engine]) -> str:
-    aliases = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-    name = (
-        {value: key for key, value in DTYPES.items()}.get(dtype, dtype)
-        if isinstance(dtype, torch.dtype)
-        else dtype
-    )
-    name = (
-        aliases.get(str(name).removeprefix("torch."), str(name))
-        if name is not None
-        else kind.dtypes[0]
-    )
-    if name not in kind.dtypes:
-        raise ValueError(
-            f"engine {kind.name!r} computes in {' or '.join(kind.dtypes)}; got dtype {dtype!r}"
-        )
-    return name
 
 
 def resolve_model(model: str | Path | ScoreModel | None) -> ScoreModel:

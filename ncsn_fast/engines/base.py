@@ -20,6 +20,21 @@ from ncsn_fast.samplers.program import Chains, Program, Update, run
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
+def dtype_name(dtype: str | torch.dtype | None, kind: type[Engine]) -> str:
+    """Our name of a type ("fp32", torch.float32, "float32", ...) that an engine class computes in.
+
+    None is the engine's first. ValueError names the types it has.
+    """
+    aliases = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+    given = str(kind.dtypes[0] if dtype is None else dtype).removeprefix("torch.")
+    name = aliases.get(given, given)
+    if name not in kind.dtypes:
+        raise ValueError(
+            f"engine {kind.name!r} computes in {' or '.join(kind.dtypes)}; got dtype {dtype!r}"
+        )
+    return name
+
+
 class EngineUnavailable(RuntimeError):
     """A named engine that cannot run here; the message says what is missing and which would run."""
 
