@@ -27,7 +27,7 @@ def bench_network(benchmark: Any, cifar10: ScoreModel, engine: str, dtype: str) 
     x = torch.rand(8, 3, 32, 32)
     with torch.inference_mode(), ops.backend("reference"):
         expected = cifar10(x)
-    built = sampler._engine(8)
+    built = sampler.engine_for(8)
     assert (built.output(x, None) - expected).norm() <= 2e-2 * expected.norm()
     benchmark.extra_info["flop"] = 8 * ncsn_fast.plan.network_flop(cifar10)
     benchmark.pedantic(built.output, args=(x, None), rounds=5, warmup_rounds=1)

@@ -50,7 +50,9 @@ def check_uint32(name: str, value: int) -> int:
 
 
 def sample_indices(start: int, n: int, device: torch.device | str = "cpu") -> Tensor:
-    """Indices (n,) int64 of samples start .. start+n-1; ValueError beyond 32 bits."""
+    """Indices (n,) int64 of samples start .. start+n-1; ValueError for n < 0 or beyond 32 bits."""
+    if n < 0:
+        raise ValueError(f"n must be at least 0; got {n}")
     if n > 0:
         check_uint32("first sample index", start)
         check_uint32("last sample index", start + n - 1)

@@ -110,7 +110,9 @@ class Sampler:
             callback: called with a Progress after every noise level.
         """
         program = methods.build(method, self.model, steps, options)
-        job = Job(_indices(start, n), init=None if init is None else self._images(init, n))
+        job = Job(
+            noise.sample_indices(start, n), init=None if init is None else self._images(init, n)
+        )
         return self._draw(program, job, seed, output, progress, callback)
 
     def stream(
@@ -161,7 +163,7 @@ class Sampler:
                 f"mask must broadcast to the images {tuple(known.shape)}; got {tuple(keep.shape)}"
             ) from error
         program = inpainting(methods.build(method, self.model, steps, options), variant)
-        job = Job(_indices(start, len(known)), mask=keep, known=known)
+        job = Job(noise.sample_indices(start, len(known)), mask=keep, known=known)
         return self._draw(program, job, seed, output, progress, callback)
 
     def interpolate(
@@ -187,7 +189,7 @@ class Sampler:
         """
         program = methods.build(method, self.model, steps, options)
         job = Job(
-            _indices(start, n_pairs).repeat_interleave(n_frames),
+            noise.sample_indices(start, n_pairs).repeat_interleave(n_frames),
             noise_weights=interpolation_weights(n_frames).repeat(n_pairs, 1),
         )
         return self._draw(program, job, seed, output, progress, callback)
@@ -199,7 +201,7 @@ class Sampler:
         level = (
             self.model.nearest_level(sigma).cpu().expand(len(x)) if self.model.conditional else None
         )
-        f = self._engine(len(x)).output(x.to(torch.float32), level)
+        f = self.engine_for(len(x)).output(x.to(torch.float32), level)
         return f * self.model.score_factor(float(sigma))
 
     def denoise(self, images: Any, sigma: float, *, output: Output = "pt") -> Any:
@@ -214,7 +216,7 @@ class Sampler:
         """What sample(n) will do: engine, network evaluations, micro-batches, FLOP, estimated
         seconds."""
         program = methods.build(method, self.model, steps, options)
-        return make_plan(self._engine(n), program, n)
+        return make_plan(self.engine_for(n), program, n)
 
     def _images(self, images: Any, n: int | None = None) -> Tensor:
         x = as_tensor(images, self.model.image_shape)
@@ -222,7 +224,8 @@ class Sampler:
             raise ValueError(f"expected {n} images; got {len(x)}")
         return x
 
-    def _engine(self, n: int) -> Engine:
+    def engine_for(self, n: int) -> Engine:
+        """The engine, built and checked, that a call for n images uses."""
         size = self.batch_size or default_batch_size(n, self.model.image_shape, self.device)
         if size not in self._engines and self._engines:
             self._engines[size] = next(iter(self._engines.values())).resized(size)
@@ -261,16 +264,10 @@ class Sampler:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """(sample indices, images in [0, 1]) of each micro-batch; leaves a report."""
         noise.check_uint32("seed", seed)
-        engine, began = self._engine(len(job.samples)), time.perf_counter()
+        engine, began = self.engine_for(len(job.samples)), time.perf_counter()
         for samples, x in run_job(engine, program, job, seed, progress=progress, callback=callback):
             yield samples, x.clamp(0, 1)
         self.report = make_report(engine, program, len(job.samples), began)
-
-
-def _indices(start: int, n: int) -> Tensor:
-    if n < 0:
-        raise ValueError(f"n must be at least 0; got {n}")
-    return noise.sample_indices(start, n)
 
 
 def _check_output(output: str) -> None:
