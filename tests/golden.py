@@ -34,13 +34,13 @@ def read(name: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
 
 def uniform(seed: int, *shape: int) -> Tensor:
     """The inputs' recipe."""
-    return torch.from_numpy(np.random.RandomState(seed).rand(*shape).astype(np.float32))  # noqa: NPY002
+    return torch.from_numpy(np.random.RandomState(seed).rand(*shape).astype(np.float32))
 
 
 def weight(key: str, shape: tuple[int, ...]) -> Tensor:
     """The weights' recipe: reproducible from the key alone."""
     seed = zlib.crc32(key.encode())
-    z = np.random.RandomState(seed).standard_normal(shape)  # noqa: NPY002
+    z = np.random.RandomState(seed).standard_normal(shape)
     if key.endswith(("alpha", "gamma")):
         z = 1 + 0.1 * z
     elif key.endswith("embed.weight"):

@@ -74,7 +74,7 @@ def test_impossible_overlaps_are_refused(c):
 
 
 def test_data_of_very_few_dimensions_have_no_ratio():
-    with pytest.raises(ValueError, match="no ratio reaches .* 4 dimensions; give n_sigmas"):
+    with pytest.raises(ValueError, match=r"no ratio reaches .* 4 dimensions; give n_sigmas"):
         sigmas.level_ratio(4)
 
 

@@ -47,7 +47,8 @@ def annealed_langevin(
     alpha = epsilon * (sigma / ladder[-1]) ** 2 * (0.5 if form == "paper" else 1.0)
     b, c = alpha / sigma, np.sqrt(2 * alpha)
     if denoise:
-        sigma, level = np.append(sigma, ladder[-1]), np.append(level, len(ladder))
+        level = np.append(level, level[-1] + 1 if len(level) else 0)
+        sigma = np.append(sigma, ladder[-1])
         b, c = np.append(b, ladder[-1]), np.append(c, 0.0)
     return table("ald", sigma, level, b=b, c=c)
 

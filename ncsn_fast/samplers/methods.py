@@ -52,13 +52,17 @@ def ald(
     config = model.config
     ladder = _ladder(model, steps, sigmas)
     t = config.n_steps_each if n_steps_each is None else n_steps_each
+    form = form or config.langevin_form  # type: ignore[assignment]
     if epsilon is None:
         same = len(ladder) == len(model.sigmas) and np.allclose(
             ladder, model.sigmas.cpu().numpy(), rtol=1e-5
         )
         own = same and t == config.n_steps_each
-        epsilon = config.epsilon if own or t < 1 else ladders.epsilon_for(ladder, t)
-    return annealed_langevin(ladder, epsilon, t, denoise=denoise, form=form or config.langevin_form)  # type: ignore[arg-type]
+        if own or t < 1:
+            epsilon = config.epsilon
+        else:  # Technique 4 speaks of the code's form; the paper's halves its step
+            epsilon = ladders.epsilon_for(ladder, t) * (2 if form == "paper" else 1)
+    return annealed_langevin(ladder, epsilon, t, denoise=denoise, form=form)  # type: ignore[arg-type]
 
 
 def cas(
