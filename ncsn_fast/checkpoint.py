@@ -18,11 +18,14 @@ from torch import Tensor
 
 from ncsn_fast.files import atomic_write
 from ncsn_fast.models.score import ModelConfig, ScoreModel
+from ncsn_fast.sigmas import check_ladder
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 CHECKPOINTS = "checkpoints"
 SHIPPED = Path(__file__).parent / "assets" / "digits"
+
+Weights = Literal["ema", "raw"]
 
 
 class CheckpointError(ValueError):
@@ -30,59 +33,75 @@ class CheckpointError(ValueError):
 
 
 def read_torch(path: Path) -> Any:
-    """torch.load without code execution, on the CPU; CheckpointError for anything else than plain
-    tensors."""
+    """torch.load without code execution, on the CPU; CheckpointError for whatever goes wrong."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} holds more than tensors (or is no checkpoint), "
-            f"and reading it could run code: refused. "
-            "Re-save its state dicts with torch.save."
-        ) from error
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist") from error
-    except (
-        RuntimeError,
-        OSError,
-        EOFError,
-        ValueError,
-        KeyError,
-        AttributeError,
-        TypeError,
-    ) as error:
-        first_line = str(error).strip().split("\n")[0]
+    except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"cannot read {path} as a torch checkpoint ({first_line}); is the file complete?"
+            f"{path} holds more than tensors (or is no checkpoint), and reading it could run code: "
+            "refused. Re-save its state dicts with torch.save."
+        ) from error
+    except Exception as error:  # damaged bytes make the reader raise nearly anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(
+            f"cannot read {path} as a torch checkpoint ({reason}); is the file complete?"
         ) from error
 
 
-def fill_model(model: ScoreModel, state: dict[str, Tensor], where: str) -> ScoreModel:
-    """Copies weights into the model; CheckpointError on missing or extra keys, wrong shapes,
-    NaN."""
-    expected = model.state_dict()
+def check_tensors(entry: Any, where: str) -> dict[str, Tensor]:
+    """`entry` if it is a state dict of plain dense tensors, else CheckpointError."""
+    if not isinstance(entry, dict) or not entry:
+        raise CheckpointError(f"{where} is not a state dict of tensors")
+    for key, value in entry.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise CheckpointError(f"{where} is not a state dict of tensors: see its entry {key!r}")
+        dense = value.layout == torch.strided and value.device.type == "cpu"
+        # A view that repeats few numbers would make a small file ask for any amount of memory.
+        if not dense or value.untyped_storage().nbytes() < value.numel() * value.element_size():
+            raise CheckpointError(f"{where}: {key} is not a plain dense tensor; re-save the file")
+    return entry
+
+
+def build_model(config: ModelConfig, state: dict[str, Tensor], where: str) -> ScoreModel:
+    """The model of `config` with these weights, in evaluation mode, float32, on the CPU.
+
+    Nothing is allocated before every key and shape is known to fit.
+
+    Raises:
+        CheckpointError: missing or unexpected keys, wrong shapes or types, NaN, a bad ladder.
+    """
+    try:
+        with torch.device("meta"):
+            model = ScoreModel(config)
+        model.net.check_input(torch.empty(1, *model.image_shape, device="meta"))
+        expected = model.state_dict()
+        _check_fit(expected, state, config.arch)
+        check_ladder(state["sigmas"])
+    except (ValueError, RuntimeError, TypeError, OverflowError) as error:
+        raise CheckpointError(f"{where}: {error}") from error
+    ready = {key: value.to(expected[key].dtype).contiguous() for key, value in state.items()}
+    model.load_state_dict(ready, assign=True)
+    return model.eval()
+
+
+def _check_fit(expected: dict[str, Tensor], state: dict[str, Tensor], arch: str) -> None:
     missing, extra = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
     if missing or extra:
-        parts = [
-            f"{kind} {_some(keys)}"
-            for kind, keys in (("missing", missing), ("unexpected", extra))
-            if keys
-        ]
-        raise CheckpointError(
-            f"{where} does not fit network {model.config.arch!r}: {'; '.join(parts)}"
-        )
-    for key, tensor in state.items():
-        if tensor.shape != expected[key].shape:
-            raise CheckpointError(
-                f"{where}: {key} has shape {tuple(tensor.shape)}; "
-                f"expected {tuple(expected[key].shape)}"
+        kinds = (("missing", missing), ("unexpected", extra))
+        parts = "; ".join(f"{kind} {_some(keys)}" for kind, keys in kinds if keys)
+        raise ValueError(f"the weights do not fit network {arch!r}: {parts}")
+    for key, value in state.items():
+        wanted = expected[key]
+        if value.shape != wanted.shape:
+            raise ValueError(
+                f"{key} has shape {tuple(value.shape)}; expected {tuple(wanted.shape)}"
             )
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(
-                f"{where}: {key} holds NaN or infinite values; use another checkpoint"
-            )
-    model.load_state_dict(state)
-    return model.eval()
+        if value.is_floating_point() != wanted.is_floating_point() or value.is_complex():
+            raise ValueError(f"{key} has type {value.dtype}; expected {wanted.dtype}")
+        if not bool(torch.isfinite(value).all()):
+            raise ValueError(f"{key} holds NaN or infinite values; use another checkpoint")
 
 
 def _some(keys: list[str], most: int = 4) -> str:
@@ -103,7 +122,7 @@ def save_model(model: ScoreModel, folder: str | Path, *, dtype: torch.dtype | No
             for k, v in state.items()
         }
     with atomic_write(folder / WEIGHTS_NAME) as path:
-        safetensors.torch.save_file(state, path, metadata={"format": "pt"})
+        path.write_bytes(safetensors.torch.save(state, metadata={"format": "pt"}))
     with atomic_write(folder / CONFIG_NAME) as path:
         path.write_text(json.dumps(model.config.to_dict(), indent=2) + "\n")
     return folder
@@ -111,53 +130,52 @@ def save_model(model: ScoreModel, folder: str | Path, *, dtype: torch.dtype | No
 
 def load_model_folder(folder: Path) -> ScoreModel:
     """ScoreModel from config.json and model.safetensors."""
-    config = _read_config(folder / CONFIG_NAME)
-    weights = folder / WEIGHTS_NAME
+    weights, described = folder / WEIGHTS_NAME, folder / CONFIG_NAME
+    try:
+        text = described.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"cannot read {described}: {error}") from error
     try:
         state = safetensors.torch.load_file(weights)
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{weights} does not exist; {folder} is not a complete model folder"
         ) from error
-    except (safetensors.SafetensorError, OSError) as error:
+    except (safetensors.SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"cannot read {weights} ({error}); is the file complete?") from error
-    sigmas = state.get("sigmas")
-    if sigmas is None or sigmas.shape != (config.n_sigmas,):
-        found = "no sigmas" if sigmas is None else f"sigmas of shape {tuple(sigmas.shape)}"
-        raise CheckpointError(
-            f"{folder}: {CONFIG_NAME} says n_sigmas={config.n_sigmas}, "
-            f"but {WEIGHTS_NAME} has {found}"
-        )
-    state = {
-        key: value.float() if value.is_floating_point() else value for key, value in state.items()
-    }
-    return fill_model(_build(config, str(folder)), state, str(weights))
+    return build_model(_config(text, state, str(described)), state, str(weights))
 
 
-def _read_config(path: Path) -> ModelConfig:
+def _config(text: str, state: dict[str, Tensor], where: str) -> ModelConfig:
+    """ModelConfig from JSON, for weights that must have as many sigmas as it says."""
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(text)
         if not isinstance(values, dict):
             raise ValueError("expected a JSON object")
+        sigmas = state.get("sigmas")
+        found = "no sigmas" if sigmas is None else f"sigmas of shape {tuple(sigmas.shape)}"
+        if sigmas is None or list(sigmas.shape) != [values.get("n_sigmas")]:
+            raise ValueError(f"n_sigmas is {values.get('n_sigmas')}, but the weights have {found}")
         return ModelConfig.from_dict(values)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot use {path}: {error}") from error
-
-
-def _build(config: ModelConfig, where: str) -> ScoreModel:
-    try:
-        return ScoreModel(config)
-    except (ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{where}: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"cannot use {where}: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
 class RunCheckpoint:
-    """One training checkpoint as read from disk."""
+    """One training checkpoint as read from disk; `contents` is Trainer.state_dict()."""
 
     path: Path
     step: int
+    model_config: ModelConfig
+    train_config: dict[str, Any]
     contents: dict[str, Any]
+
+    def model(self, weights: Weights = "ema") -> ScoreModel:
+        """The model with the averaged weights (where there are any) or the raw ones."""
+        state = self.contents["ema"] if weights == "ema" else None
+        state = self.contents["model"] if state is None else state
+        return build_model(self.model_config, state, str(self.path))
 
 
 def checkpoint_paths(run: Path) -> list[Path]:
@@ -184,27 +202,41 @@ def read_run(run: Path) -> RunCheckpoint:
         raise CheckpointError(
             f"{run} holds no checkpoints; train it first (python -m ncsn_fast.train)"
         )
-    contents = read_torch(paths[-1])
-    required = ("step", "model", "ema", "optimizer", "generator", "model_config", "train_config")
-    if not isinstance(contents, dict) or any(key not in contents for key in required):
-        raise CheckpointError(f"{paths[-1]} is not a checkpoint of ncsn_fast.train")
-    return RunCheckpoint(paths[-1], contents["step"], contents)
+    try:
+        return read_run_file(paths[-1])
+    except CheckpointError as error:
+        if len(paths) == 1:
+            raise
+        raise CheckpointError(
+            f"{error} To go on from {paths[-2].name}, the checkpoint before it, "
+            f"delete {paths[-1].name}."
+        ) from error
 
 
-def load_run(run: Path, weights: Literal["ema", "raw"] = "ema") -> ScoreModel:
-    """The model of a run's newest checkpoint."""
-    checkpoint = read_run(run)
-    config = ModelConfig.from_dict(json.loads(checkpoint.contents["model_config"]))
-    state = checkpoint.contents["ema"] if weights == "ema" else None
-    return fill_model(
-        _build(config, str(run)),
-        checkpoint.contents["model"] if state is None else state,
-        str(checkpoint.path),
-    )
+def read_run_file(path: Path, contents: Any = None) -> RunCheckpoint:
+    """One checkpoint file of a run (its contents, if they have been read already)."""
+    contents = read_torch(path) if contents is None else contents
+    kinds: dict[str, Any] = {
+        "step": int, "model": dict, "ema": (dict, type(None)), "optimizer": dict,
+        "generator": Tensor, "model_config": str, "train_config": str,
+    }  # fmt: skip
+    if not isinstance(contents, dict) or not all(
+        isinstance(contents.get(key, ...), kind) for key, kind in kinds.items()
+    ):
+        raise CheckpointError(f"{path} is not a checkpoint of ncsn_fast.train")
+    for name in ("model", "ema"):
+        if contents[name] is not None:
+            check_tensors(contents[name], f"{path}: its {name} entry")
+    config = _config(contents["model_config"], contents["model"], str(path))
+    try:
+        settings = json.loads(contents["train_config"])
+    except ValueError as error:
+        raise CheckpointError(f"cannot use {path}: {error}") from error
+    return RunCheckpoint(path, contents["step"], config, settings, contents)
 
 
 def load(
-    source: str | Path | ScoreModel, *, weights: Literal["ema", "raw"] = "ema", **overrides: Any
+    source: str | Path | ScoreModel, *, weights: Weights = "ema", **overrides: Any
 ) -> ScoreModel:
     """A ScoreModel in evaluation mode, on the CPU, in float32.
 
@@ -225,12 +257,12 @@ def load(
     if isinstance(source, ScoreModel):
         return source
     path = Path(source).expanduser()
+    if str(source) == SHIPPED.name and not path.exists():
+        path = SHIPPED
+    if path.name in (WEIGHTS_NAME, CONFIG_NAME):
+        path = path.parent
     if path.is_file():
-        from ncsn_fast.published import (
-            load_published,
-        )  # the .pth formats, a reader of this file's functions
-
-        return load_published(path, weights=weights, overrides=overrides)
+        return _load_file(path, weights, overrides)
     if overrides:
         raise CheckpointError(
             f"{path} carries its own configuration; overrides are for .pth files only"
@@ -240,10 +272,20 @@ def load(
             f"{path} does not exist; a model is a run folder, a model folder or a .pth file"
         )
     if is_run(path):
-        return load_run(path, weights)
+        return read_run(path).model(weights)
     if (path / CONFIG_NAME).exists():
         return load_model_folder(path)
     raise CheckpointError(
         f"{path} is neither a run (no {CHECKPOINTS}/step_*.pt) "
         f"nor a model folder (no {CONFIG_NAME})"
     )
+
+
+def _load_file(path: Path, weights: Weights, overrides: dict[str, Any]) -> ScoreModel:
+    # The reader of the authors' files uses this module's functions.
+    from ncsn_fast.published import from_published
+
+    contents = read_torch(path)
+    if isinstance(contents, dict) and "train_config" in contents and not overrides:
+        return read_run_file(path, contents).model(weights)
+    return from_published(contents, path, weights=weights, overrides=overrides)

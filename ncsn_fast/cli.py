@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import sys
 from collections.abc import Callable
@@ -21,9 +23,34 @@ class UsageError(ValueError):
 def parse(
     options: type[T], args: list[str] | None, prog: str, description: str, default: T | None = None
 ) -> T:
-    """Options (a dataclass) from command-line arguments; exits with code 2 on a usage error."""
+    """Options (a dataclass) from command-line arguments.
+
+    Raises:
+        UsageError: with one line. SystemExit(0) after --help.
+    """
     settings: dict[str, Any] = {} if default is None else {"default": default}
-    return tyro.cli(options, args=args, prog=prog, description=description, **settings)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(options, args=args, prog=prog, description=description, **settings)
+    except SystemExit as stop:
+        if stop.code != USAGE:
+            raise
+        raise UsageError(f"{_first_sentence(said.getvalue())} See {prog} --help.") from None
+    except ValueError as error:  # a dataclass that refuses its values
+        raise UsageError(str(error)) from error
+
+
+def _first_sentence(box: str) -> str:
+    """What tyro says in the first part of its box, as one line."""
+    words: list[str] = []
+    for line in box.splitlines()[1:]:
+        text = line.strip("│╰╯╭╮ ")
+        if not text.strip("─"):
+            break
+        words.append(text)
+    text = " ".join(words)
+    return text if text.endswith(".") else f"{text}."
 
 
 def run(main: Callable[[], int]) -> int:
@@ -40,6 +67,6 @@ def run(main: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, RuntimeError, OSError, MemoryError) as error:
+        print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
         return FAILURE

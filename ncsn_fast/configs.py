@@ -5,18 +5,35 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from ncsn_fast.cli import UsageError, parse
+from ncsn_fast.models.refinenet import ARCHITECTURES
 from ncsn_fast.models.score import ModelConfig
+
+# Numeric fields of TrainConfig: smallest value, and the value that they stay below.
+_BOUNDS: tuple[tuple[str, float, float], ...] = (
+    *((name, 1, math.inf) for name in (
+        "image_size", "ngf", "n_steps_each", "batch_size", "steps", "log_every", "snapshot_every",
+        "keep",
+    )),
+    *((name, 0, math.inf) for name in (
+        "centre_crop", "workers", "sigma_begin", "n_sigmas", "epsilon", "warmup", "anneal_power",
+        "grad_clip", "threads", "grid",
+    )),
+    ("ema", 0, 1),
+    ("overlap", 0, 1),
+    ("seed", 0, 2**32),
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Everything a training run depends on. Names and values of `--config` are those of the
-    papers."""
+    """Everything a training run depends on; 0 means that the run derives the value."""
 
     name: str = "digits"
     """Run name; the run is written to <runs>/<name>."""
@@ -24,8 +41,7 @@ class TrainConfig:
     """Folder that holds the runs."""
 
     data: str = "digits"
-    """digits, a folder or zip of images (any depth), or hf:NAME[:SPLIT] for a Hugging Face data
-    set."""
+    """digits, a folder or zip of images (any depth), or hf:NAME[:SPLIT] (Hugging Face)."""
     image_size: int = 16
     """Height and width the network is trained on, in pixels."""
     channels: Literal[1, 3] = 1
@@ -35,7 +51,7 @@ class TrainConfig:
     flip: bool = False
     """Random horizontal flips."""
     dequantise: bool = False
-    """Uniform dequantisation x * 255/256 + U[0,1)/256, as NCSN (2019) has it."""
+    """Add uniform noise below one grey level, x * 255/256 + U/256, as NCSN (2019) does."""
     workers: int = 0
     """Processes that decode images; 0 decodes in the training process."""
 
@@ -63,8 +79,7 @@ class TrainConfig:
     n_steps_each: int = 5
     """Langevin steps per level, T."""
     langevin_form: Literal["code", "paper"] = "code"
-    """code: x + a s + sqrt(2a) z, as published code runs; paper: half that a, the formula of the
-    2019 paper."""
+    """code: x + a s + sqrt(2a) z, as published code runs; paper: half that a (2019 paper)."""
 
     batch_size: int = 64
     """Images per step."""
@@ -92,7 +107,7 @@ class TrainConfig:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     threads: int = 0
-    """CPU threads; 0 leaves torch's choice."""
+    """CPU threads; 0 for torch's choice."""
     log_every: int = 20
     """Steps between two log entries."""
     snapshot_every: int = 500
@@ -103,21 +118,30 @@ class TrainConfig:
     """Samples drawn at each snapshot; 0 for none."""
 
     def __post_init__(self) -> None:
-        for field in (
-            "image_size",
-            "ngf",
-            "n_steps_each",
-            "batch_size",
-            "steps",
-            "log_every",
-            "snapshot_every",
-        ):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} must be at least 1; got {getattr(self, field)}")
-        if self.keep < 1:
-            raise ValueError(f"keep must be at least 1 (the newest checkpoint); got {self.keep}")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema must be in [0, 1); got {self.ema}")
+        for field, low, high in _BOUNDS:
+            value = getattr(self, field)
+            if not low <= value < high:  # false for NaN
+                bound = "" if high == math.inf else f" and below {high:g}"
+                raise ValueError(
+                    f"{field} must be at least {low:g}{bound}, and finite; got {value}"
+                )
+        for field in ("sigma_end", "lr", "adam_eps"):
+            if not 0 < getattr(self, field) < math.inf:
+                raise ValueError(f"{field} must be positive; got {getattr(self, field)}")
+        if self.sigma_begin and self.n_sigmas != 1 and self.sigma_begin <= self.sigma_end:
+            raise ValueError(
+                f"sigma_begin must be above sigma_end={self.sigma_end:g}; got {self.sigma_begin:g}"
+            )
+        if self.name in ("", ".", "..") or Path(self.name).name != self.name:
+            raise ValueError(f"name must be a plain folder name; got {self.name!r}")
+        if self.data == "digits" and self.channels != 1:
+            raise ValueError("the digits are grey: channels must be 1, or data something else")
+        multiple = ARCHITECTURES[self.arch].size_multiple
+        if self.image_size % multiple:
+            raise ValueError(
+                f"image_size must be a multiple of {multiple} for {self.arch}; "
+                f"got {self.image_size}"
+            )
 
     def model_config(self, *, sigma_begin: float, n_sigmas: int, epsilon: float) -> ModelConfig:
         """The model this run trains, with the ladder filled in."""
@@ -230,32 +254,38 @@ CONFIGS: dict[str, TrainConfig] = {
 }
 
 
+_CONFIG_HELP = f"Settings to start from, which the options override: {', '.join(CONFIGS)}."
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainOptions:
     """The command line of `python -m ncsn_fast.train`."""
 
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
-    config_name: Annotated[str, tyro.conf.arg(name="config", metavar="|".join(CONFIGS))] = "digits"
-    """Settings to start from; every option below overrides one of them."""
+    config_name: Annotated[str, tyro.conf.arg(name="config", metavar="NAME", help=_CONFIG_HELP)] = (
+        "digits"
+    )
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Continue the run <runs>/<name> where its newest checkpoint left it (or start it)."""
+    """Continue <runs>/<name> from its newest checkpoint; start it if it has none."""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print the resolved configuration as JSON and stop."""
 
 
 def parse_train(args: list[str]) -> TrainOptions:
-    """Options of the trainer: `--config NAME` picks the row of CONFIGS that supplies the
-    defaults."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    """Options of the trainer; `--config NAME` picks the row of CONFIGS with the defaults."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--config", default="digits")
-    name = first.parse_known_args(args)[0].config
+    try:
+        name = first.parse_known_args(args)[0].config
+    except argparse.ArgumentError as error:
+        raise UsageError(f"{error}; it must be one of {', '.join(CONFIGS)}") from error
     if name not in CONFIGS:
         raise UsageError(f"--config must be one of {', '.join(CONFIGS)}; got {name!r}")
     default = TrainOptions(config=CONFIGS[name], config_name=name)
     description = (
         "Train a score model. With no options: the digits configuration, into runs/digits."
     )
-    try:
-        return parse(TrainOptions, args, "ncsn_fast.train", description, default)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    options = parse(TrainOptions, args, "ncsn_fast.train", description, default)
+    if not options.config.data and not options.dry_run:
+        raise UsageError(f"--config {name} needs images: --data FOLDER, FILE.zip or hf:NAME")
+    return options

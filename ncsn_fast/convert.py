@@ -1,5 +1,4 @@
-"""`python -m ncsn_fast.convert SOURCE FOLDER`: any model -> a model folder (config.json +
-model.safetensors)."""
+"""`python -m ncsn_fast.convert SOURCE FOLDER`: any model -> a model folder."""
 
 from __future__ import annotations
 
@@ -12,6 +11,7 @@ import torch
 import tyro
 
 from ncsn_fast import checkpoint, cli
+from ncsn_fast.models.score import ModelConfig
 
 _STORED = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -20,9 +20,9 @@ _STORED = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 class ConvertOptions:
     """The command line of `python -m ncsn_fast.convert`."""
 
-    source: Annotated[Path, tyro.conf.Positional]
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """Published .pth, run folder or model folder."""
-    folder: Annotated[Path, tyro.conf.Positional]
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """Model folder to write."""
     weights: Literal["ema", "raw"] = "ema"
     """Averaged weights, where there are any, or the raw ones."""
@@ -39,7 +39,7 @@ class ConvertOptions:
     sigma_end: float | None = None
     """Smallest sigma: a .pth of NCSN (2019) does not hold it."""
     langevin_form: Literal["code", "paper"] | None = None
-    """Form of the Langevin step; see ModelConfig."""
+    """Langevin step: code (as published code runs) or paper (half that alpha)."""
     act: Literal["elu", "relu", "lrelu", "swish"] | None = None
     """Activation: a .pth does not hold it; published models use elu."""
     scale_input: bool | None = None
@@ -47,26 +47,18 @@ class ConvertOptions:
 
     def overrides(self) -> dict[str, Any]:
         """Fields of ModelConfig that were given."""
-        names = (
-            "epsilon",
-            "n_steps_each",
-            "sigma_begin",
-            "sigma_end",
-            "langevin_form",
-            "act",
-            "scale_input",
-        )
-        values = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        return (
-            values
-            if self.image_size is None
-            else {**values, "image_size": (self.image_size, self.image_size)}
-        )
+        names = {field.name for field in dataclasses.fields(ModelConfig)}
+        given = {k: v for k, v in vars(self).items() if k in names and v is not None}
+        if self.image_size is not None:
+            given["image_size"] = (self.image_size, self.image_size)
+        return given
 
 
 def main(args: list[str] | None = None) -> int:
     """Command line; exit code 0."""
     options = cli.parse(ConvertOptions, args, "ncsn_fast.convert", "Write a model folder.")
+    if checkpoint.is_run(options.folder):
+        raise ValueError(f"{options.folder} is a training run; write the model folder elsewhere")
     model = checkpoint.load(options.source, weights=options.weights, **options.overrides())
     checkpoint.save_model(model, options.folder, dtype=_STORED[options.dtype])
     print(f"{options.folder}: {checkpoint.CONFIG_NAME}, {checkpoint.WEIGHTS_NAME}")

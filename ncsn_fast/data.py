@@ -1,5 +1,4 @@
-"""Images to train on and to edit: the handwritten digits, folders, zip files, Hugging Face data
-sets.
+"""Images to train on and to edit: handwritten digits, folders, zip files, Hugging Face data sets.
 
 Every source is an `Images`: indexable, giving uint8 tensors (C, H, W) of one size.
 """
@@ -10,13 +9,13 @@ import dataclasses
 import io
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -37,24 +36,37 @@ class Images(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """PIL image -> uint8 (channels, size, size): centre crop, shorter side to `size`, centre crop
-    to square."""
+    """PIL image -> uint8 (channels, size, size), as the published code prepares its data.
+
+    Centre crop (images smaller than it are left as they are), shorter side to `size` (bilinear),
+    centre crop to a square.
+    """
 
     size: int
     channels: int
     centre_crop: int = 0
 
     def __call__(self, image: Image.Image) -> Tensor:
-        image = image.convert("RGB" if self.channels == 3 else "L")
+        image = _eight_bit(image).convert("RGB" if self.channels == 3 else "L")
         if self.centre_crop:
-            image = _crop(image, self.centre_crop, self.centre_crop)
-        scale = self.size / min(image.size)
-        if scale != 1:
-            width, height = (max(self.size, round(side * scale)) for side in image.size)
+            width, height = (min(side, self.centre_crop) for side in image.size)
+            image = _crop(image, width, height)
+        short = min(image.size)
+        if short != self.size:
+            width, height = (side * self.size // short for side in image.size)
             image = image.resize((width, height), Image.Resampling.BILINEAR)
         image = _crop(image, self.size, self.size)
         array = np.asarray(image, dtype=np.uint8).reshape(self.size, self.size, self.channels)
         return torch.from_numpy(array.transpose(2, 0, 1).copy())
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """16-bit grey scaled to 8 bits, where Pillow would clip it; floats are refused."""
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no known range; save it with 8 bits")
+    if image.mode.startswith("I"):
+        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype("u1"))
+    return image
 
 
 def _crop(image: Image.Image, width: int, height: int) -> Image.Image:
@@ -121,6 +133,9 @@ class ZipImages:
             self._archive = (os.getpid(), zipfile.ZipFile(self.path))
         return self._archive[1]
 
+    def __getstate__(self) -> dict[str, Any]:  # for workers that are spawned, not forked
+        return {**vars(self), "_archive": None}
+
     def __len__(self) -> int:
         return len(self.names)
 
@@ -174,8 +189,9 @@ def read_image(path: Path, transform: Transform) -> Tensor:
 def _decode(read: Callable[[], Image.Image], transform: Transform, where: str) -> Tensor:
     try:
         return transform(read())
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"cannot decode image {where}: {error}. Remove or replace it.") from error
+    except Exception as error:  # damaged files make the decoders raise nearly anything
+        reason = str(error) or type(error).__name__
+        raise DataError(f"cannot decode image {where}: {reason}. Remove or replace it.") from error
 
 
 def digits(split: Literal["train", "held-out"] = "train", size: int = 16) -> tuple[Tensor, Tensor]:
@@ -233,35 +249,3 @@ def stack(images: Images, indices: list[int] | None = None) -> Tensor:
     if isinstance(images, MemoryImages):
         return images.images if indices is None else images.images[indices]
     return torch.stack([images[i] for i in (range(len(images)) if indices is None else indices)])
-
-
-def batch_indices(
-    n: int, batch_size: int, *, seed: int, start_step: int = 0
-) -> Iterator[list[int]]:
-    """Endless batches of indices: a fresh permutation each epoch, a pure function of (seed,
-    step)."""
-    per_epoch = max(1, n // batch_size)
-    step = start_step
-    while True:
-        epoch = step // per_epoch
-        order = torch.randperm(
-            n, generator=torch.Generator().manual_seed(seed + 1_000_003 * epoch)
-        ).tolist()
-        for i in range(step % per_epoch, per_epoch):
-            yield order[i * batch_size : (i + 1) * batch_size]
-            step += 1
-
-
-def batches(
-    images: Images, batch_size: int, *, seed: int, start_step: int = 0, workers: int = 0
-) -> Iterator[Tensor]:
-    """Endless uint8 batches (B, C, H, W) from `start_step` on, decoded by `workers` processes."""
-    order = batch_indices(len(images), batch_size, seed=seed, start_step=start_step)
-    if isinstance(images, MemoryImages):
-        return (images.images[indices] for indices in order)
-    loader: torch.utils.data.DataLoader[Tensor] = torch.utils.data.DataLoader(
-        images,  # type: ignore[arg-type]  # the protocol has what a map-style data set needs
-        batch_sampler=order,  # an endless iterator is a legal sampler
-        num_workers=workers,
-    )
-    return iter(loader)

@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+_SUFFIX = ".tmp"
+
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
@@ -17,11 +19,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
     A kill at any moment leaves the old file, or none. OSError (a full disk, say) says that nothing
     changed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
+    temporary: Path | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_SUFFIX)
+        temporary = Path(name)
+        os.close(handle)
         yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
@@ -30,10 +33,18 @@ def atomic_write(path: Path) -> Iterator[Path]:
         _fsync_folder(path.parent)
     except OSError as error:
         raise OSError(
-            f"cannot write {path}: {error.strerror or error}. Nothing was changed there."
+            f"cannot write {path}: {error.strerror or error}. Nothing was changed there; "
+            "make room or choose another place, then repeat the command."
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Deletes what atomic_write left in a folder when its process was killed."""
+    for leftover in folder.glob(f".*{_SUFFIX}"):
+        leftover.unlink(missing_ok=True)
 
 
 def _umask() -> int:

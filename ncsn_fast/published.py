@@ -1,28 +1,30 @@
 """The authors' .pth checkpoints of NCSN (2019) and NCSNv2 (2020), read as they were published.
 
 A file is a list: [score state dict, optimiser state dict, epoch, step, EMA dict], the first two
-    entries alone for NCSN, the EMA dict only where training kept one. It holds no configuration, so
-    the network is inferred from keys and shapes; what cannot be (image size, step size) comes from
-    the published run it resembles, or from the caller.
+entries alone for NCSN, the EMA dict only where training kept one. It holds no configuration, so the
+network is inferred from keys and shapes; what cannot be (image size, step size) comes from the
+published run it resembles, or from the caller.
 """
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ncsn_fast import sigmas as ladders
-from ncsn_fast.checkpoint import CheckpointError, fill_model, read_torch
+from ncsn_fast.checkpoint import CheckpointError, Weights, build_model, check_tensors
 from ncsn_fast.configs import CONFIGS, TrainConfig
 from ncsn_fast.models.score import ModelConfig, ScoreModel
 
 log = logging.getLogger(__name__)
 
 _PREFIX = "module."
+_BUFFERS = ("sigmas", "running_mean", "running_var", "num_batches_tracked")
+_LADDER = {"sigma_begin", "sigma_end", "n_sigmas"}
 _DEFAULT_SIZE = {
     "ncsnv2": 32,
     "ncsnv2_deeper": 128,
@@ -32,91 +34,79 @@ _DEFAULT_SIZE = {
 }
 
 
-def load_published(
-    path: Path, *, weights: Literal["ema", "raw"] = "ema", overrides: dict[str, Any] | None = None
+def from_published(
+    contents: Any, path: Path, *, weights: Weights = "ema", overrides: dict[str, Any] | None = None
 ) -> ScoreModel:
-    """ScoreModel of a published .pth; `overrides` are fields of ModelConfig. Raises
-    CheckpointError."""
-    raw, averaged = _split(read_torch(path), path)
-    config = _infer(raw, overrides or {}, path)
-    state = {key: value for key, value in raw.items() if key == "sigmas"}
-    state |= averaged if weights == "ema" and averaged is not None else raw
-    state.setdefault(
-        "sigmas", ladders.geometric(config.sigma_begin, config.sigma_end, config.n_sigmas)
-    )
-    try:
-        model = ScoreModel(config, state["sigmas"])
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+    """ScoreModel from what read_torch found in a published .pth.
+
+    Args:
+        path: for messages.
+        overrides: fields of ModelConfig, which win over what was inferred.
+
+    Raises:
+        CheckpointError: it is not such a file, or its weights do not fit.
+    """
+    overrides = overrides or {}
+    raw, averaged = _split(contents, path)
+    config = _infer(raw, overrides, path)
+    kind = "averaged" if weights == "ema" and averaged is not None else "raw"
+    state = raw
+    if averaged is not None and kind == "averaged":  # it holds parameters only
+        state = averaged | {key: value for key, value in raw.items() if key.endswith(_BUFFERS)}
+    if "sigmas" not in raw or _LADDER & set(overrides):
+        ladder = ladders.geometric(config.sigma_begin, config.sigma_end, config.n_sigmas)
+        state = {**state, "sigmas": ladder}
     named = {
-        key if key == "sigmas" else f"net.{key}": _full_table(key, t, model)
-        for key, t in state.items()
+        key if key == "sigmas" else f"net.{key}": _full_table(key, value, raw)
+        for key, value in state.items()
     }
     log.info(
         "%s: %s, ngf %d, %d levels, %s weights; sampling at %dx%d with epsilon %.3g",
-        path, config.arch, config.ngf, config.n_sigmas,
-        "averaged" if weights == "ema" and averaged is not None else "raw",
-        *config.image_size, config.epsilon,
+        path, config.arch, config.ngf, config.n_sigmas, kind, *config.image_size, config.epsilon,
     )  # fmt: skip
-    return fill_model(model, named, str(path))
+    return build_model(config, named, str(path))
 
 
 def _split(contents: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
-    """Raw weights without prefix, and the EMA weights if there are any."""
-    if not isinstance(contents, list) or len(contents) not in (2, 4, 5):
-        kind = (
-            f"{type(contents).__name__} of {len(contents)}"
-            if hasattr(contents, "__len__")
-            else type(contents)
-        )
+    """Raw weights and EMA weights (None without), both without prefix."""
+    if not isinstance(contents, (list, tuple)) or len(contents) not in (2, 4, 5):
+        size = f" of {len(contents)}" if hasattr(contents, "__len__") else ""
         raise CheckpointError(
             f"{path} is not a published NCSN checkpoint: expected a list of 2, 4 or 5 entries "
-            f"[score, optimizer, epoch, step, ema]; got {kind}"
+            f"[score, optimizer, epoch, step, ema]; got a {type(contents).__name__}{size}"
         )
-    raw = {
-        key.removeprefix(_PREFIX): value
-        for key, value in _tensors(contents[0], path, "score").items()
-    }
-    averaged = _tensors(contents[4], path, "ema") if len(contents) == 5 else None
-    if averaged is not None:
-        averaged = {key.removeprefix(_PREFIX): value for key, value in averaged.items()}
-    return raw, averaged
-
-
-def _tensors(entry: Any, path: Path, what: str) -> dict[str, Tensor]:
-    if (
-        not isinstance(entry, dict)
-        or not entry
-        or not all(isinstance(v, Tensor) for v in entry.values())
-    ):
-        raise CheckpointError(f"{path}: its {what} entry is not a state dict of tensors")
-    return {str(key): value for key, value in entry.items()}
+    entries = [check_tensors(contents[0], f"{path}: its score entry")]
+    if len(contents) == 5:
+        entries.append(check_tensors(contents[4], f"{path}: its ema entry"))
+    bare = [{key.removeprefix(_PREFIX): t for key, t in entry.items()} for entry in entries]
+    return bare[0], bare[1] if len(bare) == 2 else None
 
 
 def _infer(state: dict[str, Tensor], overrides: dict[str, Any], path: Path) -> ModelConfig:
     """ModelConfig from keys and shapes, completed by the published run that fits and by the
     overrides."""
-    try:
-        ngf, channels = state["begin_conv.weight"].shape[:2]
-        conditional = "normalizer.embed.weight" in state
-        stem = "ncsn" if conditional else "ncsnv2"
-        suffix = "_deepest" if _has(state, "res31.") else "_deeper" if _has(state, "res5.") else ""
-        n = len(state["normalizer.embed.weight"] if conditional else state["sigmas"])
-    except (KeyError, ValueError) as error:
+    first, table, ladder = (
+        state.get(k) for k in ("begin_conv.weight", "normalizer.embed.weight", "sigmas")
+    )
+    levels = ladder if table is None else table
+    if first is None or first.ndim != 4 or levels is None or levels.ndim == 0 or len(levels) == 0:
         raise CheckpointError(
-            f"{path} is not an NCSN or NCSNv2 checkpoint: it has no {error}"
-        ) from error
-    ladder = state.get("sigmas")
-    begin, end = (1.0, 0.01) if ladder is None else (float(ladder[0]), float(ladder[-1]))
+            f"{path} is not an NCSN or NCSNv2 checkpoint: it lacks begin_conv.weight, or both "
+            "sigmas and normalizer.embed.weight"
+        )
+    suffix = "_deepest" if _has(state, "res31.") else "_deeper" if _has(state, "res5.") else ""
+    ngf, channels = first.shape[:2]
+    begin, end = 1.0, 0.01  # NCSN (2019), which stores no ladder
+    if ladder is not None and ladder.ndim == 1 and len(ladder):
+        begin, end = float(ladder[0]), float(ladder[-1])
     found: dict[str, Any] = {
-        "arch": stem + suffix, "channels": channels, "ngf": ngf, "norm": _norm(state),
-        "n_sigmas": n,
-        "sigma_begin": begin, "sigma_end": end,
+        "arch": ("ncsnv2" if table is None else "ncsn") + suffix,
+        "channels": channels, "ngf": ngf, "norm": _norm(state),
+        "n_sigmas": len(levels), "sigma_begin": begin, "sigma_end": end,
     }  # fmt: skip
-    values = {**found, **_sampling_settings(found), **overrides}
     try:
-        return ModelConfig.from_dict(values)
-    except ValueError as error:
+        return ModelConfig.from_dict({**_sampling_settings({**found, **overrides}), **overrides})
+    except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
@@ -134,24 +124,22 @@ def _norm(state: dict[str, Tensor]) -> str:
 
 
 def _sampling_settings(found: dict[str, Any]) -> dict[str, Any]:
-    """Image size and Langevin step: those of the published run with this network and ladder, else
-    derived."""
+    """`found` with image size and Langevin step: those of the published run with this network and
+    ladder, else derived."""
     for config in CONFIGS.values():
         if _same_run(config, found):
             size = (config.image_size, config.image_size)
-            return {
-                "image_size": size,
-                "epsilon": config.epsilon,
-                "n_steps_each": config.n_steps_each,
-            }
-    side = 28 if found["channels"] == 1 and found["ngf"] == 64 else _DEFAULT_SIZE[found["arch"]]
-    if found["arch"].startswith("ncsnv2"):
-        steps = 5
-        ladder = ladders.geometric(found["sigma_begin"], found["sigma_end"], found["n_sigmas"])
-        epsilon = ladders.epsilon_for(ladder, steps)
+            steps, epsilon = config.n_steps_each, config.epsilon
+            break
     else:
-        steps, epsilon = 100, 2e-5
-    return {"image_size": (side, side), "epsilon": epsilon, "n_steps_each": steps}
+        mnist = found["channels"] == 1 and found["ngf"] == 64
+        side = 28 if mnist else _DEFAULT_SIZE.get(found["arch"], 32)
+        size, steps, epsilon = (side, side), 100, 2e-5
+        if found["arch"].startswith("ncsnv2"):
+            steps = found.get("n_steps_each", 5)
+            ladder = ladders.geometric(found["sigma_begin"], found["sigma_end"], found["n_sigmas"])
+            epsilon = ladders.epsilon_for(ladder, steps)
+    return {"image_size": size, "epsilon": epsilon, "n_steps_each": steps, **found}
 
 
 def _same_run(config: TrainConfig, found: dict[str, Any]) -> bool:
@@ -161,13 +149,13 @@ def _same_run(config: TrainConfig, found: dict[str, Any]) -> bool:
     return exact and abs(found["sigma_begin"] / max(config.sigma_begin, 1e-9) - 1) < 1e-3
 
 
-def _full_table(key: str, tensor: Tensor, model: ScoreModel) -> Tensor:
-    """Embedding tables without bias have 2C columns (gamma, alpha); a zero beta completes them."""
-    if not key.endswith("embed.weight") or tensor.ndim != 2:
-        return tensor
-    expected = model.state_dict().get(f"net.{key}")
-    if expected is None or tensor.shape[1] * 3 != expected.shape[1] * 2:
-        return tensor
-    return torch.cat(
-        (tensor, tensor.new_zeros(len(tensor), expected.shape[1] - tensor.shape[1])), dim=1
-    )
+def _full_table(key: str, table: Tensor, state: dict[str, Tensor]) -> Tensor:
+    """Embedding tables of norms without bias have 2C columns (gamma, alpha); a zero beta completes
+    them."""
+    if not key.endswith("embed.weight") or table.ndim != 2 or not _without_bias(state):
+        return table
+    return torch.cat((table, table.new_zeros(len(table), table.shape[1] // 2)), dim=1)
+
+
+def _without_bias(state: dict[str, Tensor]) -> bool:
+    return state["normalizer.embed.weight"].shape[1:] == (2 * len(state["begin_conv.weight"]),)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
+import itertools
 import logging
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,16 +19,18 @@ import torch
 from tqdm import tqdm
 
 from ncsn_fast import checkpoint, cli, configs, data, files, sigmas
+from ncsn_fast.batches import batches
 from ncsn_fast.configs import TrainConfig
 from ncsn_fast.models.score import ModelConfig
 from ncsn_fast.trainer import Journal, LevelLosses, Trainer, TrainingError
 
 log = logging.getLogger("ncsn_fast.train")
 
-# Fields that may change between a run and its resumption without changing what is learnt.
+# Fields that may change between a run and its resumption: where and how long it runs, and the two
+# remedies for a loss that became NaN.
 FREE_ON_RESUME = {
     "name", "runs", "data", "workers", "steps", "device", "threads", "log_every",
-    "snapshot_every", "keep", "grid",
+    "snapshot_every", "keep", "grid", "lr", "grad_clip",
 }  # fmt: skip
 
 
@@ -59,25 +62,32 @@ def pick_device(name: str) -> torch.device:
     """torch.device of `auto`, `cpu`, `cuda` or `cuda:N`; ValueError where there is no such GPU."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N; got {name!r}") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(
-            "device 'cuda' was asked for, but torch sees no NVIDIA GPU; use --device cpu"
+            f"device {name!r} was asked for, but torch sees no NVIDIA GPU; use --device cpu"
+        )
+    if (device.index or 0) >= max(torch.cuda.device_count(), 1):
+        raise ValueError(
+            f"there is no device {name!r}: GPUs are 0 to {torch.cuda.device_count() - 1}"
         )
     return device
 
 
-def run_folder(config: TrainConfig, resume: bool) -> Path:
-    """<runs>/<name>; a new run never overwrites an old one, but takes the next free <name>-2,
-    <name>-3, ..."""
-    folder = Path(config.runs) / config.name
-    if resume:
+def new_run_folder(config: TrainConfig) -> Path:
+    """Makes <runs>/<name>, or the first of <name>-2, <name>-3, ... that no other run has."""
+    for number in itertools.count(1):
+        suffix = "" if number == 1 else f"-{number}"
+        folder = Path(config.runs) / f"{config.name}{suffix}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
         return folder
-    number = 2
-    while folder.exists():
-        folder = Path(config.runs) / f"{config.name}-{number}"
-        number += 1
-    return folder
+    raise AssertionError
 
 
 def check_same_run(config: TrainConfig, saved: dict[str, Any], run: Path) -> None:
@@ -93,7 +103,7 @@ def check_same_run(config: TrainConfig, saved: dict[str, Any], run: Path) -> Non
         )
 
 
-@contextmanager
+@contextlib.contextmanager
 def stop_requests() -> Iterator[list[int]]:
     """Collects SIGINT and SIGTERM while a run is in progress, so that it can stop between two
     steps."""
@@ -104,7 +114,10 @@ def stop_requests() -> Iterator[list[int]]:
             raise KeyboardInterrupt  # asked twice: stop at once
         received.append(number)
 
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    # Only the main thread may set handlers.
+    main = threading.current_thread() is threading.main_thread()
+    asked = (signal.SIGINT, signal.SIGTERM) if main else ()
+    previous = {number: signal.signal(number, note) for number in asked}
     try:
         yield received
     finally:
@@ -116,7 +129,7 @@ def fit(trainer: Trainer, images: data.Images, journal: Journal, *, progress: bo
     """Trains until config.steps; returns False if it was asked to stop before (the state is saved
     either way)."""
     config = trainer.config
-    stream = data.batches(
+    stream = batches(
         images, config.batch_size, seed=config.seed, start_step=trainer.step, workers=config.workers
     )
     losses = LevelLosses(trainer.model.config.n_sigmas)
@@ -128,9 +141,13 @@ def fit(trainer: Trainer, images: data.Images, journal: Journal, *, progress: bo
         dynamic_ncols=True,
     )
     saved_at, seen, since = trainer.step, 0, time.perf_counter()
-    with stop_requests() as stop, bar:
+    with stop_requests() as stop, bar, contextlib.closing(journal):
         while trainer.step < config.steps and not stop:
-            batch = next(stream)
+            try:
+                batch = next(stream)
+            except data.DataError:
+                journal.save(trainer)
+                raise
             losses.add(*trainer.train_step(batch))
             seen += len(batch)
             bar.update()
@@ -149,7 +166,6 @@ def fit(trainer: Trainer, images: data.Images, journal: Journal, *, progress: bo
             journal.save(trainer)
             if not stop:
                 journal.sample(trainer)
-    journal.close()
     return trainer.step >= config.steps
 
 
@@ -158,7 +174,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress: bool = True) -
     if config.threads:
         torch.set_num_threads(config.threads)
     device = pick_device(config.device)
-    run = run_folder(config, resume)
+    run = Path(config.runs) / config.name
     images = data.open_images(
         config.data,
         size=config.image_size,
@@ -167,14 +183,14 @@ def train(config: TrainConfig, *, resume: bool = False, progress: bool = True) -
     )
     if resume and checkpoint.is_run(run):
         saved = checkpoint.read_run(run)
-        check_same_run(config, json.loads(saved.contents["train_config"]), run)
-        model_config = ModelConfig.from_dict(json.loads(saved.contents["model_config"]))
-        trainer = Trainer(config, model_config, device)
+        check_same_run(config, saved.train_config, run)
+        trainer = Trainer(config, saved.model_config, device)
         trainer.load_state_dict(saved.contents)
         log.info("resuming %s at step %d of %d", run, trainer.step, config.steps)
     else:
         trainer = Trainer(config, resolve_ladder(config, images), device)
-    run.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            run = new_run_folder(config)
     with files.atomic_write(run / "config.json") as path:
         path.write_text(config.to_json() + "\n")
     size = sum(p.numel() for p in trainer.model.parameters())
@@ -182,7 +198,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress: bool = True) -
         "training %s: %d images, %.2f M parameters, on %s", run, len(images), size / 1e6, device
     )
     finished = trainer.step >= config.steps or fit(
-        trainer, images, Journal(run, config), progress=progress
+        trainer, images, Journal(run, config, trainer.step), progress=progress
     )
     return run, finished
 

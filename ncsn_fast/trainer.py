@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import math
@@ -14,13 +15,17 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ncsn_fast import checkpoint
 from ncsn_fast.configs import TrainConfig
-from ncsn_fast.files import atomic_write
+from ncsn_fast.files import atomic_write, remove_leftovers
 from ncsn_fast.images import save_grid
+from ncsn_fast.jobs import SamplingError
 from ncsn_fast.models.score import ModelConfig, ScoreModel
 from ncsn_fast.objectives import denoising_score_matching, random_levels
 from ncsn_fast.sampler import Sampler
 
 log = logging.getLogger(__name__)
+
+
+REMEDY = "The last checkpoint is intact: --resume it with a smaller --lr or with --grad-clip 1."
 
 
 class TrainingError(RuntimeError):
@@ -69,6 +74,7 @@ class Trainer:
 
     def train_step(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """One optimiser step; returns the levels and losses (B,) of its images."""
+        self.model.train()  # a snapshot that samples from it left it in evaluation mode
         x = self.prepare(images)
         level = random_levels(len(x), self.model.config.n_sigmas, self.generator).to(self.device)
         noise = torch.randn(x.shape, generator=self.generator).to(self.device)
@@ -101,10 +107,16 @@ class Trainer:
         at = int(level[bad][0])
         raise TrainingError(
             f"the loss is {float(losses[bad][0])} at step {self.step}, level {at} "
-            f"(sigma {float(self.model.sigmas[at]):.4g}). The last checkpoint is intact; "
-            f"resume it with a smaller "
-            "--lr or with --grad-clip 1."
+            f"(sigma {float(self.model.sigmas[at]):.4g}). {REMEDY}"
         )
+
+    def check_weights(self) -> None:
+        """TrainingError if a weight is no longer finite."""
+        for name, weight in self.model.named_parameters():
+            if not bool(torch.isfinite(weight).all()):
+                raise TrainingError(
+                    f"weight {name} is no longer finite after step {self.step}. {REMEDY}"
+                )
 
     def averaged(self) -> ScoreModel:
         """The model that samples are drawn from: the moving average where there is one."""
@@ -126,12 +138,17 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from state_dict(); TrainingError if it belongs to another network."""
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.ema is not None:
+                self.averaged().load_state_dict(state["ema"])
+            self.generator.set_state(state["generator"])
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = str(error).splitlines()[0]
+            raise TrainingError(f"the checkpoint does not fit this run: {reason}") from error
         self.step = state["step"]
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.ema is not None:
-            self.averaged().load_state_dict(state["ema"])
-        self.generator.set_state(state["generator"])
 
 
 class LevelLosses:
@@ -168,15 +185,19 @@ class LevelLosses:
 
 
 class Journal:
-    """What a run writes: TensorBoard scalars and images, sample grids, checkpoints (the newest
-    `keep`)."""
+    """What a run writes: TensorBoard scalars and images, sample grids, the newest checkpoints.
 
-    def __init__(self, run: Path, config: TrainConfig) -> None:
+    Args:
+        step: where the run stands; what a killed process logged beyond it is dropped.
+    """
+
+    def __init__(self, run: Path, config: TrainConfig, step: int = 0) -> None:
         self.run, self.config = run, config
+        remove_leftovers(run / checkpoint.CHECKPOINTS)
         try:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.board: Any = SummaryWriter(str(run / "tensorboard"))
+            self.board: Any = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
         except ImportError:
             log.warning(
                 "no TensorBoard logs: the package is missing (pip install 'ncsn_fast[train]')"
@@ -190,9 +211,13 @@ class Journal:
 
     def save(self, trainer: Trainer) -> None:
         """Writes the checkpoint of this step, then drops the oldest beyond `keep`."""
+        trainer.check_weights()
         folder = self.run / checkpoint.CHECKPOINTS
+        # Through memory: torch.save to a full disk does not say what is wrong.
+        contents = io.BytesIO()
+        torch.save(trainer.state_dict(), contents)
         with atomic_write(folder / f"step_{trainer.step:08d}.pt") as path:
-            torch.save(trainer.state_dict(), path)
+            path.write_bytes(contents.getbuffer())
         for old in checkpoint.checkpoint_paths(self.run)[: -self.config.keep]:
             old.unlink()
 
@@ -201,9 +226,13 @@ class Journal:
         if self.config.grid < 1:
             return
         sampler = Sampler(trainer.averaged(), engine="eager", device=str(trainer.device))
-        images = sampler.sample(
-            self.config.grid, method="cas", seed=self.config.seed, progress=False
-        )
+        try:
+            images = sampler.sample(
+                self.config.grid, method="cas", seed=self.config.seed, progress=False
+            )
+        except SamplingError as error:  # a model that cannot sample yet may still learn to
+            log.warning("no samples at step %d: %s", trainer.step, error)
+            return
         grid = save_grid(images, self.run / "samples" / f"step_{trainer.step:08d}.png")
         if self.board is not None:
             self.board.add_image("samples", grid, trainer.step, dataformats="HWC")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -107,6 +108,19 @@ class ScoreModel(nn.Module):
             raise ValueError(f"expected {config.n_sigmas} sigmas; got {len(sigmas)}")
         self.sigmas: Tensor
         self.register_buffer("sigmas", sigmas.to(torch.float32).clone())
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Writes a model folder (config.json and model.safetensors) and returns it."""
+        from ncsn_fast.checkpoint import save_model  # imports this module
+
+        return save_model(self, folder)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> ScoreModel:
+        """Reads a model folder; CheckpointError if it is not one, or does not fit."""
+        from ncsn_fast.checkpoint import load_model_folder  # imports this module
+
+        return load_model_folder(Path(folder).expanduser())
 
     @property
     def conditional(self) -> bool:
