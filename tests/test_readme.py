@@ -1,4 +1,4 @@
-"""The README, word for word: every command and the example run, and the figures are the measured ones."""
+"""The README, word for word: its commands and example run, its figures are the measured ones."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import golden
 import numpy as np
 import pytest
 from PIL import Image
-
-import golden
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
