@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,7 +36,8 @@ class CheckpointError(ValueError):
 def read_torch(path: Path) -> Any:
     """torch.load without code execution, on the CPU; CheckpointError for whatever goes wrong."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # about odd pickles: refused or fine
+            return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist") from error
     except pickle.UnpicklingError as error:

@@ -1,0 +1,264 @@
+"""Model folders, run folders, and files that are not what they claim to be."""
+
+import json
+import os
+import pickle
+import shutil
+import stat
+
+import pytest
+import safetensors.torch
+import tiny
+import torch
+
+import ncsn_fast
+from ncsn_fast import CheckpointError, ScoreModel, checkpoint, files
+from ncsn_fast.checkpoint import CONFIG_NAME, WEIGHTS_NAME
+from ncsn_fast.trainer import Journal, Trainer
+
+X = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def same_weights(a: ScoreModel, b: ScoreModel) -> bool:
+    ours, theirs = a.state_dict(), b.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+@pytest.mark.parametrize("arch", ["ncsnv2", "ncsn"])
+def test_model_folder_round_trip(tmp_path, arch):
+    model = tiny.model(arch=arch, langevin_form="paper", scale_input=False)
+    folder = model.save_pretrained(tmp_path / "deep" / "model")
+    for loaded in (ScoreModel.from_pretrained(folder), ncsn_fast.load(str(folder))):
+        assert loaded.config == model.config
+        assert same_weights(loaded, model)
+        assert not loaded.training
+        assert all(p.requires_grad for p in loaded.parameters())
+        assert torch.equal(loaded.score_at(X, 1), model.score_at(X, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_folder_of_low_precision_loads_as_float32(tmp_path, dtype):
+    model = tiny.model()
+    loaded = ncsn_fast.load(checkpoint.save_model(model, tmp_path, dtype=dtype))
+    assert torch.equal(loaded.sigmas, model.sigmas)
+    rounded = {k: v.to(dtype).float() for k, v in model.net.state_dict().items()}
+    assert all(torch.equal(v, rounded[k]) for k, v in loaded.net.state_dict().items())
+
+
+def test_load_takes_models_and_files_of_a_folder(tiny_folder):
+    model = tiny.model()
+    assert ncsn_fast.load(model) is model
+    for name in (CONFIG_NAME, WEIGHTS_NAME):
+        assert same_weights(ncsn_fast.load(tiny_folder / name), model)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"n_sigmas": 5}, "n_sigmas is 5, but the weights have sigmas of shape"),
+        ({"n_sigmas": 10**15}, "n_sigmas is 1000000000000000"),
+        ({"ngf": 6}, r"begin_conv.* has shape \(4.*\); expected \(6"),
+        ({"ngf": 10**6}, "expected"),  # terabytes: refused before anything is allocated
+        ({"arch": "ncsnv2_deeper", "image_size": [8, 8]}, "missing net.refine5.*and .* more"),
+        ({"arch": "vgg"}, "arch must be one of"),
+        ({"colour": 1}, "unknown model config fields: colour"),
+        ({"ngf": "4"}, "'ngf' must be int; got '4'"),
+        ({"epsilon": float("nan")}, "epsilon must be positive"),
+        ({"image_size": [9, 9]}, "multiples of 2; got 9x9"),
+        ({"image_size": 8}, "image_size"),
+        ({"sigma_end": 7.0}, "sigma_end <= sigma_begin"),
+    ],
+)
+def test_config_that_does_not_fit(tiny_folder, change, text):
+    path = tiny_folder / CONFIG_NAME
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(CheckpointError, match=text):
+        ncsn_fast.load(tiny_folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"{", b"\xff\xfe\x00", b"[" * 100_000])
+def test_config_that_is_no_object(tiny_folder, content):
+    (tiny_folder / CONFIG_NAME).write_bytes(content)
+    with pytest.raises(CheckpointError, match=CONFIG_NAME):
+        ncsn_fast.load(tiny_folder)
+
+
+BAD_WEIGHTS = {
+    "missing": (lambda s: s.pop("net.begin_conv.bias"), "missing net.begin_conv.bias"),
+    "extra": (lambda s: s.update(bonus=torch.ones(1)), "unexpected bonus"),
+    "shape": (lambda s: s.update({"net.end_conv.bias": torch.ones(2)}), r"shape \(2,\); expected"),
+    "type": (lambda s: s.update({"net.end_conv.bias": torch.ones(1).int()}), "type torch.int32"),
+    "nan": (lambda s: s["net.end_conv.weight"][0, 0].fill_(torch.nan), "end_conv.weight holds NaN"),
+    "inf": (lambda s: s["net.end_conv.bias"].fill_(torch.inf), "end_conv.bias holds NaN or inf"),
+    "no sigmas": (lambda s: s.pop("sigmas"), "the weights have no sigmas"),
+    "rising": (lambda s: s.update(sigmas=s["sigmas"].flip(0)), "descending; got sigmas.0.=0.01"),
+    "negative": (lambda s: s["sigmas"].neg_(), "sigmas must be positive"),
+    "zero": (lambda s: s["sigmas"][3:].zero_(), "sigmas must be positive"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_WEIGHTS)
+def test_weights_that_do_not_fit(tiny_folder, kind):
+    damage, text = BAD_WEIGHTS[kind]
+    path = tiny_folder / WEIGHTS_NAME
+    state = {k: v.clone() for k, v in safetensors.torch.load_file(path).items()}
+    damage(state)
+    safetensors.torch.save_file(state, path)
+    with pytest.raises(CheckpointError, match=text):
+        ncsn_fast.load(tiny_folder)
+
+
+@pytest.mark.parametrize("keep", [0, 7, 100, 0.5, 0.999])
+def test_truncated_weights(tiny_folder, keep):
+    path = tiny_folder / WEIGHTS_NAME
+    content = path.read_bytes()
+    path.write_bytes(content[: keep if isinstance(keep, int) else int(keep * len(content))])
+    with pytest.raises(CheckpointError, match="is the file complete"):
+        ncsn_fast.load(tiny_folder)
+
+
+def test_sources_that_are_no_model(tmp_path, tiny_folder):
+    (tiny_folder / WEIGHTS_NAME).unlink()
+    with pytest.raises(CheckpointError, match="not a complete model folder"):
+        ncsn_fast.load(tiny_folder)
+    with pytest.raises(CheckpointError, match="does not exist; a model is"):
+        ncsn_fast.load(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"neither a run .* nor a model folder"):
+        ncsn_fast.load(tmp_path / "empty")
+    with pytest.raises(CheckpointError, match="carries its own configuration"):
+        ncsn_fast.load(tiny_folder, epsilon=1e-5)
+    with pytest.raises(ValueError, match="'ema' or 'raw'"):
+        ncsn_fast.load(tiny_folder, weights="best")
+
+
+class Evil:
+    """A pickle that makes a folder when it is read."""
+
+    def __init__(self, trace):
+        self.trace = str(trace)
+
+    def __reduce__(self):
+        return os.mkdir, (self.trace,)
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
+def test_code_in_a_pickle_is_not_run(tmp_path, form):
+    path, trace = tmp_path / "evil.pth", tmp_path / "trace"
+    contents = [{"module.begin_conv.weight": torch.ones(4, 3, 3, 3)}, Evil(trace)]
+    if form == "pickle":
+        path.write_bytes(pickle.dumps(contents))
+    else:
+        torch.save(contents, path, _use_new_zipfile_serialization=form == "zip")
+    with pytest.raises(CheckpointError, match=r"could run code: refused\. Re-save"):
+        ncsn_fast.load(path)
+    assert not trace.exists()
+    torch.load(path, weights_only=False) if form != "pickle" else pickle.loads(path.read_bytes())
+    assert trace.exists()  # the file was armed
+
+
+def test_a_few_numbers_cannot_ask_for_much_memory(tmp_path):
+    path = tmp_path / "bomb.pth"
+    huge = torch.ones(1).expand(10**7, 3, 3, 3)
+    torch.save([{"module.begin_conv.weight": huge, "module.sigmas": torch.ones(1)}, {}], path)
+    with pytest.raises(CheckpointError, match="not a plain dense tensor"):
+        ncsn_fast.load(path)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run folder with checkpoints of steps 1 and 2."""
+    folder = tmp_path / "run"
+    config = tiny.train_config(ema=0.5)
+    trainer = Trainer(config, tiny.model().config, torch.device("cpu"))
+    journal = Journal(folder, config)
+    for _ in range(2):
+        trainer.train_step(torch.randint(256, (8, 1, 8, 8), dtype=torch.uint8))
+        journal.save(trainer)
+    journal.close()
+    return folder, trainer
+
+
+def test_run_folder(run):
+    folder, trainer = run
+    assert checkpoint.read_run(folder).step == 2
+    assert same_weights(ncsn_fast.load(folder), trainer.averaged())
+    raw = ncsn_fast.load(folder, weights="raw")
+    assert same_weights(raw, trainer.model)
+    assert not same_weights(raw, trainer.averaged())
+    newest = checkpoint.checkpoint_paths(folder)[-1]
+    assert same_weights(ncsn_fast.load(newest), trainer.averaged())
+
+
+def test_newest_run(run, tmp_path):
+    folder, _ = run
+    older = shutil.copytree(folder, tmp_path / "older")
+    for path in checkpoint.checkpoint_paths(older):
+        os.utime(path, (1, 1))
+    (tmp_path / "empty").mkdir()
+    assert checkpoint.newest_run(tmp_path) == folder
+    assert checkpoint.newest_run(tmp_path / "nowhere") is None
+
+
+def test_damaged_newest_checkpoint_names_the_one_before(run):
+    folder, _ = run
+    older, newest = checkpoint.checkpoint_paths(folder)
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match=f"{newest.name} .*complete.*from {older.name}"):
+        ncsn_fast.load(folder)
+    newest.unlink()
+    assert checkpoint.read_run(folder).step == 1
+
+
+@pytest.mark.parametrize(
+    ("damage", "text"),
+    [
+        (lambda c: c.pop("optimizer"), "not a checkpoint of ncsn_fast.train"),
+        (lambda c: c.update(step="2"), "not a checkpoint of ncsn_fast.train"),
+        (lambda c: c.update(model={"a": 1}), "not a state dict"),
+        (lambda c: c.update(model_config="{"), "cannot use"),
+        (lambda c: c["ema"]["sigmas"].fill_(torch.nan), "holds NaN"),
+    ],
+)
+def test_foreign_run_checkpoint(run, damage, text):
+    path = checkpoint.checkpoint_paths(run[0])[-1]
+    contents = torch.load(path, weights_only=True)
+    damage(contents)
+    torch.save(contents, path)
+    with pytest.raises(CheckpointError, match=text):
+        ncsn_fast.load(run[0])
+
+
+def test_full_disk_keeps_the_old_model(tiny_folder, full_disk):
+    before = {path.name: path.read_bytes() for path in tiny_folder.iterdir()}
+    with (
+        full_disk(1000),
+        pytest.raises(OSError, match=rf"cannot write .*{WEIGHTS_NAME}.*make room"),
+    ):
+        tiny.model(seed=1).save_pretrained(tiny_folder)
+    assert {path.name: path.read_bytes() for path in tiny_folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_atomic_write_leaves_the_old_file(tmp_path, error):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(type(error)), files.atomic_write(path) as temporary:  # noqa: PT012
+        temporary.write_text("half")
+        raise error
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_atomic_write_makes_an_ordinary_file(tmp_path):
+    path = tmp_path / "new" / "file"
+    with files.atomic_write(path) as temporary:
+        temporary.write_text("new")
+    assert path.read_text() == "new"
+    assert list(path.parent.iterdir()) == [path]
+    usual = path.with_name("usual")
+    usual.touch()
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(usual.stat().st_mode)
+    for target in (path / "below", path.parent):
+        with pytest.raises(OSError, match="cannot write"), files.atomic_write(target):
+            pass

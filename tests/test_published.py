@@ -1,0 +1,190 @@
+"""The authors' checkpoint files: what is read from them, and what is refused."""
+
+import golden
+import pytest
+import tiny
+import torch
+from golden import FOLDER
+
+import ncsn_fast
+from ncsn_fast import CheckpointError, convert, sigmas
+from ncsn_fast.configs import CONFIGS
+from ncsn_fast.published import _sampling_settings
+
+X = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def output(model, meta):
+    shape = (meta["batch"], meta["channels"], meta["image_size"], meta["image_size"])
+    x = golden.uniform(meta["input_seed"], *shape)
+    with torch.inference_mode():
+        return model.score_at(x, torch.tensor(meta["labels"]))
+
+
+@pytest.mark.parametrize("name", ["ncsnv2_original", "ncsn_original"])
+def test_golden(name):
+    meta, arrays = golden.read(name)
+    golden.assert_matches(output(ncsn_fast.load(FOLDER / f"{name}.pth"), meta), arrays["output"])
+
+
+def test_raw_weights_are_the_other_ones():
+    path = FOLDER / "ncsnv2_original.pth"
+    saved = torch.load(path, weights_only=True)
+    raw, averaged = ncsn_fast.load(path, weights="raw"), ncsn_fast.load(path)
+    assert torch.equal(raw.net.begin_conv.weight, saved[0]["module.begin_conv.weight"])
+    assert torch.equal(averaged.net.begin_conv.weight, saved[4]["begin_conv.weight"])
+    assert not torch.equal(raw.net.begin_conv.weight, averaged.net.begin_conv.weight)
+    assert torch.equal(averaged.sigmas, saved[0]["module.sigmas"])
+
+
+@pytest.mark.parametrize("name", ["ncsnv2_original", "ncsn_original"])
+def test_convert(tmp_path, capsys, name):
+    meta, arrays = golden.read(name)
+    size = ["--image-size", str(meta["image_size"])]
+    assert convert.main([str(FOLDER / f"{name}.pth"), str(tmp_path / "out"), *size]) == 0
+    assert "model.safetensors" in capsys.readouterr().out
+    model = ncsn_fast.load(tmp_path / "out")
+    assert model.image_shape == (meta["channels"], meta["image_size"], meta["image_size"])
+    golden.assert_matches(output(model, meta), arrays["output"])
+
+
+def published(model, *, ema=None, legacy=False, path):
+    """Writes `model` as the authors would have."""
+    state = {f"module.{k}": v for k, v in model.net.state_dict().items()}
+    if not model.conditional:
+        state["module.sigmas"] = model.sigmas
+    entries = [state, torch.optim.Adam(model.parameters()).state_dict()]
+    if ema is not None:
+        entries += [3, 1234, dict(ema.net.named_parameters())]
+    torch.save(entries, path, _use_new_zipfile_serialization=not legacy)
+    return path
+
+
+@pytest.mark.parametrize("norm", ["InstanceNorm++", "InstanceNorm", "VarianceNorm", "BatchNorm"])
+def test_norm_is_inferred(tmp_path, norm):
+    model, ema = tiny.model(norm=norm), tiny.model(seed=1, norm=norm)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.fill_(0.3)  # only the raw entry holds buffers
+    loaded = ncsn_fast.load(published(model, ema=ema, path=tmp_path / "x.pth"))
+    assert loaded.config.norm == norm
+    expected = model.net.state_dict() | dict(ema.net.named_parameters())
+    assert all(torch.equal(v, expected[k]) for k, v in loaded.net.state_dict().items())
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("arch", sorted(golden.ARCHS.values()))
+def test_architecture_is_inferred(tmp_path, arch, legacy):
+    model = tiny.model(arch=arch, image_size=(16, 16), n_sigmas=3, sigma_begin=1.0)
+    loaded = ncsn_fast.load(published(model, legacy=legacy, path=tmp_path / "x.pth"))
+    found = loaded.config
+    assert (found.arch, found.channels, found.ngf, found.n_sigmas) == (arch, 1, 4, 3)
+    assert (found.sigma_begin, found.sigma_end) == pytest.approx((1.0, 0.01))
+    assert torch.equal(loaded.score_at(X, 1), model.score_at(X, 1))
+
+
+def test_tables_without_beta(tmp_path):
+    model = tiny.model(arch="ncsn")
+    path = published(model, path=tmp_path / "x.pth")
+    contents = torch.load(path, weights_only=True)
+    for key, table in contents[0].items():
+        if key.endswith("embed.weight"):
+            contents[0][key] = table[:, : table.shape[1] * 2 // 3].clone()
+            beta = model.get_parameter(f"net.{key.removeprefix('module.')}").data
+            beta[:, beta.shape[1] * 2 // 3 :] = 0
+    torch.save(contents, path)
+    assert torch.equal(ncsn_fast.load(path).score_at(X, 1), model.score_at(X, 1))
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "digits"])
+def test_settings_of_the_published_runs(name):
+    run = CONFIGS[name]
+    found = {k: getattr(run, k) for k in ("arch", "channels", "ngf", "n_sigmas", "sigma_begin")}
+    settings = _sampling_settings({**found, "sigma_end": 0.01})
+    assert settings["image_size"] == (run.image_size, run.image_size)
+    assert (settings["epsilon"], settings["n_steps_each"]) == (run.epsilon, run.n_steps_each)
+
+
+def test_overrides_win(tmp_path):
+    path = published(tiny.model(), path=tmp_path / "x.pth")
+    model = ncsn_fast.load(path, image_size=(24, 24), epsilon=3e-6, sigma_begin=9.0, n_sigmas=6)
+    assert model.image_shape == (1, 24, 24)
+    assert model.config.epsilon == 3e-6
+    assert torch.equal(model.sigmas, sigmas.geometric(9.0, 0.01, 6))
+    ncsn = published(tiny.model(arch="ncsn"), path=tmp_path / "y.pth")
+    assert float(ncsn_fast.load(ncsn, sigma_begin=20.0).sigmas[0]) == 20
+    for bad in ({"ngf": 8}, {"colour": 1}, {"sigma_begin": "x"}, {"epsilon": -1.0}, {"ngf": None}):
+        with pytest.raises(CheckpointError, match=r"x\.pth"):
+            ncsn_fast.load(path, **bad)
+
+
+KEY = "module.end_conv.bias"
+DAMAGES = {
+    "missing": (lambda c: c[0].pop(KEY), "missing net.end_conv.bias"),
+    "extra": (lambda c: c[0].update({"module.fc.weight": torch.ones(1)}), "unexpected net.fc"),
+    "shape": (lambda c: c[0].update({KEY: torch.ones(5)}), r"\(5,\); expected \(1,\)"),
+    "nan": (lambda c: c[0][KEY].fill_(torch.nan), "end_conv.bias holds NaN"),
+    "complex": (lambda c: c[0].update({KEY: torch.ones(1) * 1j}), "type torch.complex64"),
+    "sparse": (lambda c: c[0].update({KEY: torch.ones(1).to_sparse()}), "not a plain dense"),
+    "no tensor": (lambda c: c[0].update({KEY: 3.0}), "not a state dict of tensors: see"),
+    "no sigmas": (lambda c: c[0].pop("module.sigmas"), "not an NCSN or NCSNv2 checkpoint"),
+    "empty sigmas": (lambda c: c[0].update({"module.sigmas": torch.ones(0)}), "not an NCSN or"),
+    "rising": (lambda c: c[0].update({"module.sigmas": torch.arange(1.0, 5)}), "sigma_begin"),
+    "uneven": (
+        lambda c: c[0].update({"module.sigmas": torch.tensor([5.0, 1.0, 2.0, 0.01])}),
+        "descending",
+    ),
+    "nan sigmas": (lambda c: c[0]["module.sigmas"].fill_(torch.nan), "sigma"),
+    "no network": (lambda c: c[0].pop("module.begin_conv.weight"), "lacks begin_conv.weight"),
+    "flat": (lambda c: c[0].update({"module.begin_conv.weight": torch.ones(4)}), "lacks begin"),
+    "three entries": (lambda c: c.append(7), "got a list of 3"),
+    "bad ema": (lambda c: c.extend([1, 2, {}]), "ema entry is not a state dict"),
+    "small ema": (lambda c: c.extend([1, 2, {"end_conv.bias": torch.ones(1)}]), "missing"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_refusals(tmp_path, kind):
+    path = published(tiny.model(), path=tmp_path / "x.pth")
+    contents = torch.load(path, weights_only=True)
+    DAMAGES[kind][0](contents)
+    torch.save(contents, path)
+    with pytest.raises(CheckpointError, match=DAMAGES[kind][1]) as raised:
+        ncsn_fast.load(path)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("contents", [{"a": 1}, 3, None, "text", torch.ones(2), []])
+def test_foreign_contents(tmp_path, contents):
+    torch.save(contents, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="not a published NCSN checkpoint"):
+        ncsn_fast.load(tmp_path / "x.pth")
+
+
+def test_a_whole_module_is_refused(tmp_path):
+    torch.save([torch.nn.Linear(2, 2), {}], tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="could run code: refused"):
+        ncsn_fast.load(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_damaged_bytes_load_or_are_refused(tmp_path, legacy):
+    path = published(tiny.model(), path=tmp_path / "x.pth", legacy=legacy)
+    content = path.read_bytes()
+    random = torch.Generator().manual_seed(0)
+    refused = 0
+    for trial in range(60):
+        damaged = bytearray(content)
+        if trial < 20:
+            damaged = damaged[: trial * len(content) // 20]
+        else:
+            for at in torch.randint(len(content) // 3, (20,), generator=random).tolist():
+                damaged[at] ^= 1 << (at % 8)
+        path.write_bytes(damaged)
+        try:
+            ncsn_fast.load(path)
+        except CheckpointError as error:
+            refused += 1
+            assert str(path) in str(error)  # noqa: PT017
+            assert "\n" not in str(error)  # noqa: PT017
+    assert refused >= 20

@@ -1,0 +1,39 @@
+"""The smallest model and the shortest training run that still have every part."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ncsn_fast import ModelConfig, ScoreModel
+from ncsn_fast.configs import TrainConfig
+
+SETTINGS: dict[str, Any] = {
+    "image_size": 8, "ngf": 4, "batch_size": 8, "n_sigmas": 4, "sigma_begin": 5.0, "steps": 4,
+    "snapshot_every": 4, "log_every": 2, "grid": 0, "warmup": 5,
+}  # fmt: skip
+
+
+def arguments(**changes: Any) -> list[str]:
+    """SETTINGS as the trainer's command line."""
+    pairs = ((f"--{k.replace('_', '-')}", str(v)) for k, v in {**SETTINGS, **changes}.items())
+    return [word for pair in pairs for word in pair]
+
+
+def train_config(**changes: Any) -> TrainConfig:
+    return TrainConfig(**{**SETTINGS, **changes})
+
+
+def model(seed: int = 0, **changes: Any) -> ScoreModel:
+    """A ScoreModel with random weights, biases and norms."""
+    settings: dict[str, Any] = {
+        "image_size": (8, 8), "channels": 1, "ngf": 4, "n_sigmas": 4, "sigma_begin": 5.0,
+        "epsilon": 5e-5, "n_steps_each": 2,
+    }  # fmt: skip
+    torch.manual_seed(seed)
+    built = ScoreModel(ModelConfig(**{**settings, **changes}))
+    with torch.no_grad():
+        for weight in built.parameters():
+            weight.add_(0.02 * torch.randn_like(weight))
+    return built.eval()
