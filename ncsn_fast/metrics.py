@@ -10,7 +10,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from scipy.linalg import sqrtm
 from torch import Tensor
 
 from ncsn_fast import data
@@ -28,12 +27,13 @@ def frechet_distance(a: Matrix, b: Matrix) -> float:
             f"a Fréchet distance needs two samples on each side; got {len(a)} and {len(b)}"
         )
     a, b = a.astype(np.float64), b.astype(np.float64)
-    covariance_a, covariance_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    root = sqrtm(covariance_a @ covariance_b)
+    covariance_a, covariance_b = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b))
+    # S_a S_b has the eigenvalues of the symmetric R S_b R, R = S_a^(1/2): exact for singular S.
+    values, vectors = np.linalg.eigh(covariance_a)
+    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+    cross = np.sqrt(np.linalg.eigvalsh(root @ covariance_b @ root).clip(min=0)).sum()
     gap = a.mean(axis=0) - b.mean(axis=0)
-    return float(
-        gap @ gap + np.trace(covariance_a) + np.trace(covariance_b) - 2 * np.trace(root.real)
-    )
+    return float(gap @ gap + np.trace(covariance_a) + np.trace(covariance_b) - 2 * cross)
 
 
 def nearest_distances(samples: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:

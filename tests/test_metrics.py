@@ -1,0 +1,77 @@
+"""Figures of merit against closed forms, and on digits that are real, noise and copies."""
+
+import numpy as np
+import pytest
+import torch
+
+from ncsn_fast import data
+from ncsn_fast.metrics import digit_figures, frechet_distance, nearest_distances
+
+
+def with_moments(mean, covariance, n=50):
+    """Points whose sample mean and covariance are exactly these."""
+    points = np.random.default_rng(0).standard_normal((n, len(mean)))
+    points -= points.mean(axis=0)
+    white = points @ np.linalg.inv(np.linalg.cholesky(np.cov(points, rowvar=False))).T
+    return white @ np.linalg.cholesky(np.asarray(covariance)).T + mean
+
+
+@pytest.mark.parametrize(
+    ("mean", "covariance", "expected"),
+    [
+        ([0, 0, 0], np.eye(3), 0),
+        ([3, 4, 0], np.eye(3), 25),
+        ([0, 0, 0], np.diag([4.0, 9.0, 1.0]), 1 + 4 + 0),  # (s - 1)^2 summed
+        ([1, 0, -1], 0.25 * np.eye(3), 2 + 3 * 0.25),
+    ],
+)
+def test_frechet_distance_of_gaussians(mean, covariance, expected):
+    a, b = with_moments([0, 0, 0], np.eye(3)), with_moments(mean, covariance)
+    assert frechet_distance(a, b) == pytest.approx(expected, abs=1e-9)
+    assert frechet_distance(b, a) == pytest.approx(expected, abs=1e-9)
+
+
+def test_frechet_distance_of_rotated_gaussians():
+    # Two dimensions: tr sqrt(AB) = sqrt(tr AB + 2 sqrt(det AB)).
+    a, b = np.array([[2.0, 0.6], [0.6, 1.0]]), np.array([[1.0, -0.5], [-0.5, 3.0]])
+    root = np.sqrt(np.trace(a @ b) + 2 * np.sqrt(np.linalg.det(a @ b)))
+    actual = frechet_distance(with_moments([0, 0], a), with_moments([1, 2], b))
+    assert actual == pytest.approx(5 + np.trace(a) + np.trace(b) - 2 * root, abs=1e-9)
+
+
+def test_frechet_distance_of_degenerate_sets():
+    a = np.array([[0.0, 1.0], [2.0, 1.0], [4.0, 1.0]])  # no variance in the second feature
+    assert frechet_distance(a, a + np.array([0.0, 3.0])) == pytest.approx(9, abs=1e-6)
+    assert frechet_distance(a[:, :1], 2 * a[:, :1]) == pytest.approx(4 + 4, abs=1e-9)
+    with pytest.raises(ValueError, match="two samples on each side; got 1 and 3"):
+        frechet_distance(a[:1], a)
+
+
+def test_nearest_distances():
+    references = torch.tensor([[0.0, 0.0], [3.0, 4.0], [-1.0, 0.0]]).reshape(3, 1, 1, 2)
+    samples = torch.tensor([[3.0, 3.0], [-9.0, 0.0]]).reshape(2, 1, 1, 2)
+    distances, indices = nearest_distances(samples, references)
+    assert distances.tolist() == [1, 8]
+    assert indices.tolist() == [1, 2]
+
+
+def test_digit_figures_tell_real_from_noise_and_from_copies():
+    train, held_out = (data.digits(split, 16)[0] / 255 for split in ("train", "held-out"))
+    real = digit_figures(held_out)
+    assert real.held_out_accuracy > 0.97
+    assert real.frechet == pytest.approx(0, abs=1e-3)
+    assert 0.94 < real.recognised < 0.97  # by definition of the threshold
+    assert real.copies < 0.02
+    assert real.nearest_train == pytest.approx(real.nearest_train_held_out)
+    assert sum(real.class_share) == pytest.approx(1)
+    assert max(real.class_share) < 0.13
+
+    copies = digit_figures(train[:360])
+    assert copies.copies == 1
+    assert copies.nearest_train == pytest.approx(0, abs=1e-5)
+
+    noise = torch.rand(360, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    judged = digit_figures(noise)
+    assert judged.recognised < 0.2
+    assert judged.frechet > 20 * judged.frechet_train
+    assert judged.nearest_train > 2 * judged.nearest_train_held_out
