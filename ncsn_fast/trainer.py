@@ -106,7 +106,7 @@ class Trainer:
             return
         at = int(level[bad][0])
         raise TrainingError(
-            f"the loss is {float(losses[bad][0])} at step {self.step}, level {at} "
+            f"the loss is {float(losses.detach()[bad][0])} at step {self.step}, level {at} "
             f"(sigma {float(self.model.sigmas[at]):.4g}). {REMEDY}"
         )
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
 
-from ncsn_fast import ModelConfig, ScoreModel
+from ncsn_fast import ModelConfig, ScoreModel, cli, train
 from ncsn_fast.configs import TrainConfig
 
 SETTINGS: dict[str, Any] = {
@@ -37,3 +38,8 @@ def model(seed: int = 0, **changes: Any) -> ScoreModel:
         for weight in built.parameters():
             weight.add_(0.02 * torch.randn_like(weight))
     return built.eval()
+
+
+def run_trainer(arguments: list[str]) -> None:
+    """`python -m ncsn_fast.train`, as the body of a process."""
+    sys.exit(cli.run(lambda: train.main(arguments)))
