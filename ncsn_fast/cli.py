@@ -42,13 +42,14 @@ def parse(
 
 
 def _first_sentence(box: str) -> str:
-    """What tyro says in the first part of its box, as one line."""
+    """What tyro says below the title of its box, up to the first rule, as one line."""
     words: list[str] = []
     for line in box.splitlines()[1:]:
-        text = line.strip("│╰╯╭╮ ")
-        if not text.strip("─"):
+        text = line.strip("│╰╯ ")
+        if text.strip("─-"):
+            words.append(text)
+        elif words:
             break
-        words.append(text)
     text = " ".join(words)
     return text if text.endswith(".") else f"{text}."
 

@@ -1,0 +1,334 @@
+"""The commands: what they write, what they print, and how they fail."""
+
+import importlib
+import io
+import itertools
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+
+import ncsn_fast
+from ncsn_fast import __main__ as dispatcher
+from ncsn_fast import cli, configs, convert, data, doctor, edit, evaluate, sample, train
+from ncsn_fast.cli import UsageError
+from ncsn_fast.images import make_grid, to_uint8
+
+
+@pytest.fixture
+def model(tiny_folder, monkeypatch) -> ncsn_fast.ScoreModel:
+    """The tiny model, whose folder is ./model."""
+    monkeypatch.chdir(tiny_folder.parent)
+    return ncsn_fast.load(tiny_folder)
+
+
+def read(path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def eager(*words: str) -> list[str]:
+    return [*words, "--model", "model", "--engine", "eager", "--quiet"]
+
+
+def test_sample_writes_a_grid(model, capsys):
+    assert sample.main(eager("--n", "5", "--seed", "3", "--columns", "2", "--out", "a/g.png")) == 0
+    images = ncsn_fast.Sampler(model, engine="eager").sample(5, seed=3, progress=False)
+    assert np.array_equal(read("a/g.png"), make_grid(images, 2))
+    said = capsys.readouterr().out
+    assert "a/g.png: 5 samples, 9 network evaluations each (ald)" in said
+
+
+def test_sample_writes_one_file_each_and_goes_on_where_it_stopped(model, capsys):
+    arguments = eager("--n", "4", "--start", "998", "--out-dir", "out", "--batch-size", "4")
+    assert sample.main(arguments) == 0
+    names = sorted(str(path) for path in Path("out").rglob("*.png"))
+    assert names == [
+        "out/000000/000998.png", "out/000000/000999.png",
+        "out/001000/001000.png", "out/001000/001001.png",
+    ]  # fmt: skip
+    sampler = ncsn_fast.Sampler(model, engine="eager", batch_size=4)
+    expected = to_uint8(sampler.sample(4, start=998, progress=False))[..., 0]
+    assert all(np.array_equal(read(n), e) for n, e in zip(names, expected, strict=True))
+    Path(names[2]).unlink()
+    Path(names[0]).write_bytes(b"kept as it is")
+    assert sample.main(arguments) == 0
+    assert np.array_equal(read(names[2]), expected[2])
+    assert Path(names[0]).read_bytes() == b"kept as it is"
+    assert capsys.readouterr().out.splitlines()[-1] == "1 samples written, 3 were there: out"
+    assert not Path("samples.png").exists()
+
+
+def test_sample_plan_draws_nothing(model, capsys):
+    assert sample.main(eager("--n", "7", "--batch-size", "4", "--plan")) == 0
+    said = capsys.readouterr().out
+    assert "ald: 7 samples, 9 network evaluations each, 2 micro-batches of 4" in said
+    assert [path.name for path in Path().iterdir()] == ["model"]
+
+
+def tiles(path, columns: int) -> list[np.ndarray]:
+    """The 8x8 tiles of a grid, row by row (each pixel is six wide, the gap two)."""
+    grid = read(path)[..., 0]
+    rows = (grid.shape[0] - 2) // 50
+    assert grid.shape[1] == columns * 50 + 2
+    places = ((2 + 50 * (i // columns), 2 + 50 * (i % columns)) for i in range(rows * columns))
+    return [grid[top : top + 48 : 6, left : left + 48 : 6] for top, left in places]
+
+
+def test_edit_inpaint(model):
+    assert edit.main(["inpaint", *eager("--n", "3", "--mask", "top", "--out", "e.png")]) == 0
+    originals = data.digits("held-out", 8)[0][:3, 0].numpy()
+    grid = tiles("e.png", 3)
+    assert len(grid) == 9
+    for original, known, result in zip(originals, grid[:3], grid[3:6], strict=True):
+        assert np.array_equal(known, original)
+        assert np.array_equal(result[:4], original[:4])
+        assert (result[4:] == 128).all()
+    for original, result in zip(originals, grid[6:], strict=True):
+        assert np.array_equal(result[:4], original[:4])
+        assert not np.array_equal(result[4:], original[4:])
+
+
+def test_edit_own_image_with_own_mask(model):
+    picture = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
+    Image.fromarray(picture).save("mine.png")
+    mask = np.zeros((8, 8), np.uint8)
+    mask[2:5, 1:7] = 255
+    Image.fromarray(mask).save("mask.png")
+    options = ("--images", "mine.png", "--mask", "mask.png", "--variant", "ncsn")
+    assert edit.main(["inpaint", *eager(*options)]) == 0
+    original, _, result = tiles("edited.png", 1)
+    assert np.array_equal(original, picture)
+    assert np.array_equal(result[mask > 0], picture[mask > 0])
+    assert not np.array_equal(result[mask == 0], picture[mask == 0])
+
+
+def test_edit_interpolate_and_denoise(model):
+    assert edit.main(["interpolate", *eager("--pairs", "2", "--frames", "3", "--seed", "1")]) == 0
+    sampler = ncsn_fast.Sampler(model, engine="eager")
+    frames = to_uint8(sampler.interpolate(2, 3, seed=1, progress=False))[..., 0]
+    assert np.array_equal(np.stack(tiles("interpolated.png", 3)), frames)
+    assert edit.main(["denoise", *eager("--n", "4", "--sigma", "0.2")]) == 0
+    grid = np.stack(tiles("edited.png", 4)).reshape(3, 4, 8, 8)
+    assert np.array_equal(grid[0], data.digits("held-out", 8)[0][:4, 0].numpy())
+    assert not np.array_equal(grid[1], grid[0])
+
+
+@pytest.mark.parametrize("name", edit.MASKS)
+def test_masks(name):
+    mask = edit.make_mask(name, 8, 12)[0]
+    expected = {"left": (0, 8, 0, 6), "right": (0, 8, 6, 12), "top": (0, 4, 0, 12),
+                "bottom": (4, 8, 0, 12), "centre": (2, 6, 3, 9)}[name]  # fmt: skip
+    top, bottom, left, right = expected
+    assert mask[top:bottom, left:right].all()
+    assert int(mask.sum()) == (bottom - top) * (right - left)
+
+
+def test_evaluate(model, capsys):
+    options = ("--n", "20", "--out", "f.json", "--neighbours", "n.png", "--seed", "5")
+    assert evaluate.main(eager(*options)) == 0
+    written = json.loads(Path("f.json").read_text())
+    assert written == json.loads(capsys.readouterr().out)
+    assert written["figures"]["n"] == written["sampling"]["n"] == 20
+    assert (written["sampling"]["seed"], written["sampling"]["nfe"]) == (5, 9)
+    below = tiles("n.png", 16)[16:]
+    train_digits = {d.tobytes() for d in data.digits("train", 8)[0].numpy()}
+    assert all(tile.tobytes() in train_digits for tile in below)
+
+
+def test_doctor(capsys):
+    assert doctor.main([]) == 0
+    said = capsys.readouterr().out
+    assert f"{'torch':24} {torch.__version__}" in said
+    assert "eager     yes" in said
+    assert "engine='auto' is" in said
+
+
+def test_convert_to_low_precision(model):
+    assert convert.main(["model", "small", "--dtype", "bf16"]) == 0
+    small, exact = ncsn_fast.load("small").state_dict(), model.state_dict()
+    assert torch.equal(small["net.end_conv.weight"], exact["net.end_conv.weight"].bfloat16())
+    sizes = [(Path(f) / "model.safetensors").stat().st_size for f in ("small", "model")]
+    assert sizes[0] < 0.8 * sizes[1]
+
+
+def test_convert_spares_a_run(model, capsys):
+    assert train.main(tiny.arguments()) == 0
+    settings = Path("runs/digits/config.json").read_bytes()
+    assert cli.run(lambda: convert.main(["model", "runs/digits"])) == 1
+    assert "is a training run; write the model folder elsewhere" in capsys.readouterr().err
+    assert Path("runs/digits/config.json").read_bytes() == settings
+
+
+def test_dry_run_resolves_the_published_settings(capsys):
+    assert train.main(["--config", "cifar10", "--data", "x", "--lr", "3e-4", "--dry-run"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    expected = {
+        "name": "cifar10", "data": "x", "image_size": 32, "channels": 3, "flip": True, "ngf": 128,
+        "sigma_begin": 50.0, "sigma_end": 0.01, "n_sigmas": 232, "n_steps_each": 5,
+        "epsilon": 6.2e-6, "batch_size": 128, "steps": 300_000, "adam_eps": 1e-8, "ema": 0.999,
+        "lr": 3e-4, "grad_clip": 0.0, "autocast": False,
+    }  # fmt: skip
+    assert {key: found[key] for key in expected} == expected
+    assert train.main(["--config=ffhq", "--dry-run", "--no-flip"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["adam_eps"], found["arch"], found["flip"]) == (1e-3, "ncsnv2_deepest", False)
+
+
+COMMANDS = {
+    "train": train, "sample": sample, "evaluate": evaluate, "convert": convert, "doctor": doctor,
+    "edit inpaint": edit, "edit interpolate": edit, "edit denoise": edit,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_explains_every_option(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "240")
+    with pytest.raises(SystemExit) as stop:
+        COMMANDS[command].main([*command.split()[1:], "--help"])
+    assert stop.value.code == 0
+    lines = [line.strip("│| ") for line in capsys.readouterr().out.splitlines()]
+    options = [i for i, line in enumerate(lines) if re.match("--[a-z]|SOURCE|FOLDER", line)]
+    assert len(options) > 4 or command in ("doctor", "convert")
+    for i, after in itertools.pairwise([*options, len(lines)]):
+        explained = re.search(r"  (.{8,}?) \((default: .*?|required)\)", "  ".join(lines[i:after]))
+        assert explained, lines[i:after]
+
+
+def test_dispatcher(monkeypatch, capsys):
+    def run(*words: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["ncsn-fast", *words])
+        return dispatcher.main()
+
+    assert run("train", "--dry-run", "--config", "church") == 0
+    assert json.loads(capsys.readouterr().out)["n_sigmas"] == 788
+    assert run("--help") == run() == 0
+    said = capsys.readouterr().out
+    for name in dispatcher.COMMANDS:
+        assert f"\n  {name} " in said
+        assert callable(importlib.import_module(f"ncsn_fast.{name}").main)
+    assert run("paint") == 2
+    assert "no command 'paint'" in capsys.readouterr().err
+    assert run("train", "--keep", "0") == 2
+
+
+USAGE = {
+    "unknown option": ("train --n-sigmaz 3", "Unrecognized options: --n-sigmaz"),
+    "no number": ("train --ngf wide", "--ngf: invalid literal"),
+    "no choice": ("train --arch vgg", "invalid choice 'vgg' for argument '--arch'"),
+    "no config": ("train --config mnist", "--config must be one of digits, cifar10"),
+    "config of nothing": ("train --config", "expected one argument"),
+    "no data": ("train --config cifar10", "--config cifar10 needs images: --data"),
+    "no steps": ("train --steps 0", "steps must be at least 1, and finite; got 0"),
+    "negative": ("train --warmup -1", "warmup must be at least 0"),
+    "nan": ("train --grad-clip nan", "grad_clip must be at least 0, and finite; got nan"),
+    "no rate": ("train --lr 0", "lr must be positive"),
+    "decay of 1": ("train --ema 1", "ema must be at least 0 and below 1"),
+    "wide seed": ("train --seed 4294967296", "seed must be at least 0 and below"),
+    "odd size": ("train --image-size 9", "image_size must be a multiple of 2 for ncsnv2; got 9"),
+    "rising": ("train --sigma-begin 0.001", "sigma_begin must be above sigma_end=0.01"),
+    "path as name": ("train --name a/b", "name must be a plain folder name"),
+    "grey": ("train --channels 3", "the digits are grey"),
+    "no sample": ("sample --n 0", "--n must be at least 1; got 0"),
+    "no edit": ("edit", "Expected one of {inpaint, interpolate, denoise}"),
+    "unknown edit": ("edit paint", "paint"),
+    "one argument": ("convert x.pth", "FOLDER"),
+}
+
+
+@pytest.mark.parametrize("unicode", [True, False], ids=["unicode", "ascii"])
+@pytest.mark.parametrize("case", USAGE)
+def test_usage_errors(case, unicode, capsys, monkeypatch):
+    monkeypatch.setattr(
+        sys, "stdout", io.TextIOWrapper(io.BytesIO(), "utf-8" if unicode else "ascii")
+    )
+    line, text = USAGE[case]
+    name, *arguments = line.split()
+    module = importlib.import_module(f"ncsn_fast.{name}")
+    assert cli.run(lambda: module.main(arguments)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    assert text in said
+
+
+FAILURES = {
+    "no model": ("sample --model nowhere", "nowhere does not exist"),
+    "no data": ("train --data nowhere", "nowhere does not exist"),
+    "no source": ("convert nowhere.pth out", "nowhere.pth does not exist"),
+    "no pth": ("convert words.txt out", "words.txt"),
+    "no engine": ("sample --model model --engine warp", "warp"),
+    "no mask": ("edit inpaint --model model --mask middle", "--mask must be left, right"),
+    "no picture": ("edit denoise --model model --images words.png", "words.png"),
+    "no folder": ("sample --model model --quiet --n 1 --out words.txt/a.png", "cannot write"),
+    "wide seed": ("sample --model model --seed 4294967296 --n 1", "seed"),
+}
+
+
+@pytest.mark.parametrize("case", FAILURES)
+def test_failures(case, model, capsys):
+    Path("words.txt").write_text("no model")
+    Path("words.png").write_text("no picture")
+    line, text = FAILURES[case]
+    name, *arguments = line.split()
+    module = importlib.import_module(f"ncsn_fast.{name}")
+    assert cli.run(lambda: module.main(arguments)) == 1
+    said = capsys.readouterr().err
+    assert said.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in said
+    assert text in said.splitlines()[-1]
+
+
+def test_exit_codes_of_errors(capsys):
+    def stop(error: BaseException):
+        def main() -> int:
+            raise error
+
+        return cli.run(main)
+
+    assert stop(UsageError("no such thing")) == 2
+    assert stop(KeyboardInterrupt()) == 130
+    for error in (OSError(28, "No space left on device"), MemoryError(), RuntimeError("broke")):
+        assert stop(error) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        "error: no such thing", "interrupted", "error: [Errno 28] No space left on device",
+        "error: MemoryError", "error: broke",
+    ]  # fmt: skip
+    with pytest.raises(ZeroDivisionError):  # a mistake of ours keeps its traceback
+        stop(ZeroDivisionError())
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (["-m", "ncsn_fast.sample", "--model", "nowhere"], 1, "nowhere does not exist"),
+        (["-m", "ncsn_fast", "train", "--bogus"], 2, "Unrecognized options: --bogus"),
+    ],
+)
+def test_commands_as_processes(tmp_path, words, code, text):
+    done = subprocess.run(
+        [sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert text in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", configs.CONFIGS)
+def test_configs_are_named_and_valid(name):
+    config = configs.CONFIGS[name]
+    assert config.name == name
+    if config.sigma_begin:
+        model_config = config.model_config(
+            sigma_begin=config.sigma_begin, n_sigmas=config.n_sigmas, epsilon=config.epsilon
+        )
+        assert model_config.image_size == (config.image_size, config.image_size)
+    assert json.loads(config.to_json())["name"] == name
