@@ -58,6 +58,8 @@ def network_flop(model: ScoreModel) -> int:
 
 def make_plan(engine: Engine, program: Program, n: int) -> Plan:
     """Plan of running `program` for n samples; times one network call (after one to warm up)."""
+    if n < 0:
+        raise ValueError(f"n must be at least 0; got {n}")
     size = engine.batch_size
     n_batches = -(-n // size)
     x = torch.rand(size, *engine.model.image_shape)

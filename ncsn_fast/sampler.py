@@ -45,7 +45,8 @@ class Sampler:
         dtype: "fp32" or "bf16" (or the torch dtype) for the network; the state is float32 always.
         device: "cpu", "cuda", "cuda:1"; None takes a GPU if there is one.
         batch_size: images in a micro-batch. Samples are bitwise reproducible for a fixed
-            batch_size; None picks a power of two that suits n and the image size.
+            batch_size and number of threads; None picks a power of two that suits n and the image
+            size.
         compile_cache: folder for engines that compile; those of this version do not.
         threads: CPU threads; None for torch's setting.
 
@@ -188,10 +189,8 @@ class Sampler:
             r; its first frame is that sample.
         """
         program = methods.build(method, self.model, steps, options)
-        job = Job(
-            noise.sample_indices(start, n_pairs).repeat_interleave(n_frames),
-            noise_weights=interpolation_weights(n_frames).repeat(n_pairs, 1),
-        )
+        weights, rows = interpolation_weights(n_frames), noise.sample_indices(start, n_pairs)
+        job = Job(rows.repeat_interleave(n_frames), noise_weights=weights.repeat(n_pairs, 1))
         return self._draw(program, job, seed, output, progress, callback)
 
     def score(self, x: Tensor, sigma: float) -> Tensor:

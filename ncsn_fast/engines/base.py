@@ -145,7 +145,8 @@ def check_precision(engine: Engine, *, bound: float, n_sigmas: int = 12, seed: i
     every scale.
 
     Raises:
-        EngineError: the error exceeds `bound` (or is NaN) at some sigma.
+        EngineError: the error exceeds `bound` (or is NaN) at some sigma, or float32 itself gives no
+            numbers.
     """
     model = engine.model
     generator = torch.Generator().manual_seed(seed)
@@ -162,6 +163,11 @@ def check_precision(engine: Engine, *, bound: float, n_sigmas: int = 12, seed: i
             expected = model(
                 x.to(model.device), None if levels is None else levels.to(model.device)
             ).cpu()
+        if not bool(torch.isfinite(expected).all()):
+            raise EngineError(
+                f"the model's own output is not finite at sigma {sigma:.4g}: its weights are "
+                "damaged; load another checkpoint"
+            )
         with engine.context():
             on = [None if t is None else t.to(engine.device) for t in (x, levels)]
             f = engine.network(on[0], on[1]).float().cpu()  # type: ignore[arg-type]

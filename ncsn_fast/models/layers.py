@@ -60,8 +60,9 @@ class VarianceNorm(nn.Module):
         self.alpha = nn.Parameter(torch.empty(channels).normal_(1.0, 0.02))
 
     def forward(self, x: Tensor) -> Tensor:
-        variance = torch.var(x, dim=(2, 3), keepdim=True)
-        return x * torch.rsqrt(variance + 1e-5) * self.alpha[:, None, None]
+        h = x.to(torch.promote_types(x.dtype, torch.float32))
+        variance = torch.var(h, dim=(2, 3), keepdim=True)
+        return (h * torch.rsqrt(variance + 1e-5) * self.alpha[:, None, None]).to(x.dtype)
 
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
