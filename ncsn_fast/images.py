@@ -45,6 +45,9 @@ def as_tensor(images: Any, shape: tuple[int, int, int]) -> Tensor:
         images = [images]
     if isinstance(images, Sequence) and images and isinstance(images[0], Image.Image):
         mode = "L" if shape[0] == 1 else "RGB"
+        sizes = {image.size for image in images}
+        if len(sizes) > 1:
+            raise ValueError(f"images of different sizes: {sorted(sizes)}; resize them to one")
         images = np.stack([np.atleast_3d(np.asarray(image.convert(mode))) for image in images])
     if isinstance(images, np.ndarray):
         if images.dtype != np.uint8 or images.ndim != 4:
@@ -62,7 +65,9 @@ def as_tensor(images: Any, shape: tuple[int, int, int]) -> Tensor:
             f"got {tuple(images.shape)}"
         )
     if images.dtype == torch.uint8:
-        return images.to(torch.float32) / 255
+        return images.to("cpu", torch.float32) / 255
+    if not images.is_floating_point():
+        raise ValueError(f"images must be floating point in [0, 1] or uint8; got {images.dtype}")
     images = images.detach().to("cpu", torch.float32)
     if not bool(torch.isfinite(images).all()):
         raise ValueError("images hold NaN or infinite values")
