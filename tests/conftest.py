@@ -13,6 +13,13 @@ import tiny
 
 
 @pytest.fixture
+def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
 def tiny_folder(tmp_path: Path) -> Path:
     """A model folder."""
     return tiny.model().save_pretrained(tmp_path / "model")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from typing import Any
 
@@ -9,11 +10,17 @@ import torch
 
 from ncsn_fast import ModelConfig, ScoreModel, cli, train
 from ncsn_fast.configs import TrainConfig
+from ncsn_fast.data import MemoryImages
+from ncsn_fast.trainer import Trainer
 
 SETTINGS: dict[str, Any] = {
     "image_size": 8, "ngf": 4, "batch_size": 8, "n_sigmas": 4, "sigma_begin": 5.0, "steps": 4,
     "snapshot_every": 4, "log_every": 2, "grid": 0, "warmup": 5,
 }  # fmt: skip
+
+IMAGES = torch.randint(
+    256, (40, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+)
 
 
 def arguments(**changes: Any) -> list[str]:
@@ -38,6 +45,21 @@ def model(seed: int = 0, **changes: Any) -> ScoreModel:
         for weight in built.parameters():
             weight.add_(0.02 * torch.randn_like(weight))
     return built.eval()
+
+
+def trainer(**changes: Any) -> Trainer:
+    """A run on IMAGES, before its first step."""
+    config = train_config(**changes)
+    return Trainer(config, train.resolve_ladder(config, MemoryImages(IMAGES)), torch.device("cpu"))
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equality of nested dicts, lists and tensors, bit for bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(itertools.starmap(same, zip(a, b, strict=True)))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 def run_trainer(arguments: list[str]) -> None:

@@ -1,0 +1,186 @@
+"""Runs that are resumed, interrupted, killed or that fail: nothing is lost, nothing is changed."""
+
+import math
+import multiprocessing
+import os
+import random
+import signal
+import time
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from ncsn_fast import SamplingError, checkpoint, cli, train, trainer
+from ncsn_fast.data import DataError
+from ncsn_fast.trainer import Journal, Trainer, TrainingError
+
+
+def finished(name: str) -> dict:
+    contents = checkpoint.read_run(Path("runs") / name).contents
+    return {key: value for key, value in contents.items() if key != "train_config"}
+
+
+@pytest.mark.parametrize("extra", [{"ema": 0.9}, {"ema": 0.0, "norm": "BatchNorm", "grid": 1}])
+def test_resumed_is_bit_for_bit_uninterrupted(in_tmp, extra):
+    settings = {"snapshot_every": 5, "batch_size": 100, **extra}  # epochs of 14 steps
+    switches = ["--flip", "--dequantise"]
+    whole = tiny.arguments(name="whole", steps=20, **settings)
+    half = tiny.arguments(name="half", steps=10, **settings)
+    rest = tiny.arguments(name="half", steps=20, **settings)
+    assert train.main(whole + switches) == 0
+    assert train.main([*half, *switches, "--resume"]) == 0  # resuming nothing starts it
+    assert train.main([*rest, *switches, "--resume"]) == 0
+    assert finished("half")["step"] == 20
+    assert tiny.same(finished("half"), finished("whole"))
+    assert train.main([*rest, *switches, "--resume"]) == 0  # nothing left to do
+    assert tiny.same(finished("half"), finished("whole"))
+
+
+def test_other_settings_are_refused_on_resume(in_tmp):
+    assert train.main(tiny.arguments()) == 0
+    more = tiny.arguments(steps=6)
+    with pytest.raises(TrainingError, match=r"batch_size was 8, is 4.*new --name"):
+        train.main([*tiny.arguments(batch_size=4, steps=6), "--resume"])
+    with pytest.raises(TrainingError, match=r"decay was False, is True, steps was 4, is 6"):
+        train.main([*more, "--decay", "--resume"])
+    remedy = ["--lr", "1e-5", "--grad-clip", "1", "--resume"]
+    assert train.main([*more, *remedy]) == 0
+    assert finished("digits")["step"] == 6
+
+
+def test_interrupt_saves_and_can_be_resumed(in_tmp, monkeypatch, capsys):
+    step = Trainer.train_step
+
+    def interrupted(self, images):
+        if self.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, images)
+
+    assert train.main(tiny.arguments(name="whole", steps=6)) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", interrupted)
+        assert cli.run(lambda: train.main(tiny.arguments(steps=6))) == 130
+    assert "stopped and saved: runs/digits" in capsys.readouterr().out
+    assert checkpoint.read_run(Path("runs/digits")).step == 3
+    assert train.main([*tiny.arguments(steps=6), "--resume"]) == 0
+    assert tiny.same(finished("digits"), finished("whole"))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_nan_loss_names_step_and_level(in_tmp, monkeypatch, capsys):
+    step = Trainer.train_step
+
+    def poisoned(self, images):
+        if self.step == 3:
+            self.model.net.end_conv.bias.data.fill_(math.nan)
+        return step(self, images)
+
+    monkeypatch.setattr(Trainer, "train_step", poisoned)
+    assert cli.run(lambda: train.main(tiny.arguments(steps=9, snapshot_every=2))) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: the loss is nan at step 3, level ")
+    assert "--lr" in said
+    assert checkpoint.read_run(Path("runs/digits")).step == 2
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    t = tiny.trainer()
+    journal = Journal(tmp_path, t.config)
+    journal.save(t)
+    t.step, t.model.net.end_conv.bias.data[0] = 1, math.inf
+    with pytest.raises(
+        TrainingError, match=r"net\.end_conv\.bias is no longer finite after step 1"
+    ):
+        journal.save(t)
+    assert checkpoint.read_run(tmp_path).step == 0
+
+
+def test_a_model_that_cannot_sample_yet_goes_on(tmp_path, monkeypatch, caplog):
+    def fail(*args, **kwargs):
+        raise SamplingError("sample 0 is no longer finite")
+
+    monkeypatch.setattr(trainer.Sampler, "sample", fail)
+    t = tiny.trainer(grid=4)
+    Journal(tmp_path, t.config).sample(t)
+    assert "no samples at step 0: sample 0 is no longer finite" in caplog.text
+
+
+class Breaking:
+    """Twenty images, one of which cannot be read."""
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        if index == 7:
+            raise DataError("cannot decode image 7.png")
+        return tiny.IMAGES[index]
+
+
+def test_a_corrupt_image_costs_no_step(tmp_path):
+    t = tiny.trainer(batch_size=1, steps=100, snapshot_every=1000)
+    with pytest.raises(DataError, match=r"7\.png"):
+        train.fit(t, Breaking(), Journal(tmp_path, t.config), progress=False)
+    assert 0 < checkpoint.read_run(tmp_path).step == t.step < 20
+
+
+def test_full_disk_keeps_the_last_checkpoint(tmp_path, full_disk):
+    t = tiny.trainer()
+    journal = Journal(tmp_path, t.config)
+    journal.save(t)
+    t.train_step(tiny.IMAGES[:8])
+    with full_disk(10_000), pytest.raises(OSError, match=r"cannot write .*step_00000001\.pt.*room"):
+        journal.save(t)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000000.pt"]
+    assert checkpoint.read_run(tmp_path).step == 0
+
+
+def test_checkpoint_of_another_network():
+    state = tiny.trainer().state_dict()
+    with pytest.raises(TrainingError, match="does not fit this run"):
+        tiny.trainer(ngf=6).load_state_dict(state)
+    with pytest.raises(TrainingError, match="does not fit this run"):
+        tiny.trainer(ema=0.9).load_state_dict({**state, "ema": None})
+
+
+@pytest.fixture(scope="module")
+def processes() -> BaseContext:
+    """Where processes start fast: forked from a clean one that has imported the trainer."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["ncsn_fast.train", "tiny"])
+    return context
+
+
+def start(processes: BaseContext) -> BaseProcess:
+    """Resumes a run that saves at every step; returns once it has saved again."""
+    before = checkpoint.checkpoint_paths(Path("runs/digits"))[-1:]
+    arguments = [*tiny.arguments(steps=10**6, snapshot_every=1, threads=1), "--resume"]
+    process = processes.Process(target=tiny.run_trainer, args=(arguments,))
+    process.start()
+    while checkpoint.checkpoint_paths(Path("runs/digits"))[-1:] == before and process.is_alive():
+        time.sleep(0.01)
+    assert process.is_alive()
+    return process
+
+
+def test_killed_at_any_moment_and_interrupted(in_tmp, processes):
+    run, reached, moment = Path("runs/digits"), 0, random.Random(0)
+    for _ in range(5):
+        process = start(processes)
+        time.sleep(moment.random() * 0.2)
+        process.kill()
+        process.join()
+        saved = checkpoint.read_run(run)
+        assert saved.step > reached
+        saved.model()
+        reached = saved.step
+    process = start(processes)
+    os.kill(process.pid, signal.SIGINT)
+    process.join()
+    assert process.exitcode == 130
+    assert checkpoint.read_run(run).step > reached
+    assert not [p for p in (run / "checkpoints").iterdir() if p.suffix == ".tmp"]
