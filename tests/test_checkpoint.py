@@ -254,7 +254,9 @@ def test_atomic_write_makes_an_ordinary_file(tmp_path):
     path = tmp_path / "new" / "file"
     with files.atomic_write(path) as temporary:
         temporary.write_text("new")
+        inode = temporary.stat().st_ino
     assert path.read_text() == "new"
+    assert path.stat().st_ino == inode  # renamed, not copied: never half there
     assert list(path.parent.iterdir()) == [path]
     usual = path.with_name("usual")
     usual.touch()
