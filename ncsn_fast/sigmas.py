@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import brentq, minimize_scalar
-from scipy.special import ndtr
+from scipy.special import expit, ndtr
 from torch import Tensor
 
 EXACT_LIMIT = 60_000  # Technique 1 uses every pair up to this many images,
@@ -70,6 +70,8 @@ def max_pairwise_distance(images: Tensor, *, block: int = 2048, seed: int = 0) -
         ]
         images = images[chosen]
     flat = images.flatten(1)
+    if flat.is_floating_point() and not bool(torch.isfinite(flat).all()):
+        raise ValueError("the images hold NaN or infinite values; repair or remove them")
     scale = 1 / 255 if flat.dtype == torch.uint8 else 1.0
     mean = _mean_image(flat, block)
 
@@ -140,27 +142,32 @@ def variance_ratio(epsilon: float, ratio: float, n_steps_each: int, sigma_end: f
 
 
 def technique4(ratio: float, n_steps_each: int, sigma_end: float) -> float:
-    """Technique 4: the epsilon in (0, sigma_L^2) whose variance ratio is nearest 1 (grid search,
-    refined)."""
+    """Technique 4: the epsilon in (0, sigma_L^2) whose variance ratio is nearest 1.
+
+    A grid search, refined. ValueError where there is none, as for a single level.
+    """
     if n_steps_each < 1:
         raise ValueError(f"n_steps_each must be at least 1; got {n_steps_each}")
 
-    def miss(log_eta: float) -> float:
-        return abs(
-            variance_ratio(math.exp(log_eta) * sigma_end**2, ratio, n_steps_each, sigma_end) - 1
-        )
+    def miss(logit: float) -> float:
+        return abs(variance_ratio(expit(logit) * sigma_end**2, ratio, n_steps_each, sigma_end) - 1)
 
-    grid = np.linspace(math.log(1e-6), math.log(0.999), 4000)
-    best = int(np.argmin([miss(log_eta) for log_eta in grid]))
-    bounds = (grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)])
+    # epsilon / sigma_L^2 from 1e-6 to 1 - 1e-13: coarse ladders with few steps come close to 1.
+    grid = np.linspace(-13.8, 30.0, 8000)
+    best = int(np.argmin([miss(logit) for logit in grid]))
+    if best == 0:
+        raise ValueError(
+            f"Technique 4 finds no step inside (0, sigma_L^2) for neighbours of ratio {ratio:.6g}; "
+            "give epsilon yourself"
+        )
+    bounds = (grid[best - 1], grid[min(best + 1, len(grid) - 1)])
     refined = minimize_scalar(miss, bounds=bounds, method="bounded", options={"xatol": 1e-12})
-    log_eta = refined.x if refined.fun <= miss(grid[best]) else grid[best]
-    return math.exp(log_eta) * sigma_end**2
+    logit = refined.x if refined.fun <= miss(grid[best]) else grid[best]
+    return float(expit(logit)) * sigma_end**2
 
 
 def epsilon_for(sigmas: Tensor | NDArray[np.floating], n_steps_each: int) -> float:
-    """Technique 4 for a whole ladder: uses its mean (geometric) ratio; one level behaves as ratio
-    1."""
+    """Technique 4 for a whole ladder of at least two levels, by its mean (geometric) ratio."""
     ladder = check_ladder(sigmas)
     ratio = (ladder[0] / ladder[-1]) ** (1 / max(len(ladder) - 1, 1))
     return technique4(ratio, n_steps_each, float(ladder[-1]))

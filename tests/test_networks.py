@@ -268,6 +268,8 @@ def test_tweedie(arch):
     ("call", "words"),
     [
         (lambda m, x: m.score(x, 0.0), "sigma must be positive and finite"),
+        (lambda m, x: m.denoise(x, -1.0), "sigma must be positive and finite"),
+        (lambda m, x: tiny(arch="ncsn")(x), r"conditioned on the noise level: pass level \(N,\)"),
         (lambda m, x: m.score(x, math.nan), "sigma must be positive and finite"),
         (lambda m, x: m.score(x, math.inf), "sigma must be positive and finite"),
         (lambda m, x: m.score(x, torch.ones(3)), r"sigma must be a number or \(2,\); got"),

@@ -150,6 +150,8 @@ def test_refined_ladder_keeps_the_old_levels():
         (lambda: annealed_langevin(LADDER, math.nan, 3), "expected epsilon > 0"),
         (lambda: annealed_langevin(LADDER, 1e-5, -1), "got 1e-05 and -1"),
         (lambda: annealed_langevin(LADDER[::-1], 1e-5, 1), "sigmas must be descending"),
+        (lambda: annealed_langevin(LADDER, 1e-5, 1, form="book"), "'code' or 'paper'; got 'book'"),
+        (lambda: refine_ladder([4, 3, 1], 2), "needs a geometric ladder"),
         (lambda: consistent_annealed([4, 3, 1]), "needs a geometric ladder"),
         (lambda: consistent_annealed([4, 2, 1], 0.4999), r"= \[0.5, 1.5\]; got 0.4999"),
         (lambda: consistent_annealed([4, 2, 1], 1.5001), r"= \[0.5, 1.5\]; got 1.5"),
@@ -440,10 +442,22 @@ def test_a_given_epsilon_is_taken_as_it_is(models):
 
 
 def test_one_step_is_one_level(models):
-    assert methods.build("ald", models["ncsnv2"], 1, {"n_steps_each": 1}).nfe == 2
+    options = {"n_steps_each": 1, "epsilon": 0.9}
+    ald = methods.build("ald", models["ncsnv2"], 1, options)
+    assert (ald.nfe, ald.sigma[0]) == (2, pytest.approx(3.0))
+    own = methods.build("ald", models["ncsnv2"], 1, {"n_steps_each": 2})
+    assert own.b[0] / own.sigma[0] == pytest.approx(4e-4 / 0.1**2, rel=1e-5)  # the model's share
     cas = methods.build("cas", models["ncsnv2"], 1, {})
-    assert cas.nfe == 1
-    assert cas.sigma[0] == pytest.approx(3.0)
+    assert (cas.nfe, cas.sigma[0]) == (1, pytest.approx(3.0))
+
+
+@pytest.mark.parametrize("t", [1, 2, 5])
+@pytest.mark.parametrize("steps", [2, 3, 6])
+def test_short_ladders_get_a_step(models, steps, t):
+    options = {"n_steps_each": t, "denoise": False, "form": "code"}
+    program = methods.build("ald", models["ncsnv2"], steps, options)
+    eta = program.b / program.sigma
+    assert ((eta > 1e-4) & (eta < 1)).all()
 
 
 def test_cas_options(models):

@@ -116,6 +116,17 @@ def test_technique4_needs_a_step():
         sigmas.technique4(1.04, 0, 0.01)
 
 
+def test_technique4_of_one_level_is_undefined():
+    with pytest.raises(ValueError, match="neighbours of ratio 1; give epsilon yourself"):
+        sigmas.epsilon_for([0.5], 5)
+
+
+@pytest.mark.parametrize("ratio", [1.02, 1.7, 20.0])
+def test_technique4_with_one_step(ratio):
+    """T = 1: (1 - eta)^2 gamma^2 + 2 eta is least at eta = 1 - 1 / gamma^2."""
+    assert sigmas.technique4(ratio, 1, 0.1) / 0.01 == pytest.approx(1 - ratio**-2, rel=1e-4)
+
+
 def test_geometric_ladder():
     ladder = sigmas.geometric(50.0, 0.01, 232)
     assert ladder.dtype == torch.float32
@@ -189,6 +200,14 @@ def test_largest_distance_of_equal_images_is_zero():
 def test_one_image_has_no_distance():
     with pytest.raises(ValueError, match="at least two images; got 1"):
         sigmas.max_pairwise_distance(spread(1, 1, 2, 2))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_images_that_are_no_numbers_are_refused(bad):
+    images = spread(3, 1, 2, 2)
+    images[1, 0, 1, 1] = bad
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        sigmas.max_pairwise_distance(images)
 
 
 def test_large_sets_are_judged_by_a_random_subset(monkeypatch):
