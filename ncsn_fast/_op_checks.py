@@ -76,11 +76,19 @@ def check_norm_out(x: Tensor, out: Tensor) -> None:
     _expect("out", out, x.shape, KERNEL_DTYPES)
     if x.dtype not in KERNEL_DTYPES:
         raise TypeError(f"x must be float32 or bfloat16; got {x.dtype}")
-    if not is_dense(x) or out.stride() != x.stride() or out.device != x.device:
+    if not x.is_cpu:
+        raise ValueError(f"this kernel runs on the CPU; x is on {x.device}")
+    if not _same_layout(x, out) or out.device != x.device:
         raise ValueError(
             "x and out must be on one device, both contiguous or both channels-last; got strides "
             f"{x.stride()} on {x.device} and {out.stride()} on {out.device}"
         )
+
+
+def _same_layout(x: Tensor, out: Tensor) -> bool:
+    """Whether both are contiguous, or both channels-last (one channel or one pixel may be both)."""
+    formats = (torch.contiguous_format, torch.channels_last)
+    return any(all(t.is_contiguous(memory_format=f) for t in (x, out)) for f in formats)
 
 
 def check_update(u: UpdateArguments) -> None:

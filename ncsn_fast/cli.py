@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -50,7 +51,7 @@ def _first_sentence(box: str) -> str:
             words.append(text)
         elif words:
             break
-    text = " ".join(words)
+    text = re.sub(r"^Error parsing \w+: ", "", " ".join(words))
     return text if text.endswith(".") else f"{text}."
 
 

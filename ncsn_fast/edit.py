@@ -16,7 +16,7 @@ from torch import Tensor
 from ncsn_fast import cli, data
 from ncsn_fast.images import save_grid
 from ncsn_fast.noise import Stream, normal, sample_indices
-from ncsn_fast.sample import SamplerOptions
+from ncsn_fast.options import ModelOptions, SamplingOptions, check_count
 from ncsn_fast.sampler import Sampler
 from ncsn_fast.samplers.editing import InpaintVariant
 
@@ -24,8 +24,8 @@ MASKS = ("left", "right", "top", "bottom", "centre")
 
 
 @dataclasses.dataclass(frozen=True)
-class Source(SamplerOptions):
-    """Images to edit."""
+class Inpaint(SamplingOptions):
+    """Fill in unknown pixels. Rows of the grid: original, what is known, result."""
 
     images: str = "digits"
     """Folder or zip of images, one image file, hf:NAME, or digits (held-out ones that no training
@@ -34,21 +34,19 @@ class Source(SamplerOptions):
     """Number of images."""
     out: Path = Path("edited.png")
     """Grid to write."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Inpaint(Source):
-    """Fill in unknown pixels. Rows of the grid: original, what is known, result."""
-
     mask: str = "left"
     """What is known: left, right, top, bottom (half), centre (square), or a PNG, white where
     known."""
     variant: InpaintVariant = "ncsnv2"
     """Published way of imposing known pixels."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("--n", self.n)
+
 
 @dataclasses.dataclass(frozen=True)
-class Interpolate(SamplerOptions):
+class Interpolate(SamplingOptions):
     """Rows of frames between two samples."""
 
     pairs: int = 4
@@ -58,13 +56,31 @@ class Interpolate(SamplerOptions):
     out: Path = Path("interpolated.png")
     """Grid to write."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("--pairs", self.pairs)
+        check_count("--frames", self.frames)
+
 
 @dataclasses.dataclass(frozen=True)
-class Denoise(Source):
+class Denoise(ModelOptions):
     """Add noise, then remove it (Tweedie). Rows of the grid: original, noisy, denoised."""
 
+    images: str = "digits"
+    """Folder or zip of images, one image file, hf:NAME, or digits (held-out ones)."""
+    n: int = 8
+    """Number of images."""
+    out: Path = Path("denoised.png")
+    """Grid to write."""
+    seed: int = 0
+    """Seed of the noise."""
+    start: int = 0
+    """Index of the first image's noise."""
     sigma: float = 0.3
     """Standard deviation of the noise, in units of the image range [0, 1]."""
+
+    def __post_init__(self) -> None:
+        check_count("--n", self.n)
 
 
 Command = (

@@ -13,11 +13,11 @@ from ncsn_fast import cli, data
 from ncsn_fast.files import atomic_write
 from ncsn_fast.images import save_grid
 from ncsn_fast.metrics import digit_figures, nearest_distances
-from ncsn_fast.sample import SamplerOptions
+from ncsn_fast.options import SamplingOptions, check_count
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluateOptions(SamplerOptions):
+class EvaluateOptions(SamplingOptions):
     """The command line of `python -m ncsn_fast.evaluate`."""
 
     n: int = 1000
@@ -26,6 +26,10 @@ class EvaluateOptions(SamplerOptions):
     """JSON file for the figures (they are always printed)."""
     neighbours: Path | None = None
     """PNG: the first 16 samples, and below each its nearest training digit."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("--n", self.n, least=10)
 
 
 def main(args: list[str] | None = None) -> int:
@@ -49,6 +53,7 @@ def main(args: list[str] | None = None) -> int:
     )
     assert sampler.report is not None
     figures = {
+        "model": sampler.model.digest(),
         "figures": dataclasses.asdict(digit_figures(samples)),
         "sampling": {
             **dataclasses.asdict(sampler.report),

@@ -82,6 +82,9 @@ def words(seed: int, samples: Tensor, stream: int, step: int, numel: int) -> Ten
     check_uint32("seed", seed)
     check_uint32("step", step)
     check_uint32("stream", stream)
+    if samples.numel():
+        check_uint32("smallest sample index", int(samples.min()))
+        check_uint32("largest sample index", int(samples.max()))
     quad = torch.arange((numel + 3) // 4, dtype=torch.int64, device=samples.device)[None, :]
     zero = torch.zeros_like(quad)
     counter = (quad, zero + step, zero + stream, zero)

@@ -58,8 +58,24 @@ def test_sample_writes_one_file_each_and_goes_on_where_it_stopped(model, capsys)
     assert sample.main(arguments) == 0
     assert np.array_equal(read(names[2]), expected[2])
     assert Path(names[0]).read_bytes() == b"kept as it is"
-    assert capsys.readouterr().out.splitlines()[-1] == "1 samples written, 3 were there: out"
+    assert capsys.readouterr().out.splitlines()[-1] == "out: 1 samples written, 3 were there"
     assert not Path("samples.png").exists()
+
+
+def test_sample_grid_of_files_is_made_from_the_files(model):
+    arguments = eager("--n", "3", "--out-dir", "out", "--out", "grid.png", "--columns", "3")
+    assert sample.main(arguments) == 0
+    files = [read(f"out/000000/00000{i}.png") for i in range(3)]
+    assert np.array_equal(np.stack(tiles("grid.png", 3)), np.stack(files))
+
+
+@pytest.mark.parametrize("other", [("--seed", "5"), ("--method", "cas"), ("--no-denoise",)])
+def test_sample_refuses_a_folder_drawn_with_other_settings(model, other):
+    assert sample.main(eager("--n", "2", "--out-dir", "out")) == 0
+    before = {path: path.read_bytes() for path in Path("out").rglob("*.*")}
+    with pytest.raises(ValueError, match=r"drawn with another (seed|method|denoise)"):
+        sample.main(eager("--n", "3", "--out-dir", "out", *other))
+    assert {path: path.read_bytes() for path in Path("out").rglob("*.*")} == before
 
 
 def test_sample_plan_draws_nothing(model, capsys):
@@ -112,7 +128,7 @@ def test_edit_interpolate_and_denoise(model):
     frames = to_uint8(sampler.interpolate(2, 3, seed=1, progress=False))[..., 0]
     assert np.array_equal(np.stack(tiles("interpolated.png", 3)), frames)
     assert edit.main(["denoise", *eager("--n", "4", "--sigma", "0.2")]) == 0
-    grid = np.stack(tiles("edited.png", 4)).reshape(3, 4, 8, 8)
+    grid = np.stack(tiles("denoised.png", 4)).reshape(3, 4, 8, 8)
     assert np.array_equal(grid[0], data.digits("held-out", 8)[0][:4, 0].numpy())
     assert not np.array_equal(grid[1], grid[0])
 

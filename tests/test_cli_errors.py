@@ -36,6 +36,14 @@ USAGE = {
     "path as name": ("train --name a/b", "name must be a plain folder name"),
     "grey": ("train --channels 3", "the digits are grey"),
     "no sample": ("sample --n 0", "--n must be at least 1; got 0"),
+    "no engine": ("sample --engine warp", "invalid choice 'warp' for argument '--engine'"),
+    "no method": ("evaluate --method nope", "invalid choice 'nope' for argument '--method'"),
+    "seed of 33 bits": ("sample --seed 4294967296", "--seed must be in [0, 2**32)"),
+    "before the first": ("edit interpolate --start -1", "--start must be in [0, 2**32)"),
+    "no frames": ("edit interpolate --frames 0", "--frames must be at least 1; got 0"),
+    "no images": ("edit denoise --n -3", "--n must be at least 1; got -3"),
+    "no columns": ("sample --columns 0", "--columns must be at least 1; got 0"),
+    "option of none": ("edit denoise --method ald", "Unrecognized options: --method"),
     "no edit": ("edit", "Expected one of {inpaint, interpolate, denoise}"),
     "unknown edit": ("edit paint", "paint"),
     "one argument": ("convert x.pth", "FOLDER"),
@@ -63,11 +71,10 @@ FAILURES = {
     "no data": ("train --data nowhere", "nowhere does not exist"),
     "no source": ("convert nowhere.pth out", "nowhere.pth does not exist"),
     "no pth": ("convert words.txt out", "words.txt"),
-    "no engine": ("sample --model model --engine warp", "warp"),
+    "no engine yet": ("sample --model model --engine trt", "engine 'trt' (TensorRT) cannot run"),
     "no mask": ("edit inpaint --model model --mask middle", "--mask must be left, right"),
     "no picture": ("edit denoise --model model --images words.png", "words.png"),
     "no folder": ("sample --model model --quiet --n 1 --out words.txt/a.png", "cannot write"),
-    "wide seed": ("sample --model model --seed 4294967296 --n 1", "seed"),
 }
 
 

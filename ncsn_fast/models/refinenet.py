@@ -169,6 +169,11 @@ class RefineNet(nn.Module):
     def forward(self, x: Tensor, level: Tensor | None = None) -> Tensor:
         """f(x, level): shape of x. `level` (N,) int64 is used by the conditional networks only."""
         self.check_input(x)
+        if self.arch.conditional and level is None:
+            raise ValueError(
+                "this network is conditioned on the noise level: pass level (N,), or use "
+                "ScoreModel.score(x, sigma)"
+            )
         h = self.begin_conv(2 * x - 1 if self.scale_input else x)
         skips: dict[str, Tensor] = {}
         for stage in self.arch.stages:

@@ -4,6 +4,8 @@ level."""
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -147,9 +149,19 @@ class ScoreModel(nn.Module):
             return torch.ones_like(sigma) if isinstance(sigma, Tensor) else 1.0
         return 1.0 / sigma
 
+    def digest(self) -> str:
+        """SHA-256 of the configuration and all weights: equal for equal models, wherever stored."""
+        total = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
+        for key, value in sorted(self.state_dict().items()):
+            total.update(key.encode())
+            total.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return total.hexdigest()
+
     def forward(self, x: Tensor, level: Tensor | None = None) -> Tensor:
-        """Raw network output f for x (N, C, H, W); `level` (N,) int64 is read by conditional
-        networks only."""
+        """Raw network output f for x (N, C, H, W).
+
+        `level` (N,) int64 is read by the networks that are conditioned on it, and by no other.
+        """
         return self.net(x, level if self.conditional else None)
 
     def score_at(self, x: Tensor, level: Tensor | int) -> Tensor:
@@ -169,19 +181,25 @@ class ScoreModel(nn.Module):
 
     def score(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """Score at noise level sigma > 0: a number, or one per sample (N,)."""
-        sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device)
-        if sigma.ndim > 1 or (sigma.ndim == 1 and len(sigma) != len(x)):
-            raise ValueError(
-                f"sigma must be a number or ({len(x)},); got shape {tuple(sigma.shape)}"
-            )
-        if not bool(((sigma > 0) & torch.isfinite(sigma)).all()):
-            raise ValueError(f"sigma must be positive and finite; got {sigma.tolist()}")
-        sigma = sigma.expand(len(x))
+        sigma = each_sigma(sigma, x)
         if self.conditional:
             return self(x, self.nearest_level(sigma))
         return self(x) / sigma[:, None, None, None]
 
     def denoise(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """Tweedie's formula: the posterior mean x + sigma^2 score(x, sigma)."""
-        sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
+        sigma = each_sigma(sigma, x)
         return x + sigma.square()[:, None, None, None] * self.score(x, sigma)
+
+
+def each_sigma(sigma: Tensor | float, x: Tensor) -> Tensor:
+    """Noise levels (N,) float32 of x (N, ...), from one number or one per sample.
+
+    ValueError unless they are positive and finite.
+    """
+    sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device)
+    if sigma.ndim > 1 or (sigma.ndim == 1 and len(sigma) != len(x)):
+        raise ValueError(f"sigma must be a number or ({len(x)},); got shape {tuple(sigma.shape)}")
+    if not bool(((sigma > 0) & torch.isfinite(sigma)).all()):
+        raise ValueError(f"sigma must be positive and finite; got {sigma.tolist()}")
+    return sigma.expand(len(x))

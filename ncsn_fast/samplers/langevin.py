@@ -1,5 +1,4 @@
-"""Samplers of the NCSN papers as tables: annealed Langevin dynamics and consistent annealed
-sampling."""
+"""Samplers of the NCSN papers as tables: annealed Langevin and consistent annealed sampling."""
 
 from __future__ import annotations
 
@@ -25,11 +24,11 @@ def annealed_langevin(
     denoise: bool = True,
     form: Literal["code", "paper"] = "code",
 ) -> Program:
-    """Annealed Langevin dynamics (Song & Ermon 2019, algorithm 1; 2020, algorithm 1 with the final
-    denoise).
+    """Annealed Langevin dynamics (Song & Ermon 2019 and 2020, algorithm 1 of both).
 
-    At each sigma_i, T times: x + alpha_i s(x, sigma_i) + sqrt(2 alpha_i) z, alpha_i = epsilon
-        sigma_i^2 / sigma_L^2; then, with `denoise`, x + sigma_L^2 s(x, sigma_L). NFE = L T (+ 1).
+    At each sigma_i, T times: x + alpha_i s(x, sigma_i) + sqrt(2 alpha_i) z, where
+    alpha_i = epsilon sigma_i^2 / sigma_L^2; then, with `denoise`, x + sigma_L^2 s(x, sigma_L), the
+    last step of the 2020 paper. NFE = L T (+ 1).
 
     Args:
         sigmas: (L,) descending.
@@ -42,6 +41,8 @@ def annealed_langevin(
         raise ValueError(
             f"expected epsilon > 0 and n_steps_each >= 0; got {epsilon} and {n_steps_each}"
         )
+    if form not in ("code", "paper"):
+        raise ValueError(f"form must be 'code' or 'paper'; got {form!r}")
     sigma = np.repeat(ladder, n_steps_each)
     level = np.repeat(np.arange(len(ladder)), n_steps_each)
     alpha = epsilon * (sigma / ladder[-1]) ** 2 * (0.5 if form == "paper" else 1.0)
@@ -56,8 +57,7 @@ def annealed_langevin(
 def consistent_annealed(
     sigmas: ArrayLike, eta: float | None = None, *, denoise: bool = True
 ) -> Program:
-    """Consistent annealed sampling (Jolicoeur-Martineau et al. 2021, algorithm 3), on a geometric
-    ladder.
+    """Consistent annealed sampling on a geometric ladder (Jolicoeur-Martineau et al. 2021).
 
     x + eta sigma_i^2 s(x, sigma_i) + beta sigma_{i+1} z,  beta = sqrt(1 - ((1 - eta) / gamma)^2),
     gamma = sigma_{i+1} / sigma_i; no noise at the last level, where `denoise` makes the step
@@ -69,11 +69,7 @@ def consistent_annealed(
         eta: epsilon / sigma_L^2, in [1 - gamma, 1 + gamma]; None for 1 - gamma^CAS_EXPONENT.
     """
     ladder = check_ladder(np.asarray(sigmas))
-    gamma = (ladder[-1] / ladder[0]) ** (1 / max(len(ladder) - 1, 1))
-    if len(ladder) > 1 and not np.allclose(ladder[1:] / ladder[:-1], gamma, rtol=1e-4):
-        raise ValueError(
-            "consistent annealed sampling needs a geometric ladder (one ratio of neighbours)"
-        )
+    gamma = _common_ratio(ladder)
     if eta is None:
         eta = 1 - gamma**CAS_EXPONENT if len(ladder) > 1 else 1.0
     if not 1 - gamma <= eta <= 1 + gamma:
@@ -89,10 +85,22 @@ def consistent_annealed(
     return table("cas", ladder, np.arange(len(ladder)), b=b, c=c)
 
 
+def _common_ratio(ladder: Column) -> float:
+    """sigma_{i+1} / sigma_i of a geometric ladder; ValueError for any other."""
+    ratio = (ladder[-1] / ladder[0]) ** (1 / max(len(ladder) - 1, 1))
+    if len(ladder) > 1 and not np.allclose(ladder[1:] / ladder[:-1], ratio, rtol=1e-4):
+        raise ValueError(
+            "consistent annealed sampling needs a geometric ladder (one ratio of neighbours)"
+        )
+    return float(ratio)
+
+
 def refine_ladder(sigmas: ArrayLike, n_sigma: int) -> Column:
-    """Geometric ladder of (L - 1) n_sigma + 1 levels between the same ends (consistent sampling's
-    n_sigma)."""
+    """A geometric ladder with each step cut into n_sigma: (L - 1) n_sigma + 1 levels."""
     ladder = check_ladder(np.asarray(sigmas))
     if n_sigma < 1:
         raise ValueError(f"n_sigma must be at least 1; got {n_sigma}")
+    _common_ratio(ladder)
+    if n_sigma == 1:
+        return ladder
     return np.geomspace(ladder[0], ladder[-1], (len(ladder) - 1) * n_sigma + 1)

@@ -20,8 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def _ladder(model: ScoreModel, steps: int | None, sigmas: ArrayLike | None) -> Column:
-    """The caller's ladder, or the model's re-spaced geometrically to `steps` levels, or the model's
-    own."""
+    """The caller's ladder, else the model's own, re-spaced geometrically if `steps` differs."""
     if sigmas is not None:
         if steps is not None:
             raise ValueError("give either steps or sigmas, not both")
@@ -44,25 +43,32 @@ def ald(
     denoise: bool = True,
     form: Literal["code", "paper"] | None = None,
 ) -> Program:
-    """Annealed Langevin dynamics. `steps` is the number of noise levels; NFE = steps * n_steps_each
-    (+ 1).
+    """Annealed Langevin dynamics: `steps` noise levels, NFE = steps * n_steps_each (+ 1).
 
-    A ladder other than the model's own gets its epsilon from Technique 4, unless one is given.
+    A ladder or n_steps_each other than the model's own gets its epsilon from Technique 4, one level
+    the model's in proportion, unless one is given.
     """
     config = model.config
     ladder = _ladder(model, steps, sigmas)
     t = config.n_steps_each if n_steps_each is None else n_steps_each
-    form = form or config.langevin_form  # type: ignore[assignment]
+    chosen = form or config.langevin_form
     if epsilon is None:
-        same = len(ladder) == len(model.sigmas) and np.allclose(
-            ladder, model.sigmas.cpu().numpy(), rtol=1e-5
-        )
-        own = same and t == config.n_steps_each
-        if own or t < 1:
-            epsilon = config.epsilon
-        else:  # Technique 4 speaks of the code's form; the paper's halves its step
-            epsilon = ladders.epsilon_for(ladder, t) * (2 if form == "paper" else 1)
-    return annealed_langevin(ladder, epsilon, t, denoise=denoise, form=form)  # type: ignore[arg-type]
+        epsilon = _epsilon(model, ladder, t, chosen)
+    return annealed_langevin(ladder, epsilon, t, denoise=denoise, form=chosen)  # type: ignore[arg-type]
+
+
+def _epsilon(model: ScoreModel, ladder: Column, n_steps_each: int, form: str) -> float:
+    """The model's own step on its own ladder, else Technique 4's."""
+    config, own = model.config, model.sigmas.double().cpu().numpy()
+    same = len(ladder) == len(own) and np.allclose(ladder, own, rtol=1e-5)
+    if n_steps_each < 1 or (same and n_steps_each == config.n_steps_each):
+        return config.epsilon
+    if len(ladder) == 1:  # no ratio to go by
+        epsilon = config.epsilon * float(ladder[-1] / own[-1]) ** 2
+    else:  # Technique 4 speaks of the code's form; the paper's halves its step
+        epsilon = ladders.epsilon_for(ladder, n_steps_each) * (2 if form == "paper" else 1)
+    log.info("epsilon %.4g for this ladder", epsilon)
+    return epsilon
 
 
 def cas(
@@ -74,8 +80,7 @@ def cas(
     epsilon: float | None = None,
     denoise: bool = True,
 ) -> Program:
-    """Consistent annealed sampling. `steps` is the number of noise levels before `n_sigma` refines
-    them.
+    """Consistent annealed sampling: `steps` noise levels, each step between two cut into `n_sigma`.
 
     NFE = (steps - 1) * n_sigma + 1. The step is eta = epsilon / sigma_L^2; None follows the
     released CIFAR-10 one.

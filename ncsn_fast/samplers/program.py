@@ -1,9 +1,10 @@
 """A sampler as a table, and the loop that runs it.
 
-Every fixed-step sampler here is linear in what it has at hand, so it is data: one row per network
-evaluation, f  = sigma_k * score(x, sigma_k) x' = a x + b f + g h + c z        z: standard normal of
-(seed, sample, stream 0, step k) h' = p x + q f                    h: one history buffer, zero at
-first Tables are float64 and can be checked against closed forms without a network.
+Every fixed-step sampler here is linear in what it has at hand, so it is data: a row per evaluation,
+    f  = sigma_k * score(x, sigma_k)
+    x' = a x + b f + g h + c z        z: standard normal of (seed, sample, stream 0, step k)
+    h' = p x + q f                    h: one history buffer, zero at first
+Tables are float64 and can be checked against closed forms without a network.
 """
 
 from __future__ import annotations
