@@ -43,7 +43,7 @@ USAGE = {
     "no frames": ("edit interpolate --frames 0", "--frames must be at least 1; got 0"),
     "no images": ("edit denoise --n -3", "--n must be at least 1; got -3"),
     "no columns": ("sample --columns 0", "--columns must be at least 1; got 0"),
-    "option of none": ("edit denoise --method ald", "Unrecognized options: --method"),
+    "option of none": ("edit denoise --method ald", "misplaced options: --method"),
     "no edit": ("edit", "Expected one of {inpaint, interpolate, denoise}"),
     "unknown edit": ("edit paint", "paint"),
     "one argument": ("convert x.pth", "FOLDER"),
