@@ -42,10 +42,8 @@ def main(args: list[str] | None = None) -> int:
         print(f"{row.name:9} {'no ' if row.problem else 'yes'}    {row.summary}")
         if row.problem:
             print(f"{'':17}{row.problem}")
-    kind, reason = engines.pick(
-        "auto", torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    )
-    print(f"\nengine='auto' is {kind.name!r}: {reason}")
+    kind, device, reason = engines.pick("auto", None)
+    print(f"\nengine='auto' is {kind.name!r} on {device}: {reason}")
     return 0
 
 

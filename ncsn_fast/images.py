@@ -74,6 +74,27 @@ def as_tensor(images: Any, shape: tuple[int, int, int]) -> Tensor:
     return images
 
 
+def as_mask(mask: Any, known: Tensor) -> Tensor:
+    """A caller's mask as booleans of the shape of the images `known`, True where a pixel is known.
+
+    ValueError unless it is boolean, or 0 and 1, broadcasts to the images, and they are in [0, 1]
+    where they are known.
+    """
+    given = torch.as_tensor(mask).detach().to("cpu")
+    keep = given.to(torch.bool)
+    if not bool((keep.to(given.dtype) == given).all()):
+        raise ValueError("mask must be boolean, or 0 and 1 (1 where known); threshold it first")
+    try:
+        keep = keep.expand(known.shape).contiguous()
+    except RuntimeError as error:
+        raise ValueError(
+            f"mask must broadcast to the images {tuple(known.shape)}; got {tuple(given.shape)}"
+        ) from error
+    if bool(((known < 0) | (known > 1))[keep].any()):
+        raise ValueError("known pixels must be in [0, 1]; map images in [-1, 1] with (x + 1) / 2")
+    return keep
+
+
 def make_grid(
     images: Tensor, columns: int | None = None, *, scale: int | None = None, gap: int = 2
 ) -> UInt8:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -27,7 +26,7 @@ class Progress:
         level, n_levels: index of the level just finished (the final denoise counts as one), and how
             many there are.   sigma: its noise level.   nfe: network evaluations done per sample.
         samples: (B,) indices of this micro-batch's samples.
-        x: state of their chains (B, C, H, W), which the next level overwrites.
+        x: a copy of their chains' state (B, C, H, W).
     """
 
     method: str
@@ -44,7 +43,7 @@ Callback = Callable[[Progress], None]
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """How a call went: network evaluations per sample, images, seconds, and what ran them."""
+    """How a call went: network evaluations per sample, images, seconds of work, what did it."""
 
     method: str
     nfe: int
@@ -134,8 +133,8 @@ class _Watch:
         self.bar.update()
         self._check_finite(level, sigma)
         if self.callback is not None:
-            samples = self.chains.samples[: self.count].cpu()
-            x = self.chains.x[: self.count]
+            samples = self.chains.samples[: self.count].clone().cpu()
+            x = self.chains.x[: self.count].clone()
             self.callback(
                 Progress(self.program.name, level, self.n_levels, sigma, done, samples, x)
             )
@@ -151,17 +150,15 @@ class _Watch:
             )
 
 
-def make_report(engine: Engine, program: Program, n: int, began: float) -> Report:
-    """Report of a call that began at time.perf_counter() == began."""
-    seconds = time.perf_counter() - began
+def make_report(engine: Engine, program: Program, n: int, seconds: float) -> Report:
+    """Report of a call that took so many seconds."""
     return Report(
         program.name, program.nfe, n, seconds, engine.name, engine.dtype, engine.batch_size
     )
 
 
 def default_batch_size(n: int, shape: tuple[int, int, int], device: torch.device) -> int:
-    """The smallest power of two that holds n images, at most what keeps activations of a
-    micro-batch moderate."""
+    """The smallest power of two that holds n images, as far as memory for activations allows."""
     pixels = 65_536 if device.type == "cpu" else 524_288
     most = max(1, min(256, pixels // (shape[1] * shape[2])))
     most = 1 << (most.bit_length() - 1)

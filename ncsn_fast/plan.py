@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import time
 
@@ -48,7 +47,8 @@ class Plan:
 
 def network_flop(model: ScoreModel) -> int:
     """FLOP of one network evaluation of one image, counted on shapes alone."""
-    shadow = copy.deepcopy(model).to("meta")
+    with torch.device("meta"):
+        shadow = ScoreModel(model.config)
     x = torch.empty(1, *model.image_shape, device="meta")
     level = torch.zeros(1, dtype=torch.int64, device="meta")
     with ops.backend("reference"), torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -62,7 +62,7 @@ def make_plan(engine: Engine, program: Program, n: int) -> Plan:
         raise ValueError(f"n must be at least 0; got {n}")
     size = engine.batch_size
     n_batches = -(-n // size)
-    x = torch.rand(size, *engine.model.image_shape)
+    x = torch.full((size, *engine.model.image_shape), 0.5, dtype=torch.float32)
     level = torch.zeros(size, dtype=torch.int64) if engine.model.conditional else None
     engine.output(x, level)
     began = time.perf_counter()

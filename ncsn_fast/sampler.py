@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ncsn_fast import checkpoint, engines, noise
 from ncsn_fast.engines.base import Engine, dtype_name
-from ncsn_fast.images import as_tensor, to_pil, to_uint8
+from ncsn_fast.images import as_mask, as_tensor, to_pil, to_uint8
 from ncsn_fast.jobs import (
     Callback,
     Job,
@@ -24,7 +24,7 @@ from ncsn_fast.jobs import (
     make_report,
     run_job,
 )
-from ncsn_fast.models.score import ScoreModel
+from ncsn_fast.models.score import ScoreModel, each_sigma
 from ncsn_fast.plan import Plan, make_plan
 from ncsn_fast.samplers import methods
 from ncsn_fast.samplers.editing import InpaintVariant, inpainting, interpolation_weights
@@ -45,8 +45,7 @@ class Sampler:
         dtype: "fp32" or "bf16" (or the torch dtype) for the network; the state is float32 always.
         device: "cpu", "cuda", "cuda:1"; None takes a GPU if there is one.
         batch_size: images in a micro-batch. Samples are bitwise reproducible for a fixed
-            batch_size and number of threads; None picks a power of two that suits n and the image
-            size.
+            batch_size; None picks a power of two that suits n and the image size.
         compile_cache: folder for engines that compile; those of this version do not.
         threads: CPU threads; None for torch's setting.
 
@@ -65,12 +64,7 @@ class Sampler:
         compile_cache: str | Path | None = None,
         threads: int | None = None,
     ) -> None:
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(
-                "device 'cuda' was asked for, but torch sees no NVIDIA GPU; use device='cpu'"
-            )
-        kind, reason = engines.pick(engine, self.device)
+        kind, self.device, reason = engines.pick(engine, device)
         if compile_cache is not None:
             raise ValueError(f"engine {kind.name!r} compiles nothing, so it has no compile_cache")
         if batch_size is not None and batch_size < 1:
@@ -79,10 +73,11 @@ class Sampler:
             raise ValueError(f"threads must be at least 1; got {threads}")
         self.engine_class, self.batch_size, self.threads = kind, batch_size, threads
         self.dtype = dtype_name(dtype, kind)
-        self.model = resolve_model(model).eval()
+        self.model = resolve_model(model)
         self._engines: dict[int, Engine] = {}
         self.report: Report | None = None
-        log.info("engine %s (%s), %s, on %s", kind.name, reason, self.dtype, self.device)
+        if engine == "auto":
+            log.info("engine %s (%s), %s, on %s", kind.name, reason, self.dtype, self.device)
 
     def sample(
         self,
@@ -98,8 +93,10 @@ class Sampler:
         callback: Callback | None = None,
         **options: Any,
     ) -> Any:
-        """Draws samples start .. start+n-1 of a seed; sample i is the same whatever n, start and
-        batch size are.
+        """Draws samples start .. start+n-1 of a seed.
+
+        Sample i is the same whatever n, start and threads are: bit for bit for a fixed batch_size,
+        else up to rounding.
 
         Args:
             method: "ald" (as published) or "cas"; `options` are the method's own
@@ -118,7 +115,7 @@ class Sampler:
 
     def stream(
         self,
-        samples: Tensor,
+        samples: Tensor | Sequence[int],
         *,
         seed: int = 0,
         method: str = "ald",
@@ -128,7 +125,11 @@ class Sampler:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields (indices, images in [0, 1]) per micro-batch, for sample indices (n,) int64."""
         program = methods.build(method, self.model, steps, options)
-        return self._run(program, Job(samples), seed, progress)
+        noise.check_uint32("seed", seed)
+        indices = torch.as_tensor(samples, dtype=torch.int64)
+        if indices.ndim != 1:
+            raise ValueError(f"samples must be indices (n,); got shape {tuple(indices.shape)}")
+        return self._run(program, Job(indices), seed, progress)
 
     def inpaint(
         self,
@@ -156,13 +157,7 @@ class Sampler:
                 (samplers/editing.py).
         """
         known = self._images(images)
-        keep = torch.as_tensor(mask).to("cpu") != 0
-        try:
-            keep = keep.expand(known.shape).contiguous()
-        except RuntimeError as error:
-            raise ValueError(
-                f"mask must broadcast to the images {tuple(known.shape)}; got {tuple(keep.shape)}"
-            ) from error
+        keep = as_mask(mask, known)
         program = inpainting(methods.build(method, self.model, steps, options), variant)
         job = Job(noise.sample_indices(start, len(known)), mask=keep, known=known)
         return self._draw(program, job, seed, output, progress, callback)
@@ -193,27 +188,26 @@ class Sampler:
         job = Job(rows.repeat_interleave(n_frames), noise_weights=weights.repeat(n_pairs, 1))
         return self._draw(program, job, seed, output, progress, callback)
 
-    def score(self, x: Tensor, sigma: float) -> Tensor:
-        """grad log p_sigma(x) at one noise level, for x (N, C, H, W); float32 on the CPU."""
-        if not 0 < sigma < float("inf"):
-            raise ValueError(f"sigma must be positive and finite; got {sigma}")
-        level = (
-            self.model.nearest_level(sigma).cpu().expand(len(x)) if self.model.conditional else None
-        )
-        f = self.engine_for(len(x)).output(x.to(torch.float32), level)
-        return f * self.model.score_factor(float(sigma))
+    def score(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        """grad log p_sigma(x), float32 on the CPU; x is (N, C, H, W), sigma a number or (N,)."""
+        x = x.detach().to("cpu", torch.float32)
+        sigma = each_sigma(sigma, x)
+        level = None
+        if self.model.conditional:
+            level = self.model.nearest_level(sigma.to(self.model.device)).cpu()
+        factor = torch.as_tensor(self.model.score_factor(sigma))
+        return self.engine_for(len(x)).output(x, level) * factor[:, None, None, None]
 
-    def denoise(self, images: Any, sigma: float, *, output: Output = "pt") -> Any:
-        """The posterior mean of clean images given images with noise sigma: x + sigma^2 score
-        (Tweedie)."""
+    def denoise(self, images: Any, sigma: Tensor | float, *, output: Output = "pt") -> Any:
+        """The posterior mean of clean images given images with noise sigma (Tweedie)."""
         x = self._images(images)
-        return _convert((x + sigma**2 * self.score(x, sigma)).clamp(0, 1), output)
+        square = each_sigma(sigma, x).square()[:, None, None, None]
+        return _convert((x + square * self.score(x, sigma)).clamp(0, 1), output)
 
     def plan(
         self, n: int, *, method: str = "ald", steps: int | None = None, **options: Any
     ) -> Plan:
-        """What sample(n) will do: engine, network evaluations, micro-batches, FLOP, estimated
-        seconds."""
+        """What sample(n) will do: network evaluations, micro-batches, FLOP, estimated seconds."""
         program = methods.build(method, self.model, steps, options)
         return make_plan(self.engine_for(n), program, n)
 
@@ -248,6 +242,7 @@ class Sampler:
         callback: Callback | None,
     ) -> Any:
         _check_output(output)
+        noise.check_uint32("seed", seed)
         parts = [x for _, x in self._run(program, job, seed, progress, callback)]
         return _convert(
             torch.cat(parts) if parts else torch.empty(0, *self.model.image_shape), output
@@ -261,12 +256,14 @@ class Sampler:
         progress: bool,
         callback: Callback | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """(sample indices, images in [0, 1]) of each micro-batch; leaves a report."""
-        noise.check_uint32("seed", seed)
-        engine, began = self.engine_for(len(job.samples)), time.perf_counter()
+        """(sample indices, images in [0, 1]) of each micro-batch; leaves a report at the end."""
+        self.report, seconds, began = None, 0.0, time.perf_counter()
+        engine = self.engine_for(len(job.samples))
         for samples, x in run_job(engine, program, job, seed, progress=progress, callback=callback):
+            seconds += time.perf_counter() - began
             yield samples, x.clamp(0, 1)
-        self.report = make_report(engine, program, len(job.samples), began)
+            began = time.perf_counter()
+        self.report = make_report(engine, program, len(job.samples), seconds)
 
 
 def _check_output(output: str) -> None:
@@ -282,8 +279,7 @@ def _convert(images: Tensor, output: Output) -> Any:
 
 
 def resolve_model(model: str | Path | ScoreModel | None) -> ScoreModel:
-    """The model of Sampler(model=...); None means the newest run below ./runs, else the shipped
-    model."""
+    """The model that Sampler(model) means; a log line says which, for None."""
     if model is not None:
         return checkpoint.load(model)
     run = checkpoint.newest_run(Path("runs"))

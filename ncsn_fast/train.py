@@ -50,7 +50,9 @@ def resolve_ladder(config: TrainConfig, images: data.Images) -> ModelConfig:
     if n <= 0:
         n = sigmas.n_levels(sigma_begin, config.sigma_end, dim, config.overlap)
     ladder = sigmas.geometric(sigma_begin, config.sigma_end, n)
-    epsilon = config.epsilon or sigmas.epsilon_for(ladder, config.n_steps_each)
+    # Technique 4 speaks of the code's form of the step; the paper's halves it.
+    form = 2 if config.langevin_form == "paper" else 1
+    epsilon = config.epsilon or form * sigmas.epsilon_for(ladder, config.n_steps_each)
     log.info(
         "ladder: sigma %.4g -> %.4g in %d levels, T = %d, epsilon = %.4g",
         sigma_begin, config.sigma_end, n, config.n_steps_each, epsilon,

@@ -39,30 +39,41 @@ def availability() -> list[Availability]:
     ]
 
 
-def pick(name: str, device: torch.device) -> tuple[type[Engine], str]:
-    """The engine class of a name and the reason for it.
+def pick(name: str, device: str | torch.device | None) -> tuple[type[Engine], torch.device, str]:
+    """The engine class of a name, the device it shall run on, and the reason for the choice.
+
+    Args:
+        device: None takes what the engine prefers: a GPU, where it can use one and there is one.
 
     Raises:
         EngineUnavailable: the engine cannot run here; names those that can.
-        ValueError: there is no engine of that name.
+        ValueError: there is no engine of that name, or it does not run on that device.
     """
+    gpu = torch.cuda.is_available()
+    if device is not None and torch.device(device).type == "cuda" and not gpu:
+        raise ValueError(f"device {str(device)!r}: torch sees no NVIDIA GPU; use device='cpu'")
     if name == "auto":
-        if device.type == "cpu":
-            return CpuEngine, "fastest engine on this machine's CPU"
-        return EagerEngine, f"the only engine of this version on {device.type}"
+        on_cpu = torch.device(device).type == "cpu" if device is not None else not gpu
+        name, reason = ("cpu", "our kernels") if on_cpu else ("eager", "the only one for GPUs yet")
+    else:
+        reason = "asked for"
     rows = {row.name: row for row in availability()}
     if name not in rows:
         raise ValueError(f"engine must be auto, {', '.join(rows)}; got {name!r}")
-    problem = rows[name].problem
-    if problem is None and name == "cpu" and device.type != "cpu":
-        problem = f"it runs on the CPU only, and device is {device}"
-    if problem is not None:
+    if rows[name].problem is not None:
         runnable = ", ".join(row.name for row in rows.values() if row.problem is None)
         raise EngineUnavailable(
-            f"engine {name!r} ({rows[name].summary}) cannot run here: {problem}. "
+            f"engine {name!r} ({rows[name].summary}) cannot run here: {rows[name].problem}. "
             f"Engines that run here: {runnable}"
         )
-    return ENGINES[name], "asked for"
+    kind = ENGINES[name]
+    if device is None:
+        device = "cuda" if gpu and "cuda" in kind.device_types else "cpu"
+    if torch.device(device).type not in kind.device_types:
+        raise ValueError(
+            f"engine {name!r} runs on {' or '.join(kind.device_types)}; got device {str(device)!r}"
+        )
+    return kind, torch.device(device), reason
 
 
 __all__ = ["Availability", "Engine", "EngineError", "EngineUnavailable", "availability", "pick"]

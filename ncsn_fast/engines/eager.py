@@ -1,10 +1,11 @@
-"""engine="eager": plain PyTorch in float32 on any device; the reference for all others."""
+"""engine="eager": plain PyTorch in float32; the reference for all others."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,32 +16,42 @@ from ncsn_fast.models.score import ScoreModel
 
 
 class EagerEngine(Engine):
-    """The model's own modules, every fused op replaced by its plain PyTorch statement."""
+    """The model's own modules, every fused op replaced by its plain PyTorch statement.
+
+    Channels-last, because oneDNN's convolutions then give the same bits on any number of threads.
+    """
 
     name = "eager"
-    summary = "plain PyTorch, float32, any device: the reference for all others"
+    summary = "plain PyTorch, float32, CPU or GPU: the reference for all others"
+    device_types = ("cpu", "cuda")
 
-    def __init__(
-        self,
-        model: ScoreModel,
-        *,
-        device: torch.device,
-        dtype: str,
-        batch_size: int,
-        threads: int | None = None,
-    ) -> None:
-        super().__init__(model, device=device, dtype=dtype, batch_size=batch_size, threads=threads)
-        same_place = device == model.device or device.type == model.device.type == "cpu"
-        self.replica = (model if same_place else copy.deepcopy(model).to(device)).eval()
+    def __init__(self, model: ScoreModel, *, device: torch.device, **settings: Any) -> None:
+        super().__init__(model, device=device, **settings)
+        self.replica = copy.deepcopy(model).to(device).eval().requires_grad_(False)
+        self.replica.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @classmethod
     def unavailable(cls) -> str | None:
         return None
 
     def network(self, x: Tensor, level: Tensor | None) -> Tensor:
-        return self.replica(x, level)
+        return self.replica(x.to(memory_format=torch.channels_last), level)
 
     @contextlib.contextmanager
     def context(self) -> Iterator[None]:
-        with super().context(), ops.backend("reference"):
+        with super().context(), ops.backend("reference"), _full_float32(self.device):
             yield
+
+
+@contextlib.contextmanager
+def _full_float32(device: torch.device) -> Iterator[None]:
+    """Keeps cuDNN from computing float32 convolutions in TF32, its default."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before

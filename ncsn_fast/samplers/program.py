@@ -202,9 +202,10 @@ def run(
     *,
     update: Update | None = None,
     start: int = 0,
+    stop: int | None = None,
     on_level: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """Runs rows start .. K-1 on the chains and returns their state.
+    """Runs rows start .. stop-1 (None: all that are left) on the chains and returns their state.
 
     A run that was interrupted before row k continues exactly: pass the saved x and h, and start=k.
 
@@ -213,15 +214,16 @@ def run(
         on_level: called with the number of rows done, after each level.
     """
     update = update or FusedUpdate()
+    stop = program.nfe if stop is None else stop
     if program.has_history and chains.h is None:
         chains.h = torch.zeros_like(chains.x)
     if start == 0:
         update.begin(chains, program)
     for rows in program.level_rows():
         for k in rows:
-            if k >= start:
+            if start <= k < stop:
                 update.row(chains, network(chains.x, k), program, k)
-        if rows.stop > start and on_level is not None:
+        if start < rows.stop <= stop and on_level is not None:
             on_level(rows.stop)
     return chains.x
 
