@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16)
 
@@ -143,3 +145,24 @@ def _check_extras(u: UpdateArguments) -> None:
         net_input=u.net_input,
         nonfinite=u.nonfinite,
     )
+
+
+def is_unobserved(*tensors: Tensor) -> bool:
+    """Whether no compiler, dispatch mode or derivative needs to see the op.
+
+    Such a call goes straight to its kernel: the dispatcher's Python path costs 25 us or more.
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or is_in_torch_dispatch_mode()
+        or forward_ad._current_level >= 0
+        or type(tensors[0]) is not Tensor
+        or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+    )
+
+
+def in_transform() -> bool:
+    """Whether a torch.func transform is at work, whose tensors have no memory to point at."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is not None

@@ -6,6 +6,7 @@ kernels of `ncsn_fast._C`. Rules that hold for every op:
 - float64 always runs the reference: there is no fused float64 kernel.
 - Kernels read contiguous and channels-last tensors; other memory formats are copied first.
 - Any other dtype, shape or device raises TypeError or ValueError; nothing falls back in silence.
+- Inside torch.func transforms (vmap, grad, jacrev) the reference runs; kernels cannot be batched.
 - `with backend("reference")` sends everything to the reference, `with isa("avx2")` forces a level
   of the CPU kernels. All levels give the same bits.
 """
@@ -20,8 +21,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from ncsn_fast import _extension, noise, reference
 from ncsn_fast._extension import _C
@@ -31,7 +30,9 @@ from ncsn_fast._op_checks import (
     check_norm,
     check_norm_out,
     check_update,
+    in_transform,
     is_dense,
+    is_unobserved,
 )
 
 _ISA_LEVELS = {"scalar": 0, "avx2": 1, "avx512": 2}
@@ -83,7 +84,9 @@ def instance_norm_plus(
     x is float32, bfloat16 or float64; parameters are used in float32 (float64 with such an x).
     Differentiable any number of times.
     """
-    if _is_unobserved(x, alpha, gamma, beta) and x.is_cpu:
+    if in_transform():
+        return reference.instance_norm_plus(x, alpha, gamma, beta, elu=elu, eps=eps)
+    if is_unobserved(x, alpha, gamma, beta) and x.is_cpu:
         return _norm_cpu(x, alpha, gamma, beta, elu, eps)
     return torch.ops.ncsn_fast.instance_norm_plus.default(x, alpha, gamma, beta, elu, eps)
 
@@ -161,20 +164,6 @@ def uniform(seed: int, samples: Tensor, stream: int, step: int, shape: Sequence[
 def normal(seed: int, samples: Tensor, stream: int, step: int, shape: Sequence[int]) -> Tensor:
     """Standard normals, float32 (B, *shape); see `noise.normal`."""
     return torch.ops.ncsn_fast.normal.default(seed, samples, stream, step, shape)
-
-
-def _is_unobserved(*tensors: Tensor) -> bool:
-    """Whether no compiler, dispatch mode or derivative needs to see the op.
-
-    Such a call goes straight to its kernel: the dispatcher's Python path costs 25 us or more.
-    """
-    return not (
-        torch.compiler.is_compiling()
-        or is_in_torch_dispatch_mode()
-        or forward_ad._current_level >= 0
-        or type(tensors[0]) is not Tensor
-        or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
-    )
 
 
 def _memory_format(x: Tensor) -> torch.memory_format:

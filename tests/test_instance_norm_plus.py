@@ -330,3 +330,16 @@ def test_refuses_unknown_levels_and_backends():
         pass
     with pytest.raises(ValueError, match="'cuda'"), ops.backend("cuda"):
         pass
+
+
+def test_torch_func_transforms_run_the_reference():
+    torch.manual_seed(0)
+    x, *parameters = torch.randn(3, 4, 5, 5) - 2.3, *torch.randn(3, 4)
+
+    def energy(image):
+        return ops.instance_norm_plus(image[None], *parameters, elu=True).square().sum()
+
+    each = torch.func.vmap(torch.func.grad(energy))(x)
+    leaf = x.clone().requires_grad_()
+    ops.instance_norm_plus(leaf, *parameters, elu=True).square().sum().backward()
+    torch.testing.assert_close(each, leaf.grad, rtol=1e-4, atol=1e-4)

@@ -132,6 +132,8 @@ def test_a_ladder_is_derived_from_the_data(caplog):
         float(torch.cdist(*[tiny.IMAGES.flatten(1).double() / 255] * 2).max())
     )
     assert f"in {expected.n_sigmas} levels" in caplog.text
+    paper = dataclasses.replace(config, langevin_form="paper")  # halves alpha, so epsilon doubles
+    assert train.resolve_ladder(paper, images).epsilon == pytest.approx(2 * expected.epsilon)
     given = tiny.train_config(sigma_begin=3.0, n_sigmas=7, epsilon=1e-5)
     kept = train.resolve_ladder(given, images)
     assert (kept.sigma_begin, kept.n_sigmas, kept.epsilon) == (3.0, 7, 1e-5)
