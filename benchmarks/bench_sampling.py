@@ -28,7 +28,8 @@ def bench_network(benchmark: Any, cifar10: ScoreModel, engine: str, dtype: str) 
     with torch.inference_mode(), ops.backend("reference"):
         expected = cifar10(x)
     built = sampler.engine_for(8)
-    assert (built.output(x, None) - expected).norm() <= 2e-2 * expected.norm()
+    bound = 2e-2 if dtype == "bf16" else 1e-5
+    assert (built.output(x, None) - expected).norm() <= bound * expected.norm()
     benchmark.extra_info["flop"] = 8 * ncsn_fast.plan.network_flop(cifar10)
     benchmark.pedantic(built.output, args=(x, None), rounds=5, warmup_rounds=1)
 
@@ -42,8 +43,10 @@ def bench_digits(benchmark: Any, engine: str, method: str) -> None:
     def draw() -> torch.Tensor:
         return sampler.sample(8, method=method, progress=False)
 
-    images = benchmark.pedantic(draw, rounds=2, warmup_rounds=1)
+    expected = Sampler("digits", engine="eager", batch_size=8).sample(
+        8, method=method, progress=False
+    )
+    assert (draw() - expected).abs().max() < 1e-2
+    benchmark.pedantic(draw, rounds=2)
     assert sampler.report is not None
     benchmark.extra_info["nfe"] = sampler.report.nfe
-    assert torch.isfinite(images).all()
-    assert float(images.std()) > 0.1

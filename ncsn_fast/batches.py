@@ -14,8 +14,7 @@ from ncsn_fast.data import DataError, Images, MemoryImages
 def batch_indices(
     n: int, batch_size: int, *, seed: int, start_step: int = 0
 ) -> Iterator[list[int]]:
-    """Endless batches of indices: a fresh permutation each epoch, a pure function of (seed,
-    step)."""
+    """Endless batches of indices: permutations, a pure function of (seed, step)."""
     per_epoch = max(1, n // batch_size)
     step = start_step
     while True:

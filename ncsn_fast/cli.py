@@ -56,8 +56,7 @@ def _first_sentence(box: str) -> str:
 
 
 def run(main: Callable[[], int]) -> int:
-    """Runs a command and returns its exit code: 1 for a failure, 2 for a usage error, 130 for
-    Ctrl-C."""
+    """Runs a command; returns 1 for a failure, 2 for a usage error, 130 for Ctrl-C."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("ncsn_fast").setLevel(logging.INFO)
     logging.getLogger().setLevel(logging.WARNING)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import tyro
-
-from ncsn_fast.cli import UsageError, parse
 from ncsn_fast.models.refinenet import ARCHITECTURES
 from ncsn_fast.models.score import ModelConfig
 
@@ -165,8 +161,7 @@ class TrainConfig:
 
 
 def _published(name: str, **settings: Any) -> TrainConfig:
-    """A published run: 3 channels, flips, Adam 1e-4, batch 128, EMA 0.999 unless `settings` says
-    otherwise."""
+    """A published run: 3 channels, flips, Adam 1e-4, batch 128, EMA 0.999; `settings` differ."""
     defaults: dict[str, Any] = {
         "name": name,
         "data": "",
@@ -252,40 +247,3 @@ CONFIGS: dict[str, TrainConfig] = {
     "ncsn-celeba": _ncsn("ncsn-celeba", image_size=32, centre_crop=140),
     "ncsn-mnist": _ncsn("ncsn-mnist", image_size=28, channels=1, ngf=64, flip=False),
 }
-
-
-_CONFIG_HELP = f"Settings to start from, which the options override: {', '.join(CONFIGS)}."
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainOptions:
-    """The command line of `python -m ncsn_fast.train`."""
-
-    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
-    config_name: Annotated[str, tyro.conf.arg(name="config", metavar="NAME", help=_CONFIG_HELP)] = (
-        "digits"
-    )
-    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Continue <runs>/<name> from its newest checkpoint; start it if it has none."""
-    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Print the resolved configuration as JSON and stop."""
-
-
-def parse_train(args: list[str]) -> TrainOptions:
-    """Options of the trainer; `--config NAME` picks the row of CONFIGS with the defaults."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    first.add_argument("--config", default="digits")
-    try:
-        name = first.parse_known_args(args)[0].config
-    except argparse.ArgumentError as error:
-        raise UsageError(f"{error}; it must be one of {', '.join(CONFIGS)}") from error
-    if name not in CONFIGS:
-        raise UsageError(f"--config must be one of {', '.join(CONFIGS)}; got {name!r}")
-    default = TrainOptions(config=CONFIGS[name], config_name=name)
-    description = (
-        "Train a score model. With no options: the digits configuration, into runs/digits."
-    )
-    options = parse(TrainOptions, args, "ncsn_fast.train", description, default)
-    if not options.config.data and not options.dry_run:
-        raise UsageError(f"--config {name} needs images: --data FOLDER, FILE.zip or hf:NAME")
-    return options

@@ -11,6 +11,7 @@ import torch
 import tyro
 
 from ncsn_fast import checkpoint, cli
+from ncsn_fast.loading import load
 from ncsn_fast.models.score import ModelConfig
 
 _STORED = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -59,7 +60,7 @@ def main(args: list[str] | None = None) -> int:
     options = cli.parse(ConvertOptions, args, "ncsn_fast.convert", "Write a model folder.")
     if checkpoint.is_run(options.folder):
         raise ValueError(f"{options.folder} is a training run; write the model folder elsewhere")
-    model = checkpoint.load(options.source, weights=options.weights, **options.overrides())
+    model = load(options.source, weights=options.weights, **options.overrides())
     checkpoint.save_model(model, options.folder, dtype=_STORED[options.dtype])
     print(f"{options.folder}: {checkpoint.CONFIG_NAME}, {checkpoint.WEIGHTS_NAME}")
     return 0

@@ -195,8 +195,7 @@ def _decode(read: Callable[[], Image.Image], transform: Transform, where: str) -
 
 
 def digits(split: Literal["train", "held-out"] = "train", size: int = 16) -> tuple[Tensor, Tensor]:
-    """Handwritten digits (scikit-learn's copy of the UCI scans): uint8 (N, 1, size, size) and
-    labels (N,).
+    """Handwritten digits, scikit-learn's UCI scans: uint8 (N, 1, size, size), and labels (N,).
 
     1797 scans of 8x8 pixels, enlarged bicubically. A fixed fifth, the same share of every class, is
     held out.
@@ -217,8 +216,7 @@ def digits(split: Literal["train", "held-out"] = "train", size: int = 16) -> tup
 
 
 def open_images(source: str | Path, *, size: int, channels: int, centre_crop: int = 0) -> Images:
-    """Images from `digits`, a folder, a zip file or `hf:NAME[:SPLIT]`; DataError says what is
-    wrong."""
+    """Images from `digits`, a folder, a zip file or `hf:NAME[:SPLIT]`; DataError says why not."""
     text = str(source)
     if not text:
         raise DataError(

@@ -1,5 +1,4 @@
-"""`python -m ncsn_fast.doctor`: what runs on this machine, and what would be needed for the
-rest."""
+"""`python -m ncsn_fast.doctor`: what runs on this machine, and what the rest would need."""
 
 from __future__ import annotations
 

@@ -57,6 +57,7 @@ def main(args: list[str] | None = None) -> int:
         "figures": dataclasses.asdict(digit_figures(samples)),
         "sampling": {
             **dataclasses.asdict(sampler.report),
+            **options.method_options(),
             "seed": options.seed,
             "start": options.start,
         },

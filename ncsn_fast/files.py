@@ -13,8 +13,7 @@ _SUFFIX = ".tmp"
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yields a temporary path in path's folder; on success it is flushed to disk and renamed to
-    `path`.
+    """Yields a temporary path beside `path`; on success it is flushed to disk and renamed.
 
     A kill at any moment leaves the old file, or none. OSError (a full disk, say) says that nothing
     changed.

@@ -19,8 +19,7 @@ UInt8 = NDArray[np.uint8]
 
 
 def to_uint8(images: Tensor) -> UInt8:
-    """(N, C, H, W) in [0, 1] -> (N, H, W, C) uint8: round(255 x), the one place where images are
-    quantised."""
+    """(N, C, H, W) in [0, 1] -> (N, H, W, C) uint8: round(255 x), the only quantisation here."""
     clipped = images.detach().to("cpu", torch.float32).clamp(0, 1)
     return (clipped * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
@@ -35,8 +34,7 @@ def _pil(array: UInt8) -> Image.Image:
 
 
 def as_tensor(images: Any, shape: tuple[int, int, int]) -> Tensor:
-    """Caller's images as float32 (N, C, H, W) in [0, 1]; ValueError unless each is of `shape` (C,
-    H, W).
+    """Caller's images as float32 (N, C, H, W); ValueError unless each is of `shape` (C, H, W).
 
     Takes a float tensor (N, C, H, W) in [0, 1], a uint8 tensor of that shape, a uint8 array (N, H,
     W, C), or PIL images (one or several).

@@ -1,5 +1,4 @@
-"""Figures of merit: Fréchet distance, nearest neighbours, and how a classifier of digits sees
-samples."""
+"""Figures of merit: Fréchet distance, nearest neighbours, and a classifier's view of samples."""
 
 from __future__ import annotations
 
@@ -37,16 +36,14 @@ def frechet_distance(a: Matrix, b: Matrix) -> float:
 
 
 def nearest_distances(samples: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
-    """Euclidean distance to, and index of, the nearest reference of each sample (both
-    flattened)."""
+    """Euclidean distance of each sample to its nearest reference, and that one's index."""
     distance = torch.cdist(samples.flatten(1).double(), references.flatten(1).double())
     nearest = distance.min(dim=1)
     return nearest.values, nearest.indices
 
 
 def eight_by_eight(images: Tensor) -> Matrix:
-    """Digits of any size, (N, 1, H, W) in [0, 1], as 64 features: their own 8x8 scan, by area
-    averaging."""
+    """Digits (N, 1, H, W) in [0, 1] as 64 features: their own 8x8 scan, by area averaging."""
     return F.adaptive_avg_pool2d(images.float(), 8).flatten(1).double().numpy()
 
 

@@ -66,8 +66,11 @@ def isa(level: str) -> Iterator[None]:
 
 
 def available() -> dict[str, Any]:
-    """How the extension was built (`version`, `compiler`, `isa_levels`, `cuda_*`) and what this
-    machine offers it (`isa_usable`, `isa_default`, `cuda_devices`)."""
+    """How the extension was built, and what this machine offers it.
+
+    Built: `version`, `compiler`, `isa_levels`, `cuda_*`. Here: `isa_usable`, `isa_default`,
+    `cuda_devices`.
+    """
     return {
         **_C.build_info(),
         "isa_usable": _C.isa_levels(),

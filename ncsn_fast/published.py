@@ -83,8 +83,7 @@ def _split(contents: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Tens
 
 
 def _infer(state: dict[str, Tensor], overrides: dict[str, Any], path: Path) -> ModelConfig:
-    """ModelConfig from keys and shapes, completed by the published run that fits and by the
-    overrides."""
+    """ModelConfig from keys and shapes, completed by a published run that fits, and overrides."""
     first, table, ladder = (
         state.get(k) for k in ("begin_conv.weight", "normalizer.embed.weight", "sigmas")
     )
@@ -124,8 +123,7 @@ def _norm(state: dict[str, Tensor]) -> str:
 
 
 def _sampling_settings(found: dict[str, Any]) -> dict[str, Any]:
-    """`found` with image size and Langevin step: those of the published run with this network and
-    ladder, else derived."""
+    """`found` with image size and Langevin step: a like published run's, else derived."""
     for config in CONFIGS.values():
         if _same_run(config, found):
             size = (config.image_size, config.image_size)
@@ -150,8 +148,7 @@ def _same_run(config: TrainConfig, found: dict[str, Any]) -> bool:
 
 
 def _full_table(key: str, table: Tensor, state: dict[str, Tensor]) -> Tensor:
-    """Embedding tables of norms without bias have 2C columns (gamma, alpha); a zero beta completes
-    them."""
+    """Completes embedding tables of norms without bias, 2C columns (gamma, alpha), by zeros."""
     if not key.endswith("embed.weight") or table.ndim != 2 or not _without_bias(state):
         return table
     return torch.cat((table, table.new_zeros(len(table), table.shape[1] // 2)), dim=1)

@@ -22,8 +22,7 @@ def _per_channel(parameter: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Mean, 1/std over (H, W) of each channel; the mean standardised over channels, and its
-    1/std."""
+    """Mean and 1/std of each channel over (H, W); the mean standardised over channels, 1/std."""
     variance, mean = torch.var_mean(x, dim=(2, 3), correction=0)
     rstd = torch.rsqrt(variance + eps)
     centred = mean - mean.mean(dim=1, keepdim=True)
@@ -170,7 +169,7 @@ def sampler_update(
     c_ref: float = math.nan,
     ref_step: int = 0,
 ) -> tuple[Tensor, Tensor | None]:
-    """One row of a sampler table, noise included (DESIGN: "a sampler is a table").
+    """One row of a sampler table, noise included (samplers/program.py).
 
     x' = a x + b f + g h + c z,   h' = p x + q f,   coefficients = (a, b, g, c, p, q)
     then, where mask is True and c_ref is not NaN, x' = known + c_ref z_ref.

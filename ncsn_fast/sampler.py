@@ -24,6 +24,7 @@ from ncsn_fast.jobs import (
     make_report,
     run_job,
 )
+from ncsn_fast.loading import SHIPPED, load
 from ncsn_fast.models.score import ScoreModel, each_sigma
 from ncsn_fast.plan import Plan, make_plan
 from ncsn_fast.samplers import methods
@@ -176,8 +177,9 @@ class Sampler:
         callback: Callback | None = None,
         **options: Any,
     ) -> Any:
-        """Rows of frames between two samples: frame k uses the noise cos(t_k) z_p + sin(t_k) z_q,
-        t_k in [0, pi/2].
+        """Rows of frames between two samples.
+
+        Frame k uses the noise cos(t_k) z_p + sin(t_k) z_q, t_k from 0 to pi/2, at every step.
 
         Returns:
             n_pairs * n_frames images, the frames of a row adjacent. Row r has sample index start +
@@ -281,13 +283,13 @@ def _convert(images: Tensor, output: Output) -> Any:
 def resolve_model(model: str | Path | ScoreModel | None) -> ScoreModel:
     """The model that Sampler(model) means; a log line says which, for None."""
     if model is not None:
-        return checkpoint.load(model)
+        return load(model)
     run = checkpoint.newest_run(Path("runs"))
     if run is not None:
         log.info("model: the newest run, %s", run)
-        return checkpoint.load(run)
+        return load(run)
     log.info("model: the shipped digits model (no run below ./runs)")
-    return checkpoint.load(checkpoint.SHIPPED)
+    return load(SHIPPED)
 
 
 __all__ = ["Progress", "Report", "Sampler", "SamplingError", "resolve_model"]

@@ -22,8 +22,7 @@ SUBSET_SIZE = 10_000  # and every pair of this many random ones beyond it.
 
 
 def geometric(sigma_begin: float, sigma_end: float, n_sigmas: int) -> Tensor:
-    """Geometric ladder sigma_begin > ... > sigma_end: (n_sigmas,) float32, as published checkpoints
-    store it."""
+    """Geometric ladder sigma_begin > ... > sigma_end, (n_sigmas,) float32 as published."""
     if n_sigmas < 1:
         raise ValueError(f"n_sigmas must be at least 1; got {n_sigmas}")
     if not 0 < sigma_end <= sigma_begin < math.inf:
@@ -100,8 +99,7 @@ def _mean_image(flat: Tensor, block: int) -> Tensor:
 
 
 def overlap(ratio: float, dim: int) -> float:
-    """Technique 2's C: the share of one level's radius that its neighbour covers, for D = dim data
-    dimensions."""
+    """Technique 2's C: the share of a level's radii that the next covers, in `dim` dimensions."""
     shift = math.sqrt(2 * dim) * (ratio - 1)
     return float(ndtr(shift + 3 * ratio) - ndtr(shift - 3 * ratio))
 
@@ -127,8 +125,7 @@ def n_levels(sigma_begin: float, sigma_end: float, dim: int, c: float = 0.5) -> 
 
 
 def variance_ratio(epsilon: float, ratio: float, n_steps_each: int, sigma_end: float) -> float:
-    """Technique 4's s_T^2 / sigma^2 after T Langevin steps at one level, started from the level
-    above.
+    """Technique 4's s_T^2 / sigma^2 after T Langevin steps, started from the level above.
 
     Args:
         epsilon: step size; alpha_i = epsilon sigma_i^2 / sigma_L^2 in x + alpha s + sqrt(2 alpha)

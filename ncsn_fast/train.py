@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import itertools
@@ -13,14 +14,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import tyro
 from tqdm import tqdm
 
-from ncsn_fast import checkpoint, cli, configs, data, files, sigmas
+from ncsn_fast import checkpoint, cli, data, files, sigmas
 from ncsn_fast.batches import batches
-from ncsn_fast.configs import TrainConfig
+from ncsn_fast.configs import CONFIGS, TrainConfig
 from ncsn_fast.models.score import ModelConfig
 from ncsn_fast.trainer import Journal, LevelLosses, Trainer, TrainingError
 
@@ -35,8 +37,7 @@ FREE_ON_RESUME = {
 
 
 def resolve_ladder(config: TrainConfig, images: data.Images) -> ModelConfig:
-    """The model's configuration, with what the config leaves open derived by Techniques 1, 2 and
-    4."""
+    """The model's configuration; Techniques 1, 2 and 4 derive what the config leaves open."""
     sigma_begin, n = config.sigma_begin, config.n_sigmas
     if sigma_begin <= 0:
         chosen = None
@@ -107,8 +108,7 @@ def check_same_run(config: TrainConfig, saved: dict[str, Any], run: Path) -> Non
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM while a run is in progress, so that it can stop between two
-    steps."""
+    """Collects SIGINT and SIGTERM during a run, so that it can stop between two steps."""
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -128,8 +128,7 @@ def stop_requests() -> Iterator[list[int]]:
 
 
 def fit(trainer: Trainer, images: data.Images, journal: Journal, *, progress: bool = True) -> bool:
-    """Trains until config.steps; returns False if it was asked to stop before (the state is saved
-    either way)."""
+    """Trains until config.steps, and saves; False if it was asked to stop before."""
     config = trainer.config
     stream = batches(
         images, config.batch_size, seed=config.seed, start_step=trainer.step, workers=config.workers
@@ -205,9 +204,46 @@ def train(config: TrainConfig, *, resume: bool = False, progress: bool = True) -
     return run, finished
 
 
+_CONFIG_HELP = f"Settings to start from, which the options override: {', '.join(CONFIGS)}."
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """The command line of `python -m ncsn_fast.train`."""
+
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    config_name: Annotated[str, tyro.conf.arg(name="config", metavar="NAME", help=_CONFIG_HELP)] = (
+        "digits"
+    )
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Continue <runs>/<name> from its newest checkpoint; start it if it has none."""
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print the resolved configuration as JSON and stop."""
+
+
+def parse_options(args: list[str]) -> TrainOptions:
+    """Options of the trainer; `--config NAME` picks the row of CONFIGS with the defaults."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--config", default="digits")
+    try:
+        name = first.parse_known_args(args)[0].config
+    except argparse.ArgumentError as error:
+        raise cli.UsageError(f"{error}; it must be one of {', '.join(CONFIGS)}") from error
+    if name not in CONFIGS:
+        raise cli.UsageError(f"--config must be one of {', '.join(CONFIGS)}; got {name!r}")
+    default = TrainOptions(config=CONFIGS[name], config_name=name)
+    description = (
+        "Train a score model. With no options: the digits configuration, into runs/digits."
+    )
+    options = cli.parse(TrainOptions, args, "ncsn_fast.train", description, default)
+    if not options.config.data and not options.dry_run:
+        raise cli.UsageError(f"--config {name} needs images: --data FOLDER, FILE.zip or hf:NAME")
+    return options
+
+
 def main(args: list[str] | None = None) -> int:
     """Command line; exit code 0 when finished, 130 when interrupted (and saved)."""
-    options = configs.parse_train(sys.argv[1:] if args is None else args)
+    options = parse_options(sys.argv[1:] if args is None else args)
     if options.dry_run:
         print(options.config.to_json())
         return 0

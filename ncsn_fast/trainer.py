@@ -33,8 +33,7 @@ class TrainingError(RuntimeError):
 
 
 class Trainer:
-    """Weights, moving average, optimiser and random numbers of one run, and the step that advances
-    them."""
+    """Weights, moving average, optimiser and random numbers of a run, and the step it takes."""
 
     def __init__(
         self, config: TrainConfig, model_config: ModelConfig, device: torch.device
@@ -62,8 +61,7 @@ class Trainer:
         return rate
 
     def prepare(self, images: Tensor) -> Tensor:
-        """uint8 (B, C, H, W) -> float32 in [0, 1] on the device, flipped and dequantised as
-        configured."""
+        """uint8 (B, C, H, W) -> float32 in [0, 1] on the device, augmented as configured."""
         x = images.to(torch.float32) / 255
         if self.config.flip:
             flipped = torch.rand(len(x), generator=self.generator) < 0.5
@@ -125,8 +123,7 @@ class Trainer:
         return module
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to continue bit for bit; the data order follows from the seed and the
-        step."""
+        """All that continuing bit for bit needs; the data order follows from seed and step."""
         return {
             "step": self.step,
             "model": self.model.state_dict(),
@@ -152,8 +149,7 @@ class Trainer:
 
 
 class LevelLosses:
-    """Losses since the last reset: their mean, and their mean in each of a few bands of noise
-    levels."""
+    """Losses since the last reset: their mean, and the mean in each of a few bands of levels."""
 
     N_BANDS = 8
 
@@ -175,8 +171,7 @@ class LevelLosses:
         return float(self.total.sum() / self.count.sum())
 
     def scalars(self) -> dict[str, float]:
-        """TensorBoard scalars: the loss, and the loss of each band that occurred (band 0: largest
-        sigmas)."""
+        """TensorBoard scalars: the loss, and each band's that occurred (band 0: largest sigmas)."""
         means = (self.total / self.count).tolist()
         bands = {
             f"loss_by_level/band_{i}": value for i, value in enumerate(means) if value == value

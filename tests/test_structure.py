@@ -15,11 +15,11 @@ LAYERS = [
     {"_op_checks", "_extension", "ops"},
     {"models", "objectives", "samplers"},
     {"engines"},
-    {"cli", "images", "data", "batches", "configs", "checkpoint", "published", "jobs", "plan",
-     "sampler", "metrics", "trainer", "options"},
+    {"cli", "images", "data", "batches", "configs", "checkpoint", "published", "loading", "jobs",
+     "plan", "sampler", "metrics", "trainer", "options"},
 ]  # fmt: skip
-# The two ways back, inside functions: save_pretrained and from_pretrained; load, which knows .pth.
-BACK = {("models.score", "checkpoint"), ("checkpoint", "published")}
+# The one way back, inside functions: save_pretrained and from_pretrained.
+BACK = {("models.score", "checkpoint")}
 COMMANDS = {"train", "sample", "edit", "evaluate", "convert", "doctor", "__main__"}
 
 

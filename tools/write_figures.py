@@ -56,6 +56,9 @@ def fill(text: str, block: str) -> str:
 def main() -> int:
     """Exit code 1 if --check finds a file out of date."""
     runs = [json.loads(path.read_text()) for path in sorted(CARD.glob("figures-*.json"))]
+    if not runs:
+        print(f"no figures-*.json in {CARD}; python -m ncsn_fast.evaluate --out makes them")
+        return 1
     block = table(runs)
     stale = []
     for path in (ROOT / "README.md", CARD / "README.md"):

@@ -1,5 +1,4 @@
-"""Building blocks of the NCSN family: IN++, residual blocks and the four parts of a RefineNet
-block.
+"""Building blocks of the NCSN family: IN++, residual blocks, the parts of a RefineNet block.
 
 Attribute names are those of the published checkpoints' keys. Every block takes `level`: None, or
 the noise level of each sample (N,) int64 for the conditional networks of NCSN (2019).
@@ -25,8 +24,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class InstanceNormPlus(nn.Module):
-    """IN++ with one set of parameters (`n_levels` 0), or with one per noise level (an
-    embedding)."""
+    """IN++ with one set of parameters (`n_levels` 0), or one per noise level (an embedding)."""
 
     def __init__(self, channels: int, n_levels: int = 0) -> None:
         super().__init__()
@@ -52,8 +50,7 @@ class InstanceNormPlus(nn.Module):
 
 
 class VarianceNorm(nn.Module):
-    """x / sqrt(unbiased variance over H, W + 1e-5) * alpha: an ablation named by the published
-    configs."""
+    """x / sqrt(unbiased variance over H, W + 1e-5) * alpha: an ablation of published configs."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -107,8 +104,7 @@ class Style:
         return self.act(norm(x))
 
     def pool5(self, x: Tensor) -> Tensor:
-        """5x5 pool of stride 1 with padding 2: average (zeros counted) when conditional, else
-        maximum."""
+        """5x5 pool, stride 1, padding 2: average (zeros counted) when conditional, else maximum."""
         if self.n_levels:
             return F.avg_pool2d(x, 5, stride=1, padding=2)
         return F.max_pool2d(x, 5, stride=1, padding=2)
@@ -163,8 +159,7 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualConvUnit(nn.Module):
-    """RCU: per block x + conv(act(conv(act(x)))), convolutions without bias; norms first when
-    conditional."""
+    """RCU: per block x + conv(act(conv(act(x)))), without bias; norms first when conditional."""
 
     N_STAGES = 2
 
@@ -194,8 +189,10 @@ class ResidualConvUnit(nn.Module):
 
 
 class ChainedResidualPool(nn.Module):
-    """CRP: x = act(x), then twice path = conv(pool5(path)), x = x + path; norm before the pool when
-    conditional."""
+    """CRP: x = act(x), then twice path = conv(pool5(path)), x = x + path.
+
+    Conditional networks normalise before the pool.
+    """
 
     N_STAGES = 2
 
@@ -220,8 +217,10 @@ class ChainedResidualPool(nn.Module):
 
 
 class MultiScaleFusion(nn.Module):
-    """MSF: the sum of a 3x3 convolution of every input, resized (bilinear, align_corners) to the
-    first's size."""
+    """MSF: the sum of a 3x3 convolution of every input, each resized to the first's size.
+
+    Resizing is bilinear with align_corners; conditional networks normalise before the convolution.
+    """
 
     def __init__(self, cins: list[int], cout: int, style: Style) -> None:
         super().__init__()

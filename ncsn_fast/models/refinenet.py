@@ -15,8 +15,7 @@ from ncsn_fast.models.layers import RefineBlock, ResidualBlock, Style, conv3x3
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """Two residual blocks. `width` in units of ngf; the first block halves the resolution or
-    dilates."""
+    """Two residual blocks, `width` in units of ngf; the first halves the resolution or dilates."""
 
     name: str
     width: int
@@ -35,8 +34,7 @@ class Refine:
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """Stages from fine to coarse, refine blocks in the order they run; conditional: norms see the
-    level."""
+    """Stages from fine to coarse, refine blocks as they run; conditional: norms see the level."""
 
     stages: tuple[Stage, ...]
     refines: tuple[Refine, ...]

@@ -1,5 +1,4 @@
-"""ScoreModel: a network, its noise ladder, and how the network is conditioned on the noise
-level."""
+"""ScoreModel: a network, its noise ladder, and how it is conditioned on the noise level."""
 
 from __future__ import annotations
 

@@ -49,8 +49,7 @@ def inpainting(
 
 
 def interpolation_weights(n_frames: int) -> Tensor:
-    """(n_frames, 2): (cos, sin) of angles equally spaced from 0 to pi/2; every frame's noise has
-    variance 1."""
+    """(n_frames, 2): cos and sin of angles from 0 to pi/2; every frame's noise has variance 1."""
     if n_frames < 1:
         raise ValueError(f"n_frames must be at least 1; got {n_frames}")
     angle = torch.linspace(0, math.pi / 2, n_frames, dtype=torch.float64)

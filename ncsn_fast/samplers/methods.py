@@ -106,8 +106,7 @@ METHODS: dict[str, Method] = {
 
 
 def build(method: str, model: ScoreModel, steps: int | None, options: dict[str, Any]) -> Program:
-    """The program of a method; ValueError names the methods, or the method's options, that
-    exist."""
+    """The program of a method; ValueError names the methods, or options of it, that exist."""
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
     function = METHODS[method].build

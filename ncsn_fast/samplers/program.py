@@ -71,8 +71,7 @@ class Program:
         )  # type: ignore[return-value]
 
     def imposition(self, k: int) -> tuple[float, int]:
-        """Scale and step index of the noise on known pixels before row k (k = K: after the
-        last)."""
+        """Scale and step index of the noise on known pixels before row k (K: after the last)."""
         if self.reference_noise is None or self.reference_step is None:
             return math.nan, 0
         return float(self.reference_noise[k]), int(self.reference_step[k])
@@ -83,8 +82,7 @@ class Program:
         return (range(i, j) for i, j in itertools.pairwise(starts) if j > i)
 
     def scaled(self, output_scale: Column) -> Program:
-        """The same sampler for a network whose raw output times output_scale (K,) is sigma *
-        score."""
+        """The same sampler for a network whose output times output_scale (K,) is sigma * score."""
         return dataclasses.replace(self, b=self.b * output_scale, q=self.q * output_scale)
 
 
@@ -100,8 +98,7 @@ def table(
 
 @dataclasses.dataclass
 class Chains:
-    """A micro-batch of Markov chains: their state, what keys their noise, and what is known of
-    them.
+    """A micro-batch of Markov chains: their state, the keys of their noise, what is known.
 
     Attributes:
         x: state (B, C, H, W) float32, contiguous; updated in place.

@@ -1,0 +1,76 @@
+"""`ncsn_fast.load`: a ScoreModel from whatever holds one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ncsn_fast.checkpoint import (
+    CHECKPOINTS,
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    CheckpointError,
+    Weights,
+    is_run,
+    load_model_folder,
+    read_run,
+    read_run_file,
+    read_torch,
+)
+from ncsn_fast.models.score import ScoreModel
+from ncsn_fast.published import from_published
+
+SHIPPED = Path(__file__).parent / "assets" / "digits"
+
+
+def load(
+    source: str | Path | ScoreModel, *, weights: Weights = "ema", **overrides: Any
+) -> ScoreModel:
+    """A ScoreModel in evaluation mode, on the CPU, in float32.
+
+    Args:
+        source: a run folder, a model folder (config.json + model.safetensors), an authors' .pth
+            file, "digits" for the shipped model, or a ScoreModel, which is returned as it is.
+        weights: "ema" takes the averaged weights where there are any, "raw" the others (runs and
+            .pth files).
+        overrides: fields of ModelConfig that a .pth file does not hold (image_size, epsilon,
+            sigma_begin, ...).
+
+    Raises:
+        CheckpointError: unreadable, unsafe, incomplete or foreign files. No code in a file is ever
+            run.
+    """
+    if weights not in ("ema", "raw"):
+        raise ValueError(f"weights must be 'ema' or 'raw'; got {weights!r}")
+    if isinstance(source, ScoreModel):
+        return source
+    path = Path(source).expanduser()
+    if str(source) == SHIPPED.name and not path.exists():
+        path = SHIPPED
+    if path.name in (WEIGHTS_NAME, CONFIG_NAME):
+        path = path.parent
+    if path.is_file():
+        return _load_file(path, weights, overrides)
+    if overrides:
+        raise CheckpointError(
+            f"{path} carries its own configuration; overrides are for .pth files only"
+        )
+    if not path.is_dir():
+        raise CheckpointError(
+            f"{path} does not exist; a model is a run folder, a model folder or a .pth file"
+        )
+    if is_run(path):
+        return read_run(path).model(weights)
+    if (path / CONFIG_NAME).exists():
+        return load_model_folder(path)
+    raise CheckpointError(
+        f"{path} is neither a run (no {CHECKPOINTS}/step_*.pt) "
+        f"nor a model folder (no {CONFIG_NAME})"
+    )
+
+
+def _load_file(path: Path, weights: Weights, overrides: dict[str, Any]) -> ScoreModel:
+    contents = read_torch(path)
+    if isinstance(contents, dict) and "train_config" in contents and not overrides:
+        return read_run_file(path, contents).model(weights)
+    return from_published(contents, path, weights=weights, overrides=overrides)
