@@ -22,8 +22,9 @@ $(READY): pyproject.toml setup.py CMakeLists.txt $(shell find csrc cmake -type f
 	test -x $(PY) || python3 -m venv $(VENV)
 	$(PY) -m pip install -q --no-index --no-deps "torch==2.13.0" 2>/dev/null || true
 	$(PY) -m pip install -q "$(TORCH)"
-	$(PY) -m pip install -e ".[dev]"
-	touch $@
+	$(PY) -m pip install -q -e ".[dev]"
+	@$(PY) -c "from ncsn_fast import ops; print('extension:', ops.available())"
+	@touch $@
 
 check: setup                         ## lint and types
 	$(PY) -m ruff check .
@@ -45,6 +46,7 @@ bench: setup                         ## every benchmark; see benchmarks/README.m
 	$(PY) -m pytest benchmarks/ --benchmark-only
 
 package: setup                       ## sdist and wheel, built in isolation, into dist/
+	rm -rf dist
 	$(PY) -m build
 	$(PY) tools/check_wheel.py dist/*.whl
 
