@@ -31,7 +31,7 @@ def bench_network(benchmark: Any, cifar10: ScoreModel, engine: str, dtype: str) 
     bound = 2e-2 if dtype == "bf16" else 1e-5
     assert (built.output(x, None) - expected).norm() <= bound * expected.norm()
     benchmark.extra_info["flop"] = 8 * ncsn_fast.plan.network_flop(cifar10)
-    benchmark.pedantic(built.output, args=(x, None), rounds=5, warmup_rounds=1)
+    benchmark.pedantic(built.output, args=(x, None), rounds=3, warmup_rounds=1)
 
 
 @pytest.mark.parametrize("method", ["cas", "ald"])
