@@ -12,9 +12,11 @@ import warnings
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ncsn_fast.files import atomic_write
@@ -79,7 +81,7 @@ def build_model(config: ModelConfig, state: dict[str, Tensor], where: str) -> Sc
         model.net.check_input(torch.empty(1, *model.image_shape, device="meta"))
         expected = model.state_dict()
         _check_fit(expected, state, config.arch)
-        check_ladder(state["sigmas"])
+        _check_ends(config, check_ladder(state["sigmas"]))
     except (ValueError, RuntimeError, TypeError, OverflowError) as error:
         raise CheckpointError(f"{where}: {error}") from error
     ready = {key: value.to(expected[key].dtype).contiguous() for key, value in state.items()}
@@ -103,6 +105,15 @@ def _check_fit(expected: dict[str, Tensor], state: dict[str, Tensor], arch: str)
             raise ValueError(f"{key} has type {value.dtype}; expected {wanted.dtype}")
         if not bool(torch.isfinite(value).all()):
             raise ValueError(f"{key} holds NaN or infinite values; use another checkpoint")
+
+
+def _check_ends(config: ModelConfig, ladder: NDArray[np.float64]) -> None:
+    ends = (config.sigma_begin, config.sigma_end)
+    if not np.allclose(ends, ladder[[0, -1]], rtol=1e-3):
+        raise ValueError(
+            f"the weights' sigmas go from {ladder[0]:g} to {ladder[-1]:g}; "
+            f"{CONFIG_NAME} says {ends[0]:g} to {ends[1]:g}"
+        )
 
 
 def _some(keys: list[str], most: int = 4) -> str:

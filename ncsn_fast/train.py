@@ -106,6 +106,15 @@ def check_same_run(config: TrainConfig, saved: dict[str, Any], run: Path) -> Non
         )
 
 
+def check_same_data(now: int, then: int | None, run: Path) -> None:
+    """TrainingError if the data set has another size than when the run was saved."""
+    if then is not None and then != now:
+        raise TrainingError(
+            f"{run} was trained on {then} images, and the data now has {now}: batches would come "
+            "in another order. Restore the data, or start a new --name"
+        )
+
+
 @contextlib.contextmanager
 def stop_requests() -> Iterator[list[int]]:
     """Collects SIGINT and SIGTERM during a run, so that it can stop between two steps."""
@@ -187,11 +196,13 @@ def train(config: TrainConfig, *, resume: bool = False, progress: bool = True) -
         check_same_run(config, saved.train_config, run)
         trainer = Trainer(config, saved.model_config, device)
         trainer.load_state_dict(saved.contents)
+        check_same_data(len(images), saved.contents.get("n_images"), run)
         log.info("resuming %s at step %d of %d", run, trainer.step, config.steps)
     else:
         trainer = Trainer(config, resolve_ladder(config, images), device)
         if not resume:
             run = new_run_folder(config)
+    trainer.n_images = len(images)
     with files.atomic_write(run / "config.json") as path:
         path.write_text(config.to_json() + "\n")
     size = sum(p.numel() for p in trainer.model.parameters())

@@ -51,6 +51,7 @@ class Trainer:
             self.ema.update_parameters(self.model)  # the average starts at the initial weights
         self.generator = torch.Generator().manual_seed(config.seed)
         self.step = 0
+        self.n_images = 0  # of the data set that the order of batches is drawn over
 
     def learning_rate(self) -> float:
         """Adam's rate at this step: linear warm-up, then constant or a cosine to 0."""
@@ -126,6 +127,7 @@ class Trainer:
         """All that continuing bit for bit needs; the data order follows from seed and step."""
         return {
             "step": self.step,
+            "n_images": self.n_images,
             "model": self.model.state_dict(),
             "ema": None if self.ema is None else self.averaged().state_dict(),
             "optimizer": self.optimizer.state_dict(),

@@ -67,6 +67,7 @@ def test_load_takes_models_and_files_of_a_folder(tiny_folder):
         ({"image_size": [9, 9]}, "multiples of 2; got 9x9"),
         ({"image_size": 8}, "image_size"),
         ({"sigma_end": 7.0}, "sigma_end <= sigma_begin"),
+        ({"sigma_begin": 90.0}, "says 90 to 0"),
     ],
 )
 def test_config_that_does_not_fit(tiny_folder, change, text):

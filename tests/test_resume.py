@@ -52,6 +52,15 @@ def test_other_settings_are_refused_on_resume(in_tmp):
     assert finished("digits")["step"] == 6
 
 
+def test_other_data_are_refused_on_resume(in_tmp, monkeypatch):
+    assert train.main(tiny.arguments()) == 0
+    digits = train.data.open_images("digits", size=8, channels=1)
+    fewer = train.data.MemoryImages(digits.images[:-1])
+    monkeypatch.setattr(train.data, "open_images", lambda *args, **options: fewer)
+    with pytest.raises(TrainingError, match="trained on 1437 images, and the data now has 1436"):
+        train.main([*tiny.arguments(steps=6), "--resume"])
+
+
 def test_interrupt_saves_and_can_be_resumed(in_tmp, monkeypatch, capsys):
     step = Trainer.train_step
 
