@@ -1,0 +1,135 @@
+// 5x5 pools on the CPU; what they compute is in ncsn_fast/pool5.h. Separable: each input row is pooled
+// along the width in registers, into a ring of five rows that stays in the first-level cache; each
+// output row joins the five. One read and one write of memory an element, plus the rims of tiles.
+//
+// A unit of work is a tile of a sample: some channels, columns and rows. A ring holds as many channels
+// as a register. Sums run left to right and top to bottom: no tile can change a result.
+#include "lanes.h"
+
+namespace ncsn_fast::NCSN_ISA {
+
+constexpr int64_t kTileWidth = 32;   // a ring of 10 KiB at 64 bytes a register
+constexpr int64_t kTileHeight = 64;  // the rim costs 4 rows of pooling along the width
+constexpr int64_t kTileBytes = 128;  // of neighbouring channels: what processors fetch at once
+
+// The two kinds of pool on n channels of type T. `kWidest` is the n of a whole register.
+template <class T, int n>
+struct Maximum {
+    using Order = PoolOrder<T>;
+    using Value = Lanes<typename Order::Key, n>;
+    static constexpr int kWidest = kLanes * sizeof(float) / sizeof(T);
+
+    static Value flipped(Value bits) { return bits ^ ((bits >> Order::kSignBit) & Order::kMagnitude); }
+
+    static Value outside() { return Value{} + static_cast<typename Order::Key>(~Order::kMagnitude); }
+
+    static Value load(const T* p) {
+        using Bits = Lanes<typename Order::Bits, n>;
+        return (Value)((Bits)flipped(load_bits<Value>(p)) - Order::kNegativeNans);
+    }
+
+    static Value join(Value a, Value b) { return a > b ? a : b; }
+
+    static void store(T* p, Value key) {
+        using Bits = Lanes<typename Order::Bits, n>;
+        const Value bits = flipped((Value)((Bits)key + Order::kNegativeNans));
+        memcpy(p, &bits, sizeof bits);
+    }
+};
+
+template <class T, int n>
+struct Average {
+    using Value = Lanes<float, n>;
+    static constexpr int kWidest = kLanes;
+
+    static Value outside() { return Value{}; }
+    static Value load(const T* p) { return load_lanes<n>(p); }
+    static Value join(Value a, Value b) { return a + b; }
+    static void store(T* p, Value sum) { store_lanes<n>(p, sum * kPoolShare); }
+};
+
+struct Tile {
+    int64_t sample, channel, last_channel, left, right, top, bottom;
+};
+
+// Pools positions [left, right) of a row of `width` positions, `stride` elements apart.
+template <class Op, class T>
+static inline void pool_row(const T* row, int64_t stride, int64_t width, int64_t left, int64_t right,
+                            typename Op::Value* out) {
+    using Value = typename Op::Value;
+    const auto at = [&](int64_t w) {
+        return w >= 0 && w < width ? Op::load(row + w * stride) : Op::outside();
+    };
+    Value v0 = at(left - 2), v1 = at(left - 1), v2 = at(left), v3 = at(left + 1);
+    for (int64_t w = left; w < right; ++w) {
+        const Value v4 = at(w + 2);
+        *out++ = Op::join(Op::join(Op::join(Op::join(v0, v1), v2), v3), v4);
+        v0 = v1, v1 = v2, v2 = v3, v3 = v4;
+    }
+}
+
+// A tile of as many channels as Op has, from channel c.
+template <class Op, class T>
+static void pool_block(const PoolArgs& args, const Tile& tile, int64_t c) {
+    using Value = typename Op::Value;
+    Value ring[kPoolSize][kTileWidth];
+    const int64_t line = args.width * args.channels, start = tile.sample * args.height * line + c;
+    const T* x = static_cast<const T*>(args.x) + start;
+    T* y = static_cast<T*>(args.y) + start + tile.left * args.channels;
+    const int64_t width = tile.right - tile.left;
+    for (int64_t r = tile.top - kPoolPadding; r < tile.bottom + kPoolPadding; ++r) {
+        Value* const newest = ring[(r + kPoolSize) % kPoolSize];
+        if (r >= 0 && r < args.height) {
+            pool_row<Op>(x + r * line, args.channels, args.width, tile.left, tile.right, newest);
+        } else {
+            for (int64_t w = 0; w < width; ++w) newest[w] = Op::outside();
+        }
+        if (r < tile.top + kPoolPadding) continue;
+        const auto row = [&](int age) { return ring[(r + kPoolSize - age) % kPoolSize]; };
+        const Value *r0 = row(4), *r1 = row(3), *r2 = row(2), *r3 = row(1);
+        T* out = y + (r - kPoolPadding) * line;
+        for (int64_t w = 0; w < width; ++w, out += args.channels) {
+            Op::store(out,
+                      Op::join(Op::join(Op::join(Op::join(r0[w], r1[w]), r2[w]), r3[w]), newest[w]));
+        }
+    }
+}
+
+template <template <class, int> class Op, class T, int n>
+static void pool_tile(const PoolArgs& args, const Tile& tile, int64_t c) {
+    for (; c + n <= tile.last_channel; c += n) pool_block<Op<T, n>, T>(args, tile, c);
+    if constexpr (n > 1) {
+        if (c < tile.last_channel) pool_tile<Op, T, n / 2>(args, tile, c);
+    }
+}
+
+static inline int64_t pieces(int64_t size, int64_t piece) { return (size + piece - 1) / piece; }
+
+template <template <class, int> class Op, class T>
+static void run(const PoolArgs& args, int threads) {
+    constexpr int64_t kTileChannels = kTileBytes / sizeof(T);
+    const int64_t across = pieces(args.channels, kTileChannels), along = pieces(args.width, kTileWidth);
+    const int64_t down = pieces(args.height, kTileHeight);
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t t = 0; t < args.batch * down * along * across; ++t) {
+        const int64_t channel = t % across * kTileChannels, left = t / across % along * kTileWidth;
+        const int64_t top = t / across / along % down * kTileHeight;
+        const Tile tile{t / across / along / down,
+                        channel,
+                        smaller(channel + kTileChannels, args.channels),
+                        left,
+                        smaller(left + kTileWidth, args.width),
+                        top,
+                        smaller(top + kTileHeight, args.height)};
+        pool_tile<Op, T, Op<T, 1>::kWidest>(args, tile, channel);
+    }
+}
+
+void pool5(PoolKind kind, const PoolArgs& args, int threads) {
+    const bool wide = args.dtype == Dtype::kFloat32;
+    const auto chosen = kind == PoolKind::kMax ? (wide ? run<Maximum, float> : run<Maximum, Bfloat16>)
+                                               : (wide ? run<Average, float> : run<Average, Bfloat16>);
+    chosen(args, threads);
+}
+
+}  // namespace ncsn_fast::NCSN_ISA
