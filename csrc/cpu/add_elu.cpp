@@ -1,6 +1,6 @@
 // ELU, sum, or both in one pass, on the CPU; the equation is in ncsn_fast/add_elu.h. Each map is read
 // or written once: 2 to 4 accesses an element. Bound by memory, or by the exponential in cache.
-#include "level.h"
+#include "lanes.h"
 
 namespace ncsn_fast::NCSN_ISA {
 
@@ -13,13 +13,12 @@ static void add_elu_chunk(const AddEluArgs& args, int64_t first, int64_t count) 
     if constexpr (add) b += first;
     if constexpr (keep) sum += first;
     if constexpr (elu) y += first;
-#pragma omp simd
-    for (int64_t i = 0; i < count; ++i) {
-        float s = to_float(a[i]);
-        if constexpr (add) s += to_float(b[i]);
-        if constexpr (keep) store(sum + i, s);
-        if constexpr (elu) store(y + i, elu_of(s));
-    }
+    for_each_vector(count, [=]<int n>(int64_t i, Width<n>) {
+        auto s = load_lanes<n>(a + i);
+        if constexpr (add) s += load_lanes<n>(b + i);
+        if constexpr (keep) store_lanes<n>(sum + i, s);
+        if constexpr (elu) store_lanes<n>(y + i, each_lane<n>(s, [](float v) { return elu_of(v); }));
+    });
 }
 
 template <class T>

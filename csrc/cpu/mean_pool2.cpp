@@ -1,12 +1,14 @@
 // Mean of 2x2 squares on the CPU; the equation is in ncsn_fast/mean_pool2.h. A unit of work is one
 // output row; each input is read once and each output written once. Bound by memory.
-#include "level.h"
+#include "lanes.h"
 
 namespace ncsn_fast::NCSN_ISA {
 
-template <class T, bool add>
-static inline float element(const T* a, const T* b, int64_t at) {
-    return add ? to_float(a[at]) + to_float(b[at]) : to_float(a[at]);
+template <int n, bool add, class T>
+static inline Lanes<float, n> element(const T* a, const T* b, int64_t at) {
+    const auto v = load_lanes<n>(a + at);
+    if constexpr (add) return v + load_lanes<n>(b + at);
+    return v;
 }
 
 // `row` counts the output rows of all samples; a square's rows are then 2 row and 2 row + 1.
@@ -18,14 +20,13 @@ static void mean_pool2_row(const MeanPoolArgs& args, int64_t row) {
     if constexpr (add) b += start;
     T* y = static_cast<T*>(args.y) + row * width * c;
     for (int64_t w = 0; w < width; ++w) {
-        const int64_t at = 2 * w * c;
-#pragma omp simd
-        for (int64_t i = 0; i < c; ++i) {
-            const float s00 = element<T, add>(a, b, at + i), s01 = element<T, add>(a, b, at + c + i);
-            const float s10 = element<T, add>(a, b, at + below + i);
-            const float s11 = element<T, add>(a, b, at + below + c + i);
-            store(y + w * c + i, mean_of_square(s00, s01, s10, s11));
-        }
+        for_each_vector(c, [=]<int n>(int64_t i, Width<n>) {
+            const int64_t at = 2 * w * c + i;
+            const auto s00 = element<n, add>(a, b, at), s01 = element<n, add>(a, b, at + c);
+            const auto s10 = element<n, add>(a, b, at + below);
+            const auto s11 = element<n, add>(a, b, at + below + c);
+            store_lanes<n>(y + w * c + i, mean_of_square(s00, s01, s10, s11));
+        });
     }
 }
 

@@ -32,8 +32,7 @@ struct Maximum {
 
     static void store(T* p, Value key) {
         using Bits = Lanes<typename Order::Bits, n>;
-        const Value bits = flipped((Value)((Bits)key + Order::kNegativeNans));
-        memcpy(p, &bits, sizeof bits);
+        store_bits(p, flipped((Value)((Bits)key + Order::kNegativeNans)));
     }
 };
 

@@ -1,7 +1,7 @@
 // Bilinear resize, added to a map or alone, on the CPU; the equation is in ncsn_fast/resize_add.h. A
 // unit of work is one output row: a is read and y written once, and the rows of x that it lies between
 // stay in cache. Bound by memory, or by the conversions of bfloat16 in cache.
-#include "level.h"
+#include "lanes.h"
 
 namespace ncsn_fast::NCSN_ISA {
 
@@ -18,13 +18,14 @@ static void resize_row(const ResizeArgs& args, int64_t sample, int64_t row) {
         const T* a = static_cast<const T*>(args.a);
         if constexpr (add) a += at;
         T* y = static_cast<T*>(args.y) + at;
-#pragma omp simd
-        for (int64_t i = 0; i < c; ++i) {
-            const float first = between(to_float(low[left + i]), to_float(high[left + i]), v.weight);
-            const float second = between(to_float(low[right + i]), to_float(high[right + i]), v.weight);
-            const float value = between(first, second, h.weight);
-            store(y + i, add ? to_float(a[i]) + value : value);
-        }
+        for_each_vector(c, [=]<int n>(int64_t i, Width<n>) {
+            const auto column = [=](int64_t at) {
+                return between(load_lanes<n>(low + at), load_lanes<n>(high + at), v.weight);
+            };
+            auto value = between(column(left + i), column(right + i), h.weight);
+            if constexpr (add) value += load_lanes<n>(a + i);
+            store_lanes<n>(y + i, value);
+        });
     }
 }
 

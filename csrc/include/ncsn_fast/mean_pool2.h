@@ -15,7 +15,9 @@ struct MeanPoolArgs {
     Dtype dtype;
 };
 
-NCSN_HD float mean_of_square(float s00, float s01, float s10, float s11) {
+// V: float or a vector of floats.
+template <class V>
+NCSN_HD V mean_of_square(V s00, V s01, V s10, V s11) {
     return ((s00 + s01) + (s10 + s11)) * 0.25f;
 }
 

@@ -30,6 +30,10 @@ NCSN_HD Source source_of(int64_t position, int64_t in, int64_t out) {
     return {low, rest == 0 ? low : low + 1, static_cast<float>(rest) / static_cast<float>(span)};
 }
 
-NCSN_HD float between(float low, float high, float weight) { return fused(weight, high - low, low); }
+// V: float or a vector of floats.
+template <class V>
+NCSN_HD V between(V low, V high, float weight) {
+    return low + (high - low) * weight;
+}
 
 }  // namespace ncsn_fast
