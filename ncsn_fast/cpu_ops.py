@@ -143,7 +143,7 @@ def _check_maps(
         if tensor.shape != shape or len(shape) != 4:
             expected = tuple(shape) if len(shape) == 4 else "(N, C, H, W)"
             raise ValueError(f"{name} must have shape {expected}; got {tuple(tensor.shape)}")
-        if not tensor.is_contiguous(memory_format=torch.channels_last):
+        if tensor.numel() and not tensor.is_contiguous(memory_format=torch.channels_last):
             raise ValueError(
                 f"{name} must be channels-last; got shape {tuple(tensor.shape)} with strides "
                 f"{tensor.stride()}. Use {name}.contiguous(memory_format=torch.channels_last)."

@@ -84,6 +84,8 @@ static inline Lanes<float, n> each_lane(Lanes<float, n> v, F f) {
     return v;
 }
 
+static inline int64_t pieces(int64_t size, int64_t piece) { return (size + piece - 1) / piece; }
+
 template <int n>
 struct Width {};
 

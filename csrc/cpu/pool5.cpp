@@ -102,8 +102,6 @@ static void pool_tile(const PoolArgs& args, const Tile& tile, int64_t c) {
     }
 }
 
-static inline int64_t pieces(int64_t size, int64_t piece) { return (size + piece - 1) / piece; }
-
 template <template <class, int> class Op, class T>
 static void run(const PoolArgs& args, int threads) {
     constexpr int64_t kTileChannels = kTileBytes / sizeof(T);

@@ -1,40 +1,85 @@
-// Bilinear resize, added to a map or alone, on the CPU; the equation is in ncsn_fast/resize_add.h. A
-// unit of work is one output row: a is read and y written once, and the rows of x that it lies between
-// stay in cache. Bound by memory, or by the conversions of bfloat16 in cache.
+// Bilinear resize, added to a map or alone, on the CPU; the equation is in ncsn_fast/resize_add.h. a is
+// read and y written once; x is read once for each output row that lies between two of its rows, and
+// interpolated along the height once for each of its columns, not of the output's. Bound by memory, or
+// by the conversions of bfloat16 in cache.
+//
+// A unit of work is a tile of a sample: some columns and rows, all channels.
 #include "lanes.h"
 
 namespace ncsn_fast::NCSN_ISA {
 
+constexpr int64_t kTileWidth = 32;  // columns whose lines stay in the first-level cache
+constexpr int64_t kTileHeight = 8;  // rows for which the sources of the columns are found once
+
+// One row of a tile: the two rows of x it lies between, and the sources of its columns.
+template <class T>
+struct TileRow {
+    const T *low, *high, *a;
+    T* y;
+    float weight;
+    const Source* columns;
+    int64_t width, channels;
+};
+
+// n channels, from c, of a row. Columns of x come from left to right and are kept while they serve.
+template <int n, bool add, class T>
+static inline void resize_channels(const TileRow<T>& row, int64_t c) {
+    const auto column = [&](int64_t w) {
+        const int64_t at = w * row.channels + c;
+        return between(load_lanes<n>(row.low + at), load_lanes<n>(row.high + at), row.weight);
+    };
+    int64_t low = row.columns[0].low, high = row.columns[0].high;
+    auto left = column(low), right = column(high);
+    for (int64_t w = 0; w < row.width; ++w) {
+        const Source source = row.columns[w];
+        if (source.low != low) {
+            left = source.low == high ? right : column(source.low);
+            low = source.low;
+        }
+        if (source.high != high) {
+            right = column(source.high);
+            high = source.high;
+        }
+        auto value = between(left, right, source.weight);
+        if constexpr (add) value = load_lanes<n>(row.a + w * row.channels + c) + value;
+        store_lanes<n>(row.y + w * row.channels + c, value);
+    }
+}
+
+// The tile of a sample with corner (top, first).
 template <class T, bool add>
-static void resize_row(const ResizeArgs& args, int64_t sample, int64_t row) {
-    const int64_t c = args.channels, line = args.in_width * c;
-    const Source v = source_of(row, args.in_height, args.out_height);
+static void resize_tile(const ResizeArgs& args, int64_t sample, int64_t top, int64_t first) {
+    Source columns[kTileWidth];
+    const int64_t width = smaller(kTileWidth, args.out_width - first);
+    for (int64_t w = 0; w < width; ++w) {
+        columns[w] = source_of(first + w, args.in_width, args.out_width);
+    }
+    const int64_t line = args.in_width * args.channels;
     const T* x = static_cast<const T*>(args.x) + sample * args.in_height * line;
-    const T *low = x + v.low * line, *high = x + v.high * line;
-    const int64_t start = (sample * args.out_height + row) * args.out_width * c;
-    for (int64_t w = 0; w < args.out_width; ++w) {
-        const Source h = source_of(w, args.in_width, args.out_width);
-        const int64_t left = h.low * c, right = h.high * c, at = start + w * c;
-        const T* a = static_cast<const T*>(args.a);
-        if constexpr (add) a += at;
-        T* y = static_cast<T*>(args.y) + at;
-        for_each_vector(c, [=]<int n>(int64_t i, Width<n>) {
-            const auto column = [=](int64_t at) {
-                return between(load_lanes<n>(low + at), load_lanes<n>(high + at), v.weight);
-            };
-            auto value = between(column(left + i), column(right + i), h.weight);
-            if constexpr (add) value += load_lanes<n>(a + i);
-            store_lanes<n>(y + i, value);
-        });
+    for (int64_t r = top; r < smaller(top + kTileHeight, args.out_height); ++r) {
+        const Source source = source_of(r, args.in_height, args.out_height);
+        const int64_t at = ((sample * args.out_height + r) * args.out_width + first) * args.channels;
+        TileRow<T> row{x + source.low * line,
+                       x + source.high * line,
+                       static_cast<const T*>(args.a),
+                       static_cast<T*>(args.y) + at,
+                       source.weight,
+                       columns,
+                       width,
+                       args.channels};
+        if constexpr (add) row.a += at;
+        for_each_vector(args.channels,
+                        [&]<int n>(int64_t c, Width<n>) { resize_channels<n, add>(row, c); });
     }
 }
 
 template <class T>
 static void run(const ResizeArgs& args, int threads) {
-    const auto row = args.a == nullptr ? resize_row<T, false> : resize_row<T, true>;
+    const auto tile = args.a == nullptr ? resize_tile<T, false> : resize_tile<T, true>;
+    const int64_t down = pieces(args.out_height, kTileHeight), along = pieces(args.out_width, kTileWidth);
 #pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t r = 0; r < args.batch * args.out_height; ++r) {
-        row(args, r / args.out_height, r % args.out_height);
+    for (int64_t t = 0; t < args.batch * down * along; ++t) {
+        tile(args, t / along / down, t / along % down * kTileHeight, t % along * kTileWidth);
     }
 }
 
