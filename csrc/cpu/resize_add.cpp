@@ -21,29 +21,52 @@ struct TileRow {
     int64_t width, channels;
 };
 
-// n channels, from c, of a row. Columns of x come from left to right and are kept while they serve.
-template <int n, bool add, class T>
+// `count` vectors of n channels, from c, of a row. Columns of x come from left to right and are kept
+// while they serve.
+template <int count, int n, bool add, class T>
 static inline void resize_channels(const TileRow<T>& row, int64_t c) {
-    const auto column = [&](int64_t w) {
-        const int64_t at = w * row.channels + c;
-        return between(load_lanes<n>(row.low + at), load_lanes<n>(row.high + at), row.weight);
+    using Value = Lanes<float, n>;
+    const auto interpolate = [&](int64_t w, Value* out) {
+        const T *low = row.low + w * row.channels + c, *high = row.high + w * row.channels + c;
+        NCSN_UNROLL
+        for (int k = 0; k < count; ++k) {
+            out[k] = between(load_lanes<n>(low + k * n), load_lanes<n>(high + k * n), row.weight);
+        }
     };
+    Value left[count], right[count];
     int64_t low = row.columns[0].low, high = row.columns[0].high;
-    auto left = column(low), right = column(high);
+    interpolate(low, left), interpolate(high, right);
     for (int64_t w = 0; w < row.width; ++w) {
         const Source source = row.columns[w];
         if (source.low != low) {
-            left = source.low == high ? right : column(source.low);
-            low = source.low;
+            if (source.low == high) {
+                NCSN_UNROLL
+                for (int k = 0; k < count; ++k) left[k] = right[k];
+            } else {
+                interpolate(source.low, left);
+            }
         }
-        if (source.high != high) {
-            right = column(source.high);
-            high = source.high;
+        if (source.high != high) interpolate(source.high, right);
+        low = source.low, high = source.high;
+        const int64_t at = w * row.channels + c;
+        NCSN_UNROLL
+        for (int k = 0; k < count; ++k) {
+            Value value = between(left[k], right[k], source.weight);
+            if constexpr (add) value = load_lanes<n>(row.a + at + k * n) + value;
+            store_lanes<n>(row.y + at + k * n, value);
         }
-        auto value = between(left, right, source.weight);
-        if constexpr (add) value = load_lanes<n>(row.a + w * row.channels + c) + value;
-        store_lanes<n>(row.y + w * row.channels + c, value);
     }
+}
+
+template <bool add, class T>
+static inline void resize_row(const TileRow<T>& row) {
+    constexpr int kVectors = 4;
+    int64_t c = 0;
+    for (; c + kVectors * kLanes <= row.channels; c += kVectors * kLanes) {
+        resize_channels<kVectors, kLanes, add>(row, c);
+    }
+    for (; c + kLanes <= row.channels; c += kLanes) resize_channels<1, kLanes, add>(row, c);
+    for (; c < row.channels; ++c) resize_channels<1, 1, add>(row, c);
 }
 
 // The tile of a sample with corner (top, first).
@@ -68,8 +91,7 @@ static void resize_tile(const ResizeArgs& args, int64_t sample, int64_t top, int
                        width,
                        args.channels};
         if constexpr (add) row.a += at;
-        for_each_vector(args.channels,
-                        [&]<int n>(int64_t c, Width<n>) { resize_channels<n, add>(row, c); });
+        resize_row<add>(row);
     }
 }
 
