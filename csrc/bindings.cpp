@@ -127,9 +127,15 @@ void resize_add(Address x, Address a, Address y, const std::array<int64_t, 4>& n
     const auto [batch, height, width, channels] = nhwc;
     check_map(batch, height, width, channels);
     check_sizes(batch, out_height, out_width);
-    const ResizeArgs args{batch,      channels,  height,
-                          width,      out_height, out_width,
-                          pointer<const void>(x), pointer<const void>(a), pointer<void>(y),
+    const ResizeArgs args{batch,
+                          channels,
+                          height,
+                          width,
+                          out_height,
+                          out_width,
+                          pointer<const void>(x),
+                          pointer<const void>(a),
+                          pointer<void>(y),
                           dtype(bfloat16)};
     resize_add_cpu(args, isa);
 }

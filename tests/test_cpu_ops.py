@@ -328,6 +328,7 @@ def test_nan_stays_in_its_sample():
     for name, (run, _) in OPS.items():
         for y, clean in zip(run(dirty), run(x), strict=True):
             assert torch.equal(y[[0, 2]], clean[[0, 2]]), name
+            # a resize to few pixels may pass it by
             assert y[1].isnan().any() or y.shape[2:].numel() <= 6, name
 
 
