@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <stdexcept>
 #include <string>
@@ -36,6 +37,10 @@ void check_sizes(int64_t batch, int64_t channels, int64_t plane) {
     throw std::invalid_argument("sizes must not be negative; got batch " + std::to_string(batch) +
                                 ", channels " + std::to_string(channels) + ", plane " +
                                 std::to_string(plane));
+}
+
+void check_map(int64_t batch, int64_t height, int64_t width, int64_t channels) {
+    check_sizes(batch, channels, std::min(height, width));
 }
 
 Dtype dtype(bool bfloat16) { return bfloat16 ? Dtype::kBfloat16 : Dtype::kFloat32; }
@@ -80,6 +85,59 @@ void norm(Address x, Address y, Address alpha, Address gamma, Address beta, int6
                         elu,
                         eps};
     instance_norm_plus_cpu(args, isa);
+}
+
+void add_elu(Address a, Address b, Address sum, Address y, int64_t count, bool bfloat16, int isa) {
+    check_sizes(1, 1, count);
+    const AddEluArgs args{count,
+                          pointer<const void>(a),
+                          pointer<const void>(b),
+                          pointer<void>(sum),
+                          pointer<void>(y),
+                          dtype(bfloat16)};
+    add_elu_cpu(args, isa);
+}
+
+template <PoolKind kind>
+void pool5(Address x, Address y, const std::array<int64_t, 4>& nhwc, bool bfloat16, int isa) {
+    const auto [batch, height, width, channels] = nhwc;
+    check_map(batch, height, width, channels);
+    const PoolArgs args{
+        batch, height, width, channels, pointer<const void>(x), pointer<void>(y), dtype(bfloat16)};
+    pool5_cpu(kind, args, isa);
+}
+
+void mean_pool2(Address a, Address b, Address y, const std::array<int64_t, 4>& nhwc, bool bfloat16,
+                int isa) {
+    const auto [batch, height, width, channels] = nhwc;
+    check_map(batch, height, width, channels);
+    const MeanPoolArgs args{batch,
+                            height,
+                            width,
+                            channels,
+                            pointer<const void>(a),
+                            pointer<const void>(b),
+                            pointer<void>(y),
+                            dtype(bfloat16)};
+    mean_pool2_cpu(args, isa);
+}
+
+void resize_add(Address x, Address a, Address y, const std::array<int64_t, 4>& nhwc, int64_t out_height,
+                int64_t out_width, bool bfloat16, int isa) {
+    const auto [batch, height, width, channels] = nhwc;
+    check_map(batch, height, width, channels);
+    check_sizes(batch, out_height, out_width);
+    const ResizeArgs args{batch,
+                          channels,
+                          height,
+                          width,
+                          out_height,
+                          out_width,
+                          pointer<const void>(x),
+                          pointer<const void>(a),
+                          pointer<void>(y),
+                          dtype(bfloat16)};
+    resize_add_cpu(args, isa);
 }
 
 // Arguments of an update, in the order of its Python call. `target` is the instruction-set level on
@@ -166,6 +224,17 @@ PYBIND11_MODULE(_C, m) {
           "(x, f, h, batch, channels, plane, f_bfloat16, f_channels_last, coefficients, seed, samples, "
           "step, noise_weights, mask, known, c_ref, ref_step, net_input, net_bfloat16, "
           "net_channels_last, scale, shift, nonfinite, isa); 0 is no tensor.");
+    m.def("add_elu", &add_elu, py::call_guard<py::gil_scoped_release>(),
+          "(a, b, sum, y, count, bfloat16, isa); b, sum or y 0 where there is none.");
+    m.def("max_pool5", &pool5<PoolKind::kMax>, py::call_guard<py::gil_scoped_release>(),
+          "(x, y, (batch, height, width, channels), bfloat16, isa)");
+    m.def("avg_pool5", &pool5<PoolKind::kAverage>, py::call_guard<py::gil_scoped_release>(),
+          "(x, y, (batch, height, width, channels), bfloat16, isa)");
+    m.def("mean_pool2", &mean_pool2, py::call_guard<py::gil_scoped_release>(),
+          "(a, b, y, (batch, height, width, channels), bfloat16, isa); b 0 where there is none.");
+    m.def("resize_add", &resize_add, py::call_guard<py::gil_scoped_release>(),
+          "(x, a, y, (batch, height, width, channels), out_height, out_width, bfloat16, isa); a 0 where "
+          "there is none.");
 #if defined(NCSN_FAST_CUDA)
     m.def("sampler_update_cuda", &update<Address, sampler_update_cuda>,
           py::call_guard<py::gil_scoped_release>(), "As sampler_update, with a stream in place of isa.");

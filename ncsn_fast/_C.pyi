@@ -28,6 +28,16 @@ def sampler_update(
     net_bfloat16: bool, net_channels_last: bool, scale: float, shift: float, nonfinite: int,
     isa: int, /,
 ) -> None: ...  # fmt: skip
+def add_elu(a: int, b: int, sum: int, y: int, count: int, bfloat16: bool, isa: int, /) -> None: ...
+def max_pool5(x: int, y: int, nhwc: Sequence[int], bfloat16: bool, isa: int, /) -> None: ...
+def avg_pool5(x: int, y: int, nhwc: Sequence[int], bfloat16: bool, isa: int, /) -> None: ...
+def mean_pool2(
+    a: int, b: int, y: int, nhwc: Sequence[int], bfloat16: bool, isa: int, /
+) -> None: ...
+def resize_add(
+    x: int, a: int, y: int, nhwc: Sequence[int], out_height: int, out_width: int, bfloat16: bool,
+    isa: int, /,
+) -> None: ...  # fmt: skip
 def sampler_update_cuda(
     x: int, f: int, h: int, batch: int, channels: int, plane: int, f_bfloat16: bool,
     f_channels_last: bool, coefficients: Sequence[float], seed: int, samples: int, step: int,

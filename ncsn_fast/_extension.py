@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -18,6 +19,9 @@ except ImportError as error:
         f"The compiled extension ncsn_fast._C could not be imported ({error}). It is built by "
         "`pip install .` (in a checkout: `pip install -e .`), which needs a C++20 compiler."
     ) from error
+
+# The level of the CPU kernels that `ops.isa` forces; -1 is the best of this machine.
+forced_isa: ContextVar[int] = ContextVar("ncsn_fast_isa", default=-1)
 
 
 def instance_norm_plus(

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ncsn_fast import _extension, noise, reference
-from ncsn_fast._extension import _C
+from ncsn_fast._extension import _C, forced_isa
 from ncsn_fast._op_checks import (
     KERNEL_DTYPES,
     UpdateArguments,
@@ -37,7 +37,6 @@ from ncsn_fast._op_checks import (
 
 _ISA_LEVELS = {"scalar": 0, "avx2": 1, "avx512": 2}
 _use_reference: ContextVar[bool] = ContextVar("ncsn_fast_use_reference", default=False)
-_isa: ContextVar[int] = ContextVar("ncsn_fast_isa", default=-1)
 
 
 @contextmanager
@@ -58,11 +57,11 @@ def isa(level: str) -> Iterator[None]:
     usable = _C.isa_levels()
     if level not in usable:
         raise ValueError(f"the levels of this machine are {', '.join(usable)}; got {level!r}")
-    token = _isa.set(_ISA_LEVELS[level])
+    token = forced_isa.set(_ISA_LEVELS[level])
     try:
         yield
     finally:
-        _isa.reset(token)
+        forced_isa.reset(token)
 
 
 def available() -> dict[str, Any]:
@@ -111,7 +110,7 @@ def instance_norm_plus_out(
     """
     check_norm(x, alpha, gamma, beta)
     check_norm_out(x, out)
-    _extension.instance_norm_plus(x, (alpha, gamma, beta), out, elu, eps, _isa.get())
+    _extension.instance_norm_plus(x, (alpha, gamma, beta), out, elu, eps, forced_isa.get())
     return out
 
 
@@ -218,7 +217,7 @@ def _update(*arguments: Any) -> None:
     if u.x.dtype == torch.float64 or _use_reference.get():
         _update_reference(u)
     else:
-        _extension.sampler_update(u, _isa.get())
+        _extension.sampler_update(u, forced_isa.get())
 
 
 def _update_reference(u: UpdateArguments) -> None:
@@ -245,7 +244,7 @@ def _noise(kind: str) -> Any:
     def fill(seed: int, samples: Tensor, stream: int, step: int, shape: Sequence[int]) -> Tensor:
         if _use_reference.get() or not samples.is_cpu:
             return getattr(noise, kind)(seed, samples, stream, step, tuple(shape))
-        return _extension.noise(kind, seed, samples, stream, step, shape, _isa.get())
+        return _extension.noise(kind, seed, samples, stream, step, shape, forced_isa.get())
 
     return fill
 

@@ -114,6 +114,48 @@ def instance_norm_plus_backward(
     )
 
 
+def _computed(x: Tensor) -> Tensor:
+    """In the type of the arithmetic: float64 as it is, else float32."""
+    return x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+
+
+def elu(x: Tensor) -> Tensor:
+    """x where it is positive, exp(x) - 1 elsewhere."""
+    return F.elu(_computed(x)).to(x.dtype)
+
+
+def add_elu(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """a + b, and the ELU of that sum before it is rounded to the type of a."""
+    total = _computed(a) + _computed(b)
+    return total.to(a.dtype), F.elu(total).to(a.dtype)
+
+
+def max_pool5(x: Tensor) -> Tensor:
+    """Maximum of each 5x5 square, stride 1; the squares of border pixels are cut off there."""
+    return F.max_pool2d(x, 5, stride=1, padding=2)
+
+
+def avg_pool5(x: Tensor) -> Tensor:
+    """Mean of each 5x5 square, stride 1; outside the map there are zeros, which count."""
+    return F.avg_pool2d(_computed(x), 5, stride=1, padding=2).to(x.dtype)
+
+
+def mean_pool2(a: Tensor, b: Tensor | None = None) -> Tensor:
+    """Mean of each 2x2 square of a, or of a + b; (N, C, H, W) -> (N, C, H / 2, W / 2)."""
+    total = _computed(a) if b is None else _computed(a) + _computed(b)
+    return F.avg_pool2d(total, 2).to(a.dtype)
+
+
+def resize_add(x: Tensor, size: tuple[int, int], a: Tensor | None = None) -> Tensor:
+    """a + x resized to `size`, or the resized x alone: bilinear, with aligned corners.
+
+    Pixel (i, j) of the output is at (i (h - 1) / (H - 1), j (w - 1) / (W - 1)) of x; an output of
+    one row (or column) takes the first of x.
+    """
+    y = F.interpolate(_computed(x), size=size, mode="bilinear", align_corners=True)
+    return (y if a is None else _computed(a) + y).to(x.dtype)
+
+
 def combine_row(
     x: Tensor,
     f: Tensor,

@@ -138,4 +138,28 @@ void sampler_update_cpu(const UpdateArgs& args, int isa) {
     chosen.sampler_update(args, threads_for(elements, elements));
 }
 
+void add_elu_cpu(const AddEluArgs& args, int isa) {
+    const Kernels& chosen = kernels(isa);
+    chosen.add_elu(args, threads_for(args.count, args.count));
+}
+
+void pool5_cpu(PoolKind kind, const PoolArgs& args, int isa) {
+    const Kernels& chosen = kernels(isa);
+    const int64_t elements = args.batch * args.channels * args.height * args.width;
+    if (elements == 0) return;
+    chosen.pool5(kind, args, threads_for(elements, elements));
+}
+
+void mean_pool2_cpu(const MeanPoolArgs& args, int isa) {
+    const Kernels& chosen = kernels(isa);
+    const int64_t rows = args.batch * (args.height / 2);
+    chosen.mean_pool2(args, threads_for(2 * rows * args.width * args.channels, rows));
+}
+
+void resize_add_cpu(const ResizeArgs& args, int isa) {
+    const Kernels& chosen = kernels(isa);
+    const int64_t rows = args.batch * args.out_height;
+    chosen.resize_add(args, threads_for(rows * args.out_width * args.channels, rows));
+}
+
 }  // namespace ncsn_fast

@@ -6,7 +6,11 @@
 // the baseline path. Buffers are therefore allocated by dispatch.cpp.
 #pragma once
 
+#include "ncsn_fast/add_elu.h"
 #include "ncsn_fast/instance_norm_plus.h"
+#include "ncsn_fast/mean_pool2.h"
+#include "ncsn_fast/pool5.h"
+#include "ncsn_fast/resize_add.h"
 #include "ncsn_fast/sampler_update.h"
 
 namespace ncsn_fast {
@@ -43,6 +47,10 @@ struct Kernels {
     void (*box_muller)(const uint32_t* words, int64_t pairs, float* out);
     void (*instance_norm_plus)(const NormArgs&, const NormPlan&, const NormWorkspace&);
     void (*sampler_update)(const UpdateArgs&, int threads);
+    void (*add_elu)(const AddEluArgs&, int threads);
+    void (*pool5)(PoolKind, const PoolArgs&, int threads);
+    void (*mean_pool2)(const MeanPoolArgs&, int threads);
+    void (*resize_add)(const ResizeArgs&, int threads);
 };
 
 // Entry points: they choose level and thread count, check the level, and allocate.
@@ -57,5 +65,9 @@ void box_muller_cpu(const uint32_t* words, int64_t pairs, float* out, int isa);
 void fill_noise(NoiseKind kind, const NoiseArgs& args, int isa);
 void instance_norm_plus_cpu(const NormArgs& args, int isa);
 void sampler_update_cpu(const UpdateArgs& args, int isa);
+void add_elu_cpu(const AddEluArgs& args, int isa);
+void pool5_cpu(PoolKind kind, const PoolArgs& args, int isa);
+void mean_pool2_cpu(const MeanPoolArgs& args, int isa);
+void resize_add_cpu(const ResizeArgs& args, int isa);
 
 }  // namespace ncsn_fast

@@ -19,6 +19,10 @@ void noise(NoiseKind kind, const NoiseArgs& args, int threads);
 void box_muller_pairs(const uint32_t* words, int64_t pairs, float* out);
 void instance_norm_plus(const NormArgs& args, const NormPlan& plan, const NormWorkspace& workspace);
 void sampler_update(const UpdateArgs& args, int threads);
+void add_elu(const AddEluArgs& args, int threads);
+void pool5(PoolKind kind, const PoolArgs& args, int threads);
+void mean_pool2(const MeanPoolArgs& args, int threads);
+void resize_add(const ResizeArgs& args, int threads);
 
 // A vector register of floats; operators work lane by lane.
 constexpr int kLanes = NCSN_LANES;

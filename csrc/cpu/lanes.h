@@ -1,0 +1,100 @@
+// Vectors of any power of two of lanes, so that one template covers a whole register, the last few
+// channels of a map and a single channel.
+#pragma once
+
+#include "level.h"
+
+// Permutations of 16-bit lanes are single instructions of AVX-512, little-endian.
+#if defined(__AVX512BW__) && defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define NCSN_SHUFFLES 1
+#endif
+#endif
+
+namespace ncsn_fast::NCSN_ISA {
+
+template <class T, int n>
+struct VectorOf {
+    typedef T Type __attribute__((vector_size(n * sizeof(T))));
+};
+
+template <class T, int n>
+using Lanes = typename VectorOf<T, n>::Type;
+
+template <class V, class T>
+static inline V load_bits(const T* p) {
+    V v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+template <class V, class T>
+static inline void store_bits(T* p, V v) {
+    memcpy(p, &v, sizeof v);
+}
+
+template <int n>
+static inline Lanes<float, n> load_lanes(const float* p) {
+    return load_bits<Lanes<float, n>>(p);
+}
+
+template <int n>
+static inline Lanes<float, n> load_lanes(const Bfloat16* p) {
+    const auto bits = load_bits<Lanes<uint16_t, n>>(p);
+#if NCSN_SHUFFLES
+    if constexpr (n == 16) {  // one instruction, where GCC converts in four
+        return (Lanes<float, n>)__builtin_shufflevector(
+            Lanes<uint16_t, n>{}, bits, 0, 16, 0, 17, 0, 18, 0, 19, 0, 20, 0, 21, 0, 22, 0, 23, 0, 24, 0,
+            25, 0, 26, 0, 27, 0, 28, 0, 29, 0, 30, 0, 31);
+    }
+#endif
+    return (Lanes<float, n>)(__builtin_convertvector(bits, Lanes<uint32_t, n>) << 16);
+}
+
+template <int n>
+static inline void store_lanes(float* p, Lanes<float, n> v) {
+    store_bits(p, v);
+}
+
+// As to_bfloat16.
+template <int n>
+static inline void store_lanes(Bfloat16* p, Lanes<float, n> v) {
+    using Wide = Lanes<uint32_t, n>;
+    const Wide u = (Wide)v, rounded = u + 0x7fffu + ((u >> 16) & 1u);
+    const Wide kept = v == v ? rounded : Wide{} + 0x7fc00000u;
+#if NCSN_SHUFFLES
+    if constexpr (n == 16) {
+        const auto halves = (Lanes<uint16_t, 2 * n>)kept;
+        store_bits(p, __builtin_shufflevector(halves, halves, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23,
+                                              25, 27, 29, 31));
+        return;
+    }
+#endif
+    store_bits(p, __builtin_convertvector(kept >> 16, Lanes<uint16_t, n>));
+}
+
+// f of each lane; loops over all lanes become vector instructions, and `lane` stays in a register.
+template <int n, class F>
+static inline Lanes<float, n> each_lane(Lanes<float, n> v, F f) {
+    float lane[n];
+    memcpy(lane, &v, sizeof v);
+#pragma omp simd
+    for (int i = 0; i < n; ++i) lane[i] = f(lane[i]);
+    memcpy(&v, lane, sizeof v);
+    return v;
+}
+
+static inline int64_t pieces(int64_t size, int64_t piece) { return (size + piece - 1) / piece; }
+
+template <int n>
+struct Width {};
+
+// Calls run(i, Width<n>{}) for vectors of n elements from i that together make `count`.
+template <class Run>
+static inline void for_each_vector(int64_t count, Run run) {
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) run(i, Width<kLanes>{});
+    for (; i < count; ++i) run(i, Width<1>{});
+}
+
+}  // namespace ncsn_fast::NCSN_ISA

@@ -1,0 +1,171 @@
+"""What an engine on the CPU runs between two convolutions: C++ kernels into given buffers.
+
+Each `NAME_out` is specified by `reference.NAME`. Here there is no dispatcher and no autograd:
+
+- Tensors are (N, C, H, W) on the CPU, float32 or bfloat16, all of one dtype and channels-last
+  (`elu_out` and `add_elu_out`: all contiguous, or all channels-last). Arithmetic is float32.
+- Nothing is allocated. An output is all of an input's memory where that is allowed, or none of it.
+- Bits depend neither on the level (`ops.isa`), nor on threads, nor on the other samples.
+- Anything else raises TypeError or ValueError.
+
+Together with `ops.instance_norm_plus_out`, which has its own rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ncsn_fast._extension import _C, forced_isa
+from ncsn_fast._op_checks import KERNEL_DTYPES
+
+
+def elu_out(x: Tensor, out: Tensor) -> Tensor:
+    """out = elu(x); out may be x."""
+    _check_flat(x=x, out=out)
+    _check_outputs({"x": x}, {"out": out}, in_place=True)
+    _C.add_elu(x.data_ptr(), 0, 0, out.data_ptr(), x.numel(), _is_bfloat16(x), forced_isa.get())
+    return out
+
+
+def add_elu_out(
+    a: Tensor, b: Tensor, *, total: Tensor | None = None, out: Tensor | None = None
+) -> None:
+    """total = a + b and out = elu(a + b), one or both; each may be a or b."""
+    outputs = {k: t for k, t in (("total", total), ("out", out)) if t is not None}
+    if not outputs:
+        raise ValueError("add_elu_out writes total, out or both; neither was given")
+    _check_flat(a=a, b=b, **outputs)
+    _check_outputs({"a": a, "b": b}, outputs, in_place=True)
+    _C.add_elu(
+        a.data_ptr(), b.data_ptr(), _address(total), _address(out), a.numel(), _is_bfloat16(a),
+        forced_isa.get(),
+    )  # fmt: skip
+
+
+def max_pool5_out(x: Tensor, out: Tensor) -> Tensor:
+    """out = 5x5 maximum, stride 1, padding 2."""
+    _check_maps(x.shape, x=x, out=out)
+    _check_outputs({"x": x}, {"out": out})
+    _C.max_pool5(x.data_ptr(), out.data_ptr(), _nhwc(x), _is_bfloat16(x), forced_isa.get())
+    return out
+
+
+def avg_pool5_out(x: Tensor, out: Tensor) -> Tensor:
+    """out = 5x5 average, stride 1, padding 2, zeros counted."""
+    _check_maps(x.shape, x=x, out=out)
+    _check_outputs({"x": x}, {"out": out})
+    _C.avg_pool5(x.data_ptr(), out.data_ptr(), _nhwc(x), _is_bfloat16(x), forced_isa.get())
+    return out
+
+
+def mean_pool2_out(a: Tensor, out: Tensor, *, b: Tensor | None = None) -> Tensor:
+    """out = mean of each 2x2 square of a, or of a + b; height and width are even."""
+    inputs = {"a": a} if b is None else {"a": a, "b": b}
+    _check_maps(a.shape, **inputs)
+    n, c, height, width = a.shape
+    if height % 2 or width % 2:
+        raise ValueError(f"a must have even height and width; got shape {tuple(a.shape)}")
+    _check_maps((n, c, height // 2, width // 2), a.dtype, out=out)
+    _check_outputs(inputs, {"out": out})
+    _C.mean_pool2(
+        a.data_ptr(), _address(b), out.data_ptr(), _nhwc(a), _is_bfloat16(a), forced_isa.get()
+    )
+    return out
+
+
+def resize_add_out(x: Tensor, out: Tensor, *, a: Tensor | None = None) -> Tensor:
+    """out = a + x resized to out's size, or the resized x alone; out may be a."""
+    _check_maps(x.shape, x=x)
+    if out.ndim != 4 or out.shape[:2] != x.shape[:2]:
+        raise ValueError(
+            f"out must have shape ({x.shape[0]}, {x.shape[1]}, H, W) for x of shape "
+            f"{tuple(x.shape)}; got {tuple(out.shape)}"
+        )
+    if x.shape[2:].numel() == 0 and out.numel() > 0:
+        raise ValueError(
+            f"x of shape {tuple(x.shape)} has no pixels to resize to {tuple(out.shape)}"
+        )
+    _check_maps(out.shape, x.dtype, out=out, **({} if a is None else {"a": a}))
+    _check_outputs({"x": x}, {"out": out})
+    if a is not None:
+        _check_outputs({"a": a}, {"out": out}, in_place=True)
+    _C.resize_add(
+        x.data_ptr(), _address(a), out.data_ptr(), _nhwc(x), out.shape[2], out.shape[3],
+        _is_bfloat16(x), forced_isa.get(),
+    )  # fmt: skip
+    return out
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def _is_bfloat16(x: Tensor) -> bool:
+    return x.dtype is torch.bfloat16
+
+
+def _nhwc(x: Tensor) -> tuple[int, int, int, int]:
+    n, c, height, width = x.shape
+    return n, height, width, c
+
+
+def _check_types(dtype: torch.dtype, tensors: dict[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if tensor.dtype is not dtype or dtype not in KERNEL_DTYPES:
+            dtypes = ", ".join(f"{k} {t.dtype}" for k, t in tensors.items())
+            raise TypeError(f"all must be float32, or all bfloat16 ({dtype} here); got {dtypes}")
+        if not tensor.is_cpu:
+            raise ValueError(f"this kernel runs on the CPU; {name} is on {tensor.device}")
+
+
+def _check_flat(**tensors: Tensor) -> None:
+    """Raises unless the tensors have one shape, one dtype and one dense layout."""
+    first = next(iter(tensors.values()))
+    _check_types(first.dtype, tensors)
+    if any(t.shape != first.shape for t in tensors.values()):
+        shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items())
+        raise ValueError(f"all must have one shape; got {shapes}")
+    formats = (torch.contiguous_format, torch.channels_last)[: 2 if first.ndim == 4 else 1]
+    if not any(all(t.is_contiguous(memory_format=f) for t in tensors.values()) for f in formats):
+        strides = ", ".join(f"{name} {t.stride()}" for name, t in tensors.items())
+        raise ValueError(f"all must be contiguous, or all channels-last; got strides {strides}")
+
+
+def _check_maps(
+    shape: Sequence[int], dtype: torch.dtype | None = None, /, **tensors: Tensor
+) -> None:
+    """Raises unless the tensors are channels-last maps of this shape, and of one dtype."""
+    _check_types(dtype or next(iter(tensors.values())).dtype, tensors)
+    for name, tensor in tensors.items():
+        if tensor.shape != shape or len(shape) != 4:
+            expected = tuple(shape) if len(shape) == 4 else "(N, C, H, W)"
+            raise ValueError(f"{name} must have shape {expected}; got {tuple(tensor.shape)}")
+        if tensor.numel() and not tensor.is_contiguous(memory_format=torch.channels_last):
+            raise ValueError(
+                f"{name} must be channels-last; got shape {tuple(tensor.shape)} with strides "
+                f"{tensor.stride()}. Use {name}.contiguous(memory_format=torch.channels_last)."
+            )
+
+
+def _check_outputs(
+    inputs: dict[str, Tensor], outputs: dict[str, Tensor], *, in_place: bool = False
+) -> None:
+    """Raises where an output shares memory with an input (other than all of it, if in place)."""
+    rest = list(outputs.items())
+    for i, (name, output) in enumerate(rest):
+        for other, tensor in (*inputs.items(), *rest[:i]):
+            allowed = in_place and other in inputs and output.data_ptr() == tensor.data_ptr()
+            if not allowed and _overlap(output, tensor):
+                may = f"be {other} or lie apart from it" if in_place else f"lie apart from {other}"
+                raise ValueError(
+                    f"{name} of shape {tuple(output.shape)} must {may} of shape "
+                    f"{tuple(tensor.shape)}; their memory overlaps"
+                )
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    start, other = a.data_ptr(), b.data_ptr()
+    return start < other + b.nbytes and other < start + a.nbytes

@@ -1,0 +1,387 @@
+"""The CPU engine's kernels between two convolutions against their float64 specification."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ncsn_fast import _C, cpu_ops, ops, reference
+
+LEVELS = _C.isa_levels()
+EPSILON = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-7}
+
+
+def noise_like(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def nhwc(x: Tensor) -> Tensor:
+    """A copy in channels-last, with those strides even where others would do."""
+    n, c, height, width = x.shape
+    return torch.empty(n, height, width, c, dtype=x.dtype).permute(0, 3, 1, 2).copy_(x)
+
+
+def empty_nhwc(x: Tensor, height: int, width: int) -> Tensor:
+    return torch.full((*x.shape[:2], height, width), torch.nan, dtype=x.dtype).contiguous(
+        memory_format=torch.channels_last
+    )
+
+
+def checkerboard(n: int, c: int, height: int, width: int) -> Tensor:
+    sign = 1 - 2 * ((torch.arange(height)[:, None] + torch.arange(width)) % 2)
+    return 512.0 * sign.expand(n, c, height, width) + noise_like(n, c, 1, 1)
+
+
+INPUTS = {
+    "offset": lambda: noise_like(3, 16, 16, 16) * 1.7 - 2.3,
+    "far below zero": lambda: noise_like(2, 5, 8, 8) - 40.0,
+    "near zero": lambda: noise_like(2, 16, 6, 6) * 1e-4,
+    "amplitude 512": lambda: checkerboard(2, 6, 16, 16),
+    "prime sizes": lambda: noise_like(3, 37, 7, 11) - 2.3,
+    "several tiles": lambda: noise_like(1, 70, 67, 71) - 2.3,
+    "one channel": lambda: noise_like(2, 1, 9, 5) - 2.3,
+    "three channels": lambda: noise_like(2, 3, 32, 34) - 2.3,
+    "one row": lambda: noise_like(2, 19, 1, 40) - 2.3,
+    "one column": lambda: noise_like(2, 33, 40, 1) - 2.3,
+    "one pixel": lambda: noise_like(3, 19, 1, 1) - 2.3,
+    "one element": lambda: noise_like(1, 1, 1, 1) - 2.3,
+    "no samples": lambda: noise_like(0, 16, 4, 4),
+}
+
+
+def other(x: Tensor) -> Tensor:
+    """A second operand: of the size of x, and not cancelling it."""
+    return nhwc((noise_like(*x.shape, seed=5) * 1.3 + 0.4).to(x.dtype))
+
+
+def even(x: Tensor) -> Tensor:
+    """x, repeated to an even height and width."""
+    repeated = x.repeat(1, 1, 1 + x.shape[2] % 2, 1 + x.shape[3] % 2)
+    return nhwc(repeated)
+
+
+def run_elu(x: Tensor) -> list[Tensor]:
+    return [cpu_ops.elu_out(x, torch.empty_like(x))]
+
+
+def run_add_elu(x: Tensor) -> list[Tensor]:
+    total, out = torch.empty_like(x), torch.empty_like(x)
+    cpu_ops.add_elu_out(x, other(x), total=total, out=out)
+    return [total, out]
+
+
+def run_mean_pool2(x: Tensor) -> list[Tensor]:
+    x = even(x)
+    out = [empty_nhwc(x, x.shape[2] // 2, x.shape[3] // 2) for _ in range(2)]
+    cpu_ops.mean_pool2_out(x, out[0])
+    cpu_ops.mean_pool2_out(x, out[1], b=other(x))
+    return out
+
+
+SIZES = ((1, 1), (2, 3), (13, 7), (32, 32), (33, 65))
+
+
+def run_resize(x: Tensor) -> list[Tensor]:
+    return [cpu_ops.resize_add_out(x, empty_nhwc(x, *size)) for size in SIZES]
+
+
+def run_resize_add(x: Tensor) -> list[Tensor]:
+    outputs = [empty_nhwc(x, *size) for size in SIZES]
+    return [cpu_ops.resize_add_out(x, out, a=other(out)) for out in outputs]
+
+
+def resize_add(x: Tensor, computed: torch.dtype) -> list[Tensor]:
+    operands = [other(empty_nhwc(x, *size)).to(computed) for size in SIZES]
+    return [
+        reference.resize_add(x.to(computed), size, a)
+        for size, a in zip(SIZES, operands, strict=True)
+    ]
+
+
+def mean_pool2(x: Tensor, computed: torch.dtype) -> list[Tensor]:
+    x = even(x)
+    a, b = x.to(computed), other(x).to(computed)
+    return [reference.mean_pool2(a), reference.mean_pool2(a, b)]
+
+
+# Each op: its kernel on x, and its reference on x in the given type.
+OPS = {
+    "elu": (run_elu, lambda x, t: [reference.elu(x.to(t))]),
+    "add_elu": (run_add_elu, lambda x, t: reference.add_elu(x.to(t), other(x).to(t))),
+    "max_pool5": (
+        lambda x: [cpu_ops.max_pool5_out(x, torch.empty_like(x))],
+        lambda x, t: [reference.max_pool5(x.to(t))],
+    ),
+    "avg_pool5": (
+        lambda x: [cpu_ops.avg_pool5_out(x, torch.empty_like(x))],
+        lambda x, t: [reference.avg_pool5(x.to(t))],
+    ),
+    "mean_pool2": (run_mean_pool2, mean_pool2),
+    "resize": (run_resize, lambda x, t: [reference.resize_add(x.to(t), size) for size in SIZES]),
+    "resize_add": (run_resize_add, resize_add),
+}
+
+
+def worst(y: Tensor, exact: Tensor) -> float:
+    return (y.double() - exact).abs().max().item() if exact.numel() else 0.0
+
+
+@pytest.mark.parametrize("dtype", EPSILON)
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("name", INPUTS)
+def test_within_twice_eager(name, op, dtype):
+    run, specification = OPS[op]
+    x = nhwc(INPUTS[name]().to(dtype))
+    exact = specification(x, torch.float64)
+    eager = specification(x, dtype)
+    ours = run(x)
+    assert len(ours) == len(exact) == len(eager)
+    for mine, low, truth in zip(ours, eager, exact, strict=True):
+        # Floor: two roundings of the largest output.
+        floor = 2 * EPSILON[dtype] * truth.abs().max().item() if truth.numel() else 0.0
+        assert mine.shape == truth.shape
+        assert worst(mine, truth) <= 2 * worst(low, truth) + floor
+    for level in LEVELS:
+        with ops.isa(level):
+            again = run(x)
+        assert all(torch.equal(a, b) for a, b in zip(again, ours, strict=True)), level
+
+
+@pytest.fixture
+def set_threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", EPSILON)
+@pytest.mark.parametrize("op", OPS)
+def test_independent_of_threads_and_batch(op, dtype, set_threads):
+    run, _ = OPS[op]
+    x = nhwc((noise_like(1, 70, 66, 70) - 2.3).to(dtype))
+    set_threads(1)
+    one = run(x)
+    batch = nhwc(torch.cat((x.flip(2), x, x * 3)))
+    among = run(batch)
+    for threads in (2, 3):
+        set_threads(threads)
+        assert all(torch.equal(a, b) for a, b in zip(run(x), one, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(run(batch), among, strict=True))
+    if op in ("elu", "max_pool5", "avg_pool5", "resize"):
+        assert all(torch.equal(a[1:2], b) for a, b in zip(among, one, strict=True))
+
+
+@pytest.mark.parametrize("dtype", EPSILON)
+def test_samples_of_two_operands_are_independent(dtype):
+    a, b = (nhwc((noise_like(4, 24, 8, 6, seed=s) - 2.3).to(dtype)) for s in (1, 2))
+    small = nhwc(b[:, :, :4, :3])
+
+    def run(part):
+        total, out = torch.empty_like(a[part]), torch.empty_like(a[part])
+        cpu_ops.add_elu_out(a[part], b[part], total=total, out=out)
+        pooled = cpu_ops.mean_pool2_out(a[part], empty_nhwc(a[part], 4, 3), b=b[part])
+        resized = cpu_ops.resize_add_out(small[part], torch.empty_like(a[part]), a=a[part])
+        return total, out, pooled, resized
+
+    for whole, alone in zip(run(slice(None)), run(slice(2, 3)), strict=True):
+        assert torch.equal(whole[2:3], alone)
+
+
+# Pools -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", EPSILON)
+@pytest.mark.parametrize("shape", [(2, 40, 9, 37), (1, 3, 1, 1), (1, 17, 70, 4), (1, 65, 3, 2)])
+def test_max_pool_is_exact(shape, dtype):
+    for x in (noise_like(*shape) - 40.0, -noise_like(*shape).abs() * 1e30, checkerboard(*shape)):
+        x = nhwc(x.to(dtype))
+        y = cpu_ops.max_pool5_out(x, torch.empty_like(x))
+        assert torch.equal(y, F.max_pool2d(x, 5, stride=1, padding=2))
+
+
+@pytest.mark.parametrize("dtype", EPSILON)
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("channels", [1, 7, 48])
+def test_max_pool_of_infinities_zeros_and_nans(channels, level, dtype):
+    x = torch.full((1, channels, 12, 12), -torch.inf)
+    x[..., 0, :] = torch.inf
+    x[..., 6, 6] = -torch.nan
+    x[..., 11, 0] = torch.nan
+    x[..., 11, 6] = -0.0
+    x[..., 10, 6] = 0.0
+    x[..., 11, 11] = torch.finfo(dtype).min
+    x = nhwc(x.to(dtype))
+    with ops.isa(level):
+        y = cpu_ops.max_pool5_out(x, torch.empty_like(x))
+    expected = F.max_pool2d(x, 5, stride=1, padding=2)
+    assert torch.equal(y.isnan(), expected.isnan())
+    assert torch.equal(y.nan_to_num(nan=7.0), expected.nan_to_num(nan=7.0))
+    assert (y == -torch.inf).any()
+    assert y.isnan().any()
+
+
+def test_average_counts_zeros():
+    x = nhwc(torch.ones(1, 20, 4, 6))
+    y = cpu_ops.avg_pool5_out(x, torch.empty_like(x))
+    counts = torch.tensor([3.0, 4, 4, 3])[:, None] * torch.tensor([3.0, 4, 5, 5, 4, 3])
+    torch.testing.assert_close(y, (counts / 25).expand(1, 20, 4, 6))
+
+
+# Resize ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", EPSILON)
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [((4, 4), (8, 8)), ((7, 5), (13, 11)), ((16, 16), (5, 31)), ((1, 3), (6, 6)), ((9, 9), (1, 2))],
+)
+def test_resize_agrees_with_torch(before, after, dtype):
+    x = nhwc((noise_like(2, 21, *before) - 2.3).to(dtype))
+    y = cpu_ops.resize_add_out(x, empty_nhwc(x, *after))
+    expected = F.interpolate(x, size=after, mode="bilinear", align_corners=True)
+    torch.testing.assert_close(y, expected, atol=8 * EPSILON[dtype], rtol=2 * EPSILON[dtype])
+
+
+@pytest.mark.parametrize("dtype", EPSILON)
+def test_resize_to_the_same_size_is_the_identity(dtype):
+    x = nhwc((noise_like(2, 21, 9, 7) - 2.3).to(dtype))
+    assert torch.equal(cpu_ops.resize_add_out(x, torch.empty_like(x)), x)
+    total = torch.empty_like(x)
+    cpu_ops.add_elu_out(x, other(x), total=total)
+    assert torch.equal(cpu_ops.resize_add_out(x, torch.empty_like(x), a=other(x)), total)
+
+
+def test_resize_keeps_input_pixels_exactly():
+    # at an integer factor between the corners every (H - 1) / (h - 1)-th pixel is one of the input
+    x = nhwc(noise_like(1, 19, 6, 8) - 2.3)
+    y = cpu_ops.resize_add_out(x, empty_nhwc(x, 36, 22))
+    assert torch.equal(y[:, :, ::7, ::3], x)
+
+
+# Buffers -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", EPSILON)
+@pytest.mark.parametrize("shape", [(2, 24, 6, 6), (1, 3, 5, 7)])
+def test_in_place_forms(shape, dtype):
+    a, b = (nhwc((noise_like(*shape, seed=s) - 1.0).to(dtype)) for s in (1, 2))
+    total, out = torch.empty_like(a), torch.empty_like(a)
+    cpu_ops.add_elu_out(a, b, total=total, out=out)
+    curved = cpu_ops.elu_out(a, torch.empty_like(a))
+    assert torch.equal(cpu_ops.elu_out(*[a.clone()] * 2), curved)
+
+    first, second = a.clone(), b.clone()
+    cpu_ops.add_elu_out(first, second, total=first, out=second)
+    assert torch.equal(first, total)
+    assert torch.equal(second, out)
+    for name, expected in (("total", total), ("out", out)):
+        alone = torch.empty_like(a)
+        cpu_ops.add_elu_out(a, b, **{name: alone})
+        assert torch.equal(alone, expected)
+
+    small = nhwc(b[:, :, :3, :4])
+    expected = cpu_ops.resize_add_out(small, torch.empty_like(a), a=a)
+    inplace = a.clone()
+    assert cpu_ops.resize_add_out(small, inplace, a=inplace) is inplace
+    assert torch.equal(inplace, expected)
+
+
+def test_elementwise_ops_take_any_dense_layout():
+    flat = noise_like(1001) - 2.3
+    assert torch.equal(
+        cpu_ops.elu_out(flat, torch.empty_like(flat)).view(1, 7, 11, 13),
+        cpu_ops.elu_out(flat.view(1, 7, 11, 13), torch.empty(1, 7, 11, 13)),
+    )
+
+
+@pytest.mark.parametrize("dtype", EPSILON)
+@pytest.mark.parametrize("channels", [3, 37, 131])
+def test_neighbouring_memory_is_left_alone(channels, dtype):
+    room = torch.full((4, 6, 4, channels), 77.0, dtype=dtype)
+    out = room[1:3].permute(0, 3, 1, 2)
+    x = nhwc(noise_like(2, channels, 6, 4).to(dtype))
+    for write in (
+        lambda: cpu_ops.elu_out(x, out),
+        lambda: cpu_ops.max_pool5_out(x, out),
+        lambda: cpu_ops.avg_pool5_out(x, out),
+        lambda: cpu_ops.resize_add_out(nhwc(x[:, :, :3]), out, a=x),
+        lambda: cpu_ops.mean_pool2_out(nhwc(x.repeat(1, 1, 2, 2)), out),
+    ):
+        write()
+        assert (room[[0, 3]] == 77.0).all()
+
+
+@pytest.mark.parametrize("shape", [(2, 0, 4, 4), (2, 3, 0, 4), (2, 3, 4, 0)])
+def test_empty_maps(shape):
+    x = torch.empty(shape).contiguous(memory_format=torch.channels_last)
+    for write in (cpu_ops.elu_out, cpu_ops.max_pool5_out, cpu_ops.avg_pool5_out):
+        assert write(x, torch.empty_like(x)).shape == shape
+    half = empty_nhwc(x, shape[2] // 2, shape[3] // 2)
+    assert cpu_ops.mean_pool2_out(x, half) is half
+    assert cpu_ops.resize_add_out(x, half) is half
+
+
+def test_nan_stays_in_its_sample():
+    x = nhwc(noise_like(3, 19, 8, 8))
+    dirty = x.clone()
+    dirty[1, 2, 3, 4] = torch.nan
+    for name, (run, _) in OPS.items():
+        for y, clean in zip(run(dirty), run(x), strict=True):
+            assert torch.equal(y[[0, 2]], clean[[0, 2]]), name
+            # a resize to few pixels may pass it by
+            assert y[1].isnan().any() or y.shape[2:].numel() <= 6, name
+
+
+# Refusals ----------------------------------------------------------------------------------------
+
+MAP = nhwc(noise_like(2, 4, 6, 6))
+SMALL = nhwc(noise_like(2, 4, 3, 3))
+PLAIN = noise_like(2, 4, 6, 6)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (lambda: cpu_ops.elu_out(MAP, SMALL), ValueError, r"x \(2, 4, 6, 6\), out \(2, 4, 3, 3\)"),
+        (lambda: cpu_ops.elu_out(MAP, PLAIN), ValueError, "contiguous, or all channels-last"),
+        (lambda: cpu_ops.elu_out(MAP, MAP.bfloat16()), TypeError, "out torch.bfloat16"),
+        (lambda: cpu_ops.elu_out(MAP.double(), MAP.double()), TypeError, "x torch.float64"),
+        (lambda: cpu_ops.elu_out(MAP.to("meta"), MAP.to("meta")), ValueError, "x is on meta"),
+        (lambda: cpu_ops.add_elu_out(MAP, MAP), ValueError, "neither was given"),
+        (lambda: cpu_ops.add_elu_out(MAP, SMALL, out=MAP), ValueError, r"b \(2, 4, 3, 3\)"),
+        (lambda: cpu_ops.add_elu_out(MAP, MAP, total=MAP, out=MAP), ValueError, "overlaps"),
+        (lambda: cpu_ops.max_pool5_out(MAP, MAP), ValueError, r"out of shape .* lie apart from x"),
+        (lambda: cpu_ops.max_pool5_out(PLAIN, MAP), ValueError, "x must be channels-last"),
+        (
+            lambda: cpu_ops.max_pool5_out(MAP[0], MAP),
+            ValueError,
+            r"\(N, C, H, W\); got \(4, 6, 6\)",
+        ),
+        (
+            lambda: cpu_ops.avg_pool5_out(MAP, SMALL),
+            ValueError,
+            r"\(2, 4, 6, 6\); got \(2, 4, 3, 3\)",
+        ),
+        (
+            lambda: cpu_ops.mean_pool2_out(SMALL, MAP),
+            ValueError,
+            r"even .* got shape \(2, 4, 3, 3\)",
+        ),
+        (lambda: cpu_ops.mean_pool2_out(MAP, PLAIN), ValueError, r"out .* \(2, 4, 3, 3\); got"),
+        (lambda: cpu_ops.mean_pool2_out(MAP, SMALL, b=SMALL), ValueError, "b must have shape"),
+        (lambda: cpu_ops.mean_pool2_out(MAP, SMALL.bfloat16()), TypeError, "out torch.bfloat16"),
+        (lambda: cpu_ops.resize_add_out(SMALL, MAP[:1]), ValueError, r"\(2, 4, H, W\) for x"),
+        (lambda: cpu_ops.resize_add_out(SMALL, MAP, a=SMALL), ValueError, "a must have shape"),
+        (lambda: cpu_ops.resize_add_out(MAP, MAP), ValueError, "out .* lie apart from x"),
+        (lambda: cpu_ops.resize_add_out(nhwc(MAP[:, :, :0]), MAP), ValueError, "has no pixels"),
+    ],
+)
+def test_refusals(call, error, text):
+    with pytest.raises(error, match=text):
+        call()
+
+
+def test_refuses_buffers_that_overlap_in_part():
+    room = noise_like(3, 6, 6, 4).permute(0, 3, 1, 2)
+    with pytest.raises(ValueError, match=r"out of shape .* must be x or lie apart from it"):
+        cpu_ops.elu_out(room[:2], room[1:])
