@@ -16,7 +16,7 @@ from torch import Tensor
 from ncsn_fast import cli, data
 from ncsn_fast.images import save_grid
 from ncsn_fast.noise import Stream, normal, sample_indices
-from ncsn_fast.options import ModelOptions, SamplingOptions, check_count
+from ncsn_fast.options import ModelOptions, SamplingOptions, check_count, check_png
 from ncsn_fast.sampler import Sampler
 from ncsn_fast.samplers.editing import InpaintVariant
 
@@ -43,6 +43,7 @@ class Inpaint(SamplingOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_count("--n", self.n)
+        check_png("--out", self.out)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Interpolate(SamplingOptions):
         super().__post_init__()
         check_count("--pairs", self.pairs)
         check_count("--frames", self.frames)
+        check_png("--out", self.out)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +83,7 @@ class Denoise(ModelOptions):
 
     def __post_init__(self) -> None:
         check_count("--n", self.n)
+        check_png("--out", self.out)
 
 
 Command = (

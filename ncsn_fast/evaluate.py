@@ -13,7 +13,7 @@ from ncsn_fast import cli, data
 from ncsn_fast.files import atomic_write
 from ncsn_fast.images import save_grid
 from ncsn_fast.metrics import digit_figures, nearest_distances
-from ncsn_fast.options import SamplingOptions, check_count
+from ncsn_fast.options import SamplingOptions, check_count, check_png
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +30,7 @@ class EvaluateOptions(SamplingOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_count("--n", self.n, least=10)
+        check_png("--neighbours", self.neighbours)
 
 
 def main(args: list[str] | None = None) -> int:

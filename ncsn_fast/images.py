@@ -30,7 +30,15 @@ def to_pil(images: Tensor) -> list[Image.Image]:
 
 
 def _pil(array: UInt8) -> Image.Image:
+    _check_channels(array.shape[-1])
     return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+
+
+def _check_channels(channels: int) -> None:
+    if channels not in (1, 3):
+        raise ValueError(
+            f"pictures are grey or RGB; got {channels} channels: select 1 or 3 of them"
+        )
 
 
 def as_tensor(images: Any, shape: tuple[int, int, int]) -> Tensor:
@@ -105,7 +113,8 @@ def make_grid(
     if len(images) == 0:
         raise ValueError("a grid needs at least one image")
     tiles = to_uint8(images)
-    n, height, width, _ = tiles.shape
+    n, height, width, channels = tiles.shape
+    _check_channels(channels)
     scale = scale or max(1, math.ceil(48 / max(height, width)))
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)

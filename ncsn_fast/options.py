@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -77,6 +78,12 @@ class SamplingOptions(ModelOptions):
             if getattr(self, name) is not None:
                 options[name] = getattr(self, name)
         return options
+
+
+def check_png(name: str, path: Path | None) -> None:
+    """ValueError unless a picture's path, if there is one, ends in .png."""
+    if path is not None and path.suffix.lower() != ".png":
+        raise ValueError(f"{name} must end in .png, as pictures are written so; got {str(path)!r}")
 
 
 def check_count(name: str, value: int, least: int = 1) -> None:

@@ -17,7 +17,7 @@ from ncsn_fast import cli, noise
 from ncsn_fast.files import atomic_write
 from ncsn_fast.images import as_tensor, sample_path, save_grid, save_png, to_uint8
 from ncsn_fast.jobs import default_batch_size
-from ncsn_fast.options import SamplingOptions, check_count
+from ncsn_fast.options import SamplingOptions, check_count, check_png
 from ncsn_fast.sampler import Sampler
 
 SETTINGS_NAME = "settings.json"
@@ -41,6 +41,7 @@ class SampleOptions(SamplingOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_count("--n", self.n)
+        check_png("--out", self.out)
         if self.columns is not None:
             check_count("--columns", self.columns)
 

@@ -43,6 +43,8 @@ USAGE = {
     "no frames": ("edit interpolate --frames 0", "--frames must be at least 1; got 0"),
     "no images": ("edit denoise --n -3", "--n must be at least 1; got -3"),
     "no columns": ("sample --columns 0", "--columns must be at least 1; got 0"),
+    "no png": ("sample --out grid.jpg", "--out must end in .png"),
+    "no png either": ("evaluate --neighbours a", "--neighbours must end in .png"),
     "option of none": ("edit denoise --method ald", "misplaced options: --method"),
     "no edit": ("edit", "Expected one of {inpaint, interpolate, denoise}"),
     "unknown edit": ("edit paint", "paint"),

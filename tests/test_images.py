@@ -171,3 +171,11 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 )
 def test_paths_of_samples(tmp_path, index, name):
     assert sample_path(tmp_path, index) == tmp_path / name
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_pictures_are_grey_or_rgb(channels):
+    images = torch.rand(2, channels, 4, 4)
+    for make in (make_grid, to_pil):
+        with pytest.raises(ValueError, match=f"grey or RGB; got {channels} channels"):
+            make(images)
