@@ -91,6 +91,9 @@ class TrainConfig:
     """Adam's epsilon."""
     ema: float = 0.999
     """Decay of the weights' moving average; 0 for none."""
+    ema_warmup: bool = True
+    """Let the average forget its start: decay min(ema, (1 + n) / (10 + n)) at step n. Off in the
+    published NCSNv2 runs."""
     anneal_power: float = 2.0
     """p of the loss weight sigma^p."""
     grad_clip: float = 0.0
@@ -171,6 +174,7 @@ def _published(name: str, **settings: Any) -> TrainConfig:
         "batch_size": 128,
         "lr": 1e-4,
         "warmup": 0,
+        "ema_warmup": False,
         "snapshot_every": 5000,
         "log_every": 100,
         "workers": 4,

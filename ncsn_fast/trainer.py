@@ -47,11 +47,21 @@ class Trainer:
         )
         self.ema: AveragedModel | None = None
         if config.ema > 0:
-            self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
+            self.ema = AveragedModel(self.model, multi_avg_fn=self._average)
             self.ema.update_parameters(self.model)  # the average starts at the initial weights
         self.generator = torch.Generator().manual_seed(config.seed)
         self.step = 0
         self.n_images = 0  # of the data set that the order of batches is drawn over
+
+    def ema_decay(self) -> float:
+        """Decay m of the average at this step: theta' = m theta' + (1 - m) theta."""
+        n = self.step + 1
+        return (
+            min(self.config.ema, (1 + n) / (10 + n)) if self.config.ema_warmup else self.config.ema
+        )
+
+    def _average(self, averaged: Any, current: Any, n_averaged: Any) -> None:
+        get_ema_multi_avg_fn(self.ema_decay())(averaged, current, n_averaged)
 
     def learning_rate(self) -> float:
         """Adam's rate at this step: linear warm-up, then constant or a cosine to 0."""

@@ -21,12 +21,16 @@ def weights(model) -> dict[str, torch.Tensor]:
     return {name: weight.detach().clone() for name, weight in model.named_parameters()}
 
 
-def test_average_follows_its_recursion():
-    t = tiny.trainer(ema=0.9)
+@pytest.mark.parametrize(
+    ("warmup", "decays"), [(False, [0.9] * 4), (True, [2 / 11, 3 / 12, 4 / 13, 5 / 14])]
+)
+def test_average_follows_its_recursion(warmup, decays):
+    t = tiny.trainer(ema=0.9, ema_warmup=warmup)
     average = weights(t.model)
-    for _ in range(4):
+    for m in decays:
+        assert t.ema_decay() == pytest.approx(m)
         t.train_step(tiny.IMAGES[:8])
-        average = {k: 0.9 * average[k] + 0.1 * v for k, v in weights(t.model).items()}
+        average = {k: m * average[k] + (1 - m) * v for k, v in weights(t.model).items()}
     for name, weight in weights(t.averaged()).items():
         torch.testing.assert_close(weight, average[name], rtol=1e-5, atol=1e-7)
     assert not tiny.same(weights(t.averaged()), weights(t.model))
