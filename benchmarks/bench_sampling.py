@@ -31,20 +31,20 @@ def bench_network(benchmark: Any, cifar10: ScoreModel, engine: str, dtype: str) 
     bound = 2e-2 if dtype == "bf16" else 1e-5
     assert (built.output(x, None) - expected).norm() <= bound * expected.norm()
     benchmark.extra_info["flop"] = 8 * ncsn_fast.plan.network_flop(cifar10)
-    benchmark.pedantic(built.output, args=(x, None), rounds=3, warmup_rounds=1)
+    benchmark.pedantic(built.output, args=(x, None), rounds=2, warmup_rounds=1)
 
 
 @pytest.mark.parametrize("method", ["cas", "ald"])
 @pytest.mark.parametrize("engine", ["eager", "cpu"])
 def bench_digits(benchmark: Any, engine: str, method: str) -> None:
-    """8 samples of the shipped model, end to end."""
-    sampler = Sampler("digits", engine=engine, batch_size=8)
+    """4 samples of the shipped model, end to end."""
+    sampler = Sampler("digits", engine=engine, batch_size=4)
 
     def draw() -> torch.Tensor:
-        return sampler.sample(8, method=method, progress=False)
+        return sampler.sample(4, method=method, progress=False)
 
-    expected = Sampler("digits", engine="eager", batch_size=8).sample(
-        8, method=method, progress=False
+    expected = Sampler("digits", engine="eager", batch_size=4).sample(
+        4, method=method, progress=False
     )
     assert (draw() - expected).abs().max() < 1e-2
     benchmark.pedantic(draw, rounds=2)
