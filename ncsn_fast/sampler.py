@@ -42,7 +42,7 @@ class Sampler:
         model: what `ncsn_fast.load` takes, or a ScoreModel. None: the newest run below ./runs if
             there is one, else the small digits model that ships with the package; a log line says
             which.
-        engine: "auto" (the fastest that runs here), or a name; see `python -m ncsn_fast.doctor`.
+        engine: "auto" (our kernels where they run), or a name; see `python -m ncsn_fast.doctor`.
         dtype: "fp32" or "bf16" (or the torch dtype) for the network; the state is float32 always.
         device: "cpu", "cuda", "cuda:1"; None takes a GPU if there is one.
         batch_size: images in a micro-batch. Samples are bitwise reproducible for a fixed
