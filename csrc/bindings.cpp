@@ -1,15 +1,14 @@
 // ncsn_fast._C: the kernels on addresses and sizes. No torch here, so one build serves every torch;
-// ncsn_fast/ops.py checks shapes, types and devices before it calls. The GIL is released in kernels.
+// the Python side checks shapes, types and devices before it calls. The GIL is released in kernels.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <algorithm>
 #include <array>
-#include <stdexcept>
+#include <memory>
 #include <string>
 #include <vector>
 
-#include "cpu/kernels.h"
+#include "steps.h"
 #if defined(NCSN_FAST_CUDA)
 #include "cuda/sampler_update.h"
 #endif
@@ -19,31 +18,7 @@ namespace py = pybind11;
 namespace ncsn_fast {
 namespace {
 
-using Address = uintptr_t;
-
-template <class T>
-T* pointer(Address address) {
-    return reinterpret_cast<T*>(address);
-}
-
-uint32_t checked_uint32(const char* name, int64_t value) {
-    if (value >= 0 && value <= 0xffffffffll) return static_cast<uint32_t>(value);
-    throw std::invalid_argument(std::string(name) + " must be in [0, 2**32); got " + std::to_string(value) +
-                                ". The noise contract has 32 bits for it.");
-}
-
-void check_sizes(int64_t batch, int64_t channels, int64_t plane) {
-    if (batch >= 0 && channels >= 0 && plane >= 0) return;
-    throw std::invalid_argument("sizes must not be negative; got batch " + std::to_string(batch) +
-                                ", channels " + std::to_string(channels) + ", plane " +
-                                std::to_string(plane));
-}
-
-void check_map(int64_t batch, int64_t height, int64_t width, int64_t channels) {
-    check_sizes(batch, channels, std::min(height, width));
-}
-
-Dtype dtype(bool bfloat16) { return bfloat16 ? Dtype::kBfloat16 : Dtype::kFloat32; }
+using NoGil = py::call_guard<py::gil_scoped_release>;
 
 template <NoiseKind kind>
 void bind_noise(py::module_& m, const char* name, const char* doc) {
@@ -62,108 +37,105 @@ void bind_noise(py::module_& m, const char* name, const char* doc) {
             fill_noise(kind, args, isa);
         },
         py::arg("out"), py::arg("samples"), py::arg("batch"), py::arg("numel"), py::arg("seed"),
-        py::arg("stream"), py::arg("step"), py::arg("isa") = -1, py::call_guard<py::gil_scoped_release>(),
-        doc);
+        py::arg("stream"), py::arg("step"), py::arg("isa") = -1, NoGil(), doc);
 }
 
-void norm(Address x, Address y, Address alpha, Address gamma, Address beta, int64_t batch,
-          int64_t channels, int64_t plane, bool channels_last, bool per_sample, bool in_bfloat16,
-          bool out_bfloat16, bool elu, float eps, int isa) {
-    check_sizes(batch, channels, plane);
-    const NormArgs args{batch,
-                        channels,
-                        plane,
-                        pointer<const void>(x),
-                        pointer<void>(y),
-                        pointer<const float>(alpha),
-                        pointer<const float>(gamma),
-                        pointer<const float>(beta),
-                        per_sample,
-                        channels_last,
-                        dtype(in_bfloat16),
-                        dtype(out_bfloat16),
-                        elu,
-                        eps};
-    instance_norm_plus_cpu(args, isa);
-}
-
-void add_elu(Address a, Address b, Address sum, Address y, int64_t count, bool bfloat16, int isa) {
-    check_sizes(1, 1, count);
-    const AddEluArgs args{count,
-                          pointer<const void>(a),
-                          pointer<const void>(b),
-                          pointer<void>(sum),
-                          pointer<void>(y),
-                          dtype(bfloat16)};
-    add_elu_cpu(args, isa);
-}
-
-template <PoolKind kind>
-void pool5(Address x, Address y, const std::array<int64_t, 4>& nhwc, bool bfloat16, int isa) {
-    const auto [batch, height, width, channels] = nhwc;
-    check_map(batch, height, width, channels);
-    const PoolArgs args{
-        batch, height, width, channels, pointer<const void>(x), pointer<void>(y), dtype(bfloat16)};
-    pool5_cpu(kind, args, isa);
-}
-
-void mean_pool2(Address a, Address b, Address y, const std::array<int64_t, 4>& nhwc, bool bfloat16,
-                int isa) {
-    const auto [batch, height, width, channels] = nhwc;
-    check_map(batch, height, width, channels);
-    const MeanPoolArgs args{batch,
-                            height,
-                            width,
-                            channels,
-                            pointer<const void>(a),
-                            pointer<const void>(b),
-                            pointer<void>(y),
-                            dtype(bfloat16)};
-    mean_pool2_cpu(args, isa);
-}
-
-void resize_add(Address x, Address a, Address y, const std::array<int64_t, 4>& nhwc, int64_t out_height,
-                int64_t out_width, bool bfloat16, int isa) {
-    const auto [batch, height, width, channels] = nhwc;
-    check_map(batch, height, width, channels);
-    check_sizes(batch, out_height, out_width);
-    const ResizeArgs args{batch,
-                          channels,
-                          height,
-                          width,
-                          out_height,
-                          out_width,
-                          pointer<const void>(x),
-                          pointer<const void>(a),
-                          pointer<void>(y),
-                          dtype(bfloat16)};
-    resize_add_cpu(args, isa);
+// A kernel under one name twice: as a function that runs it (with an `isa` at the end), and as a
+// method of Plan that appends it.
+template <class... A>
+void bind_kernel(py::module_& m, py::class_<Plan>& plan, const char* name, Step (*make)(A...),
+                 const char* doc) {
+    m.def(name, [make](A... arguments, int isa) { make(arguments...)(isa); }, NoGil(), doc);
+    plan.def(name, [make](Plan& self, A... arguments) { self.add(make(arguments...)); });
 }
 
 // Arguments of an update, in the order of its Python call. `target` is the instruction-set level on
 // the CPU and the stream handle on CUDA.
 template <class Target, void (*run)(const UpdateArgs&, Target)>
 void update(Address x, Address f, Address h, int64_t batch, int64_t channels, int64_t plane,
-            bool f_bfloat16, bool f_channels_last, const std::array<double, 6>& k, int64_t seed,
+            bool f_bfloat16, bool f_channels_last, const std::array<double, 6>& coefficients, int64_t seed,
             Address samples, int64_t step, Address noise_weights, Address mask, Address known,
             double c_ref, int64_t ref_step, Address net_input, bool net_bfloat16,
             bool net_channels_last, float scale, float shift, Address nonfinite, Target target) {
-    check_sizes(batch, channels, plane);
-    const auto as_float = [](double v) { return static_cast<float>(v); };
-    UpdateArgs args{};
-    args.batch = batch, args.channels = channels, args.plane = plane;
-    args.x = pointer<float>(x), args.h = pointer<float>(h), args.f = pointer<const void>(f);
-    args.f_dtype = dtype(f_bfloat16), args.f_channels_last = f_channels_last;
-    args.seed = checked_uint32("seed", seed), args.samples = pointer<const int64_t>(samples);
-    args.noise_weights = pointer<const float>(noise_weights);
-    args.mask = pointer<const uint8_t>(mask), args.known = pointer<const float>(known);
-    args.row = {as_float(k[0]), as_float(k[1]), as_float(k[2]), as_float(k[3]), as_float(k[4]),
-                as_float(k[5]), as_float(c_ref), checked_uint32("step", step),
-                checked_uint32("ref_step", ref_step)};
-    args.net_input = pointer<void>(net_input), args.net_dtype = dtype(net_bfloat16);
-    args.net_channels_last = net_channels_last, args.scale = scale, args.shift = shift;
-    args.nonfinite = pointer<int32_t>(nonfinite);
+    UpdateArgs args = update_args(x, f, h, batch, channels, plane, f_bfloat16, f_channels_last, seed,
+                                  samples, noise_weights, mask, known, net_input, net_bfloat16,
+                                  net_channels_last, scale, shift, nonfinite);
+    args.row = update_row(coefficients.data(), c_ref, step, ref_step);
     run(args, target);
+}
+
+// The owned reference in a capsule of torch's, or null for None.
+Torch::Tensor tensor_of(const py::object& capsule) {
+    return capsule.is_none() ? nullptr : py::cast<py::capsule>(capsule).get_pointer();
+}
+
+void add_convolution(Plan& plan, const std::string& name, const py::object& destination,
+                     const py::object& x, const py::object& weight, const py::object& bias,
+                     const std::array<int64_t, 2>& padding, const std::array<int64_t, 2>& stride,
+                     const std::array<int64_t, 2>& dilation, Address memory, int64_t zero) {
+    check_sizes(1, 1, zero);
+    plan.add(Convolution{name, tensor_of(destination), tensor_of(x), tensor_of(weight), tensor_of(bias),
+                         padding, stride, dilation, pointer<void>(memory), zero});
+}
+
+// Rows of a level: coefficients (rows, 7) float64 are a, b, g, c, p, q, c_ref; steps (rows, 2) int64
+// are the noise step and the reference's.
+void sample(Plan& plan, Address x, Address f, Address h, const Map& nhwc, bool bfloat16, int64_t seed,
+            Address samples, Address noise_weights, Address mask, Address known, Address net_input,
+            float scale, float shift, Address coefficients, Address steps, int64_t rows, int isa) {
+    const auto [batch, height, width, channels] = nhwc;
+    const UpdateArgs args =
+        update_args(x, f, h, batch, channels, height * width, bfloat16, true, seed, samples,
+                    noise_weights, mask, known, net_input, bfloat16, true, scale, shift, 0);
+    std::vector<Row> table;
+    for (int64_t r = 0; r < rows; ++r) {
+        const double* k = pointer<const double>(coefficients) + 7 * r;
+        const int64_t* step = pointer<const int64_t>(steps) + 2 * r;
+        table.push_back(update_row(k, k[6], step[0], step[1]));
+    }
+    plan.sample(args, table, isa, [] {  // Ctrl-C is heard after each row
+        const py::gil_scoped_acquire acquire;
+        if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    });
+}
+
+void bind_plan(py::class_<Plan>& plan) {
+    plan.def(py::init([](Address convolution_add, Address release) {
+                 return std::make_unique<Plan>(Torch{reinterpret_cast<Torch::ConvolutionAdd>(convolution_add),
+                                                     reinterpret_cast<Torch::Release>(release)});
+             }),
+             "(convolution_add, release): addresses of libtorch's functions.");
+    plan.def("convolution", &add_convolution,
+             "(name, destination, x, weight, bias, padding, stride, dilation, memory, zero): tensors are "
+             "capsules whose references the plan takes; `zero` bytes at `memory` are cleared first.");
+    plan.def(
+        "level_parameters",
+        [](Plan& self, Address table, int64_t levels, int64_t channels, Address alpha, Address gamma,
+           Address beta) {
+            check_sizes(1, channels, levels);
+            self.add(LevelParameters{pointer<const float>(table), levels, channels, pointer<float>(alpha),
+                                     pointer<float>(gamma), pointer<float>(beta)});
+        },
+        "(table, levels, channels, alpha, gamma, beta)");
+    plan.def(
+        "set_levels",
+        [](Plan& self, Address levels, int64_t batch) {
+            self.set_levels(pointer<const int64_t>(levels), batch);
+        },
+        "(levels, batch): reads the parameters of every norm for each sample's level.");
+    plan.def("run", &Plan::run, NoGil(), "(isa): runs every step once.");
+    plan.def(
+        "profile",
+        [](Plan& self, int isa) {
+            std::vector<double> seconds(self.size());
+            self.profile(isa, seconds.data());
+            return seconds;
+        },
+        NoGil(), "(isa): as run; returns the seconds of each step.");
+    plan.def("sample", &sample, NoGil(),
+             "(x, f, h, nhwc, bfloat16, seed, samples, noise_weights, mask, known, net_input, scale, "
+             "shift, coefficients, steps, rows, isa): runs the network and the update for each row.");
+    plan.def("__len__", &Plan::size);
 }
 
 std::vector<std::string> isa_levels(bool usable) {
@@ -217,27 +189,29 @@ PYBIND11_MODULE(_C, m) {
         },
         py::arg("out"), py::arg("words"), py::arg("pairs"), py::arg("isa") = -1,
         "Two normals for each pair of the given uint32 words.");
-    m.def("instance_norm_plus", &norm, py::call_guard<py::gil_scoped_release>(),
-          "(x, y, alpha, gamma, beta, batch, channels, plane, channels_last, per_sample, in_bfloat16, "
-          "out_bfloat16, elu, eps, isa); isa -1 is the best level.");
-    m.def("sampler_update", &update<int, sampler_update_cpu>, py::call_guard<py::gil_scoped_release>(),
+    m.def("sampler_update", &update<int, sampler_update_cpu>, NoGil(),
           "(x, f, h, batch, channels, plane, f_bfloat16, f_channels_last, coefficients, seed, samples, "
           "step, noise_weights, mask, known, c_ref, ref_step, net_input, net_bfloat16, "
           "net_channels_last, scale, shift, nonfinite, isa); 0 is no tensor.");
-    m.def("add_elu", &add_elu, py::call_guard<py::gil_scoped_release>(),
-          "(a, b, sum, y, count, bfloat16, isa); b, sum or y 0 where there is none.");
-    m.def("max_pool5", &pool5<PoolKind::kMax>, py::call_guard<py::gil_scoped_release>(),
-          "(x, y, (batch, height, width, channels), bfloat16, isa)");
-    m.def("avg_pool5", &pool5<PoolKind::kAverage>, py::call_guard<py::gil_scoped_release>(),
-          "(x, y, (batch, height, width, channels), bfloat16, isa)");
-    m.def("mean_pool2", &mean_pool2, py::call_guard<py::gil_scoped_release>(),
-          "(a, b, y, (batch, height, width, channels), bfloat16, isa); b 0 where there is none.");
-    m.def("resize_add", &resize_add, py::call_guard<py::gil_scoped_release>(),
-          "(x, a, y, (batch, height, width, channels), out_height, out_width, bfloat16, isa); a 0 where "
-          "there is none.");
+    py::class_<Plan> plan(m, "Plan", "A network as steps on planned buffers; see ncsn_fast.engines.cpu.");
+    bind_plan(plan);
+    bind_kernel(m, plan, "instance_norm_plus", &norm_step,
+                "(x, y, alpha, gamma, beta, batch, channels, plane, channels_last, per_sample, in_bfloat16, "
+                "out_bfloat16, elu, eps, isa); isa -1 is the best level.");
+    bind_kernel(m, plan, "add_elu", &add_elu_step,
+                "(a, b, sum, y, count, bfloat16, isa); b, sum or y 0 where there is none.");
+    bind_kernel(m, plan, "max_pool5", &pool5_step<PoolKind::kMax>,
+                "(x, y, (batch, height, width, channels), bfloat16, isa)");
+    bind_kernel(m, plan, "avg_pool5", &pool5_step<PoolKind::kAverage>,
+                "(x, y, (batch, height, width, channels), bfloat16, isa)");
+    bind_kernel(m, plan, "mean_pool2", &mean_pool2_step,
+                "(a, b, y, (batch, height, width, channels), bfloat16, isa); b 0 where there is none.");
+    bind_kernel(m, plan, "resize_add", &resize_add_step,
+                "(x, a, y, (batch, height, width, channels), out_height, out_width, bfloat16, isa); a 0 "
+                "where there is none.");
 #if defined(NCSN_FAST_CUDA)
-    m.def("sampler_update_cuda", &update<Address, sampler_update_cuda>,
-          py::call_guard<py::gil_scoped_release>(), "As sampler_update, with a stream in place of isa.");
+    m.def("sampler_update_cuda", &update<Address, sampler_update_cuda>, NoGil(),
+          "As sampler_update, with a stream in place of isa.");
 #endif
 }
 

@@ -2,6 +2,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -160,6 +161,15 @@ void resize_add_cpu(const ResizeArgs& args, int isa) {
     const Kernels& chosen = kernels(isa);
     const int64_t rows = args.batch * args.out_height;
     chosen.resize_add(args, threads_for(rows * args.out_width * args.channels, rows));
+}
+
+void zero_cpu(void* memory, int64_t bytes) {
+    constexpr int64_t kChunk = 1 << 16;
+    const int threads = threads_for(bytes / static_cast<int64_t>(sizeof(float)), ceil_div(bytes, kChunk));
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t first = 0; first < bytes; first += kChunk) {
+        std::memset(static_cast<char*>(memory) + first, 0, static_cast<size_t>(std::min(kChunk, bytes - first)));
+    }
 }
 
 }  // namespace ncsn_fast

@@ -69,5 +69,6 @@ void add_elu_cpu(const AddEluArgs& args, int isa);
 void pool5_cpu(PoolKind kind, const PoolArgs& args, int isa);
 void mean_pool2_cpu(const MeanPoolArgs& args, int isa);
 void resize_add_cpu(const ResizeArgs& args, int isa);
+void zero_cpu(void* memory, int64_t bytes);
 
 }  // namespace ncsn_fast

@@ -18,13 +18,13 @@ from ncsn_fast.samplers.program import Chains, Program, Update, run
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def dtype_name(dtype: str | torch.dtype | None, kind: type[Engine]) -> str:
+def dtype_name(dtype: str | torch.dtype, kind: type[Engine]) -> str:
     """Our name of a type ("fp32", torch.float32, "float32", ...) that an engine class computes in.
 
-    None is the engine's first. ValueError names the types it has.
+    ValueError names the types it has.
     """
     aliases = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-    given = str(kind.dtypes[0] if dtype is None else dtype).removeprefix("torch.")
+    given = str(dtype).removeprefix("torch.")
     name = aliases.get(given, given)
     if name not in kind.dtypes:
         raise ValueError(
@@ -93,6 +93,24 @@ class Engine(abc.ABC):
     def unavailable(cls) -> str | None:
         """None if the engine runs on this machine, else what is missing and how to get it."""
 
+    @classmethod
+    def refuses(cls, model: ScoreModel) -> str | None:
+        """None if the engine runs this model, else which part of it is not covered."""
+        return None
+
+    @classmethod
+    def default_dtype(cls) -> str:
+        """The type that the engine takes by itself on this machine."""
+        return cls.dtypes[0]
+
+    def memory(self) -> int | None:
+        """Bytes that a running micro-batch needs beside the model; None where nobody plans them."""
+        return None
+
+    def describe(self) -> str:
+        """What the engine runs, an operation a line; for most engines, one line in all."""
+        return f"engine {self.name}, {self.dtype}, on {self.device}: {self.summary}"
+
     @abc.abstractmethod
     def network(self, x: Tensor, level: Tensor | None) -> Tensor:
         """Raw output f for x (batch_size, C, H, W) float32.
@@ -125,20 +143,31 @@ class Engine(abc.ABC):
         scaled = program.scaled(program.sigma * factor)
         levels = None
         if self.model.conditional:
-            indices = self.model.nearest_level(sigma.to(self.model.device)).to(self.device)
-            levels = indices[:, None].expand(-1, len(chains.x))
-
-        def network(x: Tensor, k: int) -> Tensor:
-            return self.network(x, None if levels is None else levels[k])
-
+            levels = self.model.nearest_level(sigma.to(self.model.device)).to(self.device)
+        run_rows = self.stepper(scaled, chains, levels, update)
         left = [rows for rows in scaled.level_rows() if rows.stop > start]
         for rows in left or [range(0)]:  # a program without rows still imposes known pixels
-            first = max(start, rows.start)
             with self.context():
-                run(scaled, network, chains, start=first, stop=rows.stop, update=update)
+                run_rows(max(start, rows.start), rows.stop)
             if on_level is not None and rows:
                 on_level(rows.stop)
         return chains.x
+
+    def stepper(
+        self, program: Program, chains: Chains, levels: Tensor | None, update: Update | None
+    ) -> Callable[[int, int], object]:
+        """What runs rows first .. stop-1 of a program on the chains, in place.
+
+        The program is in terms of the raw output; levels (K,) are the rows' for networks that are
+        conditioned on them.
+        """
+
+        def network(x: Tensor, k: int) -> Tensor:
+            return self.network(x, None if levels is None else levels[k].expand(len(x)))
+
+        return lambda first, stop: run(
+            program, network, chains, start=first, stop=stop, update=update
+        )
 
     def output(self, x: Tensor, level: Tensor | None) -> Tensor:
         """Raw output f for any number of images, in padded micro-batches; float32 on the CPU."""
@@ -151,40 +180,3 @@ class Engine(abc.ABC):
                 )
                 parts.append(f.float().cpu()[: len(x) - i])
         return torch.cat(parts) if parts else torch.empty_like(x)
-
-
-def probes(model: ScoreModel, n_sigmas: int) -> Iterator[tuple[float, Tensor, Tensor | None]]:
-    """Sigma, image-like noisy inputs (2, C, H, W) and their level, over the whole ladder."""
-    generator = torch.Generator().manual_seed(0)
-    shape = (2, *model.image_shape)
-    for level in np.unique(np.linspace(0, len(model.sigmas) - 1, n_sigmas).round().astype(int)):
-        images = torch.rand(shape, generator=generator, dtype=torch.float32)
-        smooth = torch.nn.functional.avg_pool2d(images, 3, stride=1, padding=1)
-        sigma = float(model.sigmas[level])
-        x = smooth + sigma * torch.randn(shape, generator=generator, dtype=torch.float32)
-        yield sigma, x, torch.full((2,), int(level)) if model.conditional else None
-
-
-def check_precision(engine: Engine, reference: Engine, *, bound: float) -> float:
-    """Largest relative error of f against a reference engine over the ladder of sigmas.
-
-    Raises:
-        EngineError: the error exceeds `bound` at some sigma, or the reference itself gives no
-            numbers.
-    """
-    worst = 0.0
-    for sigma, x, level in probes(engine.model, n_sigmas=12):
-        expected, f = reference.output(x, level), engine.output(x, level)
-        if not bool(torch.isfinite(expected).all()):
-            raise EngineError(
-                f"the model's own output is not finite at sigma {sigma:.4g}: its weights are "
-                "damaged; load another checkpoint"
-            )
-        error = float((f - expected).norm() / expected.norm().clamp_min(1e-30))
-        if not error <= bound:
-            raise EngineError(
-                f"engine {engine.name!r} in {engine.dtype} differs from float32 by {error:.2e} at "
-                f"sigma {sigma:.4g} (allowed: {bound:.0e}); use dtype='fp32'"
-            )
-        worst = max(worst, error)
-    return worst

@@ -1,40 +1,202 @@
-"""engine="cpu": channels-last PyTorch convolutions with our C++ kernels between and around them."""
+"""engine="cpu": packed oneDNN convolutions with our C++ kernels between and around them."""
 
 from __future__ import annotations
 
 import copy
+import statistics
+import threading
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ncsn_fast.engines.base import DTYPES, Engine, check_precision
+from ncsn_fast._extension import forced_isa
+from ncsn_fast.engines import cpu_dtype, precision
+from ncsn_fast.engines.base import DTYPES, Engine, EngineUnavailable
+from ncsn_fast.engines.cpu_plan import CpuPlan, Weights, table, torch_functions
 from ncsn_fast.engines.eager import EagerEngine
+from ncsn_fast.engines.graph import UnsupportedNetwork, lower
 from ncsn_fast.models.score import ScoreModel
+from ncsn_fast.samplers.program import Chains, FusedUpdate, Program, Update
 
-BF16_BOUND = 2e-2  # relative error of f against float32 that a bfloat16 build may have
+_PROFILE_ROUNDS = 5
 
 
 class CpuEngine(Engine):
-    """A channels-last copy of the network; IN++ and the sampler update run in the extension."""
+    """A network as a plan of steps on planned memory, run whole by the extension.
+
+    Channels-last. Convolutions are oneDNN's, with weights packed when the engine is built; between
+    two of them there is one pass of ours. Sampling makes one call per noise level, in which nothing
+    is allocated and no Python runs. Every plan is checked against the reference once.
+
+    Raises:
+        EngineUnavailable: the network has parts that the plan does not cover.
+        EngineError: the output differs from the reference by more than precision.BOUNDS.
+    """
 
     name = "cpu"
-    summary = "channels-last convolutions, our C++ norm and update (AVX-512, AVX2 or scalar)"
+    summary = "packed channels-last convolutions, our C++ kernels between them"
     dtypes = ("fp32", "bf16")
 
-    def __init__(self, model: ScoreModel, *, dtype: str, **settings: Any) -> None:
-        super().__init__(model, dtype=dtype, **settings)
-        self.replica = copy.deepcopy(model).cpu().eval().requires_grad_(False)
-        for module in self.replica.modules():
-            if isinstance(module, nn.Conv2d):  # norms keep float32 parameters whatever the type
-                module.to(DTYPES[dtype])
-        self.replica.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if dtype == "bf16":
-            check_precision(self, EagerEngine(model, dtype="fp32", **settings), bound=BF16_BOUND)
+    def __init__(self, model: ScoreModel, **settings: Any) -> None:
+        super().__init__(model, **settings)
+        problem = self.refuses(model)
+        if problem is not None:
+            raise EngineUnavailable(f"engine 'cpu' {problem}; use engine='eager'")
+        self._weights: Weights = {}  # shared by all plans
+        self._scale, self._shift = (2.0, -1.0) if model.net.scale_input else (1.0, 0.0)
+        self._forget_plans()
+        self.error = self._check()
 
     @classmethod
     def unavailable(cls) -> str | None:
+        try:
+            torch_functions()
+        except RuntimeError as error:
+            return f"{error}; install a build of torch 2.9 to 2.13 from pypi.org or pytorch.org"
         return None
 
+    @classmethod
+    def refuses(cls, model: ScoreModel) -> str | None:
+        try:
+            lower(model.net, *model.config.image_size)
+        except UnsupportedNetwork as error:
+            return f"does not run networks with {error}"
+        return None
+
+    @classmethod
+    def default_dtype(cls) -> str:
+        return cpu_dtype.fastest().dtype
+
+    def resized(self, batch_size: int) -> Engine:
+        other = copy.copy(self)
+        other.batch_size = batch_size
+        other._forget_plans()
+        return other
+
+    def memory(self) -> int:
+        plan = self._plan(self.model.config.image_size)
+        return plan.weight_bytes + plan.map_bytes
+
     def network(self, x: Tensor, level: Tensor | None) -> Tensor:
-        return self.replica(x.to(DTYPES[self.dtype], memory_format=torch.channels_last), level)
+        self.model.net.check_input(x)
+        if len(x) != self.batch_size:
+            raise ValueError(f"this engine runs batches of {self.batch_size}; got {len(x)} images")
+        if self.model.conditional and level is None:
+            raise ValueError("this network is conditioned on the noise level: pass level (N,)")
+        with self._busy:
+            plan = self._load(x)
+            if level is not None:
+                plan.set_levels(level)
+            plan.run()
+            return plan.output.clone()
+
+    def stepper(
+        self, program: Program, chains: Chains, levels: Tensor | None, update: Update | None
+    ) -> Callable[[int, int], object]:
+        if update is not None:  # noise of the caller's own
+            return super().stepper(program, chains, levels, update)
+        self.model.net.check_input(chains.x)
+        rows = _Rows(program, levels)
+        if program.has_history and chains.h is None:
+            chains.h = torch.zeros_like(chains.x)
+
+        def run_rows(first: int, stop: int) -> None:
+            if first == 0:
+                FusedUpdate().begin(chains, program)
+            with self._busy:
+                plan = self._load(chains.x)
+                for start, end, level in rows.of_one_level(first, stop):
+                    if level is not None:
+                        plan.set_levels(torch.full((self.batch_size,), level))
+                    self._sample(plan, chains, rows, start, end)
+
+        return run_rows
+
+    def describe(self) -> str:
+        """The plan, one line an operation: shape, milliseconds, GFLOP/s or GB/s, share of all."""
+        plan = self._plan(self.model.config.image_size)
+        with self.context(), self._busy:
+            plan.run()
+            rounds = [plan.steps.profile(forced_isa.get()) for _ in range(_PROFILE_ROUNDS)]
+        seconds = [statistics.median(times) for times in zip(*rounds, strict=True)]
+        rows = [("operation", "name", "output (N, C, H, W)", "ms", "rate", "share")]
+        for line, s in zip(plan.lines, seconds, strict=True):
+            amount, unit = (line.flop, "GFLOP/s") if line.flop else (line.bytes, "GB/s")
+            rate = f"{amount / s / 1e9:.0f} {unit}"
+            share = f"{100 * s / sum(seconds):.1f}%"
+            rows.append((line.kind, line.name, str(line.shape), f"{1e3 * s:.3f}", rate, share))
+        of_convolutions = sum(
+            s for line, s in zip(plan.lines, seconds, strict=True) if line.kind == "conv"
+        )
+        total = sum(seconds)
+        return (
+            f"{table(rows)}\n{len(rows) - 1} operations in {self.dtype}, {1e3 * total:.2f} ms, "
+            f"{100 * of_convolutions / total:.1f}% of it convolutions at "
+            f"{plan.batch * plan.graph.flop / of_convolutions / 1e9:.0f} GFLOP/s; "
+            f"weights {plan.weight_bytes / 1e6:.1f} MB, maps {plan.map_bytes / 1e6:.1f} MB"
+        )
+
+    def _forget_plans(self) -> None:
+        self._plans: dict[tuple[int, int], CpuPlan] = {}
+        self._busy = threading.Lock()  # a plan's buffers serve one call at a time
+
+    def _plan(self, size: tuple[int, int]) -> CpuPlan:
+        if size not in self._plans:
+            graph = lower(self.model.net, *size)
+            self._plans[size] = CpuPlan(graph, self.batch_size, DTYPES[self.dtype], self._weights)
+        return self._plans[size]
+
+    def _load(self, x: Tensor) -> CpuPlan:
+        """The plan for images of x's size, with x loaded."""
+        plan = self._plan((x.shape[2], x.shape[3]))
+        plan.load(x, self._scale, self._shift)
+        return plan
+
+    def _sample(self, plan: CpuPlan, chains: Chains, rows: _Rows, start: int, end: int) -> None:
+        n, c, height, width = chains.x.shape
+        keys = [chains.samples, chains.noise_weights, chains.mask, chains.known]
+        held = [None if t is None else t.contiguous() for t in keys]
+        plan.steps.sample(
+            chains.x.data_ptr(), plan.output.data_ptr(), _address(chains.h), (n, height, width, c),
+            self.dtype == "bf16", chains.seed, *map(_address, held), plan.input.data_ptr(),
+            self._scale, self._shift, rows.coefficients[start:].ctypes.data,
+            rows.steps[start:].ctypes.data, end - start, forced_isa.get(),
+        )  # fmt: skip
+
+    def _check(self) -> float:
+        """The error of a small plan of the same weights against the reference."""
+        flop = lower(self.model.net, *self.model.config.image_size).flop
+        n = precision.probe_count(self.model, flop)
+        size = min(n, self.batch_size)
+        settings = {"device": self.device, "batch_size": size, "threads": self.threads}
+        reference = EagerEngine(self.model, dtype="fp32", **settings)
+        return precision.check_precision(self.resized(size), reference, n)
+
+
+class _Rows:
+    """A program's rows as the extension reads them."""
+
+    def __init__(self, program: Program, levels: Tensor | None) -> None:
+        impositions = [program.imposition(k + 1) for k in range(program.nfe)]
+        columns = [program.a, program.b, program.g, program.c, program.p, program.q]
+        scales = np.array([scale for scale, _ in impositions], dtype=np.float64)
+        self.coefficients = np.ascontiguousarray(np.stack([*columns, scales], axis=1), np.float64)
+        self.steps = np.array([(k, step) for k, (_, step) in enumerate(impositions)], np.int64)
+        self.levels = None if levels is None else levels.tolist()
+
+    def of_one_level(self, first: int, stop: int) -> list[tuple[int, int, int | None]]:
+        """(start, end, trained level) of the runs of rows that share a trained level."""
+        if first >= stop:
+            return []
+        if self.levels is None:
+            return [(first, stop, None)]
+        changes = [k for k in range(first + 1, stop) if self.levels[k] != self.levels[k - 1]]
+        bounds = [first, *changes, stop]
+        return [(i, j, self.levels[i]) for i, j in zip(bounds, bounds[1:], strict=False)]
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()

@@ -1,0 +1,257 @@
+"""A graph on planned memory: packed convolutions, one arena for all maps, steps in the extension."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import functools
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ncsn_fast._extension import _C, forced_isa
+from ncsn_fast.engines.graph import ConvolutionOf, Graph, Map, NormOf, Op
+
+_ALIGNMENT = 64  # bytes: a cache line, and the widest vector
+_FUNCTIONS = (
+    "aoti_torch_cpu_mkldnn__convolution_pointwise_binary_",
+    "aoti_torch_delete_tensor_object",
+)
+_mkldnn = torch.ops.mkldnn
+
+
+@functools.cache
+def torch_functions() -> tuple[int, ...]:
+    """Addresses of the functions of libtorch's C interface that a plan calls.
+
+    Raises:
+        RuntimeError: this torch has no oneDNN, or does not export them.
+    """
+    if not torch.backends.mkldnn.is_available():
+        raise RuntimeError("this build of torch has no oneDNN")
+    for path in sorted((Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*")):
+        library = ctypes.CDLL(str(path))
+        if all(hasattr(library, name) for name in _FUNCTIONS):
+            return tuple(
+                ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
+                for name in _FUNCTIONS
+            )
+    raise RuntimeError(f"torch {torch.__version__} does not export {' and '.join(_FUNCTIONS)}")
+
+
+# Tensors that an operation computes with, by the operation's name: of a convolution its weight in
+# oneDNN's own layout (the same for every batch size) and its bias, of a norm its parameters.
+Weights = dict[str, list[Tensor]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One operation of a plan, as `describe` prints it: FLOP and bytes of one run."""
+
+    kind: str
+    name: str
+    shape: tuple[int, int, int, int]
+    flop: float
+    bytes: float
+
+
+class CpuPlan:
+    """A graph ready to run on `batch` images in one type.
+
+    Args:
+        weights: those of another plan of the same network and type, to share; what is missing is
+            copied from the network and packed.
+
+    Attributes:
+        input, output: (batch, C, H, W) channels-last, in the arena; valid between two runs.
+        lines: what each step is.
+    """
+
+    def __init__(
+        self, graph: Graph, batch: int, dtype: torch.dtype, weights: Weights | None = None
+    ) -> None:
+        self.graph, self.batch, self.dtype = graph, batch, dtype
+        self.weights: Weights = {} if weights is None else weights
+        self._bfloat16 = dtype is torch.bfloat16
+        self._offsets, size = place(graph, batch, dtype.itemsize)
+        self._arena = _aligned(size)
+        self.input, self.output = self._tensor(graph.input), self._tensor(graph.output)
+        self._input = torch.empty(self.input.shape, dtype=torch.float32)  # before rounding
+        self._rows: list[Tensor] = []  # parameters of each image's level
+        self.steps = _C.Plan(*torch_functions())
+        self.lines = [self._add(op) for op in graph.ops]
+
+    def load(self, x: Tensor, scale: float, shift: float) -> None:
+        """input = scale * x + shift, computed in float32 as the sampler update computes it."""
+        self.input.copy_(torch.mul(x, scale, out=self._input).add_(shift))
+
+    def run(self) -> None:
+        """Computes `output` from `input`."""
+        self.steps.run(forced_isa.get())
+
+    def set_levels(self, levels: Tensor) -> None:
+        """Takes the norms' parameters for the level of each image, (batch,) int64."""
+        levels = levels.to("cpu", torch.int64).contiguous()
+        assert len(levels) == self.batch
+        self.steps.set_levels(levels.data_ptr(), self.batch)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights and parameters; shared between plans."""
+        return sum(t.numel() * t.element_size() for ts in self.weights.values() for t in ts)
+
+    @property
+    def map_bytes(self) -> int:
+        """Bytes of the arena and of the buffers beside it."""
+        return sum(t.nbytes for t in (self._arena, self._input, *self._rows))
+
+    def _tensor(self, x: Map) -> Tensor:
+        """(batch, C, H, W), channels-last, in the arena."""
+        n, c, h, w = self._shape(x)
+        flat = self._arena[self._offsets[x] :].view(self.dtype)
+        return flat.as_strided((n, c, h, w), (h * w * c, 1, w * c, c))
+
+    def _shape(self, x: Map) -> tuple[int, int, int, int]:
+        return self.batch, x.channels, x.height, x.width
+
+    def _nhwc(self, x: Map) -> tuple[int, int, int, int]:
+        return self.batch, x.height, x.width, x.channels
+
+    def _address(self, x: Map) -> int:
+        return self._arena.data_ptr() + self._offsets[x]
+
+    def _bytes(self, x: Map) -> int:
+        return math.prod(self._shape(x)) * self.dtype.itemsize
+
+    def _add(self, op: Op) -> Line:
+        if isinstance(op.of, ConvolutionOf):
+            self._add_convolution(op, op.of)
+        elif isinstance(op.of, NormOf):
+            self._add_norm(op, op.of)
+        elif op.kind == "resize_add":
+            self._add_resize(op)
+        else:
+            self._add_elementwise(op)
+        y = op.outputs[0]
+        flop = self.batch * op.of.flop(y) if isinstance(op.of, ConvolutionOf) else 0.0
+        moved = sum(self._bytes(x) for x in (*op.inputs, *op.outputs))
+        return Line(op.kind, op.name, self._shape(y), flop, moved)
+
+    def _add_convolution(self, op: Op, of: ConvolutionOf) -> None:
+        x, y = op.inputs[0], op.outputs[0]
+        if op.name not in self.weights:
+            self.weights[op.name] = _pack(of, self._shape(x), self.dtype)
+        tensors = [self._tensor(y), self._tensor(x), *self.weights[op.name]]
+        capsules = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(tensors)
+        bias = None if of.bias is None else capsules.pop()
+        self.steps.convolution(
+            op.name, *capsules, bias, (of.padding,) * 2, (of.stride,) * 2, (of.dilation,) * 2,
+            self._address(y), 0 if op.overwrites else self._bytes(y),
+        )  # fmt: skip
+
+    def _add_norm(self, op: Op, of: NormOf) -> None:
+        x, y = op.inputs[0], op.outputs[0]
+        if op.name not in self.weights:
+            self.weights[op.name] = [
+                p.detach().to("cpu", torch.float32, copy=True).contiguous() for p in of.parameters
+            ]
+        rows = self.weights[op.name]
+        if of.by_level:
+            (table,) = rows
+            rows = [torch.zeros(self.batch, x.channels) for _ in range(3)]
+            self._rows += rows
+            self.steps.level_parameters(
+                table.data_ptr(), len(table), x.channels, *(row.data_ptr() for row in rows)
+            )
+        self.steps.instance_norm_plus(
+            self._address(x), self._address(y), *(row.data_ptr() for row in rows), self.batch,
+            x.channels, x.height * x.width, True, of.by_level, self._bfloat16, self._bfloat16,
+            of.elu, 1e-5,
+        )  # fmt: skip
+
+    def _add_resize(self, op: Op) -> None:
+        x, y = op.inputs[0], op.outputs[0]
+        self.steps.resize_add(
+            self._address(x), self._address(y), self._address(y), self._nhwc(x), y.height, y.width,
+            self._bfloat16,
+        )  # fmt: skip
+
+    def _add_elementwise(self, op: Op) -> None:
+        x, y = self._address(op.inputs[0]), self._address(op.outputs[0])
+        count = math.prod(self._shape(op.inputs[0]))
+        if op.kind == "elu":
+            self.steps.add_elu(x, 0, 0, y, count, self._bfloat16)
+        elif op.kind in ("add", "add_elu"):
+            b = self._address(op.inputs[1])
+            elu = self._address(op.outputs[1]) if op.kind == "add_elu" else 0
+            self.steps.add_elu(x, b, y, elu, count, self._bfloat16)
+        elif op.kind == "mean_pool2":
+            self.steps.mean_pool2(x, 0, y, self._nhwc(op.inputs[0]), self._bfloat16)
+        else:
+            pool = {"max_pool5": self.steps.max_pool5, "avg_pool5": self.steps.avg_pool5}[op.kind]
+            pool(x, y, self._nhwc(op.inputs[0]), self._bfloat16)
+
+
+def _pack(of: ConvolutionOf, shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
+    weight = _mkldnn._reorder_convolution_weight(
+        of.kernel().to("cpu", dtype).contiguous(), [of.padding] * 2, [of.stride] * 2,
+        [of.dilation] * 2, 1, list(shape),
+    )  # fmt: skip
+    bias = [] if of.bias is None else [of.bias.detach().to("cpu", dtype, copy=True).contiguous()]
+    return [weight, *bias]
+
+
+def _aligned(size: int) -> Tensor:
+    memory = torch.zeros(size + _ALIGNMENT, dtype=torch.uint8)
+    return memory[-memory.data_ptr() % _ALIGNMENT :]
+
+
+def place(graph: Graph, batch: int, element_size: int) -> tuple[dict[Map, int], int]:
+    """Offsets in bytes of every map in one arena, and the arena's size.
+
+    Maps that an operation writes over one another share memory from the first's birth to the last's
+    death; of the rest, no two that live at the same time overlap. The largest are placed first, each
+    as low as it can be.
+    """
+    owner: dict[Map, Map] = {graph.input: graph.input}
+    span: dict[Map, tuple[int, int]] = {graph.input: (0, len(graph.ops))}
+    dead: set[Map] = set()
+    for time, op in enumerate(graph.ops):
+        for x in op.inputs:
+            assert x not in dead, f"{op.name} reads a map that was overwritten"
+            span[owner[x]] = (span[owner[x]][0], max(span[owner[x]][1], time))
+        taken = dict(op.overwrites)
+        dead |= set(taken.values())
+        for y in op.outputs:
+            owner[y] = owner[taken[y]] if y in taken else y
+            span.setdefault(owner[y], (time, time))
+    span[owner[graph.output]] = (span[owner[graph.output]][0], len(graph.ops))
+
+    def size(x: Map) -> int:
+        count = batch * x.channels * x.height * x.width * element_size
+        return -(-count // _ALIGNMENT) * _ALIGNMENT
+
+    placed: dict[Map, int] = {}
+    for x in sorted(span, key=size, reverse=True):
+        offset = 0
+        for y in sorted(placed, key=placed.__getitem__):
+            apart = span[x][1] < span[y][0] or span[y][1] < span[x][0]
+            if not apart and placed[y] < offset + size(x) and offset < placed[y] + size(y):
+                offset = placed[y] + size(y)
+        placed[x] = offset
+    total = max(placed[x] + size(x) for x in placed)
+    return {x: placed[owner[x]] for x in owner}, total
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    """Rows as aligned columns, the first two to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i < 2 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )

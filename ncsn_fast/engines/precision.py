@@ -1,0 +1,79 @@
+"""Whether an engine computes what the reference does, over the ladder of noise, on real images."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ncsn_fast.engines.base import Engine, EngineError
+from ncsn_fast.models.score import ScoreModel
+
+BOUNDS = {"fp32": 1e-5, "bf16": 2e-2}  # relative error of f that each type may have
+_FLOP = 2.5e11  # of the reference's work in a check: a second or two on a CPU
+_FEWEST = 3
+
+
+def probe_count(model: ScoreModel, flop: float) -> int:
+    """Noise levels that a check visits: all of them, or as many as its budget of work allows."""
+    return int(np.clip(_FLOP / max(flop, 1.0), min(_FEWEST, len(model.sigmas)), len(model.sigmas)))
+
+
+def probes(model: ScoreModel, n: int) -> tuple[Tensor, Tensor]:
+    """Noisy photographs (n, C, H, W) float32 and their levels (n,) int64, evenly over the ladder."""
+    levels = torch.from_numpy(np.linspace(0, len(model.sigmas) - 1, n).round().astype(np.int64))
+    generator = torch.Generator().manual_seed(0)
+    images = torch.stack([_crop(model.image_shape, generator) for _ in range(n)])
+    noise = torch.randn(images.shape, generator=generator, dtype=torch.float32)
+    return images + model.sigmas.cpu()[levels][:, None, None, None] * noise, levels
+
+
+def check_precision(engine: Engine, reference: Engine, n: int) -> float:
+    """Largest relative error of f against a reference engine, over n levels.
+
+    Raises:
+        EngineError: the error exceeds BOUNDS at some sigma, or the reference itself gives no
+            numbers.
+    """
+    x, levels = probes(engine.model, n)
+    level = levels if engine.model.conditional else None
+    expected, f = (e.output(x, level).flatten(1) for e in (reference, engine))
+    errors = ((f - expected).norm(dim=1) / expected.norm(dim=1).clamp_min(1e-30)).tolist()
+    for i, error in enumerate(errors):
+        sigma = float(engine.model.sigmas[levels[i]])
+        if not bool(torch.isfinite(expected[i]).all()):
+            raise EngineError(
+                f"the model's own output is not finite at sigma {sigma:.4g}: its weights are "
+                "damaged; load another checkpoint"
+            )
+        if not error <= BOUNDS[engine.dtype]:
+            other = "dtype='fp32'" if engine.dtype != "fp32" else "engine='eager'"
+            raise EngineError(
+                f"engine {engine.name!r} in {engine.dtype} differs from the reference by "
+                f"{error:.2e} at sigma {sigma:.4g} (allowed: {BOUNDS[engine.dtype]:.0e}); use {other}"
+            )
+    return max(errors)
+
+
+def _crop(shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
+    """A random square of a photograph, resized to (C, H, W) in [0, 1]."""
+    channels, height, width = shape
+    photo = _photographs()[int(torch.randint(2, (), generator=generator))]
+    side = min(photo.size)
+    left = int(torch.randint(photo.width - side + 1, (), generator=generator))
+    square = photo.crop((left, 0, left + side, side)).resize((width, height), Image.Resampling.BOX)
+    pixels = torch.from_numpy(np.asarray(square)).permute(2, 0, 1) / 255
+    return pixels[torch.arange(channels) % 3]
+
+
+def _photographs() -> list[Image.Image]:
+    """The two photographs that scikit-learn carries, read without importing it."""
+    spec = importlib.util.find_spec("sklearn")
+    assert spec is not None
+    assert spec.origin is not None
+    folder = Path(spec.origin).parent / "datasets" / "images"
+    return [Image.open(folder / name).convert("RGB") for name in ("china.jpg", "flower.jpg")]
