@@ -10,6 +10,7 @@ import torch
 
 import ncsn_fast
 from ncsn_fast import cli, engines, ops
+from ncsn_fast.engines import cpu_dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +42,11 @@ def main(args: list[str] | None = None) -> int:
         print(f"{row.name:9} {'no ' if row.problem else 'yes'}    {row.summary}")
         if row.problem:
             print(f"{'':17}{row.problem}")
+    print()
+    if engines.ENGINES["cpu"].unavailable() is None:
+        print(f"engine 'cpu' computes in {cpu_dtype.fastest()}; dtype= chooses otherwise")
     kind, device, reason = engines.pick("auto", None)
-    print(f"\nengine='auto' is {kind.name!r} on {device}: {reason}")
+    print(f"engine='auto' is {kind.name!r} on {device}: {reason}")
     return 0
 
 

@@ -23,6 +23,8 @@ class Plan:
             padded.
         flop: of all network evaluations, padding included (2 per multiply-add, convolutions only).
         seconds: estimate from one timed network call on this machine, now.
+        memory: bytes that the engine and the chains of a micro-batch need beside the model; None
+            where the engine does not plan them.
     """
 
     method: str
@@ -35,13 +37,15 @@ class Plan:
     n_batches: int
     flop: float
     seconds: float
+    memory: int | None
 
     def __str__(self) -> str:
+        memory = "" if self.memory is None else f", {self.memory / 1e6:.4g} MB beside the model"
         return (
             f"{self.method}: {self.n} samples, {self.nfe} network evaluations each, "
             f"{self.n_batches} micro-batches of {self.batch_size}\n"
             f"engine {self.engine}, {self.dtype}, on {self.device}: {self.flop / 1e12:.3g} TFLOP, "
-            f"about {self.seconds:.3g} s"
+            f"about {self.seconds:.3g} s{memory}"
         )
 
 
@@ -68,6 +72,7 @@ def make_plan(engine: Engine, program: Program, n: int) -> Plan:
     began = time.perf_counter()
     engine.output(x, level)
     seconds = (time.perf_counter() - began) * program.nfe * n_batches
+    planned, chains = engine.memory(), (2 + program.has_history) * x.nbytes  # and the result
     return Plan(
         method=program.name,
         engine=engine.name,
@@ -79,4 +84,5 @@ def make_plan(engine: Engine, program: Program, n: int) -> Plan:
         n_batches=n_batches,
         flop=float(network_flop(engine.model) * program.nfe * n_batches * size),
         seconds=seconds,
+        memory=None if planned is None else planned + chains,
     )

@@ -43,7 +43,8 @@ class Sampler:
             there is one, else the small digits model that ships with the package; a log line says
             which.
         engine: "auto" (our kernels where they run), or a name; see `python -m ncsn_fast.doctor`.
-        dtype: "fp32" or "bf16" (or the torch dtype) for the network; the state is float32 always.
+        dtype: "fp32" or "bf16" (or the torch dtype) for the network; None for what is faster here,
+            if the network keeps its precision in it. The state is float32 always.
         device: "cpu", "cuda", "cuda:1"; None takes a GPU if there is one.
         batch_size: images in a micro-batch. Samples are bitwise reproducible for a fixed
             batch_size; None picks a power of two that suits n and the image size.
@@ -65,7 +66,8 @@ class Sampler:
         compile_cache: str | Path | None = None,
         threads: int | None = None,
     ) -> None:
-        kind, self.device, reason = engines.pick(engine, device)
+        self.model = resolve_model(model)
+        kind, self.device, reason = engines.pick(engine, device, self.model)
         if compile_cache is not None:
             raise ValueError(f"engine {kind.name!r} compiles nothing, so it has no compile_cache")
         if batch_size is not None and batch_size < 1:
@@ -73,8 +75,8 @@ class Sampler:
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be at least 1; got {threads}")
         self.engine_class, self.batch_size, self.threads = kind, batch_size, threads
-        self.dtype = dtype_name(dtype, kind)
-        self.model = resolve_model(model)
+        self._dtype = None if dtype is None else dtype_name(dtype, kind)
+        self.dtype = self._dtype or kind.default_dtype()
         self._engines: dict[int, Engine] = {}
         self.report: Report | None = None
         if engine == "auto":
@@ -225,13 +227,15 @@ class Sampler:
         if size not in self._engines and self._engines:
             self._engines[size] = next(iter(self._engines.values())).resized(size)
         elif size not in self._engines:
-            self._engines[size] = self.engine_class(
+            engine = engines.build(
+                self.engine_class,
                 self.model,
+                self._dtype,
                 device=self.device,
-                dtype=self.dtype,
                 batch_size=size,
                 threads=self.threads,
             )
+            self._engines[size], self.dtype = engine, engine.dtype
         return self._engines[size]
 
     def _draw(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+from typing import Any
 
 import torch
 
 from ncsn_fast.engines.base import Engine, EngineError, EngineUnavailable
 from ncsn_fast.engines.cpu import CpuEngine
 from ncsn_fast.engines.eager import EagerEngine
+from ncsn_fast.models.score import ScoreModel
 
+log = logging.getLogger(__name__)
 ENGINES: dict[str, type[Engine]] = {"cpu": CpuEngine, "eager": EagerEngine}
 
 # Engines of the design that this version does not contain, and what each is for.
@@ -39,11 +43,14 @@ def availability() -> list[Availability]:
     ]
 
 
-def pick(name: str, device: str | torch.device | None) -> tuple[type[Engine], torch.device, str]:
+def pick(
+    name: str, device: str | torch.device | None, model: ScoreModel | None = None
+) -> tuple[type[Engine], torch.device, str]:
     """The engine class of a name, the device it shall run on, and the reason for the choice.
 
     Args:
         device: None takes what the engine prefers: a GPU, where it can use one and there is one.
+        model: what it shall run; "auto" passes over engines that refuse it.
 
     Raises:
         EngineUnavailable: the engine cannot run here; names those that can.
@@ -54,7 +61,7 @@ def pick(name: str, device: str | torch.device | None) -> tuple[type[Engine], to
         raise ValueError(f"device {str(device)!r}: torch sees no NVIDIA GPU; use device='cpu'")
     if name == "auto":
         on_cpu = torch.device(device).type == "cpu" if device is not None else not gpu
-        name, reason = ("cpu", "our kernels") if on_cpu else ("eager", "the only one for GPUs yet")
+        name, reason = _automatic(model) if on_cpu else ("eager", "the only one for GPUs yet")
     else:
         reason = "asked for"
     rows = {row.name: row for row in availability()}
@@ -67,6 +74,9 @@ def pick(name: str, device: str | torch.device | None) -> tuple[type[Engine], to
             f"Engines that run here: {runnable}"
         )
     kind = ENGINES[name]
+    refusal = None if model is None else kind.refuses(model)
+    if refusal is not None:
+        raise EngineUnavailable(f"engine {name!r} {refusal}; use engine='eager'")
     if device is None:
         device = "cuda" if gpu and "cuda" in kind.device_types else "cpu"
     if torch.device(device).type not in kind.device_types:
@@ -76,4 +86,36 @@ def pick(name: str, device: str | torch.device | None) -> tuple[type[Engine], to
     return kind, torch.device(device), reason
 
 
-__all__ = ["Availability", "Engine", "EngineError", "EngineUnavailable", "availability", "pick"]
+def build(kind: type[Engine], model: ScoreModel, dtype: str | None, **settings: Any) -> Engine:
+    """An engine in the given type.
+
+    With None, in the fastest type in which the model keeps its precision; a warning tells where
+    that is not the engine's own choice.
+    """
+    chosen = dtype or kind.default_dtype()
+    try:
+        return kind(model, dtype=chosen, **settings)
+    except EngineError as error:
+        if dtype is not None or chosen == "fp32":
+            raise
+        log.warning("computing in fp32, which is slower: %s", error)
+        return kind(model, dtype="fp32", **settings)
+
+
+def _automatic(model: ScoreModel | None) -> tuple[str, str]:
+    """The engine that "auto" takes on a CPU, and why."""
+    problem = CpuEngine.unavailable() or (None if model is None else CpuEngine.refuses(model))
+    if problem is not None:
+        return "eager", f"engine 'cpu' {problem}"
+    return "cpu", "our kernels"
+
+
+__all__ = [
+    "Availability",
+    "Engine",
+    "EngineError",
+    "EngineUnavailable",
+    "availability",
+    "build",
+    "pick",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import statistics
 import threading
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from ncsn_fast._extension import forced_isa
 from ncsn_fast.engines import cpu_dtype, precision
-from ncsn_fast.engines.base import DTYPES, Engine, EngineUnavailable
+from ncsn_fast.engines.base import DTYPES, Engine
 from ncsn_fast.engines.cpu_plan import CpuPlan, Weights, table, torch_functions
 from ncsn_fast.engines.eager import EagerEngine
 from ncsn_fast.engines.graph import UnsupportedNetwork, lower
@@ -32,7 +33,7 @@ class CpuEngine(Engine):
     is allocated and no Python runs. Every plan is checked against the reference once.
 
     Raises:
-        EngineUnavailable: the network has parts that the plan does not cover.
+        UnsupportedNetwork: the network has parts that the plan does not cover (see `refuses`).
         EngineError: the output differs from the reference by more than precision.BOUNDS.
     """
 
@@ -42,9 +43,6 @@ class CpuEngine(Engine):
 
     def __init__(self, model: ScoreModel, **settings: Any) -> None:
         super().__init__(model, **settings)
-        problem = self.refuses(model)
-        if problem is not None:
-            raise EngineUnavailable(f"engine 'cpu' {problem}; use engine='eager'")
         self._weights: Weights = {}  # shared by all plans
         self._scale, self._shift = (2.0, -1.0) if model.net.scale_input else (1.0, 0.0)
         self._forget_plans()
@@ -122,7 +120,8 @@ class CpuEngine(Engine):
             plan.run()
             rounds = [plan.steps.profile(forced_isa.get()) for _ in range(_PROFILE_ROUNDS)]
         seconds = [statistics.median(times) for times in zip(*rounds, strict=True)]
-        rows = [("operation", "name", "output (N, C, H, W)", "ms", "rate", "share")]
+        head = ("operation", "name", "output (N, C, H, W)", "ms", "rate", "share")
+        rows: list[tuple[str, ...]] = [head]
         for line, s in zip(plan.lines, seconds, strict=True):
             amount, unit = (line.flop, "GFLOP/s") if line.flop else (line.bytes, "GB/s")
             rate = f"{amount / s / 1e9:.0f} {unit}"
@@ -171,8 +170,9 @@ class CpuEngine(Engine):
         flop = lower(self.model.net, *self.model.config.image_size).flop
         n = precision.probe_count(self.model, flop)
         size = min(n, self.batch_size)
-        settings = {"device": self.device, "batch_size": size, "threads": self.threads}
-        reference = EagerEngine(self.model, dtype="fp32", **settings)
+        reference = EagerEngine(
+            self.model, device=self.device, dtype="fp32", batch_size=size, threads=self.threads
+        )
         return precision.check_precision(self.resized(size), reference, n)
 
 
@@ -195,7 +195,7 @@ class _Rows:
             return [(first, stop, None)]
         changes = [k for k in range(first + 1, stop) if self.levels[k] != self.levels[k - 1]]
         bounds = [first, *changes, stop]
-        return [(i, j, self.levels[i]) for i, j in zip(bounds, bounds[1:], strict=False)]
+        return [(i, j, self.levels[i]) for i, j in itertools.pairwise(bounds)]
 
 
 def _address(x: Tensor | None) -> int:

@@ -1,4 +1,4 @@
-"""A graph on planned memory: packed convolutions, one arena for all maps, steps in the extension."""
+"""A graph on planned memory: packed convolutions, one arena for all maps, steps in C++."""
 
 from __future__ import annotations
 
@@ -211,9 +211,9 @@ def _aligned(size: int) -> Tensor:
 def place(graph: Graph, batch: int, element_size: int) -> tuple[dict[Map, int], int]:
     """Offsets in bytes of every map in one arena, and the arena's size.
 
-    Maps that an operation writes over one another share memory from the first's birth to the last's
-    death; of the rest, no two that live at the same time overlap. The largest are placed first, each
-    as low as it can be.
+    Maps that an operation writes over one another share memory from the first's birth to the
+    last's death; of the rest, no two that live at the same time overlap. The largest are placed
+    first, each as low as it can be.
     """
     owner: dict[Map, Map] = {graph.input: graph.input}
     span: dict[Map, tuple[int, int]] = {graph.input: (0, len(graph.ops))}

@@ -198,11 +198,12 @@ def _norm(
 ) -> Map:
     if isinstance(norm, layers.InstanceNormPlus):
         by_level = norm.conditional
-        parameters = (norm.embed.weight,) if by_level else (norm.alpha, norm.gamma, norm.beta)
+        of = NormOf(
+            (norm.embed.weight,) if by_level else (norm.alpha, norm.gamma, norm.beta), by_level, elu
+        )
     else:  # instance norm is IN++ with alpha 0, gamma 1, beta 0
-        zeros, by_level = torch.zeros(x.channels), False
-        parameters = (zeros, torch.ones(x.channels), zeros)
-    of = NormOf(parameters, by_level, elu)
+        zeros = torch.zeros(x.channels)
+        of = NormOf((zeros, torch.ones(x.channels), zeros), False, elu)
     return graph.unary("norm", name, x, in_place=in_place, of=of)
 
 

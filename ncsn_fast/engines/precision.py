@@ -24,7 +24,7 @@ def probe_count(model: ScoreModel, flop: float) -> int:
 
 
 def probes(model: ScoreModel, n: int) -> tuple[Tensor, Tensor]:
-    """Noisy photographs (n, C, H, W) float32 and their levels (n,) int64, evenly over the ladder."""
+    """Noisy photographs (n, C, H, W) float32 and their levels (n,) int64, all over the ladder."""
     levels = torch.from_numpy(np.linspace(0, len(model.sigmas) - 1, n).round().astype(np.int64))
     generator = torch.Generator().manual_seed(0)
     images = torch.stack([_crop(model.image_shape, generator) for _ in range(n)])
@@ -50,11 +50,12 @@ def check_precision(engine: Engine, reference: Engine, n: int) -> float:
                 f"the model's own output is not finite at sigma {sigma:.4g}: its weights are "
                 "damaged; load another checkpoint"
             )
-        if not error <= BOUNDS[engine.dtype]:
-            other = "dtype='fp32'" if engine.dtype != "fp32" else "engine='eager'"
+        bound = BOUNDS[engine.dtype]
+        if not error <= bound:
+            other = "engine='eager'" if engine.dtype == "fp32" else "dtype='fp32'"
             raise EngineError(
                 f"engine {engine.name!r} in {engine.dtype} differs from the reference by "
-                f"{error:.2e} at sigma {sigma:.4g} (allowed: {BOUNDS[engine.dtype]:.0e}); use {other}"
+                f"{error:.2e} at sigma {sigma:.4g} (allowed: {bound:.0e}); use {other}"
             )
     return max(errors)
 
@@ -66,7 +67,7 @@ def _crop(shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
     side = min(photo.size)
     left = int(torch.randint(photo.width - side + 1, (), generator=generator))
     square = photo.crop((left, 0, left + side, side)).resize((width, height), Image.Resampling.BOX)
-    pixels = torch.from_numpy(np.asarray(square)).permute(2, 0, 1) / 255
+    pixels = torch.from_numpy(np.array(square)).permute(2, 0, 1) / 255
     return pixels[torch.arange(channels) % 3]
 
 

@@ -1,0 +1,345 @@
+"""The cpu engine: its plan, its memory, its precision on every network, and its level loop."""
+
+import dataclasses
+import itertools
+import json
+import logging
+import math
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+import tiny
+import torch
+
+from ncsn_fast import EngineError, EngineUnavailable, Sampler, ops
+from ncsn_fast.engines import cpu_dtype, precision
+from ncsn_fast.engines.base import Engine
+from ncsn_fast.engines.cpu import CpuEngine
+from ncsn_fast.engines.cpu_plan import CpuPlan, place
+from ncsn_fast.engines.eager import EagerEngine
+from ncsn_fast.engines.graph import Graph, lower
+from ncsn_fast.models.layers import NORMS
+from ncsn_fast.models.refinenet import ARCHITECTURES
+from ncsn_fast.samplers import methods
+from ncsn_fast.samplers.program import Chains
+
+CPU = torch.device("cpu")
+LEVELS = 6
+
+
+def model(arch="ncsnv2", **fields):
+    settings = {"image_size": (16, 16), "channels": 3, "ngf": 16, "n_sigmas": LEVELS}
+    return tiny.model(**{**settings, "arch": arch, **fields})
+
+
+def engine(of, dtype="fp32", batch_size=2, kind=CpuEngine):
+    return kind(of, device=CPU, dtype=dtype, batch_size=batch_size)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_network_is_within_its_bound_at_every_level(arch, dtype):
+    built = engine(model(arch), dtype)
+    reference = engine(built.model, kind=EagerEngine)
+    error = precision.check_precision(built, reference, LEVELS)
+    assert error <= precision.BOUNDS[dtype]
+    assert error == built.error > (1e-3 if dtype == "bf16" else 0)  # below, it was not bf16
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+@pytest.mark.parametrize("size", [(8, 8), (8, 24), (32, 16)])
+@pytest.mark.parametrize("arch", ["ncsnv2", "ncsn"])
+def test_any_batch_and_size(arch, size, batch_size):
+    of = model(arch, image_size=size, channels=1, ngf=5)
+    x = torch.rand(batch_size, 1, *size)
+    level = torch.arange(batch_size) % LEVELS
+    with torch.inference_mode(), ops.backend("reference"):
+        expected = of(x, level)
+    f = engine(of, batch_size=batch_size).output(x, level if of.conditional else None)
+    assert (f - expected).norm() <= 1e-5 * expected.norm()
+
+
+def test_images_of_another_size_than_the_models():
+    built, x = engine(model(channels=1)), torch.rand(2, 1, 24, 8)
+    with torch.inference_mode(), ops.backend("reference"):
+        expected = built.model(x)
+    assert (built.output(x, None) - expected).norm() <= 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize("norm", ["InstanceNorm++", "InstanceNorm"])
+def test_norms_that_the_plan_covers(norm):
+    assert engine(model(norm=norm)).error <= 1e-5
+
+
+def test_what_the_plan_does_not_cover_goes_to_eager(caplog):
+    for fields in [{"act": "swish"}] + [{"norm": n} for n in NORMS if not n.startswith("Instance")]:
+        of = model(**fields)
+        with pytest.raises(EngineUnavailable, match=r"'cpu' does not run networks with .*'eager'"):
+            Sampler(of, engine="cpu")
+        with caplog.at_level(logging.INFO):
+            assert Sampler(of, device="cpu").engine_class is EagerEngine
+        assert "engine eager (engine 'cpu' does not run networks with" in caplog.text
+        caplog.clear()
+
+
+def lives(graph):
+    """First and last time of each map, maps that share memory by decree taken as one."""
+    owner, spans = {graph.input: graph.input}, {graph.input: [0, len(graph.ops)]}
+    for time, op in enumerate(graph.ops):
+        for x in op.inputs:
+            spans[owner[x]][1] = max(spans[owner[x]][1], time)
+        for y in op.outputs:
+            owner[y] = owner[dict(op.overwrites).get(y, y)] if y in dict(op.overwrites) else y
+            spans.setdefault(owner[y], [time, time])
+    spans[owner[graph.output]][1] = len(graph.ops)
+    return spans
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_maps_that_live_together_lie_apart(arch):
+    graph = lower(model(arch).net, 16, 32)
+    offsets, total = place(graph, 3, 2)
+    spans = lives(graph)
+    size = {x: 3 * x.channels * x.height * x.width * 2 for x in spans}
+    for x, y in itertools.combinations(spans, 2):
+        if spans[x][0] <= spans[y][1] and spans[y][0] <= spans[x][1]:
+            assert offsets[x] + size[x] <= offsets[y] or offsets[y] + size[y] <= offsets[x]
+    assert max(offsets[x] + size[x] for x in spans) <= total
+    assert total < sum(size.values()) / 4  # reuse is the point
+    alive = max(
+        sum(size[x] for x in spans if spans[x][0] <= t <= spans[x][1])
+        for t in range(len(graph.ops))
+    )
+    assert total <= 1.3 * alive
+
+
+def test_reading_a_map_that_was_overwritten_is_caught():
+    graph = Graph(4, 8, 8)
+    y = graph.unary("elu", "first", graph.input)
+    graph.unary("elu", "second", y, in_place=True)
+    graph.output = graph.unary("elu", "third", y)
+    with pytest.raises(AssertionError, match="third reads a map that was overwritten"):
+        place(graph, 1, 4)
+
+
+def test_bits_are_those_of_every_level_of_instructions():
+    built, x = engine(model(), "bf16"), torch.rand(2, 3, 16, 16)
+    outputs = []
+    for isa in ops.available()["isa_usable"]:
+        with ops.isa(isa):
+            outputs.append(built.output(x, None))
+    assert all(torch.equal(f, outputs[0]) for f in outputs)
+
+
+def program_of(of, name="ald", **options):
+    return methods.build(name, of, None, options)
+
+
+def chains_of(of, n=2, seed=3):
+    x = torch.rand(n, *of.image_shape, generator=torch.Generator().manual_seed(0))
+    return Chains(x=x, seed=seed, samples=torch.arange(n))
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("arch", ["ncsnv2", "ncsn"])
+def test_a_run_that_was_cut_anywhere_continues_exactly(arch, dtype):
+    of = model(arch)
+    built, program = engine(of, dtype), program_of(of)
+    whole = built.run(program, chains_of(of)).clone()
+    for start in (1, 4, program.nfe - 1):
+        head = dataclasses.replace(
+            program,
+            **{
+                name: getattr(program, name)[:start]
+                for name in ("sigma", "level", "a", "b", "c", "g", "p", "q")
+            },
+        )
+        chains = chains_of(of)
+        built.run(head, chains)
+        assert torch.equal(built.run(program, chains, start=start), whole)
+
+
+@pytest.mark.parametrize("arch", ["ncsnv2", "ncsn"])
+def test_the_level_loop_is_the_plain_loop(arch):
+    """The update in C++ writes the next input; the plain loop copies the state each step."""
+    of = model(arch)
+    built, program = engine(of, "bf16"), program_of(of)
+
+    class Plain(CpuEngine):
+        stepper = Engine.stepper
+
+    assert torch.equal(
+        built.run(program, chains_of(of)),
+        engine(of, "bf16", kind=Plain).run(program, chains_of(of)),
+    )
+
+
+def test_one_call_runs_a_level(monkeypatch):
+    calls, original = [], CpuEngine._sample
+    monkeypatch.setattr(
+        CpuEngine, "_sample", lambda self, *a: calls.append(a[-2:]) or original(self, *a)
+    )
+    Sampler(model(), engine="cpu", batch_size=2).sample(2, progress=False)
+    assert calls == [(2 * i, 2 * i + 2) for i in range(LEVELS)] + [(2 * LEVELS, 2 * LEVELS + 1)]
+
+
+def test_a_level_is_left_at_ctrl_c():
+    built = engine(model(), batch_size=1)
+    program = program_of(built.model, n_steps_each=100_000)
+    done = []
+    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        built.run(program, chains_of(built.model, 1), on_level=done.append)
+    timer.join()
+    assert not done
+    assert torch.isfinite(built.output(torch.zeros(1, 3, 16, 16), None)).all()
+
+
+def test_a_level_takes_no_new_memory():
+    """Minor page faults count fresh pages: steps 3 to 400 of a level touch none, but for noise."""
+    built = engine(model(ngf=32), "bf16", batch_size=8)
+    chains = chains_of(built.model, 8)
+    built.run(program_of(built.model, n_steps_each=2), chains)
+    program = program_of(built.model, n_steps_each=60)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    built.run(program, chains)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    maps = built._plan((16, 16)).map_bytes
+    assert faults * 4096 < maps, f"{faults} page faults in {program.nfe} steps"
+
+
+MEMORY = """
+import torch, ncsn_fast
+torch.set_num_threads(1)
+sampler = ncsn_fast.Sampler("digits", engine="cpu", batch_size=64)
+options = {"method": "cas", "steps": 3, "progress": False}
+def rss():
+    with open("/proc/self/statm") as f:
+        return int(f.read().split()[1]) * 4096
+sampler.sample(64, **options)
+first = rss()
+for _ in range(16):
+    sampler.sample(64, **options)
+print(rss() - first)
+"""
+
+
+def test_memory_stays_flat_over_a_thousand_samples():
+    out = subprocess.run(
+        [sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True
+    ).stdout
+    assert int(out) < 4e6
+
+
+def test_memory_is_told():
+    sampler = Sampler(model(), engine="cpu", dtype="fp32", batch_size=4)
+    plan, built = sampler.plan(4), sampler.engine_for(4)
+    weights = 4 * sum(p.numel() for p in sampler.model.net.parameters())
+    chains = 2 * 4 * 4 * 3 * 16 * 16
+    maps = built._plan((16, 16)).map_bytes
+    assert weights <= plan.memory - maps - chains <= 1.2 * weights  # some kernels are 4x4, padded
+    assert f"{plan.memory / 1e6:.4g} MB beside the model" in str(plan)
+    assert Sampler(model(), engine="eager").plan(1).memory is None
+    assert "beside the model" not in str(Sampler(model(), engine="eager").plan(1))
+
+
+def test_describe_lists_every_operation():
+    built = engine(model(), "bf16")
+    head, *lines, total = built.describe().splitlines()
+    graph = lower(built.model.net, 16, 16)
+    assert head.split()[:2] == ["operation", "name"]
+    assert [line.split()[:2] for line in lines] == [[op.kind, op.name] for op in graph.ops]
+    assert total.startswith(f"{len(graph.ops)} operations in bf16, ")
+    assert sum(float(line.split()[-1].rstrip("%")) for line in lines) == pytest.approx(100, abs=10)
+    assert all(("GFLOP/s" in line) == line.startswith("conv") for line in lines)
+    assert "plain PyTorch" in engine(model(), kind=EagerEngine).describe()
+
+
+def test_a_batch_of_another_size_is_refused():
+    with pytest.raises(ValueError, match="runs batches of 2; got 3 images"):
+        engine(model()).network(torch.rand(3, 3, 16, 16), None)
+    with pytest.raises(ValueError, match=r"expected images \(N, 3, H, W\); got \(2, 1, 16, 16\)"):
+        engine(model()).network(torch.rand(2, 1, 16, 16), None)
+    with pytest.raises(ValueError, match=r"pass level \(N,\)"):
+        engine(model("ncsn")).network(torch.rand(2, 3, 16, 16), None)
+    with pytest.raises(ValueError, match=r"levels must be in \[0, 6\); got levels\[1\] = 6"):
+        engine(model("ncsn")).network(torch.rand(2, 3, 16, 16), torch.tensor([0, 6]))
+
+
+def test_a_type_left_open_falls_to_float32_and_says_so(monkeypatch, caplog):
+    monkeypatch.setattr(CpuEngine, "default_dtype", lambda: "bf16")
+    monkeypatch.setitem(precision.BOUNDS, "bf16", 1e-4)
+    sampler = Sampler(model(), device="cpu", batch_size=2)
+    with caplog.at_level(logging.WARNING):
+        sampler.sample(1, progress=False)
+    assert (sampler.dtype, sampler.report.dtype) == ("fp32", "fp32")
+    assert "computing in fp32, which is slower: engine 'cpu' in bf16 differs" in caplog.text
+    with pytest.raises(EngineError, match=r"in bf16 differs from .* \(allowed: 1e-04\).*'fp32'"):
+        Sampler(model(), engine="cpu", dtype="bf16").sample(1, progress=False)
+
+
+def test_a_wrong_engine_is_caught_in_float32(monkeypatch):
+    pack = CpuPlan._add_convolution
+
+    def wrong(self, op, of):
+        pack(self, op, dataclasses.replace(of, bias=None) if op.name == "end_conv" else of)
+
+    monkeypatch.setattr(CpuPlan, "_add_convolution", wrong)
+    with pytest.raises(EngineError, match=r"'cpu' in fp32 differs from .* use engine='eager'"):
+        engine(model())
+
+
+def test_the_check_visits_real_images_all_over_the_ladder():
+    of = model(n_sigmas=40)
+    x, levels = precision.probes(of, 40)
+    assert (x.shape, levels.tolist()) == ((40, 3, 16, 16), list(range(40)))
+    clean = x[of.sigmas < 0.02].double()
+    assert len(clean)
+    assert -0.1 < clean.min() < clean.max() < 1.1
+    assert clean.std() > 0.1
+    counts = [precision.probe_count(of, flop) for flop in (0.0, 1e9, 2e10, 1e12)]
+    assert counts == [40, 40, 12, 3]
+    assert precision.probe_count(model(n_sigmas=2), 1e13) == 2
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cpu_dtype.fastest.cache_clear()
+    yield tmp_path / "ncsn_fast"
+    cpu_dtype.fastest.cache_clear()
+
+
+def test_the_faster_type_is_measured_once_and_remembered(cache, monkeypatch):
+    choice = cpu_dtype.fastest()
+    assert choice.dtype == ("bf16" if choice.speedup >= 1.1 else "fp32")
+    (file,) = cache.iterdir()
+    assert json.loads(file.read_text())["speedup"] == choice.speedup
+    monkeypatch.setattr(cpu_dtype, "_measure", lambda: math.nan)
+    cpu_dtype.fastest.cache_clear()
+    assert cpu_dtype.fastest() == choice
+    assert CpuEngine.default_dtype() == choice.dtype
+
+
+@pytest.mark.parametrize("speedup", [0.3, 1.05, 2.5])
+def test_a_damaged_memory_is_measured_anew(cache, monkeypatch, speedup):
+    cpu_dtype.fastest()
+    (file,) = cache.iterdir()
+    file.write_text("{")
+    monkeypatch.setattr(cpu_dtype, "_measure", lambda: speedup)
+    cpu_dtype.fastest.cache_clear()
+    assert cpu_dtype.fastest().dtype == ("bf16" if speedup > 1.1 else "fp32")
+    assert json.loads(file.read_text())["speedup"] == speedup
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing(cache, caplog):
+    cache.write_text("a file where the folder should be")
+    with caplog.at_level(logging.INFO):
+        assert cpu_dtype.fastest().speedup > 0
+    assert "cannot be written" in caplog.text
