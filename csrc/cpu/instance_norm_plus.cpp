@@ -12,7 +12,7 @@
 // each channel; then of each tile and channel the mean in double and the sum of squares.
 #include <omp.h>
 
-#include "level.h"
+#include "lanes.h"
 
 namespace ncsn_fast::NCSN_ISA {
 
@@ -46,43 +46,57 @@ static inline int64_t tile_length(const NormArgs& args, const NormPlan& plan, in
     return smaller(plan.tile_size, args.plane - tile * plan.tile_size);
 }
 
-// Statistics of K vectors of neighbouring channels over `rows` positions, channels last.
-template <int K, class V, class In>
+// Rows whose sum is float32 before it is widened. Sums of bfloat16s lose nothing that matters there.
+template <class In>
+constexpr int kNarrowRows = sizeof(In) == sizeof(float) ? 1 : 8;
+
+template <int n>
+static inline void add_widened(Lanes<double, n>& sum, Lanes<float, n> v) {
+    sum += __builtin_convertvector(v, Lanes<double, n>);
+}
+
+// Statistics of k vectors of n neighbouring channels over `rows` positions, channels last.
+template <int k, int n, class In>
 static inline void column_stats(const In* x, int64_t rows, int64_t stride, TileStats out) {
-    using W = Widening<V>;
-    constexpr int kParts = K * W::kParts, kWidth = W::kParts * W::kLanesOfPart;
-    typename W::Double mean[kParts] = {};
-    V rounded[K], squares[K] = {};
+    constexpr int kPart = n == kLanes ? n / 2 : n, kParts = k * n / kPart;  // of a register of doubles
+    Lanes<double, kPart> mean[kParts] = {};
+    Lanes<float, n> rounded[k], squares[k] = {};
+    for (int64_t first = 0; first < rows; first += kNarrowRows<In>) {
+        Lanes<float, n> sum[k] = {};
+        const int64_t last = smaller(first + kNarrowRows<In>, rows);
+        for (int64_t r = first; r < last; ++r) {
+            NCSN_UNROLL
+            for (int i = 0; i < k; ++i) sum[i] += load_lanes<n>(x + r * stride + i * n);
+        }
+        Lanes<float, kPart> parts[kParts];
+        memcpy(parts, sum, sizeof sum);
+        NCSN_UNROLL
+        for (int i = 0; i < kParts; ++i) add_widened<kPart>(mean[i], parts[i]);
+    }
+    Lanes<float, kPart> narrowed[kParts];
+    NCSN_UNROLL
+    for (int i = 0; i < kParts; ++i) {
+        mean[i] /= static_cast<double>(rows);
+        narrowed[i] = __builtin_convertvector(mean[i], Lanes<float, kPart>);
+        store_vector(out.mean + i * kPart, mean[i]);
+    }
+    memcpy(rounded, narrowed, sizeof rounded);
     for (int64_t r = 0; r < rows; ++r) {
-        for (int k = 0; k < kParts; ++k) {
-            mean[k] += widen(load<typename W::Part>(x + r * stride + k * W::kLanesOfPart));
+        NCSN_UNROLL
+        for (int i = 0; i < k; ++i) {
+            const Lanes<float, n> d = load_lanes<n>(x + r * stride + i * n) - rounded[i];
+            squares[i] += d * d;
         }
     }
-    const double count = static_cast<double>(rows);
-    for (int k = 0; k < kParts; ++k) {
-        mean[k] /= count;
-        store_vector(out.mean + k * W::kLanesOfPart, mean[k]);
-    }
-    for (int k = 0; k < K; ++k) rounded[k] = narrow(mean + k * W::kParts);
-    for (int64_t r = 0; r < rows; ++r) {
-        for (int k = 0; k < K; ++k) {
-            const V d = load<V>(x + r * stride + k * kWidth) - rounded[k];
-            squares[k] += d * d;
-        }
-    }
-    for (int k = 0; k < K; ++k) store_vector(out.squares + k * kWidth, squares[k]);
+    NCSN_UNROLL
+    for (int i = 0; i < k; ++i) store_vector(out.squares + i * n, squares[i]);
 }
 
 template <class In>
 static void tile_stats_channels_last(const In* x, int64_t rows, int64_t channels, TileStats out) {
-    constexpr int kVectors = 4;
-    int64_t c = 0;
-    const auto at = [&] { return TileStats{out.mean + c, out.squares + c}; };
-    for (; c + kVectors * kLanes <= channels; c += kVectors * kLanes) {
-        column_stats<kVectors, Vec>(x + c, rows, channels, at());
-    }
-    for (; c + kLanes <= channels; c += kLanes) column_stats<1, Vec>(x + c, rows, channels, at());
-    for (; c < channels; ++c) column_stats<1, float>(x + c, rows, channels, at());
+    for_each_block(channels, [=]<int n, int k>(int64_t c, Width<n>, Width<k>) {
+        column_stats<k, n>(x + c, rows, channels, {out.mean + c, out.squares + c});
+    });
 }
 
 // A sum in kSumLanes lanes of T, added up in a fixed tree.
@@ -185,13 +199,19 @@ static void finalise(const NormArgs& args, const NormPlan& plan, int64_t n, floa
 
 template <bool elu, class In, class Out>
 static void apply_channels_last(const In* x, Out* y, int64_t rows, int64_t channels, Affine a) {
-    for (int64_t r = 0; r < rows; ++r) {
+    for_each_vector(channels, [=]<int n>(int64_t c, Width<n>) {
+        float mean[n], scale[n], shift[n], lane[n];
+        memcpy(mean, a.mean + c, sizeof mean);
+        memcpy(scale, a.scale + c, sizeof scale);
+        memcpy(shift, a.shift + c, sizeof shift);
+        for (int64_t at = c; at < rows * channels; at += channels) {
+            const auto v = load_lanes<n>(x + at);
+            memcpy(lane, &v, sizeof lane);
 #pragma omp simd
-        for (int64_t c = 0; c < channels; ++c) {
-            const float v = to_float(x[r * channels + c]);
-            store(y + r * channels + c, normalised<elu>(v, a.mean[c], a.scale[c], a.shift[c]));
+            for (int i = 0; i < n; ++i) lane[i] = normalised<elu>(lane[i], mean[i], scale[i], shift[i]);
+            store_lanes<n>(y + at, load_bits<Lanes<float, n>>(lane));
         }
-    }
+    });
 }
 
 template <bool elu, class In, class Out>

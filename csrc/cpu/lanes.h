@@ -89,12 +89,33 @@ static inline int64_t pieces(int64_t size, int64_t piece) { return (size + piece
 template <int n>
 struct Width {};
 
+// The last count - i < 2 n elements: one vector of n, n / 2, ... 1 where it fits.
+template <int n, class Run>
+static inline void for_each_tail(int64_t i, int64_t count, Run run) {
+    if (i + n <= count) {
+        run(i, Width<n>{});
+        i += n;
+    }
+    if constexpr (n > 1) for_each_tail<n / 2>(i, count, run);
+}
+
 // Calls run(i, Width<n>{}) for vectors of n elements from i that together make `count`.
 template <class Run>
 static inline void for_each_vector(int64_t count, Run run) {
     int64_t i = 0;
     for (; i + kLanes <= count; i += kLanes) run(i, Width<kLanes>{});
-    for (; i < count; ++i) run(i, Width<1>{});
+    for_each_tail<kLanes / 2>(i, count, run);
+}
+
+// As for_each_vector, with run(i, Width<n>{}, Width<k>{}) for k vectors of n at once: 4 or 1.
+template <class Run>
+static inline void for_each_block(int64_t count, Run run) {
+    constexpr int kVectors = 4;
+    int64_t i = 0;
+    for (; i + kVectors * kLanes <= count; i += kVectors * kLanes) {
+        run(i, Width<kLanes>{}, Width<kVectors>{});
+    }
+    for_each_vector(count - i, [=]<int n>(int64_t j, Width<n> width) { run(i + j, width, Width<1>{}); });
 }
 
 }  // namespace ncsn_fast::NCSN_ISA
