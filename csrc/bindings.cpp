@@ -140,6 +140,37 @@ void resize_add(Address x, Address a, Address y, const std::array<int64_t, 4>& n
     resize_add_cpu(args, isa);
 }
 
+void pack_winograd(Address weight, Address values, Address scales, int64_t in_channels,
+                   int64_t out_channels) {
+    check_sizes(1, std::min(in_channels, out_channels), 1);
+    winograd_pack(pointer<const float>(weight), in_channels, out_channels, dtype(scales != 0),
+                  pointer<void>(values), pointer<float>(scales));
+}
+
+void winograd_conv(Address x, Address values, Address scales, Address bias, Address out,
+                   const std::array<int64_t, 4>& nhwc, int64_t out_channels, int64_t dilation,
+                   bool accumulate, bool bfloat16, int isa) {
+    const auto [batch, height, width, channels] = nhwc;
+    check_map(batch, height, width, std::min(channels, out_channels));
+    if (dilation < 1) {
+        throw std::invalid_argument("dilation must be at least 1; got " + std::to_string(dilation));
+    }
+    const WinogradArgs args{batch,
+                            height,
+                            width,
+                            channels,
+                            out_channels,
+                            dilation,
+                            pointer<const void>(x),
+                            pointer<const void>(values),
+                            pointer<const float>(scales),
+                            pointer<const float>(bias),
+                            pointer<void>(out),
+                            accumulate,
+                            dtype(bfloat16)};
+    winograd_conv_cpu(args, isa);
+}
+
 // Arguments of an update, in the order of its Python call. `target` is the instruction-set level on
 // the CPU and the stream handle on CUDA.
 template <class Target, void (*run)(const UpdateArgs&, Target)>
@@ -235,6 +266,18 @@ PYBIND11_MODULE(_C, m) {
     m.def("resize_add", &resize_add, py::call_guard<py::gil_scoped_release>(),
           "(x, a, y, (batch, height, width, channels), out_height, out_width, bfloat16, isa); a 0 where "
           "there is none.");
+    m.def(
+        "winograd_sizes",
+        [](int64_t in_channels, int64_t out_channels) {
+            const WinogradSizes sizes(in_channels, out_channels);
+            return std::array<int64_t, 2>{sizes.values, sizes.scales};
+        },
+        "(in_channels, out_channels): elements of packed values, and of scales.");
+    m.def("winograd_pack", &pack_winograd, py::call_guard<py::gil_scoped_release>(),
+          "(weight, values, scales, in_channels, out_channels); scales 0: values are float32, not int16.");
+    m.def("winograd_conv", &winograd_conv, py::call_guard<py::gil_scoped_release>(),
+          "(x, values, scales, bias, out, (batch, height, width, in_channels), out_channels, dilation, "
+          "accumulate, bfloat16, isa); bias 0 where there is none.");
 #if defined(NCSN_FAST_CUDA)
     m.def("sampler_update_cuda", &update<Address, sampler_update_cuda>,
           py::call_guard<py::gil_scoped_release>(), "As sampler_update, with a stream in place of isa.");
