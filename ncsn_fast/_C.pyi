@@ -38,6 +38,14 @@ def resize_add(
     x: int, a: int, y: int, nhwc: Sequence[int], out_height: int, out_width: int, bfloat16: bool,
     isa: int, /,
 ) -> None: ...  # fmt: skip
+def winograd_sizes(in_channels: int, out_channels: int, /) -> tuple[int, int]: ...
+def winograd_pack(
+    weight: int, values: int, scales: int, in_channels: int, out_channels: int, /
+) -> None: ...
+def winograd_conv(
+    x: int, values: int, scales: int, bias: int, out: int, nhwc: Sequence[int], out_channels: int,
+    dilation: int, accumulate: bool, bfloat16: bool, isa: int, /,
+) -> None: ...  # fmt: skip
 def sampler_update_cuda(
     x: int, f: int, h: int, batch: int, channels: int, plane: int, f_bfloat16: bool,
     f_channels_last: bool, coefficients: Sequence[float], seed: int, samples: int, step: int,

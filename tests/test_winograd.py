@@ -203,6 +203,25 @@ def test_bfloat16_weights_are_taken_as_they_are():
         assert torch.equal(one.values, other.values)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "pays"),
+    [
+        ((128, 128, 32, 32, 1), True),
+        ((256, 256, 16, 16, 4), True),
+        ((256, 256, 8, 8, 2), True),
+        ((256, 256, 8, 8, 4), False),
+        ((128, 128, 6, 6, 1), True),
+        ((128, 128, 5, 5, 1), False),
+        ((128, 128, 1, 1, 1), False),
+        ((128, 128, 0, 8, 1), False),
+        ((3, 128, 32, 32, 1), False),
+        ((128, 3, 32, 32, 1), False),
+    ],
+)
+def test_where_it_pays(sizes, pays):
+    assert cpu_ops.winograd_pays(*sizes) is pays
+
+
 MAP = nhwc(noise_like(2, 4, 6, 6))
 WEIGHT = noise_like(5, 4, 3, 3)
 PACKED = cpu_ops.winograd_pack(WEIGHT, torch.float32)

@@ -28,7 +28,7 @@ constexpr int64_t kElementsPerThread = 16384;  // below this a second thread cos
 constexpr int64_t kTileElements = 8192;        // 32 KiB of float32: read twice from the L1 or L2 cache
 constexpr int64_t kMaxTileRows = 512;          // bounds sequential float32 sums, channels last
 constexpr int64_t kInputBytes = 448 * 1024;    // of a block of winograd: in an L2 cache of 1 MiB
-constexpr int64_t kFewestTiles = 8, kMostTiles = 32;  // of it: more reuse the weights, fewer fit
+constexpr int64_t kFewestTiles = 8, kMostTiles = 28;  // of it: more reuse the weights, fewer fit
 
 const Kernels& kernels(int isa) {
     switch (resolve_isa(isa)) {

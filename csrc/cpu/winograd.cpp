@@ -16,10 +16,10 @@ namespace ncsn_fast::NCSN_ISA {
 
 constexpr int kTile = kWinogradTile, kWindow = kWinogradWindow, kPoints = kWinogradPoints;
 constexpr int kPanel = kWinogradPanel;
-constexpr int kRegisters = 2;                              // of output channels in a product
-constexpr int kRows = kLanes == 16 ? 14 : 6;               // tiles in a product: sums fill the registers
+constexpr int kRegisters = 2;                 // of output channels in a product
+constexpr int kRows = kLanes == 16 ? 14 : 6;  // tiles in a product: the sums fill the registers
 constexpr uint32_t kMagnitude = 0x7fffffff, kInfinity = 0x7f800000;
-constexpr float kSmallestMaximum = 0x1p-110f;              // its reciprocal is finite
+constexpr float kSmallestMaximum = 0x1p-110f;  // its reciprocal is finite
 
 using Ints = Lanes<int32_t, kLanes>;
 
@@ -133,48 +133,62 @@ static inline int32_t largest_lane(Lanes<int32_t, n> v) {
 
 // B^T x B of kLanes channels from c of the window at `pixels`.
 template <class T>
-static inline void transform_window(const T* const* pixels, int64_t c, int64_t channels, Vec* out) {
-    Vec window[kPoints];
-    for (int p = 0; p < kPoints; ++p) window[p] = load_some(pixels[p] + c, channels - c);
+static inline void transform_window(const T* const* pixels, int64_t c, int64_t channels, float* out,
+                                    int64_t stride) {
+    Vec window[kPoints], points[kWindow];
+    if (c + kLanes <= channels) {
+        for (int p = 0; p < kPoints; ++p) window[p] = load_lanes<kLanes>(pixels[p] + c);
+    } else {
+        for (int p = 0; p < kPoints; ++p) window[p] = load_some(pixels[p] + c, channels - c);
+    }
     NCSN_UNROLL
     for (int j = 0; j < kWindow; ++j) winograd_input(window + j, window + j, kWindow);
     NCSN_UNROLL
-    for (int i = 0; i < kWindow; ++i) winograd_input(window + i * kWindow, out + i * kWindow, 1);
+    for (int i = 0; i < kWindow; ++i) {
+        winograd_input(window + i * kWindow, points, 1);
+        NCSN_UNROLL
+        for (int j = 0; j < kWindow; ++j) {
+            store_lanes<kLanes>(out + (i * kWindow + j) * stride, points[j]);
+        }
+    }
 }
 
-// Fills tile t of the block. In fixed point a tile that is not finite gets a NaN for its scale.
+// Rounds a tile's inputs at one point to integers and returns their scale, a NaN unless all are finite.
+static inline float round_point(const float* unrounded, int64_t channels, int16_t* out) {
+    Ints largest{};
+    for (int64_t c = 0; c < channels; c += kLanes) {
+        const Ints magnitude =
+            load_bits<Ints>(unrounded + c * kPoints) & static_cast<int32_t>(kMagnitude);
+        largest = magnitude > largest ? magnitude : largest;
+    }
+    const auto bits = static_cast<uint32_t>(largest_lane<kLanes>(largest));
+    const float found = bits_float(bits);
+    const float maximum = found < kSmallestMaximum ? kSmallestMaximum : found;
+    const float inverse = bits < kInfinity ? kWinogradLevels / maximum : 0.0f;
+    for (int64_t c = 0; c < channels; c += kLanes) {
+        const Vec value = load_lanes<kLanes>(unrounded + c * kPoints);
+        const Ints rounded = (Ints)(value * inverse + kRoundToInteger);
+        store_bits(out + c, __builtin_convertvector(rounded, Lanes<int16_t, kLanes>));
+    }
+    return bits < kInfinity ? maximum * (1.0f / kWinogradLevels) : __builtin_nanf("");
+}
+
+// Fills tile t of the block.
 template <class Kind, class T>
 static void transform_tile(const Block<typename Kind::Element>& block, const T* const* pixels,
                            int64_t channels, int64_t t) {
     auto* const inputs = block.inputs + t * block.channels;
-    Ints largest[kPoints] = {};
-    for (int64_t c = 0; c < block.channels; c += kLanes) {
-        Vec out[kPoints];
-        transform_window(pixels, c, channels, out);
-        for (int p = 0; p < kPoints; ++p) {
-            if constexpr (Kind::kScaled) {
-                const Ints magnitude = (Ints)out[p] & static_cast<int32_t>(kMagnitude);
-                largest[p] = magnitude > largest[p] ? magnitude : largest[p];
-                store_lanes<kLanes>(block.unrounded + c * kPoints + p * kLanes, out[p]);
-            } else {
-                store_lanes<kLanes>(inputs + p * block.point_stride + c, out[p]);
-            }
-        }
-    }
     if constexpr (Kind::kScaled) {
+        for (int64_t c = 0; c < block.channels; c += kLanes) {
+            transform_window(pixels, c, channels, block.unrounded + c * kPoints, kLanes);
+        }
         for (int p = 0; p < kPoints; ++p) {
-            const auto bits = static_cast<uint32_t>(largest_lane<kLanes>(largest[p]));
-            const float found = bits_float(bits);
-            const float maximum = found < kSmallestMaximum ? kSmallestMaximum : found;
-            block.scales[p * block.tiles + t] =
-                bits < kInfinity ? maximum / kWinogradLevels : __builtin_nanf("");
-            const float inverse = bits < kInfinity ? kWinogradLevels / maximum : 0.0f;
-            for (int64_t c = 0; c < block.channels; c += kLanes) {
-                const Vec value = load_lanes<kLanes>(block.unrounded + c * kPoints + p * kLanes);
-                const Ints rounded = (Ints)(value * inverse + kRoundToInteger);
-                store_bits(inputs + p * block.point_stride + c,
-                           __builtin_convertvector(rounded, Lanes<int16_t, kLanes>));
-            }
+            block.scales[p * block.tiles + t] = round_point(
+                block.unrounded + p * kLanes, block.channels, inputs + p * block.point_stride);
+        }
+    } else {
+        for (int64_t c = 0; c < block.channels; c += kLanes) {
+            transform_window(pixels, c, channels, inputs + c, block.point_stride);
         }
     }
 }
