@@ -138,6 +138,25 @@ void bind_plan(py::class_<Plan>& plan) {
     plan.def("__len__", &Plan::size);
 }
 
+void pack_winograd(Address weight, Address values, Address scales, int64_t in_channels,
+                   int64_t out_channels) {
+    check_sizes(1, std::min(in_channels, out_channels), 1);
+    winograd_pack(pointer<const float>(weight), in_channels, out_channels, dtype(scales != 0),
+                  pointer<void>(values), pointer<float>(scales));
+}
+
+void bind_winograd_pack(py::module_& m) {
+    m.def(
+        "winograd_sizes",
+        [](int64_t in_channels, int64_t out_channels) {
+            const WinogradSizes sizes(in_channels, out_channels);
+            return std::array<int64_t, 2>{sizes.values, sizes.scales};
+        },
+        "(in_channels, out_channels): elements of packed values, and of scales.");
+    m.def("winograd_pack", &pack_winograd, NoGil(),
+          "(weight, values, scales, in_channels, out_channels); scales 0: values are float32, not int16.");
+}
+
 std::vector<std::string> isa_levels(bool usable) {
     std::vector<std::string> names;
     for (const Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512}) {
@@ -209,6 +228,10 @@ PYBIND11_MODULE(_C, m) {
     bind_kernel(m, plan, "resize_add", &resize_add_step,
                 "(x, a, y, (batch, height, width, channels), out_height, out_width, bfloat16, isa); a 0 "
                 "where there is none.");
+    bind_kernel(m, plan, "winograd_conv", &winograd_step,
+                "(x, values, scales, bias, out, (batch, height, width, channels), out_channels, dilation, "
+                "accumulate, bfloat16, isa); bias 0 where there is none.");
+    bind_winograd_pack(m);
 #if defined(NCSN_FAST_CUDA)
     m.def("sampler_update_cuda", &update<Address, sampler_update_cuda>, NoGil(),
           "As sampler_update, with a stream in place of isa.");

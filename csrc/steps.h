@@ -110,6 +110,30 @@ inline Step resize_add_step(Address x, Address a, Address y, const Map& nhwc, in
     return [args](int isa) { resize_add_cpu(args, isa); };
 }
 
+inline Step winograd_step(Address x, Address values, Address scales, Address bias, Address out,
+                          const Map& nhwc, int64_t out_channels, int64_t dilation, bool accumulate,
+                          bool bfloat16) {
+    const auto [batch, height, width, channels] = nhwc;
+    check_map(batch, height, width, std::min(channels, out_channels));
+    if (dilation < 1) {
+        throw std::invalid_argument("dilation must be at least 1; got " + std::to_string(dilation));
+    }
+    const WinogradArgs args{batch,
+                            height,
+                            width,
+                            channels,
+                            out_channels,
+                            dilation,
+                            pointer<const void>(x),
+                            pointer<const void>(values),
+                            pointer<const float>(scales),
+                            pointer<const float>(bias),
+                            pointer<void>(out),
+                            accumulate,
+                            dtype(bfloat16)};
+    return [args](int isa) { winograd_conv_cpu(args, isa); };
+}
+
 inline Row update_row(const double* k, double c_ref, int64_t step, int64_t ref_step) {
     const auto as_float = [](double v) { return static_cast<float>(v); };
     return {as_float(k[0]), as_float(k[1]), as_float(k[2]), as_float(k[3]), as_float(k[4]),

@@ -1,4 +1,4 @@
-"""What an engine on the CPU runs between two convolutions: C++ kernels into given buffers.
+"""What an engine on the CPU runs: C++ kernels into given buffers, 3x3 convolutions among them.
 
 Each `NAME_out` is specified by `reference.NAME`. Here there is no dispatcher and no autograd:
 
@@ -14,6 +14,7 @@ Together with `ops.instance_norm_plus_out`, which has its own rules.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -95,6 +96,105 @@ def resize_add_out(x: Tensor, out: Tensor, *, a: Tensor | None = None) -> Tensor
     _C.resize_add(
         x.data_ptr(), _address(a), out.data_ptr(), _nhwc(x), out.shape[2], out.shape[3],
         _is_bfloat16(x), forced_isa.get(),
+    )  # fmt: skip
+    return out
+
+
+class WinogradWeights(NamedTuple):
+    """Weights of a 3x3 convolution, transformed for `winograd_conv_out` by `winograd_pack`."""
+
+    values: Tensor  # int16 for bfloat16 maps, else float32
+    scales: Tensor | None  # float32, for bfloat16 maps
+    in_channels: int
+    out_channels: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the maps these weights are for."""
+        return torch.float32 if self.scales is None else torch.bfloat16
+
+
+def winograd_pack(weight: Tensor, dtype: torch.dtype) -> WinogradWeights:
+    """Transforms (O, I, 3, 3) weights, float32 or bfloat16, for maps of `dtype`: 4 times the size.
+
+    For bfloat16 maps they become 16-bit integers, which are finer than bfloat16: give float32.
+    """
+    if weight.ndim != 4 or weight.shape[2:] != (3, 3) or weight.numel() == 0:
+        raise ValueError(f"weight must have shape (O, I, 3, 3); got {tuple(weight.shape)}")
+    if not weight.is_cpu:
+        raise ValueError(f"this kernel runs on the CPU; weight is on {weight.device}")
+    if weight.dtype not in KERNEL_DTYPES or dtype not in KERNEL_DTYPES:
+        raise TypeError(f"weight and maps must be float32 or bfloat16; got {weight.dtype}, {dtype}")
+    out_channels, in_channels = weight.shape[:2]
+    weight = weight.detach().to(torch.float32).contiguous()
+    n_values, n_scales = _C.winograd_sizes(in_channels, out_channels)
+    fixed_point = dtype is torch.bfloat16
+    values = torch.empty(n_values, dtype=torch.int16 if fixed_point else torch.float32)
+    scales = torch.empty(n_scales) if fixed_point else None
+    _C.winograd_pack(
+        weight.data_ptr(), values.data_ptr(), _address(scales), in_channels, out_channels
+    )
+    return WinogradWeights(values, scales, in_channels, out_channels)
+
+
+def winograd_pays(
+    in_channels: int, out_channels: int, height: int, width: int, dilation: int
+) -> bool:
+    """Whether `winograd_conv_out` is faster than a direct convolution of these sizes.
+
+    It is not where less than half of its tiles' pixels lie in the map (8x8 maps at dilation 4: 0.4
+    of the speed), nor with few channels.
+    """
+
+    def tiled(size: int) -> int:
+        phases = min(dilation, size)
+        return phases * 4 * -(-size // (4 * dilation))
+
+    inside = height * width > 0 and tiled(height) * tiled(width) <= 2 * height * width
+    return inside and min(in_channels, out_channels) >= 32
+
+
+def winograd_conv_out(
+    x: Tensor,
+    weights: WinogradWeights,
+    bias: Tensor | None,
+    out: Tensor,
+    *,
+    dilation: int = 1,
+    accumulate: bool = False,
+) -> Tensor:
+    """out = 3x3 convolution of x, stride 1, padding = dilation; out += it if `accumulate`.
+
+    An infinity, a NaN or a value above 1e37 in x makes all outputs of the 4x4 tiles that it reaches
+    NaN.
+
+    Args:
+        x: (N, I, H, W).
+        weights: from `winograd_pack` for x's dtype.
+        bias: float32 (O,), or None.
+        out: (N, O, H, W), no part of x.
+    """
+    _check_maps(x.shape, x=x)
+    n, channels, height, width = x.shape
+    if weights.dtype is not x.dtype:
+        raise TypeError(f"weights were packed for {weights.dtype} maps; x is {x.dtype}")
+    if weights.in_channels != channels:
+        raise ValueError(f"x must have {weights.in_channels} channels; got shape {tuple(x.shape)}")
+    if dilation < 1:
+        raise ValueError(f"dilation must be at least 1; got {dilation}")
+    _check_maps((n, weights.out_channels, height, width), x.dtype, out=out)
+    _check_outputs({"x": x}, {"out": out})
+    if bias is not None:
+        _check_types(torch.float32, {"bias": bias})
+        if bias.shape != (weights.out_channels,) or not bias.is_contiguous():
+            raise ValueError(
+                f"bias must be contiguous of shape ({weights.out_channels},); got "
+                f"{tuple(bias.shape)} with strides {bias.stride()}"
+            )
+    _C.winograd_conv(
+        x.data_ptr(), weights.values.data_ptr(), _address(weights.scales), _address(bias),
+        out.data_ptr(), _nhwc(x), weights.out_channels, dilation, accumulate, _is_bfloat16(x),
+        forced_isa.get(),
     )  # fmt: skip
     return out
 

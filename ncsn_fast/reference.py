@@ -140,6 +140,13 @@ def avg_pool5(x: Tensor) -> Tensor:
     return F.avg_pool2d(_computed(x), 5, stride=1, padding=2).to(x.dtype)
 
 
+def winograd_conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, dilation: int = 1
+) -> Tensor:
+    """3x3 convolution of stride 1 that keeps the size: (N, I, H, W) to (N, O, H, W)."""
+    return F.conv2d(x, weight, bias, padding=dilation, dilation=dilation)
+
+
 def mean_pool2(a: Tensor, b: Tensor | None = None) -> Tensor:
     """Mean of each 2x2 square of a, or of a + b; (N, C, H, W) -> (N, C, H / 2, W / 2)."""
     total = _computed(a) if b is None else _computed(a) + _computed(b)

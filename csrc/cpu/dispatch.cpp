@@ -28,6 +28,8 @@ namespace {
 constexpr int64_t kElementsPerThread = 16384;  // below this a second thread costs more than it brings
 constexpr int64_t kTileElements = 8192;        // 32 KiB of float32: read twice from the L1 or L2 cache
 constexpr int64_t kMaxTileRows = 512;          // bounds sequential float32 sums, channels last
+constexpr int64_t kInputBytes = 448 * 1024;    // of a block of winograd: in an L2 cache of 1 MiB
+constexpr int64_t kFewestTiles = 8, kMostTiles = 28;  // of it: more reuse the weights, fewer fit
 
 const Kernels& kernels(int isa) {
     switch (resolve_isa(isa)) {
@@ -66,6 +68,41 @@ NormPlan::NormPlan(int64_t channels, int64_t plane, bool channels_last) {
     tiles = ceil_div(plane, tile_size);
     units = channels_last ? tiles : channels * tiles;
     slot_floats = ceil_div((7 + 3 * tiles) * channels, 32) * 32;
+}
+
+WinogradPlan::WinogradPlan(const WinogradArgs& args, int threads)
+    : sizes(args.in_channels, args.out_channels) {
+    phases_down = std::min(args.dilation, args.height);
+    phases_along = std::min(args.dilation, args.width);
+    tiles_down = ceil_div(ceil_div(args.height, args.dilation), kWinogradTile);
+    tiles_along = ceil_div(ceil_div(args.width, args.dilation), kWinogradTile);
+    tiles = args.batch * phases_down * phases_along * tiles_down * tiles_along;
+
+    const bool fixed = args.dtype == Dtype::kBfloat16;
+    const int64_t element = fixed ? sizeof(int16_t) : sizeof(float);
+    const int64_t most = std::clamp<int64_t>(kInputBytes / (kWinogradPoints * sizes.channels * element),
+                                             kFewestTiles, kMostTiles);
+    blocks = ceil_div(tiles, most);
+    if (blocks >= threads) {
+        blocks = std::min(ceil_div(blocks, threads) * threads, tiles);
+        groups = 1;
+    } else {
+        groups = std::min(ceil_div(threads, blocks), sizes.panels);
+    }
+    const int64_t block_tiles = ceil_div(tiles, blocks);
+
+    const auto lines = [](int64_t bytes) { return ceil_div(bytes, 64) * 64; };
+    point_stride = block_tiles * sizes.channels + 64 / element;  // a line more, or points share cache sets
+    inputs_at = 0;
+    scales_at = inputs_at + lines(kWinogradPoints * point_stride * element);
+    products_at = scales_at + lines(kWinogradPoints * block_tiles * sizeof(float));
+    unrounded_at = products_at + lines(block_tiles * kWinogradPoints * kWinogradPanel * sizeof(float));
+    slot_bytes = unrounded_at + (fixed ? lines(kWinogradPoints * sizes.channels * sizeof(float)) : 0);
+#if defined(NCSN_X86_LEVELS)
+    vnni = __builtin_cpu_supports("avx512vnni");
+#else
+    vnni = false;
+#endif
 }
 
 bool isa_compiled(Isa isa) {
@@ -170,6 +207,22 @@ void zero_cpu(void* memory, int64_t bytes) {
     for (int64_t first = 0; first < bytes; first += kChunk) {
         std::memset(static_cast<char*>(memory) + first, 0, static_cast<size_t>(std::min(kChunk, bytes - first)));
     }
+}
+
+void winograd_conv_cpu(const WinogradArgs& args, int isa) {
+    const Kernels& chosen = kernels(isa);
+    if (args.batch == 0 || args.height == 0 || args.width == 0 || args.out_channels == 0) return;
+    const int64_t work = args.batch * args.height * args.width * ceil_div(args.out_channels, kWinogradPanel);
+    const int threads = threads_for(work * (args.in_channels + 1), work);
+    const WinogradPlan plan(args, threads);
+    const int64_t pixel_bytes = ceil_div(plan.sizes.channels * sizeof(float), 64) * 64;
+    thread_local std::vector<unsigned char> buffer;  // kept between calls
+    const size_t bytes = static_cast<size_t>(pixel_bytes + threads * plan.slot_bytes + 64);
+    if (buffer.size() < bytes) buffer.resize(bytes);
+    const auto address = reinterpret_cast<uintptr_t>(buffer.data());
+    auto* const aligned = reinterpret_cast<unsigned char*>((address + 63) / 64 * 64);
+    std::fill_n(aligned, pixel_bytes, 0);
+    chosen.winograd(args, plan, {aligned + pixel_bytes, aligned, threads});
 }
 
 }  // namespace ncsn_fast

@@ -12,6 +12,7 @@
 #include "ncsn_fast/pool5.h"
 #include "ncsn_fast/resize_add.h"
 #include "ncsn_fast/sampler_update.h"
+#include "ncsn_fast/winograd.h"
 
 namespace ncsn_fast {
 
@@ -42,6 +43,27 @@ struct NormWorkspace {
     int threads;
 };
 
+// How winograd cuts a batch into units of work, a block of tiles and a group of panels each. Results do
+// not depend on it.
+struct WinogradPlan {
+    WinogradSizes sizes;
+    int64_t phases_down, phases_along;  // maps of dilation 1 in a sample
+    int64_t tiles_down, tiles_along;    // of such a map
+    int64_t tiles;                      // of the batch
+    int64_t blocks, groups;
+    int64_t point_stride;  // elements between the transformed inputs of a block at two points
+    int64_t inputs_at, scales_at, products_at, unrounded_at, slot_bytes;  // workspace of one thread
+    bool vnni;  // whether the processor multiplies and adds pairs of integers in one instruction
+
+    WinogradPlan(const WinogradArgs& args, int threads);
+};
+
+struct WinogradWorkspace {
+    unsigned char* data;  // `threads` slots of plan.slot_bytes, 64-byte aligned
+    const void* zeros;    // of the input channels of a pixel
+    int threads;
+};
+
 struct Kernels {
     void (*noise)(NoiseKind, const NoiseArgs&, int threads);
     void (*box_muller)(const uint32_t* words, int64_t pairs, float* out);
@@ -51,6 +73,7 @@ struct Kernels {
     void (*pool5)(PoolKind, const PoolArgs&, int threads);
     void (*mean_pool2)(const MeanPoolArgs&, int threads);
     void (*resize_add)(const ResizeArgs&, int threads);
+    void (*winograd)(const WinogradArgs&, const WinogradPlan&, const WinogradWorkspace&);
 };
 
 // Entry points: they choose level and thread count, check the level, and allocate.
@@ -70,5 +93,11 @@ void pool5_cpu(PoolKind kind, const PoolArgs& args, int isa);
 void mean_pool2_cpu(const MeanPoolArgs& args, int isa);
 void resize_add_cpu(const ResizeArgs& args, int isa);
 void zero_cpu(void* memory, int64_t bytes);
+void winograd_conv_cpu(const WinogradArgs& args, int isa);
+
+// Fills values (int16 for bfloat16 maps, else float32) and, for bfloat16 maps, scales, of WinogradSizes;
+// weight is (out_channels, in_channels, 3, 3). std::invalid_argument unless all are finite.
+void winograd_pack(const float* weight, int64_t in_channels, int64_t out_channels, Dtype dtype,
+                   void* values, float* scales);
 
 }  // namespace ncsn_fast

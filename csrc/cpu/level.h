@@ -23,6 +23,7 @@ void add_elu(const AddEluArgs& args, int threads);
 void pool5(PoolKind kind, const PoolArgs& args, int threads);
 void mean_pool2(const MeanPoolArgs& args, int threads);
 void resize_add(const ResizeArgs& args, int threads);
+void winograd(const WinogradArgs& args, const WinogradPlan& plan, const WinogradWorkspace& workspace);
 
 // A vector register of floats; operators work lane by lane.
 constexpr int kLanes = NCSN_LANES;

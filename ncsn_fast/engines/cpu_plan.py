@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ncsn_fast._extension import _C, forced_isa
+from ncsn_fast.cpu_ops import winograd_pack, winograd_pays
 from ncsn_fast.engines.graph import ConvolutionOf, Graph, Map, NormOf, Op
 
 _ALIGNMENT = 64  # bytes: a cache line, and the widest vector
@@ -63,6 +64,7 @@ class CpuPlan:
     Args:
         weights: those of another plan of the same network and type, to share; what is missing is
             copied from the network and packed.
+        winograd: run 3x3 convolutions by Winograd's algorithm where it pays.
 
     Attributes:
         input, output: (batch, C, H, W) channels-last, in the arena; valid between two runs.
@@ -70,9 +72,15 @@ class CpuPlan:
     """
 
     def __init__(
-        self, graph: Graph, batch: int, dtype: torch.dtype, weights: Weights | None = None
+        self,
+        graph: Graph,
+        batch: int,
+        dtype: torch.dtype,
+        weights: Weights | None = None,
+        *,
+        winograd: bool = False,
     ) -> None:
-        self.graph, self.batch, self.dtype = graph, batch, dtype
+        self.graph, self.batch, self.dtype, self.winograd = graph, batch, dtype, winograd
         self.weights: Weights = {} if weights is None else weights
         self._bfloat16 = dtype is torch.bfloat16
         self._offsets, size = place(graph, batch, dtype.itemsize)
@@ -126,8 +134,9 @@ class CpuPlan:
         return math.prod(self._shape(x)) * self.dtype.itemsize
 
     def _add(self, op: Op) -> Line:
+        kind: str = op.kind
         if isinstance(op.of, ConvolutionOf):
-            self._add_convolution(op, op.of)
+            kind = self._add_convolution(op, op.of)
         elif isinstance(op.of, NormOf):
             self._add_norm(op, op.of)
         elif op.kind == "resize_add":
@@ -137,10 +146,15 @@ class CpuPlan:
         y = op.outputs[0]
         flop = self.batch * op.of.flop(y) if isinstance(op.of, ConvolutionOf) else 0.0
         moved = sum(self._bytes(x) for x in (*op.inputs, *op.outputs))
-        return Line(op.kind, op.name, self._shape(y), flop, moved)
+        return Line(kind, op.name, self._shape(y), flop, moved)
 
-    def _add_convolution(self, op: Op, of: ConvolutionOf) -> None:
+    def _add_convolution(self, op: Op, of: ConvolutionOf) -> str:
+        """Adds the step and returns its kind."""
         x, y = op.inputs[0], op.outputs[0]
+        sizes = (x.channels, y.channels, x.height, x.width, of.dilation)
+        if self.winograd and of.taps == 3 and of.padding == of.dilation and winograd_pays(*sizes):
+            self._add_winograd(op, of)
+            return "winograd"
         if op.name not in self.weights:
             self.weights[op.name] = _pack(of, self._shape(x), self.dtype)
         tensors = [self._tensor(y), self._tensor(x), *self.weights[op.name]]
@@ -149,6 +163,21 @@ class CpuPlan:
         self.steps.convolution(
             op.name, *capsules, bias, (of.padding,) * 2, (of.stride,) * 2, (of.dilation,) * 2,
             self._address(y), 0 if op.overwrites else self._bytes(y),
+        )  # fmt: skip
+        return "conv"
+
+    def _add_winograd(self, op: Op, of: ConvolutionOf) -> None:
+        x, y = op.inputs[0], op.outputs[0]
+        key = f"{op.name} (winograd)"
+        if key not in self.weights:
+            packed = winograd_pack(of.kernel().to("cpu", torch.float32), self.dtype)
+            bias = None if of.bias is None else of.bias.detach().to("cpu", torch.float32, copy=True)
+            self.weights[key] = [t for t in (packed.values, packed.scales, bias) if t is not None]
+        values, *rest = (t.data_ptr() for t in self.weights[key])
+        scales = rest.pop(0) if self._bfloat16 else 0
+        self.steps.winograd_conv(
+            self._address(x), values, scales, rest[0] if rest else 0, self._address(y),
+            self._nhwc(x), y.channels, of.dilation, bool(op.overwrites), self._bfloat16,
         )  # fmt: skip
 
     def _add_norm(self, op: Op, of: NormOf) -> None:
