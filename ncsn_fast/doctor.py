@@ -10,7 +10,7 @@ import torch
 
 import ncsn_fast
 from ncsn_fast import cli, engines, ops
-from ncsn_fast.engines import cpu_dtype
+from ncsn_fast.engines import cpu_probe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,8 @@ def main(args: list[str] | None = None) -> int:
             print(f"{'':17}{row.problem}")
     print()
     if engines.ENGINES["cpu"].unavailable() is None:
-        print(f"engine 'cpu' computes in {cpu_dtype.fastest()}; dtype= chooses otherwise")
+        print(f"engine 'cpu' computes in {cpu_probe.fastest()};")
+        print("dtype= and NCSN_FAST_CONVOLUTIONS=direct or winograd choose otherwise")
     kind, device, reason = engines.pick("auto", None)
     print(f"engine='auto' is {kind.name!r} on {device}: {reason}")
     return 0

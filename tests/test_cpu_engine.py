@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import json
 import logging
-import math
 import os
 import resource
 import signal
@@ -16,8 +15,8 @@ import pytest
 import tiny
 import torch
 
-from ncsn_fast import EngineError, EngineUnavailable, Sampler, ops
-from ncsn_fast.engines import cpu_dtype, precision
+from ncsn_fast import EngineError, EngineUnavailable, ModelConfig, Sampler, ScoreModel, ops
+from ncsn_fast.engines import cpu_probe, precision
 from ncsn_fast.engines.base import Engine
 from ncsn_fast.engines.cpu import CpuEngine
 from ncsn_fast.engines.cpu_plan import CpuPlan, place
@@ -41,10 +40,14 @@ def engine(of, dtype="fp32", batch_size=2, kind=CpuEngine):
     return kind(of, device=CPU, dtype=dtype, batch_size=batch_size)
 
 
+@pytest.mark.parametrize("convolutions", ["direct", "winograd"])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_every_network_is_within_its_bound_at_every_level(arch, dtype):
-    built = engine(model(arch), dtype)
+def test_every_network_is_within_its_bound_at_every_level(arch, dtype, convolutions, monkeypatch):
+    monkeypatch.setenv("NCSN_FAST_CONVOLUTIONS", convolutions)
+    torch.manual_seed(0)
+    fresh = ScoreModel(ModelConfig(arch=arch, image_size=(32, 32), ngf=32, n_sigmas=LEVELS))
+    built = engine(fresh, dtype)
     reference = engine(built.model, kind=EagerEngine)
     error = precision.check_precision(built, reference, LEVELS)
     assert error <= precision.BOUNDS[dtype]
@@ -237,7 +240,8 @@ def test_memory_stays_flat_over_a_thousand_samples():
     assert int(out) < 4e6
 
 
-def test_memory_is_told():
+def test_memory_is_told(monkeypatch):
+    monkeypatch.setenv("NCSN_FAST_CONVOLUTIONS", "direct")
     sampler = Sampler(model(), engine="cpu", dtype="fp32", batch_size=4)
     plan, built = sampler.plan(4), sampler.engine_for(4)
     weights = 4 * sum(p.numel() for p in sampler.model.net.parameters())
@@ -250,14 +254,19 @@ def test_memory_is_told():
 
 
 def test_describe_lists_every_operation():
-    built = engine(model(), "bf16")
+    built = CpuEngine(
+        model(ngf=32), device=CPU, dtype="bf16", batch_size=2, convolutions="winograd"
+    )
     head, *lines, total = built.describe().splitlines()
     graph = lower(built.model.net, 16, 16)
     assert head.split()[:2] == ["operation", "name"]
-    assert [line.split()[:2] for line in lines] == [[op.kind, op.name] for op in graph.ops]
+    kinds = [line.split()[0].replace("winograd", "conv") for line in lines]
+    assert kinds == [op.kind for op in graph.ops]
+    assert [line.split()[1] for line in lines] == [op.name for op in graph.ops]
     assert total.startswith(f"{len(graph.ops)} operations in bf16, ")
     assert sum(float(line.split()[-1].rstrip("%")) for line in lines) == pytest.approx(100, abs=10)
-    assert all(("GFLOP/s" in line) == line.startswith("conv") for line in lines)
+    assert all(("GFLOP/s" in line) == line.startswith(("conv", "winograd")) for line in lines)
+    assert {"conv", "winograd", "norm", "elu"} < {line.split()[0] for line in lines}
     assert "plain PyTorch" in engine(model(), kind=EagerEngine).describe()
 
 
@@ -311,35 +320,74 @@ def test_the_check_visits_real_images_all_over_the_ladder():
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    cpu_dtype.fastest.cache_clear()
+    cpu_probe.fastest.cache_clear()
     yield tmp_path / "ncsn_fast"
-    cpu_dtype.fastest.cache_clear()
+    cpu_probe.fastest.cache_clear()
 
 
-def test_the_faster_type_is_measured_once_and_remembered(cache, monkeypatch):
-    choice = cpu_dtype.fastest()
-    assert choice.dtype == ("bf16" if choice.speedup >= 1.1 else "fp32")
+SPEED = {"fp32 direct": 1.0, "fp32 winograd": 2.0, "bf16 direct": 1.9, "bf16 winograd": 4.0}
+
+
+def test_the_choice_is_measured_once_and_remembered(cache, monkeypatch):
+    choice = cpu_probe.fastest()
+    assert list(choice.speed) == list(SPEED)
+    assert all(speed > 0 for speed in choice.speed.values())
     (file,) = cache.iterdir()
-    assert json.loads(file.read_text())["speedup"] == choice.speedup
-    monkeypatch.setattr(cpu_dtype, "_measure", lambda: math.nan)
-    cpu_dtype.fastest.cache_clear()
-    assert cpu_dtype.fastest() == choice
+    assert json.loads(file.read_text()) == choice.speed
+    monkeypatch.setattr(cpu_probe, "_measure", lambda: SPEED)
+    cpu_probe.fastest.cache_clear()
+    assert cpu_probe.fastest() == choice
     assert CpuEngine.default_dtype() == choice.dtype
 
 
-@pytest.mark.parametrize("speedup", [0.3, 1.05, 2.5])
-def test_a_damaged_memory_is_measured_anew(cache, monkeypatch, speedup):
-    cpu_dtype.fastest()
+@pytest.mark.parametrize("damage", ["{", "[]", '{"fp32 direct": 1}'])
+def test_a_damaged_memory_is_measured_anew(cache, monkeypatch, damage):
+    cpu_probe.fastest()
     (file,) = cache.iterdir()
-    file.write_text("{")
-    monkeypatch.setattr(cpu_dtype, "_measure", lambda: speedup)
-    cpu_dtype.fastest.cache_clear()
-    assert cpu_dtype.fastest().dtype == ("bf16" if speedup > 1.1 else "fp32")
-    assert json.loads(file.read_text())["speedup"] == speedup
+    file.write_text(damage)
+    monkeypatch.setattr(cpu_probe, "_measure", lambda: SPEED)
+    cpu_probe.fastest.cache_clear()
+    assert cpu_probe.fastest() == cpu_probe.Choice(SPEED)
+    assert json.loads(file.read_text()) == SPEED
+
+
+@pytest.mark.parametrize(
+    ("changes", "dtype", "algorithms"),
+    [
+        ({}, "bf16", ("winograd", "winograd")),
+        ({"bf16 direct": 4.0}, "bf16", ("winograd", "direct")),
+        ({"bf16 direct": 0.1, "bf16 winograd": 0.2}, "fp32", ("winograd", "winograd")),
+        (
+            {"fp32 winograd": 1.05, "bf16 winograd": 1.05, "bf16 direct": 1.0},
+            "fp32",
+            ("direct",) * 2,
+        ),
+    ],
+)
+def test_the_fastest_way_is_chosen(changes, dtype, algorithms):
+    choice = cpu_probe.Choice({**SPEED, **changes})
+    assert choice.dtype == dtype
+    assert (choice.algorithm("fp32"), choice.algorithm("bf16")) == algorithms
+    assert str(choice).startswith(f"{dtype}, 3x3 convolutions ")
+
+
+def test_convolutions_can_be_forced(monkeypatch):
+    of = model(ngf=32)
+    kinds = {}
+    for name in ("direct", "winograd"):
+        built = CpuEngine(of, device=CPU, dtype="fp32", batch_size=1, convolutions=name)
+        monkeypatch.setenv("NCSN_FAST_CONVOLUTIONS", name)
+        assert engine(of).convolutions == built.convolutions == name
+        kinds[name] = {line.kind for line in built._plan((16, 16)).lines}
+    assert "winograd" in kinds["winograd"]
+    assert "winograd" not in kinds["direct"]
+    monkeypatch.setenv("NCSN_FAST_CONVOLUTIONS", "fft")
+    with pytest.raises(ValueError, match="must be 'direct' or 'winograd'; got 'fft'"):
+        engine(of)
 
 
 def test_a_cache_that_cannot_be_written_costs_nothing(cache, caplog):
     cache.write_text("a file where the folder should be")
     with caplog.at_level(logging.INFO):
-        assert cpu_dtype.fastest().speedup > 0
-    assert "cannot be written" in caplog.text
+        assert cpu_probe.fastest().speed["fp32 direct"] == 1
+    assert "timed anew next time" in caplog.text

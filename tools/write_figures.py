@@ -17,7 +17,7 @@ BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
 
 def table(runs: list[dict[str, Any]]) -> str:
     """Markdown table of `evaluate`'s figures, one column per way of sampling."""
-    names = [f"`{r['sampling']['method']}`, {r['sampling']['engine']}" for r in runs]
+    names = ["`{method}`, {engine} {dtype}".format(**r["sampling"]) for r in runs]
     rows: list[tuple[str, list[str]]] = [
         ("network evaluations", [str(r["sampling"]["nfe"]) for r in runs]),
         ("samples", [str(r["figures"]["n"]) for r in runs]),

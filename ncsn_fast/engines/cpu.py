@@ -1,9 +1,10 @@
-"""engine="cpu": packed oneDNN convolutions with our C++ kernels between and around them."""
+"""engine="cpu": packed convolutions with our C++ kernels between and around them."""
 
 from __future__ import annotations
 
 import copy
 import itertools
+import os
 import statistics
 import threading
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ncsn_fast._extension import forced_isa
-from ncsn_fast.engines import cpu_dtype, precision
+from ncsn_fast.engines import cpu_probe, precision
 from ncsn_fast.engines.base import DTYPES, Engine
 from ncsn_fast.engines.cpu_plan import CpuPlan, Weights, table, torch_functions
 from ncsn_fast.engines.eager import EagerEngine
@@ -30,7 +31,12 @@ class CpuEngine(Engine):
 
     Channels-last. Convolutions are oneDNN's, with weights packed when the engine is built; between
     two of them there is one pass of ours. Sampling makes one call per noise level, in which nothing
-    is allocated and no Python runs. Every plan is checked against the reference once.
+    is allocated and no Python runs. The weights are checked against the reference once.
+
+    Args:
+        convolutions: "direct" (oneDNN) or "winograd" (ours) for 3x3 convolutions; None for the
+            environment's NCSN_FAST_CONVOLUTIONS, or else what is faster on this machine. Winograd
+            keeps four times the weights.
 
     Raises:
         UnsupportedNetwork: the network has parts that the plan does not cover (see `refuses`).
@@ -41,8 +47,11 @@ class CpuEngine(Engine):
     summary = "packed channels-last convolutions, our C++ kernels between them"
     dtypes = ("fp32", "bf16")
 
-    def __init__(self, model: ScoreModel, **settings: Any) -> None:
+    def __init__(
+        self, model: ScoreModel, *, convolutions: str | None = None, **settings: Any
+    ) -> None:
         super().__init__(model, **settings)
+        self.convolutions = _algorithm(convolutions, self.dtype)
         self._weights: Weights = {}  # shared by all plans
         self._scale, self._shift = (2.0, -1.0) if model.net.scale_input else (1.0, 0.0)
         self._forget_plans()
@@ -66,7 +75,7 @@ class CpuEngine(Engine):
 
     @classmethod
     def default_dtype(cls) -> str:
-        return cpu_dtype.fastest().dtype
+        return cpu_probe.fastest().dtype
 
     def resized(self, batch_size: int) -> Engine:
         other = copy.copy(self)
@@ -127,9 +136,7 @@ class CpuEngine(Engine):
             rate = f"{amount / s / 1e9:.0f} {unit}"
             share = f"{100 * s / sum(seconds):.1f}%"
             rows.append((line.kind, line.name, str(line.shape), f"{1e3 * s:.3f}", rate, share))
-        of_convolutions = sum(
-            s for line, s in zip(plan.lines, seconds, strict=True) if line.kind == "conv"
-        )
+        of_convolutions = sum(s for line, s in zip(plan.lines, seconds, strict=True) if line.flop)
         total = sum(seconds)
         return (
             f"{table(rows)}\n{len(rows) - 1} operations in {self.dtype}, {1e3 * total:.2f} ms, "
@@ -145,7 +152,13 @@ class CpuEngine(Engine):
     def _plan(self, size: tuple[int, int]) -> CpuPlan:
         if size not in self._plans:
             graph = lower(self.model.net, *size)
-            self._plans[size] = CpuPlan(graph, self.batch_size, DTYPES[self.dtype], self._weights)
+            self._plans[size] = CpuPlan(
+                graph,
+                self.batch_size,
+                DTYPES[self.dtype],
+                self._weights,
+                winograd=self.convolutions == "winograd",
+            )
         return self._plans[size]
 
     def _load(self, x: Tensor) -> CpuPlan:
@@ -174,6 +187,15 @@ class CpuEngine(Engine):
             self.model, device=self.device, dtype="fp32", batch_size=size, threads=self.threads
         )
         return precision.check_precision(self.resized(size), reference, n)
+
+
+def _algorithm(name: str | None, dtype: str) -> str:
+    name = name or os.environ.get("NCSN_FAST_CONVOLUTIONS") or cpu_probe.fastest().algorithm(dtype)
+    if name not in cpu_probe.ALGORITHMS:
+        raise ValueError(
+            f"convolutions (or NCSN_FAST_CONVOLUTIONS) must be 'direct' or 'winograd'; got {name!r}"
+        )
+    return name
 
 
 class _Rows:
