@@ -128,8 +128,8 @@ class Maps:
         return Maps(self.a.double(), self.b.double(), self.half.double())
 
 
-def _resize(x: Tensor, size: torch.Size) -> Tensor:
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+def _resize(x: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(x, size=like.shape[2:], mode="bilinear", align_corners=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,8 +183,8 @@ CPU_OPS = {
         result="small",
     ),
     "resize_add": CpuOp(
-        lambda m: m.a + _resize(m.half, m.a.shape[2:]),
-        lambda m: reference.resize_add(m.half, m.a.shape[2:], m.a),
+        lambda m: m.a + _resize(m.half, m.a),
+        lambda m: reference.resize_add(m.half, (m.a.shape[2], m.a.shape[3]), m.a),
         lambda m: cpu_ops.resize_add_out(m.half, m.out, a=m.a),
         2.25,
     ),

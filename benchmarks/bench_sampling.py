@@ -63,7 +63,7 @@ def bench_digits(race: Callable[..., None], method: str, provider: str) -> None:
         expected = task.by("eager")()
         return {name: functools.partial(_enter, name, task, expected) for name in heat.names}
 
-    race(builders, f"digits, {method}, {IMAGES} images", lead_in=False)
+    race(builders, f"digits, {method}, {IMAGES} images", lead_in=0)
 
 
 def _enter(name: str, task: Task, expected: Tensor) -> Entrant:

@@ -63,7 +63,7 @@ def bench_step(race: Callable[..., None], provider: str) -> None:
             for name in heat.names
         }
 
-    race(builders, f"training step, CIFAR-10 32x32, B = {BATCH}", lead_in=False)
+    race(builders, f"training step, CIFAR-10 32x32, B = {BATCH}", lead_in=0)
 
 
 def _step(name: str, workload: workloads.Workload, small: bool) -> Step:

@@ -18,6 +18,7 @@ from race import race as run_race
 from ncsn_fast import ops
 
 RESULTS = pytest.StashKey[dict[tuple[Any, ...], dict[str, Result]]]()
+NOT_RUN = pytest.StashKey[list[dict[str, str]]]()
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
 
 
@@ -83,9 +84,11 @@ def race(request: pytest.FixtureRequest, benchmark: Any) -> Callable[..., None]:
             )
         provider = item.callspec.params["provider"]
         result = races[key][provider]
-        if isinstance(result.failure, Absent):
-            pytest.skip(str(result.failure))
         if result.failure is not None:
+            note = {"group": title, "provider": provider, "reason": str(result.failure)}
+            request.config.stash.setdefault(NOT_RUN, []).append(note)
+            if isinstance(result.failure, Absent):
+                pytest.skip(str(result.failure))
             raise result.failure
         benchmark.extra_info.update(
             provider=provider, group=title, threads=torch.get_num_threads(), **result.info
@@ -106,7 +109,7 @@ def _heat(item: Any, *, small: bool) -> Heat:
 
 def _pace(config: pytest.Config, once: bool) -> Pace:
     if once:
-        return Pace(seconds=0, fewest=1, most=1, lead_in=False)
+        return Pace(seconds=0, fewest=1, most=1, lead_in=0)
     if config.option.small:
         return Pace(seconds=0, fewest=2, most=2)
     return Pace(seconds=config.option.race_seconds, fewest=config.option.race_rounds)
@@ -117,6 +120,11 @@ def _hand_over(item: Any, benchmark: Any, result: Result) -> None:
     clock = item.get_closest_marker("benchmark").kwargs["timer"]
     clock.laps = result.laps
     benchmark.pedantic(lambda: None, rounds=len(result.laps), iterations=result.iterations)
+
+
+def pytest_benchmark_update_json(config: Any, output_json: dict[str, Any]) -> None:
+    """Adds the providers that were not timed, and why: they would be missing in silence."""
+    output_json["not_run"] = config.stash.get(NOT_RUN, [])
 
 
 def _processor() -> tuple[str, list[str]]:

@@ -101,7 +101,7 @@ def _calls(model: ScoreModel, x: Tensor) -> list[tuple[str, tuple[int, ...]]]:
 
 def _pack(name: str, layer: nn.Conv2d, x: Tensor) -> Convolution:
     mkldnn = torch.ops.mkldnn
-    window = (list(layer.padding), list(layer.stride), list(layer.dilation), 1)  # type: ignore[arg-type]
+    window = (list(layer.padding), list(layer.stride), list(layer.dilation), 1)
     weight = mkldnn._reorder_convolution_weight(layer.weight.to(x.dtype), *window, list(x.shape))
     bias = None if layer.bias is None else layer.bias.to(x.dtype)
 

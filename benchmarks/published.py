@@ -42,6 +42,7 @@ class Plain(nn.Module):
         if model.conditional or model.config.act != "elu" or not model.config.scale_input:
             raise ValueError(f"only NCSNv2 networks with ELU are written here; got {model.config}")
         self.net = copy.deepcopy(model.net)
+        self.sigmas: Tensor
         self.register_buffer("sigmas", model.sigmas.clone())
 
     def forward(self, x: Tensor) -> Tensor:
