@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,18 +143,30 @@ def caption(results: dict[str, Any], source: str) -> str:
     facts = results["machine_info"]["ncsn_fast"]
     versions = ", ".join(f"{name} {v}" for name, v in facts["versions"].items() if v)
     rounds = [r["stats"]["rounds"] for r in results["benchmarks"] if "flop" in r["extra_info"]]
-    lines = [
+    parts = [
         "*Cells: median time · times faster than `published`, the released code as it runs · share "
-        "of the time that the network's convolutions alone take (`convolutions-*`, same type). "
-        f"{facts['processor']} ({', '.join(facts['flags'])}), {facts['threads']} threads; "
+        "of the time that the network's convolutions alone take (`convolutions-*`, same type).",
+        f"{facts['processor']} ({', '.join(facts['flags'])}), threads: {facts['threads']}; "
         f"{versions}; {min(rounds)} to {max(rounds)} interleaved rounds; "
         f"{results['datetime'][:10]}, commit {str(results['commit'])[:9]}. To repeat it:* "
-        f"`pytest benchmarks/ --benchmark-only --benchmark-json=benchmarks/results/{source}`"
+        f"`pytest benchmarks/ --benchmark-only --benchmark-json=benchmarks/results/{source}`",
     ]
+    baselines = [
+        r["extra_info"]["baseline_rss_mb"]
+        for r in results["benchmarks"]
+        if "baseline_rss_mb" in r["extra_info"]
+    ]
+    if baselines:
+        parts.insert(
+            1,
+            "Peak memory: resident, in a process of its own that runs the last column; Python, "
+            f"PyTorch and a model that is not yet run take {min(baselines):.0f} MB or more.",
+        )
+    lines = [" ".join(parts)]
     reasons = dict.fromkeys(f"`{n['provider']}`: {n['reason']}" for n in results["not_run"])
     if reasons:
         lines.append("*Not run:* " + "; ".join(reasons))
-    return "\n\n".join(lines)
+    return "\n\n".join(textwrap.fill(line, 118, break_on_hyphens=False) for line in lines)
 
 
 def block(results: dict[str, Any], source: str) -> str:
@@ -192,7 +205,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
         colours = ["#c0392b" if n.startswith("ours") else "#8aa4b8" for n in names]
         bars = axis.barh(names, ratios, color=colours)
         axis.bar_label(bars, [f"{r:.2f}" if r else "not run" for r in ratios], padding=2, size=8)
-        axis.axvline(1, color="black", linewidth=0.8)
+        axis.axvline(1, color="#555555", linewidth=0.8, zorder=0)
         axis.set_title(title, size=9)
         axis.set_xlim(0, 1.25 * max(ratios))
         axis.tick_params(labelsize=8)
