@@ -104,7 +104,7 @@ def _heat(item: Any, *, small: bool) -> Heat:
         for other in item.session.items
         if "race" in getattr(other, "fixturenames", ()) and _group(other) == _group(item)
     ]
-    return Heat(names, small, peak_memory=not (small or item.config.option.no_peak_memory))
+    return Heat(names, small, peak_memory=not item.config.option.no_peak_memory)
 
 
 def _pace(config: pytest.Config, once: bool) -> Pace:

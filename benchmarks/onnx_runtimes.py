@@ -35,8 +35,9 @@ def onnx_file(model: ScoreModel, x: Tensor) -> Path:
     The export runs in a process of its own, so that neither its memory nor its modules count for
     the runtimes. Processes that this one starts find the file, too.
     """
-    folder = Path(os.environ.setdefault(FOLDER, _own_folder().name))
-    path = folder / f"{model.digest()[:16]}-{len(x)}.onnx"
+    if FOLDER not in os.environ:
+        os.environ[FOLDER] = _own_folder().name
+    path = Path(os.environ[FOLDER]) / f"{model.digest()[:16]}-{len(x)}.onnx"
     if path.exists():
         return path
     network, image = path.with_suffix(".network"), path.with_suffix(".input")
