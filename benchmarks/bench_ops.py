@@ -2,123 +2,213 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
+import published
 import pytest
 import torch
 import torch.nn.functional as F
+from race import Entrant, relative_error
 from torch import Tensor
 
 from ncsn_fast import cpu_ops, ops, reference
+from ncsn_fast.noise import Stream
 
 SHAPES = {"128x32x32": (8, 128, 32, 32), "256x16x16": (8, 256, 16, 16)}
-PROVIDERS: dict[str, dict[str, Callable[..., Any]]] = {
-    "norm": {"reference": reference.instance_norm_plus, "kernel": ops.instance_norm_plus},
-    "update": {"reference": reference.sampler_update, "kernel": ops.sampler_update},
-}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+BOUNDS = {"fp32": 1e-5, "bf16": 2e-2}
+PROVIDERS = ("torch", "reference", "kernel")
+SECONDS = 2.0  # per race: rounds are short
+
+Builders = dict[str, Callable[[], Entrant]]
 
 
-@pytest.mark.parametrize("provider", PROVIDERS["norm"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """An op on given inputs.
+
+    Attributes:
+        runs: how each provider computes it.   expected: what it should be.
+        judged: what is compared instead, for a provider whose own result is random.
+    """
+
+    runs: dict[str, Callable[[], Tensor]]
+    expected: Tensor
+    info: dict[str, Any]
+    bound: float = 1e-5
+    judged: dict[str, Callable[[], Tensor]] = dataclasses.field(default_factory=dict)
+
+    def builders(self, names: list[str]) -> Builders:
+        return {name: functools.partial(self._enter, name) for name in names}
+
+    def _enter(self, name: str) -> Entrant:
+        @torch.inference_mode()
+        def error() -> float:
+            return relative_error(self.judged.get(name, self.runs[name])(), self.expected)
+
+        return Entrant(torch.inference_mode()(self.runs[name]), error, self.bound, self.info)
+
+
+def _maps(*shapes: tuple[int, ...], dtype: str) -> list[Tensor]:
+    """Random channels-last maps."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = [torch.randn(shape, generator=generator).to(DTYPES[dtype]) for shape in shapes]
+    return [x.contiguous(memory_format=torch.channels_last) for x in drawn]
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def bench_norm_elu(benchmark: Any, shape: str, dtype: torch.dtype, provider: str) -> None:
-    """IN++ with ELU, channels-last."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(SHAPES[shape], generator=generator).to(dtype)
-    x = x.to(memory_format=torch.channels_last)
-    parameters = [torch.randn(x.shape[1], generator=generator) for _ in range(3)]
-    expected = reference.instance_norm_plus(x.double(), *parameters, elu=True)
-    run = PROVIDERS["norm"][provider]
-    y = run(x, *parameters, elu=True)
-    bound = 1e-5 if dtype is torch.float32 else 2e-2
-    assert (y.double() - expected).norm() <= bound * expected.norm()
-    benchmark.extra_info["bytes"] = 2 * x.numel() * x.element_size()
-    benchmark(run, x, *parameters, elu=True)
+def bench_norm_elu(race: Callable[..., None], shape: str, dtype: str, provider: str) -> None:
+    """IN++ with ELU, channels-last; `torch` is the published statement."""
+
+    def builders(heat: Any) -> Builders:
+        x, parameters = _maps(SHAPES[shape], (3, SHAPES[shape][1], 1, 1), dtype=dtype)
+        low = parameters.flatten(1).unbind()
+        full = [p.float() for p in low]
+        runs = {
+            "torch": lambda: F.elu(published.instance_norm_plus(x, *low)),
+            "reference": lambda: reference.instance_norm_plus(x, *full, elu=True),
+            "kernel": lambda: ops.instance_norm_plus(x, *full, elu=True),
+        }
+        expected = reference.instance_norm_plus(x.double(), *full, elu=True)
+        info = {"dtype": dtype, "batch": len(x), "bytes": 2 * x.numel() * x.element_size()}
+        return Case(runs, expected, info, BOUNDS[dtype]).builders(heat.names)
+
+    race(builders, f"IN++ with ELU, {dtype}, {shape}", seconds=SECONDS)
 
 
-@pytest.mark.parametrize("provider", PROVIDERS["update"])
-def bench_sampler_update(benchmark: Any, provider: str) -> None:
-    """One Langevin step of 32 CIFAR-10 images, noise included."""
-    generator = torch.Generator().manual_seed(0)
-    x, f = (torch.randn(32, 3, 32, 32, generator=generator) for _ in range(2))
-    coefficients = (1.0, 0.01, 0.0, 0.1, 0.0, 0.0)
-    options = {"seed": 1, "samples": torch.arange(32), "step": 7}
-    expected, _ = reference.sampler_update(x.double(), f, None, coefficients, **options)
-    run = PROVIDERS["update"][provider]
-    y, _ = run(x, f, None, coefficients, **options)
-    assert (y - expected).abs().max() <= 1e-5
-    benchmark.extra_info["bytes"] = 3 * x.numel() * x.element_size()
-    benchmark(run, x, f, None, coefficients, **options)
+@pytest.mark.parametrize("provider", PROVIDERS)
+def bench_sampler_update(race: Callable[..., None], provider: str) -> None:
+    """One Langevin step of 32 CIFAR-10 images, noise included; `torch` draws it by randn."""
+
+    def builders(heat: Any) -> Builders:
+        generator = torch.Generator().manual_seed(0)
+        x, f = (torch.randn(32, 3, 32, 32, generator=generator) for _ in range(2))
+        samples, coefficients = torch.arange(32), (1.0, 0.01, 0.0, 0.1, 0.0, 0.0)
+        options: dict[str, Any] = {"seed": 1, "samples": samples, "step": 7}
+        z = ops.normal(1, samples, Stream.SAMPLER, 7, (3, 32, 32))
+        runs = {
+            "torch": lambda: x + 0.01 * f + torch.randn_like(x) * 0.1,
+            "reference": lambda: reference.sampler_update(x, f, None, coefficients, **options)[0],
+            "kernel": lambda: ops.sampler_update(x, f, None, coefficients, **options)[0],
+        }
+        expected, _ = reference.sampler_update(x.double(), f, None, coefficients, **options)
+        info = {"dtype": "fp32", "batch": len(x), "bytes": 3 * x.numel() * x.element_size()}
+        judged = {"torch": lambda: x + 0.01 * f + z * 0.1}
+        return Case(runs, expected, info, judged=judged).builders(heat.names)
+
+    race(builders, "sampler update, 32 images of 32x32", seconds=SECONDS)
 
 
-def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+@dataclasses.dataclass(frozen=True)
+class Maps:
+    """Inputs a, b of one size and `half` of half that size, and buffers of both sizes."""
+
+    a: Tensor
+    b: Tensor
+    half: Tensor
+
+    @functools.cached_property
+    def out(self) -> Tensor:
+        return torch.empty_like(self.a)
+
+    @functools.cached_property
+    def total(self) -> Tensor:
+        return torch.empty_like(self.a)
+
+    @functools.cached_property
+    def small(self) -> Tensor:
+        return torch.empty_like(self.half)
+
+    def double(self) -> Maps:
+        return Maps(self.a.double(), self.b.double(), self.half.double())
 
 
-# Each op of the CPU engine on maps a and b, a map `half` of half their size, and buffers of both
-# sizes: what PyTorch runs, the kernel, the reference, and how many maps are read and written.
-CPU_OPS: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any], float]] = {
-    "elu": (
-        lambda a, b, half: F.elu(a),
-        lambda a, b, half, out, total, small: cpu_ops.elu_out(a, out),
-        lambda a, b, half: reference.elu(a),
+def _resize(x: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(x, size=like.shape[2:], mode="bilinear", align_corners=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class CpuOp:
+    """An op of the CPU engine: what PyTorch runs, the reference, the kernel into a buffer of Maps.
+
+    `maps` is how many maps of the size of `a` are read and written.
+    """
+
+    torch: Callable[[Maps], Tensor]
+    reference: Callable[[Maps], Tensor]
+    kernel: Callable[[Maps], Any]
+    maps: float
+    result: str = "out"
+
+    def run_kernel(self, m: Maps) -> Tensor:
+        self.kernel(m)
+        return getattr(m, self.result)
+
+
+CPU_OPS = {
+    "elu": CpuOp(
+        lambda m: F.elu(m.a),
+        lambda m: reference.elu(m.a),
+        lambda m: cpu_ops.elu_out(m.a, m.out),
         2,
     ),
-    "add_elu": (
-        lambda a, b, half: F.elu(a + b),
-        lambda a, b, half, out, total, small: cpu_ops.add_elu_out(a, b, total=total, out=out),
-        lambda a, b, half: reference.add_elu(a, b)[1],
+    "add_elu": CpuOp(
+        lambda m: F.elu(m.a + m.b),
+        lambda m: reference.add_elu(m.a, m.b)[1],
+        lambda m: cpu_ops.add_elu_out(m.a, m.b, total=m.total, out=m.out),
         4,
     ),
-    "max_pool5": (
-        lambda a, b, half: F.max_pool2d(a, 5, stride=1, padding=2),
-        lambda a, b, half, out, total, small: cpu_ops.max_pool5_out(a, out),
-        lambda a, b, half: reference.max_pool5(a),
+    "max_pool5": CpuOp(
+        lambda m: F.max_pool2d(m.a, 5, stride=1, padding=2),
+        lambda m: reference.max_pool5(m.a),
+        lambda m: cpu_ops.max_pool5_out(m.a, m.out),
         2,
     ),
-    "avg_pool5": (
-        lambda a, b, half: F.avg_pool2d(a, 5, stride=1, padding=2),
-        lambda a, b, half, out, total, small: cpu_ops.avg_pool5_out(a, out),
-        lambda a, b, half: reference.avg_pool5(a),
+    "avg_pool5": CpuOp(
+        lambda m: F.avg_pool2d(m.a, 5, stride=1, padding=2),
+        lambda m: reference.avg_pool5(m.a),
+        lambda m: cpu_ops.avg_pool5_out(m.a, m.out),
         2,
     ),
-    "mean_pool2": (
-        lambda a, b, half: F.avg_pool2d(a + b, 2),
-        lambda a, b, half, out, total, small: cpu_ops.mean_pool2_out(a, small, b=b),
-        lambda a, b, half: reference.mean_pool2(a, b),
+    "mean_pool2": CpuOp(
+        lambda m: F.avg_pool2d(m.a + m.b, 2),
+        lambda m: reference.mean_pool2(m.a, m.b),
+        lambda m: cpu_ops.mean_pool2_out(m.a, m.small, b=m.b),
         2.25,
+        result="small",
     ),
-    "resize_add": (
-        lambda a, b, half: a + _resize(half, a.shape[2:]),
-        lambda a, b, half, out, total, small: cpu_ops.resize_add_out(half, out, a=a),
-        lambda a, b, half: reference.resize_add(half, a.shape[2:], a),
+    "resize_add": CpuOp(
+        lambda m: m.a + _resize(m.half, m.a),
+        lambda m: reference.resize_add(m.half, (m.a.shape[2], m.a.shape[3]), m.a),
+        lambda m: cpu_ops.resize_add_out(m.half, m.out, a=m.a),
         2.25,
     ),
 }
 
 
-@pytest.mark.parametrize("provider", ["torch", "kernel"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("op", CPU_OPS)
-def bench_cpu_op(benchmark: Any, op: str, shape: str, dtype: torch.dtype, provider: str) -> None:
+def bench_cpu_op(race: Callable[..., None], op: str, shape: str, dtype: str, provider: str) -> None:
     """What the CPU engine runs between two convolutions, channels-last."""
-    generator = torch.Generator().manual_seed(0)
-    n, c, height, width = SHAPES[shape]
-    a, b, half = (
-        torch.randn(size, generator=generator).to(dtype).to(memory_format=torch.channels_last)
-        for size in ((n, c, height, width), (n, c, height, width), (n, c, height // 2, width // 2))
-    )
-    eager, kernel, specification, maps = CPU_OPS[op]
-    expected = specification(a.double(), b.double(), half.double())
-    inputs = (a, b, half)
-    if provider == "kernel":
-        inputs = (*inputs, torch.empty_like(a), torch.empty_like(a), torch.empty_like(half))
-    run = {"torch": eager, "kernel": kernel}[provider]
-    y = run(*inputs)
-    y = inputs[3] if y is None else y
-    bound = 1e-5 if dtype is torch.float32 else 2e-2
-    assert (y.double() - expected).norm() <= bound * expected.norm()
-    benchmark.extra_info["bytes"] = int(maps * a.numel() * a.element_size())
-    benchmark(run, *inputs)
+
+    def builders(heat: Any) -> Builders:
+        n, c, height, width = size = SHAPES[shape]
+        m = Maps(*_maps(size, size, (n, c, height // 2, width // 2), dtype=dtype))
+        row = CPU_OPS[op]
+        runs = {"torch": row.torch, "reference": row.reference, "kernel": row.run_kernel}
+        info = {"dtype": dtype, "batch": n, "bytes": int(row.maps * m.a.nbytes)}
+        return Case(
+            {name: functools.partial(run, m) for name, run in runs.items()},
+            row.reference(m.double()),
+            info,
+            BOUNDS[dtype],
+        ).builders(heat.names)
+
+    race(builders, f"{op}, {dtype}, {shape}", seconds=SECONDS)

@@ -1,0 +1,111 @@
+"""The floor: every convolution of a network and nothing between them.
+
+Weights are packed beforehand for oneDNN and maps are channels-last. A network that runs on the same
+convolutions cannot be faster than this; what it takes above it is what its other operations cost.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from race import relative_error
+from torch import Tensor, nn
+
+from ncsn_fast import ScoreModel, ops
+from ncsn_fast.plan import network_flop
+
+
+@dataclasses.dataclass(frozen=True)
+class Convolution:
+    """A layer of the model by its name, the input it is timed on, and the packed call."""
+
+    name: str
+    x: Tensor
+    run: Callable[[], Tensor]
+
+
+class Floor:
+    """All convolutions of one forward, in their order."""
+
+    def __init__(self, model: ScoreModel, x: Tensor, dtype: torch.dtype) -> None:
+        inputs: dict[tuple[int, ...], Tensor] = {}
+        generator = torch.Generator().manual_seed(2)
+
+        def map_like(shape: tuple[int, ...]) -> Tensor:
+            """One random map per shape: the maps of a network are no warmer than these."""
+            if shape not in inputs:
+                values = torch.randn(shape, generator=generator).to(dtype)
+                inputs[shape] = values.contiguous(memory_format=torch.channels_last)
+            return inputs[shape]
+
+        self.convolutions = [
+            _pack(name, _layer(model, name), map_like(shape)) for name, shape in _calls(model, x)
+        ]
+
+    def __call__(self) -> None:
+        with torch.inference_mode():
+            for convolution in self.convolutions:
+                convolution.run()
+
+    def error(self, model: ScoreModel) -> float:
+        """The largest relative error of a convolution against the model's, in float32.
+
+        Infinite if they are not all of the model's: if they do not add up to its FLOP.
+        """
+        worst, flop, n = 0.0, 0, 0
+        with torch.inference_mode():
+            for call in self.convolutions:
+                layer = _layer(model, call.name)
+                expected = layer(call.x.float())
+                worst = max(worst, relative_error(call.run(), expected))
+                n = len(expected)
+                flop += 2 * layer.weight.numel() * expected.numel() // layer.out_channels
+        return worst if flop == n * network_flop(model) else float("inf")
+
+
+def packed(dtype: torch.dtype) -> Callable[[ScoreModel, Tensor], Floor]:
+    """Builder of the floor in a type."""
+    return functools.partial(Floor, dtype=dtype)
+
+
+def _layer(model: ScoreModel, name: str) -> nn.Conv2d:
+    layer = model.get_submodule(name)
+    assert isinstance(layer, nn.Conv2d)
+    return layer
+
+
+def _calls(model: ScoreModel, x: Tensor) -> list[tuple[str, tuple[int, ...]]]:
+    """The convolutions that a forward runs: name, and the shape of its input."""
+    found: list[tuple[str, tuple[int, ...]]] = []
+
+    def note(name: str, layer: Any, arguments: tuple[Tensor]) -> None:
+        found.append((name, tuple(arguments[0].shape)))
+
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+    handles = [
+        layer.register_forward_pre_hook(functools.partial(note, name))
+        for name, layer in layers.items()
+    ]
+    try:
+        with torch.inference_mode(), ops.backend("reference"):
+            model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _pack(name: str, layer: nn.Conv2d, x: Tensor) -> Convolution:
+    mkldnn = torch.ops.mkldnn
+    window = (list(layer.padding), list(layer.stride), list(layer.dilation), 1)
+    weight = mkldnn._reorder_convolution_weight(layer.weight.to(x.dtype), *window, list(x.shape))
+    bias = None if layer.bias is None else layer.bias.to(x.dtype)
+
+    def run() -> Tensor:
+        return mkldnn._convolution_pointwise(x, weight, bias, *window, "none", [], "")
+
+    return Convolution(name, x, run)

@@ -1,0 +1,105 @@
+"""Foreign runtimes, by way of an ONNX file of static shape: ONNX Runtime and OpenVINO.
+
+As a script, `onnx_runtimes.py NETWORK INPUT OUT`: exports a pickled network, with its input.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from published import Plain
+from torch import Tensor
+
+from ncsn_fast import ScoreModel
+
+Run = Callable[[], Tensor]
+FOLDER = "NCSN_FAST_BENCHMARK_ONNX"  # environment variable: where this session's files are
+
+
+@functools.cache
+def _own_folder() -> tempfile.TemporaryDirectory[str]:
+    """Deleted when this process ends."""
+    return tempfile.TemporaryDirectory(prefix="ncsn_fast_onnx_")
+
+
+def onnx_file(model: ScoreModel, x: Tensor) -> Path:
+    """The network as ONNX, exported once per session, model and input shape.
+
+    The export runs in a process of its own, so that neither its memory nor its modules count for
+    the runtimes. Processes that this one starts find the file, too.
+    """
+    if FOLDER not in os.environ:
+        os.environ[FOLDER] = _own_folder().name
+    path = Path(os.environ[FOLDER]) / f"{model.digest()[:16]}-{len(x)}.onnx"
+    if path.exists():
+        return path
+    network, image = path.with_suffix(".network"), path.with_suffix(".input")
+    torch.save(Plain(model).eval(), network)
+    torch.save(x, image)
+    done = subprocess.run(
+        [sys.executable, __file__, network, image, path], capture_output=True, text=True
+    )
+    network.unlink()
+    if done.returncode != 0:
+        raise RuntimeError(f"the ONNX export failed:\n{done.stdout[-500:]}{done.stderr[-1500:]}")
+    return path
+
+
+def ort(model: ScoreModel, x: Tensor) -> Run:
+    """ONNX Runtime's CPU provider, all optimisations."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.inter_op_num_threads = 1
+    # Its threads may spin within a run, where that helps them, but not into the next provider's.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    session = onnxruntime.InferenceSession(
+        str(onnx_file(model, x)), options, providers=["CPUExecutionProvider"]
+    )
+    feed = {session.get_inputs()[0].name: x.numpy()}
+    return lambda: torch.from_numpy(session.run(None, feed)[0])
+
+
+def openvino(precision: str) -> Callable[[ScoreModel, Tensor], Run]:
+    """Builder of OpenVINO's CPU plugin in "f32" or "bf16": one stream, for latency."""
+
+    def build(model: ScoreModel, x: Tensor) -> Run:
+        import openvino as ov
+
+        settings = {
+            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+        }
+        compiled = ov.Core().compile_model(str(onnx_file(model, x)), "CPU", settings)
+        request = compiled.create_infer_request()
+        request.set_input_tensor(ov.Tensor(x.numpy(), shared_memory=True))
+
+        def run() -> Tensor:
+            request.infer()
+            return torch.from_numpy(request.get_output_tensor().data)
+
+        return run
+
+    return build
+
+
+def export(network: Path, image: Path, out: Path) -> None:
+    """Writes the ONNX file of a pickled network."""
+    module, x = (torch.load(path, weights_only=False) for path in (network, image))
+    temporary = out.with_suffix(".partial")
+    torch.onnx.export(module, (x,), str(temporary), dynamo=True, external_data=False, verbose=False)
+    temporary.rename(out)
+
+
+if __name__ == "__main__":
+    export(*map(Path, sys.argv[1:]))

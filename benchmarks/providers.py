@@ -1,0 +1,128 @@
+"""Who runs the network: every provider of the forward benchmarks, in one table.
+
+A new one is a function `(model, x) -> run` and a row of PROVIDERS. `run()` computes f(x) in `dtype`
+with torch.get_num_threads() threads; what it needs is imported inside of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import convolutions
+import onnx_runtimes
+import torch
+from published import Plain, Published
+from race import Absent
+from torch import Tensor
+
+from ncsn_fast import Sampler, ScoreModel
+
+Run = Callable[[], Tensor]
+
+
+def published(model: ScoreModel, x: Tensor) -> Run:
+    """The released code as it runs: eager, float32, NCHW."""
+    return _eager(Published(model).eval(), x)
+
+
+def eager_bf16(model: ScoreModel, x: Tensor) -> Run:
+    """The same code with what a user changes first: bfloat16 and channels-last."""
+    return _eager(*_bf16_channels_last(Published(model), x))
+
+
+def inductor_bf16(model: ScoreModel, x: Tensor) -> Run:
+    """torch.compile with frozen weights."""
+    import torch._dynamo
+    import torch._inductor.config
+
+    torch._dynamo.reset()  # lets go of the networks of earlier races
+    network, x = _bf16_channels_last(Plain(model), x)
+    run = _eager(torch.compile(network, dynamic=False), x)
+    with torch._inductor.config.patch(freezing=True):
+        run()  # compiles
+    return run
+
+
+def _bf16_channels_last(network: Plain, x: Tensor) -> tuple[Plain, Tensor]:
+    network = network.eval().to(torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network, x.to(torch.bfloat16, memory_format=torch.channels_last)
+
+
+def _eager(network: Callable[[Tensor], Tensor], x: Tensor) -> Run:
+    def run() -> Tensor:
+        with torch.inference_mode():
+            return network(x)
+
+    return run
+
+
+def _ours(dtype: str) -> Callable[[ScoreModel, Tensor], Run]:
+    def build(model: ScoreModel, x: Tensor) -> Run:
+        engine = Sampler(model, engine="cpu", dtype=dtype, batch_size=len(x)).engine_for(len(x))
+
+        def run() -> Tensor:
+            with engine.context():
+                return engine.network(x, None)
+
+        return run
+
+    return build
+
+
+@dataclasses.dataclass(frozen=True)
+class Provider:
+    """A row of PROVIDERS.
+
+    Attributes:
+        build: makes the network ready.   bound: relative error of f that is allowed.
+        needs: packages that may be missing.
+        complete: it computes f; else only a part, which `run` judges itself.
+    """
+
+    summary: str
+    dtype: str
+    build: Callable[[ScoreModel, Tensor], Any]
+    bound: float
+    needs: tuple[str, ...] = ()
+    complete: bool = True
+
+    def check(self) -> None:
+        """Raises Absent, with the reason, where a package cannot be imported."""
+        for name in self.needs:
+            try:
+                importlib.import_module(name)
+            except ImportError as error:
+                raise Absent(f"package {name} cannot be imported: {error}") from error
+
+    @property
+    def is_onnx(self) -> bool:
+        return "onnx" in self.needs
+
+    @property
+    def compiles(self) -> bool:
+        """Its build takes long, however small the network is."""
+        return self.is_onnx or self.build is inductor_bf16
+
+
+_BF16, _FP32, _OURS = 3e-2, 1e-4, 1e-5
+_ORT, _OPENVINO = ("onnx", "onnxscript", "onnxruntime"), ("onnx", "onnxscript", "openvino")
+
+PROVIDERS: dict[str, Provider] = {
+    "published": Provider("as released: eager, NCHW", "fp32", published, _OURS),
+    "eager-bf16": Provider("eager, channels-last", "bf16", eager_bf16, _BF16),
+    "inductor-bf16": Provider("torch.compile, frozen weights", "bf16", inductor_bf16, _BF16),
+    "ort": Provider("ONNX Runtime", "fp32", onnx_runtimes.ort, _FP32, _ORT),
+    "openvino-fp32": Provider("OpenVINO", "fp32", onnx_runtimes.openvino("f32"), _FP32, _OPENVINO),
+    "openvino-bf16": Provider("OpenVINO", "bf16", onnx_runtimes.openvino("bf16"), _BF16, _OPENVINO),
+    "ours-fp32": Provider("engine cpu", "fp32", _ours("fp32"), _OURS),
+    "ours-bf16": Provider("engine cpu", "bf16", _ours("bf16"), _BF16),
+    "convolutions-fp32": Provider(
+        "only the convolutions", "fp32", convolutions.packed(torch.float32), _OURS, complete=False
+    ),
+    "convolutions-bf16": Provider(
+        "only the convolutions", "bf16", convolutions.packed(torch.bfloat16), _BF16, complete=False
+    ),
+}

@@ -1,0 +1,75 @@
+"""What the network benchmarks compute: models of the published sizes, and one small enough to test.
+
+Weights are random, from one seed: speed does not depend on them, and every process has the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from ncsn_fast import ModelConfig, ScoreModel, ops
+from ncsn_fast.configs import CONFIGS
+from ncsn_fast.models.refinenet import ARCHITECTURES, Architecture, Refine, Stage
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """One forward of `batch` images through the network of a published configuration."""
+
+    title: str
+    config: str
+    batch: int
+
+
+WORKLOADS = {
+    "cifar10-b1": Workload("CIFAR-10 32x32, B = 1", "cifar10", 1),
+    "cifar10-b8": Workload("CIFAR-10 32x32, B = 8", "cifar10", 8),
+    "cifar10-b32": Workload("CIFAR-10 32x32, B = 32", "cifar10", 32),
+    "church-b1": Workload("Deeper 96x96, B = 1", "church", 1),
+    "ffhq-b1": Workload("Deepest 256x256, B = 1", "ffhq", 1),
+}
+
+# Little to compile for the first workload of a small run: torch.compile takes most of a minute for
+# the narrowest of the published networks. For the others, two stages and what joins them.
+_SMALL = {
+    "benchmark-one-stage": Architecture((Stage("res1", 1),), (Refine("refine1", "res1", 1),)),
+    "benchmark-two-stages": Architecture(
+        (Stage("res1", 1), Stage("res2", 2, down=True)),
+        (Refine("refine1", "res2", 2), Refine("refine2", "res1", 1)),
+    ),
+}
+
+
+def is_first(workload: Workload) -> bool:
+    """The one workload of a small run for which everything is compiled."""
+    return workload is next(iter(WORKLOADS.values()))
+
+
+def model_config(workload: Workload, *, small: bool = False) -> ModelConfig:
+    """The network of a workload, at its own size or as a tiny one."""
+    if small:
+        ARCHITECTURES.update(_SMALL)
+        one, two = _SMALL
+        arch = one if is_first(workload) else two
+        return ModelConfig(arch=arch, image_size=(8, 8), ngf=8, n_sigmas=4)
+    run = CONFIGS[workload.config]
+    return run.model_config(sigma_begin=run.sigma_begin, n_sigmas=run.n_sigmas, epsilon=run.epsilon)
+
+
+def make(workload: Workload, *, small: bool = False) -> tuple[ScoreModel, Tensor]:
+    """The model, and its input (batch, C, H, W) in [0, 1]."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = ScoreModel(model_config(workload, small=small)).eval().requires_grad_(False)
+    x = torch.rand(2 if small else workload.batch, *model.image_shape, generator=generator)
+    return model, x
+
+
+def expected_output(model: ScoreModel, x: Tensor) -> Tensor:
+    """f(x) in eager float32, by the specification of every op."""
+    with torch.inference_mode(), ops.backend("reference"):
+        return model(x)

@@ -1,0 +1,261 @@
+"""Writes measured speeds into README.md, between their markers, and draws docs/benchmarks.png.
+
+`pytest benchmarks/ --benchmark-only --benchmark-json=benchmarks/results/NAME.json` measures;
+`python tools/write_results.py [FILE]` then strips that file to what is worth committing, and writes
+table and plot from it. Without FILE the newest of benchmarks/results/ is taken. With `--check` it
+only says whether README and file are as they would be.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+README, PLOT, RESULTS = (
+    ROOT / "README.md",
+    ROOT / "docs" / "benchmarks.png",
+    ROOT / "benchmarks" / "results",
+)
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+STATISTICS = ("median", "q1", "q3", "min", "rounds", "iterations")
+BASE, FLOOR = "published", "convolutions-{dtype}"
+
+Record = dict[str, Any]
+Cell = Callable[[Record, dict[str, Record]], str]
+
+
+def strip(raw: dict[str, Any]) -> dict[str, Any]:
+    """What the table and the plot need, without raw samples and without the machine's name."""
+    return {
+        "datetime": raw["datetime"],
+        "commit": raw["commit"] if "commit" in raw else raw.get("commit_info", {}).get("id"),
+        "machine_info": {"ncsn_fast": raw["machine_info"]["ncsn_fast"]},
+        "not_run": raw.get("not_run", []),
+        "benchmarks": [
+            {
+                "name": b["name"],
+                "group": b["group"],
+                "extra_info": b["extra_info"],
+                "stats": {key: b["stats"][key] for key in STATISTICS},
+            }
+            for b in raw["benchmarks"]
+        ],
+    }
+
+
+def groups(results: dict[str, Any], kind: str) -> dict[str, dict[str, Record]]:
+    """Group -> provider -> record, of the benchmarks whose extra_info has the key `kind`."""
+    found: dict[str, dict[str, Record]] = {}
+    for record in results["benchmarks"]:
+        if kind in record["extra_info"]:
+            provider = record["extra_info"]["provider"]
+            found.setdefault(record["group"], {})[provider] = record
+    return found
+
+
+def median(record: Record) -> float:
+    return float(record["stats"]["median"])
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3g} s" if value >= 1 else f"{1e3 * value:.3g} ms"
+
+
+def _faster(record: Record, group: dict[str, Record]) -> str:
+    """How many times faster than the published code, if that was run, too."""
+    return f" · {median(group[BASE]) / median(record):.2f}x" if BASE in group else ""
+
+
+def forward_cell(record: Record, group: dict[str, Record]) -> str:
+    """Time, ratio, and the share of the time that the convolutions of that type alone take."""
+    floor = group.get(FLOOR.format(dtype=record["extra_info"]["dtype"]))
+    share = "" if floor is None else f" · {median(floor) / median(record):.0%}"
+    return _seconds(median(record)) + _faster(record, group) + share
+
+
+def images_cell(record: Record, group: dict[str, Record]) -> str:
+    """Images per second, and the ratio."""
+    rate = record["extra_info"]["images"] / median(record)
+    return f"{rate:.3g}/s{_faster(record, group)}"
+
+
+def step_cell(record: Record, group: dict[str, Record]) -> str:
+    """Time and ratio."""
+    return _seconds(median(record)) + _faster(record, group)
+
+
+def table(
+    title: str,
+    columns: dict[str, dict[str, Record]],
+    cell: Cell,
+    not_run: list[dict[str, str]],
+    *,
+    memory: bool = False,
+) -> str:
+    """Markdown: a row per provider, a column per group, peak memory of the last group if asked."""
+    rows = list(dict.fromkeys(name for group in columns.values() for name in group))
+    rows += [n["provider"] for n in not_run if n["group"] in columns]
+    header = [title, *columns, *(["peak memory"] if memory else [])]
+    lines = [_row(header), _row(["---"] * len(header))]
+    for name in dict.fromkeys(rows):
+        cells = [cell(group[name], group) if name in group else "not run"
+                 for group in columns.values()]  # fmt: skip
+        if memory:
+            last = list(columns.values())[-1]
+            peak = last[name]["extra_info"].get("peak_rss_mb") if name in last else None
+            cells.append("" if peak is None else f"{peak:.0f} MB")
+        label = f"**`{name}`**" if name.startswith("ours") else f"`{name}`"
+        lines.append(_row([label, *cells]))
+    return "\n".join(lines)
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def tables(results: dict[str, Any]) -> list[str]:
+    """All tables that the results have rows for."""
+    networks, not_run = groups(results, "workload"), results["not_run"]
+    small = {g: r for g, r in networks.items() if g.startswith("CIFAR-10")}
+    large = {g: r for g, r in networks.items() if g not in small}
+    sampling = groups(results, "images")
+    training = {g: r for g, r in groups(results, "dtype").items() if g.startswith("training")}
+    wanted: list[tuple[str, dict[str, dict[str, Record]], Cell, bool]] = [
+        ("one forward", small, forward_cell, True),
+        ("one forward", large, forward_cell, True),
+        ("sampling", sampling, images_cell, False),
+        ("training", training, step_cell, False),
+    ]
+    return [
+        table(title, columns, cell, not_run, memory=memory)
+        for title, columns, cell, memory in wanted
+        if columns
+    ]
+
+
+def caption(results: dict[str, Any], source: str) -> str:
+    """What was measured, on what, and how to repeat it."""
+    facts = results["machine_info"]["ncsn_fast"]
+    versions = ", ".join(f"{name} {v}" for name, v in facts["versions"].items() if v)
+    rounds = [r["stats"]["rounds"] for r in results["benchmarks"] if "flop" in r["extra_info"]]
+    parts = [
+        "*Cells: median time · times faster than `published`, the released code as it runs · share "
+        "of the time that the network's convolutions alone take (`convolutions-*`, same type).",
+        f"{facts['processor']} ({', '.join(facts['flags'])}), threads: {facts['threads']}; "
+        f"{versions}; {min(rounds)} to {max(rounds)} interleaved rounds; "
+        f"{results['datetime'][:10]}, commit {str(results['commit'])[:9]}. To repeat it:* "
+        f"`pytest benchmarks/ --benchmark-only --benchmark-json=benchmarks/results/{source}`",
+    ]
+    baselines = [
+        r["extra_info"]["baseline_rss_mb"]
+        for r in results["benchmarks"]
+        if "baseline_rss_mb" in r["extra_info"]
+    ]
+    if baselines:
+        parts.insert(
+            1,
+            "Peak memory: resident, in a process of its own that runs the last column; Python, "
+            f"PyTorch and a model that is not yet run take {min(baselines):.0f} MB or more.",
+        )
+    lines = [" ".join(parts)]
+    reasons = dict.fromkeys(f"`{n['provider']}`: {n['reason']}" for n in results["not_run"])
+    if reasons:
+        lines.append("*Not run:* " + "; ".join(reasons))
+    return "\n\n".join(textwrap.fill(line, 118, break_on_hyphens=False) for line in lines)
+
+
+def block(results: dict[str, Any], source: str) -> str:
+    """All that stands between the markers."""
+    return "\n\n".join([*tables(results), caption(results, source)])
+
+
+def fill(text: str, content: str) -> str:
+    """Text with what stands between the markers replaced; ValueError unless each is there once."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(END) < text.index(BEGIN):
+        raise ValueError(
+            f"{README.name} must hold the lines {BEGIN} and {END} once, where the results shall go"
+        )
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n{content}\n{END}{rest.split(END)[1]}"
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """Time of the CIFAR-10 network over that of its bf16 convolutions: a panel per batch size."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    floor = FLOOR.format(dtype="bf16")
+    found = groups(results, "workload").items()
+    panels = {g: r for g, r in found if g.startswith("CIFAR-10") and floor in r}
+    if not panels:
+        raise ValueError(f"the results hold no CIFAR-10 group with {floor}: nothing to plot")
+    names = list(dict.fromkeys(name for group in panels.values() for name in group))
+    figure, axes = pyplot.subplots(
+        1, len(panels), figsize=(8, 0.6 + 0.32 * len(names)), sharey=True, squeeze=False
+    )
+    for axis, (title, group) in zip(axes[0], panels.items(), strict=True):
+        ratios = [median(group[n]) / median(group[floor]) if n in group else 0.0 for n in names]
+        colours = ["#c0392b" if n.startswith("ours") else "#8aa4b8" for n in names]
+        bars = axis.barh(names, ratios, color=colours)
+        axis.bar_label(bars, [f"{r:.2f}" if r else "not run" for r in ratios], padding=2, size=8)
+        axis.axvline(1, color="#555555", linewidth=0.8, zorder=0)
+        axis.set_title(title, size=9)
+        axis.set_xlim(0, 1.25 * max(ratios))
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0][0].invert_yaxis()
+    figure.supxlabel("time of one forward, bf16 convolutions alone = 1", size=9)
+    figure.tight_layout()
+    figure.savefig(path, dpi=200, metadata={"Software": None})
+    pyplot.close(figure)
+
+
+def newest() -> Path:
+    """The results file measured last; FileNotFoundError says how to make one."""
+    files = list(RESULTS.glob("*.json"))
+    if not files:
+        raise FileNotFoundError(f"no *.json in {RESULTS.relative_to(ROOT)}; see {__file__}")
+    return max(files, key=lambda path: json.loads(path.read_text())["datetime"])
+
+
+def write(source: Path, *, check: bool) -> list[str]:
+    """Names of the files that were out of date; rewrites them, and the plot, unless `check`."""
+    old, readme = source.read_text(), README.read_text()
+    results = strip(json.loads(old))
+    wanted = {
+        source: (old, json.dumps(results, indent=1, ensure_ascii=False) + "\n"),
+        README: (readme, fill(readme, block(results, source.name))),
+    }
+    stale = [path for path, (before, after) in wanted.items() if before != after]
+    if not check:
+        for path in stale:
+            path.write_text(wanted[path][1])
+        plot(results, PLOT)
+    elif not PLOT.exists():
+        stale.append(PLOT)
+    return [path.name for path in stale]
+
+
+def main() -> int:
+    """Exit code 1 if --check finds a file out of date, or if there is nothing to write."""
+    arguments = [a for a in sys.argv[1:] if a != "--check"]
+    check = "--check" in sys.argv
+    try:
+        stale = write(Path(arguments[0]) if arguments else newest(), check=check)
+    except (FileNotFoundError, ValueError) as error:
+        print(error)
+        return 1
+    if check and stale:
+        print(f"out of date: {', '.join(stale)}; run python tools/write_results.py")
+    return int(check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
