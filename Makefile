@@ -30,6 +30,7 @@ check: setup                         ## lint and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(PY) tools/write_results.py --check
 
 fmt: setup
 	$(PY) -m ruff check --fix .
@@ -42,8 +43,10 @@ test-gpu: setup                      ## what needs an NVIDIA GPU
 	NCSN_FAST_CUDA=1 $(PY) -m pip install -q -e ".[dev]"
 	$(PY) -m pytest -m gpu -ra
 
-bench: setup                         ## every benchmark; see benchmarks/README.md
-	$(PY) -m pytest benchmarks/ --benchmark-only
+bench: setup                         ## every benchmark, half an hour or more; then README's table and plot
+	mkdir -p benchmarks/results
+	$(PY) -m pytest benchmarks/ --benchmark-only --benchmark-json=benchmarks/results/cpu.json
+	$(PY) tools/write_results.py benchmarks/results/cpu.json
 
 package: setup                       ## sdist and wheel, built in isolation, into dist/
 	rm -rf dist
