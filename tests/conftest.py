@@ -8,8 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import drawing
 import pytest
 import tiny
+
+from ncsn_fast import Sampler, ScoreModel
 
 
 @pytest.fixture
@@ -39,3 +42,21 @@ def full_disk() -> Callable[[int], AbstractContextManager[None]]:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     return limited
+
+
+@pytest.fixture(scope="module", params=["ncsnv2", "ncsn"])
+def model(request: pytest.FixtureRequest) -> ScoreModel:
+    """A tiny network of each kind."""
+    return drawing.tiny(arch=request.param)
+
+
+@pytest.fixture(scope="module", params=["eager", "cpu"])
+def sampler(request: pytest.FixtureRequest, model: ScoreModel) -> Sampler:
+    """Both engines on each of them."""
+    return Sampler(model, engine=request.param, dtype="fp32", batch_size=3, threads=1)
+
+
+@pytest.fixture(scope="module")
+def plain() -> Sampler:
+    """One of those."""
+    return Sampler(drawing.tiny(), engine="cpu", dtype="fp32", batch_size=3, threads=1)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 import tiny
@@ -93,12 +94,12 @@ def test_what_the_plan_does_not_cover_goes_to_eager(caplog):
 def lives(graph):
     """First and last time of each map, maps that share memory by decree taken as one."""
     owner, spans = {graph.input: graph.input}, {graph.input: [0, len(graph.ops)]}
-    for time, op in enumerate(graph.ops):
+    for moment, op in enumerate(graph.ops):
         for x in op.inputs:
-            spans[owner[x]][1] = max(spans[owner[x]][1], time)
+            spans[owner[x]][1] = max(spans[owner[x]][1], moment)
         for y in op.outputs:
             owner[y] = owner[dict(op.overwrites).get(y, y)] if y in dict(op.overwrites) else y
-            spans.setdefault(owner[y], [time, time])
+            spans.setdefault(owner[y], [moment, moment])
     spans[owner[graph.output]][1] = len(graph.ops)
     return spans
 
@@ -238,6 +239,22 @@ def test_memory_stays_flat_over_a_thousand_samples():
         [sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True
     ).stdout
     assert int(out) < 4e6
+
+
+@pytest.mark.parametrize("convolutions", ["direct", "winograd"])
+def test_one_thread_is_one_thread(convolutions):
+    """A process that computes on two cores uses more processor time than passes."""
+    of = model(ngf=32, image_size=(32, 32))
+    built = CpuEngine(
+        of, device=CPU, dtype="bf16", batch_size=4, threads=1, convolutions=convolutions
+    )
+    program = program_of(of, n_steps_each=4)
+    built.run(program, chains_of(of, 4))
+    time.sleep(0.3)  # threads of earlier work stop spinning
+    wall, busy = time.perf_counter(), time.process_time()
+    built.run(program, chains_of(of, 4))
+    wall, busy = time.perf_counter() - wall, time.process_time() - busy
+    assert busy < 1.2 * wall
 
 
 def test_memory_is_told(monkeypatch):

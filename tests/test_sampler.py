@@ -1,65 +1,22 @@
-"""Sampler on tiny networks: reproducibility, outputs, editing, and what it refuses."""
+"""Sampler on tiny networks: reproducibility, outputs, reports, and what it refuses."""
 
-import dataclasses
-import itertools
 import logging
 import math
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from drawing import CLOSE, NFE, draw, photos, tiny
 
 from ncsn_fast import (
-    EngineError,
-    EngineUnavailable,
-    ModelConfig,
     Sampler,
     SamplingError,
-    ScoreModel,
     checkpoint,
-    engines,
     noise,
 )
-from ncsn_fast.engines.cpu import CpuEngine
 from ncsn_fast.engines.eager import EagerEngine
 from ncsn_fast.noise import Stream
 from ncsn_fast.plan import network_flop
-
-TINY = ModelConfig(
-    image_size=(8, 8), ngf=2, n_sigmas=4, sigma_begin=2.0, sigma_end=0.1, epsilon=1e-3,
-    n_steps_each=2,
-)  # fmt: skip
-NFE = 4 * 2 + 1
-CLOSE = {"rtol": 0.0, "atol": 1e-4}  # states of rounding's size apart, after NFE evaluations
-
-
-def tiny(**fields):
-    torch.manual_seed(0)
-    return ScoreModel(dataclasses.replace(TINY, **fields))
-
-
-@pytest.fixture(scope="module", params=["ncsnv2", "ncsn"])
-def model(request):
-    return tiny(arch=request.param)
-
-
-@pytest.fixture(scope="module", params=["eager", "cpu"])
-def sampler(request, model):
-    return Sampler(model, engine=request.param, dtype="fp32", batch_size=3, threads=1)
-
-
-@pytest.fixture(scope="module")
-def plain():
-    return Sampler(tiny(), engine="cpu", dtype="fp32", batch_size=3, threads=1)
-
-
-def draw(sampler, n=1, **options):
-    return sampler.sample(n, progress=False, **options)
-
-
-def photos(n=2, channels=3, seed=0):
-    return torch.rand(n, channels, 8, 8, generator=torch.Generator().manual_seed(seed))
 
 
 def test_a_sample_depends_on_its_index_alone(sampler):
@@ -92,27 +49,6 @@ def test_seeds_and_methods_differ(sampler):
     for other in (draw(sampler, seed=1), draw(sampler, seed=2**32 - 1), draw(sampler, start=1),
                   draw(sampler, method="cas"), draw(sampler, n_steps_each=1)):  # fmt: skip
         assert not torch.allclose(other, base, atol=0.05)
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 8])
-def test_batch_sizes_and_engines_agree_to_rounding(model, batch_size):
-    expected = draw(Sampler(model, engine="eager", batch_size=3), 4)
-    for engine in ("eager", "cpu"):
-        other = draw(Sampler(model, engine=engine, dtype="fp32", batch_size=batch_size), 4)
-        torch.testing.assert_close(other, expected, **CLOSE)
-
-
-@pytest.mark.parametrize("arch", ["ncsnv2", "ncsn", "ncsnv2_deeper"])
-@pytest.mark.parametrize("engine", ["eager", "cpu"])
-def test_numbers_of_threads_change_nothing(engine, arch):
-    before = torch.get_num_threads()
-    model = tiny(arch=arch, ngf=8, n_sigmas=2)
-    one, two = (
-        draw(Sampler(model, engine=engine, batch_size=4, threads=t), 3, method="cas")
-        for t in (1, 2)
-    )
-    assert torch.equal(two, one)
-    assert torch.get_num_threads() == before
 
 
 def test_sampling_is_annealed_langevin_dynamics(plain):
@@ -232,21 +168,6 @@ def test_plan(sampler):
     assert "7 samples, 9 network evaluations each, 3 micro-batches of 3" in str(plan)
 
 
-def damaged():
-    model = tiny()
-    with torch.no_grad():
-        model.net.end_conv.bias[1] = math.nan
-    return model
-
-
-def test_damaged_weights_stop_the_sampling():
-    with pytest.raises(SamplingError, match=r"sample 7 of seed 5 .* at level 0 \(sigma 2\)"):
-        draw(Sampler(damaged(), engine="eager"), 2, seed=5, start=7)
-    for dtype in ("fp32", "bf16"):
-        with pytest.raises(EngineError, match=r"own output is not finite .* weights are damaged"):
-            draw(Sampler(damaged(), engine="cpu", dtype=dtype))
-
-
 def test_a_sample_that_leaves_the_numbers_is_named(monkeypatch):
     network, levels = EagerEngine.network, []
 
@@ -276,167 +197,6 @@ def test_callbacks_cannot_disturb_the_chains_and_may_use_autograd(plain):
             progress.samples.fill_(7)
 
     assert torch.equal(draw(plain, 3, callback=meddle), draw(plain, 3))
-
-
-def test_callers_settings_do_not_reach_the_engine(plain):
-    with torch.autocast("cpu", torch.bfloat16), torch.enable_grad():
-        assert torch.equal(draw(plain, 2), draw(plain, 2))
-        inside = draw(plain, 2)
-    assert torch.equal(inside, draw(plain, 2))
-
-
-def test_the_callers_model_is_left_alone(model):
-    model.train()
-    before = model.digest()
-    for engine in ("eager", "cpu"):
-        sampler = Sampler(model, engine=engine)
-        draw(sampler, 1)
-        assert (model.training, model.digest()) == (True, before)
-        with torch.no_grad():
-            first = sampler.score(torch.zeros(1, *model.image_shape), 1.0)
-            model.net.end_conv.weight.mul_(2)
-            again = sampler.score(torch.zeros(1, *model.image_shape), 1.0)
-            model.net.end_conv.weight.div_(2)
-        assert torch.equal(first, again)
-    model.eval()
-
-
-MASKS = {
-    "one for all": torch.arange(64).reshape(8, 8) % 3 == 0,
-    "rows": (torch.arange(8) < 3)[:, None],
-    "one per channel": torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(1)) < 0.5,
-    "one per image": torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(2)) < 0.5,
-    "numbers": (torch.arange(8.0) - 4).clamp(0, 1),
-    "list": [[0, 1, 0, 1, 0, 0, 1, 1]] * 8,
-    "array": np.eye(8),
-    "all": True,
-    "none": False,
-}
-
-
-@pytest.mark.parametrize("variant", ["ncsnv2", "ncsn"])
-@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
-def test_inpainting_returns_known_pixels_exactly(plain, mask, variant):
-    def inpaint(images):
-        return plain.inpaint(images, mask, variant=variant, n_steps_each=1, progress=False)
-
-    images, known = photos(), (torch.as_tensor(mask) != 0).expand(2, 3, 8, 8)
-    images[~known] = 0.123
-    out = inpaint(images)
-    assert torch.equal(out[known], photos()[known])
-    if not known.all():
-        assert (out[~known] - 0.123).abs().max() > 0.1
-        images[~known] = -77.0  # unknown pixels may hold anything
-        assert torch.equal(inpaint(images), out)
-
-
-@pytest.mark.parametrize("variant", ["ncsnv2", "ncsn"])
-def test_inpainting_with_every_network_and_engine(sampler, variant):
-    mask = MASKS["one per image"].expand(2, 3, 8, 8)
-    out = sampler.inpaint(photos(), mask, variant=variant, method="cas", progress=False)
-    assert torch.equal(out[mask], photos()[mask])
-    assert not torch.allclose(out[~mask], photos()[~mask], atol=0.1)
-
-
-def test_inpainting_nothing_known_is_sampling(sampler):
-    out = sampler.inpaint(photos(), False, seed=3, start=4, progress=False)
-    assert torch.equal(out, draw(sampler, 2, seed=3, start=4))
-
-
-def test_inpainting_variants_and_seeds_differ(plain):
-    mask = MASKS["one for all"]
-    outs = [
-        plain.inpaint(photos(), mask, progress=False, **options)
-        for options in ({}, {"variant": "ncsn"}, {"seed": 1}, {"start": 1}, {"method": "cas"})
-    ]
-    for i, a in enumerate(outs):
-        assert all(not torch.allclose(a, b, atol=0.05) for b in outs[:i])
-
-
-def test_inpainting_of_8_bit_images_gives_their_bytes_back(plain):
-    images = (photos().permute(0, 2, 3, 1).numpy() * 255).astype(np.uint8)
-    mask = MASKS["one for all"].numpy()
-    out = plain.inpaint(images, mask, output="np", progress=False)
-    np.testing.assert_array_equal(out[:, mask], images[:, mask])
-    pils = [Image.fromarray(i) for i in images]
-    np.testing.assert_array_equal(plain.inpaint(pils, mask, output="np", progress=False), out)
-
-
-@pytest.mark.parametrize(
-    "mask", [torch.ones(7, 8), torch.ones(3, 3, 8, 8), torch.ones(1, 2, 3, 8, 8)]
-)
-def test_masks_that_do_not_fit_are_refused(plain, mask):
-    with pytest.raises(ValueError, match=r"mask must broadcast to the images \(2, 3, 8, 8\)"):
-        plain.inpaint(photos(), mask, progress=False)
-
-
-def test_interpolation(sampler):
-    frames = sampler.interpolate(2, 4, seed=3, start=5, progress=False).reshape(2, 4, 3, 8, 8)
-    samples = draw(sampler, 2, seed=3, start=5)
-    assert torch.equal(frames[:, 0], samples)
-    for row in frames:
-        steps = [(a - b).square().mean() for a, b in itertools.pairwise(row)]
-        assert min(steps) > 0
-        assert max(steps) < (row[0] - row[-1]).square().mean()
-    assert torch.equal(sampler.interpolate(2, 1, seed=3, start=5, progress=False), samples)
-    assert sampler.interpolate(0, 4, progress=False).shape == (0, 3, 8, 8)
-
-
-def test_scores_are_the_models(sampler):
-    model, x = sampler.model, photos(4)
-    for sigma in (2.0, 0.3, 0.1):
-        expected = model.score(x, sigma).detach()
-        error = (sampler.score(x, sigma) - expected).abs().max() / expected.abs().max()
-        assert error < 2e-5
-    assert sampler.score(photos(0), 1.0).shape == (0, 3, 8, 8)
-
-
-def test_denoising_is_tweedies_formula(sampler):
-    x = photos(4)
-    expected = (x + 0.3**2 * sampler.model.score(x, 0.3).detach()).clamp(0, 1)
-    torch.testing.assert_close(sampler.denoise(x, 0.3), expected, **CLOSE)
-    assert sampler.denoise(x, 0.3, output="np").shape == (4, 8, 8, 3)
-
-
-@pytest.mark.parametrize("dtype", ["bf16", "bfloat16", torch.bfloat16])
-def test_names_of_types(dtype):
-    assert Sampler(tiny(), engine="cpu", dtype=dtype).dtype == "bf16"
-
-
-def test_engines_of_other_sizes_share_their_weights():
-    sampler = Sampler(tiny(), engine="cpu")
-    small, large = sampler.engine_for(1), sampler.engine_for(5)
-    assert (small.batch_size, large.batch_size) == (1, 8)
-    assert small._weights is large._weights
-    assert sampler.engine_for(6) is large
-
-
-def test_the_engine_that_auto_means(caplog):
-    with caplog.at_level(logging.INFO):
-        assert Sampler(tiny(), device="cpu").engine_class.name == "cpu"
-    assert f"engine cpu (our kernels), {CpuEngine.default_dtype()}, on cpu" in caplog.text
-
-
-@pytest.mark.parametrize("engine", ["compile", "cuda", "ort", "trt"])
-def test_engines_that_cannot_run_say_so(engine):
-    with pytest.raises(EngineUnavailable, match=f"'{engine}' .* not part of this .*: cpu, eager"):
-        Sampler(tiny(), engine=engine, device="cpu")
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"engine": "warp"}, "engine must be auto, cpu, eager, .*; got 'warp'"),
-        ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
-        ({"threads": 0}, "threads must be at least 1; got 0"),
-        ({"engine": "eager", "dtype": "bf16"}, "'eager' computes in fp32; got dtype 'bf16'"),
-        ({"engine": "cpu", "dtype": torch.float16}, "'cpu' computes in fp32 or bf16; got dtype"),
-        ({"engine": "cpu", "compile_cache": "x"}, "'cpu' compiles nothing"),
-    ],
-)
-def test_bad_settings_are_refused(options, words):
-    with pytest.raises(ValueError, match=words):
-        Sampler(tiny(), device="cpu", **options)
 
 
 @pytest.mark.parametrize(
@@ -497,31 +257,6 @@ def test_a_model_folder_is_taken_as_it_is(tmp_path):
     assert torch.equal(draw(sampler), draw(Sampler(model, engine="eager", batch_size=1)))
 
 
-@pytest.mark.parametrize("soft", [0.5, 255, math.nan])
-def test_soft_masks_are_refused(plain, soft):
-    with pytest.raises(ValueError, match="boolean, or 0 and 1"):
-        plain.inpaint(photos(), torch.full((8, 8), soft), progress=False)
-
-
-def test_known_pixels_of_another_range_are_refused(plain):
-    images, mask = 2 * photos() - 1, MASKS["one for all"]
-    with pytest.raises(ValueError, match=r"map images in \[-1, 1\]"):
-        plain.inpaint(images, mask, progress=False)
-    images[:, :, ~mask] = -7  # unknown pixels may hold anything finite
-    known = photos()[:, :, mask]
-    images[:, :, mask] = known
-    assert torch.equal(plain.inpaint(images, mask, progress=False)[:, :, mask], known)
-
-
-def test_scores_at_one_sigma_per_image(model):
-    sampler, x = Sampler(model, engine="eager"), photos(3)
-    together = sampler.score(x, torch.tensor([2.0, 0.5, 0.1]))
-    each = torch.cat([sampler.score(x[i : i + 1], s) for i, s in enumerate((2.0, 0.5, 0.1))])
-    torch.testing.assert_close(together, each, rtol=1e-4, atol=1e-4 * each.abs().max().item())
-    with pytest.raises(ValueError, match=r"sigma must be a number or \(3,\)"):
-        sampler.score(x, torch.ones(2))
-
-
 def test_streams_check_before_they_start(plain):
     with pytest.raises(ValueError, match="seed must be in"):
         plain.stream([0], seed=-1)
@@ -530,26 +265,3 @@ def test_streams_check_before_they_start(plain):
     parts = list(plain.stream([5, 2, 9, 0], progress=False))
     assert torch.cat([indices for indices, _ in parts]).tolist() == [5, 2, 9, 0]
     assert torch.equal(parts[1][1], draw(plain, 1))
-
-
-@pytest.mark.parametrize("gpu", [True, False])
-def test_engines_choose_their_device(monkeypatch, gpu):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert engines.pick("cpu", None)[:2] == (CpuEngine, cpu)
-    assert engines.pick("auto", "cpu")[:2] == (CpuEngine, cpu)
-    assert engines.pick("eager", None)[1] == (cuda if gpu else cpu)
-    assert engines.pick("auto", None)[1] == (cuda if gpu else cpu)
-    message = "engine 'cpu' runs on cpu; got device 'cuda'" if gpu else "torch sees no NVIDIA GPU"
-    with pytest.raises(ValueError, match=message):
-        engines.pick("cpu", "cuda")
-    with pytest.raises(ValueError, match="engine 'eager' runs on cpu or cuda; got device 'mps'"):
-        engines.pick("eager", "mps")
-
-
-@pytest.mark.parametrize("engine", ["eager", "cpu"])
-def test_no_steps_still_return_known_pixels(engine):
-    images, mask = photos(), MASKS["one for all"]
-    sampler = Sampler(tiny(), engine=engine)
-    out = sampler.inpaint(images, mask, n_steps_each=0, denoise=False, progress=False)
-    assert (sampler.report.nfe, torch.equal(out[:, :, mask], images[:, :, mask])) == (0, True)
