@@ -297,4 +297,4 @@ def test_no_results_are_said(
     monkeypatch.setattr(write_results, "ROOT", checkout)
     (checkout / "results" / "cpu.json").unlink()
     assert run(monkeypatch) == 1
-    assert "no *.json in results" in capsys.readouterr().out
+    assert "no cpu*.json in results" in capsys.readouterr().out

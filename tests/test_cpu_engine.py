@@ -1,6 +1,7 @@
 """The cpu engine: its plan, its memory, its precision on every network, and its level loop."""
 
 import dataclasses
+import gc
 import itertools
 import json
 import logging
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 
 import pytest
 import tiny
@@ -49,7 +51,7 @@ def test_every_network_is_within_its_bound_at_every_level(arch, dtype, convoluti
     torch.manual_seed(0)
     fresh = ScoreModel(ModelConfig(arch=arch, image_size=(32, 32), ngf=32, n_sigmas=LEVELS))
     built = engine(fresh, dtype)
-    reference = engine(built.model, kind=EagerEngine)
+    reference = engine(fresh, kind=EagerEngine)
     error = precision.check_precision(built, reference, LEVELS)
     assert error <= precision.BOUNDS[dtype]
     assert error == built.error > (1e-3 if dtype == "bf16" else 0)  # below, it was not bf16
@@ -69,10 +71,29 @@ def test_any_batch_and_size(arch, size, batch_size):
 
 
 def test_images_of_another_size_than_the_models():
-    built, x = engine(model(channels=1)), torch.rand(2, 1, 24, 8)
+    of, x = model(channels=1), torch.rand(2, 1, 24, 8)
     with torch.inference_mode(), ops.backend("reference"):
-        expected = built.model(x)
+        expected = of(x)
+    built = engine(of)
     assert (built.output(x, None) - expected).norm() <= 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize("convolutions", ["direct", "winograd"])
+def test_the_engine_does_not_keep_the_model(convolutions, monkeypatch):
+    """Packed weights serve every batch and image size, so that the caller's can be freed."""
+    monkeypatch.setenv("NCSN_FAST_CONVOLUTIONS", convolutions)
+    of = model(ngf=32)
+    built, x, small = engine(of), torch.rand(3, 3, 16, 16), torch.rand(2, 3, 8, 8)
+    with torch.inference_mode(), ops.backend("reference"):
+        expected = [of(x), of(small)]
+    gone = weakref.ref(of.net.begin_conv.weight)
+    del of
+    gc.collect()
+    assert gone() is None
+    for f, wanted in zip(
+        (built.resized(3).output(x, None), built.output(small, None)), expected, strict=True
+    ):
+        assert (f - wanted).norm() <= 1e-5 * wanted.norm()
 
 
 @pytest.mark.parametrize("norm", ["InstanceNorm++", "InstanceNorm"])

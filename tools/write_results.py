@@ -2,8 +2,8 @@
 
 `pytest benchmarks/ --benchmark-only --benchmark-json=benchmarks/results/NAME.json` measures;
 `python tools/write_results.py [FILE]` then strips that file to what is worth committing, and writes
-table and plot from it. Without FILE the newest of benchmarks/results/ is taken. With `--check` it
-only says whether README and file are as they would be.
+table and plot from it. Without FILE the newest cpu*.json of benchmarks/results/ is taken. With
+`--check` it only says whether README and file are as they would be.
 """
 
 from __future__ import annotations
@@ -219,9 +219,9 @@ def plot(results: dict[str, Any], path: Path) -> None:
 
 def newest() -> Path:
     """The results file measured last; FileNotFoundError says how to make one."""
-    files = list(RESULTS.glob("*.json"))
+    files = list(RESULTS.glob("cpu*.json"))
     if not files:
-        raise FileNotFoundError(f"no *.json in {RESULTS.relative_to(ROOT)}; see {__file__}")
+        raise FileNotFoundError(f"no cpu*.json in {RESULTS.relative_to(ROOT)}; see {__file__}")
     return max(files, key=lambda path: json.loads(path.read_text())["datetime"])
 
 

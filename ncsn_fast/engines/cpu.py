@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ncsn_fast._extension import forced_isa
 from ncsn_fast.engines import cpu_probe, precision
@@ -56,6 +56,7 @@ class CpuEngine(Engine):
         self._scale, self._shift = (2.0, -1.0) if model.net.scale_input else (1.0, 0.0)
         self._forget_plans()
         self.error = self._check()
+        self.model = _without_weights(model)  # they are packed: the caller may let go of theirs
 
     @classmethod
     def unavailable(cls) -> str | None:
@@ -187,6 +188,15 @@ class CpuEngine(Engine):
             self.model, device=self.device, dtype="fp32", batch_size=size, threads=self.threads
         )
         return precision.check_precision(self.resized(size), reference, n)
+
+
+def _without_weights(model: ScoreModel) -> ScoreModel:
+    """A copy whose parameters have shapes, but one number each behind them."""
+    memo: dict[int, Any] = {
+        id(p): nn.Parameter(torch.zeros(()).expand(p.shape), requires_grad=False)
+        for p in model.parameters()
+    }
+    return copy.deepcopy(model, memo).cpu().eval()
 
 
 def _algorithm(name: str | None, dtype: str) -> str:

@@ -150,11 +150,10 @@ class CpuPlan:
 
     def _add_convolution(self, op: Op, of: ConvolutionOf) -> str:
         """Adds the step and returns its kind."""
-        x, y = op.inputs[0], op.outputs[0]
-        sizes = (x.channels, y.channels, x.height, x.width, of.dilation)
-        if self.winograd and of.taps == 3 and of.padding == of.dilation and winograd_pays(*sizes):
+        if f"{op.name} (winograd)" in self.weights or self._chooses_winograd(op, of):
             self._add_winograd(op, of)
             return "winograd"
+        x, y = op.inputs[0], op.outputs[0]
         if op.name not in self.weights:
             self.weights[op.name] = _pack(of, self._shape(x), self.dtype)
         tensors = [self._tensor(y), self._tensor(x), *self.weights[op.name]]
@@ -165,6 +164,13 @@ class CpuPlan:
             self._address(y), 0 if op.overwrites else self._bytes(y),
         )  # fmt: skip
         return "conv"
+
+    def _chooses_winograd(self, op: Op, of: ConvolutionOf) -> bool:
+        """What is packed already stays as it is, for images of every size."""
+        if not self.winograd or op.name in self.weights:
+            return False
+        x, fits = op.inputs[0], of.taps == 3 and of.padding == of.dilation
+        return fits and winograd_pays(x.channels, of.channels, x.height, x.width, of.dilation)
 
     def _add_winograd(self, op: Op, of: ConvolutionOf) -> None:
         x, y = op.inputs[0], op.outputs[0]
