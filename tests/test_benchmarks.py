@@ -281,6 +281,32 @@ def test_a_changed_figure_is_noticed(checkout: Path, monkeypatch: pytest.MonkeyP
     assert run(monkeypatch, "--check") == 1
 
 
+def test_a_later_run_replaces_its_groups(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    title = "CIFAR-10 32x32, B = 8"
+    later = RAW | {
+        "commit_info": {"id": "fedcba9876543210"},
+        "not_run": [],
+        "benchmarks": [
+            record(title, "published", 2.0, workload="w"),
+            record(title, "ours-bf16", 0.1, workload="w"),
+            record(title, "convolutions-bf16", 0.2, workload="w"),
+        ],
+    }
+    first, second = checkout / "results" / "cpu.json", checkout / "later.json"
+    second.write_text(json.dumps(later))
+    assert run(monkeypatch, str(first), str(second)) == 0
+    assert run(monkeypatch, "--check") == 0
+    readme = (checkout / "README.md").read_text()
+    assert "| **`ours-bf16`** | 100 ms · 20.00x · 200% |  |" in readme
+    assert "| **`ours-bf16`** | 16/s · 8.00x |" in readme
+    caption = "commit fedcba987; commit 012345678 for Deeper 96x96, B = 1, digits, ald, 8 images"
+    assert caption in " ".join(readme.split())
+    other = {**later, "machine_info": {"ncsn_fast": {**RAW["machine_info"]["ncsn_fast"], "x": 1}}}
+    second.write_text(json.dumps(other))
+    assert run(monkeypatch, str(first), str(second)) == 1
+
+
 @pytest.mark.parametrize("text", ["no markers", f"{write_results.END}{write_results.BEGIN}"])
 def test_missing_markers_are_said(
     text: str, checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

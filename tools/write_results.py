@@ -3,7 +3,9 @@
 `pytest benchmarks/ --benchmark-only --benchmark-json=benchmarks/results/NAME.json` measures;
 `python tools/write_results.py [FILE]` then strips that file to what is worth committing, and writes
 table and plot from it. Without FILE the newest cpu*.json of benchmarks/results/ is taken. With
-`--check` it only says whether README and file are as they would be.
+`--check` it only says whether README and file are as they would be. A second FILE is a later run of
+some groups, which replace those of the first; each group is then of one run, and the caption says
+which commits were measured.
 """
 
 from __future__ import annotations
@@ -31,21 +33,56 @@ Cell = Callable[[Record, dict[str, Record]], str]
 
 def strip(raw: dict[str, Any]) -> dict[str, Any]:
     """What the table and the plot need, without raw samples and without the machine's name."""
+    commit = raw["commit"] if "commit" in raw else raw.get("commit_info", {}).get("id")
     return {
         "datetime": raw["datetime"],
-        "commit": raw["commit"] if "commit" in raw else raw.get("commit_info", {}).get("id"),
+        "commit": commit,
         "machine_info": {"ncsn_fast": raw["machine_info"]["ncsn_fast"]},
         "not_run": raw.get("not_run", []),
         "benchmarks": [
             {
                 "name": b["name"],
                 "group": b["group"],
+                "commit": b.get("commit", commit),
                 "extra_info": b["extra_info"],
                 "stats": {key: b["stats"][key] for key in STATISTICS},
             }
             for b in raw["benchmarks"]
         ],
     }
+
+
+def merge(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
+    """Stripped results of two runs: groups of the later one replace the earlier one's.
+
+    ValueError unless both ran on the same machine with the same versions.
+    """
+    if earlier["machine_info"] != later["machine_info"]:
+        raise ValueError("the two runs are of different machines, threads or versions")
+    again = {b["group"] for b in later["benchmarks"]}
+    kept = [b for b in earlier["benchmarks"] if b["group"] not in again]
+    not_run = [n for n in earlier["not_run"] if n["group"] not in again] + later["not_run"]
+    return later | {"benchmarks": later["benchmarks"] + kept, "not_run": not_run}
+
+
+def measured(results: dict[str, Any]) -> str:
+    """The commit that was measured; where they differ, which groups are of which."""
+    of: dict[str, list[str]] = {}
+    for record in results["benchmarks"]:
+        of.setdefault(str(record["commit"])[:9], []).append(record["group"])
+    if len(of) == 1:
+        return f"commit {next(iter(of))}"
+    main, *others = of
+    rest = "; ".join(
+        f"commit {c} for {', '.join(g for g in dict.fromkeys(of[c]) if _is_shown(g))}"
+        for c in others
+    )
+    return f"commit {main}; {rest}"
+
+
+def _is_shown(group: str) -> bool:
+    """Whether a group has a column of its own (single ops have none)."""
+    return any(word in group for word in ("B =", "images"))
 
 
 def groups(results: dict[str, Any], kind: str) -> dict[str, dict[str, Record]]:
@@ -148,7 +185,7 @@ def caption(results: dict[str, Any], source: str) -> str:
         "of the time that the network's convolutions alone take (`convolutions-*`, same type).",
         f"{facts['processor']} ({', '.join(facts['flags'])}), threads: {facts['threads']}; "
         f"{versions}; {min(rounds)} to {max(rounds)} interleaved rounds; "
-        f"{results['datetime'][:10]}, commit {str(results['commit'])[:9]}. To repeat it:* "
+        f"{results['datetime'][:10]}, {measured(results)}. To repeat it:* "
         f"`pytest benchmarks/ --benchmark-only --benchmark-json=benchmarks/results/{source}`",
     ]
     baselines = [
@@ -225,10 +262,12 @@ def newest() -> Path:
     return max(files, key=lambda path: json.loads(path.read_text())["datetime"])
 
 
-def write(source: Path, *, check: bool) -> list[str]:
+def write(source: Path, again: list[Path], *, check: bool) -> list[str]:
     """Names of the files that were out of date; rewrites them, and the plot, unless `check`."""
     old, readme = source.read_text(), README.read_text()
     results = strip(json.loads(old))
+    for path in again:
+        results = merge(results, strip(json.loads(path.read_text())))
     wanted = {
         source: (old, json.dumps(results, indent=1, ensure_ascii=False) + "\n"),
         README: (readme, fill(readme, block(results, source.name))),
@@ -245,10 +284,11 @@ def write(source: Path, *, check: bool) -> list[str]:
 
 def main() -> int:
     """Exit code 1 if --check finds a file out of date, or if there is nothing to write."""
-    arguments = [a for a in sys.argv[1:] if a != "--check"]
+    files = [Path(a) for a in sys.argv[1:] if a != "--check"]
     check = "--check" in sys.argv
     try:
-        stale = write(Path(arguments[0]) if arguments else newest(), check=check)
+        source, *again = files or [newest()]
+        stale = write(source, again, check=check)
     except (FileNotFoundError, ValueError) as error:
         print(error)
         return 1
