@@ -1,0 +1,188 @@
+"""Compiles every Triton kernel that production launches for sm_90, without a GPU.
+
+Launchers run on meta tensors while their launches are recorded; each is then compiled with the
+types, divisibilities and constants that the JIT would infer, to PTX by Triton and to a cubin by
+ptxas. Registers, spills, shared memory and the widths of global accesses go into a JSON report:
+
+    python tools/compile_kernels.py [--out FILE] [--only TEXT]      (TRITON_INTERPRET unset)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from ncsn_fast.kernels import instance_norm_plus
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+REPORT = Path(__file__).parent.parent / "benchmarks" / "results" / "aot-sm90.json"
+TARGET = GPUTarget("cuda", 90, 32)
+PTXAS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+TYPES = {
+    torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32",
+    torch.int64: "i64", torch.bool: "i1",
+}  # fmt: skip
+FLOATS = (torch.bfloat16, torch.float16, torch.float32)
+# Feature maps of NCSNv2 on CIFAR-10 and FFHQ at 256: channels, height and width.
+MAPS = ((128, 32), (256, 16), (128, 256))
+
+Case = tuple[str, Callable[[], object]]
+Launch = tuple[Any, tuple[Any, ...], dict[str, Any]]  # kernel, arguments, constants and options
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def maps(channels: int, size: int, dtype: torch.dtype, n: int = 256) -> Tensor:
+    return meta(n, channels, size, size, dtype=dtype).contiguous(memory_format=torch.channels_last)
+
+
+def label(x: Tensor) -> str:
+    return f"{TYPES[x.dtype]} {x.shape[1]}x{x.shape[2]}x{x.shape[3]}"
+
+
+def norms() -> Iterator[Case]:
+    for dtype in FLOATS:
+        for channels, size in MAPS:
+            x, rows = maps(channels, size, dtype), [meta(256, channels)] * 3
+            for elu in (False, True):
+                for form in ("split", "single"):
+                    name = f"instance_norm_plus {form}{' elu' * elu} {label(x)}"
+                    yield name, lambda x=x, rows=rows, elu=elu, form=form: (
+                        instance_norm_plus.instance_norm_plus(x, *rows, elu=elu, form=form)
+                    )
+
+
+def cases() -> Iterator[Case]:
+    """Name and call of every launch that production makes."""
+    yield from norms()
+
+
+def recorded(call: Callable[[], object]) -> list[Launch]:
+    """What `call` would launch."""
+    launches: list[Launch] = []
+
+    def record(kernel: Any, *args: Any, grid: tuple[int], warmup: bool, **options: Any) -> None:
+        assert grid[0] > 0
+        launches.append((kernel, args, options))
+
+    with mock.patch.object(triton.JITFunction, "run", record):
+        call()
+    return launches
+
+
+def is_one(value: object) -> bool:
+    return isinstance(value, int) and value == 1
+
+
+def source(kernel: Any, args: tuple[Any, ...], constants: dict[str, Any]) -> ASTSource:
+    """The kernel with its arguments specialised as the JIT specialises them."""
+    signature: dict[str, str] = {}
+    constexprs: dict[str, Any] = {}
+    attributes: dict[tuple[int], list[list[Any]]] = {}
+    given = dict(zip(kernel.arg_names, args, strict=False)) | constants
+    assert set(given) == set(kernel.arg_names), set(given) ^ set(kernel.arg_names)
+    for parameter in kernel.params:
+        name, value = parameter.name, given[parameter.name]
+        special = not parameter.do_not_specialize and not parameter.is_constexpr
+        if parameter.is_constexpr or value is None or (special and is_one(value)):
+            signature[name], constexprs[name] = "constexpr", value
+            continue
+        if isinstance(value, Tensor):
+            signature[name] = "*" + TYPES[value.dtype]
+        else:
+            signature[name] = "fp32" if isinstance(value, float) else "i32"
+        aligned = isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0)
+        if special and aligned:
+            attributes[(parameter.num,)] = [["tt.divisibility", 16]]
+    return ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=attributes)
+
+
+def accesses(ptx: str, kind: str) -> dict[str, int]:
+    """Bytes of an access -> how many of them, of global loads (ld) or stores (st)."""
+    found: Counter[str] = Counter()
+    for vector, bits in re.findall(rf"{kind}\.global(?:\.[a-z_]\w*)*?(?:\.v(\d))?\.b(\d+)", ptx):
+        found[str(int(vector or 1) * int(bits) // 8)] += 1
+    return dict(sorted(found.items()))
+
+
+def compiled(kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:
+    """The report on one kernel."""
+    names = set(kernel.arg_names)
+    constants = {name: value for name, value in options.items() if name in names}
+    compiler = {name: value for name, value in options.items() if name not in names}
+    binary = triton.compile(
+        source(kernel, args, constants),
+        target=TARGET,
+        options=compiler,
+    )
+    ptx = binary.asm["ptx"]
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(ptx)
+        file.flush()
+        log = subprocess.run(
+            [PTXAS, "-v", "--gpu-name=sm_90a", file.name, "-o", "/dev/null"],
+            check=True, capture_output=True, text=True,
+        ).stderr  # fmt: skip
+    stack, stores, loads = map(
+        int, re.search(r"(\d+) bytes stack.* (\d+) bytes spill st.* (\d+) bytes spill", log).groups()
+    )
+    return {
+        "kernel": kernel.__name__,
+        "warps": options["num_warps"],
+        "registers": int(re.search(r"Used (\d+) registers", log)[1]),
+        "stack_bytes": stack,
+        "spill_bytes": stores + loads,
+        "shared_bytes": binary.metadata.shared,
+        "scratch_bytes": binary.metadata.global_scratch_size,
+        "cubin_bytes": len(binary.asm["cubin"]),
+        "load_bytes": accesses(ptx, "ld"),
+        "store_bytes": accesses(ptx, "st"),
+    }
+
+
+def report(only: str = "") -> dict[str, Any]:
+    kernels = {}
+    for name, call in cases():
+        if only not in name:
+            continue
+        for launch in recorded(call):
+            kernels[f"{name}: {launch[0].__name__}"] = compiled(*launch)
+    version = subprocess.run([PTXAS, "--version"], check=True, capture_output=True, text=True)
+    return {
+        "target": "sm_90a",
+        "triton": triton.__version__,
+        "ptxas": re.search(r"V([\d.]+)", version.stdout)[1],
+        "kernels": kernels,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=REPORT)
+    parser.add_argument("--only", default="", help="cases whose name contains this text")
+    options = parser.parse_args()
+    found = report(options.only)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(found, indent=1) + "\n")
+    worst = max(found["kernels"].values(), key=lambda kernel: kernel["registers"])
+    spilling = [name for name, kernel in found["kernels"].items() if kernel["spill_bytes"]]
+    print(f"{len(found['kernels'])} kernels, at most {worst['registers']} registers a thread")
+    print(f"spilling: {spilling or 'none'}")
+
+
+if __name__ == "__main__":
+    main()
