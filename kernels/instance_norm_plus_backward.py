@@ -7,10 +7,10 @@ u = (mu - m) / sqrt(v + eps) the standardised means, per sample and channel S = 
     d mu = (q - mean q - u sum(q u) / (C - 1)) / sqrt(v + eps)           over the channels
     d x = r (g - n D / P) + (d mu - r S) / P,   r = gamma / sqrt(var + eps)
 
-Six launches: statistics of x; per sample what the channels share; S and D of tiles; per sample their
-sums and coefficients; d x; the sum over samples of shared parameters' gradients, in order. Tiles are
-those of the statistics. x is read three times and its gradient twice, d x written once: 12 bytes an
-element in bfloat16. Bound by memory.
+Six launches: statistics of x; per sample what the channels share; S and D of tiles; per sample
+their sums and coefficients; d x; the sum over samples of shared parameters' gradients, in order.
+Tiles are those of the statistics. x is read three times and its gradient twice, d x written once:
+12 bytes an element in bfloat16. Bound by memory.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from ncsn_fast.kernels import launch
+from ncsn_fast.kernels import launch, norm_statistics
 from ncsn_fast.kernels.instance_norm_plus import in_rows
 from ncsn_fast.kernels.launch import cdiv, check_maps, power_of_2
 from ncsn_fast.kernels.norm_statistics import (
-    TILE_ELEMENTS,
     WARPS,
     inverse_root,
     launch_statistics,
@@ -115,7 +114,7 @@ def summed_tiles(sums_ptr, rstd, cols, tiles, C: tl.constexpr, TILES: tl.constex
 def coefficients_kernel(sums_ptr, moments_ptr, rstd_ptr, alpha_ptr, gamma_ptr, grads_ptr, out_ptr,
                         alpha_row, gamma_row, plane, tiles, C: tl.constexpr, TILES: tl.constexpr,
                         CHUNK: tl.constexpr):  # fmt: skip
-    """grads (N, 3, C): d alpha, d gamma, d beta; out (N, 2, C): d x = r g + out0 (x - mu) + out1."""
+    """grads (N, 3, C): d alpha, d gamma, d beta; out (N, 2, C): d x = r g + o0 (x - mu) + o1."""
     sample = tl.program_id(0).to(tl.int64)
     sums_ptr += sample * tiles * (2 * C)
     moments_ptr += sample * (5 * C)
@@ -216,7 +215,8 @@ def instance_norm_plus_backward(
     if x.numel():
         partials, split = launch_statistics(x, None)
         tiles = power_of_2(split.tiles)
-        chunks = {"C": c, "TILES": tiles, "CHUNK": min(power_of_2(c), TILE_ELEMENTS // tiles)}
+        chunk = min(power_of_2(c), norm_statistics.TILE_ELEMENTS // tiles)
+        chunks = {"C": c, "TILES": tiles, "CHUNK": chunk}
         blocks = {
             "C": c, "ROWS": split.rows, "BLOCK_P": split.block_p, "BLOCK_C": split.block_c,
             "ELU": elu, "warps": WARPS,

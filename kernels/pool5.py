@@ -34,14 +34,15 @@ def pooled(u, v, MAX: tl.constexpr):
 def pooled_row(x_ptr, row, first, cols, height, width, C: tl.constexpr, BLOCK_W: tl.constexpr,
                MAX: tl.constexpr):  # fmt: skip
     """One row of the input, reduced along the width, at columns first .. first + BLOCK_W - 1."""
-    column = first + tl.arange(0, BLOCK_W)[:, None]
+    outside: tl.constexpr = float("-inf") if MAX else 0.0
+    result = tl.full((BLOCK_W, cols.shape[0]), outside, tl.float32)
     for shift in tl.static_range(-2, 3):
-        at = column + shift
+        at = first + shift + tl.arange(0, BLOCK_W)[:, None]
         inside = (at >= 0) & (at < width) & (cols < C)[None, :] & (row >= 0) & (row < height)
         pointers = x_ptr + (row.to(tl.int64) * width + first + shift) * C
         pointers += tl.arange(0, BLOCK_W)[:, None] * C + cols[None, :]
-        value = tl.load(pointers, mask=inside, other=float("-inf") if MAX else 0.0).to(tl.float32)
-        result = value if shift == -2 else pooled(result, value, MAX)
+        value = tl.load(pointers, mask=inside, other=outside).to(tl.float32)
+        result = pooled(result, value, MAX)
     return result
 
 
@@ -78,7 +79,7 @@ def pool5_kernel(x_ptr, y_ptr, height, width, C: tl.constexpr, STRIP: tl.constex
 def _pool(x: Tensor, out: Tensor | None, maximum: bool) -> Tensor:
     out = torch.empty_like(x) if out is None else out
     launch.check_maps(x=x, out=out)
-    if x.dtype != out.dtype or (x.numel() and x.data_ptr() == out.data_ptr()):
+    if x.dtype != out.dtype or x.data_ptr() == out.data_ptr() != 0:
         raise ValueError(f"out must be another map than x, in {x.dtype}; got {out.dtype}")
     n, c, height, width = x.shape
     if x.numel() == 0:

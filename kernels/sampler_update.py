@@ -86,6 +86,17 @@ def store_input(net_ptr, v, c, p, net_channel, net_pixel, valid, plane, start, C
 
 
 @triton.jit
+def row_noise(seed, key, step, weights_ptr, sample, quad, ROWS: tl.constexpr, N: tl.constexpr):
+    """z = w0 z(stream 0) + w1 z(stream 3), or z(stream 0) without weights."""
+    z = normals(seed, key, step, 0, quad, ROWS, N)
+    if weights_ptr is not None:
+        second = normals(seed, key, step, 3, quad, ROWS, N)
+        z *= tl.load(weights_ptr + 2 * sample)
+        z = tl.fma(tl.load(weights_ptr + 2 * sample + 1), second, z)
+    return z
+
+
+@triton.jit
 def update_kernel(
     x_ptr, h_ptr, f_ptr, table_ptr, steps_ptr, counter_ptr, seeds_ptr, samples_ptr, weights_ptr,
     mask_ptr, known_ptr, net_ptr, nonfinite_ptr, n_rows, plane, f_sample, f_channel, f_pixel,
@@ -128,11 +139,7 @@ def update_kernel(
         tl.store(h_ptr + base + element, h, mask=valid)
     noise_scale = tl.load(table_ptr + 3)
     if noise_scale != 0.0:
-        z = normals(seed, key, step, 0, quad, TILE_C, TILE_P)
-        if weights_ptr is not None:
-            second = normals(seed, key, step, 3, quad, TILE_C, TILE_P)
-            z *= tl.load(weights_ptr + 2 * sample)
-            z = tl.fma(tl.load(weights_ptr + 2 * sample + 1), second, z)
+        z = row_noise(seed, key, step, weights_ptr, sample, quad, TILE_C, TILE_P)
         new = tl.fma(noise_scale, z, new)
     if mask_ptr is not None:
         reference_scale = tl.load(table_ptr + 6)
