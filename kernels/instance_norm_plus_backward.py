@@ -34,7 +34,7 @@ from torch import Tensor
 SHARED_CHANNELS = 32  # of a program that sums over samples
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["alpha_row", "gamma_row", "beta_row"])
 def shared_kernel(partials_ptr, alpha_ptr, gamma_ptr, beta_ptr, moments_ptr, rstd_ptr, alpha_row,
                   gamma_row, beta_row, plane, tiles, eps, C: tl.constexpr, ROWS: tl.constexpr,
                   TILES: tl.constexpr, CHUNK: tl.constexpr):  # fmt: skip
@@ -110,7 +110,7 @@ def summed_tiles(sums_ptr, rstd, cols, tiles, C: tl.constexpr, TILES: tl.constex
     return total, tl.sum(tl.load(pointers + C, mask=inside, other=0.0), axis=0) * rstd
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["alpha_row", "gamma_row"])
 def coefficients_kernel(sums_ptr, moments_ptr, rstd_ptr, alpha_ptr, gamma_ptr, grads_ptr, out_ptr,
                         alpha_row, gamma_row, plane, tiles, C: tl.constexpr, TILES: tl.constexpr,
                         CHUNK: tl.constexpr):  # fmt: skip

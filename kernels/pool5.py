@@ -63,7 +63,7 @@ def pool5_kernel(x_ptr, y_ptr, height, width, C: tl.constexpr, STRIP: tl.constex
     r1 = pooled_row(x_ptr, top - 1, first, cols, height, width, C, BLOCK_W, MAX)
     r2 = pooled_row(x_ptr, top, first, cols, height, width, C, BLOCK_W, MAX)
     r3 = pooled_row(x_ptr, top + 1, first, cols, height, width, C, BLOCK_W, MAX)
-    for i in tl.static_range(STRIP):
+    for i in tl.range(0, STRIP, loop_unroll_factor=1):  # unrolled, max pools in 16 bits spill
         row = top + i
         r4 = pooled_row(x_ptr, row + 2, first, cols, height, width, C, BLOCK_W, MAX)
         result = pooled(pooled(pooled(r0, r1, MAX), pooled(r2, r3, MAX), MAX), r4, MAX)

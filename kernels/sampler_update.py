@@ -28,8 +28,7 @@ from ncsn_fast.kernels.rows import Rows, new_rows
 from torch import Tensor
 
 MOST_CHANNELS = 64  # of a tile with all channels; more are counted flat
-TILE_ELEMENTS = 1024  # a program's: 8 a thread
-WARPS = 4
+TILE_ELEMENTS, WARPS = 1024, 4  # of a program: 8 elements a thread
 
 
 @triton.jit
@@ -125,7 +124,6 @@ def update_kernel(
     step = tl.load(steps_ptr + 2 * row)
     table_ptr += row * 8
     base = sample * plane * C
-
     x = tl.load(x_ptr + base + element, mask=valid, other=0.0)
     f = load_output(
         f_ptr + sample * f_sample, c, p, f_channel, f_pixel, valid, plane, start, F_WIDTH, TILE_C,
@@ -155,8 +153,7 @@ def update_kernel(
             valid, plane, start, C, NET_CHANNELS, NET_WIDTH, TILE_P,
         )  # fmt: skip
     if nonfinite_ptr is not None:
-        # new - new is 0 or NaN; all writers write 1
-        flags = nonfinite_ptr + sample + tl.zeros_like(element)
+        flags = nonfinite_ptr + sample + tl.zeros_like(element)  # all writers write 1
         tl.store(flags, tl.full(element.shape, 1, tl.int32), mask=valid & (new - new != 0.0))
 
 
@@ -257,16 +254,15 @@ def sampler_update_(
     tile_c = 1 if flat else power_of_2(c)
     tile_p = min(TILE_ELEMENTS // tile_c, max(power_of_2(c * plane // tile_c), 4))
     net = f if net_input is None else net_input
-    start_update = (
+    f_width, net_width = (0 if flat else padded_width(t, tile_c) for t in (f, net))
+    widest = tile_p * max(tile_c, f_width, net_width)
+    launch.start(
         update_kernel, n * cdiv(c * plane if flat else plane, tile_p), x.device, x, h, f,
         rows.table, rows.steps, rows.counter, seeds, samples, noise_weights, mask, known, net_input,
         nonfinite, len(rows.table), plane, f.stride(0), f.stride(1), pixel_stride("f", f),
         net.stride(0), net.stride(1), pixel_stride("net_input", net), float(scale), float(shift),
-    )  # fmt: skip
-    launch.start(
-        *start_update, C=c, F_WIDTH=0 if flat else padded_width(f, tile_c),
-        NET_CHANNELS=net.shape[1], NET_WIDTH=0 if flat else padded_width(net, tile_c), FLAT=flat,
-        TILE_C=tile_c, TILE_P=tile_p, warps=WARPS,
+        C=c, F_WIDTH=f_width, NET_CHANNELS=net.shape[1], NET_WIDTH=net_width, FLAT=flat,
+        TILE_C=tile_c, TILE_P=tile_p, warps=min(WARPS, power_of_2(widest // 128)),
     )  # fmt: skip
 
 

@@ -91,7 +91,9 @@ def test_a_graph_replays_every_row():
     flags = torch.zeros(4, dtype=torch.int32, device=DEVICE)
 
     def step() -> None:
-        instance_norm_plus(net_input, *parameters, elu=True, out=normed, partials=partials)
+        instance_norm_plus(
+            net_input, *parameters, elu=True, out=normed, partials=partials, form="split"
+        )
         max_pool5(normed, out=f)
         sampler_update_(
             x, f, h, rows, seeds=seeds, samples=samples, net_input=net_input, nonfinite=flags

@@ -239,8 +239,8 @@ def test_shared_gradients_of_many_samples():
 
 
 def test_gradients_do_not_depend_on_the_batch():
-    x, affine = noise_like(3, 6, 5, 4) - 2.3, on_device(parameters(3, 6, per_sample=True))
-    grad = noise_like(3, 6, 5, 4, seed=9)
+    x, affine = noise_like(3, 8, 5, 4) - 2.3, on_device(parameters(3, 8, per_sample=True))
+    grad = noise_like(3, 8, 5, 4, seed=9)
     whole = instance_norm_plus_backward(nhwc(grad), nhwc(x), *affine, elu=True)
     rest = [p[1:] for p in affine]
     part = instance_norm_plus_backward(nhwc(grad[1:]), nhwc(x[1:]), *rest, elu=True)

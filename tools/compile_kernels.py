@@ -193,6 +193,7 @@ def compiled(kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> dic
         target=TARGET,
         options=compiler,
     )
+    assert binary.asm["cubin"].startswith(b"\x7fELF")
     ptx = binary.asm["ptx"]
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
@@ -211,7 +212,6 @@ def compiled(kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> dic
         "spill_bytes": stores + loads,
         "shared_bytes": binary.metadata.shared,
         "scratch_bytes": binary.metadata.global_scratch_size,
-        "cubin_bytes": len(binary.asm["cubin"]),
         "load_bytes": accesses(ptx, "ld"),
         "store_bytes": accesses(ptx, "st"),
     }
