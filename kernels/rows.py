@@ -1,0 +1,54 @@
+"""The rows of a sampler's table in device memory, and the counter that says which one is next."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from ncsn_fast.kernels import launch
+from torch import Tensor
+
+ROW_WIDTH = 8  # floats: a, b, g, c, p, q, c_ref and one to fill
+
+
+@triton.jit
+def advance_kernel(counter_ptr):
+    tl.store(counter_ptr, tl.load(counter_ptr) + 1)
+
+
+class Rows(NamedTuple):
+    """A sampler's table where a captured graph reads it, and the row that is next.
+
+    table: (K, 8) float32, a row is a, b, g, c, p, q, c_ref (NaN: known elements are left alone), 0.
+    steps: (K, 2) int64 below 2^32, the step indices of the noise and of the known pixels' noise.
+    counter: (1,) int32. At K or above an update does nothing.
+    """
+
+    table: Tensor
+    steps: Tensor
+    counter: Tensor
+
+
+def new_rows(
+    coefficients: Tensor, c_ref: Tensor, steps: Tensor, device: torch.device | str
+) -> Rows:
+    """Rows from (K, 6) coefficients, (K,) scales of the known pixels' noise, (K, 2) steps."""
+    k = len(coefficients)
+    for name, x, shape in (("c_ref", c_ref, (k,)), ("steps", steps, (k, 2))):
+        if x.shape != shape:
+            raise ValueError(f"{name} must have shape {shape}; got {tuple(x.shape)}")
+    if k and not 0 <= int(steps.min()) <= int(steps.max()) < 2**32:
+        raise ValueError(
+            f"steps must be in [0, 2**32); got {int(steps.min())} .. {int(steps.max())}"
+        )
+    table = torch.zeros((k, ROW_WIDTH), dtype=torch.float32)
+    table[:, :6], table[:, 6] = coefficients, c_ref
+    counter = torch.zeros(1, dtype=torch.int32, device=device)
+    return Rows(table.to(device), steps.to(device, torch.int64).contiguous(), counter)
+
+
+def advance(rows: Rows) -> None:
+    """Goes to the next row; one thread, so that graphs need no atomics."""
+    launch.start(advance_kernel, 1, rows.counter.device, rows.counter, warps=1)

@@ -1,0 +1,292 @@
+"""One row of a sampler table: state, history, noise, known pixels, the network's next input.
+
+    x' = a x + b f + g h + c z        h' = p x + q f        z = w0 z(stream 0) + w1 z(stream 3)
+    then, where an element is known:  x' = known + c_ref z(stream 2)
+
+x and h are (B, C, P) float32, P = H W, and change in place; f and the next input are read and
+written through strides, so both may be channels-last and padded with channels that hold zeros. The
+row, the steps of its noise and the keys lie in device memory and a device counter says which row it
+is: a captured CUDA graph replays any of them.
+
+A program does some pixels of one sample, all channels; a quadruple of elements shares a Philox call
+where P is a multiple of 4, which is the fast path. Otherwise elements are counted flat. 3 channels
+padded to 8 in bfloat16 take 19 bytes an element (x twice, f and the next input 16 bytes a pixel),
+history 8 more, a mask with its values 5. Bound by memory.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from ncsn_fast.kernels import launch
+from ncsn_fast.kernels.launch import cdiv, power_of_2
+from ncsn_fast.kernels.noise import normals
+from ncsn_fast.kernels.rows import Rows, new_rows
+from torch import Tensor
+
+MOST_CHANNELS = 64  # of a tile with all channels; more are counted flat
+TILE_ELEMENTS, WARPS = 1024, 4  # of a program: 8 elements a thread
+
+
+@triton.jit
+def narrow(v, WIDTH: tl.constexpr):
+    """The first WIDTH columns of v (P, W), both powers of two."""
+    v = tl.permute(tl.reshape(v, (v.shape[0], v.shape[1] // WIDTH, WIDTH)), (0, 2, 1))
+    for _ in tl.static_range(10):
+        if v.shape[2] > 1:
+            pairs = tl.reshape(v, (v.shape[0], v.shape[1], 2, v.shape[2] // 2))
+            v, _ = tl.split(tl.permute(pairs, (0, 1, 3, 2)))
+    return tl.reshape(v, (v.shape[0], WIDTH))
+
+
+@triton.jit
+def widen(v, WIDTH: tl.constexpr):
+    """v (P, W) and zeros on its right, (P, WIDTH), both powers of two."""
+    for _ in tl.static_range(10):
+        if v.shape[1] < WIDTH:
+            pairs = tl.permute(tl.join(v, tl.zeros_like(v)), (0, 2, 1))
+            v = tl.reshape(pairs, (v.shape[0], 2 * v.shape[1]))
+    return v
+
+
+@triton.jit
+def load_output(f_ptr, c, p, f_channel, f_pixel, valid, plane, start, F_WIDTH: tl.constexpr,
+                TILE_C: tl.constexpr, TILE_P: tl.constexpr):  # fmt: skip
+    """The network's output (TILE_C, TILE_P) in float32; F_WIDTH: channels of a padded pixel."""
+    if F_WIDTH > 0:
+        pixel = start + tl.arange(0, TILE_P)[:, None]
+        at = f_ptr + pixel.to(tl.int64) * F_WIDTH + tl.arange(0, F_WIDTH)[None, :]
+        f = tl.trans(narrow(tl.load(at, mask=pixel < plane, other=0.0), TILE_C))
+    else:
+        at = f_ptr + c.to(tl.int64) * f_channel + p.to(tl.int64) * f_pixel
+        f = tl.load(at, mask=valid, other=0.0)
+    return f.to(tl.float32)
+
+
+@triton.jit
+def store_input(net_ptr, v, c, p, net_channel, net_pixel, valid, plane, start, C: tl.constexpr,
+                NET_CHANNELS: tl.constexpr, NET_WIDTH: tl.constexpr, TILE_P: tl.constexpr,
+                ):  # fmt: skip
+    """The next input: v (TILE_C, TILE_P) and zeros in channels C .. NET_CHANNELS - 1."""
+    v = tl.where(valid, v, 0.0).to(net_ptr.dtype.element_ty)
+    if NET_WIDTH > 0:
+        pixel = start + tl.arange(0, TILE_P)[:, None]
+        at = net_ptr + pixel.to(tl.int64) * NET_WIDTH + tl.arange(0, NET_WIDTH)[None, :]
+        tl.store(at, widen(tl.trans(v), NET_WIDTH), mask=pixel < plane)
+    else:
+        at = net_ptr + c.to(tl.int64) * net_channel + p.to(tl.int64) * net_pixel
+        tl.store(at, v, mask=valid)
+        for k in tl.static_range(1, (NET_CHANNELS + C - 1) // C):
+            pad = at + k * C * net_channel.to(tl.int64)
+            tl.store(pad, tl.zeros_like(v), mask=valid & (c + k * C < NET_CHANNELS))
+
+
+@triton.jit
+def row_noise(seed, key, step, weights_ptr, sample, quad, ROWS: tl.constexpr, N: tl.constexpr):
+    """z = w0 z(stream 0) + w1 z(stream 3), or z(stream 0) without weights."""
+    z = normals(seed, key, step, 0, quad, ROWS, N)
+    if weights_ptr is not None:
+        second = normals(seed, key, step, 3, quad, ROWS, N)
+        z *= tl.load(weights_ptr + 2 * sample)
+        z = tl.fma(tl.load(weights_ptr + 2 * sample + 1), second, z)
+    return z
+
+
+@triton.jit
+def update_kernel(
+    x_ptr, h_ptr, f_ptr, table_ptr, steps_ptr, counter_ptr, seeds_ptr, samples_ptr, weights_ptr,
+    mask_ptr, known_ptr, net_ptr, nonfinite_ptr, n_rows, plane, f_sample, f_channel, f_pixel,
+    net_sample, net_channel, net_pixel, scale, shift, C: tl.constexpr, F_WIDTH: tl.constexpr,
+    NET_CHANNELS: tl.constexpr, NET_WIDTH: tl.constexpr, FLAT: tl.constexpr, TILE_C: tl.constexpr,
+    TILE_P: tl.constexpr,
+):  # fmt: skip
+    """TILE_P pixels of all channels of a sample, or (FLAT) TILE_P elements in C, H, W order."""
+    row = tl.load(counter_ptr)
+    if row >= n_rows:
+        return  # past the end of the table nothing changes
+    blocks = tl.cdiv(plane * C if FLAT else plane, TILE_P)
+    sample = (tl.program_id(0) // blocks).to(tl.int64)
+    start = tl.program_id(0) % blocks * TILE_P
+    element = start + tl.arange(0, TILE_P)[None, :]
+    quad = start // 4 + tl.arange(0, TILE_P // 4)[None, :]
+    if FLAT:
+        c, p = element // plane, element % plane
+        valid = element < C * plane
+    else:
+        c, p = tl.arange(0, TILE_C)[:, None], element
+        valid = (c < C) & (p < plane)
+        element = c * plane + p
+        quad = c * (plane // 4) + quad
+    seed, key = tl.load(seeds_ptr + sample), tl.load(samples_ptr + sample)
+    step = tl.load(steps_ptr + 2 * row)
+    table_ptr += row * 8
+    base = sample * plane * C
+    x = tl.load(x_ptr + base + element, mask=valid, other=0.0)
+    f = load_output(
+        f_ptr + sample * f_sample, c, p, f_channel, f_pixel, valid, plane, start, F_WIDTH, TILE_C,
+        TILE_P,
+    )  # fmt: skip
+    new = tl.fma(tl.load(table_ptr + 1), f, tl.load(table_ptr) * x)
+    if h_ptr is not None:
+        h = tl.load(h_ptr + base + element, mask=valid, other=0.0)
+        new = tl.fma(tl.load(table_ptr + 2), h, new)
+        h = tl.fma(tl.load(table_ptr + 5), f, tl.load(table_ptr + 4) * x)
+        tl.store(h_ptr + base + element, h, mask=valid)
+    noise_scale = tl.load(table_ptr + 3)
+    if noise_scale != 0.0:
+        z = row_noise(seed, key, step, weights_ptr, sample, quad, TILE_C, TILE_P)
+        new = tl.fma(noise_scale, z, new)
+    if mask_ptr is not None:
+        reference_scale = tl.load(table_ptr + 6)
+        if reference_scale == reference_scale:
+            is_known = tl.load(mask_ptr + base + element, mask=valid, other=0) != 0
+            known = tl.load(known_ptr + base + element, mask=valid, other=0.0)
+            z = normals(seed, key, tl.load(steps_ptr + 2 * row + 1), 2, quad, TILE_C, TILE_P)
+            new = tl.where(is_known, tl.fma(reference_scale, z, known), new)
+    tl.store(x_ptr + base + element, new, mask=valid)
+    if net_ptr is not None:
+        store_input(
+            net_ptr + sample * net_sample, tl.fma(scale, new, shift), c, p, net_channel, net_pixel,
+            valid, plane, start, C, NET_CHANNELS, NET_WIDTH, TILE_P,
+        )  # fmt: skip
+    if nonfinite_ptr is not None:
+        flags = nonfinite_ptr + sample + tl.zeros_like(element)  # all writers write 1
+        tl.store(flags, tl.full(element.shape, 1, tl.int32), mask=valid & (new - new != 0.0))
+
+
+def pixel_stride(name: str, x: Tensor) -> int:
+    """Elements from one pixel to the next in C, H, W order of pixels."""
+    height, width = x.shape[2:]
+    if width == 1:
+        return x.stride(2) if height > 1 else 0
+    if height > 1 and x.stride(2) != width * x.stride(3):
+        raise ValueError(
+            f"{name} must be contiguous or channels-last, maybe padded with channels; got shape "
+            f"{tuple(x.shape)} with strides {x.stride()}"
+        )
+    return x.stride(3)
+
+
+def padded_width(x: Tensor, tile_c: int) -> int:
+    """Channels of a pixel in memory where whole pixels can be read or written, else 0."""
+    width, n, plane = x.stride(3), x.shape[0], x.shape[2] * x.shape[3]
+    fits = x.stride(1) == 1 and tile_c <= width <= 64 and width == power_of_2(width)
+    end = x.storage_offset() + (n - 1) * x.stride(0) + plane * width
+    held = x.untyped_storage().nbytes() // x.element_size()
+    return width if fits and x.shape[3] > 1 and end <= held else 0
+
+
+def _expect(name: str, x: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype,
+            device: torch.device) -> None:  # fmt: skip
+    if x is None:
+        return
+    if tuple(x.shape) != shape or x.dtype != dtype or not x.is_contiguous() or x.device != device:
+        raise ValueError(
+            f"{name} must be contiguous, {dtype}, of shape {shape}, on {device}; got {x.dtype}, "
+            f"{tuple(x.shape)} with strides {x.stride()} on {x.device}"
+        )
+
+
+def _check(x: Tensor, f: Tensor, net_input: Tensor | None) -> None:
+    if x.ndim != 4 or x[:1].numel() >= 2**31:
+        raise ValueError(f"x must be (B, C, H, W), below 2**31 a sample; got {tuple(x.shape)}")
+    for name, t in (("f", f), ("net_input", net_input)):
+        if t is None:
+            continue
+        n, c, height, width = x.shape
+        more = name == "net_input" and t.ndim == 4 and t.shape[1] > c
+        if tuple(t.shape) != (n, t.shape[1] if more else c, height, width) or t.device != x.device:
+            raise ValueError(
+                f"{name} must have the shape of x {tuple(x.shape)}, on {x.device}; got "
+                f"{tuple(t.shape)} on {t.device}"
+            )
+        if t.dtype not in launch.DTYPES:
+            raise TypeError(f"{name} must be float32, bfloat16 or float16; got {t.dtype}")
+
+
+def sampler_update_(
+    x: Tensor,
+    f: Tensor,
+    h: Tensor | None,
+    rows: Rows,
+    *,
+    seeds: Tensor,
+    samples: Tensor,
+    noise_weights: Tensor | None = None,
+    mask: Tensor | None = None,
+    known: Tensor | None = None,
+    net_input: Tensor | None = None,
+    scale: float = 2.0,
+    shift: float = -1.0,
+    nonfinite: Tensor | None = None,
+) -> None:
+    """`reference.sampler_update` in place on x and h, with the row that `rows.counter` names.
+
+    Allocates nothing and reads nothing back: can be captured. The counter stays (`advance`).
+
+    Args:
+        x, h: (B, C, H, W) float32, contiguous.
+        f: shape of x, float32, bfloat16 or float16, contiguous or channels-last; may be the first C
+            channels of a padded map.
+        seeds, samples: (B,) int64 below 2^32, the key of each sample's noise.
+        noise_weights: (B, 2) float32.   mask, known: bool and float32, contiguous, shape of x.
+        net_input: receives scale x' + shift; (B, C', H, W), C' >= C, any type and layout that f may
+            have. Channels C and above receive zeros.
+        nonfinite: (B,) int32, set to 1 where a sample's new state is not finite.
+    """
+    _check(x, f, net_input)
+    shape, n, c, plane = tuple(x.shape), x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
+    if (mask is None) != (known is None):
+        raise ValueError("mask and known come together; only one of them was given")
+    for name, t in (("x", x), ("h", h), ("known", known)):
+        _expect(name, t, shape, torch.float32, x.device)
+    _expect("mask", mask, shape, torch.bool, x.device)
+    for name, t in (("seeds", seeds), ("samples", samples)):
+        _expect(name, t, (n,), torch.int64, x.device)
+    _expect("noise_weights", noise_weights, (n, 2), torch.float32, x.device)
+    _expect("nonfinite", nonfinite, (n,), torch.int32, x.device)
+    if x.numel() == 0:
+        return
+    flat = plane % 4 != 0 or c > MOST_CHANNELS
+    tile_c = 1 if flat else power_of_2(c)
+    tile_p = min(TILE_ELEMENTS // tile_c, max(power_of_2(c * plane // tile_c), 4))
+    net = f if net_input is None else net_input
+    f_width, net_width = (0 if flat else padded_width(t, tile_c) for t in (f, net))
+    widest = tile_p * max(tile_c, f_width, net_width)
+    launch.start(
+        update_kernel, n * cdiv(c * plane if flat else plane, tile_p), x.device, x, h, f,
+        rows.table, rows.steps, rows.counter, seeds, samples, noise_weights, mask, known, net_input,
+        nonfinite, len(rows.table), plane, f.stride(0), f.stride(1), pixel_stride("f", f),
+        net.stride(0), net.stride(1), pixel_stride("net_input", net), float(scale), float(shift),
+        C=c, F_WIDTH=f_width, NET_CHANNELS=net.shape[1], NET_WIDTH=net_width, FLAT=flat,
+        TILE_C=tile_c, TILE_P=tile_p, warps=min(WARPS, power_of_2(widest // 128)),
+    )  # fmt: skip
+
+
+def sampler_update(
+    x: Tensor,
+    f: Tensor,
+    h: Tensor | None,
+    coefficients: tuple[float, float, float, float, float, float],
+    *,
+    seed: int,
+    samples: Tensor,
+    step: int,
+    noise_weights: Tensor | None = None,
+    mask: Tensor | None = None,
+    known: Tensor | None = None,
+    c_ref: float = math.nan,
+    ref_step: int = 0,
+) -> tuple[Tensor, Tensor | None]:
+    """`reference.sampler_update` with its signature: one row, on copies of x and h."""
+    table = torch.tensor([coefficients], dtype=torch.float64)
+    rows = new_rows(table, torch.tensor([c_ref]), torch.tensor([[step, ref_step]]), x.device)
+    x_new, h_new = x.contiguous().clone(), None if h is None else h.contiguous().clone()
+    sampler_update_(
+        x_new, f, h_new, rows, seeds=torch.full_like(samples, seed), samples=samples,
+        noise_weights=noise_weights, mask=mask, known=known,
+    )  # fmt: skip
+    return x_new, h_new

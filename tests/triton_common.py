@@ -1,0 +1,68 @@
+"""What the cases of the Triton kernels share.
+
+Cases are the files triton_*_cases.py, which pytest does not collect by itself. They run in a child
+process, because TRITON_INTERPRET is read when triton is first imported and would change every later
+use of Triton in the process: test_triton_interpreter.py runs them on the CPU with it set,
+test_triton_gpu.py on a GPU without it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+HERE = Path(__file__).parent
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="triton is not installed"
+)
+
+
+def run_cases(*files: str, interpreted: bool) -> None:
+    """Runs the case files in a process of their own; fails with its output if one fails there."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    if interpreted:
+        environment["TRITON_INTERPRET"] = "1"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=5"]
+    child = subprocess.run(
+        [*command, *(str(HERE / file) for file in files)],
+        cwd=HERE.parent, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    output = f"{child.stdout[-20000:]}\n{child.stderr[-5000:]}"
+    assert child.returncode == 0, output
+    assert re.search(r"\d+ passed", child.stdout), output
+
+
+def noise_like(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def nhwc(x: Tensor) -> Tensor:
+    """A copy in channels-last on the device under test."""
+    return x.to(DEVICE).contiguous(memory_format=torch.channels_last)
+
+
+def worst(y: Tensor, exact: Tensor) -> float:
+    return (y.cpu().double() - exact.cpu()).abs().max().item() if y.numel() else 0.0
+
+
+def assert_close(ours: Tensor, eager: Tensor, exact: Tensor, floor: float = 0.0) -> None:
+    """Error at most twice eager's, plus two roundings of the largest output, plus `floor`.
+
+    The interpreter truncates to bfloat16 where a GPU rounds: the two roundings cover that ulp.
+    """
+    assert ours.shape == exact.shape
+    assert ours.dtype == eager.dtype
+    largest = exact.abs().max().item() if exact.numel() else 0.0
+    floor += 2 * torch.finfo(ours.dtype).eps * largest
+    assert worst(ours, exact) <= 2 * worst(eager, exact) + floor
