@@ -213,9 +213,18 @@ def test_one_call_runs_a_level(monkeypatch):
     assert calls == [(2 * i, 2 * i + 2) for i in range(LEVELS)] + [(2 * LEVELS, 2 * LEVELS + 1)]
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises KeyboardInterrupt, even where the suite was started with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_level_is_left_at_ctrl_c():
     built = engine(model(), batch_size=1)
-    program = program_of(built.model, n_steps_each=100_000)
+    program = program_of(built.model, n_steps_each=3000)
     done = []
     timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
