@@ -38,12 +38,18 @@ def inductor_bf16(model: ScoreModel, x: Tensor) -> Run:
     """torch.compile with frozen weights."""
     import torch._dynamo
     import torch._inductor.config
+    import torch._inductor.exc
 
     torch._dynamo.reset()  # lets go of the networks of earlier races
     network, x = _bf16_channels_last(Plain(model), x)
     run = _eager(torch.compile(network, dynamic=False), x)
     with torch._inductor.config.patch(freezing=True):
-        run()  # compiles
+        try:
+            run()  # compiles
+        except torch._inductor.exc.InductorError as error:
+            # Where torch lies below a folder with a space in its name, say, it cannot link.
+            reason = str(error).strip().splitlines()
+            raise Absent(f"torch.compile fails here: {reason[0]} ... {reason[-1]}") from error
     return run
 
 
