@@ -48,8 +48,9 @@ def inductor_bf16(model: ScoreModel, x: Tensor) -> Run:
             run()  # compiles
         except torch._inductor.exc.InductorError as error:
             # Where torch lies below a folder with a space in its name, say, it cannot link.
-            reason = str(error).strip().splitlines()
-            raise Absent(f"torch.compile fails here: {reason[0]} ... {reason[-1]}") from error
+            first, *rest = str(error).strip().splitlines()
+            cause = next((line for line in rest if "cannot" in line or "error:" in line), "")
+            raise Absent(f"torch.compile fails here: {first} {cause}".strip()) from error
     return run
 
 
