@@ -60,9 +60,11 @@ def merge(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
     if earlier["machine_info"] != later["machine_info"]:
         raise ValueError("the two runs are of different machines, threads or versions")
     again = {b["group"] for b in later["benchmarks"]}
+    order = list(dict.fromkeys(b["group"] for b in earlier["benchmarks"] + later["benchmarks"]))
     kept = [b for b in earlier["benchmarks"] if b["group"] not in again]
     not_run = [n for n in earlier["not_run"] if n["group"] not in again] + later["not_run"]
-    return later | {"benchmarks": later["benchmarks"] + kept, "not_run": not_run}
+    benchmarks = sorted(kept + later["benchmarks"], key=lambda b: order.index(b["group"]))
+    return later | {"benchmarks": benchmarks, "not_run": not_run}
 
 
 def measured(results: dict[str, Any]) -> str:
