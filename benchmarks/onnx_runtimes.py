@@ -1,12 +1,13 @@
 """Foreign runtimes, by way of an ONNX file of static shape: ONNX Runtime and OpenVINO.
 
-As a script, `onnx_runtimes.py NETWORK INPUT OUT`: exports a pickled network, with its input.
+As a script, `onnx_runtimes.py MODEL_FOLDER BATCH OUT`: exports the network of a model folder.
 """
 
 from __future__ import annotations
 
 import functools
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -40,13 +41,11 @@ def onnx_file(model: ScoreModel, x: Tensor) -> Path:
     path = Path(os.environ[FOLDER]) / f"{model.digest()[:16]}-{len(x)}.onnx"
     if path.exists():
         return path
-    network, image = path.with_suffix(".network"), path.with_suffix(".input")
-    torch.save(Plain(model).eval(), network)
-    torch.save(x, image)
+    folder = model.save_pretrained(path.with_suffix(".model"))
     done = subprocess.run(
-        [sys.executable, __file__, network, image, path], capture_output=True, text=True
+        [sys.executable, __file__, folder, str(len(x)), path], capture_output=True, text=True
     )
-    network.unlink()
+    shutil.rmtree(folder)
     if done.returncode != 0:
         raise RuntimeError(f"the ONNX export failed:\n{done.stdout[-500:]}{done.stderr[-1500:]}")
     return path
@@ -93,13 +92,16 @@ def openvino(precision: str) -> Callable[[ScoreModel, Tensor], Run]:
     return build
 
 
-def export(network: Path, image: Path, out: Path) -> None:
-    """Writes the ONNX file of a pickled network."""
-    module, x = (torch.load(path, weights_only=False) for path in (network, image))
-    temporary = out.with_suffix(".partial")
-    torch.onnx.export(module, (x,), str(temporary), dynamo=True, external_data=False, verbose=False)
+def export(folder: Path, batch: int, out: Path) -> None:
+    """Writes the ONNX file of a model folder's network, for so many images."""
+    model = ScoreModel.from_pretrained(folder)
+    x = torch.rand(batch, *model.image_shape)
+    temporary, network = out.with_suffix(".partial"), Plain(model).eval()
+    torch.onnx.export(
+        network, (x,), str(temporary), dynamo=True, external_data=False, verbose=False
+    )
     temporary.rename(out)
 
 
 if __name__ == "__main__":
-    export(*map(Path, sys.argv[1:]))
+    export(Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

@@ -328,6 +328,18 @@ def test_a_batch_of_another_size_is_refused():
         engine(model("ncsn")).network(torch.rand(2, 3, 16, 16), torch.tensor([0, 6]))
 
 
+def test_states_that_cannot_be_updated_in_place_are_refused():
+    built = engine(model())
+    program = program_of(built.model)
+    with pytest.raises(ValueError, match="runs batches of 2; got 3 images"):
+        built.run(program, chains_of(built.model, 3))
+    for change in (torch.Tensor.double, lambda x: x.to(memory_format=torch.channels_last)):
+        chains = chains_of(built.model)
+        chains.x = change(chains.x)
+        with pytest.raises(ValueError, match="state must be contiguous float32"):
+            built.run(program, chains)
+
+
 def test_a_type_left_open_falls_to_float32_and_says_so(monkeypatch, caplog):
     monkeypatch.setattr(CpuEngine, "default_dtype", lambda: "bf16")
     monkeypatch.setitem(precision.BOUNDS, "bf16", 1e-4)

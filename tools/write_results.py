@@ -18,11 +18,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-README, PLOT, RESULTS = (
-    ROOT / "README.md",
-    ROOT / "docs" / "benchmarks.png",
-    ROOT / "benchmarks" / "results",
-)
+README, PLOT = ROOT / "README.md", ROOT / "docs" / "benchmarks.png"
+RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 STATISTICS = ("median", "q1", "q3", "min", "rounds", "iterations")
 BASE, FLOOR = "published", "convolutions-{dtype}"

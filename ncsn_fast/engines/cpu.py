@@ -29,9 +29,10 @@ _PROFILE_ROUNDS = 5
 class CpuEngine(Engine):
     """A network as a plan of steps on planned memory, run whole by the extension.
 
-    Channels-last. Convolutions are oneDNN's, with weights packed when the engine is built; between
-    two of them there is one pass of ours. Sampling makes one call per noise level, in which nothing
-    is allocated and no Python runs. The weights are checked against the reference once.
+    Channels-last. Weights are packed when the engine is built; convolutions are oneDNN's or our
+    Winograd's, and between two of them there is one pass of ours. Sampling makes one call per
+    noise level, in which nothing is allocated and no Python runs. The weights are checked against
+    the reference once.
 
     Args:
         convolutions: "direct" (oneDNN) or "winograd" (ours) for 3x3 convolutions; None for the
@@ -89,9 +90,7 @@ class CpuEngine(Engine):
         return plan.weight_bytes + plan.map_bytes
 
     def network(self, x: Tensor, level: Tensor | None) -> Tensor:
-        self.model.net.check_input(x)
-        if len(x) != self.batch_size:
-            raise ValueError(f"this engine runs batches of {self.batch_size}; got {len(x)} images")
+        self._check_images(x)
         if self.model.conditional and level is None:
             raise ValueError("this network is conditioned on the noise level: pass level (N,)")
         with self._busy:
@@ -106,7 +105,12 @@ class CpuEngine(Engine):
     ) -> Callable[[int, int], object]:
         if update is not None:  # noise of the caller's own
             return super().stepper(program, chains, levels, update)
-        self.model.net.check_input(chains.x)
+        self._check_images(chains.x)
+        if chains.x.dtype is not torch.float32 or not chains.x.is_contiguous():
+            raise ValueError(
+                f"the state must be contiguous float32, as it is updated in place; got "
+                f"{chains.x.dtype} with strides {chains.x.stride()}"
+            )
         rows = _Rows(program, levels)
         if program.has_history and chains.h is None:
             chains.h = torch.zeros_like(chains.x)
@@ -124,7 +128,10 @@ class CpuEngine(Engine):
         return run_rows
 
     def describe(self) -> str:
-        """The plan, one line an operation: shape, milliseconds, GFLOP/s or GB/s, share of all."""
+        """The plan, one line an operation: shape, milliseconds, GFLOP/s or GB/s, share of all.
+
+        FLOP are those of the direct algorithm, whatever ran.
+        """
         plan = self._plan(self.model.config.image_size)
         with self.context(), self._busy:
             plan.run()
@@ -145,6 +152,11 @@ class CpuEngine(Engine):
             f"{plan.batch * plan.graph.flop / of_convolutions / 1e9:.0f} GFLOP/s; "
             f"weights {plan.weight_bytes / 1e6:.1f} MB, maps {plan.map_bytes / 1e6:.1f} MB"
         )
+
+    def _check_images(self, x: Tensor) -> None:
+        self.model.net.check_input(x)
+        if len(x) != self.batch_size:
+            raise ValueError(f"this engine runs batches of {self.batch_size}; got {len(x)} images")
 
     def _forget_plans(self) -> None:
         self._plans: dict[tuple[int, int], CpuPlan] = {}
@@ -170,7 +182,9 @@ class CpuEngine(Engine):
 
     def _sample(self, plan: CpuPlan, chains: Chains, rows: _Rows, start: int, end: int) -> None:
         n, c, height, width = chains.x.shape
-        keys = [chains.samples, chains.noise_weights, chains.mask, chains.known]
+        floats = (None if t is None else t.float() for t in (chains.noise_weights, chains.known))
+        weights, known = floats
+        keys = (chains.samples, weights, chains.mask, known)
         held = [None if t is None else t.contiguous() for t in keys]
         plan.steps.sample(
             chains.x.data_ptr(), plan.output.data_ptr(), _address(chains.h), (n, height, width, c),
