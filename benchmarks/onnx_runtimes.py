@@ -17,8 +17,10 @@ from pathlib import Path
 import torch
 from published import Plain
 from torch import Tensor
+from workloads import SMALL
 
 from ncsn_fast import ScoreModel
+from ncsn_fast.models.refinenet import ARCHITECTURES
 
 Run = Callable[[], Tensor]
 FOLDER = "NCSN_FAST_BENCHMARK_ONNX"  # environment variable: where this session's files are
@@ -94,6 +96,7 @@ def openvino(precision: str) -> Callable[[ScoreModel, Tensor], Run]:
 
 def export(folder: Path, batch: int, out: Path) -> None:
     """Writes the ONNX file of a model folder's network, for so many images."""
+    ARCHITECTURES.update(SMALL)
     model = ScoreModel.from_pretrained(folder)
     x = torch.rand(batch, *model.image_shape)
     temporary, network = out.with_suffix(".partial"), Plain(model).eval()

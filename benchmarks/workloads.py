@@ -34,7 +34,7 @@ WORKLOADS = {
 
 # Little to compile for the first workload of a small run: torch.compile takes most of a minute for
 # the narrowest of the published networks. For the others, two stages and what joins them.
-_SMALL = {
+SMALL = {
     "benchmark-one-stage": Architecture((Stage("res1", 1),), (Refine("refine1", "res1", 1),)),
     "benchmark-two-stages": Architecture(
         (Stage("res1", 1), Stage("res2", 2, down=True)),
@@ -51,8 +51,8 @@ def is_first(workload: Workload) -> bool:
 def model_config(workload: Workload, *, small: bool = False) -> ModelConfig:
     """The network of a workload, at its own size or as a tiny one."""
     if small:
-        ARCHITECTURES.update(_SMALL)
-        one, two = _SMALL
+        ARCHITECTURES.update(SMALL)
+        one, two = SMALL
         arch = one if is_first(workload) else two
         return ModelConfig(arch=arch, image_size=(8, 8), ngf=8, n_sigmas=4)
     run = CONFIGS[workload.config]
