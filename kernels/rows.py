@@ -1,21 +1,16 @@
-"""The rows of a sampler's table in device memory, and the counter that says which one is next."""
+"""The rows of a sampler's table in device memory, and the counter that says which one is next.
+
+The layout that the Triton and the C++ sampler updates share; needs no Triton.
+"""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import torch
-import triton
-import triton.language as tl
-from ncsn_fast.kernels import launch
 from torch import Tensor
 
 ROW_WIDTH = 8  # floats: a, b, g, c, p, q, c_ref and one to fill
-
-
-@triton.jit
-def advance_kernel(counter_ptr):
-    tl.store(counter_ptr, tl.load(counter_ptr) + 1)
 
 
 class Rows(NamedTuple):
@@ -47,8 +42,3 @@ def new_rows(
     table[:, :6], table[:, 6] = coefficients, c_ref
     counter = torch.zeros(1, dtype=torch.int32, device=device)
     return Rows(table.to(device), steps.to(device, torch.int64).contiguous(), counter)
-
-
-def advance(rows: Rows) -> None:
-    """Goes to the next row; one thread, so that graphs need no atomics."""
-    launch.start(advance_kernel, 1, rows.counter.device, rows.counter, warps=1)

@@ -157,6 +157,16 @@ def update_kernel(
         tl.store(flags, tl.full(element.shape, 1, tl.int32), mask=valid & (new - new != 0.0))
 
 
+@triton.jit
+def advance_kernel(counter_ptr):
+    tl.store(counter_ptr, tl.load(counter_ptr) + 1)
+
+
+def advance(rows: Rows) -> None:
+    """Goes to the next row; one thread, so that graphs need no atomics."""
+    launch.start(advance_kernel, 1, rows.counter.device, rows.counter, warps=1)
+
+
 def pixel_stride(name: str, x: Tensor) -> int:
     """Elements from one pixel to the next in C, H, W order of pixels."""
     height, width = x.shape[2:]
@@ -275,18 +285,14 @@ def sampler_update(
     seed: int,
     samples: Tensor,
     step: int,
-    noise_weights: Tensor | None = None,
-    mask: Tensor | None = None,
-    known: Tensor | None = None,
     c_ref: float = math.nan,
     ref_step: int = 0,
+    **options: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """`reference.sampler_update` with its signature: one row, on copies of x and h."""
+    """`reference.sampler_update`, by its signature: one row, on copies of x and h."""
     table = torch.tensor([coefficients], dtype=torch.float64)
     rows = new_rows(table, torch.tensor([c_ref]), torch.tensor([[step, ref_step]]), x.device)
     x_new, h_new = x.contiguous().clone(), None if h is None else h.contiguous().clone()
-    sampler_update_(
-        x_new, f, h_new, rows, seeds=torch.full_like(samples, seed), samples=samples,
-        noise_weights=noise_weights, mask=mask, known=known,
-    )  # fmt: skip
+    seeds = torch.full_like(samples, seed)
+    sampler_update_(x_new, f, h_new, rows, seeds=seeds, samples=samples, **options)
     return x_new, h_new

@@ -9,8 +9,8 @@ from ncsn_fast.kernels.instance_norm_plus import instance_norm_plus
 from ncsn_fast.kernels.instance_norm_plus_backward import instance_norm_plus_backward
 from ncsn_fast.kernels.norm_statistics import new_partials
 from ncsn_fast.kernels.pool5 import max_pool5
-from ncsn_fast.kernels.rows import advance, new_rows
-from ncsn_fast.kernels.sampler_update import sampler_update, sampler_update_
+from ncsn_fast.kernels.rows import new_rows
+from ncsn_fast.kernels.sampler_update import advance, sampler_update, sampler_update_
 from triton_common import DEVICE, FLOATS, assert_close, nhwc, noise_like
 
 from ncsn_fast import ops, reference

@@ -27,8 +27,8 @@ import triton
 from ncsn_fast.kernels import add_elu, mean_pool2, pool5, resize_add
 from ncsn_fast.kernels import instance_norm_plus as norm
 from ncsn_fast.kernels import instance_norm_plus_backward as backward
-from ncsn_fast.kernels.rows import Rows, advance
-from ncsn_fast.kernels.sampler_update import sampler_update_
+from ncsn_fast.kernels.rows import Rows
+from ncsn_fast.kernels.sampler_update import advance, sampler_update_
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
