@@ -20,9 +20,10 @@ import torch
 
 from ncsn_fast import EngineError, EngineUnavailable, ModelConfig, Sampler, ScoreModel, ops
 from ncsn_fast.engines import cpu_probe, precision
+from ncsn_fast.engines.arena import place
 from ncsn_fast.engines.base import Engine
 from ncsn_fast.engines.cpu import CpuEngine
-from ncsn_fast.engines.cpu_plan import CpuPlan, place
+from ncsn_fast.engines.cpu_plan import CpuPlan
 from ncsn_fast.engines.eager import EagerEngine
 from ncsn_fast.engines.graph import Graph, lower
 from ncsn_fast.models.layers import NORMS

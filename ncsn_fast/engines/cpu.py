@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from ncsn_fast._extension import forced_isa
 from ncsn_fast.engines import cpu_probe, precision
+from ncsn_fast.engines.arena import report
 from ncsn_fast.engines.base import DTYPES, Engine
-from ncsn_fast.engines.cpu_plan import CpuPlan, Weights, table, torch_functions
+from ncsn_fast.engines.cpu_plan import CpuPlan, Weights, torch_functions
 from ncsn_fast.engines.eager import EagerEngine
 from ncsn_fast.engines.graph import UnsupportedNetwork, lower
 from ncsn_fast.models.score import ScoreModel
@@ -137,19 +138,8 @@ class CpuEngine(Engine):
             plan.run()
             rounds = [plan.steps.profile(forced_isa.get()) for _ in range(_PROFILE_ROUNDS)]
         seconds = [statistics.median(times) for times in zip(*rounds, strict=True)]
-        head = ("operation", "name", "output (N, C, H, W)", "ms", "rate", "share")
-        rows: list[tuple[str, ...]] = [head]
-        for line, s in zip(plan.lines, seconds, strict=True):
-            amount, unit = (line.flop, "GFLOP/s") if line.flop else (line.bytes, "GB/s")
-            rate = f"{amount / s / 1e9:.0f} {unit}"
-            share = f"{100 * s / sum(seconds):.1f}%"
-            rows.append((line.kind, line.name, str(line.shape), f"{1e3 * s:.3f}", rate, share))
-        of_convolutions = sum(s for line, s in zip(plan.lines, seconds, strict=True) if line.flop)
-        total = sum(seconds)
         return (
-            f"{table(rows)}\n{len(rows) - 1} operations in {self.dtype}, {1e3 * total:.2f} ms, "
-            f"{100 * of_convolutions / total:.1f}% of it convolutions at "
-            f"{plan.batch * plan.graph.flop / of_convolutions / 1e9:.0f} GFLOP/s; "
+            f"{report(plan.lines, seconds, self.dtype)}; "
             f"weights {plan.weight_bytes / 1e6:.1f} MB, maps {plan.map_bytes / 1e6:.1f} MB"
         )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import functools
 import math
 from pathlib import Path
@@ -13,9 +12,9 @@ from torch import Tensor
 
 from ncsn_fast._extension import _C, forced_isa
 from ncsn_fast.cpu_ops import winograd_pack, winograd_pays
+from ncsn_fast.engines.arena import Line, aligned, place
 from ncsn_fast.engines.graph import ConvolutionOf, Graph, Map, NormOf, Op
 
-_ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 _FUNCTIONS = (
     "aoti_torch_cpu_mkldnn__convolution_pointwise_binary_",
     "aoti_torch_delete_tensor_object",
@@ -47,17 +46,6 @@ def torch_functions() -> tuple[int, ...]:
 Weights = dict[str, list[Tensor]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Line:
-    """One operation of a plan, as `describe` prints it: FLOP and bytes of one run."""
-
-    kind: str
-    name: str
-    shape: tuple[int, int, int, int]
-    flop: float
-    bytes: float
-
-
 class CpuPlan:
     """A graph ready to run on `batch` images in one type.
 
@@ -84,7 +72,7 @@ class CpuPlan:
         self.weights: Weights = {} if weights is None else weights
         self._bfloat16 = dtype is torch.bfloat16
         self._offsets, size = place(graph, batch, dtype.itemsize)
-        self._arena = _aligned(size)
+        self._arena = aligned(size)
         self.input, self.output = self._tensor(graph.input), self._tensor(graph.output)
         self._input = torch.empty(self.input.shape, dtype=torch.float32)  # before rounding
         self._rows: list[Tensor] = []  # parameters of each image's level
@@ -236,57 +224,3 @@ def _pack(of: ConvolutionOf, shape: tuple[int, ...], dtype: torch.dtype) -> list
     )  # fmt: skip
     bias = [] if of.bias is None else [of.bias.detach().to("cpu", dtype, copy=True).contiguous()]
     return [weight, *bias]
-
-
-def _aligned(size: int) -> Tensor:
-    memory = torch.zeros(size + _ALIGNMENT, dtype=torch.uint8)
-    return memory[-memory.data_ptr() % _ALIGNMENT :]
-
-
-def place(graph: Graph, batch: int, element_size: int) -> tuple[dict[Map, int], int]:
-    """Offsets in bytes of every map in one arena, and the arena's size.
-
-    Maps that an operation writes over one another share memory from the first's birth to the
-    last's death; of the rest, no two that live at the same time overlap. The largest are placed
-    first, each as low as it can be.
-    """
-    owner: dict[Map, Map] = {graph.input: graph.input}
-    span: dict[Map, tuple[int, int]] = {graph.input: (0, len(graph.ops))}
-    dead: set[Map] = set()
-    for time, op in enumerate(graph.ops):
-        for x in op.inputs:
-            assert x not in dead, f"{op.name} reads a map that was overwritten"
-            span[owner[x]] = (span[owner[x]][0], max(span[owner[x]][1], time))
-        taken = dict(op.overwrites)
-        dead |= set(taken.values())
-        for y in op.outputs:
-            owner[y] = owner[taken[y]] if y in taken else y
-            span.setdefault(owner[y], (time, time))
-    span[owner[graph.output]] = (span[owner[graph.output]][0], len(graph.ops))
-
-    def size(x: Map) -> int:
-        count = batch * x.channels * x.height * x.width * element_size
-        return -(-count // _ALIGNMENT) * _ALIGNMENT
-
-    placed: dict[Map, int] = {}
-    for x in sorted(span, key=size, reverse=True):
-        offset = 0
-        for y in sorted(placed, key=placed.__getitem__):
-            apart = span[x][1] < span[y][0] or span[y][1] < span[x][0]
-            if not apart and placed[y] < offset + size(x) and offset < placed[y] + size(y):
-                offset = placed[y] + size(y)
-        placed[x] = offset
-    total = max(placed[x] + size(x) for x in placed)
-    return {x: placed[owner[x]] for x in owner}, total
-
-
-def table(rows: list[tuple[str, ...]]) -> str:
-    """Rows as aligned columns, the first two to the left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i < 2 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
