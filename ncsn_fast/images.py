@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from ncsn_fast.files import atomic_write
 
 UInt8 = NDArray[np.uint8]
+Output = Literal["pt", "np", "pil"]
 
 
 def to_uint8(images: Tensor) -> UInt8:
@@ -147,3 +148,17 @@ def save_png(array: UInt8, path: Path) -> None:
 def sample_path(folder: Path, index: int) -> Path:
     """File of sample `index`; folders hold a thousand files each, as EDM lays them out."""
     return folder / f"{index - index % 1000:06d}" / f"{index:06d}.png"
+
+
+def check_output(output: str) -> None:
+    """ValueError unless `convert` knows this kind of output."""
+    if output not in ("pt", "np", "pil"):
+        raise ValueError(f"output must be 'pt', 'np' or 'pil'; got {output!r}")
+
+
+def convert(images: Tensor, output: Output) -> Any:
+    """Images (N, C, H, W) in [0, 1] as they are ("pt"), as uint8 NHWC ("np") or as a PIL list."""
+    check_output(output)
+    if output == "np":
+        return to_uint8(images)
+    return to_pil(images) if output == "pil" else images

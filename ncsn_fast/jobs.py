@@ -98,27 +98,55 @@ def run_job(
     *,
     progress: bool,
     callback: Callback | None = None,
+    shrink: Callable[[Engine, Exception], Engine] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields (sample indices, final states on the CPU) of each micro-batch.
 
     The last micro-batch is padded, not shrunk, so that results do not depend on how work was split.
+
+    Args:
+        shrink: called when a GPU's memory does not suffice; returns an engine for smaller
+            micro-batches, with which the work goes on where it was, or raises.
     """
-    n, size = len(job.samples), engine.batch_size
-    n_levels = len(list(program.level_rows()))
-    total = -(-n // size) * n_levels
-    with tqdm(total=total, unit="level", disable=not progress, dynamic_ncols=True) as bar:
-        for first in range(0, n, size):
-            count = min(size, n - first)
-            chains = job.chains(
-                torch.arange(first, first + size).clamp(max=n - 1), program, seed, engine
-            )
-            watch = _Watch(program, chains, count, bar, callback)
-            x = engine.run(program, chains, on_level=watch)
-            yield job.samples[first : first + count], x[:count].to("cpu")
+    n, first = len(job.samples), 0
+    with tqdm(unit="level", disable=not progress, dynamic_ncols=True) as bar:
+        while first < n:
+            size, n_chunks = engine.batch_size, len(engine.chunks(program))
+            bar.total = bar.n + -(-(n - first) // size) * n_chunks
+            count, done = min(size, n - first), bar.n
+            rows = torch.arange(first, first + size).clamp(max=n - 1)
+            try:
+                chains = job.chains(rows, program, seed, engine)
+                watch = _Watch(program, chains, count, bar, callback)
+                x = engine.run(program, chains, on_level=watch)[:count].to("cpu")
+                watch.check()
+            except torch.OutOfMemoryError as error:
+                chains = watch = None  # type: ignore[assignment]  # let go of what they hold
+                if shrink is None:
+                    raise
+                engine = shrink(engine, error.with_traceback(None))
+                bar.n = done
+                continue
+            yield job.samples[first : first + count], x
+            first += count
+
+
+@dataclasses.dataclass
+class _Sighting:
+    """Which chains were lost at the end of a level; `lost` holds once `ready` has happened."""
+
+    level: int
+    sigma: float
+    lost: Tensor
+    ready: torch.cuda.Event | None
 
 
 class _Watch:
-    """After each level: advances the bar, refuses NaN, tells the callback."""
+    """After each level: advances the bar, refuses NaN, tells the callback.
+
+    A GPU is asked about a level when the next one is under way, so that it never waits for the
+    answer; with a callback at once, before the callback sees the state.
+    """
 
     def __init__(
         self, program: Program, chains: Chains, count: int, bar: Any, callback: Callback | None
@@ -126,12 +154,14 @@ class _Watch:
         self.program, self.chains, self.count = program, chains, count
         self.bar, self.callback = bar, callback
         self.n_levels = int(program.level[-1]) + 1 if program.nfe else 0
+        self.sightings: list[_Sighting] = []
 
     def __call__(self, done: int) -> None:
         level, sigma = int(self.program.level[done - 1]), float(self.program.sigma[done - 1])
         self.bar.set_postfix(sigma=f"{sigma:.3g}", refresh=False)
         self.bar.update()
-        self._check_finite(level, sigma)
+        self.sightings.append(self._look(level, sigma))
+        self.check(all_but=0 if self.callback or self.sightings[-1].ready is None else 1)
         if self.callback is not None:
             samples = self.chains.samples[: self.count].clone().cpu()
             x = self.chains.x[: self.count].clone()
@@ -139,15 +169,31 @@ class _Watch:
                 Progress(self.program.name, level, self.n_levels, sigma, done, samples, x)
             )
 
-    def _check_finite(self, level: int, sigma: float) -> None:
-        finite = torch.isfinite(self.chains.x).flatten(1).all(dim=1)
-        if not bool(finite.all()):
-            index = int(self.chains.samples[~finite][0])
-            raise SamplingError(
-                f"sample {index} of seed {self.chains.seed} is no longer finite at level {level} "
-                f"(sigma {sigma:.4g}); the step size is too large for this model, or its weights "
-                "are damaged"
-            )
+    def check(self, all_but: int = 0) -> None:
+        """SamplingError if a chain was lost in any level but the last `all_but`."""
+        while len(self.sightings) > all_but:
+            seen = self.sightings.pop(0)
+            if seen.ready is not None:
+                seen.ready.synchronize()
+            if bool(seen.lost.any()):
+                index = int(self.chains.samples.cpu()[seen.lost != 0][0])
+                raise SamplingError(
+                    f"sample {index} of seed {self.chains.seed} is no longer finite at level "
+                    f"{seen.level} (sigma {seen.sigma:.4g}); the step size is too large for this "
+                    "model, or its weights are damaged"
+                )
+
+    def _look(self, level: int, sigma: float) -> _Sighting:
+        lost = self.chains.nonfinite
+        if lost is None:
+            lost = ~torch.isfinite(self.chains.x).flatten(1).all(dim=1)
+        if lost.is_cpu:
+            return _Sighting(level, sigma, lost.clone(), None)
+        copied = torch.empty(lost.shape, dtype=lost.dtype, pin_memory=True)
+        copied.copy_(lost, non_blocking=True)
+        ready = torch.cuda.Event()
+        ready.record(torch.cuda.current_stream(lost.device))
+        return _Sighting(level, sigma, copied, ready)
 
 
 def make_report(engine: Engine, program: Program, n: int, seconds: float) -> Report:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ncsn_fast.checkpoint import (
     Weights,
     is_run,
     load_model_folder,
+    newest_run,
     read_run,
     read_run_file,
     read_torch,
@@ -20,6 +22,7 @@ from ncsn_fast.checkpoint import (
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.published import from_published
 
+log = logging.getLogger(__name__)
 SHIPPED = Path(__file__).parent / "assets" / "digits"
 
 
@@ -74,3 +77,15 @@ def _load_file(path: Path, weights: Weights, overrides: dict[str, Any]) -> Score
     if isinstance(contents, dict) and "train_config" in contents and not overrides:
         return read_run_file(path, contents).model(weights)
     return from_published(contents, path, weights=weights, overrides=overrides)
+
+
+def resolve_model(model: str | Path | ScoreModel | None) -> ScoreModel:
+    """The model that Sampler(model) means; a log line says which, for None."""
+    if model is not None:
+        return load(model)
+    run = newest_run(Path("runs"))
+    if run is not None:
+        log.info("model: the newest run, %s", run)
+        return load(run)
+    log.info("model: the shipped digits model (no run below ./runs)")
+    return load(SHIPPED)

@@ -21,7 +21,7 @@ class ModelOptions:
     newest run below ./runs, else the shipped model."""
     engine: Literal["auto", "eager", "compile", "cpu", "cuda", "ort", "trt"] = "auto"
     """Engine; `python -m ncsn_fast.doctor` says which run here."""
-    dtype: Literal["fp32", "bf16"] | None = None
+    dtype: Literal["fp32", "tf32", "bf16", "fp16"] | None = None
     """Type the network computes in; without it the engine's own choice."""
     device: str | None = None
     """cpu, cuda or cuda:N; without it what the engine runs on."""
@@ -29,6 +29,8 @@ class ModelOptions:
     """Images in a micro-batch."""
     threads: int | None = None
     """CPU threads."""
+    engine_options: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Settings of the engine's own, as NAME VALUE pairs: graph step, kernels cuda."""
     quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """No progress bar."""
 
@@ -41,6 +43,7 @@ class ModelOptions:
             device=self.device,
             batch_size=self.batch_size,
             threads=self.threads,
+            **self.engine_options,
         )
 
 

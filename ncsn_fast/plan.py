@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 
 import torch
@@ -11,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ncsn_fast import ops
 from ncsn_fast.engines.base import Engine
 from ncsn_fast.models.score import ScoreModel
-from ncsn_fast.samplers.program import Program
+from ncsn_fast.samplers.program import Chains, Program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Plan:
         nfe: network evaluations per sample.   batch_size, n_batches: micro-batches, the last one
             padded.
         flop: of all network evaluations, padding included (2 per multiply-add, convolutions only).
-        seconds: estimate from one timed network call on this machine, now.
+        seconds: estimate from a few timed steps on this machine, now.
         memory: bytes that the engine and the chains of a micro-batch need beside the model; None
             where the engine does not plan them.
     """
@@ -61,18 +62,14 @@ def network_flop(model: ScoreModel) -> int:
 
 
 def make_plan(engine: Engine, program: Program, n: int) -> Plan:
-    """Plan of running `program` for n samples; times one network call (after one to warm up)."""
+    """Plan of running `program` for n samples; times a few steps of it (after as many before)."""
     if n < 0:
         raise ValueError(f"n must be at least 0; got {n}")
     size = engine.batch_size
     n_batches = -(-n // size)
-    x = torch.full((size, *engine.model.image_shape), 0.5, dtype=torch.float32)
-    level = torch.zeros(size, dtype=torch.int64) if engine.model.conditional else None
-    engine.output(x, level)
-    began = time.perf_counter()
-    engine.output(x, level)
-    seconds = (time.perf_counter() - began) * program.nfe * n_batches
-    planned, chains = engine.memory(), (2 + program.has_history) * x.nbytes  # and the result
+    seconds = _seconds_of_a_row(engine, program) * program.nfe * n_batches
+    state = size * math.prod(engine.model.image_shape) * torch.float32.itemsize
+    planned, chains = engine.memory(), (2 + program.has_history) * state  # and the result
     return Plan(
         method=program.name,
         engine=engine.name,
@@ -86,3 +83,19 @@ def make_plan(engine: Engine, program: Program, n: int) -> Plan:
         seconds=seconds,
         memory=None if planned is None else planned + chains,
     )
+
+
+def _seconds_of_a_row(engine: Engine, program: Program) -> float:
+    """Network and update; on a GPU of several rows, as one alone would show the way to it."""
+    part = program.head(16 if engine.device.type == "cuda" else 1)
+    if not part.nfe:
+        return 0.0
+    x = torch.full((engine.batch_size, *engine.model.image_shape), 0.5, device=engine.device)
+    samples = torch.arange(engine.batch_size, device=engine.device)
+    seconds = 0.0
+    for _ in range(2):
+        chains = Chains(x=x.clone(), seed=0, samples=samples)
+        began = time.perf_counter()
+        engine.run(part, chains).cpu()
+        seconds = time.perf_counter() - began
+    return seconds / part.nfe

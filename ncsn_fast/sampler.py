@@ -6,14 +6,14 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ncsn_fast import checkpoint, engines, noise
-from ncsn_fast.engines.base import Engine, dtype_name
-from ncsn_fast.images import as_mask, as_tensor, to_pil, to_uint8
+from ncsn_fast import engines, noise
+from ncsn_fast.engines.base import Engine, EngineError, dtype_name
+from ncsn_fast.images import Output, as_mask, as_tensor, check_output, convert
 from ncsn_fast.jobs import (
     Callback,
     Job,
@@ -24,7 +24,7 @@ from ncsn_fast.jobs import (
     make_report,
     run_job,
 )
-from ncsn_fast.loading import SHIPPED, load
+from ncsn_fast.loading import resolve_model
 from ncsn_fast.models.score import ScoreModel, each_sigma
 from ncsn_fast.plan import Plan, make_plan
 from ncsn_fast.samplers import methods
@@ -32,7 +32,6 @@ from ncsn_fast.samplers.editing import InpaintVariant, inpainting, interpolation
 from ncsn_fast.samplers.program import Program
 
 log = logging.getLogger(__name__)
-Output = Literal["pt", "np", "pil"]
 
 
 class Sampler:
@@ -43,13 +42,14 @@ class Sampler:
             there is one, else the small digits model that ships with the package; a log line says
             which.
         engine: "auto" (our kernels where they run), or a name; see `python -m ncsn_fast.doctor`.
-        dtype: "fp32" or "bf16" (or the torch dtype) for the network; None for what is faster here,
-            if the network keeps its precision in it. The state is float32 always.
+        dtype: "fp32", "bf16" (or torch's; "fp16" and "tf32" on GPUs) for the network; None for what
+            is fastest here, if it keeps its precision in it. The state is float32 always.
         device: "cpu", "cuda", "cuda:1"; None takes a GPU if there is one.
         batch_size: images in a micro-batch. Samples are bitwise reproducible for a fixed
             batch_size; None picks a power of two that suits n and the image size.
         compile_cache: folder for engines that compile; those of this version do not.
         threads: CPU threads; None for torch's setting.
+        options: the engine's own settings, such as graph="step"; see its class.
 
     Raises:
         EngineUnavailable: the named engine cannot run here; the message says what is missing.
@@ -65,9 +65,11 @@ class Sampler:
         batch_size: int | None = None,
         compile_cache: str | Path | None = None,
         threads: int | None = None,
+        **options: Any,
     ) -> None:
         self.model = resolve_model(model)
         kind, self.device, reason = engines.pick(engine, device, self.model)
+        kind.check_options(options)
         if compile_cache is not None:
             raise ValueError(f"engine {kind.name!r} compiles nothing, so it has no compile_cache")
         if batch_size is not None and batch_size < 1:
@@ -75,6 +77,7 @@ class Sampler:
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be at least 1; got {threads}")
         self.engine_class, self.batch_size, self.threads = kind, batch_size, threads
+        self._options, self._halved = options, False
         self._dtype = None if dtype is None else dtype_name(dtype, kind)
         self.dtype = self._dtype or kind.default_dtype()
         self._engines: dict[int, Engine] = {}
@@ -206,7 +209,7 @@ class Sampler:
         """The posterior mean of clean images given images with noise sigma (Tweedie)."""
         x = self._images(images)
         square = each_sigma(sigma, x).square()[:, None, None, None]
-        return _convert((x + square * self.score(x, sigma)).clamp(0, 1), output)
+        return convert((x + square * self.score(x, sigma)).clamp(0, 1), output)
 
     def plan(
         self, n: int, *, method: str = "ald", steps: int | None = None, **options: Any
@@ -234,6 +237,7 @@ class Sampler:
                 device=self.device,
                 batch_size=size,
                 threads=self.threads,
+                **self._options,
             )
             self._engines[size], self.dtype = engine, engine.dtype
         return self._engines[size]
@@ -247,10 +251,10 @@ class Sampler:
         progress: bool,
         callback: Callback | None,
     ) -> Any:
-        _check_output(output)
+        check_output(output)
         noise.check_uint32("seed", seed)
         parts = [x for _, x in self._run(program, job, seed, progress, callback)]
-        return _convert(
+        return convert(
             torch.cat(parts) if parts else torch.empty(0, *self.model.image_shape), output
         )
 
@@ -264,36 +268,35 @@ class Sampler:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """(sample indices, images in [0, 1]) of each micro-batch; leaves a report at the end."""
         self.report, seconds, began = None, 0.0, time.perf_counter()
-        engine = self.engine_for(len(job.samples))
-        for samples, x in run_job(engine, program, job, seed, progress=progress, callback=callback):
+        n = len(job.samples)
+        options: dict[str, Any] = {
+            "progress": progress,
+            "callback": callback,
+            "shrink": self._shrink,
+        }
+        for samples, x in run_job(self.engine_for(n), program, job, seed, **options):
             seconds += time.perf_counter() - began
             yield samples, x.clamp(0, 1)
             began = time.perf_counter()
-        self.report = make_report(engine, program, len(job.samples), seconds)
+        self.report = make_report(self.engine_for(n), program, n, seconds)
+
+    def _shrink(self, engine: Engine, error: Exception) -> Engine:
+        """The engine with half the micro-batch, for a GPU whose memory did not suffice; once."""
+        engine.release()
+        torch.cuda.empty_cache()
+        size = engine.batch_size // 2
+        if self._halved or size == 0:
+            raise EngineError(
+                f"out of GPU memory with micro-batches of {engine.batch_size}; free memory that "
+                "others hold, or choose a smaller batch_size"
+            ) from error
+        log.warning(
+            "out of GPU memory with micro-batches of %d; going on with %d, so choose batch_size=%d",
+            engine.batch_size, size, size,
+        )  # fmt: skip
+        self._halved, self.batch_size = True, size
+        self._engines = {size: engine.resized(size)}
+        return self._engines[size]
 
 
-def _check_output(output: str) -> None:
-    if output not in ("pt", "np", "pil"):
-        raise ValueError(f"output must be 'pt', 'np' or 'pil'; got {output!r}")
-
-
-def _convert(images: Tensor, output: Output) -> Any:
-    _check_output(output)
-    if output == "np":
-        return to_uint8(images)
-    return to_pil(images) if output == "pil" else images
-
-
-def resolve_model(model: str | Path | ScoreModel | None) -> ScoreModel:
-    """The model that Sampler(model) means; a log line says which, for None."""
-    if model is not None:
-        return load(model)
-    run = checkpoint.newest_run(Path("runs"))
-    if run is not None:
-        log.info("model: the newest run, %s", run)
-        return load(run)
-    log.info("model: the shipped digits model (no run below ./runs)")
-    return load(SHIPPED)
-
-
-__all__ = ["Progress", "Report", "Sampler", "SamplingError", "resolve_model"]
+__all__ = ["Progress", "Report", "Sampler", "SamplingError"]

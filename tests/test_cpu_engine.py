@@ -348,7 +348,7 @@ def test_a_type_left_open_falls_to_float32_and_says_so(monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         sampler.sample(1, progress=False)
     assert (sampler.dtype, sampler.report.dtype) == ("fp32", "fp32")
-    assert "computing in fp32, which is slower: engine 'cpu' in bf16 differs" in caplog.text
+    assert "trying fp32: engine 'cpu' in bf16 differs" in caplog.text
     with pytest.raises(EngineError, match=r"in bf16 differs from .* \(allowed: 1e-04\).*'fp32'"):
         Sampler(model(), engine="cpu", dtype="bf16").sample(1, progress=False)
 

@@ -15,6 +15,7 @@ from ncsn_fast import (
     engines,
 )
 from ncsn_fast.engines.cpu import CpuEngine
+from ncsn_fast.engines.cuda import CudaEngine
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
@@ -95,20 +96,20 @@ def test_the_engine_that_auto_means(caplog):
     assert f"engine cpu (our kernels), {CpuEngine.default_dtype()}, on cpu" in caplog.text
 
 
-@pytest.mark.parametrize("engine", ["compile", "cuda", "ort", "trt"])
-def test_engines_that_cannot_run_say_so(engine):
-    with pytest.raises(EngineUnavailable, match=f"'{engine}' .* not part of this .*: cpu, eager"):
+@pytest.mark.parametrize("engine", ["compile", "ort", "trt"])
+def test_engines_that_do_not_exist_yet_say_so(engine):
+    with pytest.raises(EngineUnavailable, match=f"'{engine}' .* not part of this .*cpu, eager"):
         Sampler(tiny(), engine=engine, device="cpu")
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"engine": "warp"}, "engine must be auto, cpu, eager, .*; got 'warp'"),
+        ({"engine": "warp"}, "engine must be auto, cuda, cpu, eager, .*; got 'warp'"),
         ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
         ({"threads": 0}, "threads must be at least 1; got 0"),
         ({"engine": "eager", "dtype": "bf16"}, "'eager' computes in fp32; got dtype 'bf16'"),
-        ({"engine": "cpu", "dtype": torch.float16}, "'cpu' computes in fp32 or bf16; got dtype"),
+        ({"engine": "cpu", "dtype": torch.float16}, "'cpu' computes in bf16 or fp32; got dtype"),
         ({"engine": "cpu", "compile_cache": "x"}, "'cpu' compiles nothing"),
     ],
 )
@@ -117,14 +118,50 @@ def test_bad_settings_are_refused(options, words):
         Sampler(tiny(), device="cpu", **options)
 
 
+def test_without_a_gpu_the_engine_for_gpus_says_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    message = r"engine 'cuda' .* torch sees no NVIDIA GPU .* a CUDA build of torch.*: cpu, eager"
+    with pytest.raises(EngineUnavailable, match=message):
+        Sampler(tiny(), engine="cuda")
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [("cudnn", "has no cuDNN; install"), ("triton", "triton is missing; pip install triton")],
+)
+def test_what_else_the_engine_for_gpus_needs(monkeypatch, missing, words):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: missing != "cudnn")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: missing != "triton" or None)
+    assert words in CudaEngine.unavailable()
+    kind, device, reason = engines.pick("auto", None)
+    assert (kind.name, device.type) == ("eager", "cuda")
+    assert words in reason
+
+
+def test_settings_of_an_engines_own():
+    sampler = Sampler(tiny(), engine="cpu", dtype="fp32", convolutions="winograd")
+    assert sampler.engine_for(1).convolutions == "winograd"
+    for options in ({"convolutions": "fft"}, {"graph": "level"}, {"bach_size": 3}):
+        ((name, value),) = options.items()
+        words = rf"'cpu' has no option {name}={value!r}; .* convolutions: direct, winograd"
+        with pytest.raises(ValueError, match=words):
+            Sampler(tiny(), engine="cpu", **options)
+
+
 @pytest.mark.parametrize("gpu", [True, False])
 def test_engines_choose_their_device(monkeypatch, gpu):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2 * gpu)
+    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: gpu)
     assert engines.pick("cpu", None)[:2] == (CpuEngine, cpu)
     assert engines.pick("auto", "cpu")[:2] == (CpuEngine, cpu)
     assert engines.pick("eager", None)[1] == (cuda if gpu else cpu)
-    assert engines.pick("auto", None)[1] == (cuda if gpu else cpu)
+    assert engines.pick("auto", None)[:2] == ((CudaEngine, cuda) if gpu else (CpuEngine, cpu))
+    if gpu:
+        with pytest.raises(ValueError, match="device 'cuda:2': torch sees 2 GPUs, counted from 0"):
+            engines.pick("auto", "cuda:2")
     message = "engine 'cpu' runs on cpu; got device 'cuda'" if gpu else "torch sees no NVIDIA GPU"
     with pytest.raises(ValueError, match=message):
         engines.pick("cpu", "cuda")

@@ -236,14 +236,14 @@ def test_without_a_model_the_newest_run_is_taken_else_the_shipped_one(
 ):
     shipped, run = tmp_path / "shipped", tmp_path / "runs" / "mine"
     checkpoint.save_model(tiny(), shipped)
-    monkeypatch.setattr("ncsn_fast.sampler.SHIPPED", shipped)
+    monkeypatch.setattr("ncsn_fast.loading.SHIPPED", shipped)
     monkeypatch.chdir(tmp_path)
     with caplog.at_level(logging.INFO):
         assert Sampler(device="cpu").model.config.n_sigmas == 4
     assert "the shipped digits model" in caplog.text
     (tmp_path / "runs").mkdir()
-    monkeypatch.setattr(checkpoint, "newest_run", lambda folder: run if folder.exists() else None)
-    monkeypatch.setattr("ncsn_fast.sampler.load", lambda source: tiny(n_sigmas=7) if source == run
+    monkeypatch.setattr("ncsn_fast.loading.newest_run", lambda f: run if f.exists() else None)
+    monkeypatch.setattr("ncsn_fast.loading.load", lambda source: tiny(n_sigmas=7) if source == run
                         else pytest.fail(f"loaded {source}"))  # fmt: skip
     with caplog.at_level(logging.INFO):
         assert Sampler(device="cpu").model.config.n_sigmas == 7

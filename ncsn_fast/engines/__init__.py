@@ -10,16 +10,20 @@ import torch
 
 from ncsn_fast.engines.base import Engine, EngineError, EngineUnavailable
 from ncsn_fast.engines.cpu import CpuEngine
+from ncsn_fast.engines.cuda import CudaEngine
 from ncsn_fast.engines.eager import EagerEngine
 from ncsn_fast.models.score import ScoreModel
 
 log = logging.getLogger(__name__)
-ENGINES: dict[str, type[Engine]] = {"cpu": CpuEngine, "eager": EagerEngine}
+ENGINES: dict[str, type[Engine]] = {
+    "cuda": CudaEngine,
+    "cpu": CpuEngine,
+    "eager": EagerEngine,
+}
 
 # Engines of the design that this version does not contain, and what each is for.
 PLANNED = {
     "compile": "torch.compile",
-    "cuda": "CUDA graphs and our GPU kernels",
     "ort": "ONNX Runtime",
     "trt": "TensorRT",
 }
@@ -57,11 +61,11 @@ def pick(
         ValueError: there is no engine of that name, or it does not run on that device.
     """
     gpu = torch.cuda.is_available()
-    if device is not None and torch.device(device).type == "cuda" and not gpu:
-        raise ValueError(f"device {str(device)!r}: torch sees no NVIDIA GPU; use device='cpu'")
+    if device is not None and torch.device(device).type == "cuda":
+        _check_gpu(torch.device(device))
     if name == "auto":
         on_cpu = torch.device(device).type == "cpu" if device is not None else not gpu
-        name, reason = _automatic(model) if on_cpu else ("eager", "the only one for GPUs yet")
+        name, reason = _automatic(CpuEngine if on_cpu else CudaEngine, model)
     else:
         reason = "asked for"
     rows = {row.name: row for row in availability()}
@@ -93,21 +97,31 @@ def build(kind: type[Engine], model: ScoreModel, dtype: str | None, **settings: 
     that is not the engine's own choice.
     """
     chosen = dtype or kind.default_dtype()
-    try:
-        return kind(model, dtype=chosen, **settings)
-    except EngineError as error:
-        if dtype is not None or chosen == "fp32":
-            raise
-        log.warning("computing in fp32, which is slower: %s", error)
-        return kind(model, dtype="fp32", **settings)
+    slower = kind.dtypes[kind.dtypes.index(chosen) + 1 :] if dtype is None else ()
+    for name, following in zip((chosen, *slower), (*slower, None), strict=True):
+        try:
+            return kind(model, dtype=name, **settings)
+        except EngineError as error:
+            if following is None:
+                raise
+            log.warning("trying %s: %s", following, error)
+    raise AssertionError("an engine has a type")
 
 
-def _automatic(model: ScoreModel | None) -> tuple[str, str]:
-    """The engine that "auto" takes on a CPU, and why."""
-    problem = CpuEngine.unavailable() or (None if model is None else CpuEngine.refuses(model))
+def _check_gpu(device: torch.device) -> None:
+    if not torch.cuda.is_available():
+        raise ValueError(f"device {str(device)!r}: torch sees no NVIDIA GPU; use device='cpu'")
+    count = torch.cuda.device_count()
+    if (device.index or 0) >= count > 0:
+        raise ValueError(f"device {str(device)!r}: torch sees {count} GPUs, counted from 0")
+
+
+def _automatic(best: type[Engine], model: ScoreModel | None) -> tuple[str, str]:
+    """The engine that "auto" takes where `best` is our own for the device, and why."""
+    problem = best.unavailable() or (None if model is None else best.refuses(model))
     if problem is not None:
-        return "eager", f"engine 'cpu' {problem}"
-    return "cpu", "our kernels"
+        return "eager", f"engine {best.name!r} {problem}"
+    return best.name, "our kernels"
 
 
 __all__ = [

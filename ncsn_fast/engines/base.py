@@ -5,17 +5,23 @@ from __future__ import annotations
 import abc
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
-from typing import ClassVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.samplers.program import Chains, Program, Update, run
 
-DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# Types that networks compute in. tf32: maps are float32, convolutions round what they read.
+DTYPES: dict[str, torch.dtype] = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 
 
 def dtype_name(dtype: str | torch.dtype, kind: type[Engine]) -> str:
@@ -67,8 +73,9 @@ class Engine(abc.ABC):
 
     name: ClassVar[str]
     summary: ClassVar[str]
-    dtypes: ClassVar[tuple[str, ...]] = ("fp32",)
+    dtypes: ClassVar[tuple[str, ...]] = ("fp32",)  # from the fastest to the most precise
     device_types: ClassVar[tuple[str, ...]] = ("cpu",)
+    options: ClassVar[dict[str, tuple[str, ...]]] = {}  # settings of its own, and their values
 
     def __init__(
         self,
@@ -99,9 +106,23 @@ class Engine(abc.ABC):
         return None
 
     @classmethod
+    def check_options(cls, given: Mapping[str, Any]) -> None:
+        """ValueError unless the engine has such options with such values."""
+        known = "; ".join(f"{k}: {', '.join(v)}" for k, v in cls.options.items()) or "none"
+        for name, value in given.items():
+            if value not in cls.options.get(name, ()):
+                raise ValueError(
+                    f"engine {cls.name!r} has no option {name}={value!r}; its options: {known}"
+                )
+
+    @classmethod
     def default_dtype(cls) -> str:
         """The type that the engine takes by itself on this machine."""
         return cls.dtypes[0]
+
+    def release(self) -> None:
+        """Frees the memory of micro-batches; weights stay, and the engine can go on."""
+        return None
 
     def memory(self) -> int | None:
         """Bytes that a running micro-batch needs beside the model; None where nobody plans them."""
@@ -136,7 +157,8 @@ class Engine(abc.ABC):
     ) -> Tensor:
         """Runs a program (in terms of sigma * score) on a micro-batch; returns the final state.
 
-        on_level is called after each level, with the number of rows done, outside of `context`.
+        on_level is called after each of `chunks`, with the number of rows done, outside of
+        `context`.
         """
         sigma = torch.from_numpy(program.sigma)
         factor = np.asarray(self.model.score_factor(sigma), dtype=np.float64)
@@ -145,13 +167,17 @@ class Engine(abc.ABC):
         if self.model.conditional:
             levels = self.model.nearest_level(sigma.to(self.model.device)).to(self.device)
         run_rows = self.stepper(scaled, chains, levels, update)
-        left = [rows for rows in scaled.level_rows() if rows.stop > start]
+        left = [rows for rows in self.chunks(scaled) if rows.stop > start]
         for rows in left or [range(0)]:  # a program without rows still imposes known pixels
             with self.context():
                 run_rows(max(start, rows.start), rows.stop)
             if on_level is not None and rows:
                 on_level(rows.stop)
         return chains.x
+
+    def chunks(self, program: Program) -> list[range]:
+        """The rows between two callbacks: those of a level."""
+        return list(program.level_rows())
 
     def stepper(
         self, program: Program, chains: Chains, levels: Tensor | None, update: Update | None
@@ -180,3 +206,12 @@ class Engine(abc.ABC):
                 )
                 parts.append(f.float().cpu()[: len(x) - i])
         return torch.cat(parts) if parts else torch.empty_like(x)
+
+
+def without_weights(model: ScoreModel) -> ScoreModel:
+    """A copy whose parameters have shapes, but one number each behind them."""
+    memo: dict[int, Any] = {
+        id(p): nn.Parameter(torch.zeros(()).expand(p.shape), requires_grad=False)
+        for p in model.parameters()
+    }
+    return copy.deepcopy(model, memo).cpu().eval()

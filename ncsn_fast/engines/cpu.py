@@ -8,16 +8,16 @@ import os
 import statistics
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ncsn_fast._extension import forced_isa
 from ncsn_fast.engines import cpu_probe, precision
 from ncsn_fast.engines.arena import report
-from ncsn_fast.engines.base import DTYPES, Engine
+from ncsn_fast.engines.base import DTYPES, Engine, without_weights
 from ncsn_fast.engines.cpu_plan import CpuPlan, Weights, torch_functions
 from ncsn_fast.engines.eager import EagerEngine
 from ncsn_fast.engines.graph import UnsupportedNetwork, lower
@@ -47,7 +47,8 @@ class CpuEngine(Engine):
 
     name = "cpu"
     summary = "packed channels-last convolutions, our C++ kernels between them"
-    dtypes = ("fp32", "bf16")
+    dtypes = ("bf16", "fp32")
+    options: ClassVar[dict[str, tuple[str, ...]]] = {"convolutions": cpu_probe.ALGORITHMS}
 
     def __init__(
         self, model: ScoreModel, *, convolutions: str | None = None, **settings: Any
@@ -58,7 +59,7 @@ class CpuEngine(Engine):
         self._scale, self._shift = (2.0, -1.0) if model.net.scale_input else (1.0, 0.0)
         self._forget_plans()
         self.error = self._check()
-        self.model = _without_weights(model)  # they are packed: the caller may let go of theirs
+        self.model = without_weights(model)  # they are packed: the caller may let go of theirs
 
     @classmethod
     def unavailable(cls) -> str | None:
@@ -192,15 +193,6 @@ class CpuEngine(Engine):
             self.model, device=self.device, dtype="fp32", batch_size=size, threads=self.threads
         )
         return precision.check_precision(self.resized(size), reference, n)
-
-
-def _without_weights(model: ScoreModel) -> ScoreModel:
-    """A copy whose parameters have shapes, but one number each behind them."""
-    memo: dict[int, Any] = {
-        id(p): nn.Parameter(torch.zeros(()).expand(p.shape), requires_grad=False)
-        for p in model.parameters()
-    }
-    return copy.deepcopy(model, memo).cpu().eval()
 
 
 def _algorithm(name: str | None, dtype: str) -> str:

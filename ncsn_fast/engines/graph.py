@@ -22,8 +22,9 @@ from ncsn_fast.models import layers
 from ncsn_fast.models.refinenet import RefineNet
 
 Kind = Literal[
-    "conv", "norm", "elu", "add", "add_elu", "max_pool5", "avg_pool5", "mean_pool2", "resize_add"
-]
+    "conv", "norm", "elu", "add", "add_elu", "max_pool5", "avg_pool5", "mean_pool2", "resize_add",
+    "pointwise",
+]  # fmt: skip
 
 
 @dataclasses.dataclass(eq=False)
@@ -80,12 +81,22 @@ class NormOf:
     """IN++ with or without ELU.
 
     parameters: alpha, gamma and beta (C,); or, by_level, one table (levels, 3 C) of gamma, alpha
-    and beta.
+    and beta.   bias: what is added to the input first, (C,) each.
     """
 
     parameters: tuple[Tensor, ...]
     by_level: bool
     elu: bool
+    bias: tuple[Tensor, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class PointwiseOf:
+    """The sum of one or two maps and of biases (C,); its ELU; or both, in this order."""
+
+    total: bool
+    elu: bool
+    bias: tuple[Tensor, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +113,7 @@ class Op:
     inputs: tuple[Map, ...]
     outputs: tuple[Map, ...]
     overwrites: tuple[tuple[Map, Map], ...] = ()
-    of: ConvolutionOf | NormOf | None = None
+    of: ConvolutionOf | NormOf | PointwiseOf | None = None
 
 
 class UnsupportedNetwork(ValueError):

@@ -13,7 +13,8 @@ from torch import Tensor
 from ncsn_fast.engines.base import Engine, EngineError
 from ncsn_fast.models.score import ScoreModel
 
-BOUNDS = {"fp32": 1e-5, "bf16": 2e-2}  # relative error of f that each type may have
+# Relative error of f that each type may have.
+BOUNDS = {"fp32": 1e-5, "tf32": 5e-3, "bf16": 2e-2, "fp16": 5e-3}
 _FLOP = 2.5e11  # of the reference's work in a check: a second or two on a CPU
 _FEWEST = 3
 

@@ -13,7 +13,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -76,6 +76,17 @@ class Program:
             return math.nan, 0
         return float(self.reference_noise[k]), int(self.reference_step[k])
 
+    def head(self, rows: int) -> Program:
+        """The first rows alone."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        columns: dict[str, Any] = {
+            k: v[:rows] for k, v in fields.items() if isinstance(v, np.ndarray)
+        }
+        for name in ("reference_noise", "reference_step"):
+            if fields[name] is not None:
+                columns[name] = fields[name][: rows + 1]
+        return dataclasses.replace(self, **columns)
+
     def level_rows(self) -> Iterator[range]:
         """The rows of each level, in order."""
         starts = [0, *(np.flatnonzero(np.diff(self.level)) + 1).tolist(), self.nfe]
@@ -106,6 +117,8 @@ class Chains:
         noise_weights: (B, 2) weights of streams 0 and 3, or None for (1, 0).
         mask, known: bool and float32, shape of x: pixels that are known, and their values; or None.
         h: history buffer, shape of x.
+        nonfinite: (B,) int32, not 0 where x has left the finite numbers, from engines that watch
+            it; None where nobody does.
     """
 
     x: Tensor
@@ -115,6 +128,7 @@ class Chains:
     mask: Tensor | None = None
     known: Tensor | None = None
     h: Tensor | None = None
+    nonfinite: Tensor | None = None
 
 
 class Update(Protocol):
