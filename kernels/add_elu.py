@@ -1,12 +1,15 @@
-"""ELU (alpha 1) of a map, or of the sum of two, with or without the sum.
+"""ELU (alpha 1) of a map, or of the sum of two, with or without the sum; each with a bias or not.
 
-    s = a + b,   y = elu(s)
+    s = (a + b) + bias,   y = elu(s)
 
-Maps have one layout, so they are flat here. The sum is float32 and y is made from it before it is
-rounded. Bytes an element in bfloat16: 4 (ELU alone) to 8 (both outputs). Bound by memory.
+Maps have one layout, so they are flat here; with a bias it is channels-last, where the channel of
+an element is its place modulo C. Sums are float32 and y is made from s before it is rounded. Bytes
+an element in bfloat16: 4 (ELU alone) to 8 (both outputs). Bound by memory.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import triton
@@ -19,13 +22,20 @@ BLOCK, WARPS = 2048, 8
 
 
 @triton.jit
-def add_elu_kernel(a_ptr, b_ptr, total_ptr, y_ptr, count, BLOCK: tl.constexpr):
+def add_elu_kernel(a_ptr, b_ptr, bias_ptr, total_ptr, y_ptr, count, C: tl.constexpr,
+                   RUN: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     start = tl.program_id(0).to(tl.int64) * BLOCK
     at = start + tl.arange(0, BLOCK)
     inside = at < count
     total = tl.load(a_ptr + at, mask=inside, other=0.0).to(tl.float32)
     if b_ptr is not None:
         total += tl.load(b_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    if bias_ptr is not None:
+        # One division of 64 bits a program; those of an element are by a constant of 32.
+        channel = ((start % C).to(tl.int32) + tl.arange(0, BLOCK)) % C
+        # What the compiler cannot prove: no run of RUN channels is cut. It reads 16 bytes then.
+        channel = tl.max_contiguous(tl.multiple_of(channel, RUN), RUN)
+        total += tl.load(bias_ptr + channel)
     if total_ptr is not None:
         tl.store(total_ptr + at, total.to(total_ptr.dtype.element_ty), mask=inside)
     if y_ptr is not None:
@@ -48,33 +58,54 @@ def _check(**tensors: Tensor | None) -> None:
         raise ValueError(f"all must be contiguous, or all channels-last; got strides {found}")
 
 
-def _start(a: Tensor, b: Tensor | None, total: Tensor | None, out: Tensor | None) -> None:
+def _start(
+    a: Tensor, b: Tensor | None, bias: Tensor | None, total: Tensor | None, out: Tensor | None
+) -> None:
     _check(a=a, b=b, total=total, out=out)
-    programs = launch.cdiv(a.numel(), BLOCK)
+    if bias is not None:
+        launch.check_maps(a=a, b=b, total=total, out=out)
+        launch.check_bias(bias, a)
+    programs, channels = launch.cdiv(a.numel(), BLOCK), 1 if bias is None else len(bias)
     launch.start(
-        add_elu_kernel, programs, a.device, a, b, total, out, a.numel(), BLOCK=BLOCK, warps=WARPS
-    )
+        add_elu_kernel, programs, a.device, a, b, bias, total, out, a.numel(), C=channels,
+        RUN=math.gcd(channels, 16), BLOCK=BLOCK, warps=WARPS,
+    )  # fmt: skip
 
 
-def elu(x: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """`reference.elu`; out may be x."""
+def elu(x: Tensor, *, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    """`reference.elu` of x, or of x + bias, bias (C,) float32; out may be x."""
     out = torch.empty_like(x) if out is None else out
-    _start(x, None, None, out)
+    _start(x, None, bias, None, out)
     return out
 
 
-def add(a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """a + b, computed in float32; out may be a or b."""
+def add_bias(x: Tensor, bias: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """x + bias, bias (C,) float32, computed in float32; out may be x."""
+    out = torch.empty_like(x) if out is None else out
+    _start(x, None, bias, out, None)
+    return out
+
+
+def add(a: Tensor, b: Tensor, *, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    """(a + b) + bias, computed in float32; out may be a or b."""
     out = torch.empty_like(a) if out is None else out
-    _start(a, b, out, None)
+    _start(a, b, bias, out, None)
     return out
 
 
 def add_elu(
-    a: Tensor, b: Tensor, *, total: Tensor | None = None, out: Tensor | None = None
+    a: Tensor,
+    b: Tensor,
+    *,
+    bias: Tensor | None = None,
+    total: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`reference.add_elu`: (total, out); each may be a or b. `add` writes the sum alone."""
+    """`reference.add_elu`, of a + b + bias: (total, out); each may be a or b.
+
+    bias is (C,) float32. `add` writes the sum alone.
+    """
     total = torch.empty_like(a) if total is None else total
     out = torch.empty_like(a) if out is None else out
-    _start(a, b, total, out)
+    _start(a, b, bias, total, out)
     return total, out

@@ -4,6 +4,8 @@
     mu, var: mean and biased variance of a channel over its plane; m, v: mean and unbiased variance
     of mu over all channels of the sample (v = 0 for a single channel)
 
+With a bias the same of x + bias, which nobody writes: only mu and m change.
+
 Maps are (N, P, C) in memory, P = H W pixels. Two launches: `statistics_kernel` reduces tiles of
 pixels (norm_statistics.py), `apply_kernel` merges the tiles of its sample, standardises the means
 over the channels and writes y. Samples of up to SINGLE_BYTES take one launch, `single_kernel`, a
@@ -22,11 +24,12 @@ import torch
 import triton
 import triton.language as tl
 from ncsn_fast.kernels import norm_statistics
-from ncsn_fast.kernels.launch import cdiv, check_maps, power_of_2, start
+from ncsn_fast.kernels.launch import cdiv, check_bias, check_maps, power_of_2, start
 from ncsn_fast.kernels.maths import elu
 from ncsn_fast.kernels.norm_statistics import (
     WARPS,
     Tiling,
+    biased,
     inverse_root,
     launch_statistics,
     merged_tiles,
@@ -44,7 +47,7 @@ SINGLE_WARPS = 16
 
 @triton.jit
 def affine(mean, variance, m, rstd_channels, eps, alpha_ptr, gamma_ptr, beta_ptr, inside):
-    """scale and shift of y = (x - mean) scale + shift."""
+    """scale and shift of y = (centred x) scale + shift, of a channel with this mean."""
     alpha = tl.load(alpha_ptr, mask=inside, other=0.0)
     gamma = tl.load(gamma_ptr, mask=inside, other=0.0)
     beta = tl.load(beta_ptr, mask=inside, other=0.0)
@@ -68,10 +71,11 @@ def write(x_base, y_base, first, plane, cols, mean, scale, shift, C: tl.constexp
 
 
 @triton.jit(do_not_specialize=["alpha_row", "gamma_row", "beta_row"])
-def apply_kernel(x_ptr, y_ptr, partials_ptr, alpha_ptr, gamma_ptr, beta_ptr, alpha_row, gamma_row,
-                 beta_row, samples, plane, tiles, eps, C: tl.constexpr, ROWS: tl.constexpr,
-                 TILES: tl.constexpr, CHUNK: tl.constexpr, APPLY_ROWS: tl.constexpr,
-                 BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, ELU: tl.constexpr):  # fmt: skip
+def apply_kernel(x_ptr, y_ptr, partials_ptr, bias_ptr, alpha_ptr, gamma_ptr, beta_ptr, alpha_row,
+                 gamma_row, beta_row, samples, plane, tiles, eps, C: tl.constexpr,
+                 ROWS: tl.constexpr, TILES: tl.constexpr, CHUNK: tl.constexpr,
+                 APPLY_ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+                 ELU: tl.constexpr):  # fmt: skip
     """y of APPLY_ROWS pixels and BLOCK_C channels; *_row: floats from one sample's to the next."""
     column_blocks: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
     pid = tl.program_id(0)
@@ -80,11 +84,14 @@ def apply_kernel(x_ptr, y_ptr, partials_ptr, alpha_ptr, gamma_ptr, beta_ptr, alp
     sample = (samples - 1 - pid // column_blocks // row_blocks).to(tl.int64)
     cols = pid % column_blocks * BLOCK_C + tl.arange(0, BLOCK_C)
     partials_ptr += sample * tiles * (2 * C)
-    m, rstd_channels = spread_of_means(partials_ptr, plane, tiles, eps, C, ROWS, TILES, CHUNK)
+    m, rstd_channels = spread_of_means(
+        partials_ptr, bias_ptr, plane, tiles, eps, C, ROWS, TILES, CHUNK
+    )
     mean, variance = merged_tiles(partials_ptr, cols, plane, tiles, C, ROWS, TILES)
     scale, shift = affine(
-        mean, variance, m, rstd_channels, eps, alpha_ptr + sample * alpha_row + cols,
-        gamma_ptr + sample * gamma_row + cols, beta_ptr + sample * beta_row + cols, cols < C,
+        biased(mean, bias_ptr, cols, cols < C), variance, m, rstd_channels, eps,
+        alpha_ptr + sample * alpha_row + cols, gamma_ptr + sample * gamma_row + cols,
+        beta_ptr + sample * beta_row + cols, cols < C,
     )  # fmt: skip
     write(
         x_ptr + sample * plane * C, y_ptr + sample * plane * C, row_block * APPLY_ROWS, plane, cols,
@@ -93,8 +100,8 @@ def apply_kernel(x_ptr, y_ptr, partials_ptr, alpha_ptr, gamma_ptr, beta_ptr, alp
 
 
 @triton.jit(do_not_specialize=["alpha_row", "gamma_row", "beta_row"])
-def single_kernel(x_ptr, y_ptr, alpha_ptr, gamma_ptr, beta_ptr, alpha_row, gamma_row, beta_row,
-                  plane, eps, C: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr,
+def single_kernel(x_ptr, y_ptr, bias_ptr, alpha_ptr, gamma_ptr, beta_ptr, alpha_row, gamma_row,
+                  beta_row, plane, eps, C: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr,
                   BLOCK_C: tl.constexpr, ELU: tl.constexpr):  # fmt: skip
     """One sample, all of its channels; ROWS is at least the number of its pixels."""
     sample = tl.program_id(0).to(tl.int64)
@@ -103,10 +110,11 @@ def single_kernel(x_ptr, y_ptr, alpha_ptr, gamma_ptr, beta_ptr, alpha_row, gamma
     first = tl.program_id(0) * 0
     x_base, y_base = x_ptr + sample * plane * C, y_ptr + sample * plane * C
     mean, squares = range_statistics(x_base, first, cols, plane, C, ROWS, BLOCK_P)
-    m, spread_squares = spread(mean, inside, tl.cast(C, tl.float32))
+    mean_biased = biased(mean, bias_ptr, cols, inside)
+    m, spread_squares = spread(mean_biased, inside, tl.cast(C, tl.float32))
     rstd_channels = inverse_root(spread_squares / (C - 1 if C > 1 else 1) + eps)
     scale, shift = affine(
-        mean, squares / plane, m, rstd_channels, eps, alpha_ptr + sample * alpha_row + cols,
+        mean_biased, squares / plane, m, rstd_channels, eps, alpha_ptr + sample * alpha_row + cols,
         gamma_ptr + sample * gamma_row + cols, beta_ptr + sample * beta_row + cols, inside,
     )  # fmt: skip
     write(x_base, y_base, first, plane, cols, mean, scale, shift, C, ROWS, BLOCK_P, ELU)
@@ -157,6 +165,7 @@ def instance_norm_plus(
     *,
     elu: bool = False,
     eps: float = 1e-5,
+    bias: Tensor | None = None,
     out: Tensor | None = None,
     partials: Tensor | None = None,
     form: Literal["auto", "split", "single"] = "auto",
@@ -165,6 +174,7 @@ def instance_norm_plus(
 
     Args:
         alpha, gamma, beta: (C,) or (N, C) each; float32 with unit stride is read as it is.
+        bias: (C,) float32; the result is that of x + bias, unrounded.
         out: receives y; shape of x, channels-last, any of the three dtypes; may be x.
         partials: workspace from `new_partials(x)`. With out and partials nothing is allocated.
         form: two launches ("split"), one ("single", up to 512 channels), or by shape.
@@ -174,6 +184,7 @@ def instance_norm_plus(
     """
     out = torch.empty_like(x) if out is None else out
     check_maps(x=x, out=out)
+    check_bias(bias, x)
     n, c, height, width = x.shape
     rows = [
         in_rows(name, parameter, x)
@@ -192,7 +203,7 @@ def instance_norm_plus(
         block_c = power_of_2(c)
         block_p = min(power_of_2(plane), 2 * norm_statistics.TILE_ELEMENTS // block_c)
         start(
-            single_kernel, n, x.device, x, out, *tensors, *strides, plane, eps, C=c,
+            single_kernel, n, x.device, x, out, bias, *tensors, *strides, plane, eps, C=c,
             ROWS=cdiv(plane, block_p) * block_p, BLOCK_P=block_p, BLOCK_C=block_c, ELU=elu,
             warps=SINGLE_WARPS,
         )  # fmt: skip
@@ -201,7 +212,7 @@ def instance_norm_plus(
     meta = apply_meta(c, split)
     programs = n * cdiv(plane, meta["APPLY_ROWS"]) * cdiv(c, meta["BLOCK_C"])
     start(
-        apply_kernel, programs, x.device, x, out, partials, *tensors, *strides, n, plane,
+        apply_kernel, programs, x.device, x, out, partials, bias, *tensors, *strides, n, plane,
         split.tiles, eps, ELU=elu, warps=WARPS, **meta,
     )  # fmt: skip
     return out

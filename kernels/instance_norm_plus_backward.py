@@ -41,7 +41,7 @@ def shared_kernel(partials_ptr, alpha_ptr, gamma_ptr, beta_ptr, moments_ptr, rst
     """moments (N, 5, C): mean, 1/std, u, scale and shift of y; rstd (N,): 1 / sqrt(v + eps)."""
     sample = tl.program_id(0).to(tl.int64)
     partials_ptr += sample * tiles * (2 * C)
-    m, rstd_channels = spread_of_means(partials_ptr, plane, tiles, eps, C, ROWS, TILES, CHUNK)
+    m, rstd_channels = spread_of_means(partials_ptr, None, plane, tiles, eps, C, ROWS, TILES, CHUNK)
     tl.store(rstd_ptr + sample, rstd_channels)
     for at in range(0, C, CHUNK):
         cols = at + tl.arange(0, CHUNK)

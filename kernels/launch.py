@@ -37,6 +37,20 @@ def start(
         kernel[(programs,)](*args, num_warps=warps, enable_fp_fusion=False, **meta)
 
 
+def check_bias(bias: Tensor | None, x: Tensor) -> None:
+    """Raises unless bias is None or what a kernel adds to each channel of the map x."""
+    if bias is None:
+        return
+    shape = (x.shape[1],)
+    if bias.shape != shape or bias.dtype != torch.float32 or not bias.is_contiguous():
+        raise ValueError(
+            f"bias must be float32, contiguous, of shape {shape}; got {bias.dtype}, "
+            f"{tuple(bias.shape)} with strides {bias.stride()}"
+        )
+    if bias.device != x.device:
+        raise ValueError(f"bias must be on {x.device} like the map; it is on {bias.device}")
+
+
 def check_maps(shape: tuple[int, ...] | None = None, /, **maps: Tensor | None) -> None:
     """Raises unless the maps are channels-last, of this shape, of a kernel's dtype, on one device.
 

@@ -12,8 +12,11 @@ from ncsn_fast.kernels.maths import cosine_quarter_turns, natural_log, sine_quar
 
 
 @triton.jit
-def words(seed, sample, step, stream: tl.constexpr, quad):
-    """Four uint32 tensors like `quad` (int32). seed, sample, step: int64 scalars below 2^32."""
+def words(seed, sample, step, stream, quad):
+    """Four uint32 tensors like `quad` (int32). seed, sample: int64 scalars below 2^32.
+
+    step, stream: such integers too, or int32 scalars with those 32 bits.
+    """
     zero = quad * 0
     key = (seed & 0xFFFFFFFF) | (sample << 32)
     return tl.philox(key, quad, zero + step.to(tl.int32), zero + stream, zero)
@@ -51,7 +54,7 @@ def in_order(v0, v1, v2, v3, ROWS: tl.constexpr, ELEMENTS: tl.constexpr):
 
 
 @triton.jit
-def normals(seed, sample, step, stream: tl.constexpr, quad, ROWS: tl.constexpr, N: tl.constexpr):
+def normals(seed, sample, step, stream, quad, ROWS: tl.constexpr, N: tl.constexpr):
     """Standard normals (ROWS, N), float32, of the elements that quads (ROWS, N / 4) serve."""
     w0, w1, w2, w3 = words(seed, sample, step, stream, quad)
     z0, z1 = box_muller(w0, w1)

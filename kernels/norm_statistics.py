@@ -113,7 +113,15 @@ def merged_tiles(partials_ptr, cols, plane, tiles, C: tl.constexpr, ROWS: tl.con
 
 
 @triton.jit
-def spread_of_means(partials_ptr, plane, tiles, eps, C: tl.constexpr, ROWS: tl.constexpr,
+def biased(mean, bias_ptr, cols, inside):
+    """Means of a map to which a bias is added, which moves nothing but its means."""
+    if bias_ptr is not None:
+        mean += tl.load(bias_ptr + cols, mask=inside, other=0.0)
+    return mean
+
+
+@triton.jit
+def spread_of_means(partials_ptr, bias_ptr, plane, tiles, eps, C: tl.constexpr, ROWS: tl.constexpr,
                     TILES: tl.constexpr, CHUNK: tl.constexpr):  # fmt: skip
     """m and 1 / sqrt(v + eps) of one sample, over all C channels, CHUNK after CHUNK."""
     m, squares = 0.0, 0.0
@@ -121,6 +129,7 @@ def spread_of_means(partials_ptr, plane, tiles, eps, C: tl.constexpr, ROWS: tl.c
         cols = at + tl.arange(0, CHUNK)
         count = tl.cast(tl.minimum(C - at, CHUNK), tl.float32)
         mean, _ = merged_tiles(partials_ptr, cols, plane, tiles, C, ROWS, TILES)
+        mean = biased(mean, bias_ptr, cols, cols < C)
         chunk_mean, chunk_squares = spread(mean, cols < C, count)
         done = tl.cast(at, tl.float32)
         m, squares = merge(m, squares, done, chunk_mean, chunk_squares, count)

@@ -31,7 +31,7 @@ READ = {
     "statistics_kernel", "apply_kernel", "single_kernel", "reduce_kernel", "grad_x_kernel",
     "update_kernel", "add_elu_kernel", "pool5_kernel", "mean_pool2_kernel", "resize_add_kernel",
 }  # fmt: skip
-WRITE = READ - {"statistics_kernel", "reduce_kernel"}
+WRITE = (READ | {"fill_kernel"}) - {"statistics_kernel", "reduce_kernel"}
 
 
 def check(kernels: dict) -> None:
@@ -41,6 +41,8 @@ def check(kernels: dict) -> None:
             assert kernel["load_bytes"].get("16", 0) > 0, name
         if kernel["kernel"] in WRITE:
             assert kernel["store_bytes"].get("16", 0) > 0, name
+        if kernel["kernel"] == "add_elu_kernel":  # biases too
+            assert {*kernel["load_bytes"], *kernel["store_bytes"]} == {"16"}, name
 
 
 @triton_common.needs_triton
@@ -48,7 +50,7 @@ def test_main_kernels_compile(tmp_path):
     found = compiled(tmp_path, "--only-main")
     check(found["kernels"])
     assert {kernel["kernel"] for kernel in found["kernels"].values()} >= {
-        "statistics_kernel", "apply_kernel", "single_kernel", "update_kernel"
+        "statistics_kernel", "apply_kernel", "single_kernel", "update_kernel", "fill_kernel"
     }  # fmt: skip
     committed = json.loads(REPORT.read_text())
     if found["triton"] == committed["triton"]:

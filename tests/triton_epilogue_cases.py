@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ncsn_fast.kernels.add_elu import add, add_elu, elu
+from ncsn_fast.kernels.add_elu import add, add_bias, add_elu, elu
 from ncsn_fast.kernels.mean_pool2 import mean_pool2
 from ncsn_fast.kernels.pool5 import avg_pool5, max_pool5
 from ncsn_fast.kernels.resize_add import resize_add
@@ -58,6 +58,35 @@ OPS = {
 }  # fmt: skip
 
 
+def bias_of(x: Tensor) -> Tensor:
+    return (noise_like(x.shape[1], seed=7) * 2 + 0.7).to(DEVICE)
+
+
+def plus(x: Tensor, bias: Tensor) -> Tensor:
+    """x + bias in at least float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32)) + bias[:, None, None]
+
+
+# The biased ones: kernel and specification of maps and a bias.
+BIASED = {
+    "add_bias": (1, add_bias, lambda a, bias: plus(a, bias).to(a.dtype)),
+    "elu": (
+        1, lambda a, bias: elu(a, bias=bias),
+        lambda a, bias: reference.elu(plus(a, bias)).to(a.dtype),
+    ),
+    "add": (
+        2, lambda a, b, bias: add(a, b, bias=bias),
+        lambda a, b, bias: (plus(a, bias) + b).to(a.dtype),
+    ),
+    "add_elu": (
+        2, lambda a, b, bias: add_elu(a, b, bias=bias),
+        lambda a, b, bias: tuple(
+            y.to(a.dtype) for y in reference.add_elu(plus(a, bias), plus(b, 0 * bias))
+        ),
+    ),
+}  # fmt: skip
+
+
 def doubled(arguments: tuple) -> list:
     return [a.cpu().double() if isinstance(a, Tensor) else a for a in arguments]
 
@@ -80,6 +109,31 @@ def test_within_twice_eager(op, name, dtype):
         for mine, theirs, truth in zip(outputs(kernel(*arguments)), eager, exact, strict=True):
             assert_close(mine, theirs, truth)
             assert mine.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("prime sizes", dtype) for dtype in FLOATS]
+    + [(name, torch.float32) for name in ("offset", "several tiles", "one column", "no samples")],
+)
+@pytest.mark.parametrize("op", BIASED)
+def test_bias(op, name, dtype):
+    """Channels that are a power of two, that are not, and that a block holds a part of."""
+    maps, kernel, specification = BIASED[op]
+    x = nhwc(INPUTS[name]().to(dtype))
+    arguments = (*(x, other(x))[:maps], bias_of(x))
+    exact = outputs(specification(*doubled(arguments)))
+    eager = outputs(specification(*arguments))
+    for mine, theirs, truth in zip(outputs(kernel(*arguments)), eager, exact, strict=True):
+        assert_close(mine, theirs, truth)
+        assert mine.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_bias_of_more_channels_than_a_block():
+    x, bias = nhwc(noise_like(1, 2500, 1, 3)), noise_like(2500, seed=1).to(DEVICE)
+    assert torch.equal(add_bias(x, bias), x + bias[:, None, None])
+    in_place = x.clone()
+    assert torch.equal(elu(in_place, bias=bias, out=in_place), elu(add_bias(x, bias)))
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -143,3 +197,7 @@ def test_more_refusals():
         max_pool5(x, out=x)
     with pytest.raises(ValueError, match="one shape"):
         add(x, x[:1])
+    with pytest.raises(ValueError, match=r"bias must be float32, contiguous, of shape \(4,\)"):
+        add_bias(x, bias_of(x)[:3])
+    with pytest.raises(ValueError, match="channels-last"):
+        elu(x.contiguous(), bias=bias_of(x))

@@ -63,12 +63,18 @@ def sensitivity(x: Tensor, alpha: Tensor, gamma: Tensor) -> float:
     return float(2.0**-26 * x.abs().max() * (gamma.abs() * slopes).max())
 
 
-def check(x: Tensor, per_sample: bool, elu: bool, form: str = "auto") -> None:
+def check(
+    x: Tensor, per_sample: bool, elu: bool, form: str = "auto", bias: Tensor | None = None
+) -> None:
+    """The norm of x, or of x + bias, which the kernel adds before anything is rounded."""
     affine = parameters(*x.shape[:2], per_sample)
-    exact = reference.instance_norm_plus(x.double(), *affine, elu=elu)
+    total = x.double() if bias is None else x.double() + bias[:, None, None]
+    exact = reference.instance_norm_plus(total, *affine, elu=elu)
     inputs = (nhwc(x), *on_device(affine))
-    eager = reference.instance_norm_plus(*inputs, elu=elu)
-    ours = instance_norm_plus(*inputs, elu=elu, form=form)
+    eager = reference.instance_norm_plus(nhwc(total.to(x.dtype)), *inputs[1:], elu=elu)
+    moved = None if bias is None else bias.to(DEVICE)
+    ours = instance_norm_plus(*inputs, elu=elu, form=form, bias=moved)
+    x = total
     assert_close(ours, eager, exact, sensitivity(x, *affine[:2]))
     assert ours.is_contiguous(memory_format=torch.channels_last)
 
@@ -92,6 +98,25 @@ def test_the_other_pairs_of_options():
     check(x, per_sample=False, elu=True, form="split")
 
 
+@pytest.mark.parametrize("form", ["split", "single"])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_bias(dtype, form):
+    """Of more than the spread of x, so that it sets the channels' means and their spread."""
+    x, bias = noise_like(2, 37, 7, 11).sub(2.3).to(dtype), noise_like(37, seed=4) * 5 + 1
+    check(x, per_sample=True, elu=True, form=form, bias=bias)
+    affine = on_device(parameters(2, 37))
+    plain = instance_norm_plus(nhwc(x), *affine, form=form)
+    zero = torch.zeros(37, device=DEVICE)
+    assert torch.equal(instance_norm_plus(nhwc(x), *affine, form=form, bias=zero), plain)
+
+
+@pytest.mark.parametrize("form", ["split", "single"])
+@pytest.mark.parametrize("shape", [(3, 1, 9, 9), (2, 19, 1, 1)], ids=["one channel", "one pixel"])
+def test_bias_of_degenerate_shapes(shape, form):
+    bias = noise_like(shape[1], seed=4) + 1
+    check(noise_like(*shape) - 2.3, per_sample=False, elu=False, form=form, bias=bias)
+
+
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks so small that a small map has several of everything there can be several of."""
@@ -105,6 +130,8 @@ def test_blocks_of_tiles_and_chunks_of_channels(small_blocks):
     assert split.rows > split.block_p
     check(noise_like(2, 21, 5, 7) - 2.3, per_sample=False, elu=True, form="split")
     check(noise_like(1, 21, 5, 7) + 1e3, per_sample=False, elu=False, form="split")
+    bias = noise_like(21, seed=4) * 3
+    check(noise_like(1, 21, 5, 7) - 2.3, per_sample=False, elu=False, form="split", bias=bias)
 
 
 @pytest.mark.parametrize("form", ["split", "single"])
@@ -190,6 +217,8 @@ def test_elu_is_accurate_over_its_whole_range():
         ({"x": nhwc(torch.zeros(2, 4, 5, 5)).double()}, TypeError, "float16"),
         ({"alpha": torch.zeros(3)}, ValueError, r"alpha must have shape \(4,\) or \(2, 4\)"),
         ({"form": "both"}, ValueError, '"single"'),
+        ({"bias": torch.zeros(2, 4)}, ValueError, r"bias must be float32.*shape \(4,\)"),
+        ({"bias": torch.zeros(4).half()}, ValueError, "float16"),
         ({"partials": torch.zeros(1), "form": "split"}, ValueError, "new_partials"),
     ],
 )

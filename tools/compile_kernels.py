@@ -24,7 +24,7 @@ from unittest import mock
 
 import torch
 import triton
-from ncsn_fast.kernels import add_elu, mean_pool2, pool5, resize_add
+from ncsn_fast.kernels import add_elu, fill, mean_pool2, pool5, resize_add
 from ncsn_fast.kernels import instance_norm_plus as norm
 from ncsn_fast.kernels import instance_norm_plus_backward as backward
 from ncsn_fast.kernels.rows import Rows
@@ -71,6 +71,12 @@ def norms() -> Iterator[Case]:
                     f"instance_norm_plus {form}{' elu' * elu} {label(x)}",
                     functools.partial(norm.instance_norm_plus, x, *rows, **options),
                 )
+            for form in forms:
+                options = {"elu": True, "form": form, "bias": meta(channels)}
+                yield (
+                    f"instance_norm_plus {form} elu with bias {label(x)}",
+                    functools.partial(norm.instance_norm_plus, x, *rows, **options),
+                )
     for dtype in FLOATS[::2]:  # training
         for channels, size in MAPS[:2]:
             x, rows = maps(channels, size, dtype), [meta(channels)] * 3
@@ -103,22 +109,37 @@ def updates() -> Iterator[Case]:
                 )
                 yield f"sampler_update{variant} {layout} {TYPES[dtype]} {label(x)}", call
     yield "advance", functools.partial(advance, rows)
+    for size in (32, 256):
+        noise, key = meta(256, 3, size, size), (index, index)
+        for kind in (fill.uniform_, fill.normal_):
+            call = functools.partial(kind, noise, *key, stream=1, step=0)
+            yield f"{kind.__name__} {label(noise)}", call
 
 
 def epilogues() -> Iterator[Case]:
     for dtype in FLOATS:
         for channels, size in MAPS[:2]:
             x, small = maps(channels, size, dtype), maps(channels, size // 2, dtype)
+            bias = meta(channels)
             for call in (
                 functools.partial(add_elu.elu, x),
                 functools.partial(add_elu.add, x, x),
                 functools.partial(add_elu.add_elu, x, x),
+                functools.partial(add_elu.add_bias, x, bias),
                 functools.partial(pool5.max_pool5, x),
                 functools.partial(pool5.avg_pool5, x),
                 functools.partial(mean_pool2.mean_pool2, x),
                 functools.partial(resize_add.resize_add, small, (size, size), x),
             ):
                 yield f"{call.func.__name__} {label(x)}", call
+            for call in (
+                functools.partial(add_elu.elu, x, bias=bias),
+                functools.partial(add_elu.add, x, x, bias=bias),
+                functools.partial(add_elu.add_elu, x, x, bias=bias),
+            ):
+                yield f"{call.func.__name__} with bias {label(x)}", call
+        x = maps(48, 32, dtype)  # channels that are no power of two
+        yield f"add with bias {label(x)}", functools.partial(add_elu.add, x, x, bias=meta(48))
 
 
 def cases() -> Iterator[Case]:
@@ -129,9 +150,12 @@ def cases() -> Iterator[Case]:
 # Those that a sampling step in bfloat16 spends its time in.
 MAIN = (
     "instance_norm_plus split elu bf16 128x32x32", "instance_norm_plus single elu bf16 256x16x16",
+    "instance_norm_plus split elu with bias bf16 128x32x32",
+    "instance_norm_plus single elu with bias bf16 256x16x16",
     "sampler_update nhwc8 bf16 fp32 3x32x32", "sampler_update nchw fp32 fp32 3x32x32",
-    "elu bf16 256x16x16", "add_elu bf16 256x16x16", "max_pool5 bf16 256x16x16",
-    "mean_pool2 bf16 256x16x16", "resize_add bf16 128x32x32",
+    "normal_ fp32 3x32x32", "elu bf16 256x16x16", "add_elu bf16 256x16x16",
+    "add_bias bf16 256x16x16", "add_elu with bias bf16 256x16x16",
+    "max_pool5 bf16 256x16x16", "mean_pool2 bf16 256x16x16", "resize_add bf16 128x32x32",
 )  # fmt: skip
 
 
@@ -236,7 +260,7 @@ def report(only_main: bool = False) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=REPORT)
-    parser.add_argument("--only-main", action="store_true", help="nine cases of the hot path")
+    parser.add_argument("--only-main", action="store_true", help="a few cases of the hot path")
     options = parser.parse_args()
     found = report(options.only_main)
     options.out.parent.mkdir(parents=True, exist_ok=True)
