@@ -7,21 +7,43 @@
 
 namespace ncsn_fast {
 
+#if defined(__CUDA_ARCH__)
+
+// In assembly, because the compiler breaks up a store of 16 bytes some of which it knows.
+__device__ __forceinline__ void load_16(const void* from, uint32_t* out) {
+    asm volatile("ld.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+                 : "l"(__cvta_generic_to_global(from)));
+}
+
+__device__ __forceinline__ void load_8(const void* from, uint32_t* out) {
+    asm volatile("ld.global.v2.b32 {%0, %1}, [%2];"
+                 : "=r"(out[0]), "=r"(out[1])
+                 : "l"(__cvta_generic_to_global(from)));
+}
+
+__device__ __forceinline__ void store_16(void* to, const uint32_t* words) {
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
+                 "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
+                 : "memory");
+}
+
+__device__ __forceinline__ void store_8(void* to, const uint32_t* words) {
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "r"(words[0]),
+                 "r"(words[1])
+                 : "memory");
+}
+
+#endif
+
 // n 32-bit words; `from` and `to` are aligned to 16 bytes, or to 8 for two words.
 template <int n>
 NCSN_HD void load_words(const void* from, uint32_t* out) {
     static_assert(n == 2 || n % 4 == 0);
 #if defined(__CUDA_ARCH__)
-    if constexpr (n == 2) {
-        const uint2 v = *static_cast<const uint2*>(from);
-        out[0] = v.x, out[1] = v.y;
-    } else {
-        NCSN_UNROLL
-        for (int i = 0; i < n; i += 4) {
-            const uint4 v = static_cast<const uint4*>(from)[i / 4];
-            out[i] = v.x, out[i + 1] = v.y, out[i + 2] = v.z, out[i + 3] = v.w;
-        }
-    }
+    if constexpr (n == 2) load_8(from, out);
+    NCSN_UNROLL
+    for (int i = 0; i + 4 <= n; i += 4) load_16(static_cast<const uint32_t*>(from) + i, out + i);
 #else
     memcpy(out, from, n * sizeof(uint32_t));
 #endif
@@ -31,15 +53,9 @@ template <int n>
 NCSN_HD void store_words(void* to, const uint32_t* words) {
     static_assert(n == 2 || n % 4 == 0);
 #if defined(__CUDA_ARCH__)
-    if constexpr (n == 2) {
-        *static_cast<uint2*>(to) = make_uint2(words[0], words[1]);
-    } else {
-        NCSN_UNROLL
-        for (int i = 0; i < n; i += 4) {
-            static_cast<uint4*>(to)[i / 4] =
-                make_uint4(words[i], words[i + 1], words[i + 2], words[i + 3]);
-        }
-    }
+    if constexpr (n == 2) store_8(to, words);
+    NCSN_UNROLL
+    for (int i = 0; i + 4 <= n; i += 4) store_16(static_cast<uint32_t*>(to) + i, words + i);
 #else
     memcpy(to, words, n * sizeof(uint32_t));
 #endif

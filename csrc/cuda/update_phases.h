@@ -35,7 +35,8 @@ NCSN_HD Quad load_quad(const float* p, const Place& at) {
         const auto raw = Access<float, 4>::load(Dtype::kFloat32, p, at.base);
         for (int i = 0; i < 4; ++i) out.v[i] = Access<float, 4>::value(raw, i);
     } else {
-        for (int i = 0; i < at.count; ++i) out.v[i] = p[at.base + i];
+        NCSN_UNROLL
+        for (int i = 0; i < 4; ++i) out.v[i] = i < at.count ? p[at.base + i] : 0.0f;
     }
     return out;
 }
@@ -45,7 +46,10 @@ NCSN_HD void store_quad(float* p, const Place& at, const Quad& q) {
     if constexpr (wide) {
         Access<float, 4>::store(Dtype::kFloat32, p, at.base, q.v);
     } else {
-        for (int i = 0; i < at.count; ++i) p[at.base + i] = q.v[i];
+        NCSN_UNROLL
+        for (int i = 0; i < 4; ++i) {
+            if (i < at.count) p[at.base + i] = q.v[i];
+        }
     }
 }
 
@@ -139,7 +143,9 @@ struct UpdateQuads {
         const int64_t base = at.sample * layout.sample;
         if (wide && f_wide) return load_four<4>(layout.dtype, args.f, base + at.first);
         Quad out{};
-        for (int i = 0; i < at.count; ++i) {
+        NCSN_UNROLL
+        for (int i = 0; i < 4; ++i) {
+            if (i >= at.count) continue;
             out.v[i] = load_as(layout.dtype, args.f, base + offset_of(at.first + i, args.plane, layout));
         }
         return out;
@@ -151,7 +157,9 @@ struct UpdateQuads {
         Quad next;
         for (int i = 0; i < 4; ++i) next.v[i] = fused(args.scale, x.v[i], args.shift);
         if (wide && net_wide) return store_four<4>(layout.dtype, args.net_input, base + at.first, next);
-        for (int i = 0; i < at.count; ++i) {
+        NCSN_UNROLL
+        for (int i = 0; i < 4; ++i) {
+            if (i >= at.count) continue;
             const int64_t offset = base + offset_of(at.first + i, args.plane, layout);
             store_as(layout.dtype, args.net_input, offset, next.v[i]);
             if (at.first + i >= args.plane) continue;  // the first channel fills what the state lacks
