@@ -8,9 +8,10 @@
 #include <string>
 #include <vector>
 
+#include "native.h"
 #include "steps.h"
 #if defined(NCSN_FAST_CUDA)
-#include "cuda/sampler_update.h"
+#include "cuda/kernels.h"
 #endif
 
 namespace py = pybind11;
@@ -232,6 +233,7 @@ PYBIND11_MODULE(_C, m) {
                 "(x, values, scales, bias, out, (batch, height, width, channels), out_channels, dilation, "
                 "accumulate, bfloat16, isa); bias 0 where there is none.");
     bind_winograd_pack(m);
+    bind_native(m);
 #if defined(NCSN_FAST_CUDA)
     m.def("sampler_update_cuda", &update<Address, sampler_update_cuda>, NoGil(),
           "As sampler_update, with a stream in place of isa.");

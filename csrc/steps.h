@@ -41,6 +41,7 @@ inline Step norm_step(Address x, Address y, Address alpha, Address gamma, Addres
                       int64_t channels, int64_t plane, bool channels_last, bool per_sample,
                       bool in_bfloat16, bool out_bfloat16, bool elu, float eps) {
     check_sizes(batch, channels, plane);
+    const int64_t row = per_sample ? channels : 0;
     const NormArgs args{batch,
                         channels,
                         plane,
@@ -49,7 +50,10 @@ inline Step norm_step(Address x, Address y, Address alpha, Address gamma, Addres
                         pointer<const float>(alpha),
                         pointer<const float>(gamma),
                         pointer<const float>(beta),
-                        per_sample,
+                        row,
+                        row,
+                        row,
+                        nullptr,
                         channels_last,
                         dtype(in_bfloat16),
                         dtype(out_bfloat16),
@@ -141,6 +145,12 @@ inline Row update_row(const double* k, double c_ref, int64_t step, int64_t ref_s
             checked_uint32("ref_step", ref_step)};
 }
 
+// A dense map that has no more channels than the state.
+inline MapLayout dense_layout(bool bfloat16, bool channels_last, int64_t channels, int64_t plane) {
+    return {dtype(bfloat16), channels * plane, channels_last ? 1 : plane, channels_last ? channels : 1,
+            channels};
+}
+
 // An update without its row.
 inline UpdateArgs update_args(Address x, Address f, Address h, int64_t batch, int64_t channels,
                               int64_t plane, bool f_bfloat16, bool f_channels_last, int64_t seed,
@@ -151,12 +161,12 @@ inline UpdateArgs update_args(Address x, Address f, Address h, int64_t batch, in
     UpdateArgs args{};
     args.batch = batch, args.channels = channels, args.plane = plane;
     args.x = pointer<float>(x), args.h = pointer<float>(h), args.f = pointer<const void>(f);
-    args.f_dtype = dtype(f_bfloat16), args.f_channels_last = f_channels_last;
+    args.f_layout = dense_layout(f_bfloat16, f_channels_last, channels, plane);
     args.seed = checked_uint32("seed", seed), args.samples = pointer<const int64_t>(samples);
     args.noise_weights = pointer<const float>(noise_weights);
     args.mask = pointer<const uint8_t>(mask), args.known = pointer<const float>(known);
-    args.net_input = pointer<void>(net_input), args.net_dtype = dtype(net_bfloat16);
-    args.net_channels_last = net_channels_last, args.scale = scale, args.shift = shift;
+    args.net_input = pointer<void>(net_input), args.scale = scale, args.shift = shift;
+    args.net_layout = dense_layout(net_bfloat16, net_channels_last, channels, plane);
     args.nonfinite = pointer<int32_t>(nonfinite);
     return args;
 }

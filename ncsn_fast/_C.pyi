@@ -39,6 +39,39 @@ def resize_add(
     isa: int, /,
 ) -> None: ...  # fmt: skip
 
+def norm_tiles(channels: int, plane: int, dtype: int, /) -> int: ...
+def convert_float16(values: int, halves: int, count: int, widen: bool, /) -> None: ...
+
+# ncsn_fast.native; x and y of a norm are (address, dtype), its parameters (address, floats between
+# rows), maps of an update (address, dtype, strides of sample, channel, pixel, channels).
+def instance_norm_plus_rows(
+    x: Sequence[int], y: Sequence[int], sizes: Sequence[int], parameters: Sequence[Sequence[int]],
+    bias: int, elu: bool, eps: float, isa: int, /,
+) -> None: ...  # fmt: skip
+def emulated_instance_norm_plus(
+    x: Sequence[int], y: Sequence[int], sizes: Sequence[int], parameters: Sequence[Sequence[int]],
+    bias: int, elu: bool, eps: float, partials: int, single: bool, backward: bool, /,
+) -> None: ...  # fmt: skip
+def instance_norm_plus_cuda(
+    x: Sequence[int], y: Sequence[int], sizes: Sequence[int], parameters: Sequence[Sequence[int]],
+    bias: int, elu: bool, eps: float, partials: int, single: bool, stream: int, /,
+) -> None: ...  # fmt: skip
+def sampler_update_rows(
+    x: int, h: int, sizes: Sequence[int], f: Sequence[int], rows: Sequence[int], seeds: int,
+    samples: int, noise_weights: int, mask: int, known: int, net_input: Sequence[int], scale: float,
+    shift: float, nonfinite: int, isa: int, /,
+) -> None: ...  # fmt: skip
+def emulated_sampler_update(
+    x: int, h: int, sizes: Sequence[int], f: Sequence[int], rows: Sequence[int], seeds: int,
+    samples: int, noise_weights: int, mask: int, known: int, net_input: Sequence[int], scale: float,
+    shift: float, nonfinite: int, backward: bool, /,
+) -> None: ...  # fmt: skip
+def sampler_update_rows_cuda(
+    x: int, h: int, sizes: Sequence[int], f: Sequence[int], rows: Sequence[int], seeds: int,
+    samples: int, noise_weights: int, mask: int, known: int, net_input: Sequence[int], scale: float,
+    shift: float, nonfinite: int, stream: int, /,
+) -> None: ...  # fmt: skip
+
 class Plan:
     """Steps on planned buffers. A kernel's method takes the kernel's arguments, but for isa."""
 

@@ -51,13 +51,17 @@ int threads_for(int64_t elements, int64_t pieces) {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-void check_samples(const int64_t* samples, int64_t batch) {
+void check_keys(const char* what, const char* name, const int64_t* keys, int64_t batch) {
     for (int64_t i = 0; i < batch; ++i) {
-        if (samples[i] < 0 || samples[i] > 0xffffffffll) {
-            throw std::invalid_argument("sample indices must be in [0, 2**32); got samples[" +
-                                        std::to_string(i) + "] = " + std::to_string(samples[i]));
+        if (keys[i] < 0 || keys[i] > 0xffffffffll) {
+            throw std::invalid_argument(std::string(what) + " must be in [0, 2**32); got " + name + "[" +
+                                        std::to_string(i) + "] = " + std::to_string(keys[i]));
         }
     }
+}
+
+void check_samples(const int64_t* samples, int64_t batch) {
+    check_keys("sample indices", "samples", samples, batch);
 }
 
 }  // namespace
@@ -171,9 +175,11 @@ void instance_norm_plus_cpu(const NormArgs& args, int isa) {
 void sampler_update_cpu(const UpdateArgs& args, int isa) {
     const Kernels& chosen = kernels(isa);
     check_samples(args.samples, args.batch);
+    if (args.seeds != nullptr) check_keys("seeds", "seeds", args.seeds, args.batch);
     const int64_t elements = args.batch * args.channels * args.plane;
-    if (elements == 0) return;
-    chosen.sampler_update(args, threads_for(elements, elements));
+    UpdateArgs one = args;
+    if (elements == 0 || !read_row(args, one.row)) return;
+    chosen.sampler_update(one, threads_for(elements, elements));
 }
 
 void add_elu_cpu(const AddEluArgs& args, int isa) {

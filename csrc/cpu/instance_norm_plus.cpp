@@ -176,19 +176,21 @@ static void finalise(const NormArgs& args, const NormPlan& plan, int64_t n, floa
     const Affine out = affine_of(plan, slot, channels);
     double *mean = merged_of(slot), *squares = mean + channels;
     merge_tiles(args, plan, slot, mean, squares);
+    // A bias moves the means; neither x - mean nor a variance knows of it.
+    const auto moved = [&](int64_t c) { return args.bias == nullptr ? mean[c] : mean[c] + args.bias[c]; };
     double centre = 0.0, spread = 0.0;
-    for (int64_t c = 0; c < channels; ++c) centre += mean[c];
+    for (int64_t c = 0; c < channels; ++c) centre += moved(c);
     centre /= static_cast<double>(channels);
-    for (int64_t c = 0; c < channels; ++c) spread += (mean[c] - centre) * (mean[c] - centre);
+    for (int64_t c = 0; c < channels; ++c) spread += (moved(c) - centre) * (moved(c) - centre);
     spread /= static_cast<double>(channels > 1 ? channels - 1 : 1);
     const double rstd_channels = 1.0 / __builtin_sqrt(spread + args.eps);
     const double plane = static_cast<double>(args.plane);
-    const int64_t row = args.per_sample ? n * channels : 0;
-    const float *alpha = args.alpha + row, *gamma = args.gamma + row, *beta = args.beta + row;
+    const float *alpha = args.alpha + n * args.alpha_row, *gamma = args.gamma + n * args.gamma_row;
+    const float* beta = args.beta + n * args.beta_row;
 #pragma omp simd
     for (int64_t c = 0; c < channels; ++c) {
         const double scale = gamma[c] / __builtin_sqrt(squares[c] / plane + args.eps);
-        const double mean_hat = (mean[c] - centre) * rstd_channels;
+        const double mean_hat = (moved(c) - centre) * rstd_channels;
         const float rounded = static_cast<float>(mean[c]);
         const double shift = static_cast<double>(gamma[c]) * alpha[c] * mean_hat + beta[c];
         out.mean[c] = rounded;

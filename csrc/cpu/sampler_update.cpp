@@ -6,49 +6,73 @@
 namespace ncsn_fast::NCSN_ISA {
 
 // Calls run(offset in the block, count, offset in memory) for each stretch of elements [first,
-// first + count) that lies in one channel, where memory advances by `channels`.
+// first + count) that lies in one channel, where memory advances by layout.pixel.
 template <class Run>
-static inline void for_each_stretch(const UpdateArgs& args, int64_t first, int64_t count, Run run) {
+static inline void for_each_stretch(const UpdateArgs& args, const MapLayout& layout, int64_t first,
+                                    int64_t count, Run run) {
     for (int64_t done = 0; done < count;) {
         const int64_t position = (first + done) % args.plane;
         const int64_t length = smaller(count - done, args.plane - position);
-        run(done, length, offset_of(first + done, args.channels, args.plane, true));
+        run(done, length, offset_of(first + done, args.plane, layout));
         done += length;
     }
 }
 
 template <class In>
 static void gather(const UpdateArgs& args, int64_t sample, int64_t first, int64_t count, float* out) {
-    const In* f = static_cast<const In*>(args.f) + sample * args.channels * args.plane;
-    if (!args.f_channels_last) {
+    const MapLayout& layout = args.f_layout;
+    const In* f = static_cast<const In*>(args.f) + sample * layout.sample;
+    if (layout.pixel == 1 && layout.channel == args.plane) {
 #pragma omp simd
         for (int64_t i = 0; i < count; ++i) out[i] = to_float(f[first + i]);
         return;
     }
-    for_each_stretch(args, first, count, [&](int64_t at, int64_t length, int64_t memory) {
-        for (int64_t i = 0; i < length; ++i) out[at + i] = to_float(f[memory + i * args.channels]);
+    for_each_stretch(args, layout, first, count, [&](int64_t at, int64_t length, int64_t memory) {
+        for (int64_t i = 0; i < length; ++i) out[at + i] = to_float(f[memory + i * layout.pixel]);
     });
 }
 
 template <class Out>
 static void scatter_input(const UpdateArgs& args, int64_t sample, int64_t first, int64_t count,
                           const float* x) {
-    Out* to = static_cast<Out*>(args.net_input) + sample * args.channels * args.plane;
-    if (!args.net_channels_last) {
+    const MapLayout& layout = args.net_layout;
+    Out* to = static_cast<Out*>(args.net_input) + sample * layout.sample;
+    if (in_order(layout, args.channels, args.plane)) {
 #pragma omp simd
         for (int64_t i = 0; i < count; ++i) store(to + first + i, fused(args.scale, x[i], args.shift));
         return;
     }
-    for_each_stretch(args, first, count, [&](int64_t at, int64_t length, int64_t memory) {
+    for_each_stretch(args, layout, first, count, [&](int64_t at, int64_t length, int64_t memory) {
         for (int64_t i = 0; i < length; ++i) {
-            store(to + memory + i * args.channels, fused(args.scale, x[at + i], args.shift));
+            store(to + memory + i * layout.pixel, fused(args.scale, x[at + i], args.shift));
+        }
+        if (first + at >= args.plane) return;  // the first channel fills what the state lacks
+        for (int64_t c = args.channels; c < layout.channels; ++c) {
+            Out* pad = to + memory + c * layout.channel;
+            for (int64_t i = 0; i < length; ++i) store(pad + i * layout.pixel, 0.0f);
         }
     });
 }
 
+static void gather_as(const UpdateArgs& args, int64_t sample, int64_t first, int64_t count, float* out) {
+    const Dtype dtype = args.f_layout.dtype;
+    (dtype == Dtype::kFloat32    ? gather<float>
+     : dtype == Dtype::kBfloat16 ? gather<Bfloat16>
+                                 : gather<Float16>)(args, sample, first, count, out);
+}
+
+static void scatter_as(const UpdateArgs& args, int64_t sample, int64_t first, int64_t count,
+                       const float* x) {
+    const Dtype dtype = args.net_layout.dtype;
+    (dtype == Dtype::kFloat32    ? scatter_input<float>
+     : dtype == Dtype::kBfloat16 ? scatter_input<Bfloat16>
+                                 : scatter_input<Float16>)(args, sample, first, count, x);
+}
+
 // z of the row for the block at `first`: one field, or two weighted ones.
 static void row_noise(const UpdateArgs& args, int64_t sample, int64_t first, float* z) {
-    NoiseKey key{args.seed, static_cast<uint32_t>(args.samples[sample]), kSamplerStream, args.row.step};
+    NoiseKey key{seed_of(args, sample), static_cast<uint32_t>(args.samples[sample]), kSamplerStream,
+                 args.row.step};
     const int64_t quads = smaller(kBlockQuads, (args.channels * args.plane - first + 3) / 4);
     normal_block(key, first / 4, quads, z);
     if (args.noise_weights == nullptr) return;
@@ -63,8 +87,8 @@ static void row_noise(const UpdateArgs& args, int64_t sample, int64_t first, flo
 static void impose_known(const UpdateArgs& args, int64_t sample, int64_t first, int64_t count, float* x) {
     alignas(64) float z[kBlock] = {};
     if (args.row.c_ref != 0.0f) {
-        const NoiseKey key{args.seed, static_cast<uint32_t>(args.samples[sample]), kReferenceStream,
-                           args.row.ref_step};
+        const NoiseKey key{seed_of(args, sample), static_cast<uint32_t>(args.samples[sample]),
+                           kReferenceStream, args.row.ref_step};
         normal_block(key, first / 4, (count + 3) / 4, z);
     }
     const int64_t base = sample * args.channels * args.plane + first;
@@ -88,7 +112,7 @@ static void update_block(const UpdateArgs& args, int64_t sample, int64_t first) 
     const int64_t count = smaller(kBlock, numel - first);
     float* x = args.x + sample * numel + first;
     alignas(64) float f[kBlock], next[kBlock], z[kBlock];
-    (args.f_dtype == Dtype::kFloat32 ? gather<float> : gather<Bfloat16>)(args, sample, first, count, f);
+    gather_as(args, sample, first, count, f);
 #pragma omp simd
     for (int64_t i = 0; i < count; ++i) next[i] = updated_state(row, x[i], f[i]);
     if (args.h != nullptr) {
@@ -107,8 +131,7 @@ static void update_block(const UpdateArgs& args, int64_t sample, int64_t first) 
     if (args.mask != nullptr && row.c_ref == row.c_ref) impose_known(args, sample, first, count, next);
     memcpy(x, next, 4 * count);
     if (args.net_input != nullptr) {
-        const bool wide = args.net_dtype == Dtype::kFloat32;
-        (wide ? scatter_input<float> : scatter_input<Bfloat16>)(args, sample, first, count, next);
+        scatter_as(args, sample, first, count, next);
     }
     if (args.nonfinite != nullptr && any_nonfinite(next, count)) {
         __atomic_store_n(args.nonfinite + sample, 1, __ATOMIC_RELAXED);

@@ -1,6 +1,6 @@
 #include <cuda_runtime_api.h>
 
-#include "sampler_update.h"
+#include "kernels.h"
 
 namespace ncsn_fast {
 

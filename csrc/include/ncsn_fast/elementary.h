@@ -72,6 +72,21 @@ NCSN_HD float expm1_nonpositive(float x) {
     return fused(power, small, power - 1.0f);
 }
 
+// exp(x) to about 2^-21 relative on a GPU: one instruction of its special-function unit.
+NCSN_HD float fast_exp(float x) {
+#if defined(__CUDA_ARCH__)
+    return __expf(x);
+#else
+    return __builtin_expf(x);
+#endif
+}
+
+// As elu_of, for results that will be rounded to 16 bits: a relative error of 2^-14 or less.
+NCSN_HD float elu_narrow(float x) {
+    const float negative = x > -0x1p-7f ? fused(x * x, 0.5f, x) : fast_exp(x) - 1.0f;
+    return x > 0.0f ? x : negative;
+}
+
 // x for x > 0, exp(x) - 1 otherwise.
 NCSN_HD float elu_of(float x) {
     const float negative = expm1_nonpositive(x);

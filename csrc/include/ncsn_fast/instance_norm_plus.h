@@ -19,10 +19,10 @@ struct NormArgs {
     int64_t batch, channels, plane;
     const void* x;
     void* y;  // layout of x; may be x where the types are equal
-    const float* alpha;
-    const float* gamma;
-    const float* beta;
-    bool per_sample;  // parameters are (batch, channels) rather than (channels,)
+    // Parameters, and how many floats apart the rows of two samples are: 0 where all share one.
+    const float *alpha, *gamma, *beta;
+    int64_t alpha_row, gamma_row, beta_row;
+    const float* bias;  // (channels,): stands for x + bias in place of x; null: none
     bool channels_last;
     Dtype in_dtype, out_dtype;
     bool elu;

@@ -9,9 +9,11 @@
 
 #if defined(__CUDACC__)
 #define NCSN_HD static __host__ __device__ __forceinline__
+#define NCSN_HD_MEMBER __host__ __device__ __forceinline__
 #define NCSN_UNROLL _Pragma("unroll")
 #else
 #define NCSN_HD static inline __attribute__((always_inline))
+#define NCSN_HD_MEMBER inline __attribute__((always_inline))
 #define NCSN_UNROLL _Pragma("GCC unroll 16")
 #endif
 

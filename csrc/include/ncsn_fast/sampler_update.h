@@ -17,10 +17,28 @@ constexpr uint32_t kSamplerStream = 0;
 constexpr uint32_t kReferenceStream = 2;
 constexpr uint32_t kSecondStream = 3;
 
+constexpr int kRowWidth = 8;  // floats of a row in memory: a, b, g, c, p, q, c_ref and one to fill
+
 struct Row {
     float a, b, g, c, p, q;
     float c_ref;  // NaN: known elements are left alone
     uint32_t step, ref_step;
+};
+
+// A sampler's table in memory, and the row that is next.
+struct Rows {
+    const float* table;      // (count, kRowWidth); null: the row is given by value
+    const int64_t* steps;    // (count, 2): step, ref_step
+    const int32_t* counter;  // at `count` or above an update does nothing
+    int64_t count;
+};
+
+// How the network's input or output lies in memory, in elements. `channels` from each pixel may be
+// read, or are written: zeros where the state has fewer.
+struct MapLayout {
+    Dtype dtype;
+    int64_t sample, channel, pixel;
+    int64_t channels;
 };
 
 struct UpdateArgs {
@@ -29,21 +47,38 @@ struct UpdateArgs {
     float* x;
     float* h;  // null: no history
     const void* f;
-    Dtype f_dtype;
-    bool f_channels_last;
+    MapLayout f_layout;
     uint32_t seed;
+    const int64_t* seeds;        // (batch,), values below 2^32; null: all have `seed`
     const int64_t* samples;      // (batch,), values below 2^32
     const float* noise_weights;  // (batch, 2) or null
     const uint8_t* mask;         // null: nothing is known
     const float* known;
     Row row;
+    Rows rows;
     // scale * x' + shift, the network's next input; null: not wanted.
     void* net_input;
-    Dtype net_dtype;
-    bool net_channels_last;
+    MapLayout net_layout;
     float scale, shift;
     int32_t* nonfinite;  // (batch,) or null; set to 1 where a sample's new state is not finite
 };
+
+// Whether there is a row left; it goes to `row`.
+NCSN_HD bool read_row(const UpdateArgs& args, Row& row) {
+    row = args.row;
+    if (args.rows.table == nullptr) return true;
+    const int64_t at = *args.rows.counter;
+    if (at < 0 || at >= args.rows.count) return false;
+    const float* k = args.rows.table + at * kRowWidth;
+    const int64_t* steps = args.rows.steps + 2 * at;
+    row = {k[0], k[1], k[2], k[3], k[4], k[5], k[6], static_cast<uint32_t>(steps[0]),
+           static_cast<uint32_t>(steps[1])};
+    return true;
+}
+
+NCSN_HD uint32_t seed_of(const UpdateArgs& args, int64_t sample) {
+    return args.seeds == nullptr ? args.seed : static_cast<uint32_t>(args.seeds[sample]);
+}
 
 NCSN_HD float updated_state(const Row& row, float x, float f) { return fused(row.b, f, row.a * x); }
 
@@ -52,9 +87,14 @@ NCSN_HD float updated_history(const Row& row, float x, float f) { return fused(r
 // x - x is 0 for finite x and NaN otherwise.
 NCSN_HD bool is_nonfinite(float x) { return !(x - x == 0.0f); }
 
-// Position of element `e` (C, H, W order) in memory.
-NCSN_HD int64_t offset_of(int64_t e, int64_t channels, int64_t plane, bool channels_last) {
-    return channels_last ? (e % plane) * channels + e / plane : e;
+// Whether a map is contiguous in C, H, W order, without channels to fill.
+NCSN_HD bool in_order(const MapLayout& layout, int64_t channels, int64_t plane) {
+    return layout.pixel == 1 && layout.channel == plane && layout.channels == channels;
+}
+
+// Position of element `e` (C, H, W order) in a sample of a map.
+NCSN_HD int64_t offset_of(int64_t e, int64_t plane, const MapLayout& layout) {
+    return e / plane * layout.channel + e % plane * layout.pixel;
 }
 
 }  // namespace ncsn_fast

@@ -1,0 +1,272 @@
+"""The two named ops of an engine from the C++ extension, by the signatures of the Triton launchers.
+
+CUDA tensors take the CUDA kernels, on the current stream; CPU tensors the CPU kernels, which rehearse
+the same calls. With `out` and `partials` given nothing is allocated, and nothing synchronises: calls
+can be captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ncsn_fast._extension import _C, forced_isa
+from ncsn_fast.kernels.launch import check_maps
+from ncsn_fast.kernels.rows import ROW_WIDTH, Rows
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # Dtype of csrc
+# Up to these one launch does an instance norm by default, as in kernels/instance_norm_plus.py.
+SINGLE_BYTES = 128 * 1024
+SINGLE_CHANNELS = 512
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def _device(x: Tensor) -> AbstractContextManager[Any]:
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+def _kernel(x: Tensor, on_cpu: str, on_cuda: str) -> tuple[Any, int]:
+    """The kernel of x's device and its last argument: a level on the CPU, a stream on CUDA."""
+    if x.is_cpu:
+        return getattr(_C, on_cpu), forced_isa.get()
+    if not x.is_cuda:
+        raise ValueError(f"x must be on the CPU or on a CUDA device; it is on {x.device}")
+    if not hasattr(_C, on_cuda):
+        raise RuntimeError(
+            "x is on a CUDA device, but the extension was built without CUDA: rebuild it with nvcc "
+            "on PATH (NCSN_FAST_CUDA=1 pip install .)"
+        )
+    return getattr(_C, on_cuda), torch.cuda.current_stream(x.device).cuda_stream
+
+
+def _expect(
+    name: str, x: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> None:
+    if x is None:
+        return
+    if tuple(x.shape) != shape or x.dtype != dtype or not x.is_contiguous() or x.device != device:
+        raise ValueError(
+            f"{name} must be contiguous, {dtype}, of shape {shape}, on {device}; got {x.dtype}, "
+            f"{tuple(x.shape)} with strides {x.stride()} on {x.device}"
+        )
+
+
+# Instance normalisation++ ------------------------------------------------------------------------
+
+
+def is_single(x: Tensor) -> bool:
+    """Whether one launch does it by default: a matter of C, H, W and dtype alone."""
+    sample_bytes = x.shape[1] * x.shape[2] * x.shape[3] * x.element_size()
+    return x.shape[1] <= SINGLE_CHANNELS and sample_bytes <= SINGLE_BYTES
+
+
+def new_partials(x: Tensor) -> Tensor:
+    """Workspace (N, tiles, 2, C) float32 for `instance_norm_plus` of x; uninitialised."""
+    check_maps(x=x)
+    n, c, height, width = x.shape
+    tiles = _C.norm_tiles(c, height * width, DTYPES[x.dtype])
+    return torch.empty((n, tiles, 2, c), dtype=torch.float32, device=x.device)
+
+
+def _in_rows(name: str, parameter: Tensor, x: Tensor) -> Tensor:
+    """The parameter in float32 with unit stride."""
+    n, c = x.shape[:2]
+    if parameter.shape not in ((c,), (n, c)):
+        raise ValueError(
+            f"{name} must have shape ({c},) or ({n}, {c}) for x of shape {tuple(x.shape)}; got "
+            f"{tuple(parameter.shape)}"
+        )
+    if parameter.device != x.device:
+        raise ValueError(f"{name} must be on {x.device} like x; it is on {parameter.device}")
+    if parameter.dtype != torch.float32 or parameter.stride(-1) != 1:
+        parameter = parameter.to(torch.float32).contiguous()
+    return parameter
+
+
+def _row(parameter: Tensor) -> tuple[int, int]:
+    return parameter.data_ptr(), parameter.stride(0) if parameter.ndim == 2 else 0
+
+
+def _check_norm(x: Tensor, out: Tensor, form: str) -> None:
+    check_maps(x=x, out=out)
+    if form not in ("auto", "split", "single") or (
+        form == "single" and x.shape[1] > SINGLE_CHANNELS
+    ):
+        raise ValueError(
+            f'form must be "auto", "split", or up to {SINGLE_CHANNELS} channels "single"; got '
+            f"{form!r} for {x.shape[1]} channels"
+        )
+    if x.is_cpu and torch.float16 in (x.dtype, out.dtype):
+        raise TypeError("on the CPU x and out must be float32 or bfloat16; got float16")
+    for name, t in (("x", x), ("out", out)):
+        if x.is_cuda and t.shape[1] * t.element_size() % 16 == 0 and t.data_ptr() % 16:
+            raise ValueError(
+                f"{name} must begin at a multiple of 16 bytes; it is {t.data_ptr() % 16} bytes off. "
+                f"Use {name}.clone(memory_format=torch.channels_last)."
+            )
+
+
+def instance_norm_plus(
+    x: Tensor,
+    alpha: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    *,
+    elu: bool = False,
+    eps: float = 1e-5,
+    bias: Tensor | None = None,
+    out: Tensor | None = None,
+    partials: Tensor | None = None,
+    form: Literal["auto", "split", "single"] = "auto",
+) -> Tensor:
+    """`reference.instance_norm_plus` of a channels-last map in float32, bfloat16 or float16.
+
+    Args:
+        alpha, gamma, beta: (C,) or (N, C) each; float32 with unit stride is read as it is.
+        bias: (C,) float32: normalises x + bias, which is not written.
+        out: receives y; shape of x, channels-last, any of the three dtypes; may be x.
+        partials: workspace from `new_partials(x)`; the CPU kernel has its own.
+        form: two launches ("split"), one ("single", up to 512 channels), or by shape.
+
+    Raises:
+        TypeError, ValueError: anything else, saying what is supported. float16 needs a GPU.
+    """
+    out = torch.empty_like(x) if out is None else out
+    _check_norm(x, out, form)
+    n, c, height, width = x.shape
+    rows = [_in_rows(*named, x) for named in (("alpha", alpha), ("gamma", gamma), ("beta", beta))]
+    _expect("bias", bias, (c,), torch.float32, x.device)
+    kernel, target = _kernel(x, "instance_norm_plus_rows", "instance_norm_plus_cuda")
+    if x.numel() == 0:
+        return out
+    arguments: list[Any] = [
+        (x.data_ptr(), DTYPES[x.dtype]), (out.data_ptr(), DTYPES[out.dtype]),
+        (n, c, height * width), [_row(row) for row in rows], _address(bias), elu, eps,
+    ]  # fmt: skip
+    if x.is_cuda:
+        single = form == "single" or (form == "auto" and is_single(x))
+        if not single:
+            partials = new_partials(x) if partials is None else partials
+            tiles = _C.norm_tiles(c, height * width, DTYPES[x.dtype])
+            _expect(
+                "partials (use new_partials(x))",
+                partials,
+                (n, tiles, 2, c),
+                torch.float32,
+                x.device,
+            )
+        arguments += [0 if single else _address(partials), single]
+    with _device(x):
+        kernel(*arguments, target)
+    return out
+
+
+# Sampler update ----------------------------------------------------------------------------------
+
+
+def _check_map(name: str, t: Tensor, x: Tensor, more_channels: bool) -> None:
+    n, c, height, width = x.shape
+    channels = t.shape[1] if more_channels and t.ndim == 4 and t.shape[1] > c else c
+    if tuple(t.shape) != (n, channels, height, width) or t.device != x.device:
+        raise ValueError(
+            f"{name} must have the shape of x {tuple(x.shape)}, on {x.device}; got "
+            f"{tuple(t.shape)} on {t.device}"
+        )
+    if t.dtype not in DTYPES:
+        raise TypeError(f"{name} must be float32, bfloat16 or float16; got {t.dtype}")
+    if height > 1 and width > 1 and t.stride(2) != width * t.stride(3):
+        raise ValueError(
+            f"{name} must be contiguous or channels-last, maybe padded with channels; got shape "
+            f"{tuple(t.shape)} with strides {t.stride()}"
+        )
+
+
+def _strided(t: Tensor | None) -> tuple[int, int, int, int, int, int]:
+    """address, dtype, strides of sample, channel and pixel, channels of a pixel in memory."""
+    if t is None:
+        return 0, 0, 0, 0, 0, 0
+    height, width = t.shape[2:]
+    pixel = t.stride(3) if width > 1 else t.stride(2) if height > 1 else t.stride(0)
+    # Channels that a slice of whole padded pixels leaves out are its padding.
+    whole = t.stride(1) == 1 and pixel >= t.shape[1] and t.storage_offset() % max(pixel, 1) == 0
+    end = t.storage_offset() + (t.shape[0] - 1) * t.stride(0) + height * width * pixel
+    whole = whole and end * t.element_size() <= t.untyped_storage().nbytes()
+    channels = pixel if whole and t.stride(0) >= height * width * pixel else t.shape[1]
+    return t.data_ptr(), DTYPES[t.dtype], t.stride(0), t.stride(1), pixel, channels
+
+
+def _check_rows(rows: Rows, device: torch.device) -> None:
+    k = len(rows.table)
+    _expect("rows.table", rows.table, (k, ROW_WIDTH), torch.float32, device)
+    _expect("rows.steps", rows.steps, (k, 2), torch.int64, device)
+    _expect("rows.counter", rows.counter, (1,), torch.int32, device)
+
+
+def sampler_update_(
+    x: Tensor,
+    f: Tensor,
+    h: Tensor | None,
+    rows: Rows,
+    *,
+    seeds: Tensor,
+    samples: Tensor,
+    noise_weights: Tensor | None = None,
+    mask: Tensor | None = None,
+    known: Tensor | None = None,
+    net_input: Tensor | None = None,
+    scale: float = 2.0,
+    shift: float = -1.0,
+    nonfinite: Tensor | None = None,
+) -> None:
+    """`reference.sampler_update` in place on x and h, with the row that `rows.counter` names.
+
+    Allocates nothing and reads nothing back: can be captured. The counter stays (`advance`).
+
+    Args:
+        x, h: (B, C, H, W) float32, contiguous.
+        f: shape of x, float32, bfloat16 or float16, contiguous or channels-last; may be the first C
+            channels of a padded map.
+        seeds, samples: (B,) int64 below 2^32, the key of each sample's noise.
+        noise_weights: (B, 2) float32.   mask, known: bool and float32, contiguous, shape of x.
+        net_input: receives scale x' + shift; (B, C', H, W), C' >= C, any type and layout that f may
+            have. Channels C and above, and those of its padding, receive zeros.
+        nonfinite: (B,) int32, set to 1 where a sample's new state is not finite.
+    """
+    if x.ndim != 4 or x[:1].numel() >= 2**31:
+        raise ValueError(f"x must be (B, C, H, W), below 2**31 a sample; got {tuple(x.shape)}")
+    if (mask is None) != (known is None):
+        raise ValueError("mask and known come together; only one of them was given")
+    n, c, height, width = shape = tuple(x.shape)
+    for name, t in (("x", x), ("h", h), ("known", known)):
+        _expect(name, t, shape, torch.float32, x.device)
+    _check_map("f", f, x, more_channels=False)
+    if net_input is not None:
+        _check_map("net_input", net_input, x, more_channels=True)
+    _expect("mask", mask, shape, torch.bool, x.device)
+    for name, t in (("seeds", seeds), ("samples", samples)):
+        _expect(name, t, (n,), torch.int64, x.device)
+    _expect("noise_weights", noise_weights, (n, 2), torch.float32, x.device)
+    _expect("nonfinite", nonfinite, (n,), torch.int32, x.device)
+    _check_rows(rows, x.device)
+    kernel, target = _kernel(x, "sampler_update_rows", "sampler_update_rows_cuda")
+    if x.numel() == 0:
+        return
+    table = (*(t.data_ptr() for t in rows), len(rows.table))
+    optional = (_address(t) for t in (noise_weights, mask, known))
+    with _device(x):
+        kernel(
+            x.data_ptr(), _address(h), (n, c, height * width), _strided(f), table, seeds.data_ptr(),
+            samples.data_ptr(), *optional, _strided(net_input), scale, shift, _address(nonfinite),
+            target,
+        )  # fmt: skip
+
+
+def advance(rows: Rows) -> None:
+    """Goes to the next row."""
+    rows.counter.add_(1)
