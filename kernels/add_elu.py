@@ -1,15 +1,16 @@
-"""ELU (alpha 1) of a map, or of the sum of two, with or without the sum; each with a bias or not.
+"""ELU (alpha 1) of a map, or of the sum of two or three, with or without the sum and a bias.
 
-    s = (a + b) + bias,   y = elu(s)
+    s = ((a + b) + c) + bias,   y = elu(s)
 
 Maps have one layout, so they are flat here; with a bias it is channels-last, where the channel of
 an element is its place modulo C. Sums are float32 and y is made from s before it is rounded. Bytes
-an element in bfloat16: 4 (ELU alone) to 8 (both outputs). Bound by memory.
+an element in bfloat16: 4 (ELU alone) to 10 (three maps, both outputs). Bound by memory.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -19,10 +20,11 @@ from ncsn_fast.kernels.maths import elu as elu_of
 from torch import Tensor
 
 BLOCK, WARPS = 2048, 8
+MOST_TERMS = 3
 
 
 @triton.jit
-def add_elu_kernel(a_ptr, b_ptr, bias_ptr, total_ptr, y_ptr, count, C: tl.constexpr,
+def add_elu_kernel(a_ptr, b_ptr, c_ptr, bias_ptr, total_ptr, y_ptr, count, C: tl.constexpr,
                    RUN: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     start = tl.program_id(0).to(tl.int64) * BLOCK
     at = start + tl.arange(0, BLOCK)
@@ -30,6 +32,8 @@ def add_elu_kernel(a_ptr, b_ptr, bias_ptr, total_ptr, y_ptr, count, C: tl.conste
     total = tl.load(a_ptr + at, mask=inside, other=0.0).to(tl.float32)
     if b_ptr is not None:
         total += tl.load(b_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    if c_ptr is not None:
+        total += tl.load(c_ptr + at, mask=inside, other=0.0).to(tl.float32)
     if bias_ptr is not None:
         # One division of 64 bits a program; those of an element are by a constant of 32.
         channel = ((start % C).to(tl.int32) + tl.arange(0, BLOCK)) % C
@@ -58,16 +62,23 @@ def _check(**tensors: Tensor | None) -> None:
         raise ValueError(f"all must be contiguous, or all channels-last; got strides {found}")
 
 
-def _start(
-    a: Tensor, b: Tensor | None, bias: Tensor | None, total: Tensor | None, out: Tensor | None
+def pointwise(
+    terms: Sequence[Tensor], bias: Tensor | None, total: Tensor | None, out: Tensor | None
 ) -> None:
-    _check(a=a, b=b, total=total, out=out)
+    """total = the sum of one to three maps and of a bias (C,) float32, out = elu(total), or both.
+
+    total and out may each be a term. Allocates nothing.
+    """
+    if not 1 <= len(terms) <= MOST_TERMS or (total is None and out is None):
+        raise ValueError(f"pointwise takes 1 to {MOST_TERMS} maps and writes one; got {len(terms)}")
+    a, b, c = (*terms, None, None)[:3]
+    _check(a=a, b=b, c=c, total=total, out=out)
     if bias is not None:
-        launch.check_maps(a=a, b=b, total=total, out=out)
+        launch.check_maps(a=a, b=b, c=c, total=total, out=out)
         launch.check_bias(bias, a)
     programs, channels = launch.cdiv(a.numel(), BLOCK), 1 if bias is None else len(bias)
     launch.start(
-        add_elu_kernel, programs, a.device, a, b, bias, total, out, a.numel(), C=channels,
+        add_elu_kernel, programs, a.device, a, b, c, bias, total, out, a.numel(), C=channels,
         RUN=math.gcd(channels, 16), BLOCK=BLOCK, warps=WARPS,
     )  # fmt: skip
 
@@ -75,21 +86,21 @@ def _start(
 def elu(x: Tensor, *, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
     """`reference.elu` of x, or of x + bias, bias (C,) float32; out may be x."""
     out = torch.empty_like(x) if out is None else out
-    _start(x, None, bias, None, out)
+    pointwise([x], bias, None, out)
     return out
 
 
 def add_bias(x: Tensor, bias: Tensor, *, out: Tensor | None = None) -> Tensor:
     """x + bias, bias (C,) float32, computed in float32; out may be x."""
     out = torch.empty_like(x) if out is None else out
-    _start(x, None, bias, out, None)
+    pointwise([x], bias, out, None)
     return out
 
 
 def add(a: Tensor, b: Tensor, *, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
     """(a + b) + bias, computed in float32; out may be a or b."""
     out = torch.empty_like(a) if out is None else out
-    _start(a, b, bias, out, None)
+    pointwise([a, b], bias, out, None)
     return out
 
 
@@ -107,5 +118,5 @@ def add_elu(
     """
     total = torch.empty_like(a) if total is None else total
     out = torch.empty_like(a) if out is None else out
-    _start(a, b, bias, total, out)
+    pointwise([a, b], bias, total, out)
     return total, out

@@ -20,7 +20,7 @@ from torch import Tensor
 from ncsn_fast.engines.graph import ConvolutionOf, Graph, Kind, Map, NormOf, Op, PointwiseOf
 
 PIXEL = 8
-_MOST_TERMS = 2  # maps that one pointwise operation adds
+_MOST_TERMS = 3  # maps that one pointwise operation adds
 _IN_PLACE: tuple[Kind, ...] = ("norm", "pointwise", "resize_add")
 
 

@@ -92,7 +92,7 @@ class NormOf:
 
 @dataclasses.dataclass(frozen=True)
 class PointwiseOf:
-    """The sum of one or two maps and of biases (C,); its ELU; or both, in this order."""
+    """The sum of one to three maps and of biases (C,); its ELU; or both, in this order."""
 
     total: bool
     elu: bool
