@@ -204,8 +204,8 @@ def _others_alive() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise RuntimeError(
-            f"another rank has stopped ({_first_line(error)}); see what it says. Files that are "
-            "written stay: the same command goes on from them, with any number of ranks"
+            "another rank has stopped, or cannot be reached any more; see what it says. Files that "
+            "are written stay: the same command goes on from them, with any number of ranks"
         ) from error
 
 
