@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 _SUFFIX = ".tmp"
+# What file systems without hard links answer (FAT, some network and cloud mounts).
+_NO_LINKS = (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success it is flushed to disk and renamed.
 
     A kill at any moment leaves the old file, or none. OSError (a full disk, say) says that nothing
-    changed.
+    changed. With overwrite=False a file that is there, or that another process makes meanwhile,
+    stays: of many that write at once, exactly one does.
     """
     temporary: Path | None = None
     try:
@@ -28,7 +32,10 @@ def atomic_write(path: Path) -> Iterator[Path]:
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        if overwrite:
+            os.replace(temporary, path)
+        else:
+            _put_once(temporary, path)
         _fsync_folder(path.parent)
     except OSError as error:
         raise OSError(
@@ -40,10 +47,30 @@ def atomic_write(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Deletes what atomic_write left in a folder when its process was killed."""
+def remove_leftovers(folder: Path, names: Container[str] | None = None) -> None:
+    """Deletes what atomic_write left in a folder when its process was killed.
+
+    Args:
+        names: only what was to become one of these files; for folders in which other processes are
+            writing theirs.
+    """
     for leftover in folder.glob(f".*{_SUFFIX}"):
-        leftover.unlink(missing_ok=True)
+        if names is None or leftover.name[1:].rsplit(".", 2)[0] in names:
+            leftover.unlink(missing_ok=True)
+
+
+def _put_once(temporary: Path, path: Path) -> None:
+    """Gives a finished file its name, unless a file of that name is there."""
+    try:
+        os.link(temporary, path)  # unlike a rename, refuses a name that is taken
+    except FileExistsError:
+        return
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        # Still one writer only, but a kill just now can leave half a file.
+        with contextlib.suppress(FileExistsError), open(path, "xb") as file:
+            file.write(temporary.read_bytes())
 
 
 def _umask() -> int:

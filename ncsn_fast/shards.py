@@ -1,0 +1,213 @@
+"""One request drawn by several processes: which samples are whose, and how ranks meet at the end.
+
+A request of n samples is cut into micro-batches, and those into one contiguous block for each
+process. Blocks depend on nothing but n, the size of a micro-batch and the number of processes, so
+every file has one writer without a word between them. Ranks of one launch (torchrun) talk twice:
+at the start, so that a machine is measured once, and at the end, for the totals.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from ncsn_fast import engines
+from ncsn_fast.cli import UsageError
+
+# A rank that does not appear is missing: all of a launch start together.
+_START = timedelta(minutes=30)
+# A rank that is still drawing is not: on a resumed run one may have everything to do, and another
+# nothing. A rank that dies is noticed at once, by its closed connections; only one whose machine
+# vanishes without a word is waited for in vain. Gloo counts milliseconds in 31 bits: < 24.8 days.
+_PATIENCE = timedelta(days=20)
+
+_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """Part `index` (0 .. count-1) of a request that is drawn in `count` parts."""
+
+    index: int = 0
+    count: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    def block(self, n: int, size: int) -> range:
+        """The positions among n samples that this part draws: whole micro-batches of `size`.
+
+        Parts differ by a micro-batch at most, the first ones being the larger; only the last
+        micro-batch of the request can be incomplete.
+        """
+        each, more = divmod(-(-n // size), self.count)
+        first = self.index * each + min(self.index, more)
+        stop = first + each + (self.index < more)
+        return range(min(n, first * size), min(n, stop * size))
+
+
+def parse(text: str) -> Shard:
+    """Shard from "i/k"; ValueError unless 0 <= i < k."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text, re.ASCII)
+    if match is None:
+        raise ValueError(f"--shard must be I/K, as in 0/8 for the first of eight; got {text!r}")
+    index, count = int(match[1]), int(match[2])
+    if index >= count:
+        parts = f"0/{count} to {count - 1}/{count}" if count else "of at least one"
+        raise ValueError(f"--shard counts from 0: parts are {parts}; got {text!r}")
+    return Shard(index, count)
+
+
+@dataclasses.dataclass(frozen=True)
+class Team:
+    """The processes that draw one request, as one of them sees it.
+
+    Attributes:
+        shard: this process's part.
+        group: the ranks of a launch; None for a process that has nobody to wait for.
+        local_rank: which of the ranks on this machine.   local_count: how many those are.
+    """
+
+    shard: Shard
+    group: dist.ProcessGroup | None = None
+    local_rank: int = 0
+    local_count: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process speaks for all of them."""
+        return self.group is None or self.shard.index == 0
+
+    @contextlib.contextmanager
+    def one_first(self) -> Iterator[None]:
+        """One rank of each machine goes ahead; the others follow when it is through."""
+        if self.group is None:
+            yield
+        elif self.local_rank == 0:
+            yield
+            self._meet()
+        else:
+            self._meet()
+            yield
+
+    def totals(self, *counts: int) -> list[int]:
+        """Sums over all ranks, once every one of them is here."""
+        sums = torch.tensor(counts, dtype=torch.int64)
+        if self.group is not None:
+            with _others_alive():
+                dist.all_reduce(sums, group=self.group)
+        return [int(s) for s in sums]
+
+    def device(self, engine: str, device: str | None) -> str | None:
+        """The device for this process: for ranks that use GPUs, one each."""
+        if self.group is None or engines.pick(engine, device)[1].type != "cuda":
+            return device
+        if device is not None and torch.device(device).index is not None:
+            raise UsageError(
+                f"--device {device} would put all ranks on one GPU; leave the number out, and "
+                "each takes its own"
+            )
+        gpus, ranks = torch.cuda.device_count(), max(self.local_count, self.local_rank + 1)
+        if ranks > gpus:
+            raise UsageError(
+                f"{ranks} ranks on this machine, but torch sees {gpus} GPUs: start at most {gpus}, "
+                "or give --device cpu (where every rank sees only a GPU of its own, set "
+                "LOCAL_RANK=0 for each)"
+            )
+        torch.cuda.set_device(self.local_rank)  # or each rank would keep a context on the first
+        return f"cuda:{self.local_rank}"
+
+    def _meet(self) -> None:
+        with _others_alive():
+            dist.barrier(group=self.group)
+
+
+@contextlib.contextmanager
+def team(shard: Shard | None) -> Iterator[Team]:
+    """The team of this process: ranks if torchrun (or whatever sets its variables) started it.
+
+    Args:
+        shard: what --shard says, or None.
+
+    Raises:
+        UsageError: both at once, or only some of the variables.
+    """
+    found = _launched(os.environ)
+    if found is None:
+        yield Team(shard or Shard())
+        return
+    if shard is not None:
+        raise UsageError(
+            f"--shard {shard} within a launch of {found.shard.count} ranks, which share the "
+            "samples by themselves; leave out --shard, or torchrun"
+        )
+    package = logging.getLogger("ncsn_fast")
+    level = package.level
+    package.setLevel(level if found.shard.index == 0 else logging.ERROR)
+    try:
+        yield dataclasses.replace(found, group=_connect())
+    finally:
+        package.setLevel(level)
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _launched(environment: Mapping[str, str]) -> Team | None:
+    """The team that the environment describes, not yet connected; None if it describes none."""
+    missing = [name for name in _VARIABLES if not environment.get(name)]
+    if missing:
+        if environment.get("WORLD_SIZE", "1") not in ("", "1"):
+            raise UsageError(
+                f"WORLD_SIZE is {environment['WORLD_SIZE']}, but {' and '.join(missing)} not set: "
+                "start with torchrun, or unset it and use --shard"
+            )
+        return None
+    try:
+        rank, world, local = (int(environment[name]) for name in _VARIABLES)
+        local_count = int(environment.get("LOCAL_WORLD_SIZE") or 1)
+    except ValueError:
+        rank = world = local = -1
+    if not 0 <= local <= rank < world:
+        given = ", ".join(f"{name}={environment[name]}" for name in _VARIABLES)
+        raise UsageError(f"a launch counts its ranks from 0 below WORLD_SIZE; got {given}")
+    return Team(Shard(rank, world), None, local, local_count)
+
+
+def _connect() -> dist.ProcessGroup:
+    """All ranks of the launch, over gloo: they exchange a few numbers, never images."""
+    if not (dist.is_available() and dist.is_gloo_available()):
+        raise RuntimeError("this build of torch has no gloo to connect ranks; use --shard instead")
+    try:
+        dist.init_process_group("gloo", timeout=_START)
+        group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        raise RuntimeError(
+            f"the ranks cannot reach each other: {_first_line(error)}. Start them with torchrun "
+            "(GLOO_SOCKET_IFNAME names the network interface to use), or draw with --shard, which "
+            "needs no connection"
+        ) from error
+    assert group is not None
+    return group
+
+
+@contextlib.contextmanager
+def _others_alive() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise RuntimeError(
+            "another rank has stopped, or cannot be reached any more; see what it says. Files that "
+            "are written stay: the same command goes on from them, with any number of ranks"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
