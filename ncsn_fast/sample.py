@@ -68,10 +68,13 @@ class SampleOptions(SamplingOptions):
         return None if self.shard is None else shards.parse(self.shard)
 
 
-def claim_folder(folder: Path, sampler: Sampler, options: SampleOptions) -> None:
+def claim_folder(
+    folder: Path, sampler: Sampler, options: SampleOptions, *, type_counts: bool = True
+) -> None:
     """Writes what the folder's samples are drawn with; ValueError if others are there already.
 
-    Samples of two models, seeds or methods in one folder would be a silent mixture.
+    Samples of two models, seeds or methods in one folder would be a silent mixture. The type the
+    network computes in counts only where it is known because an engine was built.
     """
     settings = {
         "model": sampler.model.digest(),
@@ -90,7 +93,8 @@ def claim_folder(folder: Path, sampler: Sampler, options: SampleOptions) -> None
             f"{path} does not say what the samples there were drawn with; take a new --out-dir "
             "(or delete that file, if you know that this command drew them)"
         ) from error
-    changed = [k for k in {**there, **settings} if there.get(k) != settings.get(k)]
+    named = [k for k in {**there, **settings} if type_counts or k != "dtype"]
+    changed = [k for k in named if there.get(k) != settings.get(k)]
     if changed:
         raise ValueError(
             f"{folder} holds samples drawn with another {', '.join(changed)} ({path}); "
@@ -106,9 +110,11 @@ def write_files(
     Returns:
         How many were written, and how many were there.
     """
-    claim_folder(folder, sampler, options)
     indices = noise.sample_indices(options.start + block.start, len(block)).tolist()
     missing = {i: path for i in indices if not (path := sample_path(folder, i)).exists()}
+    if missing:
+        sampler.engine_for(len(missing))  # which may find that the model needs a slower type
+    claim_folder(folder, sampler, options, type_counts=bool(missing))
     if not missing:
         return 0, len(indices)
     names = {path.name for path in missing.values()}

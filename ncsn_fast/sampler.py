@@ -11,19 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ncsn_fast import engines, noise
+from ncsn_fast import engines, jobs, noise
 from ncsn_fast.engines.base import Engine, EngineError, dtype_name
 from ncsn_fast.images import Output, as_mask, as_tensor, check_output, convert
-from ncsn_fast.jobs import (
-    Callback,
-    Job,
-    Progress,
-    Report,
-    SamplingError,
-    default_batch_size,
-    make_report,
-    run_job,
-)
+from ncsn_fast.jobs import Callback, Job, Progress, Report, SamplingError
 from ncsn_fast.loading import resolve_model
 from ncsn_fast.models.score import ScoreModel, each_sigma
 from ncsn_fast.plan import Plan, make_plan
@@ -226,7 +217,7 @@ class Sampler:
 
     def engine_for(self, n: int) -> Engine:
         """The engine, built and checked, that a call for n images uses."""
-        size = self.batch_size or default_batch_size(n, self.model.image_shape, self.device)
+        size = self.batch_size or jobs.default_batch_size(n, self.model.image_shape, self.device)
         if size not in self._engines and self._engines:
             self._engines[size] = next(iter(self._engines.values())).resized(size)
         elif size not in self._engines:
@@ -274,11 +265,11 @@ class Sampler:
             "callback": callback,
             "shrink": self._shrink,
         }
-        for samples, x in run_job(self.engine_for(n), program, job, seed, **options):
+        for samples, x in jobs.run_job(self.engine_for(n), program, job, seed, **options):
             seconds += time.perf_counter() - began
             yield samples, x.clamp(0, 1)
             began = time.perf_counter()
-        self.report = make_report(self.engine_for(n), program, n, seconds)
+        self.report = jobs.make_report(self.engine_for(n), program, n, seconds)
 
     def _shrink(self, engine: Engine, error: Exception) -> Engine:
         """The engine with half the micro-batch, for a GPU whose memory did not suffice; once."""
