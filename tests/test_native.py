@@ -118,7 +118,7 @@ def test_one_launch_is_chosen_as_in_triton():
         for name in ("SINGLE_BYTES", "SINGLE_CHANNELS")
     )
     factors = [int(factor) for factor in size.split("*")]
-    assert native.SINGLE_BYTES == factors[0] * factors[1]
+    assert factors[0] * factors[1] == native.SINGLE_BYTES
     assert int(channels) == native.SINGLE_CHANNELS
 
 

@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
+from ncsn_fast.kernels.rows import Rows, new_rows
 from torch import Tensor
 
 from ncsn_fast import _C, native, ops
-from ncsn_fast.kernels.rows import Rows, new_rows
 from ncsn_fast.native import DTYPES
 
 FLOATS = tuple(DTYPES)

@@ -1,0 +1,41 @@
+"""What the tests of engines share: small models, and chains to run on them."""
+
+from __future__ import annotations
+
+import tiny
+import torch
+
+from ncsn_fast import ScoreModel
+from ncsn_fast.engines.graph import Graph, Map
+from ncsn_fast.samplers import methods
+from ncsn_fast.samplers.program import Chains, Program
+
+CPU = torch.device("cpu")
+LEVELS = 6
+
+
+def model(arch: str = "ncsnv2", **fields) -> ScoreModel:
+    settings = {"image_size": (16, 16), "channels": 3, "ngf": 16, "n_sigmas": LEVELS}
+    return tiny.model(**{**settings, "arch": arch, **fields})
+
+
+def program_of(of: ScoreModel, name: str = "ald", **options) -> Program:
+    return methods.build(name, of, None, options)
+
+
+def chains_of(of: ScoreModel, n: int = 2, seed: int = 3, device: torch.device = CPU) -> Chains:
+    x = torch.rand(n, *of.image_shape, generator=torch.Generator().manual_seed(0))
+    return Chains(x=x.to(device), seed=seed, samples=torch.arange(n, device=device))
+
+
+def lives(graph: Graph) -> dict[Map, list[int]]:
+    """First and last time of each map, maps that share memory by decree taken as one."""
+    owner, spans = {graph.input: graph.input}, {graph.input: [0, len(graph.ops)]}
+    for moment, op in enumerate(graph.ops):
+        for x in op.inputs:
+            spans[owner[x]][1] = max(spans[owner[x]][1], moment)
+        for y in op.outputs:
+            owner[y] = owner[dict(op.overwrites).get(y, y)] if y in dict(op.overwrites) else y
+            spans.setdefault(owner[y], [moment, moment])
+    spans[owner[graph.output]][1] = len(graph.ops)
+    return spans
