@@ -7,6 +7,7 @@ import torch
 
 from ncsn_fast import ScoreModel
 from ncsn_fast.engines.graph import Graph, Map
+from ncsn_fast.models.refinenet import ARCHITECTURES, Architecture, Refine, Stage
 from ncsn_fast.samplers import methods
 from ncsn_fast.samplers.program import Chains, Program
 
@@ -39,3 +40,14 @@ def lives(graph: Graph) -> dict[Map, list[int]]:
             spans.setdefault(owner[y], [moment, moment])
     spans[owner[graph.output]][1] = len(graph.ops)
     return spans
+
+
+def small(conditional: bool = False, **fields) -> ScoreModel:
+    """Two stages with everything between them, for devices that are slow: Triton's interpreter."""
+    name = f"tests-two-stages-{conditional}"
+    ARCHITECTURES[name] = Architecture(
+        (Stage("res1", 1), Stage("res2", 2, down=True)),
+        (Refine("refine1", "res2", 2), Refine("refine2", "res1", 1)),
+        conditional=conditional,
+    )
+    return model(name, image_size=(8, 8), ngf=8, n_sigmas=2, **fields)
