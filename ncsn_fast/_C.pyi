@@ -38,7 +38,6 @@ def resize_add(
     x: int, a: int, y: int, nhwc: Sequence[int], out_height: int, out_width: int, bfloat16: bool,
     isa: int, /,
 ) -> None: ...  # fmt: skip
-
 def norm_tiles(channels: int, plane: int, dtype: int, /) -> int: ...
 def convert_float16(values: int, halves: int, count: int, widen: bool, /) -> None: ...
 
