@@ -1,8 +1,8 @@
 """The two named ops of an engine from the C++ extension, by the signatures of the Triton launchers.
 
-CUDA tensors take the CUDA kernels, on the current stream; CPU tensors the CPU kernels, which rehearse
-the same calls. With `out` and `partials` given nothing is allocated, and nothing synchronises: calls
-can be captured in a CUDA graph.
+CUDA tensors take the CUDA kernels, on the current stream; CPU tensors the CPU kernels, which
+rehearse the same calls. With `out` and `partials` given nothing is allocated, and nothing
+synchronises: calls can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ def _check_norm(x: Tensor, out: Tensor, form: str) -> None:
     for name, t in (("x", x), ("out", out)):
         if x.is_cuda and t.shape[1] * t.element_size() % 16 == 0 and t.data_ptr() % 16:
             raise ValueError(
-                f"{name} must begin at a multiple of 16 bytes; it is {t.data_ptr() % 16} bytes off. "
-                f"Use {name}.clone(memory_format=torch.channels_last)."
+                f"{name} must begin at a multiple of 16 bytes; it is {t.data_ptr() % 16} off. Use "
+                f"{name}.clone(memory_format=torch.channels_last)."
             )
 
 

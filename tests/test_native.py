@@ -117,9 +117,8 @@ def test_one_launch_is_chosen_as_in_triton():
         re.search(rf"^{name} = ([\d* ]+)", text, re.MULTILINE)[1]
         for name in ("SINGLE_BYTES", "SINGLE_CHANNELS")
     )
-    factors = [int(factor) for factor in size.split("*")]
-    assert factors[0] * factors[1] == native.SINGLE_BYTES
-    assert int(channels) == native.SINGLE_CHANNELS
+    kib, one = (int(factor) for factor in size.split("*"))
+    assert (kib * one, int(channels)) == (native.SINGLE_BYTES, native.SINGLE_CHANNELS)
 
 
 def test_without_cuda_the_remedy_is_said(monkeypatch):

@@ -1,4 +1,4 @@
-"""The CUDA kernels of instance normalisation++, run phase by phase on the CPU, on adversarial inputs."""
+"""The CUDA kernels of instance normalisation++, run phase by phase on the CPU."""
 
 import pytest
 import torch
@@ -140,7 +140,8 @@ def test_independent_of_batch_and_place(channels, form):
     x, affine = nhwc(noise_like(4, channels, 9, 7) - 2.3), parameters(4, channels, True)
     y = emulated(x, *affine, elu=True, form=form)
     for i in (0, 3):
-        assert torch.equal(emulated(x[i : i + 1], *(p[i : i + 1] for p in affine), elu=True, form=form), y[i : i + 1])  # fmt: skip
+        alone = (t[i : i + 1] for t in (x, *affine))
+        assert torch.equal(emulated(*alone, elu=True, form=form), y[i : i + 1])
     turned = emulated(nhwc(x.flip(0)), *(p.flip(0) for p in affine), elu=True, form=form)
     assert torch.equal(turned.flip(0), y)
 
@@ -249,10 +250,8 @@ def test_nothing_is_written_beyond_the_map(form, dtype):
 @pytest.mark.parametrize("side", [1, 4, 7, 16, 32, 64, 256])
 def test_tiles_are_few_and_do_not_depend_on_the_batch(side, channels):
     for dtype in FLOATS:
-        shapes = [
-            native.new_partials(nhwc(torch.empty(n, channels, side, side, dtype=dtype, device="meta"))).shape
-            for n in (1, 5)
-        ]  # fmt: skip
+        maps = (torch.empty(n, channels, side, side, dtype=dtype, device="meta") for n in (1, 5))
+        shapes = [native.new_partials(nhwc(x)).shape for x in maps]
         assert shapes[0][1:] == shapes[1][1:]
         assert 1 <= shapes[0][1] <= 32
 

@@ -1,5 +1,8 @@
-"""The sampler update with its row in memory: the CPU kernel against the op with a scalar row, and the
-CUDA kernels, emulated, against the CPU kernel bit for bit."""
+"""The sampler update with its row in memory.
+
+The CPU kernel against the op with a scalar row; the CUDA kernels, emulated, against the CPU kernel,
+bit for bit.
+"""
 
 import itertools
 import math
@@ -56,8 +59,10 @@ def some_rows(c_ref: float = 0.4) -> Rows:
     return new_rows(table, torch.tensor([c_ref, 0.0, math.nan, 1.3]), steps, "cpu")
 
 
-def emulated_update_(x, f, h, rows, *, seeds, samples, noise_weights=None, mask=None, known=None,
-                     net_input=None, scale=2.0, shift=-1.0, nonfinite=None, backward=False):  # fmt: skip
+def emulated_update_(
+    x, f, h, rows, *, seeds, samples, noise_weights=None, mask=None, known=None, net_input=None,
+    scale=2.0, shift=-1.0, nonfinite=None, backward=False,
+):  # fmt: skip
     n, c, height, width = x.shape
     optional = (native._address(t) for t in (noise_weights, mask, known))
     _C.emulated_sampler_update(
@@ -142,7 +147,8 @@ def test_rows_in_memory_are_the_scalar_rows(row, shape):
         expected = ops.sampler_update(
             x[one], f[one], h[one], tuple(rows.table[row, :6].tolist()), seed=int(seeds(n)[i]),
             samples=keys(n)[one], step=int(rows.steps[row, 0]), ref_step=int(rows.steps[row, 1]),
-            c_ref=rows.table[row, 6].item(), known=known[one], **{k: t[one] for k, t in options.items()},
+            c_ref=rows.table[row, 6].item(), known=known[one],
+            **{k: t[one] for k, t in options.items()},
         )  # fmt: skip
         assert torch.equal(own[0][one], expected[0])
         assert torch.equal(own[1][one], expected[1])

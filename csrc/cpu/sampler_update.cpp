@@ -22,7 +22,7 @@ template <class In>
 static void gather(const UpdateArgs& args, int64_t sample, int64_t first, int64_t count, float* out) {
     const MapLayout& layout = args.f_layout;
     const In* f = static_cast<const In*>(args.f) + sample * layout.sample;
-    if (layout.pixel == 1 && layout.channel == args.plane) {
+    if (in_order(layout, args.channels, args.plane)) {
 #pragma omp simd
         for (int64_t i = 0; i < count; ++i) out[i] = to_float(f[first + i]);
         return;
@@ -37,7 +37,7 @@ static void scatter_input(const UpdateArgs& args, int64_t sample, int64_t first,
                           const float* x) {
     const MapLayout& layout = args.net_layout;
     Out* to = static_cast<Out*>(args.net_input) + sample * layout.sample;
-    if (in_order(layout, args.channels, args.plane)) {
+    if (layout.channels == args.channels && in_order(layout, args.channels, args.plane)) {
 #pragma omp simd
         for (int64_t i = 0; i < count; ++i) store(to + first + i, fused(args.scale, x[i], args.shift));
         return;

@@ -54,8 +54,12 @@ __device__ __forceinline__ void run_phases(const Kernel& kernel, typename Kernel
     }
 }
 
+// ptxas would spill to have more threads than these on a multiprocessor.
+constexpr int kResidentThreads = 768;
+
 template <class Kernel>
-__global__ void __launch_bounds__(Kernel::kThreads) phases_kernel(const __grid_constant__ Kernel kernel) {
+__global__ void __launch_bounds__(Kernel::kThreads, kResidentThreads / Kernel::kThreads)
+    phases_kernel(const __grid_constant__ Kernel kernel) {
     __shared__ typename Kernel::Shared shared;
     run_phases<0>(kernel, shared);
 }

@@ -234,7 +234,8 @@ inline bool whole_pixels(const void* base, const MapLayout& layout) {
 }
 
 inline bool whole_quads(const void* base, const MapLayout& layout, const UpdateArgs& args) {
-    return in_order(layout, args.channels, args.plane) && layout.sample % 4 == 0 && aligned(base, 16);
+    return in_order(layout, args.channels, args.plane) && layout.channels == args.channels &&
+           layout.sample % 4 == 0 && aligned(base, 16);
 }
 
 // Chooses the kernel; `launch(kernel, blocks)` runs it, on a GPU or emulated.

@@ -87,9 +87,9 @@ NCSN_HD float updated_history(const Row& row, float x, float f) { return fused(r
 // x - x is 0 for finite x and NaN otherwise.
 NCSN_HD bool is_nonfinite(float x) { return !(x - x == 0.0f); }
 
-// Whether a map is contiguous in C, H, W order, without channels to fill.
+// Whether the state's channels of a map are contiguous in C, H, W order.
 NCSN_HD bool in_order(const MapLayout& layout, int64_t channels, int64_t plane) {
-    return layout.pixel == 1 && layout.channel == plane && layout.channels == channels;
+    return layout.pixel == 1 && (layout.channel == plane || channels == 1);
 }
 
 // Position of element `e` (C, H, W order) in a sample of a map.
