@@ -11,6 +11,7 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16)
+CUDA_DTYPES = (*KERNEL_DTYPES, torch.float16)
 
 
 class UpdateArguments(NamedTuple):
@@ -34,8 +35,20 @@ class UpdateArguments(NamedTuple):
     nonfinite: Tensor | None
 
 
+def on_gpu(x: Tensor) -> bool:
+    """Whether the CUDA side runs x's ops; tests send CPU tensors there, to interpreted kernels."""
+    return x.is_cuda
+
+
 def is_dense(x: Tensor) -> bool:
     return x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """Channels-last where x is and is not contiguous as well; else contiguous."""
+    if not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return torch.contiguous_format
 
 
 def _expect(name: str, x: Tensor, shape: Sequence[int], dtypes: Sequence[torch.dtype]) -> None:
@@ -57,9 +70,10 @@ def check_norm(x: Tensor, alpha: Tensor, gamma: Tensor, beta: Tensor) -> None:
     shape, device = x.shape, x.device
     if len(shape) != 4:
         raise ValueError(f"x must have shape (N, C, H, W); got {tuple(shape)}")
-    if x.dtype not in (*KERNEL_DTYPES, torch.float64):
+    if x.dtype not in (*(CUDA_DTYPES if on_gpu(x) else KERNEL_DTYPES), torch.float64):
         raise TypeError(
-            f"x must be float32, bfloat16 or float64; got {x.dtype}. Convert it with .to(dtype)."
+            f"x must be float32, bfloat16 or float64; got {x.dtype}. Convert it with .to(dtype). "
+            "float16 runs on CUDA devices only."
         )
     row, rows = (shape[1],), (shape[0], shape[1])
     for parameter in (alpha, gamma, beta):

@@ -1,31 +1,32 @@
 """The fused ops: schemas, fake and autograd rules, and the choice of backend.
 
-Each op is specified by the function of its name in `ncsn_fast.reference`; CPU tensors run the C++
-kernels of `ncsn_fast._C`. Rules that hold for every op:
+Each op is specified by the function of its name in `ncsn_fast.reference`. CPU tensors run the C++
+kernels of `ncsn_fast._C`, CUDA tensors Triton's or the extension's (`_cuda_ops`). Rules for all:
 
 - float64 always runs the reference: there is no fused float64 kernel.
 - Kernels read contiguous and channels-last tensors; other memory formats are copied first.
 - Any other dtype, shape or device raises TypeError or ValueError; nothing falls back in silence.
 - Inside torch.func transforms (vmap, grad, jacrev) the reference runs; kernels cannot be batched.
-- `with backend("reference")` sends everything to the reference, `with isa("avx2")` forces a level
-  of the CPU kernels. All levels give the same bits.
+- `with backend("reference")` sends everything to the reference, "triton" or "cuda" CUDA tensors to
+  one family; `with isa("avx2")` forces a level of the CPU kernels. All levels give the same bits.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ncsn_fast import _extension, noise, reference
-from ncsn_fast._extension import _C, forced_isa
+from ncsn_fast import _cuda_ops, _extension, _op_checks, noise, reference
+from ncsn_fast._backends import available as available
+from ncsn_fast._backends import backend as backend
+from ncsn_fast._backends import backend_name, forced_isa, has_triton
+from ncsn_fast._backends import isa as isa
 from ncsn_fast._op_checks import (
-    KERNEL_DTYPES,
+    CUDA_DTYPES,
     UpdateArguments,
     check_norm,
     check_norm_out,
@@ -33,49 +34,8 @@ from ncsn_fast._op_checks import (
     in_transform,
     is_dense,
     is_unobserved,
+    memory_format,
 )
-
-_ISA_LEVELS = {"scalar": 0, "avx2": 1, "avx512": 2}
-_use_reference: ContextVar[bool] = ContextVar("ncsn_fast_use_reference", default=False)
-
-
-@contextmanager
-def backend(name: str) -> Iterator[None]:
-    """Runs the ops of the block on "reference" (plain PyTorch) or "kernels" (the default)."""
-    if name not in ("kernels", "reference"):
-        raise ValueError(f'backend must be "kernels" or "reference"; got {name!r}')
-    token = _use_reference.set(name == "reference")
-    try:
-        yield
-    finally:
-        _use_reference.reset(token)
-
-
-@contextmanager
-def isa(level: str) -> Iterator[None]:
-    """Forces the CPU kernels of the block to "scalar", "avx2" or "avx512"."""
-    usable = _C.isa_levels()
-    if level not in usable:
-        raise ValueError(f"the levels of this machine are {', '.join(usable)}; got {level!r}")
-    token = forced_isa.set(_ISA_LEVELS[level])
-    try:
-        yield
-    finally:
-        forced_isa.reset(token)
-
-
-def available() -> dict[str, Any]:
-    """How the extension was built, and what this machine offers it.
-
-    Built: `version`, `compiler`, `isa_levels`, `cuda_*`. Here: `isa_usable`, `isa_default`,
-    `cuda_devices`.
-    """
-    return {
-        **_C.build_info(),
-        "isa_usable": _C.isa_levels(),
-        "isa_default": _C.default_isa(),
-        "cuda_devices": _C.cuda_device_count(),
-    }
 
 
 def instance_norm_plus(
@@ -83,13 +43,13 @@ def instance_norm_plus(
 ) -> Tensor:
     """Instance normalisation++ with an optional ELU; see `reference.instance_norm_plus`.
 
-    x is float32, bfloat16 or float64; parameters are used in float32 (float64 with such an x).
-    Differentiable any number of times.
+    x is float32, bfloat16, float64, or on CUDA float16; parameters are used in float32 (float64
+    with such an x). Differentiable any number of times.
     """
     if in_transform():
         return reference.instance_norm_plus(x, alpha, gamma, beta, elu=elu, eps=eps)
-    if is_unobserved(x, alpha, gamma, beta) and x.is_cpu:
-        return _norm_cpu(x, alpha, gamma, beta, elu, eps)
+    if is_unobserved(x, alpha, gamma, beta) and (x.is_cpu or x.is_cuda):
+        return _norm(x, alpha, gamma, beta, elu, eps)
     return torch.ops.ncsn_fast.instance_norm_plus.default(x, alpha, gamma, beta, elu, eps)
 
 
@@ -168,54 +128,81 @@ def normal(seed: int, samples: Tensor, stream: int, step: int, shape: Sequence[i
     return torch.ops.ncsn_fast.normal.default(seed, samples, stream, step, shape)
 
 
-def _memory_format(x: Tensor) -> torch.memory_format:
-    if not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
-        return torch.channels_last
-    return torch.contiguous_format
-
-
 def _norm_reference(
     x: Tensor, alpha: Tensor, gamma: Tensor, beta: Tensor, elu: bool, eps: float
 ) -> Tensor:
     check_norm(x, alpha, gamma, beta)
     y = reference.instance_norm_plus(x, alpha, gamma, beta, elu=elu, eps=eps)
-    return y.contiguous(memory_format=_memory_format(x))
+    return y.contiguous(memory_format=memory_format(x))
 
 
-def _norm_cpu(
-    x: Tensor, alpha: Tensor, gamma: Tensor, beta: Tensor, elu: bool, eps: float
-) -> Tensor:
-    if x.dtype not in KERNEL_DTYPES or x.ndim != 4 or _use_reference.get():
+def _norm(x: Tensor, alpha: Tensor, gamma: Tensor, beta: Tensor, elu: bool, eps: float) -> Tensor:
+    if x.dtype not in CUDA_DTYPES or x.ndim != 4 or backend_name.get() == "reference":
         return _norm_reference(x, alpha, gamma, beta, elu, eps)
+    check_norm(x, alpha, gamma, beta)
+    if _op_checks.on_gpu(x):
+        return _cuda_ops.instance_norm_plus(x, alpha, gamma, beta, elu, eps)
     if not is_dense(x):
         x = x.contiguous()
-    return instance_norm_plus_out(x, alpha, gamma, beta, torch.empty_like(x), elu=elu, eps=eps)
+    out = torch.empty_like(x)
+    _extension.instance_norm_plus(x, (alpha, gamma, beta), out, elu, eps, forced_isa.get())
+    return out
 
 
 def _norm_fake(
     x: Tensor, alpha: Tensor, gamma: Tensor, beta: Tensor, elu: bool, eps: float
 ) -> Tensor:
     check_norm(x, alpha, gamma, beta)
-    return torch.empty_like(x, memory_format=_memory_format(x))
+    return torch.empty_like(x, memory_format=memory_format(x))
 
 
 def _norm_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, ctx.elu, ctx.eps = inputs
     ctx.save_for_backward(*tensors)
+    x = tensors[0]
+    ctx.fused = (  # decided here: backward runs in threads that know no context variables
+        _op_checks.on_gpu(x)
+        and x.dtype in CUDA_DTYPES
+        and backend_name.get() != "reference"
+        and has_triton("gradients")
+    )
 
 
 def _norm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    if ctx.fused and not torch.is_grad_enabled():
+        op = torch.ops.ncsn_fast.instance_norm_plus_backward.default
+        return (*op(grad, *ctx.saved_tensors, ctx.elu, ctx.eps), None, None)
     gradients = reference.instance_norm_plus_backward(
         grad, *ctx.saved_tensors, elu=ctx.elu, eps=ctx.eps
     )
     return (*gradients, None, None)
 
 
+def _gradients(
+    grad: Tensor, x: Tensor, alpha: Tensor, gamma: Tensor, beta: Tensor, elu: bool, eps: float
+) -> tuple[Tensor, ...]:
+    if _op_checks.on_gpu(x) and x.dtype in CUDA_DTYPES:
+        return _cuda_ops.instance_norm_plus_backward(grad, x, alpha, gamma, beta, elu, eps)
+    first, *rest = reference.instance_norm_plus_backward(
+        grad, x, alpha, gamma, beta, elu=elu, eps=eps
+    )
+    return first.contiguous(memory_format=memory_format(x)), *rest
+
+
+def _gradients_fake(
+    grad: Tensor, x: Tensor, alpha: Tensor, gamma: Tensor, beta: Tensor, elu: bool, eps: float
+) -> tuple[Tensor, ...]:
+    like_x = torch.empty_like(x, memory_format=memory_format(x))
+    return like_x, *(p.new_empty(p.shape) for p in (alpha, gamma, beta))
+
+
 def _update(*arguments: Any) -> None:
     u = UpdateArguments(*arguments)
     check_update(u)
-    if u.x.dtype == torch.float64 or _use_reference.get():
+    if u.x.dtype == torch.float64 or backend_name.get() == "reference":
         _update_reference(u)
+    elif _op_checks.on_gpu(u.x):
+        _cuda_ops.sampler_update(u)
     else:
         _extension.sampler_update(u, forced_isa.get())
 
@@ -242,8 +229,10 @@ def _update_fake(*arguments: Any) -> None:
 
 def _noise(kind: str) -> Any:
     def fill(seed: int, samples: Tensor, stream: int, step: int, shape: Sequence[int]) -> Tensor:
-        if _use_reference.get() or not samples.is_cpu:
+        if backend_name.get() == "reference":
             return getattr(noise, kind)(seed, samples, stream, step, tuple(shape))
+        if _op_checks.on_gpu(samples):
+            return _cuda_ops.fill(kind, seed, samples, stream, step, shape)
         return _extension.noise(kind, seed, samples, stream, step, shape, forced_isa.get())
 
     return fill
@@ -256,36 +245,39 @@ def _noise_fake(seed: int, samples: Tensor, stream: int, step: int, shape: Seque
 _LIBRARY = torch.library.Library("ncsn_fast", "DEF")
 
 
-def _register(schema: str, cpu: Any, cuda: Any, fake: Any) -> None:
+def _register(schema: str, run: Any, fake: Any) -> None:
     name = schema.split("(")[0]
     _LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
-    _LIBRARY.impl(name, cpu, "CPU")
-    _LIBRARY.impl(name, cuda, "CUDA")
+    _LIBRARY.impl(name, run, "CPU")
+    _LIBRARY.impl(name, run, "CUDA")
     torch.library.register_fake(f"ncsn_fast::{name}", fake, lib=_LIBRARY)
 
 
 _register(
     "instance_norm_plus(Tensor x, Tensor alpha, Tensor gamma, Tensor beta, bool elu, float eps)"
     " -> Tensor",
-    cpu=_norm_cpu,
-    cuda=_norm_reference,  # its Triton and CUDA kernels come with the cuda engine
-    fake=_norm_fake,
+    _norm,
+    _norm_fake,
 )
 torch.library.register_autograd(
     "ncsn_fast::instance_norm_plus", _norm_backward, setup_context=_norm_setup, lib=_LIBRARY
 )
 _register(
+    "instance_norm_plus_backward(Tensor grad, Tensor x, Tensor alpha, Tensor gamma, Tensor beta,"
+    " bool elu, float eps) -> (Tensor, Tensor, Tensor, Tensor)",
+    _gradients,
+    _gradients_fake,
+)
+_register(
     "sampler_update_(Tensor(a!) x, Tensor f, Tensor(b!)? h, float[] coefficients, int seed,"
     " Tensor samples, int step, Tensor? noise_weights, Tensor? mask, Tensor? known, float c_ref,"
     " int ref_step, Tensor(c!)? net_input, float scale, float shift, Tensor(d!)? nonfinite) -> ()",
-    cpu=_update,
-    cuda=_update,
-    fake=_update_fake,
+    _update,
+    _update_fake,
 )
 for _kind in ("uniform", "normal"):
     _register(
         f"{_kind}(int seed, Tensor samples, int stream, int step, int[] shape) -> Tensor",
-        cpu=_noise(_kind),
-        cuda=_noise(_kind),
-        fake=_noise_fake,
+        _noise(_kind),
+        _noise_fake,
     )

@@ -2,59 +2,13 @@
 
 import pytest
 import torch
-from torch import Tensor
+from norm_cases import INPUTS, noise_like, parameters, worst
 
-from ncsn_fast import _C, ops, reference
+from ncsn_fast import _C, _backends, ops, reference
 
 LEVELS = _C.isa_levels()
 LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 EPSILON = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-7}
-
-
-def noise_like(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def checkerboard(n: int, c: int, height: int, width: int) -> Tensor:
-    sign = 1 - 2 * ((torch.arange(height)[:, None] + torch.arange(width)) % 2)
-    return 512.0 * sign.expand(n, c, height, width) + noise_like(n, c, 1, 1)
-
-
-def some_constant(x: Tensor) -> Tensor:
-    x[:, ::2] = 0.1 * torch.arange(x.shape[1])[::2, None, None]
-    return x
-
-
-def one_spike(x: Tensor) -> Tensor:
-    x[:, :, 0, 0] = 1e4
-    return x
-
-
-INPUTS = {
-    "offset": lambda: noise_like(3, 5, 16, 16) * 1.7 - 2.3,
-    "large offset": lambda: noise_like(2, 32, 16, 16) + 1e3,
-    "offset by channel": lambda: noise_like(2, 20, 9, 9) + noise_like(20, 1, 1) * 50,
-    "amplitude 512": lambda: checkerboard(2, 6, 16, 16),
-    "small amplitude": lambda: noise_like(2, 7, 8, 8) * 1e-4 + 3e-3,
-    "constant channels": lambda: some_constant(noise_like(2, 8, 7, 7)),
-    "first element an outlier": lambda: one_spike(noise_like(2, 16, 16, 16)),
-    "prime sizes": lambda: noise_like(3, 37, 7, 11) - 2.3,
-    "wide": lambda: noise_like(2, 131, 5, 5) - 2.3,
-    "several tiles": lambda: noise_like(1, 3, 97, 101) - 2.3,
-    "many channels": lambda: noise_like(1, 9001, 1, 3) - 2.3,
-    "one channel": lambda: noise_like(3, 1, 9, 9) - 2.3,
-    "one pixel": lambda: noise_like(3, 19, 1, 1) - 2.3,
-    "one element": lambda: noise_like(1, 1, 1, 1) - 2.3,
-}
-
-
-def parameters(n: int, c: int, per_sample: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    shape = (n, c) if per_sample else (c,)
-    return tuple(noise_like(*shape, seed=k) * 0.5 + offset for k, offset in enumerate((1, 1, 0.1)))
-
-
-def worst(y: Tensor, exact: Tensor) -> float:
-    return (y.double() - exact).abs().max().item()
 
 
 @pytest.mark.parametrize("per_sample", [False, True], ids=["shared", "conditional"])
@@ -328,8 +282,56 @@ def test_refuses_a_buffer_of_another_layout():
 def test_refuses_unknown_levels_and_backends():
     with pytest.raises(ValueError, match="'sse9'"), ops.isa("sse9"):
         pass
-    with pytest.raises(ValueError, match="'cuda'"), ops.backend("cuda"):
+    with pytest.raises(ValueError, match="triton, cuda; got 'tpu'"), ops.backend("tpu"):
         pass
+
+
+@pytest.fixture
+def lacking(monkeypatch, caplog):
+    """Sets which families cannot run, and forgets what has been warned of."""
+    caplog.set_level("WARNING", logger="ncsn_fast")
+
+    def lack(*families: str) -> None:
+        _backends._warn.cache_clear()
+        texts = {"triton": "Triton is not installed", "cuda": "built without CUDA"}
+        monkeypatch.setattr(_backends, "missing", lambda f: texts[f] if f in families else "")
+
+    yield lack
+    _backends._warn.cache_clear()
+
+
+def test_a_backend_that_was_asked_for_runs_or_raises(lacking, caplog):
+    lacking()
+    for name in ("triton", "cuda"):
+        with ops.backend(name):
+            assert _backends.family("cuda") == name
+    lacking("triton", "cuda")
+    for name, text in (("triton", "Triton is not installed"), ("cuda", "built without CUDA")):
+        with ops.backend(name), pytest.raises(RuntimeError, match=f"'{name}'.*{text}"):
+            _backends.family("cuda")
+    with ops.backend("triton"), pytest.raises(RuntimeError, match="not installed"):
+        _backends.has_triton("noise")
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(("lost", "found"), [("triton", "cuda"), ("cuda", "triton")])
+def test_the_other_family_runs_with_one_warning(lost, found, lacking, caplog):
+    lacking()
+    assert _backends.family(lost) == lost
+    lacking(lost)
+    for _ in range(3):
+        assert _backends.family(lost) == _backends.family(found) == found
+    assert [f"use the '{found}' kernels" in record.message for record in caplog.records] == [True]
+    assert _backends.has_triton("noise") == (found == "triton")
+    lacking("triton", "cuda")
+    with pytest.raises(RuntimeError, match=r"not installed.*without CUDA.*backend\(\"reference"):
+        _backends.family("triton")
+
+
+def test_what_this_machine_lacks_comes_with_a_remedy():
+    assert _backends.missing("triton") == "" or "pip install triton" in _backends.missing("triton")
+    built = ops.available()["cuda_built"]
+    assert built == ("NCSN_FAST_CUDA=1" not in _backends.missing("cuda"))
 
 
 def test_torch_func_transforms_run_the_reference():

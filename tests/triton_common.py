@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from norm_cases import noise_like as noise_like
+from norm_cases import worst
 from torch import Tensor
 
 HERE = Path(__file__).parent
@@ -43,17 +45,9 @@ def run_cases(*files: str, interpreted: bool) -> None:
     assert re.search(r"\d+ passed", child.stdout), output
 
 
-def noise_like(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
 def nhwc(x: Tensor) -> Tensor:
     """A copy in channels-last on the device under test."""
     return x.to(DEVICE).contiguous(memory_format=torch.channels_last)
-
-
-def worst(y: Tensor, exact: Tensor) -> float:
-    return (y.cpu().double() - exact.cpu()).abs().max().item() if y.numel() else 0.0
 
 
 def assert_close(ours: Tensor, eager: Tensor, exact: Tensor, floor: float = 0.0) -> None:

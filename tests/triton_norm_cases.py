@@ -1,53 +1,25 @@
 """Instance normalisation++ in Triton against its float64 specification, on adversarial inputs."""
 
+import itertools
+
 import pytest
 import torch
 from ncsn_fast.kernels import norm_statistics
 from ncsn_fast.kernels.instance_norm_plus import instance_norm_plus
 from ncsn_fast.kernels.instance_norm_plus_backward import instance_norm_plus_backward
 from ncsn_fast.kernels.norm_statistics import new_partials
+from norm_cases import INPUTS, noise_like, parameters, worst
 from torch import Tensor
-from triton_common import DEVICE, FLOATS, assert_close, nhwc, noise_like, worst
+from triton_common import DEVICE, FLOATS, assert_close, nhwc
 
 from ncsn_fast import reference
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy: masked lanes overflow
 
 
-def checkerboard(n: int, c: int, height: int, width: int) -> Tensor:
-    sign = 1 - 2 * ((torch.arange(height)[:, None] + torch.arange(width)) % 2)
-    return 512.0 * sign.expand(n, c, height, width) + noise_like(n, c, 1, 1)
-
-
-def some_constant(x: Tensor) -> Tensor:
-    x[:, ::2] = 0.1 * torch.arange(x.shape[1])[::2, None, None]
-    return x
-
-
-def one_spike(x: Tensor) -> Tensor:
-    x[:, :, 0, 0] = 1e4
-    return x
-
-
-INPUTS = {
-    "offset": lambda: noise_like(3, 5, 16, 16) * 1.7 - 2.3,
-    "large offset": lambda: noise_like(2, 32, 16, 16) + 1e3,
-    "offset by channel": lambda: noise_like(2, 20, 9, 9) + noise_like(20, 1, 1) * 50,
-    "amplitude 512": lambda: checkerboard(2, 6, 16, 16),
-    "small amplitude": lambda: noise_like(2, 7, 8, 8) * 1e-4 + 3e-3,
-    "constant channels": lambda: some_constant(noise_like(2, 8, 7, 7)),
-    "first element an outlier": lambda: one_spike(noise_like(2, 16, 16, 16)),
-    "prime sizes": lambda: noise_like(2, 37, 7, 11) - 2.3,
-    "several tiles": lambda: noise_like(1, 3, 67, 71) - 2.3,
-    "one channel": lambda: noise_like(3, 1, 9, 9) - 2.3,
-    "one pixel": lambda: noise_like(2, 19, 1, 1) - 2.3,
-    "one element": lambda: noise_like(1, 1, 1, 1) - 2.3,
-}
-
-
-def parameters(n: int, c: int, per_sample: bool = False) -> tuple[Tensor, ...]:
-    shape = (n, c) if per_sample else (c,)
-    return tuple(noise_like(*shape, seed=k) * 0.5 + offset for k, offset in enumerate((1, 1, 0.1)))
+CASES = list(itertools.product(INPUTS, ("split", "single"), (torch.float32, torch.float16)))
+# More channels than one launch takes, and so slow to interpret that one type must do.
+CASES = [case for case in CASES if case[0] != "many channels" or case[1:] == ("split", FLOATS[0])]
 
 
 def on_device(tensors: tuple[Tensor, ...]) -> list[Tensor]:
@@ -79,9 +51,7 @@ def check(
     assert ours.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("form", ["split", "single"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("name", INPUTS)
+@pytest.mark.parametrize(("name", "form", "dtype"), CASES)
 def test_within_twice_eager(name, dtype, form):
     x = INPUTS[name]().to(dtype)
     check(x, per_sample=form == "split", elu=dtype == torch.float16, form=form)

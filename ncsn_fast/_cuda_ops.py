@@ -1,0 +1,86 @@
+"""The ops of CUDA tensors: arguments brought to the family of kernels that runs (`_backends`).
+
+Norms have both families; only Triton has their gradient and the noise, whichever is chosen for the
+rest. Checks of arguments come before (`_op_checks`).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ncsn_fast import _extension, noise
+from ncsn_fast._backends import DEFAULT_FAMILY, family, has_triton
+from ncsn_fast._op_checks import CUDA_DTYPES, UpdateArguments, is_dense, memory_format
+
+
+def instance_norm_plus(
+    x: Tensor, alpha: Tensor, gamma: Tensor, beta: Tensor, elu: bool, eps: float
+) -> Tensor:
+    """In x's memory format: kernels take channels-last maps, others are copied there and back."""
+    names = {"triton": "kernels.instance_norm_plus", "cuda": "native"}
+    kernels: Any = importlib.import_module(f"ncsn_fast.{names[family(DEFAULT_FAMILY)]}")
+    maps = x.contiguous(memory_format=torch.channels_last)
+    y: Tensor = kernels.instance_norm_plus(maps, alpha, gamma, beta, elu=elu, eps=eps)
+    return y.contiguous(memory_format=memory_format(x))
+
+
+def instance_norm_plus_backward(
+    grad: Tensor, x: Tensor, alpha: Tensor, gamma: Tensor, beta: Tensor, elu: bool, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Triton's gradients, that of x in x's memory format. Not itself differentiable."""
+    from ncsn_fast.kernels.instance_norm_plus_backward import instance_norm_plus_backward as launch
+
+    maps = (t.contiguous(memory_format=torch.channels_last) for t in (grad, x))
+    grad_x, *rest = launch(*maps, alpha, gamma, beta, elu=elu, eps=eps)
+    # The launcher's are rows of one tensor; outputs of an op may not share memory.
+    d_alpha, d_gamma, d_beta = (gradient.clone() for gradient in rest)
+    return grad_x.contiguous(memory_format=memory_format(x)), d_alpha, d_gamma, d_beta
+
+
+def fill(
+    kind: str, seed: int, samples: Tensor, stream: int, step: int, shape: Sequence[int]
+) -> Tensor:
+    """Noise (B, *shape); `kind` is "uniform" or "normal". Reads the samples' range back."""
+    if not has_triton("noise"):
+        plain: Tensor = getattr(noise, kind)(seed, samples, stream, step, tuple(shape))
+        return plain
+    from ncsn_fast.kernels import fill as kernels
+
+    noise.check_uint32("seed", seed)
+    if samples.numel():
+        smallest, largest = torch.stack(samples.aminmax()).tolist()
+        noise.check_uint32("smallest sample index", smallest)
+        noise.check_uint32("largest sample index", largest)
+    samples = samples.to(torch.int64).contiguous()
+    out = torch.empty((len(samples), *shape), dtype=torch.float32, device=samples.device)
+    launch = getattr(kernels, f"{kind}_")
+    launch(out, torch.full_like(samples, seed), samples, stream=stream, step=step)
+    return out
+
+
+def sampler_update(u: UpdateArguments) -> None:
+    """In place on x and h; by the extension, unless Triton was asked for or is all there is."""
+    if family("cuda") == "cuda":
+        _extension.sampler_update(u, _extension.forced_isa.get())
+        return
+    from ncsn_fast.kernels.rows import new_rows
+    from ncsn_fast.kernels.sampler_update import sampler_update_
+
+    noise.check_uint32("seed", u.seed)
+    f = u.f if u.f.dtype in CUDA_DTYPES else u.f.float()
+    weights, known = (None if t is None else t.float() for t in (u.noise_weights, u.known))
+    weights, known, mask = (None if t is None else t.contiguous() for t in (weights, known, u.mask))
+    table = torch.tensor([list(u.coefficients)], dtype=torch.float64)
+    steps = torch.tensor([[u.step, u.ref_step]])
+    samples = u.samples.contiguous()
+    sampler_update_(
+        u.x, f if is_dense(f) else f.contiguous(), u.h,
+        new_rows(table, torch.tensor([u.c_ref]), steps, u.x.device),
+        seeds=torch.full_like(samples, u.seed), samples=samples, noise_weights=weights, mask=mask,
+        known=known, net_input=u.net_input, scale=u.scale, shift=u.shift, nonfinite=u.nonfinite,
+    )  # fmt: skip
