@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import math
 import sys
 import time
@@ -19,10 +20,10 @@ from typing import Any
 
 import torch
 from fuzz_draw import Draw, close, exact
+from ncsn_fast.kernels.rows import new_rows
 from torch import Tensor
 
 from ncsn_fast import reference
-from ncsn_fast.kernels.rows import new_rows
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -36,6 +37,13 @@ def norm_floor(x: Tensor, alpha: Tensor, gamma: Tensor, eps: float) -> float:
     within = x.var(dim=(2, 3), correction=0)
     slopes = (within + eps).rsqrt() + alpha.abs() * (across + eps).rsqrt()[:, None]
     return float(2.0**-22 * x.abs().max() * (gamma.abs() * slopes).max())
+
+
+def bias_for(draw: Draw, launcher: Any, channels: int) -> dict[str, Tensor]:
+    """A bias (C,) now and then, for a launcher that takes one."""
+    if "bias" not in inspect.signature(launcher).parameters or draw.choose("bias", (True, False)):
+        return {}
+    return {"bias": draw.numbers(channels).to(draw.device)}
 
 
 # Launchers ---------------------------------------------------------------------------------------
@@ -55,8 +63,8 @@ def instance_norm_plus(draw: Draw, module: Any, partials: Callable[[Tensor], Ten
     workspace = partials(x) if draw.choose("workspace", (True, False)) else None
     shifted = x
     extra: dict[str, Any] = {"out": out, "partials": workspace, "form": form}
-    if native and draw.choose("bias", (True, False)):
-        extra["bias"] = draw.numbers(c).to(draw.device)
+    extra |= bias_for(draw, module.instance_norm_plus, c)
+    if "bias" in extra:
         shifted = x.float() + extra["bias"][:, None, None]
     try:
         y = module.instance_norm_plus(x, *rows, **options, **extra)
@@ -95,17 +103,22 @@ def instance_norm_plus_backward(draw: Draw, module: Any) -> None:
 def add_elu(draw: Draw, module: Any) -> None:
     shape, dtype = draw.shape(), draw.choose("dtype", FLOATS)
     a, b, out = draw.map(shape, dtype), draw.map(shape, dtype), draw.out(shape, dtype)
-    total, truths = draw.out(shape, dtype, "total"), reference.add_elu(exact(a), exact(b))
     which = draw.choose("op", ("elu", "add", "add_elu"))
+    bias = bias_for(draw, getattr(module, which), shape[1])
+    added = exact(bias["bias"])[:, None, None] if bias else 0.0
     if which == "elu":
-        draw.guards.pop()
-        close("elu", module.elu(a, out=out), reference.elu(exact(a)), None, 1e-6)
-    elif which == "add":
-        close("sum", module.add(a, b, out=total), truths[0], None, 0.0)
-    else:
-        module.add_elu(a, b, total=total, out=out)
-        close("sum", total, truths[0], None, 0.0)
-        close("elu", out, truths[1], reference.add_elu(a.cpu(), b.cpu())[1], 1e-6)
+        y = module.elu(a, out=out, **bias)
+        close("elu", y, reference.elu(exact(a) + added), None, 1e-6)
+        return
+    truths = reference.add_elu(exact(a), exact(b) + added)
+    floor = 1e-6 * float(a.abs().max() + b.abs().max() + 4) if a.numel() else 0.0
+    if which == "add":
+        close("sum", module.add(a, b, out=out, **bias), truths[0], None, floor)
+        return
+    total = draw.out(shape, dtype, "total")
+    module.add_elu(a, b, total=total, out=out, **bias)
+    close("sum", total, truths[0], None, floor)
+    close("elu", out, truths[1], reference.add_elu(a.cpu(), b.cpu())[1], floor)
 
 
 def pool5(draw: Draw, module: Any) -> None:

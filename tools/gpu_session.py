@@ -20,12 +20,13 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import write_gpu_results
-from deadlines import FAILED, LATE, OK, Outcome, Runner, last_line
+from deadlines import ABSENT, FAILED, LATE, OK, Outcome, Runner, last_line
 from gpu_plan import ROOT, SANITIZER, SECTIONS, Session, search_path
 
 PARTS = ("test", "bench")
@@ -45,7 +46,8 @@ def collect(session: Session) -> list[dict[str, Any]]:
     outcomes = {outcome.name: outcome for outcome in session.runner.outcomes}
     records = []
     for name in SECTIONS:
-        path, outcome = session.records / f"{name}.json", outcomes[f"benchmark {name}"]
+        path = session.records / f"{name}.json"
+        outcome = outcomes.get(f"benchmark {name}", Outcome(name, ABSENT, "not reached"))
         record = {"section": name, "groups": [], "not_run": [], "pending": []}
         if path.exists():
             record = json.loads(path.read_text())
@@ -131,7 +133,11 @@ def main() -> int:
         signal.signal(interruption, lambda *_: runner.stop())
     with tempfile.TemporaryDirectory() as records:
         session = Session(runner, gpu, Path(records), arguments.rehearse)
-        session.run(parts)
+        try:
+            session.run(parts)
+        except Exception as error:  # what was measured so far is still written
+            reason = f"{type(error).__name__}: {error}"
+            runner.note(Outcome("session", FAILED, reason), traceback.format_exc())
         if "bench" in parts:
             found = base.with_suffix(".json")
             found.write_text(json.dumps(results(session), indent=1) + "\n")

@@ -230,11 +230,10 @@ def conditions(r: Results) -> str:
     lines = [f"- {m['gpu']}; {', '.join(facts)}",
              f"- {r.raw['datetime']}, commit {str(r.raw['commit'])[:9]}"]  # fmt: skip
     for section in r.raw["sections"]:
-        for when in ("before", "after"):
-            state = section.get(when) or {}
-            if state:
-                values = ", ".join(f"{k} {v}" for k, v in state.items())
-                lines.append(f"- {when} {section['section']}: {values}")
+        state = section.get("after") or {}
+        if state:
+            values = ", ".join(f"{k} {v}" for k, v in state.items())
+            lines.append(f"- after {section['section']}: {values}")
     lines.append(
         "- medians of interleaved rounds, random data, every output verified first; kernels in "
         "CUDA graphs, `cold`: inputs rotate through four times the L2 cache, `warm`: one input; "

@@ -8,11 +8,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 import workloads
 from published import Plain, Published, step
@@ -30,10 +28,6 @@ from ncsn_fast.samplers.program import Chains, InjectedNoise, Program, run
 STEPS = 5  # of a level
 WORKLOAD = workloads.WORKLOADS["cifar10-b1"]
 EPSILON = 6.2e-6  # the published step size for CIFAR-10
-# Our engine, and what stands in for it in a rehearsal.
-ENGINES = {
-    "cuda": ("ncsn_fast.engines.cuda", "CudaEngine"), "cpu": ("ncsn_fast.engines.cpu", "CpuEngine")
-}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +72,8 @@ def make_task(batch: int, device: torch.device, *, small: bool) -> Task:
         return ops.normal(0, torch.arange(batch), stream, k, model.image_shape).to(device)
 
     chains = Chains(x.clone(), 0, torch.arange(batch, device=device))
-    with eager.context():
+    # Too few calls to be worth a search for the fastest algorithm.
+    with eager.context(), _cudnn(benchmark=False):
         f = eager.network(x, None)
         after = run(
             program, lambda y, k: eager.network(y, None), chains, update=InjectedNoise(draw),
@@ -91,14 +86,16 @@ def make_task(batch: int, device: torch.device, *, small: bool) -> Task:
 
 
 @contextlib.contextmanager
-def _tf32(allowed: bool) -> Iterator[None]:
-    """Whether cuDNN may round the operands of float32 convolutions; PyTorch's default is that."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = allowed
+def _cudnn(**settings: bool) -> Iterator[None]:
+    """cuDNN with other settings: `benchmark`, `allow_tf32` (which is PyTorch's default)."""
+    before = {name: getattr(torch.backends.cudnn, name) for name in settings}
+    for name, value in settings.items():
+        setattr(torch.backends.cudnn, name, value)
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32 = before
+        for name, value in before.items():
+            setattr(torch.backends.cudnn, name, value)
 
 
 def published(task: Task, *, tf32: bool) -> Entrant:
@@ -107,12 +104,12 @@ def published(task: Task, *, tf32: bool) -> Entrant:
 
     def steps() -> None:
         x = task.x
-        with torch.no_grad(), _tf32(tf32):
+        with torch.no_grad(), _cudnn(allow_tf32=tf32):
             for k in task.rows:
                 x = step(network, task.program, x, k)
 
     def error() -> float:
-        with torch.no_grad(), _tf32(tf32):
+        with torch.no_grad(), _cudnn(allow_tf32=tf32):
             return relative_error(network(task.x), task.f)
 
     return _entrant(task, steps, error, 1e-2 if tf32 else 1e-3)
@@ -136,8 +133,9 @@ def _langevin(network: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor, 
 def _user_loop(
     task: Task, network: Plain, one: Callable[[Tensor, Tensor, Tensor], Tensor]
 ) -> Entrant:
+    # Tensors of their own, as views into a table are copied anew by what torch.compile makes.
     b, c = (
-        torch.from_numpy(column.astype(np.float32)).to(task.device)
+        {k: torch.tensor(column[k], dtype=torch.float32, device=task.device) for k in task.rows}
         for column in (task.program.b, task.program.c)
     )
     state = task.x.clone()
@@ -179,29 +177,33 @@ def inductor_bf16(task: Task, *, mode: str) -> Entrant:
     return entrant
 
 
-def ours(task: Task, *, kernels: str, graph: str) -> Entrant:
-    """Our engine's loop; judged by its network, and by the state after the rows, noise included."""
-    module, name = ENGINES[task.device.type]
-    settings: dict[str, Any] = {"graph": graph, "kernels": kernels}
-    if task.device.type == "cpu":
-        if (graph, kernels) != ("none", "triton"):
-            raise Absent("the engine that stands in on a CPU has neither graphs nor GPU kernels")
-        settings = {}
+def ours(task: Task, **options: str) -> Entrant:
+    """Our engine's loop; judged by its network, and by the state after the rows, noise included.
+
+    Laps go on from level to level, as in sampling: to go back would load the program anew.
+    """
     try:
-        kind = getattr(importlib.import_module(module), name)
+        from ncsn_fast.engines.cuda import CudaEngine
     except ImportError as error:
-        raise Absent(f"{module} cannot be imported: {error}") from error
-    problem = kind.unavailable()
+        raise Absent(f"ncsn_fast.engines.cuda cannot be imported: {error}") from error
+    problem = CudaEngine.unavailable() if task.device.type == "cuda" else None
     if problem is not None:
         raise Absent(problem)
-    engine = kind(task.model, device=task.device, dtype="bf16", batch_size=len(task.x), **settings)
+    engine = CudaEngine(
+        task.model, device=task.device, dtype="bf16", batch_size=len(task.x), **options
+    )
     chains = Chains(task.x.clone(), 0, task.samples)
     with engine.context():
         run_rows = engine.stepper(task.program, chains, None, None)
+    size, next_row = len(task.rows), task.rows.start
 
     def steps() -> None:
+        nonlocal next_row
         with engine.context():
-            run_rows(task.rows.start, task.rows.stop)
+            run_rows(next_row, next_row + size)
+        next_row += size
+        if next_row + size > task.program.nfe:
+            next_row = task.rows.start
 
     def error() -> float:
         with engine.context():
@@ -238,6 +240,8 @@ PROVIDERS: dict[str, Callable[[Task], Entrant]] = {
         for kernels in ("triton", "cuda")
         for graph in ("none", "step", "level")
     },
+    # Where cuDNN may time its algorithms, as it does for all providers above.
+    "ours-triton-tuned": functools.partial(ours, kernels="triton", graph="level", tune="on"),
 }
 PUBLISHED = ["published-fp32", "published-tf32", "eager-bf16"]
 OURS = [name for name in PROVIDERS if name.startswith("ours")]
