@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -26,6 +28,8 @@ CASES, RACE_CASES = 200, 20  # of the fuzzer
 SANITIZER = "compute-sanitizer"
 ENDING = 8.0  # seconds before its deadline at which a process begins nothing more
 USE_THE_GPU = "import torch; torch.ones(9, device='cuda').mul_(2); torch.cuda.synchronize()"
+LINK, IN_PLACE = ROOT / "ncsn_fast" / "kernels", "build in place"
+NO_COMPILER = 20.0  # seconds; a build that fails sooner did not get as far as compiling
 IMPORTS = "from ncsn_fast import ops; import ncsn_fast.kernels.rows"
 BUILT = f"{IMPORTS}; print(ops.available()['cuda_architectures'])"
 
@@ -40,6 +44,7 @@ class Session:
     def __init__(self, runner: Runner, gpu: dict[str, Any], records: Path, rehearse: bool) -> None:
         self.runner, self.gpu, self.records, self.rehearse = runner, gpu, records, rehearse
         self.device = "cpu" if rehearse else "cuda"
+        self.linked = False
         self.cores = len(os.sched_getaffinity(0))
         self.sanitizer = "a rehearsal has no GPU" if rehearse else ""  # why it cannot be used
 
@@ -50,11 +55,7 @@ class Session:
             first.append(Step(SANITIZER, self.try_sanitizer, 60, tool_outcome))
         self.runner.stage(first, workers=2, reserve=reserve)
         self.learn()
-        steps = Step("import", lambda _: [sys.executable, "-c", IMPORTS], 60)
-        self.runner.stage([steps], workers=1)
-        if self.runner.outcomes[-1].status == FAILED:
-            again = Step("build without CUDA", lambda _: self.compile(cuda=False), 170)
-            self.runner.stage([again], workers=1)
+        self.mend()
         workers = 2 if self.rehearse else max(4, self.cores)
         if "test" in parts:
             self.runner.stage([*self.tests(), *self.fuzz()], workers=workers, reserve=reserve)
@@ -75,14 +76,13 @@ class Session:
             )  # fmt: skip
             if f"sm_{self.gpu['architecture']}" in done.stdout.split():
                 return f"{built.name} is newer than its sources, and for this GPU"
-        return self.compile(cuda=True)
+        return self.install()
 
-    def compile(self, *, cuda: bool) -> Sequence[str]:
-        """In place, for the GPU at hand only; with no network where the build tools are there."""
+    def install(self) -> Sequence[str]:
+        """Editable, for the GPU at hand only; with no network where the build tools are there."""
         options = os.environ.get("CMAKE_ARGS", "")
-        if cuda:
-            options += f" -DCMAKE_CUDA_ARCHITECTURES={self.gpu['architecture']}-real"
-        settings = [f"NCSN_FAST_CUDA={int(cuda)}", f"CMAKE_ARGS={options.strip()}"]
+        options += f" -DCMAKE_CUDA_ARCHITECTURES={self.gpu['architecture']}-real"
+        settings = ["NCSN_FAST_CUDA=1", f"CMAKE_ARGS={options.strip()}"]
         here = all(importlib.util.find_spec(name) for name in ("pybind11", "setuptools"))
         path = self.runner.environment["PATH"]
         here = here and all(shutil.which(name, path=path) for name in ("cmake", "ninja"))
@@ -90,6 +90,46 @@ class Session:
             "env", *settings, "PIP_DISABLE_PIP_VERSION_CHECK=1", sys.executable, "-m", "pip",
             "install", "-q", "--no-deps", *(["--no-build-isolation"] if here else []), "-e", ".",
         ]  # fmt: skip
+
+    def mend(self) -> None:
+        """Where pip cannot install, builds by CMake alone; without CUDA if nothing else works."""
+        build = next(o for o in self.runner.outcomes if o.name == "build")
+        if build.status == FAILED and build.seconds < NO_COMPILER:
+            self.runner.stage([Step(IN_PLACE, lambda _: self.cmake(cuda=True), 170)], workers=1)
+            if self.runner.outcomes[-1].status == OK:
+                reason = f"pip: {build.reason}; {IN_PLACE} instead"
+                at = self.runner.outcomes.index(build)
+                self.runner.outcomes[at] = dataclasses.replace(build, status=ABSENT, reason=reason)
+        imports = Step("import", lambda _: [sys.executable, "-c", IMPORTS], 60)
+        self.runner.stage([imports], workers=1)
+        if self.runner.outcomes[-1].status == FAILED:
+            again = Step("build without CUDA", lambda _: self.cmake(cuda=False), 170)
+            self.runner.stage([again], workers=1)
+
+    def cmake(self, *, cuda: bool) -> Sequence[str]:
+        """CMake into the package's folder; kernels/ is linked where an install would map it."""
+        import pybind11
+
+        if not LINK.exists():
+            LINK.symlink_to("../kernels")
+            self.linked = True
+        build, options = ROOT / "build" / "gpu", shlex.split(os.environ.get("CMAKE_ARGS", ""))
+        if cuda:
+            options.append(f"-DCMAKE_CUDA_ARCHITECTURES={self.gpu['architecture']}-real")
+        configure = [
+            "cmake", "--fresh", "-S", str(ROOT), "-B", str(build), "-DCMAKE_BUILD_TYPE=Release",
+            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={LINK.parent}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DNCSN_FAST_CUDA={'ON' if cuda else 'OFF'}", *options,
+        ]  # fmt: skip
+        compile_it = ["cmake", "--build", str(build), "--parallel", str(self.cores)]
+        return ["sh", "-c", f"{shlex.join(configure)} && {shlex.join(compile_it)}"]
+
+    def close(self) -> None:
+        """Takes back what it changed in the checkout."""
+        if self.linked:
+            LINK.unlink()
 
     # Tests -----------------------------------------------------------------------------------
 
@@ -197,7 +237,8 @@ def tool_outcome(code: int, output: str) -> tuple[str, str]:
 def build_outcome(code: int, output: str) -> tuple[str, str]:
     if code == 0:
         return OK, ""
-    errors = [line.strip() for line in output.splitlines() if "error" in line.lower()]
+    lines = [line.strip() for line in output.splitlines() if "error" in line.lower()]
+    errors = [line for line in lines if "subprocess-exited-with-error" not in line]
     return FAILED, (errors[0][:300] if errors else last_line(output))
 
 

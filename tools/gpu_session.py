@@ -138,6 +138,8 @@ def main() -> int:
         except Exception as error:  # what was measured so far is still written
             reason = f"{type(error).__name__}: {error}"
             runner.note(Outcome("session", FAILED, reason), traceback.format_exc())
+        finally:
+            session.close()
         if "bench" in parts:
             found = base.with_suffix(".json")
             found.write_text(json.dumps(results(session), indent=1) + "\n")
