@@ -3,8 +3,9 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 TORCH := torch>=2.9,<2.14
+GPU_SETUP := $(if $(filter $(VENV)/%,$(PY)),setup)
 
-.PHONY: demo setup check fmt test test-gpu bench package clean
+.PHONY: demo setup check fmt test test-gpu bench-gpu gpu rehearse-gpu bench package clean
 
 demo: setup runs/demo                ## train for a minute, then sample: PNG grids in demo/
 	$(PY) -m ncsn_fast.sample --model digits --n 64 --out demo/shipped.png
@@ -39,9 +40,18 @@ fmt: setup
 test: setup                          ## the whole suite
 	$(PY) -m pytest
 
-test-gpu: setup                      ## what needs an NVIDIA GPU
-	NCSN_FAST_CUDA=1 $(PY) -m pip install -q -e ".[dev]"
-	$(PY) -m pytest -m gpu -ra
+# On a machine whose Python has torch with CUDA already, without network: make gpu PY=python3
+test-gpu: $(GPU_SETUP)               ## build for the GPU at hand, test and fuzz its kernels
+	$(PY) tools/gpu_session.py test
+
+bench-gpu: $(GPU_SETUP)              ## build for the GPU at hand, measure: JSON and page in benchmarks/results/
+	$(PY) tools/gpu_session.py bench
+
+gpu: $(GPU_SETUP)                    ## both, in less than ten minutes; measures even if a test fails
+	$(PY) tools/gpu_session.py
+
+rehearse-gpu: $(GPU_SETUP)           ## the same plan on the CPU, with tiny sizes
+	$(PY) tools/gpu_session.py --rehearse
 
 bench: setup                         ## every benchmark, half an hour or more; then README's table and plot
 	mkdir -p benchmarks/results

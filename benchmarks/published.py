@@ -147,17 +147,28 @@ def sample(
     kept = []
     with torch.no_grad():
         for k in range(program.nfe):
-            level = min(int(program.level[k]), len(network.sigmas) - 1)
-            score = network.score_at(x, torch.full((len(x),), level))
-            step, scale = float(program.b[k] * program.sigma[k]), float(program.c[k])
-            if scale == 0:
-                x = x + step * score
-            else:
-                noise = draw(x, k)
-                x = x + step * score + noise * scale
-                _norms(x, score, noise, step, float(program.sigma[k]))
+            x = step(network, program, x, k, draw)
             kept.append(x.to("cpu"))
     return kept[-1].clamp(0.0, 1.0)
+
+
+def step(
+    network: Published,
+    program: Program,
+    x: Tensor,
+    k: int,
+    draw: Callable[[Tensor, int], Tensor] = lambda x, k: torch.randn_like(x),
+) -> Tensor:
+    """Row k of a program as the released loop runs it, without the copy that it may keep."""
+    level = min(int(program.level[k]), len(network.sigmas) - 1)
+    score = network.score_at(x, torch.full((len(x),), level, device=x.device))
+    size, scale = float(program.b[k] * program.sigma[k]), float(program.c[k])
+    if scale == 0:
+        return x + size * score
+    noise = draw(x, k)
+    x = x + size * score + noise * scale
+    _norms(x, score, noise, size, float(program.sigma[k]))
+    return x
 
 
 def _norms(x: Tensor, score: Tensor, noise: Tensor, step: float, sigma: float) -> list[Tensor]:

@@ -1,0 +1,269 @@
+"""One sampling step, network and Langevin update: the ladder from the published code to ours.
+
+A lap is the steps of one noise level of the CIFAR-10 network, then a wait for the device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import workloads
+from published import Plain, Published, step
+from race import Absent, Entrant, relative_error
+from torch import Tensor
+
+from gpu import timing
+from gpu.section import Section
+from ncsn_fast import ScoreModel, ops
+from ncsn_fast.engines.eager import EagerEngine
+from ncsn_fast.plan import network_flop
+from ncsn_fast.samplers.langevin import annealed_langevin
+from ncsn_fast.samplers.program import Chains, InjectedNoise, Program, run
+
+STEPS = 5  # of a level
+WORKLOAD = workloads.WORKLOADS["cifar10-b1"]
+EPSILON = 6.2e-6  # the published step size for CIFAR-10
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Steps `rows` of a program from state x, and what comes of them.
+
+    Attributes:
+        program: in terms of sigma * score, as NCSNv2 networks give it.
+        f: the network's output for x in eager float32.   after: the state after the rows, with
+            the noise of seed 0.
+    """
+
+    model: ScoreModel
+    x: Tensor
+    program: Program
+    rows: range
+    f: Tensor
+    after: Tensor
+
+    @property
+    def device(self) -> torch.device:
+        return self.x.device
+
+    @property
+    def samples(self) -> Tensor:
+        return torch.arange(len(self.x), device=self.device)
+
+
+def make_task(batch: int, device: torch.device, *, small: bool) -> Task:
+    """The CIFAR-10 network in the middle of its ladder."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = ScoreModel(workloads.model_config(WORKLOAD, small=small))
+    model.eval().requires_grad_(False)
+    program = annealed_langevin(model.sigmas.double().numpy(), EPSILON, STEPS)
+    first = STEPS * (len(model.sigmas) // 2)
+    rows, generator = range(first, first + STEPS), torch.Generator().manual_seed(1)
+    x = torch.rand(batch, *model.image_shape, generator=generator).to(device)
+    eager = EagerEngine(model, device=device, dtype="fp32", batch_size=batch)
+
+    def draw(stream: Any, k: int) -> Tensor:
+        return ops.normal(0, torch.arange(batch), stream, k, model.image_shape).to(device)
+
+    chains = Chains(x.clone(), 0, torch.arange(batch, device=device))
+    # Too few calls to be worth a search for the fastest algorithm.
+    with eager.context(), _cudnn(benchmark=False):
+        f = eager.network(x, None)
+        after = run(
+            program, lambda y, k: eager.network(y, None), chains, update=InjectedNoise(draw),
+            start=rows.start, stop=rows.stop,
+        )  # fmt: skip
+    return Task(model, x, program, rows, f, after)
+
+
+# Providers ---------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _cudnn(**settings: bool) -> Iterator[None]:
+    """cuDNN with other settings: `benchmark`, `allow_tf32` (which is PyTorch's default)."""
+    before = {name: getattr(torch.backends.cudnn, name) for name in settings}
+    for name, value in settings.items():
+        setattr(torch.backends.cudnn, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(torch.backends.cudnn, name, value)
+
+
+def published(task: Task, *, tf32: bool) -> Entrant:
+    """The released loop: eager, float32, NCHW, with the norms that it could print."""
+    network = Published(task.model).eval().to(task.device)
+
+    def steps() -> None:
+        x = task.x
+        with torch.no_grad(), _cudnn(allow_tf32=tf32):
+            for k in task.rows:
+                x = step(network, task.program, x, k)
+
+    def error() -> float:
+        with torch.no_grad(), _cudnn(allow_tf32=tf32):
+            return relative_error(network(task.x), task.f)
+
+    return _entrant(task, steps, error, 1e-2 if tf32 else 1e-3)
+
+
+def _bf16(network: Plain, device: torch.device) -> Plain:
+    network = network.eval().to(device)
+    return network.to(torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _langevin(network: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """x + b f + c z as a user writes it around a bfloat16 network."""
+
+    def one(x: Tensor, b: Tensor, c: Tensor) -> Tensor:
+        f = network(x.to(torch.bfloat16, memory_format=torch.channels_last))
+        return x + b * f.float() + c * torch.randn_like(x)
+
+    return one
+
+
+def _user_loop(
+    task: Task, network: Plain, one: Callable[[Tensor, Tensor, Tensor], Tensor]
+) -> Entrant:
+    # Tensors of their own, as views into a table are copied anew by what torch.compile makes.
+    b, c = (
+        {k: torch.tensor(column[k], dtype=torch.float32, device=task.device) for k in task.rows}
+        for column in (task.program.b, task.program.c)
+    )
+    state = task.x.clone()
+
+    def steps() -> None:
+        with torch.inference_mode():
+            state.copy_(task.x)
+            for k in task.rows:
+                state.copy_(one(state, b[k], c[k]))
+
+    def error() -> float:
+        silent = torch.zeros((), device=task.device)
+        with torch.inference_mode():  # through `one`, so that what is compiled is what is judged
+            f = one(task.x, silent + 1, silent) - task.x
+        return relative_error(f, task.f)
+
+    return _entrant(task, steps, error, 3e-2, holds=network)
+
+
+def eager_bf16(task: Task) -> Entrant:
+    """What a user changes first: bfloat16, channels-last, no norms."""
+    network = _bf16(Published(task.model), task.device)
+    return _user_loop(task, network, _langevin(network))
+
+
+def inductor_bf16(task: Task, *, mode: str) -> Entrant:
+    """The whole step in torch.compile, channels-last."""
+    import torch._dynamo
+
+    torch._dynamo.reset()
+    network = _bf16(Plain(task.model), task.device)
+    one = torch.compile(_langevin(network), mode=mode, dynamic=False, fullgraph=True)
+    entrant = _user_loop(task, network, one)
+    try:
+        entrant.run()  # compiles
+        entrant.run()
+    except Exception as error:
+        raise Absent(f"torch.compile fails here: {str(error).strip().splitlines()[0]}") from error
+    return entrant
+
+
+def ours(task: Task, **options: str) -> Entrant:
+    """Our engine's loop; judged by its network, and by the state after the rows, noise included.
+
+    Laps go on from level to level, as in sampling: to go back would load the program anew.
+    """
+    try:
+        from ncsn_fast.engines.cuda import CudaEngine
+    except ImportError as error:
+        raise Absent(f"ncsn_fast.engines.cuda cannot be imported: {error}") from error
+    problem = CudaEngine.unavailable() if task.device.type == "cuda" else None
+    if problem is not None:
+        raise Absent(problem)
+    engine = CudaEngine(
+        task.model, device=task.device, dtype="bf16", batch_size=len(task.x), **options
+    )
+    chains = Chains(task.x.clone(), 0, task.samples)
+    with engine.context():
+        run_rows = engine.stepper(task.program, chains, None, None)
+    size, next_row = len(task.rows), task.rows.start
+
+    def steps() -> None:
+        nonlocal next_row
+        with engine.context():
+            run_rows(next_row, next_row + size)
+        next_row += size
+        if next_row + size > task.program.nfe:
+            next_row = task.rows.start
+
+    def error() -> float:
+        with engine.context():
+            network = relative_error(engine.network(task.x, None), task.f)
+        steps()
+        moved = relative_error(chains.x - task.x, task.after - task.x)
+        return max(network, moved) if network == network and moved == moved else torch.nan
+
+    return _entrant(task, steps, error, 3e-2)
+
+
+def _entrant(
+    task: Task,
+    steps: Callable[[], None],
+    error: Callable[[], float],
+    bound: float,
+    holds: object = None,
+) -> Entrant:
+    def lap(_: object = holds) -> None:
+        steps()
+        timing.synchronize(task.device)
+
+    return Entrant(lap, error, bound, {"calls": len(task.rows)})
+
+
+PROVIDERS: dict[str, Callable[[Task], Entrant]] = {
+    "published-fp32": functools.partial(published, tf32=False),
+    "published-tf32": functools.partial(published, tf32=True),
+    "eager-bf16": eager_bf16,
+    "inductor-bf16": functools.partial(inductor_bf16, mode="max-autotune-no-cudagraphs"),
+    "inductor-graphs-bf16": functools.partial(inductor_bf16, mode="max-autotune"),
+    **{
+        f"ours-{kernels}-{graph}": functools.partial(ours, kernels=kernels, graph=graph)
+        for kernels in ("triton", "cuda")
+        for graph in ("none", "step", "level")
+    },
+    # Where cuDNN may time its algorithms, as it does for all providers above.
+    "ours-triton-tuned": functools.partial(ours, kernels="triton", graph="level", tune="on"),
+}
+PUBLISHED = ["published-fp32", "published-tf32", "eager-bf16"]
+OURS = [name for name in PROVIDERS if name.startswith("ours")]
+LEVEL = ["ours-triton-level", "ours-cuda-level"]
+
+
+def measure(section: Section, *, batch: int, names: list[str], seconds: float) -> None:
+    """Races the named providers at a batch size."""
+    compiled = [name for name in names if name.startswith("inductor")]
+    title = f"one sampling step, B = {batch}{', compiled' if compiled else ''}"
+    section.plan([(title, names)])
+    if section.small:
+        batch = min(batch, 2)
+    task = make_task(batch, section.device, small=section.small)
+    builders = {name: functools.partial(_build, section, task, name) for name in names}
+    section.race(
+        title, builders, seconds=seconds, batch=batch, flop=batch * network_flop(task.model),
+        steps=len(task.rows), nfe=task.program.nfe,
+    )  # fmt: skip
+
+
+def _build(section: Section, task: Task, name: str) -> Entrant:
+    if section.small and name.startswith("inductor"):
+        raise Absent("a rehearsal compiles nothing")
+    return PROVIDERS[name](task)
