@@ -49,3 +49,12 @@ def parameters(n: int, c: int, per_sample: bool = False) -> tuple[Tensor, Tensor
 def worst(y: Tensor, exact: Tensor) -> float:
     """The largest absolute error."""
     return (y.cpu().double() - exact.cpu()).abs().max().item() if y.numel() else 0.0
+
+
+def sensitivity(x: Tensor, alpha: Tensor, gamma: Tensor) -> float:
+    """How far y may move if every mean is off by 2^-26 of the largest |x|: sums are float32."""
+    means = x.double().mean(dim=(2, 3))
+    across = means.var(dim=1) if x.shape[1] > 1 else torch.zeros(len(x)).double()
+    within = x.double().var(dim=(2, 3), correction=0)
+    slopes = (within + 1e-5).rsqrt() + alpha.abs() * (across + 1e-5).rsqrt()[:, None]
+    return float(2.0**-26 * x.abs().max() * (gamma.abs() * slopes).max())

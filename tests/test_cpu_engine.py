@@ -3,7 +3,6 @@
 import dataclasses
 import gc
 import itertools
-import json
 import logging
 import os
 import resource
@@ -15,11 +14,11 @@ import time
 import weakref
 
 import pytest
-import tiny
 import torch
+from engine_cases import CPU, LEVELS, chains_of, lives, model, program_of
 
 from ncsn_fast import EngineError, EngineUnavailable, ModelConfig, Sampler, ScoreModel, ops
-from ncsn_fast.engines import cpu_probe, precision
+from ncsn_fast.engines import precision
 from ncsn_fast.engines.arena import place
 from ncsn_fast.engines.base import Engine
 from ncsn_fast.engines.cpu import CpuEngine
@@ -28,16 +27,6 @@ from ncsn_fast.engines.eager import EagerEngine
 from ncsn_fast.engines.graph import Graph, lower
 from ncsn_fast.models.layers import NORMS
 from ncsn_fast.models.refinenet import ARCHITECTURES
-from ncsn_fast.samplers import methods
-from ncsn_fast.samplers.program import Chains
-
-CPU = torch.device("cpu")
-LEVELS = 6
-
-
-def model(arch="ncsnv2", **fields):
-    settings = {"image_size": (16, 16), "channels": 3, "ngf": 16, "n_sigmas": LEVELS}
-    return tiny.model(**{**settings, "arch": arch, **fields})
 
 
 def engine(of, dtype="fp32", batch_size=2, kind=CpuEngine):
@@ -113,19 +102,6 @@ def test_what_the_plan_does_not_cover_goes_to_eager(caplog):
         caplog.clear()
 
 
-def lives(graph):
-    """First and last time of each map, maps that share memory by decree taken as one."""
-    owner, spans = {graph.input: graph.input}, {graph.input: [0, len(graph.ops)]}
-    for moment, op in enumerate(graph.ops):
-        for x in op.inputs:
-            spans[owner[x]][1] = max(spans[owner[x]][1], moment)
-        for y in op.outputs:
-            owner[y] = owner[dict(op.overwrites).get(y, y)] if y in dict(op.overwrites) else y
-            spans.setdefault(owner[y], [moment, moment])
-    spans[owner[graph.output]][1] = len(graph.ops)
-    return spans
-
-
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_maps_that_live_together_lie_apart(arch):
     graph = lower(model(arch).net, 16, 32)
@@ -162,15 +138,6 @@ def test_bits_are_those_of_every_level_of_instructions():
     assert all(torch.equal(f, outputs[0]) for f in outputs)
 
 
-def program_of(of, name="ald", **options):
-    return methods.build(name, of, None, options)
-
-
-def chains_of(of, n=2, seed=3):
-    x = torch.rand(n, *of.image_shape, generator=torch.Generator().manual_seed(0))
-    return Chains(x=x, seed=seed, samples=torch.arange(n))
-
-
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("arch", ["ncsnv2", "ncsn"])
 def test_a_run_that_was_cut_anywhere_continues_exactly(arch, dtype):
@@ -178,15 +145,8 @@ def test_a_run_that_was_cut_anywhere_continues_exactly(arch, dtype):
     built, program = engine(of, dtype), program_of(of)
     whole = built.run(program, chains_of(of)).clone()
     for start in (1, 4, program.nfe - 1):
-        head = dataclasses.replace(
-            program,
-            **{
-                name: getattr(program, name)[:start]
-                for name in ("sigma", "level", "a", "b", "c", "g", "p", "q")
-            },
-        )
         chains = chains_of(of)
-        built.run(head, chains)
+        built.run(program.head(start), chains)
         assert torch.equal(built.run(program, chains, start=start), whole)
 
 
@@ -375,79 +335,3 @@ def test_the_check_visits_real_images_all_over_the_ladder():
     counts = [precision.probe_count(of, flop) for flop in (0.0, 1e9, 2e10, 1e12)]
     assert counts == [40, 40, 12, 3]
     assert precision.probe_count(model(n_sigmas=2), 1e13) == 2
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    cpu_probe.fastest.cache_clear()
-    yield tmp_path / "ncsn_fast"
-    cpu_probe.fastest.cache_clear()
-
-
-SPEED = {"fp32 direct": 1.0, "fp32 winograd": 2.0, "bf16 direct": 1.9, "bf16 winograd": 4.0}
-
-
-def test_the_choice_is_measured_once_and_remembered(cache, monkeypatch):
-    choice = cpu_probe.fastest()
-    assert list(choice.speed) == list(SPEED)
-    assert all(speed > 0 for speed in choice.speed.values())
-    (file,) = cache.iterdir()
-    assert json.loads(file.read_text()) == choice.speed
-    monkeypatch.setattr(cpu_probe, "_measure", lambda: SPEED)
-    cpu_probe.fastest.cache_clear()
-    assert cpu_probe.fastest() == choice
-    assert CpuEngine.default_dtype() == choice.dtype
-
-
-@pytest.mark.parametrize("damage", ["{", "[]", '{"fp32 direct": 1}'])
-def test_a_damaged_memory_is_measured_anew(cache, monkeypatch, damage):
-    cpu_probe.fastest()
-    (file,) = cache.iterdir()
-    file.write_text(damage)
-    monkeypatch.setattr(cpu_probe, "_measure", lambda: SPEED)
-    cpu_probe.fastest.cache_clear()
-    assert cpu_probe.fastest() == cpu_probe.Choice(SPEED)
-    assert json.loads(file.read_text()) == SPEED
-
-
-@pytest.mark.parametrize(
-    ("changes", "dtype", "algorithms"),
-    [
-        ({}, "bf16", ("winograd", "winograd")),
-        ({"bf16 direct": 4.0}, "bf16", ("winograd", "direct")),
-        ({"bf16 direct": 0.1, "bf16 winograd": 0.2}, "fp32", ("winograd", "winograd")),
-        (
-            {"fp32 winograd": 1.05, "bf16 winograd": 1.05, "bf16 direct": 1.0},
-            "fp32",
-            ("direct",) * 2,
-        ),
-    ],
-)
-def test_the_fastest_way_is_chosen(changes, dtype, algorithms):
-    choice = cpu_probe.Choice({**SPEED, **changes})
-    assert choice.dtype == dtype
-    assert (choice.algorithm("fp32"), choice.algorithm("bf16")) == algorithms
-    assert str(choice).startswith(f"{dtype}, 3x3 convolutions ")
-
-
-def test_convolutions_can_be_forced(monkeypatch):
-    of = model(ngf=32)
-    kinds = {}
-    for name in ("direct", "winograd"):
-        built = CpuEngine(of, device=CPU, dtype="fp32", batch_size=1, convolutions=name)
-        monkeypatch.setenv("NCSN_FAST_CONVOLUTIONS", name)
-        assert engine(of).convolutions == built.convolutions == name
-        kinds[name] = {line.kind for line in built._plan((16, 16)).lines}
-    assert "winograd" in kinds["winograd"]
-    assert "winograd" not in kinds["direct"]
-    monkeypatch.setenv("NCSN_FAST_CONVOLUTIONS", "fft")
-    with pytest.raises(ValueError, match="must be 'direct' or 'winograd'; got 'fft'"):
-        engine(of)
-
-
-def test_a_cache_that_cannot_be_written_costs_nothing(cache, caplog):
-    cache.write_text("a file where the folder should be")
-    with caplog.at_level(logging.INFO):
-        assert cpu_probe.fastest().speed["fp32 direct"] == 1
-    assert "timed anew next time" in caplog.text

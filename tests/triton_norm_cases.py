@@ -8,7 +8,7 @@ from ncsn_fast.kernels import norm_statistics
 from ncsn_fast.kernels.instance_norm_plus import instance_norm_plus
 from ncsn_fast.kernels.instance_norm_plus_backward import instance_norm_plus_backward
 from ncsn_fast.kernels.norm_statistics import new_partials
-from norm_cases import INPUTS, noise_like, parameters, worst
+from norm_cases import INPUTS, noise_like, parameters, sensitivity, worst
 from torch import Tensor
 from triton_common import DEVICE, FLOATS, assert_close, nhwc
 
@@ -24,15 +24,6 @@ CASES = [case for case in CASES if case[0] != "many channels" or case[1:] == ("s
 
 def on_device(tensors: tuple[Tensor, ...]) -> list[Tensor]:
     return [t.to(DEVICE) for t in tensors]
-
-
-def sensitivity(x: Tensor, alpha: Tensor, gamma: Tensor) -> float:
-    """How far y may move if every mean is off by 2^-26 of the largest |x|: sums are float32."""
-    means = x.double().mean(dim=(2, 3))
-    across = means.var(dim=1) if x.shape[1] > 1 else torch.zeros(len(x)).double()
-    within = x.double().var(dim=(2, 3), correction=0)
-    slopes = (within + 1e-5).rsqrt() + alpha.abs() * (across + 1e-5).rsqrt()[:, None]
-    return float(2.0**-26 * x.abs().max() * (gamma.abs() * slopes).max())
 
 
 def check(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import os
 import statistics
-import threading
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -15,19 +13,19 @@ import torch
 from torch import Tensor
 
 from ncsn_fast._extension import forced_isa
-from ncsn_fast.engines import cpu_probe, precision
+from ncsn_fast.engines import cpu_probe
 from ncsn_fast.engines.arena import report
-from ncsn_fast.engines.base import DTYPES, Engine, without_weights
+from ncsn_fast.engines.base import DTYPES, without_weights
 from ncsn_fast.engines.cpu_plan import CpuPlan, Weights, torch_functions
-from ncsn_fast.engines.eager import EagerEngine
-from ncsn_fast.engines.graph import UnsupportedNetwork, lower
+from ncsn_fast.engines.graph import lower
+from ncsn_fast.engines.planned import PlannedEngine
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.samplers.program import Chains, FusedUpdate, Program, Update
 
 _PROFILE_ROUNDS = 5
 
 
-class CpuEngine(Engine):
+class CpuEngine(PlannedEngine):
     """A network as a plan of steps on planned memory, run whole by the extension.
 
     Channels-last. Weights are packed when the engine is built; convolutions are oneDNN's or our
@@ -57,8 +55,8 @@ class CpuEngine(Engine):
         self.convolutions = _algorithm(convolutions, self.dtype)
         self._weights: Weights = {}  # shared by all plans
         self._scale, self._shift = (2.0, -1.0) if model.net.scale_input else (1.0, 0.0)
-        self._forget_plans()
-        self.error = self._check()
+        self.release()
+        self.error = self.check_precision()
         self.model = without_weights(model)  # they are packed: the caller may let go of theirs
 
     @classmethod
@@ -70,31 +68,15 @@ class CpuEngine(Engine):
         return None
 
     @classmethod
-    def refuses(cls, model: ScoreModel) -> str | None:
-        try:
-            lower(model.net, *model.config.image_size)
-        except UnsupportedNetwork as error:
-            return f"does not run networks with {error}"
-        return None
-
-    @classmethod
     def default_dtype(cls) -> str:
         return cpu_probe.fastest().dtype
-
-    def resized(self, batch_size: int) -> Engine:
-        other = copy.copy(self)
-        other.batch_size = batch_size
-        other._forget_plans()
-        return other
 
     def memory(self) -> int:
         plan = self._plan(self.model.config.image_size)
         return plan.weight_bytes + plan.map_bytes
 
     def network(self, x: Tensor, level: Tensor | None) -> Tensor:
-        self._check_images(x)
-        if self.model.conditional and level is None:
-            raise ValueError("this network is conditioned on the noise level: pass level (N,)")
+        self.check_call(x, level)
         with self._busy:
             plan = self._load(x)
             if level is not None:
@@ -107,7 +89,7 @@ class CpuEngine(Engine):
     ) -> Callable[[int, int], object]:
         if update is not None:  # noise of the caller's own
             return super().stepper(program, chains, levels, update)
-        self._check_images(chains.x)
+        self.check_images(chains.x)
         if chains.x.dtype is not torch.float32 or not chains.x.is_contiguous():
             raise ValueError(
                 f"the state must be contiguous float32, as it is updated in place; got "
@@ -144,14 +126,9 @@ class CpuEngine(Engine):
             f"weights {plan.weight_bytes / 1e6:.1f} MB, maps {plan.map_bytes / 1e6:.1f} MB"
         )
 
-    def _check_images(self, x: Tensor) -> None:
-        self.model.net.check_input(x)
-        if len(x) != self.batch_size:
-            raise ValueError(f"this engine runs batches of {self.batch_size}; got {len(x)} images")
-
-    def _forget_plans(self) -> None:
+    def release(self) -> None:
+        super().release()
         self._plans: dict[tuple[int, int], CpuPlan] = {}
-        self._busy = threading.Lock()  # a plan's buffers serve one call at a time
 
     def _plan(self, size: tuple[int, int]) -> CpuPlan:
         if size not in self._plans:
@@ -183,16 +160,6 @@ class CpuEngine(Engine):
             self._scale, self._shift, rows.coefficients[start:].ctypes.data,
             rows.steps[start:].ctypes.data, end - start, forced_isa.get(),
         )  # fmt: skip
-
-    def _check(self) -> float:
-        """The error of a small plan of the same weights against the reference."""
-        flop = lower(self.model.net, *self.model.config.image_size).flop
-        n = precision.probe_count(self.model, flop)
-        size = min(n, self.batch_size)
-        reference = EagerEngine(
-            self.model, device=self.device, dtype="fp32", batch_size=size, threads=self.threads
-        )
-        return precision.check_precision(self.resized(size), reference, n)
 
 
 def _algorithm(name: str | None, dtype: str) -> str:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import statistics
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
@@ -13,21 +11,21 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ncsn_fast.engines import gpu_kernels, precision
+from ncsn_fast.engines import gpu_kernels
 from ncsn_fast.engines.arena import report
-from ncsn_fast.engines.base import DTYPES, Engine, without_weights
+from ncsn_fast.engines.base import DTYPES, without_weights
 from ncsn_fast.engines.cuda_loop import MOST_NODES, Loop
 from ncsn_fast.engines.cuda_plan import CudaPlan, Weights
-from ncsn_fast.engines.eager import EagerEngine
 from ncsn_fast.engines.fusion import fuse
-from ncsn_fast.engines.graph import UnsupportedNetwork, lower
+from ncsn_fast.engines.graph import lower
+from ncsn_fast.engines.planned import PlannedEngine
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.samplers.program import Chains, FusedUpdate, Program, Update
 
 _PROFILE_ROUNDS = 5
 
 
-class CudaEngine(Engine):
+class CudaEngine(PlannedEngine):
     """A network as kernel launches on static memory; a sampler's loop as CUDA graphs.
 
     Channels-last. Between two convolutions there is one pass of ours, and the sampler update makes
@@ -75,8 +73,8 @@ class CudaEngine(Engine):
         )
         self._weights: Weights = {}  # shared by all plans
         self._scale, self._shift = (2.0, -1.0) if model.net.scale_input else (1.0, 0.0)
-        self._forget_plans()
-        self.error = self._check()
+        self.release()
+        self.error = self.check_precision()
         self.model = without_weights(model)  # they are on the GPU: the caller may let go of theirs
 
     @classmethod
@@ -84,27 +82,10 @@ class CudaEngine(Engine):
         return gpu_kernels.problem()
 
     @classmethod
-    def refuses(cls, model: ScoreModel) -> str | None:
-        try:
-            lower(model.net, *model.config.image_size)
-        except UnsupportedNetwork as error:
-            return f"does not run networks with {error}"
-        return None
-
-    @classmethod
     def default_dtype(cls) -> str:
         gpu = torch.cuda.is_available()
         emulated = gpu and not torch.cuda.is_bf16_supported(including_emulation=False)
         return "fp16" if emulated else "bf16"  # before Ampere
-
-    def resized(self, batch_size: int) -> Engine:
-        other = copy.copy(self)
-        other.batch_size = batch_size
-        other._forget_plans()
-        return other
-
-    def release(self) -> None:
-        self._forget_plans()
 
     def memory(self) -> int:
         loop = self._loop(self.model.config.image_size)
@@ -118,9 +99,7 @@ class CudaEngine(Engine):
             yield
 
     def network(self, x: Tensor, level: Tensor | None) -> Tensor:
-        self._check_images(x)
-        if self.model.conditional and level is None:
-            raise ValueError("this network is conditioned on the noise level: pass level (N,)")
+        self.check_call(x, level)
         with self._busy:
             loop = self._loop((x.shape[2], x.shape[3]))
             loop.holder = None  # the network's input is no longer that of its chains
@@ -147,7 +126,7 @@ class CudaEngine(Engine):
     ) -> Callable[[int, int], object]:
         if update is not None:  # noise of the caller's own
             return super().stepper(program, chains, levels, update)
-        self._check_images(chains.x)
+        self.check_images(chains.x)
         if program.has_history and chains.h is None:
             chains.h = torch.zeros_like(chains.x)
         holder = object()
@@ -191,14 +170,9 @@ class CudaEngine(Engine):
         step()
         return time.perf_counter() - began
 
-    def _check_images(self, x: Tensor) -> None:
-        self.model.net.check_input(x)
-        if len(x) != self.batch_size:
-            raise ValueError(f"this engine runs batches of {self.batch_size}; got {len(x)} images")
-
-    def _forget_plans(self) -> None:
+    def release(self) -> None:
+        super().release()
         self._loops: dict[tuple[int, int], Loop] = {}
-        self._busy = threading.RLock()  # a loop's buffers serve one call at a time
 
     def _loop(self, size: tuple[int, int]) -> Loop:
         with self._busy:
@@ -215,13 +189,3 @@ class CudaEngine(Engine):
                 )
                 self._loops[size] = Loop(plan, self._scale, self._shift, self.graph)
             return self._loops[size]
-
-    def _check(self) -> float:
-        """The error of a small plan of the same weights against the reference."""
-        flop = lower(self.model.net, *self.model.config.image_size).flop
-        n = precision.probe_count(self.model, flop)
-        size = min(n, self.batch_size)
-        reference = EagerEngine(
-            self.model, device=self.device, dtype="fp32", batch_size=size, threads=self.threads
-        )
-        return precision.check_precision(self.resized(size), reference, n)
