@@ -37,8 +37,9 @@ fmt: setup
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
+# One process a core, one thread a process: OpenMP's threads of two processes would fight.
 test: setup                          ## the whole suite
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile
 
 # On a machine whose Python has torch with CUDA already, without network: make gpu PY=python3
 test-gpu: $(GPU_SETUP)               ## build for the GPU at hand, test and fuzz its kernels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -13,6 +14,9 @@ import pytest
 import tiny
 
 from ncsn_fast import Sampler, ScoreModel
+
+# Tests start other pytests. pytest-benchmark refuses to time anything where it finds this.
+os.environ.pop("PYTEST_XDIST_WORKER", None)
 
 
 @pytest.fixture
