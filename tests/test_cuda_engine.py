@@ -8,7 +8,7 @@ import torch
 from engine_cases import CPU, LEVELS, chains_of, model, program_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ncsn_fast import EngineError, ModelConfig, Sampler, SamplingError, ScoreModel, ops
+from ncsn_fast import EngineError, ModelConfig, Sampler, SamplingError, ScoreModel, _backends, ops
 from ncsn_fast.engines import cuda, cuda_loop, gpu_kernels, precision
 from ncsn_fast.engines.cpu import CpuEngine
 from ncsn_fast.engines.cuda import CudaEngine
@@ -269,8 +269,8 @@ def test_what_it_cannot_take_is_refused():
 
 
 def test_the_cuda_family_needs_an_extension_with_cuda(monkeypatch):
-    monkeypatch.setattr(ops, "available", lambda: {"cuda_built": False})
-    with pytest.raises(RuntimeError, match=r"NCSN_FAST_CUDA=1 pip install .*kernels='triton' does"):
+    monkeypatch.setattr(_backends, "missing", lambda family: "built without CUDA: rebuild")
+    with pytest.raises(RuntimeError, match=r"kernels='cuda': built without CUDA.*kernels='triton'"):
         gpu_kernels.load("cuda", torch.device("cuda"))
 
 

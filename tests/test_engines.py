@@ -12,6 +12,7 @@ from ncsn_fast import (
     EngineUnavailable,
     Sampler,
     SamplingError,
+    _backends,
     engines,
 )
 from ncsn_fast.engines.cpu import CpuEngine
@@ -127,12 +128,13 @@ def test_without_a_gpu_the_engine_for_gpus_says_so(monkeypatch):
 
 @pytest.mark.parametrize(
     ("missing", "words"),
-    [("cudnn", "has no cuDNN; install"), ("triton", "triton is missing; pip install triton")],
+    [("cudnn", "has no cuDNN; install"), ("triton", "pip install triton (Linux)")],
 )
 def test_what_else_the_engine_for_gpus_needs(monkeypatch, missing, words):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: missing != "cudnn")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: missing != "triton" or None)
+    reason = "Triton is not installed: pip install triton (Linux)"
+    monkeypatch.setattr(_backends, "missing", lambda name: reason if name == missing else "")
     assert words in CudaEngine.unavailable()
     kind, device, reason = engines.pick("auto", None)
     assert (kind.name, device.type) == ("eager", "cuda")

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ncsn_fast._backends import DEFAULT_FAMILY
 from ncsn_fast.engines import gpu_kernels
 from ncsn_fast.engines.arena import report
 from ncsn_fast.engines.base import DTYPES, without_weights
@@ -61,7 +62,7 @@ class CudaEngine(PlannedEngine):
         model: ScoreModel,
         *,
         graph: str = "level",
-        kernels: str = "triton",
+        kernels: str = DEFAULT_FAMILY,
         tune: str = "off",
         **settings: Any,
     ) -> None:

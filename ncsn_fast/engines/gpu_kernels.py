@@ -8,14 +8,13 @@ norm and update by the extension ("cuda"), or all by Triton's interpreter ("trit
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ncsn_fast import native, ops, reference
+from ncsn_fast import _backends, native, reference
 from ncsn_fast.engines.graph import ConvolutionOf
 
 FAMILIES = ("triton", "cuda")
@@ -46,9 +45,7 @@ def problem(device_type: str = "cuda") -> str | None:
         )
     if device_type == "cuda" and not torch.backends.cudnn.is_available():
         return "this build of torch has no cuDNN; install one from pypi.org or pytorch.org"
-    if importlib.util.find_spec("triton") is None:
-        return "the package triton is missing; pip install triton"
-    return None
+    return _backends.missing("triton") or None
 
 
 def load(family: str, device: torch.device, *, tf32: bool = False, tune: bool = False) -> Kernels:
@@ -66,11 +63,8 @@ def load(family: str, device: torch.device, *, tf32: bool = False, tune: bool = 
         raise ValueError(f"kernels must be {' or '.join(map(repr, FAMILIES))}; got {family!r}")
     if device.type == "cpu" and family == "cuda":
         return _emulated()
-    if family == "cuda" and not ops.available()["cuda_built"]:
-        raise RuntimeError(
-            "kernels='cuda' needs an extension built with nvcc on PATH (NCSN_FAST_CUDA=1 pip "
-            "install .); kernels='triton' does not"
-        )
+    if family == "cuda" and _backends.missing("cuda"):
+        raise RuntimeError(f"kernels='cuda': {_backends.missing('cuda')}; or use kernels='triton'")
     kernels = _triton(_convolution if device.type == "cpu" else _cudnn(tf32=tf32, tune=tune))
     if family == "triton":
         return kernels
