@@ -40,7 +40,7 @@ from ncsn_fast.kernels.norm_statistics import (
 )
 from torch import Tensor
 
-SINGLE_BYTES = 128 * 1024  # a sample whose second read the caches of one processor serve
+SINGLE_BYTES = 32 * 1024  # more than that is too slow for one processor, if there is one sample
 SINGLE_CHANNELS = 512
 SINGLE_WARPS = 16
 

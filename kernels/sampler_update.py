@@ -80,7 +80,7 @@ def store_input(net_ptr, v, c, p, net_channel, net_pixel, valid, plane, start, C
         at = net_ptr + c.to(tl.int64) * net_channel + p.to(tl.int64) * net_pixel
         tl.store(at, v, mask=valid)
         for k in tl.static_range(1, (NET_CHANNELS + C - 1) // C):
-            pad = at + k * C * net_channel.to(tl.int64)
+            pad = at + k * C * tl.cast(net_channel, tl.int64)
             tl.store(pad, tl.zeros_like(v), mask=valid & (c + k * C < NET_CHANNELS))
 
 

@@ -19,7 +19,7 @@ from ncsn_fast.kernels.rows import ROW_WIDTH, Rows
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # Dtype of csrc
 # Up to these one launch does an instance norm by default, as in kernels/instance_norm_plus.py.
-SINGLE_BYTES = 128 * 1024
+SINGLE_BYTES = 32 * 1024
 SINGLE_CHANNELS = 512
 
 

@@ -37,6 +37,8 @@ WRITE = (READ | {"fill_kernel"}) - {"statistics_kernel", "reduce_kernel"}
 def check(kernels: dict) -> None:
     for name, kernel in kernels.items():
         assert kernel["spill_bytes"] == kernel["stack_bytes"] == kernel["scratch_bytes"] == 0, name
+        if name.startswith("odd"):
+            continue  # too small for 16 bytes
         if kernel["kernel"] in READ:
             assert kernel["load_bytes"].get("16", 0) > 0, name
         if kernel["kernel"] in WRITE:

@@ -138,13 +138,41 @@ def epilogues() -> Iterator[Case]:
                 functools.partial(add_elu.add_elu, x, x, bias=bias),
             ):
                 yield f"{call.func.__name__} with bias {label(x)}", call
+            three = functools.partial(add_elu.pointwise, [x, x, x], bias, x, x)
+            yield f"pointwise of three with bias {label(x)}", three
         x = maps(48, 32, dtype)  # channels that are no power of two
         yield f"add with bias {label(x)}", functools.partial(add_elu.add, x, x, bias=meta(48))
 
 
+def odd() -> Iterator[Case]:
+    """Launches with arguments of 1, which the JIT makes constants: they have no `.to`, say."""
+    index, call = meta(1, dtype=torch.int64), functools.partial
+    rows = Rows(meta(1, 8), meta(1, 2, dtype=torch.int64), meta(1, dtype=torch.int32))
+    for c, height, width in ((1, 1, 1), (8, 1, 1), (3, 7, 1), (3, 1, 2), (3, 8, 12)):
+        x = meta(1, c, height, width).contiguous(memory_format=torch.channels_last)
+        double, name = meta(1, c, 2 * height, 2 * width), f"odd {c}x{height}x{width}"
+        double, p = double.contiguous(memory_format=torch.channels_last), [meta(1, c)] * 3
+        for form in ("split", "single"):
+            yield f"{name} norm {form}", call(norm.instance_norm_plus, x, *p, form=form)
+        shared = [meta(c)] * 3
+        yield f"{name} backward", call(backward.instance_norm_plus_backward, x, x, *shared)
+        yield f"{name} pointwise", call(add_elu.pointwise, [x, x, x], meta(c), x, x)
+        yield f"{name} max_pool5", call(pool5.max_pool5, x)
+        yield f"{name} mean_pool2", call(mean_pool2.mean_pool2, double)
+        yield f"{name} resize_add", call(resize_add.resize_add, x, (2 * height, 2 * width), double)
+        yield f"{name} resize_add to it", call(resize_add.resize_add, double, (height, width), x)
+        yield f"{name} fill", call(fill.normal_, meta(1, c), index, index, stream=1, step=1)
+        state, padded = meta(1, c, height, width), meta(1, c + 2, height, width)
+        for kind in (torch.contiguous_format, torch.channels_last):
+            net = padded.contiguous(memory_format=kind)
+            update = call(sampler_update_, state, x, None, rows, seeds=index, samples=index,
+                          net_input=net)  # fmt: skip
+            yield f"{name} update {kind}", update
+
+
 def cases() -> Iterator[Case]:
-    """Name and call of every launch that production makes."""
-    yield from itertools.chain(norms(), updates(), epilogues())
+    """Name and call of every launch that production makes, and of odd ones."""
+    yield from itertools.chain(norms(), updates(), epilogues(), odd())
 
 
 # Those that a sampling step in bfloat16 spends its time in.
@@ -244,7 +272,7 @@ def compiled(kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> dic
 def report(only_main: bool = False) -> dict[str, Any]:
     kernels = {}
     for name, call in cases():
-        if only_main and name not in MAIN:
+        if only_main and name not in MAIN and not name.startswith("odd"):
             continue
         for launch in recorded(call):
             kernels[f"{name}: {launch[0].__name__}"] = compiled(*launch)
