@@ -43,13 +43,13 @@ test: setup                          ## the whole suite
 
 # On a machine whose Python has torch with CUDA already, without network: make gpu PY=python3
 test-gpu: $(GPU_SETUP)               ## build for the GPU at hand, test and fuzz its kernels
-	$(PY) tools/gpu_session.py test
+	$(PY) tools/gpu_session.py test $(if $(OUT),--out "$(OUT)")
 
 bench-gpu: $(GPU_SETUP)              ## build for the GPU at hand, measure: JSON and page in benchmarks/results/
-	$(PY) tools/gpu_session.py bench
+	$(PY) tools/gpu_session.py bench $(if $(OUT),--out "$(OUT)")
 
 gpu: $(GPU_SETUP)                    ## both, in less than ten minutes; measures even if a test fails
-	$(PY) tools/gpu_session.py
+	$(PY) tools/gpu_session.py $(if $(OUT),--out "$(OUT)")
 
 rehearse-gpu: $(GPU_SETUP)           ## the same plan on the CPU, with tiny sizes
 	$(PY) tools/gpu_session.py --rehearse

@@ -70,7 +70,7 @@ def write(x_base, y_base, first, plane, cols, mean, scale, shift, C: tl.constexp
         tl.store(pointers, y.to(y_base.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["alpha_row", "gamma_row", "beta_row"])
+@triton.jit(do_not_specialize=["alpha_row", "gamma_row", "beta_row", "samples"])
 def apply_kernel(x_ptr, y_ptr, partials_ptr, bias_ptr, alpha_ptr, gamma_ptr, beta_ptr, alpha_row,
                  gamma_row, beta_row, samples, plane, tiles, eps, C: tl.constexpr,
                  ROWS: tl.constexpr, TILES: tl.constexpr, CHUNK: tl.constexpr,

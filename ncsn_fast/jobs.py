@@ -120,15 +120,21 @@ def run_job(
                 watch = _Watch(program, chains, count, bar, callback)
                 x = engine.run(program, chains, on_level=watch)[:count].to("cpu")
                 watch.check()
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
                 chains = watch = None  # type: ignore[assignment]  # let go of what they hold
-                if shrink is None:
+                if shrink is None or not _is_out_of_memory(error):
                     raise
                 engine = shrink(engine, error.with_traceback(None))
                 bar.n = done
                 continue
             yield job.samples[first : first + count], x
             first += count
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a GPU's memory did not suffice; cuDNN and the driver say so in words alone."""
+    words = ("out of memory", "unable to find an engine")
+    return isinstance(error, torch.OutOfMemoryError) or any(w in str(error).lower() for w in words)
 
 
 @dataclasses.dataclass

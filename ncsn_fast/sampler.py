@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ncsn_fast import engines, jobs, noise
 from ncsn_fast.engines.base import Engine, EngineError, dtype_name
+from ncsn_fast.engines.cuda_graphs import empty_cache
 from ncsn_fast.images import Output, as_mask, as_tensor, check_output, convert
 from ncsn_fast.jobs import Callback, Job, Progress, Report, SamplingError
 from ncsn_fast.loading import resolve_model
@@ -274,7 +275,7 @@ class Sampler:
     def _shrink(self, engine: Engine, error: Exception) -> Engine:
         """The engine with half the micro-batch, for a GPU whose memory did not suffice; once."""
         engine.release()
-        torch.cuda.empty_cache()
+        empty_cache()
         size = engine.batch_size // 2
         if self._halved or size == 0:
             raise EngineError(

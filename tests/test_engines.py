@@ -136,6 +136,7 @@ def test_what_else_the_engine_for_gpus_needs(monkeypatch, missing, words):
     reason = "Triton is not installed: pip install triton (Linux)"
     monkeypatch.setattr(_backends, "missing", lambda name: reason if name == missing else "")
     assert words in CudaEngine.unavailable()
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     kind, device, reason = engines.pick("auto", None)
     assert (kind.name, device.type) == ("eager", "cuda")
     assert words in reason
@@ -154,7 +155,8 @@ def test_settings_of_an_engines_own():
 @pytest.mark.parametrize("gpu", [True, False])
 def test_engines_choose_their_device(monkeypatch, gpu):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    cpu, cuda = torch.device("cpu"), torch.device("cuda", 1)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2 * gpu)
     monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: gpu)
     assert engines.pick("cpu", None)[:2] == (CpuEngine, cpu)

@@ -205,3 +205,21 @@ def test_required_and_measured() -> None:
     assert "IN++ with ELU: Triton is 2.00 times as fast as CUDA C++" in page
     assert "sampling step: Triton is 1.25 times as fast as CUDA C++" in page
     assert "sampler update: not comparable" in page
+
+
+def test_nothing_needs_what_a_gpu_machine_may_lack(tmp_path: Path) -> None:
+    """Python with torch, Triton and pytest is enough to collect, fuzz and measure."""
+    absent = ("tyro", "datasets", "openvino", "matplotlib", "tensorboard", "onnx", "onnxscript")
+    files = sorted(str(path) for path in (ROOT / "tests").glob("test_*_gpu.py"))
+    program = f"""
+import sys
+sys.modules.update(dict.fromkeys({absent!r}))
+sys.path[:0] = [{str(ROOT / "tests")!r}, {str(ROOT / "benchmarks")!r}]
+import gpu_fuzz, measure_gpu, pytest
+sys.exit(pytest.main(["-q", "--collect-only", "-p", "no:cacheprovider", *{files!r}]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "tests collected" in done.stdout

@@ -1,17 +1,21 @@
-"""The smallest model and the shortest training run that still have every part."""
+"""The smallest model and the shortest training run that still have every part.
+
+The trainer is imported by what uses it: tests on a GPU do without it and its packages.
+"""
 
 from __future__ import annotations
 
 import itertools
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ncsn_fast import ModelConfig, ScoreModel, cli, train
-from ncsn_fast.configs import TrainConfig
-from ncsn_fast.data import MemoryImages
-from ncsn_fast.trainer import Trainer
+from ncsn_fast import ModelConfig, ScoreModel
+
+if TYPE_CHECKING:
+    from ncsn_fast.configs import TrainConfig
+    from ncsn_fast.trainer import Trainer
 
 SETTINGS: dict[str, Any] = {
     "image_size": 8, "ngf": 4, "batch_size": 8, "n_sigmas": 4, "sigma_begin": 5.0, "steps": 4,
@@ -30,6 +34,8 @@ def arguments(**changes: Any) -> list[str]:
 
 
 def train_config(**changes: Any) -> TrainConfig:
+    from ncsn_fast.configs import TrainConfig
+
     return TrainConfig(**{**SETTINGS, **changes})
 
 
@@ -49,6 +55,10 @@ def model(seed: int = 0, **changes: Any) -> ScoreModel:
 
 def trainer(**changes: Any) -> Trainer:
     """A run on IMAGES, before its first step."""
+    from ncsn_fast import train
+    from ncsn_fast.data import MemoryImages
+    from ncsn_fast.trainer import Trainer
+
     config = train_config(**changes)
     return Trainer(config, train.resolve_ladder(config, MemoryImages(IMAGES)), torch.device("cpu"))
 
@@ -64,4 +74,6 @@ def same(a: Any, b: Any) -> bool:
 
 def run_trainer(arguments: list[str]) -> None:
     """`python -m ncsn_fast.train`, as the body of a process."""
+    from ncsn_fast import cli, train
+
     sys.exit(cli.run(lambda: train.main(arguments)))

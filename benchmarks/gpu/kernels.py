@@ -103,7 +103,7 @@ def _enter_norm(section: Section, name: str, inputs: list[Norm]) -> Entrant:
     if section.small and name == "compiled":
         raise Absent("a rehearsal compiles nothing")
     make = _norm_call(name)
-    with torch.inference_mode():
+    with torch.no_grad():  # graphs captured under inference mode harm the others before torch 2.11
         calls = [make(norm) for norm in inputs]
         first = inputs[0]
         y = calls[0]()
@@ -189,7 +189,7 @@ def _new_state(shape: tuple[int, ...], device: torch.device) -> State:
 
 def _enter_update(section: Section, name: str, states: list[State]) -> Entrant:
     make = _eager_update if name == "torch" else _kernel_update(name, len(states[0].x))
-    with torch.inference_mode():
+    with torch.no_grad():  # graphs captured under inference mode harm the others before torch 2.11
         probe, before = states[0].clone(), states[0]
         if name == "torch":  # its own noise is another: judged without
             make(probe, noise=0.0)()

@@ -87,7 +87,10 @@ def pick(
         raise ValueError(
             f"engine {name!r} runs on {' or '.join(kind.device_types)}; got device {str(device)!r}"
         )
-    return kind, torch.device(device), reason
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None:  # whatever is current later on
+        device = torch.device("cuda", torch.cuda.current_device())
+    return kind, device, reason
 
 
 def build(kind: type[Engine], model: ScoreModel, dtype: str | None, **settings: Any) -> Engine:

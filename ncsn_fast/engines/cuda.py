@@ -67,6 +67,7 @@ class CudaEngine(PlannedEngine):
         **settings: Any,
     ) -> None:
         super().__init__(model, **settings)
+        self._done: torch.cuda.Event | None = None  # when the last call has
         self.check_options({"graph": graph, "kernels": kernels, "tune": tune})
         self.graph = graph
         self._kernels = gpu_kernels.load(
@@ -101,7 +102,7 @@ class CudaEngine(PlannedEngine):
 
     def network(self, x: Tensor, level: Tensor | None) -> Tensor:
         self.check_call(x, level)
-        with self._busy:
+        with self._turn():
             loop = self._loop((x.shape[2], x.shape[3]))
             loop.holder = None  # the network's input is no longer that of its chains
             loop.plan.load(x.to(self.device), self._scale, self._shift)
@@ -135,7 +136,7 @@ class CudaEngine(PlannedEngine):
         def run_rows(first: int, stop: int) -> None:
             if first == 0:
                 FusedUpdate().begin(chains, program)
-            with self._busy:
+            with self._turn():
                 loop = self._loop((chains.x.shape[2], chains.x.shape[3]))
                 if first == 0 or loop.holder is not holder or loop.next_row != first:
                     loop.load(holder, program, chains, levels, first)
@@ -159,6 +160,18 @@ class CudaEngine(PlannedEngine):
             f"weights {plan.weight_bytes / 1e6:.1f} MB, maps {plan.map_bytes / 1e6:.1f} MB"
         )
 
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """The engine's memory for one call: after the last one, on whatever stream that was."""
+        on_gpu = self.device.type == "cuda"
+        with self._busy:
+            if on_gpu and self._done is not None:
+                torch.cuda.current_stream(self.device).wait_event(self._done)
+            yield
+            if on_gpu:
+                self._done = torch.cuda.Event()
+                self._done.record(torch.cuda.current_stream(self.device))
+
     def _seconds(self, step: Callable[[], object]) -> float:
         if self.device.type == "cuda":
             before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -174,6 +187,7 @@ class CudaEngine(PlannedEngine):
     def release(self) -> None:
         super().release()
         self._loops: dict[tuple[int, int], Loop] = {}
+        self._done = None
 
     def _loop(self, size: tuple[int, int]) -> Loop:
         with self._busy:

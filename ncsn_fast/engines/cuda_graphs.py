@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Hashable
 
 import torch
+
+_CAPTURING = threading.Lock()  # a capture tolerates no other one in its process
+
 
 Call = Callable[[], object]
 
@@ -20,6 +24,8 @@ class Graphs:
         self.captures = captures and device.type == "cuda"
         self._replays: dict[tuple[Hashable, int], Call] = {}
         self._pool = torch.cuda.graph_pool_handle() if self.captures else None
+        # Of this device: torch's own capture stream is on the device of the process's first.
+        self._stream = torch.cuda.Stream(device) if self.captures else None
 
     def __len__(self) -> int:
         return len(self._replays)
@@ -42,15 +48,22 @@ class Graphs:
             for _ in range(calls):
                 step()
 
-        if not self.captures:
+        if self._stream is None:
             return run
-        side, current = torch.cuda.Stream(self.device), torch.cuda.current_stream(self.device)
-        side.wait_stream(current)
-        with torch.cuda.stream(side):
-            warm_up()
-        current.wait_stream(side)
+        side, current = self._stream, torch.cuda.current_stream(self.device)
         graph = torch.cuda.CUDAGraph()
         # "thread_local": other threads may allocate and copy while this one captures.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            run()
+        with _CAPTURING:
+            side.wait_stream(current)
+            with torch.cuda.stream(side):
+                warm_up()
+            current.wait_stream(side)
+            with torch.cuda.graph(graph, self._pool, side, "thread_local"):
+                run()
         return graph.replay
+
+
+def empty_cache() -> None:
+    """Gives torch's unused GPU memory back, when no capture is under way."""
+    with _CAPTURING:
+        torch.cuda.empty_cache()

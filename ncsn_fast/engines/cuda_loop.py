@@ -18,7 +18,7 @@ from ncsn_fast.samplers.program import Chains, Program
 
 MOST_UNROLLED = 32  # rows in one graph of a level; longer levels are several replays
 MOST_NODES = 250_000  # of the graph of a whole loop: some 64 KB of host memory per thousand
-_FEWEST_ROWS = 1024
+_FEWEST_ROWS = 8192  # all published samplers; half a megabyte
 
 
 class Loop:
@@ -90,8 +90,8 @@ class Loop:
         """One row: the one that the counter names. Always the same launches."""
         plan = self.plan
         if plan.conditional:
-            torch.index_select(self.row_levels, 0, self.counter, out=self._level)
-            plan.level.copy_(self._level.expand(plan.batch))
+            levels = self.row_levels[:, None].expand(-1, plan.batch)
+            torch.index_select(levels, 0, self.counter, out=plan.level.view(1, -1))
         plan.run()
         history, weighted, masked = self.variant
         plan.kernels.sampler_update_(
@@ -130,7 +130,6 @@ class Loop:
         )
         # One more than rows: what the counter names past the end of the table.
         self.row_levels = torch.zeros(self.capacity + 1, dtype=torch.int64, device=device)
-        self._level = torch.zeros(1, dtype=torch.int64, device=device)
         self.graphs = Graphs(device, captures=self.graph != "none")
 
     def _go_to(self, row: int) -> None:
