@@ -7,7 +7,8 @@ An attempt with step h, s the score and one z for both halves:
     E  = rms((k2 - k1) / 2 / max(atol, rtol max(|x'_prev|, |x'|)))      over a sample
 is accepted if E <= 1: x becomes x'', x'_prev x', t becomes t - h. Accepted or not, the next step
 is 0.9 h E^(-0.9), at most what is left. At the end x + sigma^2 s(x, sigma). Two evaluations an
-attempt. Step, acceptance and number of evaluations are each sample's own, so it does not know its batch.
+attempt. Step, acceptance and number of evaluations are each sample's own: it does not know its
+batch.
 """
 
 from __future__ import annotations
