@@ -1,0 +1,172 @@
+"""Predictor-corrector sampling of VE-SDEs (Song et al. 2021, algorithms 1, 2 and 4).
+
+At each sigma_i, with s the score at the state of the moment and z fresh,
+    predictor  x + b s + c z, which removes the variance G_i^2 = sigma_i^2 - sigma_{i+1}^2:
+        reverse_diffusion   b = G^2,      c = G
+        ancestral           b = G^2,      c = G sigma_{i+1} / sigma_i
+        flow                b = G^2 / 2,  c = 0        (Euler's step along the probability flow)
+    corrector  x + alpha s + sqrt(2 alpha) z, any number of times:
+        langevin            alpha = 2 (snr |z| / |s|)^2,  norms over the elements of a sample
+        annealed            alpha = 2 (snr sigma_i)^2
+The last predictor step goes to sigma = 0: without its noise it is Tweedie's denoising.
+The published code takes the means of |z| and |s| over the batch, so that a sample depends on its
+batch; norm="sample" takes each sample's own. NFE = L (predictor + corrector_steps).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from ncsn_fast.noise import Stream
+from ncsn_fast.samplers.plain import Draw, Result, Score, per_sample
+from ncsn_fast.samplers.program import Column
+from ncsn_fast.sigmas import check_ladder
+
+Predictor = Literal["reverse_diffusion", "ancestral", "flow", "none"]
+Corrector = Literal["langevin", "annealed"]
+Order = Literal["corrector_first", "predictor_first"]
+Norm = Literal["batch", "sample"]
+
+
+def predictor_corrector(
+    score: Score,
+    x: Tensor,
+    sigmas: ArrayLike,
+    draw: Draw,
+    *,
+    predictor: Predictor = "reverse_diffusion",
+    corrector: Corrector = "langevin",
+    corrector_steps: int = 1,
+    order: Order = "corrector_first",
+    snr: float = 0.16,
+    norm: Norm = "batch",
+    noise_norm: Literal["drawn", "expected"] = "drawn",
+    variances: ArrayLike | None = None,
+    denoise: bool = True,
+    on_level: Callable[[int, Tensor], object] | None = None,
+) -> Result:
+    """Runs the states x (B, ...) down the ladder; see the head of this file.
+
+    Args:
+        sigmas: (L,) descending.
+        draw: noise: stream 0 for the predictor, 4 for the corrector, step = index of the
+            evaluation.
+        order: which comes first at a level; the published code of 2021 corrects first.
+        snr: "signal-to-noise ratio" r of the corrector's step.
+        norm: whose norms set langevin's step; see the head of this file.
+        noise_norm: |z| of what was drawn, or sqrt(D) for it, as the tutorials do.
+        variances: (L,) G_i^2 where they are not differences of the ladder: with g(t_i)^2 dt the
+            reverse diffusion is Euler-Maruyama of the reverse SDE.
+        denoise: return the last update without its noise.
+        on_level: called with the number of evaluations done and the state, after each level.
+    """
+    ladder = check_ladder(np.asarray(sigmas))
+    removed = _removed(ladder, variances)
+    _check(predictor, corrector, order, norm, noise_norm, corrector_steps, snr)
+    parts = [("corrector", corrector_steps), ("predictor", int(predictor != "none"))]
+    if order == "predictor_first":
+        parts.reverse()
+    k, mean = 0, x
+    for sigma, g2 in zip(ladder.tolist(), removed.tolist(), strict=True):
+        level = torch.full((len(x),), sigma, dtype=x.dtype, device=x.device)
+        for part in [name for name, times in parts for _ in range(times)]:
+            s = score(x, level)
+            if part == "predictor":
+                b, c = _prediction(predictor, sigma, g2)
+                mean = x + b * s
+                x = mean + c * draw(Stream.SAMPLER, k).to(x.dtype) if c else mean
+            else:
+                z = draw(Stream.CORRECTOR, k).to(x.dtype)
+                if corrector == "langevin":
+                    alpha = langevin_step(s, z, snr, norm, expected=noise_norm == "expected")
+                else:
+                    alpha = torch.full_like(level, 2 * (snr * sigma) ** 2)
+                mean = x + per_sample(alpha, x) * s
+                x = mean + per_sample((2 * alpha).sqrt(), x) * z
+            k += 1
+        if on_level is not None:
+            on_level(k, x)
+    nfe = torch.full((len(x),), k, dtype=torch.int64, device=x.device)
+    return Result(mean if denoise else x, nfe)
+
+
+def langevin_step(
+    score: Tensor, noise: Tensor, snr: float, norm: Norm = "batch", *, expected: bool = False
+) -> Tensor:
+    """alpha = 2 (snr |z| / |s|)^2, (B,) float64.
+
+    Args:
+        expected: sqrt(D), the root mean square of |z|, in its place.
+    """
+    lengths = score.flatten(1).double().norm(dim=1)
+    drawn = noise.flatten(1).double().norm(dim=1)
+    if expected:
+        drawn = torch.full_like(drawn, math.sqrt(math.prod(noise.shape[1:])))
+    if norm == "batch":
+        lengths, drawn = lengths.mean().expand_as(lengths), drawn.mean().expand_as(drawn)
+    return 2 * (snr * drawn / lengths).square()
+
+
+def annealed_snr(epsilon: float, sigma_min: float) -> float:
+    """snr = sqrt(epsilon / 2) / sigma_L: the annealed corrector is then annealed Langevin dynamics
+    of step size epsilon."""
+    return math.sqrt(epsilon / 2) / sigma_min
+
+
+def evaluations(n_sigmas: int, predictor: Predictor, corrector_steps: int) -> int:
+    """NFE of a run, before it."""
+    return n_sigmas * (corrector_steps + (predictor != "none"))
+
+
+def _prediction(predictor: Predictor, sigma: float, g2: float) -> tuple[float, float]:
+    """b and c of a predictor's step."""
+    if predictor == "flow":
+        return g2 / 2, 0.0
+    if predictor == "ancestral":
+        left = max(sigma**2 - g2, 0.0)  # sigma_{i+1}^2
+        return g2, math.sqrt(g2 * left) / sigma
+    return g2, math.sqrt(g2)
+
+
+def _removed(ladder: Column, variances: ArrayLike | None) -> Column:
+    """G_i^2 of every level."""
+    if variances is None:
+        return ladder**2 - np.append(ladder[1:], 0.0) ** 2
+    removed = np.asarray(variances, dtype=np.float64)
+    if removed.shape != ladder.shape or not (np.isfinite(removed) & (removed >= 0)).all():
+        raise ValueError(
+            f"variances must be ({len(ladder)},), finite and not negative; got {variances!r}"
+        )
+    return removed
+
+
+def _check(
+    predictor: str,
+    corrector: str,
+    order: str,
+    norm: str,
+    noise_norm: str,
+    corrector_steps: int,
+    snr: float,
+) -> None:
+    known = {
+        "predictor": (predictor, ("reverse_diffusion", "ancestral", "flow", "none")),
+        "corrector": (corrector, ("langevin", "annealed")),
+        "order": (order, ("corrector_first", "predictor_first")),
+        "norm": (norm, ("batch", "sample")),
+        "noise_norm": (noise_norm, ("drawn", "expected")),
+    }
+    for name, (value, values) in known.items():
+        if value not in values:
+            raise ValueError(f"{name} must be one of {', '.join(values)}; got {value!r}")
+    if corrector_steps < 0 or not 0 < snr < math.inf:
+        raise ValueError(
+            f"expected corrector_steps >= 0 and snr > 0; got {corrector_steps} and {snr}"
+        )
