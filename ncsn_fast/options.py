@@ -77,7 +77,8 @@ class SamplingOptions(ModelOptions):
     form: Literal["code", "paper"] | None = None
     """code: x + a s + sqrt(2a) z; paper: half that a (ald). Without it the model's own."""
     eta: float | None = None
-    """Share of noise, from 0 for the flow to 1 for the SDE (default: ancestral 1, dpmpp 0)."""
+    """Share of noise, from 0 for the flow to 1 for the SDE (ancestral, dpmpp; default
+    1)."""
     churn: float | None = None
     """S_churn, noise added before steps (euler, heun; default 0)."""
     s_min: float | None = None

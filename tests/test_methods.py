@@ -52,7 +52,7 @@ def test_defaults_are_the_builders(models):
     expected = {
         "euler": fast.euler(spaced(50)),
         "heun": fast.heun(spaced(18)),
-        "dpmpp": fast.dpm_solver_pp(spaced(20)),
+        "dpmpp": fast.dpm_solver_pp(spaced(20), eta=1.0),
         "em": chains.euler_maruyama(VE.from_sigmas(own), 500),
         "reverse": chains.reverse_diffusion(own),
         "ancestral": chains.ancestral(own),
@@ -163,7 +163,7 @@ OPTIONS = {
     "heun": {"steps": 3, "schedule": "karras"},
     "heun-churned": {"method": "heun", "steps": 3, "churn": 1.5},
     "dpmpp": {"steps": 4, "schedule": "polynomial"},
-    "dpmpp-sde": {"method": "dpmpp", "steps": 4, "eta": 1.0},
+    "dpmpp-flow": {"method": "dpmpp", "steps": 4, "eta": 0.0},
     "em": {"steps": 5},
     "reverse": {"steps": 4},
     "ancestral": {"steps": 3},
@@ -209,11 +209,13 @@ def plain_sampler():
 
 
 def test_interpolation_needs_noise(plain_sampler):
-    for method in ("euler", "heun", "dpmpp"):
+    quiet = {"steps": 4, "progress": False}
+    for method, silent in (("euler", {}), ("heun", {}), ("dpmpp", {"eta": 0.0})):
         with pytest.raises(ValueError, match=f"noise of steps, and '{method}' draws none"):
-            plain_sampler.interpolate(1, 3, method=method, steps=4, progress=False)
-    frames = plain_sampler.interpolate(1, 3, method="dpmpp", steps=4, eta=1.0, progress=False)
-    assert not torch.equal(frames[0], frames[2])
+            plain_sampler.interpolate(1, 3, method=method, **silent, **quiet)
+    for method, noisy in (("heun", {"churn": 2.0}), ("dpmpp", {})):
+        frames = plain_sampler.interpolate(1, 3, method=method, **noisy, **quiet)
+        assert not torch.equal(frames[0], frames[2])
 
 
 def test_the_command_line(tiny_folder, monkeypatch, capsys):

@@ -53,7 +53,7 @@ def check_draws_noise(program: Program) -> None:
     if program.nfe > 1 and not program.c.any():
         raise ValueError(
             f"interpolation mixes the noise of steps, and {program.name!r} draws none with these "
-            "options; take ald, cas, ancestral or reverse, or give it churn or eta"
+            "options; take ald, cas, ancestral or dpmpp, or give it churn or eta"
         )
 
 

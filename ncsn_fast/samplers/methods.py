@@ -177,11 +177,16 @@ def dpmpp(
     sigmas: ArrayLike | None = None,
     schedule: Schedule | None = None,
     rho: float | None = None,
-    eta: float = 0.0,
+    eta: float = 1.0,
     s_noise: float = 1.0,
     denoise: bool = True,
 ) -> Program:
-    """DPM-Solver++(2M): `steps` levels (20), NFE = steps; eta = 1 is its SDE variant."""
+    """DPM-Solver++(2M), by default its SDE variant (eta = 1): `steps` levels (20), NFE = steps.
+
+    NCSNv2 networks are not told the noise level, so a flow never mends one that it has missed;
+    fresh noise does. Of the digits model's samples at 20 steps, 84 % are recognised with eta = 1
+    and 71 % with eta = 0; euler and heun without churn are flows, too (68 and 70 %).
+    """
     ladder = _levels(model, steps, 20, sigmas, schedule, rho)
     return fast.dpm_solver_pp(ladder, eta=eta, s_noise=s_noise, denoise=denoise)
 
@@ -204,7 +209,10 @@ def reverse(
     flow: bool = False,
     denoise: bool = True,
 ) -> Program:
-    """Reverse diffusion sampling: `steps` levels (the model's own), NFE = steps."""
+    """Reverse diffusion sampling: `steps` levels (the model's own), NFE = steps.
+
+    Meant for many levels, or with a corrector: its steps overshoot in variance, of first order.
+    """
     ladder = _levels(model, steps, None, sigmas, schedule, rho)
     return chains.reverse_diffusion(ladder, flow=flow, denoise=denoise)
 
