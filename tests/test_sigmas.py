@@ -174,6 +174,75 @@ def test_check_ladder_keeps_the_values():
     assert ladder.tolist() == [3.0, 0.5]
 
 
+def test_karras_ladders():
+    """The published example, and the figures of 18 levels from 50 to .01."""
+    np.testing.assert_allclose(
+        sigmas.karras(80, 0.002, 5), [80, 17.527832, 2.515219, 0.16975276, 0.002], rtol=5e-7
+    )
+    ladder = sigmas.karras(50, 0.01, 18)
+    np.testing.assert_allclose(ladder[:3], [50, 37.19039, 27.30334], rtol=5e-7)
+    np.testing.assert_allclose(ladder[-3:], [0.05615642, 0.02498809, 0.01], rtol=5e-7)
+    assert (ladder[0], ladder[-1], ladder.dtype) == (50, 0.01, np.float64)
+
+
+def test_polynomial_ladders():
+    np.testing.assert_allclose(sigmas.polynomial(8, 0.5, 5, 1.0), [8, 4, 2, 1, 0.5], rtol=1e-14)
+    np.testing.assert_allclose(sigmas.polynomial(16, 1, 3, 2.0), [16, 2, 1], rtol=1e-14)
+
+
+@pytest.mark.parametrize("schedule", ["ladder", "geometric", "karras", "polynomial"])
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 231, 232])
+def test_spaced_ladders_keep_their_ends(schedule, n):
+    own = sigmas.geometric(50.0, 0.01, 232)
+    ladder = sigmas.spaced(own, n, schedule)
+    assert len(sigmas.check_ladder(ladder)) == n
+    assert ladder[0] == own[0].double()
+    assert n == 1 or ladder[-1] == own[-1].double()
+    if schedule == "ladder":
+        assert np.isin(ladder, own.double().numpy()).all()
+        places = np.searchsorted(-own.double().numpy(), -ladder)
+        assert n < 3 or np.diff(places).max() - np.diff(places).min() <= 1
+    np.testing.assert_array_equal(sigmas.spaced(own, n, schedule, None), ladder)
+
+
+def test_spaced_ladders_take_their_rho():
+    own = [50.0, 1.0, 0.01]
+    for name, function in (("karras", sigmas.karras), ("polynomial", sigmas.polynomial)):
+        np.testing.assert_array_equal(sigmas.spaced(own, 9, name, 3.0), function(50, 0.01, 9, 3.0))
+    np.testing.assert_array_equal(sigmas.spaced(own, 9, "karras"), sigmas.karras(50, 0.01, 9, 7.0))
+    np.testing.assert_allclose(
+        sigmas.karras(50, 0.01, 9, 1e6), np.geomspace(50, 0.01, 9), rtol=1e-3
+    )
+    assert sigmas.spaced([0.3], 1, "karras").tolist() == [0.3]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((0, "karras"), "steps must be at least 1; got 0"),
+        ((0, "geometric"), "steps must be at least 1; got 0"),
+        ((0, "ladder"), "'ladder' has 1 to 3 steps, a ladder's levels; got 0"),
+        ((4, "ladder"), "got 4"),
+        ((5, "cosine"), "one of ladder, geometric, karras, polynomial; got 'cosine'"),
+        ((5, "karras", 0.0), "rho must be positive; got 0.0"),
+        ((5, "polynomial", -1.0), "rho must be positive; got -1.0"),
+        ((5, "karras", math.nan), "rho must be positive; got nan"),
+        ((5, "geometric", 2.0), "schedule 'geometric' has no rho"),
+        ((2, "ladder", 2.0), "schedule 'ladder' has no rho"),
+    ],
+)
+def test_bad_schedules_are_refused(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        sigmas.spaced([5.0, 1.0, 0.1], *arguments)
+
+
+def test_one_level_has_nothing_between_its_ends():
+    with pytest.raises(ValueError, match=r"descending; got sigmas\[0\]=0.3 <= sigmas\[1\]=0.3"):
+        sigmas.spaced([0.3], 2, "karras")
+    with pytest.raises(ValueError, match="expected 0 < sigma_end <= sigma_begin"):
+        sigmas.karras(0.1, 1.0, 3)
+
+
 @pytest.mark.parametrize("block", [1, 7, 40, 4096])
 @pytest.mark.parametrize("kind", ["float", "offset", "uint8"])
 def test_largest_distance_is_that_of_brute_force(kind, block):

@@ -11,7 +11,7 @@ MOST_LINES, MOST_LINES_OF_A_FUNCTION = 300, 60
 
 # Modules import from their own layer and from those above it in this list, never from below.
 LAYERS = [
-    {"_C", "noise", "reference", "sigmas", "files", "kernels"},
+    {"_C", "noise", "reference", "sigmas", "sde", "files", "kernels"},
     {"_op_checks", "_extension", "_backends", "_cuda_ops", "ops", "cpu_ops", "native"},
     {"models", "objectives", "samplers"},
     {"engines"},

@@ -48,6 +48,15 @@ def inpainting(
     )
 
 
+def check_draws_noise(program: Program) -> None:
+    """ValueError for a sampler without noise: frames share their start, and would be one image."""
+    if program.nfe > 1 and not program.c.any():
+        raise ValueError(
+            f"interpolation mixes the noise of steps, and {program.name!r} draws none with these "
+            "options; take ald, cas, ancestral or dpmpp, or give it churn or eta"
+        )
+
+
 def interpolation_weights(n_frames: int) -> Tensor:
     """(n_frames, 2): cos and sin of angles from 0 to pi/2; every frame's noise has variance 1."""
     if n_frames < 1:

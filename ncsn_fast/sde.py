@@ -1,0 +1,263 @@
+"""Forward SDEs dx = f(x, t) dt + g(t) dw on t in [0, 1], and what follows from them.
+
+Song et al. 2021, "Score-based generative modeling through stochastic differential equations". All
+three drifts are linear, f(x, t) = rate(t) x, so that x(t) given x(0) is N(m(t) x(0), v(t) I):
+
+    VE      f = 0              g^2 = d sigma^2 / dt          m = 1      v: see VE.start
+    VP      f = -beta x / 2    g^2 = beta(t)                 m = e^c    v = 1 - e^2c
+    sub-VP  f = -beta x / 2    g^2 = beta(t) (1 - e^4c)      m = e^c    v = (1 - e^2c)^2
+
+    sigma(t) = sigma_min (sigma_max / sigma_min)^t,    beta(t) = beta_min + t (beta_max - beta_min)
+    c(t) = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2
+
+Backwards in time, dx = (f - g^2 s) dt + g dw with the score s; the probability flow, which has the
+same marginals, is dx = (f - g^2 s / 2) dt.
+
+t is a number, an array or a tensor, and so are the results; differences of exponentials are taken
+by expm1, so that they hold at small t. A t of shape (N,) belongs to x of shape (N, ...).
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import math
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from ncsn_fast.sigmas import check_ladder
+
+Array = Any  # a float, a numpy array or a tensor: whatever t is
+Column = NDArray[np.float64]
+
+
+def _functions(t: Array) -> Any:
+    """Where exp, expm1 and sqrt of t are found."""
+    return torch if isinstance(t, Tensor) else np
+
+
+def _along(coefficient: Array, x: Array) -> Array:
+    """A coefficient (N,) shaped so that it multiplies x (N, ...); others as they are."""
+    if np.ndim(coefficient) == 1 and x.ndim > 1:
+        return coefficient.reshape(-1, *[1] * (x.ndim - 1))
+    return coefficient
+
+
+@dataclasses.dataclass(frozen=True)
+class Discretisation:
+    """A chain that imitates an SDE: x_{i+1} = (1 + rate_i) x_i + g_i z, i from 0 to N - 1.
+
+    Attributes:
+        t: (N,) times, ascending.   rate, g: (N,) per step, not per unit of time.
+    """
+
+    t: Column
+    rate: Column
+    g: Column
+
+
+class SDE(abc.ABC):
+    """A forward SDE with linear drift."""
+
+    @abc.abstractmethod
+    def rate(self, t: Array) -> Array:
+        """f(x, t) / x, per unit of time."""
+
+    @abc.abstractmethod
+    def diffusion(self, t: Array) -> Array:
+        """g(t), per square root of time."""
+
+    @abc.abstractmethod
+    def mean_scale(self, t: Array) -> Array:
+        """m(t): E[x(t) | x(0)] = m(t) x(0)."""
+
+    @abc.abstractmethod
+    def std(self, t: Array) -> Array:
+        """Standard deviation sqrt(v(t)) of x(t) given x(0)."""
+
+    @property
+    @abc.abstractmethod
+    def prior_std(self) -> float:
+        """Standard deviation of the prior N(0, prior_std^2 I) that stands for x(1)."""
+
+    @abc.abstractmethod
+    def discretise(self, n: int, t_end: float = 0.0) -> Discretisation:
+        """The published chain of n steps, at n times from t_end to 1."""
+
+    def drift(self, x: Array, t: Array) -> Array:
+        """f(x, t), shape of x."""
+        return _along(self.rate(t), x) * x
+
+    def marginal(self, x0: Array, t: Array) -> tuple[Array, Array]:
+        """Mean (shape of x0) and standard deviation of x(t) given x(0) = x0."""
+        return _along(self.mean_scale(t), x0) * x0, _along(self.std(t), x0)
+
+    def reverse_drift(self, x: Array, score: Array, t: Array) -> Array:
+        """f(x, t) - g(t)^2 score, shape of x; time runs from 1 to 0."""
+        return self.drift(x, t) - _along(self.diffusion(t) ** 2, x) * score
+
+    def flow_drift(self, x: Array, score: Array, t: Array) -> Array:
+        """f(x, t) - g(t)^2 score / 2, the probability flow's velocity; shape of x."""
+        return self.drift(x, t) - _along(self.diffusion(t) ** 2, x) * score / 2
+
+    def prior_log_density(self, x: Tensor) -> Tensor:
+        """log N(x; 0, prior_std^2 I) in nats, (N,) for x (N, ...)."""
+        flat = x.flatten(1)
+        constant = flat.shape[1] * math.log(math.sqrt(2 * math.pi) * self.prior_std)
+        return -flat.square().sum(dim=1) / (2 * self.prior_std**2) - constant
+
+
+@dataclasses.dataclass(frozen=True)
+class VE(SDE):
+    """Variance exploding, sigma(t) = sigma_min (sigma_max / sigma_min)^t.
+
+    Args:
+        start: what x(0) is. "noised" (score SDE): data with noise sigma_min already, so that
+            v(t) = sigma(t)^2 counts from the data, and the score at t is the one at noise level
+            sigma(t). "clean" (the MNIST tutorial): the data, v(t) = sigma(t)^2 - sigma_min^2.
+    """
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+    start: Literal["noised", "clean"] = "noised"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_min < self.sigma_max < math.inf:
+            raise ValueError(
+                f"expected 0 < sigma_min < sigma_max; got {self.sigma_min} and {self.sigma_max}"
+            )
+        if self.start not in ("noised", "clean"):
+            raise ValueError(f"start must be 'noised' or 'clean'; got {self.start!r}")
+
+    @classmethod
+    def from_sigmas(cls, sigmas: ArrayLike | Tensor) -> VE:
+        """The SDE whose noise levels an NCSN or NCSNv2 ladder (L,), L >= 2, samples.
+
+        sigma(t) is geometric between the ladder's ends, as the published ladders are.
+        """
+        ladder = check_ladder(np.asarray(sigmas, dtype=np.float64))
+        if len(ladder) < 2:
+            raise ValueError("an SDE needs a ladder of at least two sigmas; got one")
+        return cls(float(ladder[-1]), float(ladder[0]))
+
+    @classmethod
+    def power(cls, base: float) -> VE:
+        """dx = base^t dw from clean data: v(t) = (base^2t - 1) / (2 ln base)."""
+        if not 1 < base < math.inf:
+            raise ValueError(f"base must be greater than 1; got {base}")
+        scale = 1 / math.sqrt(2 * math.log(base))
+        return cls(scale, base * scale, "clean")
+
+    @property
+    def log_ratio(self) -> float:
+        """ln(sigma_max / sigma_min)."""
+        return math.log(self.sigma_max / self.sigma_min)
+
+    def sigma(self, t: Array) -> Array:
+        """sigma(t)."""
+        return self.sigma_min * _functions(t).exp(t * self.log_ratio)
+
+    def rate(self, t: Array) -> Array:
+        return 0.0 * t
+
+    def diffusion(self, t: Array) -> Array:
+        return self.sigma(t) * math.sqrt(2 * self.log_ratio)
+
+    def mean_scale(self, t: Array) -> Array:
+        return 0.0 * t + 1.0
+
+    def std(self, t: Array) -> Array:
+        if self.start == "noised":
+            return self.sigma(t)
+        functions = _functions(t)
+        return self.sigma_min * functions.sqrt(functions.expm1(2 * t * self.log_ratio))
+
+    @property
+    def prior_std(self) -> float:
+        return float(self.std(1.0))
+
+    def discretise(self, n: int, t_end: float = 0.0) -> Discretisation:
+        """g_i^2 = std_i^2 - std_{i-1}^2, with std_{-1} = 0: noise on the data themselves."""
+        t = _times(n, t_end)
+        g = np.sqrt(np.diff(self.std(t) ** 2, prepend=0.0))
+        return Discretisation(t, np.zeros(n), g)
+
+
+@dataclasses.dataclass(frozen=True)
+class VP(SDE):
+    """Variance preserving; DDPM in the limit of many steps."""
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.beta_min <= self.beta_max < math.inf:
+            raise ValueError(
+                f"expected 0 < beta_min <= beta_max; got {self.beta_min} and {self.beta_max}"
+            )
+
+    def beta(self, t: Array) -> Array:
+        """beta(t), per unit of time."""
+        return self.beta_min + t * (self.beta_max - self.beta_min)
+
+    def log_mean_scale(self, t: Array) -> Array:
+        """c(t)."""
+        return -(t**2) * (self.beta_max - self.beta_min) / 4 - t * self.beta_min / 2
+
+    def rate(self, t: Array) -> Array:
+        return -self.beta(t) / 2
+
+    def diffusion(self, t: Array) -> Array:
+        return _functions(t).sqrt(self.beta(t))
+
+    def mean_scale(self, t: Array) -> Array:
+        return _functions(t).exp(self.log_mean_scale(t))
+
+    def std(self, t: Array) -> Array:
+        functions = _functions(t)
+        return functions.sqrt(-functions.expm1(2 * self.log_mean_scale(t)))
+
+    @property
+    def prior_std(self) -> float:
+        return 1.0
+
+    def discretise(self, n: int, t_end: float = 0.0) -> Discretisation:
+        """DDPM's: x_{i+1} = sqrt(1 - beta_i) x_i + sqrt(beta_i) z.
+
+        beta_i runs linearly from beta_min / n to beta_max / n, whatever t_end is.
+        """
+        t = _times(n, t_end)
+        if n <= self.beta_max:
+            raise ValueError(f"expected more than beta_max = {self.beta_max:g} steps; got {n}")
+        beta = np.linspace(self.beta_min / n, self.beta_max / n, n)
+        return Discretisation(t, np.expm1(np.log1p(-beta) / 2), np.sqrt(beta))
+
+
+@dataclasses.dataclass(frozen=True)
+class SubVP(VP):
+    """Sub-VP: the mean of VP, and less variance."""
+
+    def diffusion(self, t: Array) -> Array:
+        functions = _functions(t)
+        return functions.sqrt(self.beta(t) * -functions.expm1(4 * self.log_mean_scale(t)))
+
+    def std(self, t: Array) -> Array:
+        return -_functions(t).expm1(2 * self.log_mean_scale(t))
+
+    def discretise(self, n: int, t_end: float = 0.0) -> Discretisation:
+        """Euler's: rate / n and g / sqrt(n)."""
+        t = _times(n, t_end)
+        return Discretisation(t, self.rate(t) / n, self.diffusion(t) / math.sqrt(n))
+
+
+def _times(n: int, t_end: float) -> Column:
+    """(n,) times from t_end up to 1; one time is 1."""
+    if n < 1:
+        raise ValueError(f"steps must be at least 1; got {n}")
+    if not 0 <= t_end < 1:
+        raise ValueError(f"t_end must be in [0, 1); got {t_end}")
+    return np.linspace(1.0, t_end, n)[::-1]
