@@ -180,8 +180,7 @@ def hmc(
     h, adaptation = run.h, _Adaptation(run.h, target_acceptance)
     acceptance, accepted, nonfinite = (torch.zeros_like(h) for _ in range(3))
     with torch.no_grad():
-        here = target.at(x)
-        _check_start(here)
+        here = _checked_start(target.at(x))
         for k in range(run.n):
             p = run.momentum(k)
             there, q = leapfrog(target, here, p, h, n_leapfrog)
@@ -204,7 +203,7 @@ def hmc(
     return run.result(here.x, acceptance / count, accepted / count, nonfinite.long(), nfe=nfe)
 
 
-def _check_start(start: Point) -> None:
+def _checked_start(start: Point) -> Point:
     finite = torch.isfinite(rows(start.score)).all(1)
     if start.log_p is not None:
         finite &= torch.isfinite(start.log_p)
@@ -212,6 +211,7 @@ def _check_start(start: Point) -> None:
         raise ValueError(
             f"chain {int((~finite).nonzero()[0])} starts where score or log density is not finite"
         )
+    return start
 
 
 class _Run:
