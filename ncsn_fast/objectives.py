@@ -1,11 +1,132 @@
-"""Training objectives."""
+"""Score matching objectives: explicit, implicit, denoising and sliced, one loss per sample (N,).
+
+A score is any callable or module, x (N, ...) -> (N, ...), that treats samples alone: row n of the
+result depends on row n of x only (no statistics of the batch). D is the number of scalars per
+sample. Up to a constant that does not depend on the score,
+    explicit = implicit = sliced (on average over slices),
+and denoising is the explicit loss on the data plus N(0, sigma^2). The loss to minimise is the mean
+over n. Where gradients are enabled, all of them can be differentiated with respect to the score's
+parameters and to x.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+Score = Callable[[Tensor], Tensor]
+Slices = Literal["gaussian", "rademacher", "sphere"]
+
+
+def score_of(energy: Callable[[Tensor], Tensor]) -> Score:
+    """The score -grad E of an energy, x (N, ...) -> (N,); p(x) is proportional to exp(-E(x))."""
+
+    def score(x: Tensor) -> Tensor:
+        differentiable = torch.is_grad_enabled()
+        with torch.enable_grad():
+            y = _with_grad(x)
+            (gradient,) = torch.autograd.grad(
+                energy(y).sum(), y, create_graph=differentiable, materialize_grads=True
+            )
+        return -gradient
+
+    return score
+
+
+def explicit(score: Score, x: Tensor, true_score: Tensor) -> Tensor:
+    """Explicit score matching: l_n = 1/2 || s(x) - grad log p(x) ||^2 (Hyvarinen 2005, eq. 2).
+
+    Args:
+        true_score: grad log p(x), shape of x.
+    """
+    return _half_square(score(x) - true_score)
+
+
+def implicit(score: Score, x: Tensor) -> Tensor:
+    """Implicit score matching: l_n = tr(ds/dx) + 1/2 || s(x) ||^2 (Hyvarinen 2005, eq. 4).
+
+    The trace is exact and costs D backward passes. On average over data, explicit - implicit =
+    1/2 E || grad log p ||^2.
+    """
+    with torch.enable_grad():
+        y = _with_grad(x)
+        s = score(y)
+        trace = torch.zeros(len(y), dtype=s.dtype, device=s.device)
+        for d in range(math.prod(y.shape[1:])):
+            trace = trace + _pulled_back(s.flatten(1)[:, d].sum(), y).flatten(1)[:, d]
+        loss = trace + _half_square(s)
+    return loss if torch.is_grad_enabled() else loss.detach()
+
+
+def sliced(
+    score: Score,
+    x: Tensor,
+    *,
+    n_slices: int = 1,
+    slices: Slices = "rademacher",
+    variance_reduced: bool = False,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Sliced score matching: l_n = v^T (ds/dx) v + 1/2 (v^T s)^2, a mean over slices v.
+
+    With `variance_reduced`, 1/2 || s ||^2 takes the place of its estimate 1/2 (v^T s)^2 (Song et
+    al. 2019, "Sliced score matching", equations 7 and 8). Both are the implicit loss on average;
+    a slice costs one backward pass. Despite its name, the second form varies more where v^T
+    (ds/dx) v and (v^T s)^2 vary against each other.
+
+    Args:
+        n_slices: directions v per sample.
+        slices: N(0, I), signs, or uniform on the sphere of radius sqrt(D): E v v^T = I for each.
+        generator: of the slices; None for torch's own. Slices are drawn on its device.
+    """
+    if n_slices < 1:
+        raise ValueError(f"n_slices must be at least 1; got {n_slices}")
+    with torch.enable_grad():
+        y = _with_grad(x)
+        s = score(y)
+        loss = torch.zeros(len(y), dtype=s.dtype, device=s.device)
+        for _ in range(n_slices):
+            v = random_slices(slices, y, generator)
+            projection = (v * s).flatten(1).sum(1)
+            loss = loss + (_pulled_back(projection.sum(), y) * v).flatten(1).sum(1) / n_slices
+            if not variance_reduced:
+                loss = loss + 0.5 * projection.square() / n_slices
+        if variance_reduced:
+            loss = loss + _half_square(s)
+    return loss if torch.is_grad_enabled() else loss.detach()
+
+
+def random_slices(kind: Slices, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Directions of the shape, type and device of `like` (N, ...), with E v v^T = I per sample."""
+    device = like.device if generator is None else generator.device
+    if kind == "rademacher":
+        draw = torch.randint(2, like.shape, generator=generator, device=device)
+        return (2 * draw - 1).to(like)
+    if kind not in ("gaussian", "sphere"):
+        raise ValueError(f"slices must be 'gaussian', 'rademacher' or 'sphere'; got {kind!r}")
+    v = torch.randn(like.shape, generator=generator, device=device, dtype=like.dtype).to(like)
+    if kind == "gaussian":
+        return v
+    norm = v.flatten(1).norm(dim=1).reshape(-1, *[1] * (v.ndim - 1))
+    return v * (math.sqrt(math.prod(v.shape[1:])) / norm)
+
+
+def denoising(score: Score, x: Tensor, sigma: Tensor | float, noise: Tensor) -> Tensor:
+    """Denoising score matching at given noise: l_n = 1/2 || s(x + sigma z) + z / sigma ||^2.
+
+    What it learns is the score of the data plus N(0, sigma^2) (Vincent 2011).
+
+    Args:
+        x: clean data (N, ...).   sigma: a number, or (N,).   noise: standard normal z, shape of x.
+    """
+    if isinstance(sigma, Tensor) and sigma.ndim == 1:
+        sigma = sigma.reshape(-1, *[1] * (x.ndim - 1))
+    s = score(x + sigma * noise)
+    return _half_square(s + noise / sigma)
 
 
 def denoising_score_matching(
@@ -20,21 +141,38 @@ def denoising_score_matching(
     """Denoising score matching over a ladder of noise levels, one loss per sample (N,).
 
     l_n = 1/2 sigma^p || s(x + sigma z, level) + z / sigma ||^2, summed over pixels (Vincent 2011;
-    Song & Ermon 2019, equation 5, with lambda(sigma) = sigma^p). The training loss is the mean over
-    n.
+    Song & Ermon 2019, equation 5, with lambda(sigma) = sigma^p).
 
     Args:
         score_at: (x, level) -> score, shape of x.
-        x: clean data (N, C, H, W).   sigmas: (L,).   level: (N,) int64.
+        x: clean data (N, ...).   sigmas: (L,).   level: (N,) int64.
         noise: standard normal z, shape of x.
         anneal_power: p; 2 makes all levels weigh alike.
     """
-    sigma = sigmas[level][:, None, None, None]
-    score = score_at(x + sigma * noise, level)
-    residual = (score + noise / sigma).float()
-    return 0.5 * residual.square().flatten(1).sum(dim=1) * sigma.flatten() ** anneal_power
+    sigma = sigmas[level]
+    losses = denoising(lambda y: score_at(y, level), x, sigma, noise)
+    return losses * sigma**anneal_power
 
 
 def random_levels(n: int, n_sigmas: int, generator: torch.Generator) -> Tensor:
     """Levels (n,) int64, uniform on 0 .. n_sigmas - 1."""
     return torch.randint(n_sigmas, (n,), generator=generator)
+
+
+def _half_square(residual: Tensor) -> Tensor:
+    """1/2 || r ||^2 per sample (N,), at least in float32: sums do not survive 8 bits."""
+    wide = torch.promote_types(residual.dtype, torch.float32)
+    return 0.5 * residual.to(wide).square().flatten(1).sum(dim=1)
+
+
+def _with_grad(x: Tensor) -> Tensor:
+    """x, or a leaf of its values where nothing can be differentiated with respect to it."""
+    return x if x.requires_grad else x.detach().requires_grad_()
+
+
+def _pulled_back(value: Tensor, x: Tensor) -> Tensor:
+    """d value / d x, itself differentiable; 0 where value does not depend on x."""
+    if not value.requires_grad:
+        return torch.zeros_like(x)
+    (gradient,) = torch.autograd.grad(value, x, create_graph=True, materialize_grads=True)
+    return gradient

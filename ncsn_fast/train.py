@@ -20,7 +20,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from ncsn_fast import checkpoint, cli, data, files, sigmas
+from ncsn_fast import checkpoint, cli, data, files, sigmas, toy
 from ncsn_fast.batches import batches
 from ncsn_fast.configs import CONFIGS, TrainConfig
 from ncsn_fast.models.score import ModelConfig
@@ -80,7 +80,7 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def new_run_folder(config: TrainConfig) -> Path:
+def new_run_folder(config: TrainConfig | toy.ToyOptions) -> Path:
     """Makes <runs>/<name>, or the first of <name>-2, <name>-3, ... that no other run has."""
     for number in itertools.count(1):
         suffix = "" if number == 1 else f"-{number}"
@@ -215,7 +215,8 @@ def train(config: TrainConfig, *, resume: bool = False, progress: bool = True) -
     return run, finished
 
 
-_CONFIG_HELP = f"Settings to start from, which the options override: {', '.join(CONFIGS)}."
+_NAMES = ", ".join([*CONFIGS, "toy"])
+_CONFIG_HELP = f"Settings to start from, which the options override: {_NAMES} (options of its own)."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,16 +233,19 @@ class TrainOptions:
     """Print the resolved configuration as JSON and stop."""
 
 
-def parse_options(args: list[str]) -> TrainOptions:
+def parse_options(args: list[str]) -> TrainOptions | toy.ToyOptions:
     """Options of the trainer; `--config NAME` picks the row of CONFIGS with the defaults."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--config", default="digits")
     try:
         name = first.parse_known_args(args)[0].config
     except argparse.ArgumentError as error:
-        raise cli.UsageError(f"{error}; it must be one of {', '.join(CONFIGS)}") from error
+        raise cli.UsageError(f"{error}; it must be one of {_NAMES}") from error
+    if name == "toy":
+        about = "Train on the 2-D mixture of NCSN (2019), draw fields and samples into runs/toy."
+        return cli.parse(toy.ToyOptions, args, "ncsn_fast.train", about)
     if name not in CONFIGS:
-        raise cli.UsageError(f"--config must be one of {', '.join(CONFIGS)}; got {name!r}")
+        raise cli.UsageError(f"--config must be one of {_NAMES}; got {name!r}")
     default = TrainOptions(config=CONFIGS[name], config_name=name)
     description = (
         "Train a score model. With no options: the digits configuration, into runs/digits."
@@ -252,9 +256,26 @@ def parse_options(args: list[str]) -> TrainOptions:
     return options
 
 
+def train_toy(options: toy.ToyOptions) -> int:
+    """Trains and draws the toy; what was learnt so far if it is interrupted."""
+    toy.figure_class()  # before the folder is made
+    run = new_run_folder(options)
+    with stop_requests() as stop:
+        finished, figures = toy.train_and_draw(options, run, stop)
+    for name, figure in figures.items():
+        print(f"{name}: {figure:.3f}")
+    print(f"{'trained' if finished else 'stopped and drawn'}: {run}/fields.png, samples.png")
+    return 0 if finished else cli.INTERRUPTED
+
+
 def main(args: list[str] | None = None) -> int:
     """Command line; exit code 0 when finished, 130 when interrupted (and saved)."""
     options = parse_options(sys.argv[1:] if args is None else args)
+    if isinstance(options, toy.ToyOptions):
+        if options.dry_run:
+            print(options.to_json())
+            return 0
+        return train_toy(options)
     if options.dry_run:
         print(options.config.to_json())
         return 0

@@ -16,7 +16,7 @@ LAYERS = [
     {"models", "objectives", "samplers"},
     {"engines"},
     {"cli", "images", "data", "batches", "configs", "checkpoint", "published", "loading", "jobs",
-     "plan", "sampler", "likelihood", "metrics", "trainer", "options", "shards"},
+     "plan", "sampler", "likelihood", "metrics", "trainer", "options", "shards", "toy"},
 ]  # fmt: skip
 # The one way back, inside functions: save_pretrained and from_pretrained.
 BACK = {("models.score", "checkpoint")}
