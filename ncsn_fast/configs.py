@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ncsn_fast.models.refinenet import ARCHITECTURES
-from ncsn_fast.models.score import ModelConfig
+from ncsn_fast.models.score import TIME_STYLE, ModelConfig
+from ncsn_fast.models.unet import TIME_ARCHS, check_size
 
 # Numeric fields of TrainConfig: smallest value, and the value that they stay below.
 _BOUNDS: tuple[tuple[str, float, float], ...] = (
@@ -19,7 +20,7 @@ _BOUNDS: tuple[tuple[str, float, float], ...] = (
     )),
     *((name, 0, math.inf) for name in (
         "centre_crop", "workers", "sigma_begin", "n_sigmas", "epsilon", "warmup", "anneal_power",
-        "grad_clip", "threads", "grid",
+        "grad_clip", "threads", "grid", "sigma_min", "sigma_max",
     )),
     ("ema", 0, 1),
     ("overlap", 0, 1),
@@ -51,21 +52,27 @@ class TrainConfig:
     workers: int = 0
     """Processes that decode images; 0 decodes in the training process."""
 
-    arch: Literal["ncsnv2", "ncsnv2_deeper", "ncsnv2_deepest", "ncsn", "ncsn_deeper"] = "ncsnv2"
-    """Network."""
+    arch: Literal[
+        "ncsnv2", "ncsnv2_deeper", "ncsnv2_deepest", "ncsn", "ncsn_deeper", "unet_a", "unet_b"
+    ] = "ncsnv2"
+    """Network; unet_a and unet_b, the tutorial's, see the time and learn at all noise levels."""
     ngf: int = 24
     """Width of the network's first stage."""
     act: Literal["elu", "relu", "lrelu", "swish"] = "elu"
     """Activation."""
-    norm: Literal["InstanceNorm++", "InstanceNorm", "VarianceNorm", "BatchNorm", "NoneNorm"] = (
-        "InstanceNorm++"
-    )
-    """Normalisation; all published models use InstanceNorm++."""
+    norm: Literal[
+        "InstanceNorm++", "InstanceNorm", "VarianceNorm", "BatchNorm", "NoneNorm", "GroupNorm"
+    ] = "InstanceNorm++"
+    """Normalisation; all published models use InstanceNorm++, but GroupNorm (U-Nets only)."""
 
     sigma_begin: float = 0.0
     """Largest noise level; 0 derives it from the data (Technique 1)."""
     sigma_end: float = 0.01
     """Smallest noise level."""
+    sigma_min: float = 0.0
+    """Start of sigma(t), for unet_a and unet_b."""
+    sigma_max: float = 0.0
+    """End of sigma(t), for unet_a and unet_b."""
     n_sigmas: int = 0
     """Number of levels L; 0 derives it (Technique 2)."""
     overlap: float = 0.5
@@ -135,6 +142,9 @@ class TrainConfig:
             raise ValueError(f"name must be a plain folder name; got {self.name!r}")
         if self.data == "digits" and self.channels != 1:
             raise ValueError("the digits are grey: channels must be 1, or data something else")
+        if self.arch in TIME_ARCHS:
+            check_size(self.image_size, self.image_size)
+            return
         multiple = ARCHITECTURES[self.arch].size_multiple
         if self.image_size % multiple:
             raise ValueError(
@@ -151,6 +161,9 @@ class TrainConfig:
             ngf=self.ngf,
             act=self.act,
             norm=self.norm,
+            scale_input=self.arch not in TIME_ARCHS,
+            sigma_min=self.sigma_min,
+            sigma_max=self.sigma_max,
             n_sigmas=n_sigmas,
             sigma_begin=sigma_begin,
             sigma_end=self.sigma_end,
