@@ -16,7 +16,7 @@ import ncsn_fast
 from ncsn_fast import CheckpointError, EngineUnavailable, ModelConfig, Sampler, ScoreModel, convert
 from ncsn_fast.configs import CONFIGS
 from ncsn_fast.models.score import TIME_STYLE
-from ncsn_fast.models.unet import TIME_ARCHS, VERSIONS, Clock, TimeUNet
+from ncsn_fast.models.unet import TIME_ARCHS, VERSIONS, TimeUNet
 from ncsn_fast.plan import network_flop
 
 A = ModelConfig(
@@ -267,6 +267,62 @@ def test_model_folder_round_trip(tmp_path, arch):
     ]
 
 
+def published_file(arch, path, prefix="module.", **changes):
+    """The state dict as the tutorial saves it."""
+    state = published(arch).net.state_dict()
+    torch.save({prefix + key: value for key, value in {**state, **changes}.items()}, path)
+    return path
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@archs
+def test_published_checkpoints(tmp_path, arch, prefix):
+    model = ncsn_fast.load(published_file(arch, tmp_path / "ckpt.pth", prefix))
+    run = CONFIGS["mnist-sde" if arch == "unet_a" else "mnist-sde-b"]
+    expected = run.model_config(
+        sigma_begin=run.sigma_begin, n_sigmas=run.n_sigmas, epsilon=run.epsilon
+    )
+    assert model.config == dataclasses.replace(expected, sigma_begin=model.config.sigma_begin)
+    assert model.config.sigma_begin == pytest.approx(STDS[arch][-1], rel=1e-8)
+    x = field(2, 1, 28, 28)
+    assert torch.equal(model.score(x, 0.3), published(arch).score(x, 0.3))
+
+
+def test_convert_a_published_checkpoint(tmp_path, capsys):
+    path, out = published_file("unet_a", tmp_path / "ckpt.pth"), tmp_path / "out"
+    assert convert.main([str(path), str(out), "--sigma-max", "10"]) == 0
+    assert "model.safetensors" in capsys.readouterr().out
+    model = ncsn_fast.load(out)
+    assert (model.config.sigma_min, model.config.sigma_max) == (0.01, 10.0)
+    assert model.config.sigma_begin == pytest.approx(10.0, rel=1e-5)
+    x, t = field(2, 1, 28, 28), torch.tensor([0.2, 0.9])
+    assert torch.equal(model(x, t), published("unet_a")(x, t))
+    assert not torch.allclose(model.score_at_time(x, t), published("unet_a").score_at_time(x, t))
+
+
+@pytest.mark.parametrize(
+    ("changes", "overrides", "words"),
+    [
+        ({"conv1.weight": torch.ones(3)}, {}, r"ckpt.pth is not .* lacks conv1.weight"),
+        ({"tconv1.bias": torch.ones(2)}, {}, r"tconv1.bias has shape \(2,\); expected \(1,\)"),
+        ({"tconv1.bias": torch.ones(1) * torch.nan}, {}, "tconv1.bias holds NaN"),
+        ({"embed.0.W": torch.ones(128)}, {}, "unexpected net.embed.0.W"),
+        ({"more": torch.ones(1)}, {}, "unexpected net.more"),
+        ({"tconv1.bias": 3.0}, {}, "not a state dict of tensors"),
+        ({}, {"sigma_min": 30.0}, "ckpt.pth: expected 0 < sigma_min < sigma_max"),
+        ({}, {"sigma_min": "x"}, "ckpt.pth"),
+        ({}, {"act": "elu"}, "ckpt.pth: unet_a has act 'swish'; got 'elu'"),
+        ({}, {"image_size": (32, 32)}, "28, 36, 44, .* got 32x32"),
+        ({}, {"sigma_begin": 50.0}, "ckpt.pth: sigma_begin must be at most 22, .* got 50"),
+    ],
+)
+def test_published_checkpoints_that_do_not_fit(tmp_path, changes, overrides, words):
+    path = published_file("unet_a", tmp_path / "ckpt.pth", **changes)
+    with pytest.raises(CheckpointError, match=words) as raised:
+        ncsn_fast.load(path, **overrides)
+    assert "\n" not in str(raised.value)
+
+
 @pytest.mark.parametrize("engine", ["cpu", "cuda"])
 def test_engines_for_other_networks_refuse(engine, monkeypatch):
     kind = ncsn_fast.engines.ENGINES[engine]
@@ -303,9 +359,7 @@ def test_sampling_is_the_recursion(arch, method):
         run(program, lambda x, k: _sigma_times_score(model, x, program.sigma[k]), chains)
     assert not torch.equal(samples[0], samples[1])
     torch.testing.assert_close(samples, chains.x.clamp(0, 1), rtol=1e-3, atol=1e-4)
-    alone = Sampler(model, engine="eager").sample(
-        1, seed=3, start=2, method=method, progress=False
-    )
+    alone = Sampler(model, engine="eager").sample(1, seed=3, start=2, method=method, progress=False)
     torch.testing.assert_close(alone[0], samples[2], rtol=1e-3, atol=1e-4)
 
 

@@ -56,7 +56,12 @@ class ModelConfig:
             )
         ladders.geometric(self.sigma_begin, self.sigma_end, self.n_sigmas)
         if self.arch in TIME_ARCHS:
-            self.clock()
+            last = float(self.clock().std(1.0))
+            if self.sigma_begin > last * (1 + 1e-6):
+                raise ValueError(
+                    f"sigma_begin must be at most {last:.6g}, the noise at time 1, which grows "
+                    f"with sigma_max={self.sigma_max:g}; got {self.sigma_begin:g}"
+                )
             for name, value in TIME_STYLE.items():
                 if getattr(self, name) != value:
                     raise ValueError(
