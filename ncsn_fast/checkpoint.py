@@ -26,6 +26,7 @@ from ncsn_fast.sigmas import check_ladder
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 CHECKPOINTS = "checkpoints"
+_EXACT = ("sigmas", ".W")
 
 Weights = Literal["ema", "raw"]
 
@@ -125,12 +126,13 @@ def save_model(model: ScoreModel, folder: str | Path, *, dtype: torch.dtype | No
 
     Args:
         dtype: type of the stored weights (None: as they are). Loading gives float32 whatever it is.
+            Sigmas and the frequencies of Fourier features (large phases) stay as they are.
     """
     folder = Path(folder)
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     if dtype is not None:
         state = {
-            k: v.to(dtype) if v.is_floating_point() and k != "sigmas" else v
+            k: v.to(dtype) if v.is_floating_point() and not k.endswith(_EXACT) else v
             for k, v in state.items()
         }
     with atomic_write(folder / WEIGHTS_NAME) as path:

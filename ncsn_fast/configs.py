@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ncsn_fast.models.refinenet import ARCHITECTURES
-from ncsn_fast.models.score import ModelConfig
+from ncsn_fast.models.score import TIME_STYLE, ModelConfig
+from ncsn_fast.models.unet import TIME_ARCHS, check_size
 
 # Numeric fields of TrainConfig: smallest value, and the value that they stay below.
 _BOUNDS: tuple[tuple[str, float, float], ...] = (
@@ -19,7 +20,7 @@ _BOUNDS: tuple[tuple[str, float, float], ...] = (
     )),
     *((name, 0, math.inf) for name in (
         "centre_crop", "workers", "sigma_begin", "n_sigmas", "epsilon", "warmup", "anneal_power",
-        "grad_clip", "threads", "grid",
+        "grad_clip", "threads", "grid", "sigma_min", "sigma_max",
     )),
     ("ema", 0, 1),
     ("overlap", 0, 1),
@@ -51,21 +52,27 @@ class TrainConfig:
     workers: int = 0
     """Processes that decode images; 0 decodes in the training process."""
 
-    arch: Literal["ncsnv2", "ncsnv2_deeper", "ncsnv2_deepest", "ncsn", "ncsn_deeper"] = "ncsnv2"
-    """Network."""
+    arch: Literal[
+        "ncsnv2", "ncsnv2_deeper", "ncsnv2_deepest", "ncsn", "ncsn_deeper", "unet_a", "unet_b"
+    ] = "ncsnv2"
+    """Network; unet_a and unet_b, the tutorial's, see the time and learn at all noise levels."""
     ngf: int = 24
     """Width of the network's first stage."""
     act: Literal["elu", "relu", "lrelu", "swish"] = "elu"
     """Activation."""
-    norm: Literal["InstanceNorm++", "InstanceNorm", "VarianceNorm", "BatchNorm", "NoneNorm"] = (
-        "InstanceNorm++"
-    )
-    """Normalisation; all published models use InstanceNorm++."""
+    norm: Literal[
+        "InstanceNorm++", "InstanceNorm", "VarianceNorm", "BatchNorm", "NoneNorm", "GroupNorm"
+    ] = "InstanceNorm++"
+    """Normalisation; all published models use InstanceNorm++, but GroupNorm (U-Nets only)."""
 
     sigma_begin: float = 0.0
     """Largest noise level; 0 derives it from the data (Technique 1)."""
     sigma_end: float = 0.01
     """Smallest noise level."""
+    sigma_min: float = 0.0
+    """Start of sigma(t), for unet_a and unet_b."""
+    sigma_max: float = 0.0
+    """End of sigma(t), for unet_a and unet_b."""
     n_sigmas: int = 0
     """Number of levels L; 0 derives it (Technique 2)."""
     overlap: float = 0.5
@@ -135,6 +142,15 @@ class TrainConfig:
             raise ValueError(f"name must be a plain folder name; got {self.name!r}")
         if self.data == "digits" and self.channels != 1:
             raise ValueError("the digits are grey: channels must be 1, or data something else")
+        if self.arch in TIME_ARCHS:
+            check_size(self.image_size, self.image_size)
+            style = {"act": self.act, "norm": self.norm}
+            if not (style.items() <= TIME_STYLE.items() and 0 < self.sigma_min < self.sigma_max):
+                raise ValueError(
+                    f"{self.arch} needs act 'swish', norm 'GroupNorm' and 0 < sigma_min < "
+                    "sigma_max: start from --config mnist-sde or mnist-sde-b"
+                )
+            return
         multiple = ARCHITECTURES[self.arch].size_multiple
         if self.image_size % multiple:
             raise ValueError(
@@ -151,6 +167,9 @@ class TrainConfig:
             ngf=self.ngf,
             act=self.act,
             norm=self.norm,
+            scale_input=self.arch not in TIME_ARCHS,
+            sigma_min=self.sigma_min,
+            sigma_max=self.sigma_max,
             n_sigmas=n_sigmas,
             sigma_begin=sigma_begin,
             sigma_end=self.sigma_end,
@@ -195,6 +214,19 @@ def _ncsn(name: str, **settings: Any) -> TrainConfig:
         "ema": 0.0,
         "dequantise": True,
     }
+    return _published(name, **{**defaults, **settings})
+
+
+def _tutorial(name: str, **settings: Any) -> TrainConfig:
+    """A run of the score-SDE tutorial, on the digits unless data are given.
+
+    Its 50 epochs of MNIST are 93 750 steps.
+    """
+    defaults: dict[str, Any] = {
+        "data": "digits", "image_size": 28, "channels": 1, "flip": False, "ngf": 32,
+        "act": "swish", "norm": "GroupNorm", "batch_size": 32, "steps": 10_000, "ema": 0.0,
+        "snapshot_every": 1000, "workers": 0,
+    }  # fmt: skip
     return _published(name, **{**defaults, **settings})
 
 
@@ -250,4 +282,12 @@ CONFIGS: dict[str, TrainConfig] = {
     "ncsn-cifar10": _ncsn("ncsn-cifar10", image_size=32),
     "ncsn-celeba": _ncsn("ncsn-celeba", image_size=32, centre_crop=140),
     "ncsn-mnist": _ncsn("ncsn-mnist", image_size=28, channels=1, ngf=64, flip=False),
-}
+    "mnist-sde": _tutorial(
+        "mnist-sde", arch="unet_a", sigma_min=0.01, sigma_max=22.0, sigma_begin=22.0, n_sigmas=99,
+        epsilon=1.1e-5,
+    ),
+    "mnist-sde-b": _tutorial(
+        "mnist-sde-b", arch="unet_b", sigma_min=1.0, sigma_max=25.0, sigma_begin=9.84521,
+        n_sigmas=88, epsilon=1.1e-5,
+    ),
+}  # fmt: skip

@@ -39,10 +39,14 @@ class ConvertOptions:
     """Largest sigma: a .pth of NCSN (2019) does not hold it."""
     sigma_end: float | None = None
     """Smallest sigma: a .pth of NCSN (2019) does not hold it."""
+    sigma_min: float | None = None
+    """Smallest sigma(t) of the tutorial's network: its .pth does not hold it."""
+    sigma_max: float | None = None
+    """Largest sigma(t) of the tutorial's network: its .pth does not hold it."""
     langevin_form: Literal["code", "paper"] | None = None
     """Langevin step: code (as published code runs) or paper (half that alpha)."""
     act: Literal["elu", "relu", "lrelu", "swish"] | None = None
-    """Activation: a .pth does not hold it; published models use elu."""
+    """Activation: a .pth does not hold it; published NCSN models use elu."""
     scale_input: bool | None = None
     """False for models trained on `rescaled` or logit-transformed data."""
 

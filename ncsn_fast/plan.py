@@ -55,9 +55,11 @@ def network_flop(model: ScoreModel) -> int:
     with torch.device("meta"):
         shadow = ScoreModel(model.config)
     x = torch.empty(1, *model.image_shape, device="meta")
-    level = torch.zeros(1, dtype=torch.int64, device="meta")
+    condition = model.condition(torch.ones(1, device=model.device))
+    if condition is not None:
+        condition = condition.to("meta")
     with ops.backend("reference"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        shadow(x, level)
+        shadow(x, condition)
     return int(counter.get_total_flops())
 
 

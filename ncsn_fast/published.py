@@ -1,9 +1,10 @@
-"""The authors' .pth checkpoints of NCSN (2019) and NCSNv2 (2020), read as they were published.
+"""The authors' .pth checkpoints of NCSN (2019), NCSNv2 (2020) and the score-SDE tutorial.
 
-A file is a list: [score state dict, optimiser state dict, epoch, step, EMA dict], the first two
-entries alone for NCSN, the EMA dict only where training kept one. It holds no configuration, so the
-network is inferred from keys and shapes; what cannot be (image size, step size) comes from the
-published run it resembles, or from the caller.
+Those of NCSN and NCSNv2 are a list: [score state dict, optimiser state dict, epoch, step, EMA
+dict], the first two entries alone for NCSN, the EMA dict only where training kept one. The
+tutorial's is a state dict. None holds a configuration, so the network is inferred from keys and
+shapes; what cannot be (image size, step size, sigma of t) comes from the published run it
+resembles, or from the caller.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from torch import Tensor
 from ncsn_fast import sigmas as ladders
 from ncsn_fast.checkpoint import CheckpointError, Weights, build_model, check_tensors
 from ncsn_fast.configs import CONFIGS, TrainConfig
-from ncsn_fast.models.score import ModelConfig, ScoreModel
+from ncsn_fast.models.score import TIME_STYLE, ModelConfig, ScoreModel
+from ncsn_fast.models.unet import TIME_ARCHS, VERSIONS, Clock
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +33,9 @@ _DEFAULT_SIZE = {
     "ncsnv2_deepest": 256,
     "ncsn": 32,
     "ncsn_deeper": 64,
+    **dict.fromkeys(TIME_ARCHS, 28),
 }
+_FREQUENCIES = {"embed.W": "unet_a", "embed.0.W": "unet_b"}  # keys of the tutorial's networks
 
 
 def from_published(
@@ -48,7 +52,8 @@ def from_published(
     """
     overrides = overrides or {}
     raw, averaged = _split(contents, path)
-    config = _infer(raw, overrides, path)
+    infer = _infer_unet if _is_unet(raw) else _infer
+    config = infer(raw, overrides, path)
     kind = "averaged" if weights == "ema" and averaged is not None else "raw"
     state = raw
     if averaged is not None and kind == "averaged":  # it holds parameters only
@@ -69,6 +74,8 @@ def from_published(
 
 def _split(contents: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
     """Raw weights and EMA weights (None without), both without prefix."""
+    if isinstance(contents, dict) and _is_unet(contents):
+        contents = [contents, {}]
     if not isinstance(contents, (list, tuple)) or len(contents) not in (2, 4, 5):
         size = f" of {len(contents)}" if hasattr(contents, "__len__") else ""
         raise CheckpointError(
@@ -109,6 +116,32 @@ def _infer(state: dict[str, Tensor], overrides: dict[str, Any], path: Path) -> M
         raise CheckpointError(f"{path}: {error}") from error
 
 
+def _is_unet(state: dict[Any, Any]) -> bool:
+    return any(prefix + key in state for key in _FREQUENCIES for prefix in ("", _PREFIX))
+
+
+def _infer_unet(state: dict[str, Tensor], overrides: dict[str, Any], path: Path) -> ModelConfig:
+    """ModelConfig of one of the tutorial's networks, whose sigma(t) is the published one."""
+    first = state.get("conv1.weight")
+    if first is None or first.ndim != 4:
+        raise CheckpointError(f"{path} is not a checkpoint of the tutorial: it lacks conv1.weight")
+    arch = next(name for key, name in _FREQUENCIES.items() if key in state)
+    ngf, channels = first.shape[:2]
+    version = VERSIONS[TIME_ARCHS[arch]]
+    found: dict[str, Any] = {
+        "arch": arch, "channels": channels, "ngf": ngf, **TIME_STYLE, "sigma_end": 0.01,
+        "sigma_min": version.sigma_min, "sigma_max": version.sigma_max, **overrides,
+    }  # fmt: skip
+    try:
+        clock = Clock(TIME_ARCHS[arch], found["sigma_min"], found["sigma_max"])
+        found.setdefault("sigma_begin", float(clock.std(1.0)))
+        ends = (found["sigma_begin"], found["sigma_end"])
+        found.setdefault("n_sigmas", ladders.n_levels(*ends, channels * 28**2))
+        return ModelConfig.from_dict(_sampling_settings(found))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
 def _has(state: dict[str, Tensor], prefix: str) -> bool:
     return any(key.startswith(prefix) for key in state)
 
@@ -133,7 +166,7 @@ def _sampling_settings(found: dict[str, Any]) -> dict[str, Any]:
         mnist = found["channels"] == 1 and found["ngf"] == 64
         side = 28 if mnist else _DEFAULT_SIZE.get(found["arch"], 32)
         size, steps, epsilon = (side, side), 100, 2e-5
-        if found["arch"].startswith("ncsnv2"):
+        if found["arch"] not in ("ncsn", "ncsn_deeper"):
             steps = found.get("n_steps_each", 5)
             ladder = ladders.geometric(found["sigma_begin"], found["sigma_end"], found["n_sigmas"])
             epsilon = ladders.epsilon_for(ladder, steps)

@@ -197,11 +197,10 @@ class Sampler:
         """grad log p_sigma(x), float32 on the CPU; x is (N, C, H, W), sigma a number or (N,)."""
         x = x.detach().to("cpu", torch.float32)
         sigma = each_sigma(sigma, x)
-        level = None
-        if self.model.conditional:
-            level = self.model.nearest_level(sigma.to(self.model.device)).cpu()
+        condition = self.model.condition(sigma.to(self.model.device))
         factor = torch.as_tensor(self.model.score_factor(sigma))
-        return self.engine_for(len(x)).output(x, level) * factor[:, None, None, None]
+        f = self.engine_for(len(x)).output(x, None if condition is None else condition.cpu())
+        return f * factor[:, None, None, None]
 
     def denoise(self, images: Any, sigma: Tensor | float, *, output: Output = "pt") -> Any:
         """The posterior mean of clean images given images with noise sigma (Tweedie)."""

@@ -24,6 +24,7 @@ from ncsn_fast import checkpoint, cli, data, files, sigmas, toy
 from ncsn_fast.batches import batches
 from ncsn_fast.configs import CONFIGS, TrainConfig
 from ncsn_fast.models.score import ModelConfig
+from ncsn_fast.models.unet import TIME_ARCHS, Clock
 from ncsn_fast.trainer import Journal, LevelLosses, Trainer, TrainingError
 
 log = logging.getLogger("ncsn_fast.train")
@@ -39,7 +40,10 @@ FREE_ON_RESUME = {
 def resolve_ladder(config: TrainConfig, images: data.Images) -> ModelConfig:
     """The model's configuration; Techniques 1, 2 and 4 derive what the config leaves open."""
     sigma_begin, n = config.sigma_begin, config.n_sigmas
-    if sigma_begin <= 0:
+    if sigma_begin <= 0 and config.arch in TIME_ARCHS:
+        clock = Clock(TIME_ARCHS[config.arch], config.sigma_min, config.sigma_max)
+        sigma_begin = float(clock.std(1.0))
+    elif sigma_begin <= 0:
         chosen = None
         if len(images) > sigmas.EXACT_LIMIT:
             order = torch.randperm(

@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ncsn_fast import checkpoint
 from ncsn_fast.configs import TrainConfig
+from ncsn_fast.continuous import continuous_score_matching, random_times
 from ncsn_fast.files import atomic_write, remove_leftovers
 from ncsn_fast.images import save_grid
 from ncsn_fast.jobs import SamplingError
@@ -85,17 +86,8 @@ class Trainer:
         """One optimiser step; returns the levels and losses (B,) of its images."""
         self.model.train()  # a snapshot that samples from it left it in evaluation mode
         x = self.prepare(images)
-        level = random_levels(len(x), self.model.config.n_sigmas, self.generator).to(self.device)
-        noise = torch.randn(x.shape, generator=self.generator).to(self.device)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.autocast):
-            losses = denoising_score_matching(
-                self.model.score_at,
-                x,
-                self.model.sigmas,
-                level,
-                noise,
-                anneal_power=self.config.anneal_power,
-            )
+            level, losses = self._losses(x)
         self._check_finite(losses, level)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
@@ -108,6 +100,22 @@ class Trainer:
             self.ema.update_parameters(self.model)
         self.step += 1
         return level.cpu(), losses.detach().cpu()
+
+    def _losses(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Levels, those nearest to the times where the network sees the time, and losses (B,)."""
+        model, clock = self.model, self.model.clock
+        if clock is not None:
+            t = random_times(len(x), clock.t_min, self.generator).to(self.device)
+            noise = torch.randn(x.shape, generator=self.generator).to(self.device)
+            std = clock.std(t).float()
+            losses = continuous_score_matching(model.score_at_time, x, t, std, noise)
+            return model.nearest_level(std), losses
+        level = random_levels(len(x), model.config.n_sigmas, self.generator).to(self.device)
+        noise = torch.randn(x.shape, generator=self.generator).to(self.device)
+        losses = denoising_score_matching(
+            model.score_at, x, model.sigmas, level, noise, anneal_power=self.config.anneal_power
+        )
+        return level, losses
 
     def _check_finite(self, losses: Tensor, level: Tensor) -> None:
         bad = ~torch.isfinite(losses)

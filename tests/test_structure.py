@@ -13,7 +13,7 @@ MOST_LINES, MOST_LINES_OF_A_FUNCTION = 300, 60
 LAYERS = [
     {"_C", "noise", "reference", "sigmas", "sde", "files", "kernels"},
     {"_op_checks", "_extension", "_backends", "_cuda_ops", "ops", "cpu_ops", "native"},
-    {"models", "objectives", "samplers"},
+    {"models", "objectives", "continuous", "samplers"},
     {"engines"},
     {"cli", "images", "data", "batches", "configs", "checkpoint", "published", "loading", "jobs",
      "plan", "sampler", "likelihood", "metrics", "trainer", "options", "shards", "toy"},

@@ -136,7 +136,8 @@ class Engine(abc.ABC):
     def network(self, x: Tensor, level: Tensor | None) -> Tensor:
         """Raw output f for x (batch_size, C, H, W) float32.
 
-        level is (batch_size,) int64 for networks that are conditioned on it, else None.
+        level is what ScoreModel.condition gives, (batch_size,): int64 levels, float32 times, or
+        None for networks that are not conditioned.
         """
 
     @contextlib.contextmanager
@@ -163,10 +164,10 @@ class Engine(abc.ABC):
         sigma = torch.from_numpy(program.sigma)
         factor = np.asarray(self.model.score_factor(sigma), dtype=np.float64)
         scaled = program.scaled(program.sigma * factor)
-        levels = None
-        if self.model.conditional:
-            levels = self.model.nearest_level(sigma.to(self.model.device)).to(self.device)
-        run_rows = self.stepper(scaled, chains, levels, update)
+        conditions = self.model.condition(sigma.to(self.model.device))
+        if conditions is not None:
+            conditions = conditions.to(self.device)
+        run_rows = self.stepper(scaled, chains, conditions, update)
         left = [rows for rows in self.chunks(scaled) if rows.stop > start]
         for rows in left or [range(0)]:  # a program without rows still imposes known pixels
             with self.context():
@@ -184,8 +185,8 @@ class Engine(abc.ABC):
     ) -> Callable[[int, int], object]:
         """What runs rows first .. stop-1 of a program on the chains, in place.
 
-        The program is in terms of the raw output; levels (K,) are the rows' for networks that are
-        conditioned on them.
+        The program is in terms of the raw output; levels (K,) are the rows' conditions, as of
+        ScoreModel.condition.
         """
 
         def network(x: Tensor, k: int) -> Tensor:

@@ -169,16 +169,16 @@ class Graph:
         return y
 
 
-def lower(net: RefineNet, height: int, width: int) -> Graph:
-    """The operations of a network on images of this size.
+def lower(net: nn.Module, height: int, width: int) -> Graph:
+    """The operations of a RefineNet on images of this size.
 
-    Raises:
-        UnsupportedNetwork: its activation is not ELU, or its norm neither IN++ nor instance norm.
+    UnsupportedNetwork: its activation is not ELU, or its norm neither IN++ nor instance norm.
     """
-    if net.style.act_name != "elu" or net.style.norm_name not in ("InstanceNorm++", "InstanceNorm"):
-        raise UnsupportedNetwork(
-            f"activation {net.style.act_name!r} with norm {net.style.norm_name!r}"
-        )
+    if not isinstance(net, RefineNet):
+        raise UnsupportedNetwork("conditioning on time")
+    style = net.style
+    if style.act_name != "elu" or style.norm_name not in ("InstanceNorm++", "InstanceNorm"):
+        raise UnsupportedNetwork(f"activation {style.act_name!r} with norm {style.norm_name!r}")
     graph = Graph(net.channels, height, width)
     h = graph.conv("begin_conv", graph.input, _conv(net.begin_conv))
     skips: dict[str, Map] = {}

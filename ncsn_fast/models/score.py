@@ -7,13 +7,17 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ncsn_fast import sigmas as ladders
-from ncsn_fast.models.refinenet import RefineNet
+from ncsn_fast.models.refinenet import ARCHITECTURES, RefineNet
+from ncsn_fast.models.unet import TIME_ARCHS, Clock, TimeUNet
+
+# What the networks that are conditioned on time are made of: nothing to choose.
+TIME_STYLE: dict[str, Any] = {"act": "swish", "norm": "GroupNorm", "scale_input": False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +26,8 @@ class ModelConfig:
 
     epsilon is the Langevin step size in x + alpha s + sqrt(2 alpha) z with alpha_i = epsilon
     sigma_i^2 / sigma_L^2 (the published `step_lr`); langevin_form "paper" halves alpha, as the
-    formula of the 2019 paper has it.
+    formula of the 2019 paper has it. Networks conditioned on time have sigma_min and sigma_max, the
+    ends of their sigma(t) (models/unet.py); their ladder serves the samplers that need one.
     """
 
     arch: str = "ncsnv2"
@@ -38,6 +43,8 @@ class ModelConfig:
     epsilon: float = 6.2e-6
     n_steps_each: int = 5
     langevin_form: str = "code"
+    sigma_min: float = 0.0
+    sigma_max: float = 0.0
 
     def __post_init__(self) -> None:
         if self.langevin_form not in ("code", "paper"):
@@ -48,6 +55,27 @@ class ModelConfig:
                 f"got {self.epsilon}, {self.n_steps_each}"
             )
         ladders.geometric(self.sigma_begin, self.sigma_end, self.n_sigmas)
+        if self.arch in TIME_ARCHS:
+            last = float(self.clock().std(1.0))
+            if self.sigma_begin > last * (1 + 1e-6):
+                raise ValueError(
+                    f"sigma_begin must be at most {last:.6g}, the noise at time 1, which grows "
+                    f"with sigma_max={self.sigma_max:g}; got {self.sigma_begin:g}"
+                )
+            for name, value in TIME_STYLE.items():
+                if getattr(self, name) != value:
+                    raise ValueError(
+                        f"{self.arch} has {name} {value!r}; got {getattr(self, name)!r}"
+                    )
+        elif self.sigma_min or self.sigma_max:
+            raise ValueError(
+                f"sigma_min and sigma_max belong to {' and '.join(TIME_ARCHS)}, not {self.arch!r}; "
+                "a ladder has sigma_begin and sigma_end"
+            )
+
+    def clock(self) -> Clock:
+        """Noise level and time of a network that is conditioned on time."""
+        return Clock(TIME_ARCHS[self.arch], self.sigma_min, self.sigma_max)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
@@ -60,7 +88,11 @@ class ModelConfig:
         return cls(**kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "image_size": list(self.image_size)}
+        """Values for JSON; sigma_min and sigma_max where the network has them."""
+        values = {**dataclasses.asdict(self), "image_size": list(self.image_size)}
+        if self.arch not in TIME_ARCHS:
+            del values["sigma_min"], values["sigma_max"]
+        return values
 
 
 def _convert(name: str, kind: Any, value: Any) -> Any:
@@ -81,27 +113,43 @@ def _convert(name: str, kind: Any, value: Any) -> Any:
     return value
 
 
+def build_network(config: ModelConfig) -> RefineNet | TimeUNet:
+    """The network of a configuration, with fresh weights; ValueError if there is none such."""
+    if config.arch in TIME_ARCHS:
+        return TimeUNet(TIME_ARCHS[config.arch], channels=config.channels, ngf=config.ngf)
+    if config.arch not in ARCHITECTURES:
+        names = ", ".join((*ARCHITECTURES, *TIME_ARCHS))
+        raise ValueError(f"arch must be one of {names}; got {config.arch!r}")
+    return RefineNet(
+        config.arch,
+        channels=config.channels,
+        ngf=config.ngf,
+        n_levels=config.n_sigmas,
+        act=config.act,
+        norm=config.norm,
+        scale_input=config.scale_input,
+    )
+
+
 class ScoreModel(nn.Module):
-    """score(x, sigma) = grad log p_sigma(x), from a network of the NCSN family.
+    """score(x, sigma) = grad log p_sigma(x), for x = clean + sigma z.
 
     The raw network output f relates to the score by `score_factor`: score = score_factor(sigma) *
-    f. NCSNv2 networks do not see the level (f = sigma * score), so any sigma > 0 is legal; NCSN
-    (2019) networks see the index of the nearest trained level (in log sigma) and f is the score
-    itself.
+    f. What the network sees of sigma is `condition(sigma)`:
+
+    - "none" (NCSNv2): nothing; f = sigma * score, so any sigma > 0 is legal;
+    - "level" (NCSN 2019): the nearest trained level (in log sigma); f is the score itself;
+    - "time" (the tutorial's U-Net): the time t at which the noise is sigma; f = sigma * score.
+
+    Attributes:
+        sigmas: (n_sigmas,) float32, the ladder.   clock: sigma of t, for "time"; else None.
     """
 
     def __init__(self, config: ModelConfig, sigmas: Tensor | None = None) -> None:
         super().__init__()
         self.config = config
-        self.net = RefineNet(
-            config.arch,
-            channels=config.channels,
-            ngf=config.ngf,
-            n_levels=config.n_sigmas,
-            act=config.act,
-            norm=config.norm,
-            scale_input=config.scale_input,
-        )
+        self.net = build_network(config)
+        self.clock = config.clock() if config.arch in TIME_ARCHS else None
         if sigmas is None:
             sigmas = ladders.geometric(config.sigma_begin, config.sigma_end, config.n_sigmas)
         ladders.check_ladder(sigmas)
@@ -125,8 +173,15 @@ class ScoreModel(nn.Module):
 
     @property
     def conditional(self) -> bool:
-        """True where the network sees the noise level (NCSN 2019)."""
-        return self.net.arch.conditional
+        """True where the network sees the index of a trained level, and knows no other."""
+        return self.conditioning == "level"
+
+    @property
+    def conditioning(self) -> Literal["none", "level", "time"]:
+        """What the network sees of the noise level."""
+        if isinstance(self.net, TimeUNet):
+            return "time"
+        return "level" if self.net.arch.conditional else "none"
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -142,6 +197,15 @@ class ScoreModel(nn.Module):
         gaps = (sigma.log()[..., None] - self.sigmas.double().log()).abs()
         return gaps.argmin(dim=-1)
 
+    def condition(self, sigma: Tensor | float) -> Tensor | None:
+        """What the network sees at noise level sigma, in the shape of sigma.
+
+        int64 levels, float32 times, or None where it sees nothing.
+        """
+        if self.clock is not None:
+            return self.clock.time(sigma).to(self.device, torch.float32)
+        return self.nearest_level(sigma) if self.conditional else None
+
     def score_factor(self, sigma: Tensor | float) -> Tensor | float:
         """The factor from the raw network output f to the score at sigma."""
         if self.conditional:
@@ -156,12 +220,13 @@ class ScoreModel(nn.Module):
             total.update(value.detach().cpu().contiguous().numpy().tobytes())
         return total.hexdigest()
 
-    def forward(self, x: Tensor, level: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """Raw network output f for x (N, C, H, W).
 
-        `level` (N,) int64 is read by the networks that are conditioned on it, and by no other.
+        `condition` (N,), of the kind that `condition` gives, is read by the networks that are
+        conditioned, and by no other.
         """
-        return self.net(x, level if self.conditional else None)
+        return self.net(x, None if self.conditioning == "none" else condition)
 
     def score_at(self, x: Tensor, level: Tensor | int) -> Tensor:
         """Score at a trained level: an index in [0, n_sigmas), or one per sample (N,) int64."""
@@ -173,17 +238,27 @@ class ScoreModel(nn.Module):
         if level.numel() and not 0 <= int(level.min()) <= int(level.max()) < len(self.sigmas):
             raise ValueError(f"level must be in [0, {len(self.sigmas)}); got {level.tolist()}")
         level = level.expand(len(x))
-        f = self(x, level)
-        if self.conditional:
-            return f
-        return f / self.sigmas[level][:, None, None, None]
+        return self(x, level) if self.conditional else self._divided(x, self.sigmas[level])
 
     def score(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """Score at noise level sigma > 0: a number, or one per sample (N,)."""
         sigma = each_sigma(sigma, x)
         if self.conditional:
             return self(x, self.nearest_level(sigma))
-        return self(x) / sigma[:, None, None, None]
+        return self._divided(x, sigma)
+
+    def _divided(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """f / sigma for the networks whose output is sigma * score; sigma is (N,)."""
+        return self(x, self.condition(sigma)) / sigma[:, None, None, None]
+
+    def score_at_time(self, x: Tensor, t: Tensor | float) -> Tensor:
+        """Score at time t in (0, 1], a number or one per sample (N,), of networks that see it."""
+        if self.clock is None:
+            raise ValueError(f"{self.config.arch} is not conditioned on time; use score(x, sigma)")
+        t = torch.as_tensor(t, dtype=torch.float32, device=x.device).expand(len(x))
+        if not bool(((t > 0) & (t <= 1)).all()):
+            raise ValueError(f"t must be in (0, 1]; got {t.tolist()}")
+        return self(x, t) / self.clock.std(t).to(x.dtype)[:, None, None, None]
 
     def denoise(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """Tweedie's formula: the posterior mean x + sigma^2 score(x, sigma)."""

@@ -1,0 +1,211 @@
+"""The score-SDE tutorial's network: a U-Net that sees the time t, in both of its public versions.
+
+Noise grows with t in (0, 1]: x(t) = x(0) + std(t) z. The raw output is f = std(t) * score, so the
+division by std(t), the tutorial's last step, is left to the caller (models/score.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclasses.dataclass(frozen=True)
+class Version:
+    """In what the public versions differ.
+
+    Attributes:
+        fourier_scale: standard deviation of the frequencies of the time's Fourier features.
+        linear: a linear layer follows the features.
+        diffusion_is_sigma: dx = sigma(t) dw; else dx = g dw with g^2 = d sigma^2 / dt.
+        sigma_min, sigma_max: the published sigma(t) = sigma_min (sigma_max / sigma_min)^t.
+        t_min: training draws t uniformly from (t_min, 1).
+    """
+
+    fourier_scale: float
+    linear: bool
+    diffusion_is_sigma: bool
+    sigma_min: float
+    sigma_max: float
+    t_min: float
+
+
+VERSIONS: dict[str, Version] = {
+    # GANs-Public, optional notebook of course 2, week 2
+    "a": Version(8.0, False, False, sigma_min=0.01, sigma_max=22.0, t_min=1e-3),
+    # Yang Song's notebook
+    "b": Version(30.0, True, True, sigma_min=1.0, sigma_max=25.0, t_min=1e-5),
+}
+TIME_ARCHS: dict[str, str] = {f"unet_{version}": version for version in VERSIONS}
+
+
+class Clock:
+    """The noise level of every time, and the time of every noise level.
+
+    With k = log(sigma_max / sigma_min):
+        std(t)^2 = sigma_min^2 (e^(2kt) - 1)            version a, which is sigma(t)^2 - sigma_min^2
+        std(t)^2 = sigma_min^2 (e^(2kt) - 1) / (2k)     version b, the integral of sigma(s)^2
+    """
+
+    def __init__(self, version: str, sigma_min: float, sigma_max: float) -> None:
+        if not 0 < sigma_min < sigma_max < math.inf:
+            raise ValueError(
+                f"expected 0 < sigma_min < sigma_max; "
+                f"got sigma_min={sigma_min}, sigma_max={sigma_max}"
+            )
+        self.rate = 2 * math.log(sigma_max / sigma_min)
+        self.scale = sigma_min
+        if VERSIONS[version].diffusion_is_sigma:
+            self.scale /= math.sqrt(self.rate)
+        self.t_min = VERSIONS[version].t_min
+
+    def std(self, t: Tensor | float) -> Tensor:
+        """Standard deviation of the noise at times t; shape of t, float64."""
+        t = torch.as_tensor(t, dtype=torch.float64)
+        return self.scale * torch.expm1(self.rate * t).sqrt()
+
+    def time(self, std: Tensor | float) -> Tensor:
+        """The time in [0, 1] at which the noise has this standard deviation; float64.
+
+        1, the last that a network knows, above std(1).
+        """
+        std = torch.as_tensor(std, dtype=torch.float64)
+        return (torch.log1p((std / self.scale).square()) / self.rate).clamp(max=1.0)
+
+
+class FourierFeatures(nn.Module):
+    """[sin 2 pi t W, cos 2 pi t W] (N, 2 width), with fixed random frequencies W (width,)."""
+
+    def __init__(self, width: int, scale: float) -> None:
+        super().__init__()
+        self.W = nn.Parameter(torch.randn(width) * scale, requires_grad=False)
+
+    def forward(self, t: Tensor) -> Tensor:
+        # A phase reaches hundreds of radians: float32 always, and in the published order.
+        phase = t.float()[:, None] * self.W.float() * 2 * math.pi
+        return torch.cat((phase.sin(), phase.cos()), dim=1)
+
+
+class Dense(nn.Module):
+    """A linear layer of the time's embedding, as a bias of feature maps: (N, cout, 1, 1)."""
+
+    def __init__(self, cin: int, cout: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(cin, cout)
+
+    def forward(self, e: Tensor) -> Tensor:
+        return self.dense(e)[:, :, None, None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """swish(norm(convolution(x) + dense(time))): 3x3, without padding and bias.
+
+    Widths are in units of ngf; `skip` is that of the encoder's maps that the input ends with; `up`
+    is a transposed convolution; a group norm has at most `groups` groups.
+    """
+
+    conv: str
+    dense: str
+    norm: str
+    cin: int
+    cout: int
+    stride: int = 2
+    skip: int = 0
+    up: bool = False
+    output_padding: int = 0
+    groups: int = 32
+
+
+ENCODER = (
+    Stage("conv1", "dense1", "gnorm1", 0, 1, stride=1, groups=4),  # from the image's channels
+    Stage("conv2", "dense2", "gnorm2", 1, 2),
+    Stage("conv3", "dense3", "gnorm3", 2, 4),
+    Stage("conv4", "dense4", "gnorm4", 4, 8),
+)
+DECODER = (
+    Stage("tconv4", "dense5", "tgnorm4", 8, 4, up=True),
+    Stage("tconv3", "dense6", "tgnorm3", 4, 2, skip=4, up=True, output_padding=1),
+    Stage("tconv2", "dense7", "tgnorm2", 2, 1, skip=2, up=True, output_padding=1),
+)
+
+
+def check_size(height: int, width: int) -> None:
+    """ValueError unless the decoder's maps have the sizes of the encoder's."""
+    if min(height, width) < 28 or height % 8 != 4 or width % 8 != 4:
+        raise ValueError(
+            f"this network takes images whose height and width are 28, 36, 44, ... (4 more than a "
+            f"multiple of 8); got {height}x{width}. Resize or pad them."
+        )
+
+
+class TimeUNet(nn.Module):
+    """The tutorial's U-Net; attribute names are those of its checkpoints' keys.
+
+    Args:
+        version: a key of VERSIONS.
+        channels: image channels.
+        ngf: width of the first stage, published 32; the time's embedding has 8 ngf numbers.
+    """
+
+    scale_input = False  # data in [0, 1] go in as they are
+
+    def __init__(self, version: str, *, channels: int = 1, ngf: int = 32) -> None:
+        super().__init__()
+        if version not in VERSIONS:
+            raise ValueError(f"version must be one of {', '.join(VERSIONS)}; got {version!r}")
+        if min(channels, ngf) < 1:
+            raise ValueError(f"channels and ngf must be positive; got {channels} and {ngf}")
+        self.channels, width = channels, 8 * ngf
+        features = FourierFeatures(width // 2, VERSIONS[version].fourier_scale)
+        self.embed: nn.Module = features
+        if VERSIONS[version].linear:
+            self.embed = nn.Sequential(features, nn.Linear(width, width))
+        for stage in (*ENCODER, *DECODER):
+            cin, cout = (stage.cin + stage.skip) * ngf or channels, stage.cout * ngf
+            self.add_module(stage.conv, _convolution(stage, cin, cout))
+            self.add_module(stage.dense, Dense(width, cout))
+            self.add_module(stage.norm, nn.GroupNorm(math.gcd(stage.groups, cout), cout))
+        self.tconv1 = nn.ConvTranspose2d(2 * ngf, channels, 3)
+
+    def check_input(self, x: Tensor) -> None:
+        """Raises ValueError unless x is (N, channels, H, W) with an admissible H and W."""
+        if x.ndim != 4 or x.shape[1] != self.channels:
+            raise ValueError(f"expected images (N, {self.channels}, H, W); got {tuple(x.shape)}")
+        check_size(x.shape[2], x.shape[3])
+
+    def forward(self, x: Tensor, t: Tensor | None = None) -> Tensor:
+        """f(x, t) = std(t) * score: shape of x. `t` (N,) float, in (0, 1]."""
+        self.check_input(x)
+        if t is None:
+            raise ValueError(
+                "this network is conditioned on the time: pass t (N,), or use "
+                "ScoreModel.score(x, sigma)"
+            )
+        if t.shape != x.shape[:1] or not t.is_floating_point():
+            raise ValueError(f"t must be ({len(x)},) float; got {tuple(t.shape)} {t.dtype}")
+        embedding = F.silu(self.embed(t))
+        h, skips = x, []
+        for stage in ENCODER:
+            h = self._run(stage, h, embedding)
+            skips.append(h)
+        skips.pop()
+        for stage in DECODER:
+            h = torch.cat((self._run(stage, h, embedding), skips.pop()), dim=1)
+        return self.tconv1(h)
+
+    def _run(self, stage: Stage, x: Tensor, embedding: Tensor) -> Tensor:
+        conv, dense, norm = map(self.get_submodule, (stage.conv, stage.dense, stage.norm))
+        return F.silu(norm(conv(x) + dense(embedding)))
+
+
+def _convolution(stage: Stage, cin: int, cout: int) -> nn.Module:
+    if not stage.up:
+        return nn.Conv2d(cin, cout, 3, stage.stride, bias=False)
+    return nn.ConvTranspose2d(
+        cin, cout, 3, stage.stride, output_padding=stage.output_padding, bias=False
+    )
