@@ -106,7 +106,7 @@ class ToyOptions:
     """Folder that holds the runs."""
     objective: Literal["sliced", "sliced-vr", "implicit", "denoising"] = "sliced"
     """Score matching objective; sliced-vr is its variance-reduced form."""
-    steps: int = 3000
+    steps: int = 2000
     """Optimiser steps."""
     batch_size: int = 256
     """Draws from the mixture per step."""
