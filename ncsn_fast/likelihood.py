@@ -19,11 +19,9 @@ import torch
 from torch import Tensor
 
 from ncsn_fast import noise, ops
+from ncsn_fast.noise import Stream
 from ncsn_fast.samplers.ode import solve
 from ncsn_fast.samplers.plain import Score, per_sample
-
-# Streams of noise.py that no sampler uses: what is drawn here never meets the draws that made x.
-DEQUANTISATION, PROBE = 5, 6
 
 Trace = Literal["rademacher", "gaussian", "exact"]
 
@@ -69,7 +67,7 @@ def dequantise(
             f"levels must be in [0, {2**bits}); got {int(levels.min())} .. {int(levels.max())}"
         )
     samples = _samples(samples, levels)
-    u = ops.uniform(seed, samples, DEQUANTISATION, 0, tuple(levels.shape[1:]))
+    u = ops.uniform(seed, samples, Stream.DEQUANTISATION, 0, tuple(levels.shape[1:]))
     return low + (high - low) / 2**bits * (levels.to(torch.float32) + u)
 
 
@@ -144,7 +142,7 @@ def probes(trace: Trace, n_probes: int, x: Tensor, seed: int, samples: Tensor) -
     if n_probes < 1:
         raise ValueError(f"n_probes must be at least 1; got {n_probes}")
     draw = ops.normal if trace == "gaussian" else ops.uniform
-    drawn = (draw(seed, samples, PROBE, i, tuple(x.shape[1:])) for i in range(n_probes))
+    drawn = (draw(seed, samples, Stream.PROBE, i, tuple(x.shape[1:])) for i in range(n_probes))
     if trace == "gaussian":
         return [z.to(x.dtype) for z in drawn]
     return [torch.where(u < 0.5, -1.0, 1.0).to(x.dtype) for u in drawn]

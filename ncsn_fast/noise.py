@@ -31,13 +31,15 @@ _ROUNDS = 10
 
 
 class Stream(enum.IntEnum):
-    """Independent uses of randomness within one sample; 5 and above are free for users."""
+    """Independent uses of randomness within one sample; 7 and above are free for users."""
 
     SAMPLER = 0
     INITIAL = 1
     REFERENCE = 2
     SECOND = 3
     CORRECTOR = 4
+    DEQUANTISATION = 5
+    PROBE = 6  # of a trace
 
 
 def check_uint32(name: str, value: int) -> int:
