@@ -17,6 +17,11 @@ def nhwc(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
+def bright_top(x: Tensor) -> Tensor:
+    x[:, :, :3] += 300.0
+    return x
+
+
 # Those of all kernels, and vectors, blocks and tiles of these: "single" has at most 512 channels.
 INPUTS = {name: make for name, make in norm_cases.INPUTS.items() if name != "many channels"} | {
     "whole vectors": lambda: noise_like(2, 16, 8, 8) - 2.3,
@@ -24,6 +29,8 @@ INPUTS = {name: make for name, make in norm_cases.INPUTS.items() if name != "man
     "uneven blocks": lambda: noise_like(1, 200, 5, 13) - 2.3,
     "several tiles of vectors": lambda: noise_like(1, 8, 67, 71) - 2.3,
     "most tiles": lambda: noise_like(1, 3, 181, 191) - 2.3,
+    "first tile an outlier": lambda: bright_top(noise_like(1, 8, 67, 71)),
+    "large offset of many tiles": lambda: noise_like(1, 64, 96, 96) + 1e3,
     "512 channels": lambda: noise_like(1, 512, 3, 5) - 2.3,
 }
 MANY = {
@@ -226,3 +233,8 @@ def test_what_the_kernels_refuse():
     shifted = torch.zeros(8 * 4 + 1)[1:].view(1, 2, 2, 8).permute(0, 3, 1, 2)
     with pytest.raises(ValueError, match="multiples of 16 bytes"):
         emulated(shifted, *parameters(1, 8))
+    # Pixels of 16 bytes in x, which the statistics read whole, and of 8 in out.
+    shifted = torch.zeros(4 * 4 + 1)[1:].view(1, 2, 2, 4).permute(0, 3, 1, 2)
+    out = torch.empty_like(shifted, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="multiples of 16 bytes"):
+        emulated(shifted, *parameters(1, 4), out=out)

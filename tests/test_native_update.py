@@ -131,6 +131,23 @@ def test_every_term_and_row(terms, row, layout):
             )
 
 
+@pytest.mark.parametrize("layout", ["nchw", "nhwc8"])
+@pytest.mark.parametrize("offset", ["mask", "known"])
+def test_known_pixels_need_not_be_aligned(offset, layout):
+    shape = (2, 3, 8, 12)
+    mask, known = field(*shape, seed=5) > 0, field(*shape, seed=3)
+    shifted = {"mask": mask, "known": known}
+    view = torch.zeros(known.numel() + 1, dtype=shifted[offset].dtype)[1:].view(shape)
+    shifted[offset] = view.copy_(shifted[offset])
+    f, states = laid_out(field(*shape, seed=1), layout, torch.bfloat16), []
+    for options in ({"mask": mask, "known": known}, shifted):
+        states.append(field(*shape))
+        emulated_update_(
+            states[-1], f, None, some_rows(), seeds=seeds(2), samples=keys(2), **options
+        )
+    assert torch.equal(*states)
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("row", range(4))
 def test_rows_in_memory_are_the_scalar_rows(row, shape):

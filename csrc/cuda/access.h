@@ -22,8 +22,21 @@ __device__ __forceinline__ void load_8(const void* from, uint32_t* out) {
                  : "l"(__cvta_generic_to_global(from)));
 }
 
+__device__ __forceinline__ uint32_t load_4(const void* from) {
+    uint32_t out;
+    asm volatile("ld.global.b32 %0, [%1];" : "=r"(out) : "l"(__cvta_generic_to_global(from)));
+    return out;
+}
+
 __device__ __forceinline__ void store_16(void* to, const uint32_t* words) {
     asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
+                 "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
+                 : "memory");
+}
+
+// As store_16, and first to leave the cache.
+__device__ __forceinline__ void store_16_last(void* to, const uint32_t* words) {
+    asm volatile("st.global.cs.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
                  "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
                  : "memory");
 }
@@ -36,11 +49,14 @@ __device__ __forceinline__ void store_8(void* to, const uint32_t* words) {
 
 #endif
 
-// n 32-bit words; `from` and `to` are aligned to 16 bytes, or to 8 for two words.
+// n 32-bit words; `from` and `to` are aligned to 16 bytes, or to 4 n if n is less than 4. The compiler
+// leaves these loads in their order and above a branch that follows: what is loaded in a row is awaited
+// once.
 template <int n>
 NCSN_HD void load_words(const void* from, uint32_t* out) {
-    static_assert(n == 2 || n % 4 == 0);
+    static_assert(n == 1 || n == 2 || n % 4 == 0);
 #if defined(__CUDA_ARCH__)
+    if constexpr (n == 1) out[0] = load_4(from);
     if constexpr (n == 2) load_8(from, out);
     NCSN_UNROLL
     for (int i = 0; i + 4 <= n; i += 4) load_16(static_cast<const uint32_t*>(from) + i, out + i);
@@ -49,13 +65,26 @@ NCSN_HD void load_words(const void* from, uint32_t* out) {
 #endif
 }
 
-template <int n>
+NCSN_HD uint32_t load_word(const void* from) {
+    uint32_t word;
+    load_words<1>(from, &word);
+    return word;
+}
+
+// last: not read again before what else is in the cache.
+template <int n, bool last>
 NCSN_HD void store_words(void* to, const uint32_t* words) {
     static_assert(n == 2 || n % 4 == 0);
 #if defined(__CUDA_ARCH__)
     if constexpr (n == 2) store_8(to, words);
     NCSN_UNROLL
-    for (int i = 0; i + 4 <= n; i += 4) store_16(static_cast<uint32_t*>(to) + i, words + i);
+    for (int i = 0; i + 4 <= n; i += 4) {
+        if constexpr (last) {
+            store_16_last(static_cast<uint32_t*>(to) + i, words + i);
+        } else {
+            store_16(static_cast<uint32_t*>(to) + i, words + i);
+        }
+    }
 #else
     memcpy(to, words, n * sizeof(uint32_t));
 #endif
@@ -86,6 +115,7 @@ struct Access {
         }
     }
 
+    template <bool last = false>
     NCSN_HD void store(Dtype, void* base, int64_t i, const float* values) {
         Raw raw;
         NCSN_UNROLL
@@ -96,7 +126,7 @@ struct Access {
                 raw.word[k] = pair_bits(T{}, values[2 * k], values[2 * k + 1]);
             }
         }
-        store_words<kWords>(static_cast<T*>(base) + i, raw.word);
+        store_words<kWords, last>(static_cast<T*>(base) + i, raw.word);
     }
 };
 
@@ -113,6 +143,7 @@ struct AnyAccess {
 
     NCSN_HD float value(const Raw& raw, int) { return raw.value; }
 
+    template <bool last = false>
     NCSN_HD void store(Dtype dtype, void* base, int64_t i, const float* values) {
         store_as(dtype, base, i, values[0]);
     }

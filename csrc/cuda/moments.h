@@ -1,7 +1,7 @@
 // Mean and sum of squares about it, of values and of sets of values.
 //
-// All are two-pass and corrected: sums are of differences from the first value, then of differences
-// from the mean so found, and what those sum to mends it. Equal values give themselves and exactly 0.
+// Sums are of differences from the first value, and of sets then of differences from the mean so found;
+// what the differences sum to mends mean and squares. Equal values give themselves and exactly 0.
 #pragma once
 
 #include "ncsn_fast/platform.h"
@@ -12,31 +12,11 @@ struct Moments {
     float mean, squares;
 };
 
+// From sums over values of their differences from `mean`, and of the squares of these; share is 1 / count.
 NCSN_HD Moments corrected(float mean, float rest, float squares, float share) {
     const float correction = rest * share;
     const float left = fused(-rest, correction, squares);
     return {mean + correction, left < 0.0f ? 0.0f : left};
-}
-
-// Of value(0) .. value(count - 1), 1 <= count <= n; share is 1 / count.
-template <int n, class Value>
-NCSN_HD Moments moments_of(int count, float share, Value value) {
-    const float first = value(0);
-    float sum = 0.0f, rest = 0.0f, squares = 0.0f;
-    NCSN_UNROLL
-    for (int i = 1; i < n; ++i) {
-        if (i < count) sum += value(i) - first;
-    }
-    const float mean = fused(sum, share, first);
-    NCSN_UNROLL
-    for (int i = 0; i < n; ++i) {
-        if (i < count) {
-            const float d = value(i) - mean;
-            rest += d;
-            squares = fused(d, d, squares);
-        }
-    }
-    return corrected(mean, rest, squares, share);
 }
 
 // Of two sets together (Chan et al. 1979): `count` values with moments a, then `more` with b.
@@ -59,6 +39,39 @@ NCSN_HD Moments merged(int sets, float total, Count count, Mean mean, Squares sq
         all = fused(d, weighted, all + squares(i));
     }
     return corrected(centre, rest, all, share);
+}
+
+// As merged, of sets of `each` values, the last of `last`. Means, and squares unless null, are `stride`
+// apart in memory, which is read once, eight sets at a time: differences are from the first mean alone.
+NCSN_HD Moments merged_once(int sets, float each, float last, float share, const float* means,
+                            const float* squares, int64_t stride) {
+    constexpr int kAtOnce = 8;
+    const float first = *means;
+    float rest = 0.0f, between = 0.0f, within = 0.0f;
+    NCSN_NO_UNROLL
+    for (int left = sets; left > 0; left -= kAtOnce) {
+        float mean[kAtOnce] = {}, own[kAtOnce] = {};
+        NCSN_UNROLL
+        for (int i = 0; i < kAtOnce; ++i, means += stride) {
+            if (i < left) mean[i] = *means;
+        }
+        if (squares != nullptr) {
+            NCSN_UNROLL
+            for (int i = 0; i < kAtOnce; ++i, squares += stride) {
+                if (i < left) own[i] = *squares;
+            }
+        }
+        NCSN_UNROLL
+        for (int i = 0; i < kAtOnce; ++i) {
+            const float count = i + 1 < left ? each : i + 1 == left ? last : 0.0f;
+            const float d = mean[i] - first, weighted = d * count;
+            rest += weighted;
+            between = fused(d, weighted, between);
+            within += own[i];
+        }
+    }
+    const Moments m = corrected(first, rest, between, share);
+    return {m.mean, m.squares + within};
 }
 
 }  // namespace ncsn_fast

@@ -15,8 +15,11 @@ inline void check_norm(const NormArgs& args, bool single) {
         throw std::invalid_argument("one launch serves at most " + std::to_string(kSingleChannels) +
                                     " channels; got " + std::to_string(args.channels) + ". Use two.");
     }
-    const bool whole = args.channels * std::min(element_size(args.in_dtype), element_size(args.out_dtype)) % 16 == 0;
-    if (whole && !(aligned(args.x, 16) && aligned(args.y, 16))) {
+    // Statistics read x in 16 bytes wherever its own pixels are whole ones, whatever y is.
+    const auto fits = [&](const void* map, Dtype dtype) {
+        return args.channels * element_size(dtype) % 16 != 0 || aligned(map, 16);
+    };
+    if (!fits(args.x, args.in_dtype) || !fits(args.y, args.out_dtype)) {
         throw std::invalid_argument("x and y must begin at multiples of 16 bytes; copy them with .clone()");
     }
 }

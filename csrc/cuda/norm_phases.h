@@ -4,7 +4,8 @@
 // Two launches: `Statistics` reduces tiles of pixels to partials (batch, tiles, 2, C), mean and sum of
 // squares of each channel, and `Apply` merges the tiles of its sample, standardises the means over the
 // channels and writes y. Small samples take one launch, `Single`, a block a sample. Each element is read
-// twice and written once, 6 bytes in bfloat16, 4 where the second read is a cache hit. Bound by memory.
+// twice and written once, 6 bytes in bfloat16, 4 where the second read is a cache hit: so that it is one,
+// y leaves the cache first. Bound by memory.
 #pragma once
 
 #include "norm_statistics.h"
@@ -81,51 +82,61 @@ NCSN_HD void finish_column(const NormArgs& args, int64_t sample, int64_t channel
     columns.shift[i] = gamma * alpha * (centred * spread.inverse) + beta;
 }
 
-template <class Out>
-NCSN_HD float activated(float y, bool elu) {
-    if (!elu) return y;
-    return Out::kNarrow ? elu_narrow(y) : elu_of(y);
-}
+// Writes y of a thread's pixels; `Normaliser` has what is the same for all of them. `last`: what is
+// written is not read again soon.
+template <class In, class Out, bool elu, bool last>
+struct Normaliser {
+    float mean[In::kWidth], scale[In::kWidth], shift[In::kWidth];
+
+    template <int n>
+    NCSN_HD_MEMBER Normaliser(const Columns<n>& columns, int first) {
+        NCSN_UNROLL
+        for (int c = 0; c < In::kWidth; ++c) {
+            mean[c] = columns.mean[first + c];
+            scale[c] = columns.scale[first + c], shift[c] = columns.shift[first + c];
+        }
+    }
+
+    NCSN_HD_MEMBER void write(const NormArgs& args, int64_t at, const typename In::Raw& raw) const {
+        float y[In::kWidth];
+        NCSN_UNROLL
+        for (int c = 0; c < In::kWidth; ++c) {
+            y[c] = normalised<false>(In::value(raw, c), mean[c], scale[c], shift[c]);
+            if constexpr (elu) y[c] = Out::kNarrow ? elu_narrow(y[c]) : elu_of(y[c]);
+        }
+        Out::template store<last>(args.out_dtype, args.y, at, y);
+    }
+};
 
 // y of a thread's vector in `pixels` pixels from `first` on.
-template <class In, class Out, int n>
+template <class In, class Out, bool elu, bool last, int n>
 NCSN_HD void write_rows(const NormArgs& args, const Lanes& lanes, int64_t first, int64_t pixels, int column,
                         int thread, const Columns<n>& columns) {
-    constexpr int kWidth = In::kWidth, kBatch = 4;
+    constexpr int kBatch = 4;
     const int lane = thread % lanes.lanes, row = thread / lanes.lanes;
-    const int64_t channel = column + lane * kWidth;
-    if (row >= lanes.rows || channel >= args.channels) return;
-    float mean[kWidth], scale[kWidth], shift[kWidth];
-    NCSN_UNROLL
-    for (int c = 0; c < kWidth; ++c) {
-        mean[c] = columns.mean[lane * kWidth + c];
-        scale[c] = columns.scale[lane * kWidth + c], shift[c] = columns.shift[lane * kWidth + c];
-    }
+    const int64_t channel = column + lane * In::kWidth;
+    if (row >= lanes.rows || row >= pixels || channel >= args.channels) return;
+    const Normaliser<In, Out, elu, last> normaliser(columns, lane * In::kWidth);
     const int64_t stride = lanes.rows * args.channels;
-    int64_t at = (first + row) * args.channels + channel;
-    for (int64_t r = row; r < pixels; r += kBatch * lanes.rows, at += kBatch * stride) {
-        typename In::Raw raw[kBatch] = {};  // loaded before any is stored: y may be x
+    int64_t at = (first + row) * args.channels + channel, left = (pixels - 1 - row) / lanes.rows + 1;
+    typename In::Raw raw[kBatch] = {};  // loaded before any is stored: y may be x
+    NCSN_NO_UNROLL
+    for (; left >= kBatch; left -= kBatch, at += kBatch * stride) {
+        load_pixels<In>(args, at, stride, kBatch, raw);
         NCSN_UNROLL
-        for (int i = 0; i < kBatch; ++i) {
-            if (r + i * lanes.rows < pixels) raw[i] = In::load(args.in_dtype, args.x, at + i * stride);
-        }
-        NCSN_UNROLL
-        for (int i = 0; i < kBatch; ++i) {
-            if (r + i * lanes.rows >= pixels) break;
-            float y[kWidth];
-            NCSN_UNROLL
-            for (int c = 0; c < kWidth; ++c) {
-                const float v = normalised<false>(In::value(raw[i], c), mean[c], scale[c], shift[c]);
-                y[c] = activated<Out>(v, args.elu);
-            }
-            Out::store(args.out_dtype, args.y, at + i * stride, y);
-        }
+        for (int i = 0; i < kBatch; ++i) normaliser.write(args, at + i * stride, raw[i]);
+    }
+    load_pixels<In>(args, at, stride, left, raw);
+    NCSN_UNROLL
+    for (int i = 0; i < kBatch; ++i) {
+        if (i < left) normaliser.write(args, at + i * stride, raw[i]);
     }
 }
 
 template <class In, class Out>
 struct Apply {
     static constexpr int kThreads = kSplitThreads, kPhases = 4, kColumns = kSplitThreads;
+    static constexpr int kResident = sizeof(typename In::Raw) > 16 ? 768 : 1024;
 
     struct Shared {
         SpreadSets<kThreads> spread;
@@ -161,12 +172,11 @@ struct Apply {
     }
 
     NCSN_HD_MEMBER Moments merged_tiles(const float* from, bool with_squares) const {
-        const int64_t stride = 2 * args.channels;
-        const int last = static_cast<int>(args.plane - static_cast<int64_t>(tiles - 1) * tile_rows);
-        const auto count = [&](int i) { return static_cast<float>(i + 1 < tiles ? tile_rows : last); };
-        const auto mean = [&](int i) { return from[i * stride]; };
-        const auto squares = [&](int i) { return with_squares ? from[i * stride + args.channels] : 0.0f; };
-        return merged(tiles, static_cast<float>(args.plane), count, mean, squares);
+        const float rows = static_cast<float>(tile_rows);
+        const float last = static_cast<float>(args.plane - static_cast<int64_t>(tiles - 1) * tile_rows);
+        const float* squares = with_squares ? from + args.channels : nullptr;
+        return merged_once(tiles, rows, last, 1.0f / static_cast<float>(args.plane), from, squares,
+                           2 * args.channels);
     }
 
     NCSN_HD_MEMBER void run(Phase<0>, int64_t block, int thread, Shared& shared) const {
@@ -199,9 +209,13 @@ struct Apply {
 
     NCSN_HD_MEMBER void run(Phase<3>, int64_t block, int thread, Shared& shared) const {
         const Place at = place(block);
-        const int64_t left = args.plane - at.pixel;
-        write_rows<In, Out>(args, lanes, at.sample * args.plane + at.pixel, left < rows ? left : rows,
-                            at.column, thread, shared.columns);
+        const int64_t first = at.sample * args.plane + at.pixel, left = args.plane - at.pixel;
+        const int64_t pixels = left < rows ? left : rows;
+        if (args.elu) {
+            write_rows<In, Out, true, true>(args, lanes, first, pixels, at.column, thread, shared.columns);
+        } else {
+            write_rows<In, Out, false, true>(args, lanes, first, pixels, at.column, thread, shared.columns);
+        }
     }
 };
 
@@ -253,7 +267,12 @@ struct Single {
     }
 
     NCSN_HD_MEMBER void run(Phase<5>, int64_t sample, int thread, Shared& shared) const {
-        write_rows<In, Out>(args, lanes, sample * args.plane, args.plane, 0, thread, shared.columns);
+        const int64_t first = sample * args.plane;
+        if (args.elu) {
+            write_rows<In, Out, true, false>(args, lanes, first, args.plane, 0, thread, shared.columns);
+        } else {
+            write_rows<In, Out, false, false>(args, lanes, first, args.plane, 0, thread, shared.columns);
+        }
     }
 };
 

@@ -37,7 +37,7 @@ struct Lanes {
     }
 };
 
-// Pixels that a thread has in registers at once.
+// Pixels of a thread that a tile has whole multiples of.
 NCSN_HD constexpr int chunk_of(int width) { return width > 4 ? 4 : 8; }
 
 // How `Statistics` splits a sample: `tiles` of `rows` pixels.
@@ -54,31 +54,76 @@ struct Tiling {
     }
 };
 
-// Statistics of `count` pixels, `stride` elements apart, of the channels of one vector.
-template <class In>
-NCSN_HD void vector_statistics(const NormArgs& args, int64_t first, int64_t stride, int count,
-                               Moments (&out)[In::kWidth]) {
-    constexpr int kChunk = chunk_of(In::kWidth);
-    for (int done = 0; done < count; done += kChunk) {
-        const int here = count - done < kChunk ? count - done : kChunk;
-        const float share = 1.0f / static_cast<float>(here);
-        typename In::Raw raw[kChunk] = {};
+// The next `n` pixels of a vector, `stride` elements apart, or the `left` there are.
+template <class In, int n>
+NCSN_HD void load_pixels(const NormArgs& args, int64_t at, int64_t stride, int64_t left,
+                         typename In::Raw (&raw)[n]) {
+    if (left >= n) {  // without a predicate each
         NCSN_UNROLL
-        for (int i = 0; i < kChunk; ++i) {
-            if (i < here) raw[i] = In::load(args.in_dtype, args.x, first + (done + i) * stride);
+        for (int i = 0; i < n; ++i) raw[i] = In::load(args.in_dtype, args.x, at + i * stride);
+    } else {
+        NCSN_UNROLL
+        for (int i = 0; i < n; ++i) {
+            if (i < left) raw[i] = In::load(args.in_dtype, args.x, at + i * stride);
         }
+    }
+}
+
+// Sums over pixels of a vector, of differences from the first of them: three instructions a value.
+template <class In>
+struct ShiftedSums {
+    float first[In::kWidth], sum[In::kWidth], squares[In::kWidth];
+
+    NCSN_HD_MEMBER explicit ShiftedSums(const typename In::Raw& raw) {
+        NCSN_UNROLL
+        for (int c = 0; c < In::kWidth; ++c) first[c] = In::value(raw, c), sum[c] = squares[c] = 0.0f;
+    }
+
+    NCSN_HD_MEMBER void add(const typename In::Raw& raw) {
         NCSN_UNROLL
         for (int c = 0; c < In::kWidth; ++c) {
-            const Moments m = moments_of<kChunk>(here, share, [&](int i) { return In::value(raw[i], c); });
-            out[c] = merged_pair(out[c], static_cast<float>(done), m, static_cast<float>(here));
+            const float d = In::value(raw, c) - first[c];
+            sum[c] += d;
+            squares[c] = fused(d, d, squares[c]);
         }
+    }
+};
+
+// Statistics of `count` pixels, `stride` elements apart, of the channels of one vector.
+template <class In>
+NCSN_HD void vector_statistics(const NormArgs& args, int64_t at, int64_t stride, int count,
+                               Moments (&out)[In::kWidth]) {
+    constexpr int kAhead = In::kWidth > 1 ? 4 : 8;  // loaded while as many are summed
+    if (count == 0) return;
+    typename In::Raw raw[kAhead] = {};
+    load_pixels<In>(args, at, stride, count, raw);
+    ShiftedSums<In> sums(raw[0]);
+    int left = count;
+    for (; left >= kAhead; left -= kAhead) {
+        typename In::Raw next[kAhead] = {};
+        at += kAhead * stride;
+        load_pixels<In>(args, at, stride, left - kAhead, next);
+        NCSN_UNROLL
+        for (int i = 0; i < kAhead; ++i) sums.add(raw[i]), raw[i] = next[i];
+    }
+    NCSN_UNROLL
+    for (int i = 0; i < kAhead; ++i) {
+        if (i < left) sums.add(raw[i]);
+    }
+    const float share = 1.0f / static_cast<float>(count);
+    NCSN_UNROLL
+    for (int c = 0; c < In::kWidth; ++c) {
+        out[c] = corrected(sums.first[c], sums.sum[c], sums.squares[c], share);
     }
 }
 
 // What the threads of a block know of their channels, merged in two steps.
 template <int kThreads, int kWidth>
 struct RowSets {
-    float mean[kThreads * kWidth], squares[kThreads * kWidth];  // [row][column]
+    // So many that a warp meets no bank twice: it writes 32 neighbours of a row, and reads all channels of
+    // 32 / kWidth of them.
+    static constexpr int kPitch = kThreads + (kWidth > 1 ? 32 / kWidth : 0);
+    float mean[kWidth * kPitch], squares[kWidth * kPitch];  // [channel of a vector][thread]
 };
 
 template <int kThreads>
@@ -103,8 +148,8 @@ NCSN_HD void row_statistics(const NormArgs& args, const Lanes& lanes, int64_t fi
     }
     NCSN_UNROLL
     for (int c = 0; c < In::kWidth; ++c) {
-        rows.mean[thread * In::kWidth + c] = own[c].mean;
-        rows.squares[thread * In::kWidth + c] = own[c].squares;
+        rows.mean[c * rows.kPitch + thread] = own[c].mean;
+        rows.squares[c * rows.kPitch + thread] = own[c].squares;
     }
     if (lane == 0) groups.row_count[row] = static_cast<float>(count);
 }
@@ -127,11 +172,11 @@ NCSN_HD void group_statistics(const Lanes& lanes, int thread, const RowSets<kThr
     for (int i = 0; i < sets; ++i) total += groups.row_count[first + i];
     Moments m{0.0f, 0.0f};
     if (total > 0.0f) {
-        const float *mean = rows.mean + first * lanes.columns + column, *count = groups.row_count + first;
-        const float* squares = rows.squares + first * lanes.columns + column;
+        const int at = column % kWidth * rows.kPitch + first * lanes.lanes + column / kWidth;
+        const float *mean = rows.mean + at, *count = groups.row_count + first, *squares = rows.squares + at;
         m = merged(sets, total, [&](int i) { return count[i]; },
-                   [&](int i) { return mean[i * lanes.columns]; },
-                   [&](int i) { return squares[i * lanes.columns]; });
+                   [&](int i) { return mean[i * lanes.lanes]; },
+                   [&](int i) { return squares[i * lanes.lanes]; });
     }
     groups.mean[thread] = m.mean, groups.squares[thread] = m.squares;
     if (column == 0) groups.count[group] = total;

@@ -54,11 +54,16 @@ __device__ __forceinline__ void run_phases(const Kernel& kernel, typename Kernel
     }
 }
 
-// ptxas would spill to have more threads than these on a multiprocessor.
-constexpr int kResidentThreads = 768;
+// Threads that must fit on a multiprocessor; ptxas would spill to have more. A kernel that holds more in
+// registers has its own kResident.
+template <class Kernel>
+constexpr int resident_threads() {
+    if constexpr (requires { Kernel::kResident; }) return Kernel::kResident;
+    return 768;
+}
 
 template <class Kernel>
-__global__ void __launch_bounds__(Kernel::kThreads, kResidentThreads / Kernel::kThreads)
+__global__ void __launch_bounds__(Kernel::kThreads, resident_threads<Kernel>() / Kernel::kThreads)
     phases_kernel(const __grid_constant__ Kernel kernel) {
     __shared__ typename Kernel::Shared shared;
     run_phases<0>(kernel, shared);

@@ -7,96 +7,58 @@
 // input 16 bytes a pixel), history 8 more, a mask with its values 5. Bound by memory.
 #pragma once
 
-#include "access.h"
 #include "ncsn_fast/normal.h"
 #include "ncsn_fast/philox.h"
-#include "ncsn_fast/sampler_update.h"
 #include "phases.h"
+#include "update_loads.h"
 
 namespace ncsn_fast {
 
 constexpr int kUpdateThreads = 256;
 constexpr int kPixelChannels = 4;  // of `UpdatePixels`; all lie in the first 16 bytes of a pixel
 
-struct Quad {
-    float v[4];
-};
-
-// Where a thread works: elements [first, first + count) of `sample`, at `base` in its contiguous tensors.
-struct Place {
-    int64_t sample, first, base;
-    int count;
-};
-
-template <bool wide>
-NCSN_HD Quad load_quad(const float* p, const Place& at) {
-    Quad out{};
-    if constexpr (wide) {
-        const auto raw = Access<float, 4>::load(Dtype::kFloat32, p, at.base);
-        for (int i = 0; i < 4; ++i) out.v[i] = Access<float, 4>::value(raw, i);
-    } else {
-        NCSN_UNROLL
-        for (int i = 0; i < 4; ++i) out.v[i] = i < at.count ? p[at.base + i] : 0.0f;
-    }
-    return out;
-}
-
-template <bool wide>
-NCSN_HD void store_quad(float* p, const Place& at, const Quad& q) {
-    if constexpr (wide) {
-        Access<float, 4>::store(Dtype::kFloat32, p, at.base, q.v);
-    } else {
-        NCSN_UNROLL
-        for (int i = 0; i < 4; ++i) {
-            if (i < at.count) p[at.base + i] = q.v[i];
-        }
-    }
-}
-
-NCSN_HD Quad normal_quad(const UpdateArgs& args, const Place& at, uint32_t stream, uint32_t step) {
-    const NoiseKey key{seed_of(args, at.sample), static_cast<uint32_t>(args.samples[at.sample]), stream, step};
+NCSN_HD Quad normal_quad(const Keys& keys, const Place& at, uint32_t stream, uint32_t step) {
+    const NoiseKey key{keys.seed, keys.sample, stream, step};
     const Words w = noise_words(key, static_cast<uint32_t>(at.first / 4));
     const NormalPair low = box_muller(w.w0, w.w1), high = box_muller(w.w2, w.w3);
     return {low.first, low.second, high.first, high.second};
 }
 
-NCSN_HD Quad row_noise(const UpdateArgs& args, const Row& row, const Place& at) {
-    Quad z = normal_quad(args, at, kSamplerStream, row.step);
+NCSN_HD Quad row_noise(const UpdateArgs& args, const Row& row, const Keys& keys, const Place& at) {
+    Quad z = normal_quad(keys, at, kSamplerStream, row.step);
     if (args.noise_weights == nullptr) return z;
-    const Quad second = normal_quad(args, at, kSecondStream, row.step);
-    const float w0 = args.noise_weights[2 * at.sample], w1 = args.noise_weights[2 * at.sample + 1];
-    for (int i = 0; i < 4; ++i) z.v[i] = fused(w1, second.v[i], w0 * z.v[i]);
+    const Quad second = normal_quad(keys, at, kSecondStream, row.step);
+    for (int i = 0; i < 4; ++i) z.v[i] = fused(keys.weights[1], second.v[i], keys.weights[0] * z.v[i]);
     return z;
 }
 
-NCSN_HD void impose_known(const UpdateArgs& args, const Row& row, const Place& at, Quad& x) {
-    const Quad z = row.c_ref != 0.0f ? normal_quad(args, at, kReferenceStream, row.ref_step) : Quad{};
+NCSN_HD void impose_known(const Row& row, const Keys& keys, const Place& at, const Inputs& in, Quad& x) {
+    const Quad z = row.c_ref != 0.0f ? normal_quad(keys, at, kReferenceStream, row.ref_step) : Quad{};
     NCSN_UNROLL
     for (int i = 0; i < 4; ++i) {
-        if (i >= at.count || args.mask[at.base + i] == 0) continue;
-        x.v[i] = fused(row.c_ref, z.v[i], args.known[at.base + i]);
+        if ((in.mask >> 8 * i & 0xffu) != 0) x.v[i] = fused(row.c_ref, z.v[i], in.known.v[i]);
     }
 }
 
 // The new state of four elements, which with the history is stored.
-template <bool wide>
-NCSN_HD Quad next_state(const UpdateArgs& args, const Row& row, const Place& at, const Quad& f) {
-    const Quad x = load_quad<wide>(args.x, at);
+template <bool wide, bool history, bool masked>
+NCSN_HD Quad next_state(const UpdateArgs& args, const Row& row, const Keys& keys, const Place& at,
+                        const Inputs& in, const Quad& f) {
     Quad next;
-    for (int i = 0; i < 4; ++i) next.v[i] = updated_state(row, x.v[i], f.v[i]);
-    if (args.h != nullptr) {
-        Quad h = load_quad<wide>(args.h, at);
+    for (int i = 0; i < 4; ++i) next.v[i] = updated_state(row, in.x.v[i], f.v[i]);
+    if (history && args.h != nullptr) {
+        Quad h;
         for (int i = 0; i < 4; ++i) {
-            next.v[i] = fused(row.g, h.v[i], next.v[i]);
-            h.v[i] = updated_history(row, x.v[i], f.v[i]);
+            next.v[i] = fused(row.g, in.h.v[i], next.v[i]);
+            h.v[i] = updated_history(row, in.x.v[i], f.v[i]);
         }
         store_quad<wide>(args.h, at, h);
     }
     if (row.c != 0.0f) {
-        const Quad z = row_noise(args, row, at);
+        const Quad z = row_noise(args, row, keys, at);
         for (int i = 0; i < 4; ++i) next.v[i] = fused(row.c, z.v[i], next.v[i]);
     }
-    if (args.mask != nullptr && row.c_ref == row.c_ref) impose_known(args, row, at, next);
+    if (masked && args.mask != nullptr && row.c_ref == row.c_ref) impose_known(row, keys, at, in, next);
     store_quad<wide>(args.x, at, next);
     bool bad = false;
     for (int i = 0; i < 4; ++i) bad = bad || (i < at.count && is_nonfinite(next.v[i]));
@@ -104,9 +66,7 @@ NCSN_HD Quad next_state(const UpdateArgs& args, const Row& row, const Place& at,
     return next;
 }
 
-// Four neighbouring elements of a map of a type known at run time; 16-bit types are read `n` at a time,
-// 4 or 8, and what follows the four is not looked at.
-template <int n>
+// Four neighbouring elements of a map of a type known at run time.
 NCSN_HD Quad load_four(Dtype dtype, const void* base, int64_t i) {
     Quad out{};
     const auto run = [&]<class A>(A) {
@@ -114,12 +74,12 @@ NCSN_HD Quad load_four(Dtype dtype, const void* base, int64_t i) {
         for (int k = 0; k < 4; ++k) out.v[k] = A::value(raw, k);
     };
     if (dtype == Dtype::kFloat32) run(Access<float, 4>{});
-    if (dtype == Dtype::kBfloat16) run(Access<Bfloat16, n>{});
-    if (dtype == Dtype::kFloat16) run(Access<Float16, n>{});
+    if (dtype == Dtype::kBfloat16) run(Access<Bfloat16, 4>{});
+    if (dtype == Dtype::kFloat16) run(Access<Float16, 4>{});
     return out;
 }
 
-// Zeros follow the four.
+// 16-bit types are written `n` at a time, 4 or 8; zeros follow the four.
 template <int n>
 NCSN_HD void store_four(Dtype dtype, void* base, int64_t i, const Quad& q) {
     const float values[8] = {q.v[0], q.v[1], q.v[2], q.v[3]};
@@ -128,7 +88,7 @@ NCSN_HD void store_four(Dtype dtype, void* base, int64_t i, const Quad& q) {
     if (dtype == Dtype::kFloat16) Access<Float16, n>::store(dtype, base, i, values);
 }
 
-// Any shape and layout. wide: x, h and `known` are read and written 16 bytes at a time.
+// Any shape and layout. wide: x, h and `known` are read and written 16 bytes at a time, the mask 4.
 template <bool wide>
 struct UpdateQuads {
     static constexpr int kThreads = kUpdateThreads, kPhases = 1;
@@ -141,7 +101,7 @@ struct UpdateQuads {
     NCSN_HD_MEMBER Quad load_output(const Place& at) const {
         const MapLayout& layout = args.f_layout;
         const int64_t base = at.sample * layout.sample;
-        if (wide && f_wide) return load_four<4>(layout.dtype, args.f, base + at.first);
+        if (wide && f_wide) return load_four(layout.dtype, args.f, base + at.first);
         Quad out{};
         NCSN_UNROLL
         for (int i = 0; i < 4; ++i) {
@@ -171,41 +131,79 @@ struct UpdateQuads {
 
     NCSN_HD_MEMBER void run(Phase<0>, int64_t block, int thread, Shared&) const {
         const int64_t index = block * kThreads + thread;
-        Row row;
-        if (index >= args.batch * quads || !read_row(args, row)) return;
+        if (index >= args.batch * quads) return;
         const int64_t numel = args.channels * args.plane;
         const int64_t sample = index / quads, first = index % quads * 4, left = numel - first;
         const Place at{sample, first, sample * numel + first, static_cast<int>(left < 4 ? left : 4)};
-        const Quad next = next_state<wide>(args, row, at, load_output(at));
+        const Inputs in = load_inputs<wide, true, true>(args, at);
+        const Keys keys = load_keys(args, sample);
+        const int64_t counter = load_counter(args);
+        const Quad f = load_output(at);
+        Row row;
+        if (!read_row(args, counter, row)) return;
+        const Quad next = next_state<wide, true, true>(args, row, keys, at, in, f);
         if (args.net_input != nullptr) store_input(at, next);
     }
 };
 
 // Up to four channels, H W a multiple of 4, maps of whole 16-byte pixels.
+template <bool history, bool masked>
 struct UpdatePixels {
-    static constexpr int kThreads = kUpdateThreads, kPhases = 1;
+    static constexpr int kThreads = kUpdateThreads, kPhases = 1, kResident = masked ? 512 : 768;
     using Shared = NoShared;
+    using Raw = Access<float, 4>::Raw;
 
     UpdateArgs args;
 
-    NCSN_HD_MEMBER void run(Phase<0>, int64_t block, int thread, Shared&) const {
-        const int64_t groups = args.plane / 4, index = block * kThreads + thread;
-        Row row;
-        if (index >= args.batch * groups || !read_row(args, row)) return;
-        const int64_t sample = index / groups, first = index % groups * 4;
-        const MapLayout &from = args.f_layout, &to = args.net_layout;
-        Quad pixel[4];
+    NCSN_HD_MEMBER Place place(int64_t sample, int64_t first, int channel) const {
+        const int64_t element = channel * args.plane + first;
+        return {sample, element, sample * args.channels * args.plane + element, 4};
+    }
+
+    // The first 16 bytes of each of four pixels, of whatever type: that is looked at when all have come.
+    NCSN_HD_MEMBER void load_pixels(int64_t at, Raw (&raw)[4]) const {
+        const int64_t words = args.f_layout.dtype == Dtype::kFloat32 ? 2 : 1;
+        NCSN_UNROLL
+        for (int i = 0; i < 4; ++i, at += args.f_layout.pixel) {
+            load_words<4>(static_cast<const uint16_t*>(args.f) + words * at, raw[i].word);
+        }
+    }
+
+    template <class A>
+    NCSN_HD_MEMBER void unpack(const Raw (&raw)[4], Quad (&pixel)[4]) const {
         NCSN_UNROLL
         for (int i = 0; i < 4; ++i) {
-            pixel[i] = load_four<8>(from.dtype, args.f, sample * from.sample + (first + i) * from.pixel);
+            typename A::Raw own;
+            for (int k = 0; k < 4; ++k) own.word[k] = raw[i].word[k];
+            for (int c = 0; c < 4; ++c) pixel[i].v[c] = A::value(own, c);
         }
+    }
+
+    NCSN_HD_MEMBER void run(Phase<0>, int64_t block, int thread, Shared&) const {
+        const int64_t groups = args.plane / 4, index = block * kThreads + thread;
+        if (index >= args.batch * groups) return;
+        const int64_t sample = index / groups, first = index % groups * 4;
+        const MapLayout &from = args.f_layout, &to = args.net_layout;
+        const Keys keys = load_keys(args, sample);
+        Raw raw[4];
+        load_pixels(sample * from.sample + first * from.pixel, raw);
+        Inputs in[kPixelChannels] = {};
+        NCSN_UNROLL
+        for (int c = 0; c < kPixelChannels; ++c) {
+            if (c < args.channels) in[c] = load_inputs<true, history, masked>(args, place(sample, first, c));
+        }
+        Row row;
+        if (!read_row(args, load_counter(args), row)) return;
+        Quad pixel[4] = {};
+        if (from.dtype == Dtype::kFloat32) unpack<Access<float, 4>>(raw, pixel);
+        if (from.dtype == Dtype::kBfloat16) unpack<Access<Bfloat16, 8>>(raw, pixel);
+        if (from.dtype == Dtype::kFloat16) unpack<Access<Float16, 8>>(raw, pixel);
         NCSN_UNROLL
         for (int c = 0; c < kPixelChannels; ++c) {
             Quad x{};
             if (c < args.channels) {
-                const int64_t element = c * args.plane + first;
-                const Place at{sample, element, sample * args.channels * args.plane + element, 4};
-                x = next_state<true>(args, row, at, {pixel[0].v[c], pixel[1].v[c], pixel[2].v[c], pixel[3].v[c]});
+                const Quad f{pixel[0].v[c], pixel[1].v[c], pixel[2].v[c], pixel[3].v[c]};
+                x = next_state<true, history, masked>(args, row, keys, place(sample, first, c), in[c], f);
                 for (int i = 0; i < 4; ++i) x.v[i] = fused(args.scale, x.v[i], args.shift);
             }
             NCSN_UNROLL
@@ -238,18 +236,32 @@ inline bool whole_quads(const void* base, const MapLayout& layout, const UpdateA
            layout.sample % 4 == 0 && aligned(base, 16);
 }
 
+template <bool value>
+struct Flag {};
+
+template <class Run>
+void with_terms(const UpdateArgs& args, Run run) {
+    if (args.mask != nullptr) return run(Flag<true>{}, Flag<true>{});
+    if (args.h != nullptr) return run(Flag<true>{}, Flag<false>{});
+    run(Flag<false>{}, Flag<false>{});
+}
+
 // Chooses the kernel; `launch(kernel, blocks)` runs it, on a GPU or emulated.
 template <class Launch>
 void launch_update(const UpdateArgs& args, Launch launch) {
     const int64_t numel = args.channels * args.plane;
     if (args.batch * numel == 0) return;
-    const auto blocks = [&](int64_t threads) { return (args.batch * threads + kUpdateThreads - 1) / kUpdateThreads; };
-    const bool wide = numel % 4 == 0 && aligned(args.x, 16) && aligned(args.h, 16);
+    const auto blocks = [&](int64_t threads) {
+        return (args.batch * threads + kUpdateThreads - 1) / kUpdateThreads;
+    };
+    const bool wide = numel % 4 == 0 && aligned(args.x, 16) && aligned(args.h, 16) &&
+                      aligned(args.known, 16) && aligned(args.mask, 4);
     const bool net_pixels = args.net_input == nullptr || whole_pixels(args.net_input, args.net_layout);
     if (wide && args.plane % 4 == 0 && args.channels <= kPixelChannels && net_pixels &&
         whole_pixels(args.f, args.f_layout)) {
-        launch(UpdatePixels{args}, blocks(args.plane / 4));
-        return;
+        return with_terms(args, [&]<bool history, bool masked>(Flag<history>, Flag<masked>) {
+            launch(UpdatePixels<history, masked>{args}, blocks(args.plane / 4));
+        });
     }
     const int64_t quads = (numel + 3) / 4;
     const bool f_wide = whole_quads(args.f, args.f_layout, args);

@@ -11,10 +11,12 @@
 #define NCSN_HD static __host__ __device__ __forceinline__
 #define NCSN_HD_MEMBER __host__ __device__ __forceinline__
 #define NCSN_UNROLL _Pragma("unroll")
+#define NCSN_NO_UNROLL _Pragma("unroll 1")
 #else
 #define NCSN_HD static inline __attribute__((always_inline))
 #define NCSN_HD_MEMBER inline __attribute__((always_inline))
 #define NCSN_UNROLL _Pragma("GCC unroll 16")
+#define NCSN_NO_UNROLL _Pragma("GCC unroll 1")
 #endif
 
 namespace ncsn_fast {

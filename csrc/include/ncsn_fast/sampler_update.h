@@ -63,17 +63,20 @@ struct UpdateArgs {
     int32_t* nonfinite;  // (batch,) or null; set to 1 where a sample's new state is not finite
 };
 
-// Whether there is a row left; it goes to `row`.
-NCSN_HD bool read_row(const UpdateArgs& args, Row& row) {
+// Whether there is a row left, where the counter says `next`; it goes to `row`.
+NCSN_HD bool read_row(const UpdateArgs& args, int64_t next, Row& row) {
     row = args.row;
     if (args.rows.table == nullptr) return true;
-    const int64_t at = *args.rows.counter;
-    if (at < 0 || at >= args.rows.count) return false;
-    const float* k = args.rows.table + at * kRowWidth;
-    const int64_t* steps = args.rows.steps + 2 * at;
+    if (next < 0 || next >= args.rows.count) return false;
+    const float* k = args.rows.table + next * kRowWidth;
+    const int64_t* steps = args.rows.steps + 2 * next;
     row = {k[0], k[1], k[2], k[3], k[4], k[5], k[6], static_cast<uint32_t>(steps[0]),
            static_cast<uint32_t>(steps[1])};
     return true;
+}
+
+NCSN_HD bool read_row(const UpdateArgs& args, Row& row) {
+    return read_row(args, args.rows.table == nullptr ? 0 : *args.rows.counter, row);
 }
 
 NCSN_HD uint32_t seed_of(const UpdateArgs& args, int64_t sample) {
