@@ -136,7 +136,6 @@ def test_what_else_the_engine_for_gpus_needs(monkeypatch, missing, words):
     reason = "Triton is not installed: pip install triton (Linux)"
     monkeypatch.setattr(_backends, "missing", lambda name: reason if name == missing else "")
     assert words in CudaEngine.unavailable()
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     kind, device, reason = engines.pick("auto", None)
     assert (kind.name, device.type) == ("eager", "cuda")
     assert words in reason
@@ -155,6 +154,7 @@ def test_settings_of_an_engines_own():
 @pytest.mark.parametrize("gpu", [True, False])
 def test_engines_choose_their_device(monkeypatch, gpu):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     cpu, cuda = torch.device("cpu"), torch.device("cuda", 1)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2 * gpu)

@@ -89,7 +89,8 @@ def pick(
         )
     device = torch.device(device)
     if device.type == "cuda" and device.index is None:  # whatever is current later on
-        device = torch.device("cuda", torch.cuda.current_device())
+        begun = torch.cuda.is_initialized()  # asking would begin it, on the first GPU
+        device = torch.device("cuda", torch.cuda.current_device() if begun else 0)
     return kind, device, reason
 
 
