@@ -206,7 +206,7 @@ def test_images_and_empty_batches():
     ):
         assert loss.shape == (3,)
     assert objectives.implicit(conv, x[:0]).shape == (0,)
-    trace = 12 * sum(float(conv.weight[c, c, 1, 1]) for c in range(2))  # the middle tap
+    trace = 12 * sum(float(conv.weight.detach()[c, c, 1, 1]) for c in range(2))  # the middle tap
     expected = trace + 0.5 * conv(x).square().flatten(1).sum(1)
     torch.testing.assert_close(objectives.implicit(conv, x), expected)
 
