@@ -103,8 +103,11 @@ def instance_norm_plus_backward(draw: Draw, module: Any) -> None:
 def add_elu(draw: Draw, module: Any) -> None:
     shape, dtype = draw.shape(), draw.choose("dtype", FLOATS)
     a, b, out = draw.map(shape, dtype), draw.map(shape, dtype), draw.out(shape, dtype)
-    which = draw.choose("op", ("elu", "add", "add_elu"))
+    which = draw.choose("op", ("elu", "add", "add_elu", "pointwise"))
     bias = bias_for(draw, getattr(module, which), shape[1])
+    if which == "pointwise":
+        pointwise(draw, module, [a, b, draw.map(shape, dtype)], bias.get("bias"), out)
+        return
     added = exact(bias["bias"])[:, None, None] if bias else 0.0
     if which == "elu":
         y = module.elu(a, out=out, **bias)
@@ -119,6 +122,20 @@ def add_elu(draw: Draw, module: Any) -> None:
     module.add_elu(a, b, total=total, out=out, **bias)
     close("sum", total, truths[0], None, floor)
     close("elu", out, truths[1], reference.add_elu(a.cpu(), b.cpu())[1], floor)
+
+
+def pointwise(
+    draw: Draw, module: Any, maps: list[Tensor], bias: Tensor | None, out: Tensor
+) -> None:
+    """One to three maps; the sum over the first of them, as an engine has it, or elsewhere."""
+    terms = maps[: draw.choose("terms", (1, 2, 3))]
+    truth = sum(map(exact, terms)) + (0.0 if bias is None else exact(bias)[:, None, None])
+    floor = 1e-6 * float(sum(t.abs().max() for t in terms) + 4) if out.numel() else 0.0
+    expected = reference.elu(truth.to(out.dtype))
+    total = terms[0] if draw.choose("in place", (True, False)) else draw.out(out.shape, out.dtype)
+    module.pointwise(terms, bias, total, out)
+    close("sum", total, truth, None, floor)
+    close("elu", out, reference.elu(truth), expected, floor)
 
 
 def pool5(draw: Draw, module: Any) -> None:

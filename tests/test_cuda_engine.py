@@ -16,6 +16,7 @@ from ncsn_fast.engines.cuda_graphs import Graphs
 from ncsn_fast.engines.eager import EagerEngine
 from ncsn_fast.jobs import Job, run_job
 from ncsn_fast.models.refinenet import ARCHITECTURES
+from ncsn_fast.samplers import methods
 from ncsn_fast.samplers.editing import inpainting, interpolation_weights
 
 # Rounding grows along a chain, and states begin at sigma 5.
@@ -90,6 +91,15 @@ def test_runs_are_those_of_the_reference(arch, method, graph, captured):
     assert captured == {"level": sorted({each, 1}, reverse=True), "loop": [program.nfe]}.get(
         graph, [1]
     )
+
+
+@pytest.mark.parametrize("method", ["heun", "dpmpp", "ancestral"])
+def test_other_tables_run_as_the_reference_runs_them(method, captured):
+    of = model()
+    program = methods.build(method, of, 5, {})
+    expected = engine(of, kind=EagerEngine).run(program, chains_of(of))
+    torch.testing.assert_close(engine(of).run(program, chains_of(of)), expected, **CLOSE)
+    assert program.has_history == (method != "ancestral")
 
 
 @pytest.mark.parametrize("variant", ["ncsnv2", "ncsn"])

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -132,13 +133,13 @@ def ula(
 
 
 def mala(
-    target: Target, x: Tensor, *, target_acceptance: float = MALA_TARGET, **options: object
+    target: Target, x: Tensor, *, target_acceptance: float = MALA_TARGET, **options: Any
 ) -> Result:
     """Metropolis-adjusted Langevin algorithm: ULA's proposals, accepted so that p is kept exactly.
 
     It is `hmc` with one leapfrog step, and takes its options; at best h^2 falls as D^(-1/3).
     """
-    return hmc(target, x, n_leapfrog=1, target_acceptance=target_acceptance, **options)  # type: ignore[arg-type]
+    return hmc(target, x, n_leapfrog=1, target_acceptance=target_acceptance, **options)
 
 
 def hmc(
