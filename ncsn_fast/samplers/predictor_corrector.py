@@ -11,13 +11,16 @@ At each sigma_i, with s the score at the state of the moment and z fresh,
 The last predictor step goes to sigma = 0: without its noise it is Tweedie's denoising.
 The published code takes the means of |z| and |s| over the batch, so that a sample depends on its
 batch; norm="sample" takes each sample's own. NFE = L (predictor + corrector_steps).
+Any other `Move` that keeps p_sigma can stand for the corrector.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -35,6 +38,33 @@ Order = Literal["corrector_first", "predictor_first"]
 Norm = Literal["batch", "sample"]
 
 
+class Moved(NamedTuple):
+    """x: states after a corrector (B, ...).   mean: the same without the last noise, or x."""
+
+    x: Tensor
+    mean: Tensor
+
+
+class Move(Protocol):
+    """A corrector: moves states at one noise level, and keeps their law p_sigma.
+
+    Attributes:
+        nfe: evaluations of the score that a move takes; as many steps of the noise are its own.
+    """
+
+    @property
+    def nfe(self) -> int: ...
+
+    def __call__(
+        self, score: Callable[[Tensor], Tensor], x: Tensor, sigma: float, step: int
+    ) -> Moved:
+        """Moves x (B, ...); score(x) is at sigma, and `step` the first step of noise to use."""
+
+
+# (x, sigma, step): what is known of the samples, imposed on x at noise level sigma.
+Constrain = Callable[[Tensor, float, int], Tensor]
+
+
 def predictor_corrector(
     score: Score,
     x: Tensor,
@@ -42,7 +72,7 @@ def predictor_corrector(
     draw: Draw,
     *,
     predictor: Predictor = "reverse_diffusion",
-    corrector: Corrector = "langevin",
+    corrector: Corrector | Move = "langevin",
     corrector_steps: int = 1,
     order: Order = "corrector_first",
     snr: float = 0.16,
@@ -50,6 +80,7 @@ def predictor_corrector(
     noise_norm: Literal["drawn", "expected"] = "drawn",
     variances: ArrayLike | None = None,
     denoise: bool = True,
+    constrain: Constrain | None = None,
     on_level: Callable[[int, Tensor], object] | None = None,
 ) -> Result:
     """Runs the states x (B, ...) down the ladder; see the head of this file.
@@ -65,36 +96,67 @@ def predictor_corrector(
         variances: (L,) G_i^2 where they are not differences of the ladder: with g(t_i)^2 dt the
             reverse diffusion is Euler-Maruyama of the reverse SDE.
         denoise: return the last update without its noise.
+        constrain: applied after every update: to states after a corrector at sigma_i, after a
+            predictor at sigma_{i+1}, and to the mean that is returned at sigma 0; with the step of
+            the update's noise.
         on_level: called with the number of evaluations done and the state, after each level.
     """
     ladder = check_ladder(np.asarray(sigmas))
     removed = _removed(ladder, variances)
     _check(predictor, corrector, order, norm, noise_norm, corrector_steps, snr)
-    parts = [("corrector", corrector_steps), ("predictor", int(predictor != "none"))]
+    if isinstance(corrector, str):
+        corrector = _Langevin(draw, snr, norm, noise_norm == "expected", corrector == "annealed")
+    parts = ["corrector"] * corrector_steps + ["predictor"] * (predictor != "none")
     if order == "predictor_first":
         parts.reverse()
+    after = np.append(ladder[1:], 0.0)
     k, mean = 0, x
-    for sigma, g2 in zip(ladder.tolist(), removed.tolist(), strict=True):
+    for sigma, end, g2 in zip(ladder.tolist(), after.tolist(), removed.tolist(), strict=True):
         level = torch.full((len(x),), sigma, dtype=x.dtype, device=x.device)
-        for part in [name for name, times in parts for _ in range(times)]:
-            s = score(x, level)
+        score_here = functools.partial(_at, score, level)
+        for part in parts:
             if part == "predictor":
                 b, c = _prediction(predictor, sigma, g2)
-                mean = x + b * s
+                mean = x + b * score_here(x)
                 x = mean + c * draw(Stream.SAMPLER, k).to(x.dtype) if c else mean
             else:
-                z = draw(Stream.CORRECTOR, k).to(x.dtype)
-                if corrector == "langevin":
-                    alpha = langevin_step(s, z, snr, norm, expected=noise_norm == "expected")
-                else:
-                    alpha = torch.full_like(level, 2 * (snr * sigma) ** 2)
-                mean = x + per_sample(alpha, x) * s
-                x = mean + per_sample((2 * alpha).sqrt(), x) * z
-            k += 1
+                x, mean = corrector(score_here, x, sigma, k)
+            if constrain is not None:
+                x = constrain(x, end if part == "predictor" else sigma, k)
+            k += 1 if part == "predictor" else corrector.nfe
         if on_level is not None:
             on_level(k, x)
+    if constrain is not None:
+        mean = constrain(mean, 0.0, k)
     nfe = torch.full((len(x),), k, dtype=torch.int64, device=x.device)
     return Result(mean if denoise else x, nfe)
+
+
+def _at(score: Score, level: Tensor, x: Tensor) -> Tensor:
+    return score(x, level)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Langevin:
+    """One step of the published correctors; noise from stream 4."""
+
+    draw: Draw
+    snr: float
+    norm: Norm
+    expected: bool
+    annealed: bool
+    nfe: int = 1
+
+    def __call__(
+        self, score: Callable[[Tensor], Tensor], x: Tensor, sigma: float, step: int
+    ) -> Moved:
+        s, z = score(x), self.draw(Stream.CORRECTOR, step).to(x.dtype)
+        if self.annealed:
+            alpha = torch.full((len(x),), 2 * (self.snr * sigma) ** 2, dtype=x.dtype).to(x.device)
+        else:
+            alpha = langevin_step(s, z, self.snr, self.norm, expected=self.expected)
+        mean = x + per_sample(alpha, x) * s
+        return Moved(mean + per_sample((2 * alpha).sqrt(), x) * z, mean)
 
 
 def langevin_step(
@@ -120,9 +182,11 @@ def annealed_snr(epsilon: float, sigma_min: float) -> float:
     return math.sqrt(epsilon / 2) / sigma_min
 
 
-def evaluations(n_sigmas: int, predictor: Predictor, corrector_steps: int) -> int:
-    """NFE of a run, before it."""
-    return n_sigmas * (corrector_steps + (predictor != "none"))
+def evaluations(
+    n_sigmas: int, predictor: Predictor, corrector_steps: int, corrector_nfe: int = 1
+) -> int:
+    """NFE of a run, before it; corrector_nfe is that of one corrector step."""
+    return n_sigmas * (corrector_steps * corrector_nfe + (predictor != "none"))
 
 
 def _prediction(predictor: Predictor, sigma: float, g2: float) -> tuple[float, float]:
@@ -149,7 +213,7 @@ def _removed(ladder: Column, variances: ArrayLike | None) -> Column:
 
 def _check(
     predictor: str,
-    corrector: str,
+    corrector: str | Move,
     order: str,
     norm: str,
     noise_norm: str,
@@ -158,7 +222,10 @@ def _check(
 ) -> None:
     known = {
         "predictor": (predictor, ("reverse_diffusion", "ancestral", "flow", "none")),
-        "corrector": (corrector, ("langevin", "annealed")),
+        "corrector": (
+            corrector if isinstance(corrector, str) else "langevin",
+            ("langevin", "annealed"),
+        ),
         "order": (order, ("corrector_first", "predictor_first")),
         "norm": (norm, ("batch", "sample")),
         "noise_norm": (noise_norm, ("drawn", "expected")),
