@@ -29,7 +29,6 @@ from torch import Tensor
 
 from ncsn_fast.noise import Stream
 from ncsn_fast.samplers.plain import Draw, Result, Score, per_sample
-from ncsn_fast.samplers.program import Column
 from ncsn_fast.sigmas import check_ladder
 
 Predictor = Literal["reverse_diffusion", "ancestral", "flow", "none"]
@@ -101,17 +100,15 @@ def predictor_corrector(
             the update's noise.
         on_level: called with the number of evaluations done and the state, after each level.
     """
-    ladder = check_ladder(np.asarray(sigmas))
-    removed = _removed(ladder, variances)
+    levels = _levels(sigmas, variances)
     _check(predictor, corrector, order, norm, noise_norm, corrector_steps, snr)
     if isinstance(corrector, str):
         corrector = _Langevin(draw, snr, norm, noise_norm == "expected", corrector == "annealed")
     parts = ["corrector"] * corrector_steps + ["predictor"] * (predictor != "none")
     if order == "predictor_first":
         parts.reverse()
-    after = np.append(ladder[1:], 0.0)
     k, mean = 0, x
-    for sigma, end, g2 in zip(ladder.tolist(), after.tolist(), removed.tolist(), strict=True):
+    for sigma, end, g2 in levels:
         level = torch.full((len(x),), sigma, dtype=x.dtype, device=x.device)
         score_here = functools.partial(_at, score, level)
         for part in parts:
@@ -199,16 +196,18 @@ def _prediction(predictor: Predictor, sigma: float, g2: float) -> tuple[float, f
     return g2, math.sqrt(g2)
 
 
-def _removed(ladder: Column, variances: ArrayLike | None) -> Column:
-    """G_i^2 of every level."""
-    if variances is None:
-        return ladder**2 - np.append(ladder[1:], 0.0) ** 2
-    removed = np.asarray(variances, dtype=np.float64)
-    if removed.shape != ladder.shape or not (np.isfinite(removed) & (removed >= 0)).all():
-        raise ValueError(
-            f"variances must be ({len(ladder)},), finite and not negative; got {variances!r}"
-        )
-    return removed
+def _levels(sigmas: ArrayLike, variances: ArrayLike | None) -> list[tuple[float, float, float]]:
+    """(sigma_i, sigma_{i+1}, G_i^2) of every level; the level after the last is 0."""
+    ladder = check_ladder(np.asarray(sigmas))
+    after = np.append(ladder[1:], 0.0)
+    removed = ladder**2 - after**2
+    if variances is not None:
+        removed = np.asarray(variances, dtype=np.float64)
+        if removed.shape != ladder.shape or not (np.isfinite(removed) & (removed >= 0)).all():
+            raise ValueError(
+                f"variances must be ({len(ladder)},), finite and not negative; got {variances!r}"
+            )
+    return list(zip(ladder.tolist(), after.tolist(), removed.tolist(), strict=True))
 
 
 def _check(
