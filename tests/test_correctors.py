@@ -158,7 +158,7 @@ def test_ula_is_the_annealed_corrector():
     (ULA(0, torch.arange(3)), 1), (ULA(0, torch.arange(3), n_steps=4), 4),
     (MALA(0, torch.arange(3)), 3), (MALA(0, torch.arange(3), n_steps=4, n_points=2), 5),
     (HMC(0, torch.arange(3)), 7), (HMC(0, torch.arange(3), 0.1, 2, n_leapfrog=3, n_points=5), 13),
-], ids=repr)  # fmt: skip
+], ids=["ula", "ula-4", "mala", "mala-4", "hmc", "hmc-2"])  # fmt: skip
 def test_evaluations(corrector, nfe):
     data = exact.Gaussian()
     _, found = predictor_corrector(
