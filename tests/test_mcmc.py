@@ -73,6 +73,37 @@ def test_stationary_variance_of_ula(epsilon, variance):
     assert end.acceptance.unique().tolist() == [1.0]
 
 
+@pytest.mark.parametrize("s", [1.0, 0.6])
+@pytest.mark.parametrize(
+    ("epsilon", "variance"), [(0.1, 1.025641), (0.5, 1.142857), (1.0, 1.333333), (2.0, 2.0)]
+)
+def test_fixed_point_of_ula(s, epsilon, variance):
+    """On N(0, s^2), in units of s: x' = r x + h z settles at h^2 / (1 - r^2), to every digit."""
+    target = Target(score=lambda x: -x / s**2)
+    h = s * math.sqrt(epsilon)
+    x = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+    samples = torch.zeros(2, dtype=torch.int64)  # the same noise for both
+    end = ula(target, x, step_size=h, n_steps=1, samples=samples).x.flatten()
+    z = noise.normal(0, samples[:1], Stream.SAMPLER, 0, (1,)).double()
+    kick, shrink = float(end[0] / z), float(end[1] - end[0])
+    assert kick**2 / (1 - shrink**2) / s**2 == pytest.approx(variance, abs=5e-7)
+
+
+@pytest.mark.parametrize("s", [1.0, 0.6])
+def test_acceptance_of_mala_in_closed_form(s):
+    """log A = epsilon / (8 s^4) (||x||^2 - ||y||^2) on N(0, s^2 I), from the score alone too."""
+    x, p, h = start(40, 5), start(40, 5, 1), torch.full((40,), 0.7, dtype=torch.float64)
+    for target in (
+        Target(log_density=lambda x: -0.5 * x.square().sum(1) / s**2),
+        Target(score=lambda x: -x / s**2, n_points=2),
+    ):
+        here = target.at(x)
+        there, q = leapfrog(target, here, p, h, 1)
+        log_a = target.difference(here, there) + 0.5 * (p.square() - q.square()).sum(1)
+        expected = 0.49 / (8 * s**4) * (x.square() - there.x.square()).sum(1)
+        torch.testing.assert_close(log_a, expected)
+
+
 def test_ula_is_the_formula_and_diverges_beyond_its_limit():
     x, epsilon = start(5, 3), 0.3
     end = ula(GAUSSIAN_SCORE, x, step_size=math.sqrt(epsilon), n_steps=2, seed=8, first_step=4)
