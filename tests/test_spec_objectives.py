@@ -71,6 +71,27 @@ def test_denoising():
     assert mean(weighted, weights) == pytest.approx(1.07865169, abs=5e-9)
 
 
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_an_energy_has_the_losses_of_its_score(shape):
+    """E = ||x - a||^2 / (2 b^2), a number for each sample or a column as networks give it."""
+    score = objectives.score_of(
+        lambda x: ((x - A).square().sum(1) / (2 * B**2)).reshape(len(x), *shape)
+    )
+    z, weights = grid(SIGNS, 2 * D)
+    x, noise = M + S * z[:, :D], z[:, D:]
+    assert mean(objectives.explicit(score, x, linear(M, S)(x)), weights) == pytest.approx(
+        0.75231481, abs=5e-9
+    )
+    assert mean(objectives.implicit(score, x), weights) == pytest.approx(-1.59143519, abs=5e-9)
+    assert mean(objectives.denoising(score, x, SIGMA, noise), weights) == pytest.approx(
+        4.58940972, abs=5e-9
+    )
+    slices = torch.Generator().manual_seed(0)
+    reduced = objectives.sliced(score, x, variance_reduced=True, generator=slices)
+    # The Jacobian is a multiple of one, so that signs are exact.
+    torch.testing.assert_close(reduced, objectives.implicit(linear(), x), rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize(("slices", "variance_reduced", "printed", "digits"), [
     ("gaussian", False, 2.49, 0.005), ("gaussian", True, 3.05, 0.005),
     # Also seen as .486, an estimate from draws; the sum below, and a closed form, have .4834.
