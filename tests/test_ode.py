@@ -199,6 +199,23 @@ def test_tutorials_evaluations_on_gaussian_data(name, end, nfe):
         assert int(few.nfe[row]) == expected[1]
 
 
+@pytest.mark.parametrize(("name", "begin", "nfe"), [("course", 1e-3, 98), ("song", 1e-5, 62)])
+@pytest.mark.parametrize("batch", [1, 8])
+def test_tutorials_evaluations_of_a_likelihood(name, begin, nfe, batch):
+    """Pixels and volume changes of a batch of 28 x 28 images, stepped as one by SciPy's norm."""
+    schedule, data, d = SCHEDULES[name], exact.Gaussian(mean=0.5, spread=0.5), 784
+
+    def slope(t, state):
+        half_g2, sigma = 0.5 * schedule.g2(t), schedule.variance(t).sqrt()
+        change = -half_g2 * data.score(state[:, : batch * d], sigma)
+        volume = (half_g2 * d / (0.25 + sigma**2)).expand(1, batch)
+        return torch.cat((change, volume), dim=1)
+
+    x = data.mean + data.spread * exact.normals(1, batch * d, dtype=torch.float64)
+    state = torch.cat((x, torch.zeros(1, batch, dtype=torch.float64)), dim=1)
+    assert solve(slope, state, begin, 1.0).nfe.tolist() == [nfe]
+
+
 @pytest.mark.parametrize(("variable", "close"), [("sigma", 1e-3), ("log_sigma", 5e-5)])
 @pytest.mark.parametrize(("low", "high"), [(0.01, 50.0), (0.01, 22.0), (0.3, 0.4)])
 def test_probability_flow_of_gaussian_data(variable, close, low, high):
