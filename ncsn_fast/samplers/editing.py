@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ncsn_fast.samplers.plain import Procedure
 from ncsn_fast.samplers.program import Program
 
 InpaintVariant = Literal["ncsnv2", "ncsn"]
@@ -48,9 +49,9 @@ def inpainting(
     )
 
 
-def check_draws_noise(program: Program) -> None:
+def check_draws_noise(program: Program | Procedure) -> None:
     """ValueError for a sampler without noise: frames share their start, and would be one image."""
-    if program.nfe > 1 and not program.c.any():
+    if program.nfe != 1 and not program.draws_noise:
         raise ValueError(
             f"interpolation mixes the noise of steps, and {program.name!r} draws none with these "
             "options; take ald, cas, ancestral or dpmpp, or give it churn or eta"
