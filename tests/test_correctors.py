@@ -10,12 +10,11 @@ from scipy.stats import chi2, norm
 
 from ncsn_fast import noise, ops
 from ncsn_fast.noise import Stream
-from ncsn_fast.samplers.correctors import HMC, MALA, ULA
+from ncsn_fast.samplers.correctors import CORRECTORS, HMC, MALA, ULA
 from ncsn_fast.samplers.plain import contract_noise, per_sample
 from ncsn_fast.samplers.predictor_corrector import evaluations, predictor_corrector
 
-MOVES = {"ula": ULA, "mala": MALA, "hmc": HMC}
-moves = pytest.mark.parametrize("move", MOVES.values(), ids=MOVES)
+moves = pytest.mark.parametrize("move", CORRECTORS.values(), ids=CORRECTORS)
 TAIL = 1e-5  # chance of a band to be left, per test; the seeds are fixed
 
 
@@ -212,7 +211,7 @@ def test_a_sample_does_not_know_its_batch(move):
 def test_steps_scale_with_sigma_and_dimensions():
     samples = torch.arange(1)
     sizes = {}
-    for name, move in MOVES.items():
+    for name, move in CORRECTORS.items():
         seen = []
         corrector = move(0, samples, on_move=lambda s, r, seen=seen: seen.append((s, r)))
         alone(exact.Gaussian().score, exact.normals(1, 3, 8, 8), [2.0, 0.5], corrector)
@@ -226,7 +225,7 @@ def test_steps_scale_with_sigma_and_dimensions():
 
 
 def test_no_states():
-    for move in MOVES.values():
+    for move in CORRECTORS.values():
         x, nfe = alone(exact.Gaussian().score, torch.zeros(0, 3), [1.0], move(0, torch.arange(0)))
         assert (x.shape, nfe.shape) == ((0, 3), (0,))
 

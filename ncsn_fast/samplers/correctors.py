@@ -149,3 +149,6 @@ class MALA(HMC):
 
     def default_step(self, dimensions: int) -> float:
         return MALA_STEP * float(max(dimensions, 1)) ** (-1 / 6)
+
+
+CORRECTORS: dict[str, type[ULA] | type[MALA] | type[HMC]] = {"ula": ULA, "mala": MALA, "hmc": HMC}
