@@ -115,17 +115,6 @@ def test_consistent_annealed_table(eta, denoise):
     assert (program.a == 1).all()
 
 
-@pytest.mark.parametrize(
-    ("sigma_begin", "n", "n_sigma", "epsilon", "beta"),
-    [(50, 232, 1, 5.6e-6, 0.2016589), (50, 232, 5, 1.1e-6, 0.0857111)],
-)
-def test_released_consistent_steps(sigma_begin, n, n_sigma, epsilon, beta):
-    ladder = refine_ladder(np.geomspace(sigma_begin, 0.01, n), n_sigma)
-    program = consistent_annealed(ladder, epsilon / 0.01**2)
-    assert program.nfe == (n - 1) * n_sigma + 1
-    np.testing.assert_allclose(program.c[:-1] / ladder[1:], beta, atol=5e-8)
-
-
 def test_refined_ladder_keeps_the_old_levels():
     ladder = np.geomspace(4.0, 0.05, 6)
     fine = refine_ladder(ladder, 4)

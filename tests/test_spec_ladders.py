@@ -83,6 +83,7 @@ def test_consistent_sampling_of_the_released_settings(
 ):
     ladder = refine_ladder(np.geomspace(sigma_begin, 0.01, n), n_sigma)
     program = consistent_annealed(ladder, epsilon / 0.01**2)
+    assert program.nfe == (n - 1) * n_sigma + 1
     np.testing.assert_allclose(program.c[:-1] / ladder[1:], beta, atol=5e-8)
     if gamma is not None:
         np.testing.assert_allclose(ladder[1:] / ladder[:-1], gamma, atol=5.1e-8)
