@@ -102,6 +102,14 @@ def test_as_ve_is_the_score_of_the_smoothed_data(sde):
 
 
 @each
+def test_times_beyond_the_last_are_the_last(sde):
+    """sigma_max may be a rounding above the level of t = 1; networks know no later time."""
+    ve, y = as_ve(time_score(sde), sde), exact.normals(2, 3)
+    sigma = torch.full((2,), ve.sigma_max)
+    torch.testing.assert_close(ve.score(y, 1.01 * sigma), ve.score(y, sigma), rtol=1e-3, atol=0)
+
+
+@each
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_probability_flow(sde, dtype):
     """x(t_end) = m(t_end) (MEAN + q deviation of y) with the quantile q of x(1); NFE is counted."""

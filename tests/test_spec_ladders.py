@@ -1,6 +1,7 @@
 """Printed figures of ladders and step sizes: Techniques 2 and 4, released settings, indices."""
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -72,6 +73,14 @@ def test_the_error_function_is_a_misprint_of_the_normal_distribution():
     shift, three = math.sqrt(2 * dimensions) * (ratio - 1), 3 * ratio
     assert math.erf(shift + three) - math.erf(shift - three) == pytest.approx(1.19, abs=0.005)
     assert sigmas.overlap(ratio, dimensions) == pytest.approx(0.567, abs=0.0005)
+
+
+@pytest.mark.parametrize(("ratio", "dimensions"), [(1.04, 3072), (1.3, 5), (2.0, 1), (1.0, 3)])
+def test_overlap_is_the_mass_within_three_deviations(ratio, dimensions):
+    """Both ends of the interval count in few dimensions, where the ladder's are some 6 away."""
+    phi, shift = NormalDist().cdf, math.sqrt(2 * dimensions) * (ratio - 1)
+    expected = phi(shift + 3 * ratio) - phi(shift - 3 * ratio)
+    assert sigmas.overlap(ratio, dimensions) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize(("sigma_begin", "n", "n_sigma", "epsilon", "gamma", "beta"), [
