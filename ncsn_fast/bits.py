@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ncsn_fast import data, noise
 from ncsn_fast.files import atomic_write
@@ -84,7 +85,7 @@ def image_log_likelihood(
     if not (isinstance(images, Tensor) and images.is_floating_point()):
         levels = (x * 255).round().to(torch.uint8)
         x = dequantise(levels, bits=BITS, data_range=DATA_RANGE, seed=seed, samples=samples)
-    size = batch_size or _batch_size(len(x), model)
+    size = batch_size or batch_size_for(len(x), model)
     found = [
         log_likelihood(
             model.score,
@@ -106,7 +107,8 @@ def image_log_likelihood(
     return Likelihood(**{k: torch.cat([getattr(part, k).cpu() for part in found]) for k in fields})
 
 
-def _batch_size(n: int, model: ScoreModel) -> int:
+def batch_size_for(n: int, model: ScoreModel) -> int:
+    """Images at once, where the caller does not say."""
     return min(MOST_AT_ONCE, default_batch_size(n, model.image_shape, model.device))
 
 
@@ -131,7 +133,7 @@ class LikelihoodSettings:
 def bits_per_dimension(
     score: Score,
     images: data.Images,
-    indices: list[int],
+    indices: Sequence[int],
     settings: LikelihoodSettings,
     *,
     batch_size: int,
@@ -148,73 +150,116 @@ def bits_per_dimension(
     options = dataclasses.asdict(settings)
     low, high, seed = (options.pop(name) for name in ("sigma_min", "sigma_max", "seed"))
     for first in range(0, len(indices), batch_size):
-        part = indices[first : first + batch_size]
+        part = list(indices[first : first + batch_size])
         keys = torch.tensor(part, dtype=torch.int64)
         levels = data.stack(images, part)
         x = dequantise(levels, bits=BITS, data_range=DATA_RANGE, seed=seed, samples=keys)
-        yield part, log_likelihood(
-            score,
-            x.to(device),
-            low,
-            high,
-            seed=seed,
-            samples=keys.to(device),
-            bits=BITS,
-            data_range=DATA_RANGE,
-            **options,
+        yield (
+            part,
+            log_likelihood(
+                score,
+                x.to(device),
+                low,
+                high,
+                seed=seed,
+                samples=keys.to(device),
+                bits=BITS,
+                data_range=DATA_RANGE,
+                **options,
+            ),
         )
 
 
-class RunningMean:
-    """Mean of what came so far, and its standard error, by Welford's recurrence."""
-
-    def __init__(self) -> None:
-        self.n, self.mean, self._squares = 0, 0.0, 0.0
-
-    def add(self, value: float) -> None:
-        self.n += 1
-        gap = value - self.mean
-        self.mean += gap / self.n
-        self._squares += gap * (value - self.mean)
-
-    @property
-    def standard_error(self) -> float:
-        """s / sqrt(n), s^2 the unbiased variance; NaN below two values."""
-        if self.n < 2:
-            return math.nan
-        return math.sqrt(self._squares / (self.n - 1) / self.n)
-
-
-class BitsFile:
-    """Likelihoods of a data set's images on disk, one JSON line each, appended batch by batch.
+class Record:
+    """Likelihoods of a data set's images: in memory, and as JSON lines in a file if there is one.
 
     Attributes:
-        found: image index -> its line, {"index", "bpd", "nfe"}.
+        found: image index -> {"index", "bpd", "nfe"}.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None = None) -> None:
         self.path, self.found = path, dict[int, dict[str, Any]]()
-        if not path.exists():
+        if path is None or not path.exists():
             return
         lines = path.read_text().splitlines(keepends=True)
         for line in lines:
             try:
                 values = json.loads(line)
-                self.found[values["index"]] = values
+                self.found[values["index"]] = {k: values[k] for k in ("index", "bpd", "nfe")}
             except (ValueError, KeyError, TypeError):
                 continue  # half a line, where a process was killed: that image is done again
-        if len(self.found) < len(lines):
+        if "".join(lines) != (text := "".join(map(_line, self.found.values()))):
             with atomic_write(path) as temporary:
-                temporary.write_text("".join(map(_line, self.found.values())))
+                temporary.write_text(text)
 
     def add(self, indices: list[int], likelihood: Likelihood) -> None:
         """Keeps a batch."""
         values = zip(indices, likelihood.bpd.tolist(), likelihood.nfe.tolist(), strict=True)
         new = [{"index": i, "bpd": bpd, "nfe": nfe} for i, bpd, nfe in values]
         self.found |= {entry["index"]: entry for entry in new}
-        with open(self.path, "a") as file:
-            file.write("".join(map(_line, new)))
+        if self.path is not None:
+            with open(self.path, "a") as file:
+                file.write("".join(map(_line, new)))
+
+    def figures(self, indices: Sequence[int]) -> dict[str, Any]:
+        """Mean over those of `indices` that are found, for JSON.
+
+        bpd: its mean, the standard error s / sqrt(n) of that, and n.   nfe: mean network
+        evaluations per image.   (None: not enough images.)
+        """
+        rows = [self.found[i] for i in indices if i in self.found]
+        bpd, nfe = (
+            torch.tensor([row[k] for row in rows], dtype=torch.float64) for k in ("bpd", "nfe")
+        )
+        n = len(rows)
+        return {
+            "bpd": {
+                "mean": float(bpd.mean()) if n else None,
+                "standard_error": float(bpd.std() / math.sqrt(n)) if n > 1 else None,
+                "n": n,
+            },
+            "nfe": float(nfe.mean()) if n else None,
+        }
 
 
 def _line(values: dict[str, Any]) -> str:
     return json.dumps(values) + "\n"
+
+
+def measure(
+    score: Score,
+    images: data.Images,
+    indices: Sequence[int],
+    settings: LikelihoodSettings,
+    record: Record,
+    *,
+    batch_size: int,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Completes a record for these images; its figures, shown while they grow, and `complete`.
+
+    Ctrl-C ends it early: what is done is in the record, and `complete` is false.
+    """
+    todo, complete = [i for i in indices if i not in record.found], True
+    stream = bits_per_dimension(score, images, todo, settings, batch_size=batch_size, device=device)
+    with tqdm(
+        total=len(indices), initial=len(indices) - len(todo), unit="image", disable=not progress,
+        dynamic_ncols=True,
+    ) as bar:  # fmt: skip
+        try:
+            for part, likelihood in stream:
+                record.add(part, likelihood)
+                bar.set_postfix_str(_shown(record.figures(indices)["bpd"]), refresh=False)
+                bar.update(len(part))
+        except KeyboardInterrupt:
+            complete = False
+    return {**record.figures(indices), "complete": complete}
+
+
+def _shown(bpd: dict[str, Any]) -> str:
+    """Mean and standard error, for people."""
+    if bpd["mean"] is None:
+        return "no image"
+    error = bpd["standard_error"]
+    return f"bits/dim {bpd['mean']:.4f}" + ("" if error is None else f" ± {error:.4f}")

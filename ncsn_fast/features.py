@@ -44,7 +44,7 @@ class DigitNet(nn.Module):
             x = F.interpolate(x, (16, 16), mode="bilinear", antialias=True)
         x = F.avg_pool2d(F.elu(self.conv1(x)), 2)
         x = F.avg_pool2d(F.elu(self.conv2(x)), 2)
-        features = F.relu(self.features(x.flatten(1)))
+        features = F.leaky_relu(self.features(x.flatten(1)), 0.1)
         return features, self.classes(features)
 
 
@@ -84,16 +84,19 @@ class Extractor(nn.Module):
     """What an image is judged by.
 
     Attributes:
+        place: a scalar on the device of the weights.
         name: digits, inception or torchscript.   sha256: of the file that holds the weights.
         num_features: length F of its features.   classes: of its logits; 0 if it has none.
         inception: whether Fréchet distances of its features may be called FID.
     """
 
+    place: Tensor
+
     def __init__(self, network: nn.Module, name: str, sha256: str) -> None:
         super().__init__()
         self.network, self.name, self.sha256 = network.eval().requires_grad_(False), name, sha256
         self.inception = name != "digits"
-        self.register_buffer("place", torch.zeros(()), persistent=False)  # where the weights are
+        self.register_buffer("place", torch.zeros(()))
         features, logits = self(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
         self.num_features = features.shape[1]
         self.classes = 0 if logits is None else logits.shape[1]
@@ -113,13 +116,14 @@ class Extractor(nn.Module):
         program = isinstance(self.network, TorchScript)
         with torch.no_grad():
             parts = [
-                self._checked(*self.network(part if program else part.float() / 255), len(part))
+                self._checked(self.network(part if program else part.float() / 255), len(part))
                 for part in images.split(AT_ONCE)
             ]
         features, logits = zip(*parts, strict=True)
         return torch.cat(features), None if logits[0] is None else torch.cat(logits)
 
-    def _checked(self, features: Any, logits: Any, n: int) -> tuple[Tensor, Tensor | None]:
+    def _checked(self, found: tuple[Any, Any], n: int) -> tuple[Tensor, Tensor | None]:
+        features, logits = found
         for what, x in (("features", features), ("logits", logits)):
             if what == "logits" and x is None:
                 continue

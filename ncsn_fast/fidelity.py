@@ -11,6 +11,7 @@ import dataclasses
 import importlib
 import math
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ncsn_fast.features import Extractor, sha256
+from ncsn_fast.features import Extractor
 from ncsn_fast.files import atomic_write
 
 LEAST_FOR_FID = 10_000  # Fréchet distances of fewer samples are not called FID here
@@ -118,7 +119,8 @@ class Fidelity:
         self.added = {False: 0, True: 0}
         given = _Given(extractor.num_features)
         self._fid = _metric("fid", "FrechetInceptionDistance", feature=given, normalize=True)
-        self._kid = self._is = None
+        self._kid: Any = None
+        self._is: Any = None
         self._scores: list[float] = []
         self.subset_size = min(KID_SUBSET_SIZE, KID_MOST, min(n, n_references or 0) // 2)
         if self.subset_size > 1:
@@ -212,9 +214,7 @@ class Fidelity:
         if self._kid is None:
             few = "the reference is mu and sigma; KID needs the images"
             return {"left_out": few if not self.total[True] else "too few images"}
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            mean, std = self._kid.compute()
+        mean, std = _quiet(self._kid.compute, self.seed)
         return {
             "mean": float(mean),
             "std": float(std),
@@ -242,14 +242,9 @@ def _metric(module: str, name: str, **options: Any) -> Any:
     return _quiet(lambda: getattr(found, name)(**options))
 
 
-def _quiet(call: Any) -> Any:
-    """Without torchmetrics' remarks on memory, and on the spread of a single split."""
-    with warnings.catch_warnings():
+def _quiet(call: Callable[[], Any], seed: int = 0) -> Any:
+    """Without torchmetrics' remarks on memory, and without touching torch's own generator."""
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore", UserWarning)
+        torch.manual_seed(seed)
         return call()
-
-
-def open_statistics(path: Path, extractor: Extractor) -> tuple[Statistics, dict[str, Any]]:
-    """load_statistics, and what the file is, for JSON."""
-    statistics = load_statistics(path, extractor)
-    return statistics, {"source": str(path), "sha256": sha256(path), "n": statistics.n}

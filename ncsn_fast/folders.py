@@ -97,7 +97,9 @@ def read_files(
 ) -> Iterator[Tensor]:
     """Samples of a folder by their indices: batches (at most `size`, C, H, W) in [0, 1]."""
     for first in range(0, len(indices), size):
-        yield as_tensor([_read(sample_path(folder, i)) for i in indices[first : first + size]], shape)
+        yield as_tensor(
+            [_read(sample_path(folder, i)) for i in indices[first : first + size]], shape
+        )
 
 
 def _read(path: Path) -> Image.Image:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ncsn_fast import data
 
 Matrix = NDArray[np.float64]
-AT_ONCE = 1024  # images of a block that distances are computed for
+ROWS, ELEMENTS = 1024, 1 << 23  # of a block that distances are computed for
 
 
 def frechet_distance(a: Matrix, b: Matrix) -> float:
@@ -41,7 +41,7 @@ def nearest_distances(samples: Tensor, references: Tensor) -> tuple[Tensor, Tens
 
     Samples and references are (N, ...) and (M, ...); no N x M table is kept.
     """
-    rows = [_nearest(part, references) for part in samples.split(AT_ONCE)]
+    rows = [_nearest(part, references) for part in samples.split(ROWS)]
     values, indices = zip(*rows, strict=True)
     return torch.cat(values), torch.cat(indices)
 
@@ -61,8 +61,9 @@ def nearest_images(samples: Tensor, images: data.Images) -> tuple[Tensor, list[i
     """
     best = torch.full((len(samples),), torch.inf, dtype=torch.float64)
     found, indices = torch.empty_like(samples), torch.full((len(samples),), -1)
-    for first in range(0, len(images), AT_ONCE):
-        block = data.stack(images, list(range(first, min(first + AT_ONCE, len(images))))) / 255
+    size = max(1, ELEMENTS // samples[0].numel())
+    for first in range(0, len(images), size):
+        block = data.stack(images, list(range(first, min(first + size, len(images))))) / 255
         distance, index = _nearest(samples, block)
         nearer = distance < best
         best[nearer], indices[nearer] = distance[nearer], first + index[nearer]

@@ -16,8 +16,8 @@ LAYERS = [
     {"models", "objectives", "continuous", "samplers"},
     {"engines"},
     {"cli", "images", "data", "batches", "configs", "checkpoint", "published", "loading", "jobs",
-     "plan", "sampler", "likelihood", "bits", "metrics", "fidelity", "features", "trainer",
-     "options", "folders", "shards", "toy"},
+     "plan", "sampler", "likelihood", "bits", "metrics", "fidelity", "features", "judge",
+     "trainer", "options", "folders", "shards", "toy"},
 ]  # fmt: skip
 # The one way back, inside functions: save_pretrained and from_pretrained.
 BACK = {("models.score", "checkpoint")}

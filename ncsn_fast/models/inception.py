@@ -1,4 +1,4 @@
-"""The Inception network of the Fréchet Inception distance (Szegedy et al. 2016; Heusel et al. 2017).
+"""The Inception network of the FID (Szegedy et al. 2016; Heusel et al. 2017).
 
 InceptionV3 as the FID's reference weights of 2015-12-05 have it, which differs from the usual one:
 1008 classes, average pools that do not count their padding, and a maximum instead of an average
