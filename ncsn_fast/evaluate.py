@@ -221,7 +221,9 @@ def measure_bits(options: EvaluateOptions) -> dict[str, Any]:
     model = resolve_model(options.model)
     low, high = model_ends(model)
     _, device, _ = engines.pick("eager", options.device, model)
-    source = options.data or ("digits:held-out" if model.image_shape[0] == 1 else "")
+    if options.data is None and model.image_shape[0] != 1:
+        raise ValueError("--bpd needs --data: the images whose likelihood is computed")
+    source = options.data or "digits:held-out"
     images = open_source(source, model)
     n = len(images) - options.start if options.n is None else options.n
     if not 1 <= n <= len(images) - options.start:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -194,7 +193,7 @@ class Fidelity:
         if note := self._note(n):
             found["note"] = note
         found["kid"] = self._kid_figures()
-        found["inception_score"] = self._score_figures(n)
+        found["inception_score"] = self._score_figures()
         return found
 
     def _note(self, n: int) -> str:
@@ -224,11 +223,11 @@ class Fidelity:
             "references": min(KID_MOST, self.total[True]),
         }
 
-    def _score_figures(self, n: int) -> dict[str, Any]:
+    def _score_figures(self) -> dict[str, Any]:
         if self._is is None:
             return {"left_out": "the extractor gives no logits"}
         scores = np.asarray(self._scores)
-        spread = float(scores.std(ddof=1)) if len(scores) > 1 else math.nan
+        spread = float(scores.std(ddof=1)) if len(scores) > 1 else None
         return {"mean": float(scores.mean()), "std": spread, "splits": len(scores)}
 
 
