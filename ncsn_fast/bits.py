@@ -79,7 +79,7 @@ def image_log_likelihood(
         ValueError: unfit images, or a model without a probability flow (NCSN 2019).
     """
     low, high = model_ends(model)
-    low, high = sigma_min or low, sigma_max or high
+    low, high = low if sigma_min is None else sigma_min, high if sigma_max is None else sigma_max
     x = as_tensor(images, model.image_shape)
     samples = noise.sample_indices(start, len(x))
     if not (isinstance(images, Tensor) and images.is_floating_point()):

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 from torch import Tensor
+from tqdm import tqdm
 
 from ncsn_fast import cli, data, engines, noise
 from ncsn_fast.bits import (
@@ -53,16 +54,16 @@ class EvaluateOptions(SamplingOptions):
     out: Path | None = None
     """JSON file for the figures (they are always printed)."""
     out_dir: Path | None = None
-    """Folder that keeps the work: one PNG per sample, as `sample --out-dir` writes them, or what
-    --bpd found for each image. What is there is not done again."""
+    """Folder that keeps the work, so that nothing is done twice: one PNG per sample, as `sample`
+    writes them, or the likelihood of each image."""
     extractor: str | None = None
     """Compute FID, KID and the inception score from its features: digits (a small network trained
     on them), weights of the FID's Inception network (.safetensors or .pth), or a TorchScript
     program (.pt, .ts), which is code and is run: name only files that you trust. Nothing is
     downloaded."""
     reference: str | None = None
-    """What samples are compared with: a folder, zip, hf:NAME[:SPLIT], digits:held-out (what
-    --extractor digits takes without it), digits:train, or an .npz file with mu and sigma."""
+    """What samples are compared with: a folder, zip, hf:NAME[:SPLIT], digits:train,
+    digits:held-out (the default of the digits' extractor), or an .npz file with mu and sigma."""
     save_reference: Path | None = None
     """Write the reference's mu and sigma to this .npz file, to be given as --reference later."""
     grid: Path | None = None
@@ -124,10 +125,11 @@ class EvaluateOptions(SamplingOptions):
         ):
             if not ok and (idle := sorted(names & given)):
                 raise ValueError(f"--{idle[0].replace('_', '-')} {why}")
-        if self.bpd and (self.engine not in ("auto", "eager") or self.dtype not in (None, "fp32")):
+        plain = self.engine in ("auto", "eager") and self.dtype in (None, "fp32")
+        if self.bpd and not (plain and not self.engine_options):
             raise ValueError(
                 "--bpd needs gradients, which engines do not give: it runs the network itself, in "
-                "float32; leave --engine and --dtype out"
+                "float32; leave --engine, --engine-options and --dtype out"
             )
 
 
@@ -153,7 +155,12 @@ def draw(options: EvaluateOptions, sampler: Sampler) -> Iterator[Tensor]:
             yield images
         return
     write_files(sampler, options, options.out_dir, range(len(indices)))
-    yield from read_files(options.out_dir, indices.tolist(), sampler.model.image_shape, BATCH)
+    with tqdm(total=len(indices), desc="samples", unit="image", disable=options.quiet) as bar:
+        for images in read_files(
+            options.out_dir, indices.tolist(), sampler.model.image_shape, BATCH
+        ):
+            yield images
+            bar.update(len(images))
 
 
 def judge_samples(options: EvaluateOptions) -> dict[str, Any]:
