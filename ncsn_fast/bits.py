@@ -2,6 +2,10 @@
 
 Images of 8-bit levels are dequantised (likelihood.py), so that bits per dimension bound what a
 code for the levels needs; float images are densities' arguments as they are.
+
+The flow of any network is a normalised density, so its bits bound a code's whether or not the
+network is a score. That of exact scores is the data smoothed by sigma_min, nowhere denser than
+(2 pi sigma_min^2)^(-D/2), so it has at least log2(sigma_min sqrt(2 pi)) + 8 bits: 2.68 at 0.01.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -123,7 +127,7 @@ class LikelihoodSettings:
 
     sigma_min: float
     sigma_max: float
-    trace: Literal["rademacher", "gaussian", "exact"] = "rademacher"
+    trace: Trace = "rademacher"
     n_probes: int = 1
     rtol: float = 1e-5
     atol: float = 1e-5
@@ -154,20 +158,18 @@ def bits_per_dimension(
         keys = torch.tensor(part, dtype=torch.int64)
         levels = data.stack(images, part)
         x = dequantise(levels, bits=BITS, data_range=DATA_RANGE, seed=seed, samples=keys)
-        yield (
-            part,
-            log_likelihood(
-                score,
-                x.to(device),
-                low,
-                high,
-                seed=seed,
-                samples=keys.to(device),
-                bits=BITS,
-                data_range=DATA_RANGE,
-                **options,
-            ),
+        likelihood = log_likelihood(
+            score,
+            x.to(device),
+            low,
+            high,
+            seed=seed,
+            samples=keys.to(device),
+            bits=BITS,
+            data_range=DATA_RANGE,
+            **options,
         )
+        yield part, likelihood
 
 
 class Record:

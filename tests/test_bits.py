@@ -73,6 +73,15 @@ def test_gaussian_pixels_have_the_printed_bits():
     assert abs(found["mean"] - expected) < 4 * spread / math.sqrt(40)
 
 
+def test_no_smoothed_data_have_fewer_bits_than_the_head_of_the_file_says():
+    """log2(sigma_min sqrt(2 pi)) + 8, met by data that are one point."""
+    point, x = exact.Gaussian(mean=0.5, spread=1e-9), torch.full((1, 1, 4, 4), 0.5).double()
+    found = log_likelihood(point.score, x, 0.01, 50.0, prior_mean=0.5, prior_std=50.0)
+    floor = math.log2(0.01 * math.sqrt(2 * math.pi)) + 8
+    assert floor == pytest.approx(2.68, abs=0.005)
+    assert float(found.bpd) == pytest.approx(floor, abs=1e-4)
+
+
 def test_an_image_keeps_its_bits_in_any_batch():
     images = data.MemoryImages(LEVELS)
     together = next(bits_per_dimension(GAUSSIAN.score, images, range(10), SETTINGS, batch_size=10))[
