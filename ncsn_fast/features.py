@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ncsn_fast.checkpoint import CheckpointError, check_tensors, read_torch
+from ncsn_fast.models.inception import FEATURES as INCEPTION_FEATURES
 from ncsn_fast.models.inception import FIDInception
 
 DIGIT_FEATURES = Path(__file__).parent / "assets" / "digit_features" / "model.safetensors"
@@ -70,6 +71,15 @@ class TorchScript(nn.Module):
         self.classifies = self.detector and "no_output_bias" in takes
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        try:
+            return self._run(images)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise ValueError(
+                f"the TorchScript program failed on uint8 images {tuple(images.shape)}: {reason}"
+            ) from error
+
+    def _run(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         if not self.detector:
             found = self.program(images)
             return found if isinstance(found, tuple) else (found, None)
@@ -87,7 +97,7 @@ class Extractor(nn.Module):
         place: a scalar on the device of the weights.
         name: digits, inception or torchscript.   sha256: of the file that holds the weights.
         num_features: length F of its features.   classes: of its logits; 0 if it has none.
-        inception: whether Fréchet distances of its features may be called FID.
+        inception: whether they can be Inception's, so that Fréchet distances may be called FID.
     """
 
     place: Tensor
@@ -95,10 +105,10 @@ class Extractor(nn.Module):
     def __init__(self, network: nn.Module, name: str, sha256: str) -> None:
         super().__init__()
         self.network, self.name, self.sha256 = network.eval().requires_grad_(False), name, sha256
-        self.inception = name != "digits"
         self.register_buffer("place", torch.zeros(()))
         features, logits = self(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
         self.num_features = features.shape[1]
+        self.inception = self.num_features == INCEPTION_FEATURES
         self.classes = 0 if logits is None else logits.shape[1]
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:

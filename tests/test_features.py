@@ -185,6 +185,7 @@ def test_torchscript_programs(tmp_path):
     means = IMAGES.float().mean(dim=(2, 3))
     plain = scripted(Means(), tmp_path / "means.pt")
     assert (plain.name, plain.num_features, plain.classes) == ("torchscript", 3, 0)
+    assert not plain.inception
     torch.testing.assert_close(plain(IMAGES)[0], means)
     assert plain(IMAGES)[1] is None
     detector = scripted(Detector(), tmp_path / "detector.pt")
@@ -198,6 +199,21 @@ def test_torchscript_programs(tmp_path):
 def test_programs_that_give_no_features_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"features must be \(2, ...\); got \(2, 3, 32, 32\)"):
         scripted(nn.Identity(), tmp_path / "identity.pt")
+
+
+class Picky(nn.Module):
+    """Takes one size only."""
+
+    def forward(self, x):
+        return x.float().reshape(-1, 3 * 299 * 299)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_programs_that_fail_say_so_in_one_line(tmp_path):
+    with pytest.raises(ValueError, match=r"failed on uint8 images \(2, 3, 32, 32\): ") as failed:
+        scripted(Picky(), tmp_path / "picky.pt")
+    assert "\n" not in str(failed.value)
+    assert "shape" in str(failed.value)
 
 
 @pytest.mark.parametrize(("name", "text"), [

@@ -24,6 +24,7 @@ class Corner(nn.Module):
 
 
 CORNER = Extractor(Corner(), "corner", "0" * 64)
+CORNER.inception = True
 
 
 def images(levels) -> torch.Tensor:
