@@ -1,77 +1,293 @@
-"""`python -m ncsn_fast.evaluate`: draws samples from a model of the digits and judges them."""
+"""`python -m ncsn_fast.evaluate`: judges samples, or computes bits per dimension of a data set.
+
+Without --extractor, samples of a model of the digits get the figures of its model card; with it,
+samples of any model get FID, KID and the inception score against a reference. --bpd draws nothing.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated, Any
 
 import torch
+import tyro
+from torch import Tensor
+from tqdm import tqdm
 
-from ncsn_fast import cli, data
+from ncsn_fast import cli, data, engines, noise
+from ncsn_fast.bits import (
+    BITS,
+    DATA_RANGE,
+    LikelihoodSettings,
+    Record,
+    batch_size_for,
+    measure,
+    model_ends,
+)
+from ncsn_fast.features import load_extractor
 from ncsn_fast.files import atomic_write
+from ncsn_fast.folders import SETTINGS_NAME, claim_folder, read_files, write_files
 from ncsn_fast.images import save_grid
-from ncsn_fast.metrics import digit_figures, nearest_distances
-from ncsn_fast.options import SamplingOptions, check_count, check_png
+from ncsn_fast.judge import BATCH, Judge, open_source
+from ncsn_fast.likelihood import Trace
+from ncsn_fast.loading import resolve_model
+from ncsn_fast.metrics import digit_figures, nearest_images
+from ncsn_fast.options import ModelOptions, SamplingOptions, check_count, check_png
+from ncsn_fast.sampler import Sampler
+from ncsn_fast.samplers import methods
+
+SHOWN, COMPARED = 64, 16  # samples of --grid and of --neighbours
+BITS_NAME = "bits.jsonl"
+TOLERANCE = 1e-5  # of --bpd, as published
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateOptions(SamplingOptions):
     """The command line of `python -m ncsn_fast.evaluate`."""
 
-    n: int = 1000
-    """Number of samples."""
+    n: int | None = None
+    """Number of samples (1000 if not given), or of images with --bpd (all if not given)."""
     out: Path | None = None
     """JSON file for the figures (they are always printed)."""
+    out_dir: Path | None = None
+    """Folder that keeps the work, so that nothing is done twice: one PNG per sample, as `sample`
+    writes them, or the likelihood of each image."""
+    extractor: str | None = None
+    """Compute FID, KID and the inception score from its features: digits (a small network trained
+    on them), weights of the FID's Inception network (.safetensors or .pth), or a TorchScript
+    program (.pt, .ts), which is code and is run: name only files that you trust. Nothing is
+    downloaded."""
+    reference: str | None = None
+    """What samples are compared with: a folder, zip, hf:NAME[:SPLIT], digits:train,
+    digits:held-out (the default of the digits' extractor), or an .npz file with mu and sigma."""
+    save_reference: Path | None = None
+    """Write the reference's mu and sigma to this .npz file, to be given as --reference later."""
+    grid: Path | None = None
+    """PNG: the first 64 samples."""
     neighbours: Path | None = None
-    """PNG: the first 16 samples, and below each its nearest training digit."""
+    """PNG: the first 16 samples, and below each its nearest image of --data."""
+    data: str | None = None
+    """Images that --bpd measures (held-out digits if not given), or that --neighbours searches
+    (training digits if not given): a folder, zip, hf:NAME[:SPLIT], digits:train or
+    digits:held-out."""
+    bpd: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Compute the bits per dimension of --data under the model, and draw no samples."""
+    trace: Trace = "rademacher"
+    """Divergence: estimated with probes of +1 and -1 or Gaussian ones, or exact (as many gradients
+    as an image has elements)."""
+    n_probes: int = 1
+    """Probes per image."""
+    rtol: float | None = None
+    """Relative tolerance of a step (--bpd, default 1e-5; ode, 0.001; adaptive, 0.02)."""
+    atol: float | None = None
+    """Absolute tolerance of a step (--bpd, default 1e-5; ode, 0.001; adaptive, 1/256)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_count("--n", self.n, least=10)
+        check_count("--n", self.samples(), least=1 if self.bpd else 10)
+        check_count("--n-probes", self.n_probes)
+        check_png("--grid", self.grid)
         check_png("--neighbours", self.neighbours)
+        rtol, atol = self.tolerances()
+        if self.bpd and not (1e-6 < rtol < 1 and 0 < atol < 1):
+            raise ValueError(
+                f"--rtol must be in (1e-6, 1), as the network computes in float32, and --atol in "
+                f"(0, 1); got {rtol} and {atol}"
+            )
+        if self.save_reference is not None and self.save_reference.suffix != ".npz":
+            raise ValueError(f"--save-reference must end in .npz; got {str(self.save_reference)!r}")
+        self._refuse_idle()
+
+    def draws(self) -> bool:
+        return not self.bpd
+
+    def samples(self) -> int:
+        """Number of samples."""
+        return 1000 if self.n is None else self.n
+
+    def tolerances(self) -> tuple[float, float]:
+        """rtol and atol of --bpd."""
+        return tuple(TOLERANCE if v is None else v for v in (self.rtol, self.atol))  # type: ignore[return-value]
+
+    def _refuse_idle(self) -> None:
+        """ValueError for options that would change nothing."""
+        of_bpd = {"trace", "n_probes"}
+        of_extractor = {"reference", "save_reference"}
+        shared = {f.name for f in dataclasses.fields(ModelOptions)}
+        shared |= {"seed", "start", "rtol", "atol"}
+        of_samples = {f.name for f in dataclasses.fields(SamplingOptions)} - shared
+        of_samples |= {"extractor", "grid", "neighbours", *of_extractor}
+        given = {
+            f.name
+            for f in dataclasses.fields(self)
+            if f.default is not dataclasses.MISSING and getattr(self, f.name) != f.default
+        }
+        for names, ok, why in (
+            (of_samples, not self.bpd, "is for samples, and --bpd draws none"),
+            (of_bpd, self.bpd, "is for --bpd"),
+            (of_extractor, self.extractor is not None, "needs an --extractor"),
+            ({"data"}, self.bpd or self.neighbours, "is for --bpd or --neighbours"),
+        ):
+            if not ok and (idle := sorted(names & given)):
+                raise ValueError(f"--{idle[0].replace('_', '-')} {why}")
+        plain = self.engine in ("auto", "eager") and self.dtype in (None, "fp32")
+        if self.bpd and not (plain and not self.engine_options):
+            raise ValueError(
+                "--bpd needs gradients, which engines do not give: it runs the network itself, in "
+                "float32; leave --engine, --engine-options and --dtype out"
+            )
+
+
+def check_writable(*files: Path | None, folder: Path | None) -> None:
+    """OSError now, rather than after hours, for what could not be written."""
+    named = [path.absolute() for path in files if path is not None]
+    for path in named:
+        if path.is_dir():
+            raise OSError(f"cannot write {path}: it is a folder")
+    for place in [p.parent for p in named] + ([] if folder is None else [folder.absolute()]):
+        there = next(p for p in (place, *place.parents) if p.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK)):
+            raise OSError(f"cannot write to {place}: {there} is no folder that may be written to")
+
+
+def draw(options: EvaluateOptions, sampler: Sampler) -> Iterator[Tensor]:
+    """The samples in batches (B, C, H, W) in [0, 1], from --out-dir if there is one."""
+    indices = noise.sample_indices(options.start, options.samples())
+    if options.out_dir is None:
+        for _, images in sampler.stream(
+            indices, seed=options.seed, progress=not options.quiet, **options.method_options()
+        ):
+            yield images
+        return
+    write_files(sampler, options, options.out_dir, range(len(indices)))
+    with tqdm(total=len(indices), desc="samples", unit="image", disable=options.quiet) as bar:
+        for images in read_files(
+            options.out_dir, indices.tolist(), sampler.model.image_shape, BATCH
+        ):
+            yield images
+            bar.update(len(images))
+
+
+def judge_samples(options: EvaluateOptions) -> dict[str, Any]:
+    """Draws, judges and shows samples; the figures for JSON."""
+    sampler = options.sampler()
+    model = sampler.model
+    settings = options.method_options()
+    program = methods.build(settings.pop("method"), model, settings.pop("steps"), settings)
+    digits = model.image_shape[0] == 1 and model.image_shape[1] == model.image_shape[2]
+    if options.extractor is None and not digits:
+        raise ValueError(
+            f"without --extractor, figures are for models of the digits (1, S, S), and this one is "
+            f"{model.image_shape}; give an --extractor and a --reference"
+        )
+    if options.neighbours is not None and options.data is None and not digits:
+        raise ValueError("--neighbours needs --data: the images that the model learnt from")
+    searched = open_source(options.data or "digits:train", model) if options.neighbours else None
+    judge = None
+    if options.extractor is not None:
+        judge = Judge(
+            load_extractor(options.extractor).to(sampler.device),
+            options.reference,
+            model,
+            options.samples(),
+            seed=options.seed,
+            save=options.save_reference,
+            progress=not options.quiet,
+        )
+    kept: list[Tensor] = []  # all of them for the digits' figures, else those that are shown
+    for images in draw(options, sampler):
+        if judge is not None:
+            judge.add(images)
+        if judge is None or sum(map(len, kept)) < SHOWN:
+            kept.append(images)
+    samples = torch.cat(kept)
+    _show(options, samples, searched)
+    found = judge.figures() if judge else {"figures": dataclasses.asdict(digit_figures(samples))}
+    return {"model": model.digest(), **found, "sampling": _sampling(options, sampler, program.nfe)}
+
+
+def _show(options: EvaluateOptions, samples: Tensor, searched: data.Images | None) -> None:
+    """The pictures that were asked for."""
+    if options.grid is not None:
+        save_grid(samples[:SHOWN], options.grid)
+    if options.neighbours is not None and searched is not None:
+        first = samples[:COMPARED]
+        nearest, _ = nearest_images(first, searched)
+        save_grid(torch.cat((first, nearest)), options.neighbours, len(first))
+
+
+def _sampling(options: EvaluateOptions, sampler: Sampler, nfe: int | None) -> dict[str, Any]:
+    """How the samples were drawn, for JSON; of a folder, what is known of all its files."""
+    drawn: dict[str, Any] = {"nfe": nfe, "n": options.samples()}
+    if options.out_dir is None:
+        assert sampler.report is not None
+        drawn = dataclasses.asdict(sampler.report)
+    else:
+        there = json.loads((options.out_dir / SETTINGS_NAME).read_text())
+        drawn |= {"dtype": there["dtype"], "out_dir": str(options.out_dir)}
+    return {**drawn, **options.method_options(), "seed": options.seed, "start": options.start}
+
+
+def measure_bits(options: EvaluateOptions) -> dict[str, Any]:
+    """--bpd: the figures for JSON. Ctrl-C ends it early, with `complete` false."""
+    model = resolve_model(options.model)
+    low, high = model_ends(model)
+    _, device, _ = engines.pick("eager", options.device, model)
+    if options.data is None and model.image_shape[0] != 1:
+        raise ValueError("--bpd needs --data: the images whose likelihood is computed")
+    source = options.data or "digits:held-out"
+    images = open_source(source, model)
+    n = len(images) - options.start if options.n is None else options.n
+    if not 1 <= n <= len(images) - options.start:
+        raise ValueError(
+            f"{source} has {len(images)} images, too few for --n {n} from --start {options.start}"
+        )
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    rtol, atol = options.tolerances()
+    settings = LikelihoodSettings(
+        low, high, options.trace, options.n_probes, rtol, atol, options.seed
+    )
+    described = {"model": model.digest(), "data": source, "images": len(images)}
+    described |= {**dataclasses.asdict(settings), "bits": BITS, "data_range": list(DATA_RANGE)}
+    record = Record()
+    if options.out_dir is not None:
+        claim_folder(options.out_dir, described, "likelihoods computed")
+        record = Record(options.out_dir / BITS_NAME)
+    found = measure(
+        model.to(device).score,
+        images,
+        range(options.start, options.start + n),
+        settings,
+        record,
+        batch_size=options.batch_size or batch_size_for(n, model),
+        device=device,
+        progress=not options.quiet,
+    )
+    return {**found, **described, "start": options.start}
 
 
 def main(args: list[str] | None = None) -> int:
     """Command line; exit code 0."""
     options = cli.parse(
-        EvaluateOptions, args, "ncsn_fast.evaluate", "Figures of merit of a model of the digits."
-    )
-    sampler = options.sampler()
-    channels, height, width = sampler.model.image_shape
-    if channels != 1 or height != width:
-        raise ValueError(
-            f"these figures are for models of the digits (1, S, S); "
-            f"this one is {sampler.model.image_shape}"
-        )
-    samples = sampler.sample(
-        options.n,
-        seed=options.seed,
-        start=options.start,
-        progress=not options.quiet,
-        **options.method_options(),
-    )
-    assert sampler.report is not None
-    figures = {
-        "model": sampler.model.digest(),
-        "figures": dataclasses.asdict(digit_figures(samples)),
-        "sampling": {
-            **dataclasses.asdict(sampler.report),
-            **options.method_options(),
-            "seed": options.seed,
-            "start": options.start,
-        },
-    }
+        EvaluateOptions, args, "ncsn_fast.evaluate",
+        "Figures of merit of a model: of its samples, or (--bpd) of the likelihood of images.",
+    )  # fmt: skip
+    files = (options.out, options.grid, options.neighbours, options.save_reference)
+    check_writable(*files, folder=options.out_dir)
+    figures = measure_bits(options) if options.bpd else judge_samples(options)
     text = json.dumps(figures, indent=2)
     print(text)
     if options.out is not None:
         with atomic_write(options.out) as path:
             path.write_text(text + "\n")
-    if options.neighbours is not None:
-        train = data.digits("train", height)[0] / 255
-        _, nearest = nearest_distances(samples[:16], train)
-        save_grid(torch.cat((samples[:16], train[nearest])), options.neighbours, len(nearest))
+    if not figures.get("complete", True):
+        raise KeyboardInterrupt
     return 0
 
 

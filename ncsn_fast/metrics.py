@@ -14,6 +14,7 @@ from torch import Tensor
 from ncsn_fast import data
 
 Matrix = NDArray[np.float64]
+ROWS, ELEMENTS = 1024, 1 << 23  # of a block that distances are computed for
 
 
 def frechet_distance(a: Matrix, b: Matrix) -> float:
@@ -36,10 +37,38 @@ def frechet_distance(a: Matrix, b: Matrix) -> float:
 
 
 def nearest_distances(samples: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
-    """Euclidean distance of each sample to its nearest reference, and that one's index."""
+    """Euclidean distance (N,) float64 of each sample to its nearest reference; its index (N,).
+
+    Samples and references are (N, ...) and (M, ...); no N x M table is kept.
+    """
+    rows = [_nearest(part, references) for part in samples.split(ROWS)]
+    values, indices = zip(*rows, strict=True)
+    return torch.cat(values), torch.cat(indices)
+
+
+def _nearest(samples: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
     distance = torch.cdist(samples.flatten(1).double(), references.flatten(1).double())
     nearest = distance.min(dim=1)
     return nearest.values, nearest.indices
+
+
+def nearest_images(samples: Tensor, images: data.Images) -> tuple[Tensor, list[int]]:
+    """Each sample's nearest image (N, C, H, W) in [0, 1], and its index, in Euclidean distance.
+
+    Args:
+        samples: (N, C, H, W) in [0, 1].
+        images: what is searched, block by block, so that it need not fit in memory.
+    """
+    best = torch.full((len(samples),), torch.inf, dtype=torch.float64)
+    found, indices = torch.empty_like(samples), torch.full((len(samples),), -1)
+    size = max(1, ELEMENTS // samples[0].numel())
+    for first in range(0, len(images), size):
+        block = data.stack(images, list(range(first, min(first + size, len(images))))) / 255
+        distance, index = _nearest(samples, block)
+        nearer = distance < best
+        best[nearer], indices[nearer] = distance[nearer], first + index[nearer]
+        found[nearer] = block[index[nearer]]
+    return found, indices.tolist()
 
 
 def eight_by_eight(images: Tensor) -> Matrix:

@@ -10,6 +10,7 @@ import tyro
 
 from ncsn_fast.noise import check_uint32
 from ncsn_fast.sampler import Sampler
+from ncsn_fast.samplers import methods
 from ncsn_fast.samplers.predictor_corrector import Corrector, Norm, Order, Predictor
 from ncsn_fast.samplers.solvers import Chain
 from ncsn_fast.sigmas import Schedule
@@ -120,6 +121,12 @@ class SamplingOptions(ModelOptions):
     def __post_init__(self) -> None:
         check_uint32("--seed", self.seed)
         check_uint32("--start", self.start)
+        if self.draws():
+            methods.check_options(self.method, set(self.method_options()) - {"method", "steps"})
+
+    def draws(self) -> bool:
+        """Whether the command draws samples at all."""
+        return True
 
     def method_options(self) -> dict[str, Any]:
         """Keyword arguments for the sampler's methods; only what was given."""

@@ -7,7 +7,6 @@ then writes files for its own samples (shards.py).
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import sys
 from pathlib import Path
@@ -15,18 +14,16 @@ from typing import Annotated
 
 import torch
 import tyro
-from PIL import Image
 from torch import Tensor
 
 from ncsn_fast import cli, noise, shards
-from ncsn_fast.files import atomic_write, remove_leftovers
-from ncsn_fast.images import as_tensor, sample_path, save_grid, save_png, to_uint8
+from ncsn_fast.folders import read_files, write_files
+from ncsn_fast.images import save_grid
 from ncsn_fast.jobs import default_batch_size
 from ncsn_fast.options import SamplingOptions, check_count, check_png
 from ncsn_fast.sampler import Sampler
 
 log = logging.getLogger(__name__)
-SETTINGS_NAME = "settings.json"
 FOLDER = Path("samples")
 
 
@@ -68,88 +65,6 @@ class SampleOptions(SamplingOptions):
         return None if self.shard is None else shards.parse(self.shard)
 
 
-def claim_folder(
-    folder: Path, sampler: Sampler, options: SampleOptions, *, type_counts: bool = True
-) -> None:
-    """Writes what the folder's samples are drawn with; ValueError if others are there already.
-
-    Samples of two models, seeds or methods in one folder would be a silent mixture. The type the
-    network computes in counts only where it is known because an engine was built.
-    """
-    settings = {
-        "model": sampler.model.digest(),
-        "dtype": sampler.dtype,
-        "seed": options.seed,
-        **options.method_options(),
-    }
-    path = folder / SETTINGS_NAME
-    if not path.exists():
-        with atomic_write(path, overwrite=False) as temporary:
-            temporary.write_text(json.dumps(settings, indent=2) + "\n")
-    try:
-        there = dict(json.loads(path.read_text()))  # another process may have been first
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"{path} does not say what the samples there were drawn with; take a new --out-dir "
-            "(or delete that file, if you know that this command drew them)"
-        ) from error
-    named = [k for k in {**there, **settings} if type_counts or k != "dtype"]
-    changed = [k for k in named if there.get(k) != settings.get(k)]
-    if changed:
-        raise ValueError(
-            f"{folder} holds samples drawn with another {', '.join(changed)} ({path}); "
-            "take a new --out-dir"
-        )
-
-
-def write_files(
-    sampler: Sampler, options: SampleOptions, folder: Path, block: range
-) -> tuple[int, int]:
-    """Draws the samples of a block whose files are missing, one PNG each.
-
-    Returns:
-        How many were written, and how many were there.
-    """
-    indices = noise.sample_indices(options.start + block.start, len(block)).tolist()
-    missing = {i: path for i in indices if not (path := sample_path(folder, i)).exists()}
-    if missing:
-        sampler.engine_for(len(missing))  # which may find that the model needs a slower type
-    claim_folder(folder, sampler, options, type_counts=bool(missing))
-    if not missing:
-        return 0, len(indices)
-    names = {path.name for path in missing.values()}
-    for place in {path.parent for path in missing.values()}:
-        remove_leftovers(place, names)
-    stream = sampler.stream(
-        torch.tensor(list(missing), dtype=torch.int64),
-        seed=options.seed,
-        progress=not options.quiet,
-        **options.method_options(),
-    )
-    for part, images in stream:
-        for index, array in zip(part.tolist(), to_uint8(images), strict=True):
-            save_png(array, missing[index])
-    return len(missing), len(indices) - len(missing)
-
-
-def read_files(sampler: Sampler, options: SampleOptions, folder: Path) -> Tensor:
-    """The samples of a folder, (n, C, H, W) in [0, 1]."""
-    indices = noise.sample_indices(options.start, options.n).tolist()
-    pictures = [_read(sample_path(folder, i)) for i in indices]
-    return as_tensor(pictures, sampler.model.image_shape)
-
-
-def _read(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as picture:  # closed at once: there may be thousands
-            return picture.copy()
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{path} is missing, though all samples are drawn: --out needs an --out-dir that all "
-            "ranks share; gather the files there, then repeat the command"
-        ) from error
-
-
 def _how(sampler: Sampler) -> str:
     """What the last call did, for people; nothing if nothing was drawn."""
     r = sampler.report
@@ -178,7 +93,9 @@ def _write(options: SampleOptions, team: shards.Team, sampler: Sampler, folder: 
     who = f" (shard {team.shard} of {options.n} samples)" if options.shard else who
     print(f"{folder}: {written} samples written, {there} were there{who}")
     if options.out is not None:
-        _write_grid(read_files(sampler, options, folder), options, sampler)
+        indices = noise.sample_indices(options.start, options.n).tolist()
+        images = torch.cat(list(read_files(folder, indices, sampler.model.image_shape)))
+        _write_grid(images, options, sampler)
 
 
 def _write_grid(images: Tensor, options: SampleOptions, sampler: Sampler) -> None:

@@ -8,7 +8,11 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-REQUIRED = ("ncsn_fast/kernels/__init__.py", "ncsn_fast/assets/digits/model.safetensors")
+REQUIRED = (
+    "ncsn_fast/kernels/__init__.py",
+    "ncsn_fast/assets/digits/model.safetensors",
+    "ncsn_fast/assets/digit_features/model.safetensors",
+)
 
 
 def check(wheel: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -61,10 +61,8 @@ METHODS: dict[str, Method] = {
 }
 
 
-def build(
-    method: str, model: ScoreModel, steps: int | None, options: dict[str, Any]
-) -> Program | Procedure:
-    """What a method runs; ValueError names the methods, or options of it, that exist."""
+def check_options(method: str, options: Iterable[str]) -> Method:
+    """The row of a method; ValueError unless it exists and has these options."""
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
     row = METHODS[method]
@@ -74,6 +72,14 @@ def build(
         raise ValueError(
             f"method {method!r} has no option {', '.join(unknown)}; it has {', '.join(known)}"
         )
+    return row
+
+
+def build(
+    method: str, model: ScoreModel, steps: int | None, options: dict[str, Any]
+) -> Program | Procedure:
+    """What a method runs; ValueError names the methods, or options of it, that exist."""
+    row = check_options(method, options)
     of_levels = {f.name for f in dataclasses.fields(Levels)} & set(options)
     levels = Levels(steps, **{name: options[name] for name in of_levels})
     own = {name: value for name, value in options.items() if name not in of_levels}

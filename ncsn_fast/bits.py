@@ -1,0 +1,267 @@
+"""Log-likelihoods of images under a model, one batch at a time, and their running mean.
+
+Images of 8-bit levels are dequantised (likelihood.py), so that bits per dimension bound what a
+code for the levels needs; float images are densities' arguments as they are.
+
+The flow of any network is a normalised density, so its bits bound a code's whether or not the
+network is a score. That of exact scores is the data smoothed by sigma_min, nowhere denser than
+(2 pi sigma_min^2)^(-D/2), so it has at least log2(sigma_min sqrt(2 pi)) + 8 bits: 2.68 at 0.01.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ncsn_fast import data, noise
+from ncsn_fast.files import atomic_write
+from ncsn_fast.images import as_tensor
+from ncsn_fast.jobs import default_batch_size
+from ncsn_fast.likelihood import Likelihood, Trace, dequantise, log_likelihood
+from ncsn_fast.models.score import ScoreModel
+from ncsn_fast.samplers.plain import Score
+
+BITS, DATA_RANGE = 8, (0.0, 1.0)  # of images as this package reads them
+MOST_AT_ONCE = 64  # images in a batch: their gradients take memory, too
+
+
+def model_ends(model: ScoreModel) -> tuple[float, float]:
+    """sigma_min and sigma_max of the model's probability flow.
+
+    The ends of its ladder or, where it knows the time, the noise at the ends of the times that it
+    was trained on.
+
+    Raises:
+        ValueError: the network knows no levels between its own.
+    """
+    if model.conditioning == "level":
+        raise ValueError(
+            f"{model.config.arch} (NCSN 2019) knows the score at its {model.config.n_sigmas} "
+            "levels and nowhere between them, so it has no probability flow and no likelihood; "
+            "take an NCSNv2 or a network that is conditioned on time"
+        )
+    if model.clock is not None:
+        return float(model.clock.std(model.clock.t_min)), float(model.clock.std(1.0))
+    return float(model.sigmas[-1]), float(model.sigmas[0])
+
+
+def image_log_likelihood(
+    model: ScoreModel,
+    images: Any,
+    *,
+    seed: int = 0,
+    start: int = 0,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    trace: Trace = "rademacher",
+    n_probes: int = 1,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    batch_size: int | None = None,
+) -> Likelihood:
+    """Likelihood of a caller's images under a model; fields (N, ...) on the CPU.
+
+    Args:
+        images: uint8 tensor (N, C, H, W), uint8 array (N, H, W, C) or PIL images, which are
+            dequantised; or a float tensor (N, C, H, W), taken as it is: density in units of
+            [0, 1], and bits for 8-bit levels.
+        seed, start: keys of the dequantisation and of the probes: image i is sample start + i, and
+            its likelihood does not depend on its neighbours.
+        sigma_min, sigma_max: ends of the flow; None for the model's (`model_ends`).
+        trace, n_probes, rtol, atol: see likelihood.log_likelihood.
+        batch_size: images at once; None for what suits their size.
+
+    Raises:
+        ValueError: unfit images, or a model without a probability flow (NCSN 2019).
+    """
+    low, high = model_ends(model)
+    low, high = low if sigma_min is None else sigma_min, high if sigma_max is None else sigma_max
+    x = as_tensor(images, model.image_shape)
+    samples = noise.sample_indices(start, len(x))
+    if not (isinstance(images, Tensor) and images.is_floating_point()):
+        levels = (x * 255).round().to(torch.uint8)
+        x = dequantise(levels, bits=BITS, data_range=DATA_RANGE, seed=seed, samples=samples)
+    size = batch_size or batch_size_for(len(x), model)
+    found = [
+        log_likelihood(
+            model.score,
+            part.to(model.device),
+            low,
+            high,
+            trace=trace,
+            n_probes=n_probes,
+            seed=seed,
+            samples=keys.to(model.device),
+            bits=BITS,
+            data_range=DATA_RANGE,
+            rtol=rtol,
+            atol=atol,
+        )
+        for part, keys in zip(x.split(size), samples.split(size), strict=True)
+    ]
+    fields = [f.name for f in dataclasses.fields(Likelihood)]
+    return Likelihood(**{k: torch.cat([getattr(part, k).cpu() for part in found]) for k in fields})
+
+
+def batch_size_for(n: int, model: ScoreModel) -> int:
+    """Images at once, where the caller does not say."""
+    return min(MOST_AT_ONCE, default_batch_size(n, model.image_shape, model.device))
+
+
+@dataclasses.dataclass(frozen=True)
+class LikelihoodSettings:
+    """How a likelihood is computed: what decides its value, but for the images and the model.
+
+    Attributes:
+        sigma_min, sigma_max: ends of the flow.
+        trace, n_probes, rtol, atol: see likelihood.log_likelihood.   seed: of all noise.
+    """
+
+    sigma_min: float
+    sigma_max: float
+    trace: Trace = "rademacher"
+    n_probes: int = 1
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    seed: int = 0
+
+
+def bits_per_dimension(
+    score: Score,
+    images: data.Images,
+    indices: Sequence[int],
+    settings: LikelihoodSettings,
+    *,
+    batch_size: int,
+    device: torch.device | str = "cpu",
+) -> Iterator[tuple[list[int], Likelihood]]:
+    """Likelihoods of a data set's 8-bit images: (indices, Likelihood) of each batch, in order.
+
+    Image i is sample i of the seed, so that its value depends on no other image, up to rounding.
+
+    Args:
+        score: (x, sigma (B,)) -> score of images in [0, 1], differentiable in x.
+        indices: which images.
+    """
+    options = dataclasses.asdict(settings)
+    low, high, seed = (options.pop(name) for name in ("sigma_min", "sigma_max", "seed"))
+    for first in range(0, len(indices), batch_size):
+        part = list(indices[first : first + batch_size])
+        keys = torch.tensor(part, dtype=torch.int64)
+        levels = data.stack(images, part)
+        x = dequantise(levels, bits=BITS, data_range=DATA_RANGE, seed=seed, samples=keys)
+        likelihood = log_likelihood(
+            score,
+            x.to(device),
+            low,
+            high,
+            seed=seed,
+            samples=keys.to(device),
+            bits=BITS,
+            data_range=DATA_RANGE,
+            **options,
+        )
+        yield part, likelihood
+
+
+class Record:
+    """Likelihoods of a data set's images: in memory, and as JSON lines in a file if there is one.
+
+    Attributes:
+        found: image index -> {"index", "bpd", "nfe"}.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path, self.found = path, dict[int, dict[str, Any]]()
+        if path is None or not path.exists():
+            return
+        lines = path.read_text().splitlines(keepends=True)
+        for line in lines:
+            try:
+                values = json.loads(line)
+                self.found[values["index"]] = {k: values[k] for k in ("index", "bpd", "nfe")}
+            except (ValueError, KeyError, TypeError):
+                continue  # half a line, where a process was killed: that image is done again
+        if "".join(lines) != (text := "".join(map(_line, self.found.values()))):
+            with atomic_write(path) as temporary:
+                temporary.write_text(text)
+
+    def add(self, indices: list[int], likelihood: Likelihood) -> None:
+        """Keeps a batch."""
+        values = zip(indices, likelihood.bpd.tolist(), likelihood.nfe.tolist(), strict=True)
+        new = [{"index": i, "bpd": bpd, "nfe": nfe} for i, bpd, nfe in values]
+        self.found |= {entry["index"]: entry for entry in new}
+        if self.path is not None:
+            with open(self.path, "a") as file:
+                file.write("".join(map(_line, new)))
+
+    def figures(self, indices: Sequence[int]) -> dict[str, Any]:
+        """Mean over those of `indices` that are found, for JSON.
+
+        bpd: its mean, the standard error s / sqrt(n) of that, and n.   nfe: mean network
+        evaluations per image.   (None: not enough images.)
+        """
+        rows = [self.found[i] for i in indices if i in self.found]
+        bpd, nfe = (
+            torch.tensor([row[k] for row in rows], dtype=torch.float64) for k in ("bpd", "nfe")
+        )
+        n = len(rows)
+        return {
+            "bpd": {
+                "mean": float(bpd.mean()) if n else None,
+                "standard_error": float(bpd.std() / math.sqrt(n)) if n > 1 else None,
+                "n": n,
+            },
+            "nfe": float(nfe.mean()) if n else None,
+        }
+
+
+def _line(values: dict[str, Any]) -> str:
+    return json.dumps(values) + "\n"
+
+
+def measure(
+    score: Score,
+    images: data.Images,
+    indices: Sequence[int],
+    settings: LikelihoodSettings,
+    record: Record,
+    *,
+    batch_size: int,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Completes a record for these images; its figures, shown while they grow, and `complete`.
+
+    Ctrl-C ends it early: what is done is in the record, and `complete` is false.
+    """
+    todo, complete = [i for i in indices if i not in record.found], True
+    stream = bits_per_dimension(score, images, todo, settings, batch_size=batch_size, device=device)
+    with tqdm(
+        total=len(indices), initial=len(indices) - len(todo), unit="image", disable=not progress,
+        dynamic_ncols=True,
+    ) as bar:  # fmt: skip
+        try:
+            for part, likelihood in stream:
+                record.add(part, likelihood)
+                bar.set_postfix_str(_shown(record.figures(indices)["bpd"]), refresh=False)
+                bar.update(len(part))
+        except KeyboardInterrupt:
+            complete = False
+    return {**record.figures(indices), "complete": complete}
+
+
+def _shown(bpd: dict[str, Any]) -> str:
+    """Mean and standard error, for people."""
+    if bpd["mean"] is None:
+        return "no image"
+    error = bpd["standard_error"]
+    return f"bits/dim {bpd['mean']:.4f}" + ("" if error is None else f" ± {error:.4f}")

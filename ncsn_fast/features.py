@@ -1,0 +1,216 @@
+"""Feature extractors for FID, KID and inception scores: what sees the images, and its SHA-256.
+
+Figures of two extractors cannot be compared, so each carries its name and the hash of its weights.
+None is ever downloaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ncsn_fast.checkpoint import CheckpointError, check_tensors, read_torch
+from ncsn_fast.models.inception import FEATURES as INCEPTION_FEATURES
+from ncsn_fast.models.inception import FIDInception
+
+DIGIT_FEATURES = Path(__file__).parent / "assets" / "digit_features" / "model.safetensors"
+AT_ONCE = 16  # images: at 299 x 299 each takes some 15 MB on its way
+WEIGHTS, PROGRAMS = (".safetensors", ".pth"), (".pt", ".ts", ".torchscript")
+
+
+class DigitNet(nn.Module):
+    """Images (N, C, H, W) in [0, 1] -> 32 features and 10 logits; 21 546 parameters.
+
+    They are made grey and resized to 16 x 16, the size of the digits that it learnt
+    (tools/train_digit_features.py). Features are scaled: their mean square on those is 1.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 16, 3, padding=1)
+        self.conv2 = nn.Conv2d(16, 32, 3, padding=1)
+        self.features = nn.Linear(32 * 4 * 4, 32)
+        self.classes = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.mean(dim=1, keepdim=True)
+        if x.shape[-2:] != (16, 16):
+            x = F.interpolate(x, (16, 16), mode="bilinear", antialias=True)
+        x = F.avg_pool2d(F.elu(self.conv1(x)), 2)
+        x = F.avg_pool2d(F.elu(self.conv2(x)), 2)
+        features = F.leaky_relu(self.features(x.flatten(1)), 0.1)
+        return features, self.classes(features)
+
+
+class TorchScript(nn.Module):
+    """A user's program: uint8 images (N, 3, H, W) -> features (N, F), or (features, logits).
+
+    One whose forward takes `return_features`, as the detectors of StyleGAN2-ADA and EDM do, is
+    asked for features, and, where it takes `no_output_bias` too, for class probabilities.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        try:
+            self.program = torch.jit.load(str(path), map_location="cpu").eval()
+        except (RuntimeError, ValueError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise CheckpointError(
+                f"cannot read {path} as a TorchScript program ({reason}); weights alone are read "
+                "from a .safetensors or .pth file"
+            ) from error
+        takes = {argument.name for argument in self.program.forward.schema.arguments}
+        self.detector = "return_features" in takes
+        self.classifies = self.detector and "no_output_bias" in takes
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        try:
+            return self._run(images)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise ValueError(
+                f"the TorchScript program failed on uint8 images {tuple(images.shape)}: {reason}"
+            ) from error
+
+    def _run(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        if not self.detector:
+            found = self.program(images)
+            return found if isinstance(found, tuple) else (found, None)
+        features = self.program(images, return_features=True)
+        if not self.classifies:
+            return features, None
+        # The logarithms of probabilities are logits.
+        return features, self.program(images, no_output_bias=True).clamp(min=1e-30).log()
+
+
+class Extractor(nn.Module):
+    """What an image is judged by.
+
+    Attributes:
+        place: a scalar on the device of the weights.
+        name: digits, inception or torchscript.   sha256: of the file that holds the weights.
+        num_features: length F of its features.   classes: of its logits; 0 if it has none.
+        inception: whether they can be Inception's, so that Fréchet distances may be called FID.
+    """
+
+    place: Tensor
+
+    def __init__(self, network: nn.Module, name: str, sha256: str) -> None:
+        super().__init__()
+        self.network, self.name, self.sha256 = network.eval().requires_grad_(False), name, sha256
+        self.register_buffer("place", torch.zeros(()))
+        features, logits = self(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
+        self.num_features = features.shape[1]
+        self.inception = self.num_features == INCEPTION_FEATURES
+        self.classes = 0 if logits is None else logits.shape[1]
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Features (N, F) and logits (N, K) or None, float32, of uint8 images (N, 1 or 3, H, W).
+
+        Grey images are repeated in three channels.
+        """
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise ValueError(
+                f"an extractor takes uint8 images (N, 1 or 3, H, W); got {images.dtype} "
+                f"{tuple(images.shape)}"
+            )
+        n, _, height, width = images.shape
+        images = images.to(self.place.device).expand(n, 3, height, width)
+        program = isinstance(self.network, TorchScript)
+        with torch.no_grad():
+            parts = [
+                self._checked(self.network(part if program else part.float() / 255), len(part))
+                for part in images.split(AT_ONCE)
+            ]
+        features, logits = zip(*parts, strict=True)
+        return torch.cat(features), None if logits[0] is None else torch.cat(logits)
+
+    def _checked(self, found: tuple[Any, Any], n: int) -> tuple[Tensor, Tensor | None]:
+        features, logits = found
+        for what, x in (("features", features), ("logits", logits)):
+            if what == "logits" and x is None:
+                continue
+            if not isinstance(x, Tensor) or x.ndim != 2 or len(x) != n:
+                got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+                raise ValueError(f"extractor {self.name}: {what} must be ({n}, ...); got {got}")
+            if not bool(torch.isfinite(x).all()):
+                raise ValueError(f"extractor {self.name}: {what} hold NaN or infinite values")
+        return features.float(), None if logits is None else logits.float()
+
+    def describe(self) -> dict[str, Any]:
+        """What belongs beside every figure, for JSON."""
+        return {"name": self.name, "sha256": self.sha256, "features": self.num_features}
+
+
+def load_extractor(source: str | Path) -> Extractor:
+    """The extractor that `digits` or a file names.
+
+    Weights of the FID's Inception network (.safetensors, .pth) hold no code. A TorchScript program
+    (.pt, .ts) is code, which runs: use files whose origin you trust.
+
+    Raises:
+        CheckpointError: unreadable files, and weights that do not fit, with the keys that differ.
+    """
+    if str(source) == "digits":
+        network = _with_weights(DigitNet(), DIGIT_FEATURES)
+        return Extractor(network, "digits", sha256(DIGIT_FEATURES))
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise CheckpointError(
+            f"extractor {path} does not exist; it is digits, weights of the FID's Inception "
+            f"network ({', '.join(WEIGHTS)}) or a TorchScript program ({', '.join(PROGRAMS)})"
+        )
+    if path.suffix in WEIGHTS:
+        with torch.device("meta"):
+            network = FIDInception()
+        return Extractor(_with_weights(network, path), "inception", sha256(path))
+    if path.suffix in PROGRAMS:
+        return Extractor(TorchScript(path), "torchscript", sha256(path))
+    raise CheckpointError(
+        f"extractor {path} must end in {', '.join(WEIGHTS)} (weights of the FID's Inception "
+        f"network) or {', '.join(PROGRAMS)} (a TorchScript program)"
+    )
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _with_weights(network: nn.Module, path: Path) -> nn.Module:
+    """The network with a file's weights, every key and shape checked."""
+    if path.suffix == ".pth":
+        state = check_tensors(read_torch(path), str(path))
+    else:
+        try:
+            state = safetensors.torch.load_file(path)
+        except (safetensors.SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(f"cannot read {path} ({error}); is the file complete?") from error
+    # Files made before torch 0.4.1 lack these counters, which matter in training only.
+    counters = {k for k in network.state_dict() if k.endswith("num_batches_tracked")}
+    expected = {k: v.shape for k, v in network.state_dict().items() if k not in counters}
+    found = {k: v.shape for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    wrong = [
+        *(f"missing {key}" for key in sorted(expected.keys() - found.keys())),
+        *(f"unexpected {key}" for key in sorted(found.keys() - expected.keys())),
+        *(
+            f"{key} of shape {tuple(shape)} instead of {tuple(expected[key])}"
+            for key, shape in sorted(found.items())
+            if shape != expected.get(key, shape)
+        ),
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 6} more" if len(wrong) > 6 else ""
+        raise CheckpointError(f"{path} does not fit: {'; '.join(wrong[:6])}{more}")
+    ready = {k: state[k].to(torch.float32).contiguous() for k in expected}
+    ready |= {k: torch.tensor(0) for k in counters}
+    network.load_state_dict(ready, assign=True)
+    return network

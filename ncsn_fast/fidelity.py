@@ -1,0 +1,249 @@
+"""FID, KID and inception scores of images that come in batches, by torchmetrics.
+
+The network runs once per image; its features and logits go to the three metrics. What is kept does
+not grow with the number of images: sums for FID, at most KID_MOST images' features of each side for
+KID (of a subset it is as unbiased as of all), and one split's logits for the inception score.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ncsn_fast.features import Extractor
+from ncsn_fast.files import atomic_write
+
+LEAST_FOR_FID = 10_000  # Fréchet distances of fewer samples are not called FID here
+KID_SUBSETS, KID_SUBSET_SIZE, KID_MOST = 100, 1000, 5000
+IS_SPLITS = 10
+
+Matrix = NDArray[np.float64]
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """What a Fréchet distance needs of one side.
+
+    Attributes:
+        mu, sigma: mean (F,) and covariance (F, F) of its features.   n: images; 0 if unknown.
+    """
+
+    mu: Matrix
+    sigma: Matrix
+    n: int = 0
+
+
+def save_statistics(path: Path, statistics: Statistics, extractor: Extractor) -> None:
+    """Writes mu and sigma, under their usual names, with n and what extracted the features."""
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        np.savez(
+            file,
+            mu=statistics.mu,
+            sigma=statistics.sigma,
+            n=np.int64(statistics.n),
+            extractor=np.str_(extractor.name),
+            extractor_sha256=np.str_(extractor.sha256),
+        )
+
+
+def load_statistics(path: Path, extractor: Extractor) -> Statistics:
+    """Statistics from an npz file with `mu` and `sigma`; nothing in it is ever unpickled.
+
+    ValueError unless they are finite, of the extractor's shape, sigma is symmetric and, where the
+    file says what extracted the features, it was this extractor.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            entries = {name: file[name] for name in file.files}
+        mu, sigma = (np.asarray(entries[name], dtype=np.float64) for name in ("mu", "sigma"))
+    except KeyError as error:
+        raise ValueError(f"{path} must hold mu and sigma; it has no {error}") from error
+    except Exception as error:  # damaged bytes make the reader raise nearly anything
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"cannot read {path} as an npz file of mu and sigma: {reason}") from error
+    width = extractor.num_features
+    if mu.shape != (width,) or sigma.shape != (width, width):
+        raise ValueError(
+            f"extractor {extractor.name} has {width} features, so mu must be ({width},) and sigma "
+            f"({width}, {width}); {path} has {mu.shape} and {sigma.shape}"
+        )
+    if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
+        raise ValueError(f"{path} holds NaN or infinite values")
+    scale = np.abs(sigma).max()
+    if np.abs(sigma - sigma.T).max() > 1e-6 * scale or sigma.diagonal().min() < -1e-6 * scale:
+        raise ValueError(f"{path}: sigma is no covariance: it must be symmetric, its diagonal >= 0")
+    by = str(entries.get("extractor_sha256", ""))
+    if by and by != extractor.sha256:
+        raise ValueError(
+            f"{path} was made with extractor {entries.get('extractor')} (sha256 {by[:12]}), not "
+            f"with {extractor.name} ({extractor.sha256[:12]}); give that one, or other statistics"
+        )
+    return Statistics(mu, sigma, int(entries.get("n", 0)))
+
+
+class _Given(nn.Module):
+    """Features as they are, where torchmetrics expects a network."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+class Fidelity:
+    """How far samples are from references, and how they look to a classifier.
+
+    Args:
+        n, n_references: how many samples and reference images will be added; the last is None where
+            statistics are given instead.
+        seed: of KID's subsets.
+    """
+
+    def __init__(
+        self, extractor: Extractor, n: int, n_references: int | None, *, seed: int = 0
+    ) -> None:
+        self.extractor, self.seed = extractor, seed
+        self.total = {False: n, True: n_references or 0}
+        self.added = {False: 0, True: 0}
+        given = _Given(extractor.num_features)
+        self._fid = _metric("fid", "FrechetInceptionDistance", feature=given, normalize=True)
+        self._kid: Any = None
+        self._is: Any = None
+        self._scores: list[float] = []
+        self.subset_size = min(KID_SUBSET_SIZE, KID_MOST, min(n, n_references or 0) // 2)
+        if self.subset_size > 1:
+            self._kid = _metric(
+                "kid", "KernelInceptionDistance",
+                feature=given, subsets=KID_SUBSETS, subset_size=self.subset_size, normalize=True,
+            )  # fmt: skip
+        if extractor.classes:
+            self._is = _metric("inception", "InceptionScore", feature=given, splits=1)
+        for metric in filter(None, (self._fid, self._kid, self._is)):
+            metric.to(extractor.place.device)
+
+    def add(self, images: Tensor, *, real: bool) -> None:
+        """One batch of uint8 images (N, 1 or 3, H, W): references (real) or samples."""
+        first, total = self.added[real], self.total[real]
+        if first + len(images) > total:
+            raise ValueError(f"expected {total} images; got {first + len(images)}")
+        features, logits = self.extractor(images)
+        features = features.double()
+        self._fid.update(features, real=real)
+        if self._kid is not None:
+            i = torch.arange(first, first + len(images), device=features.device)
+            most = min(total, KID_MOST)
+            kept = (i + 1) * most // total > i * most // total  # evenly: `most` of all
+            self._kid.update(features[kept], real=real)
+        if logits is not None and self._is is not None and not real:
+            self._add_logits(first, logits.double())
+        self.added[real] += len(images)
+
+    def _add_logits(self, row: int, logits: Tensor) -> None:
+        """Logits (N, K) of samples row, row + 1, ...; at the end of a split, its score."""
+        ends = {k * self.total[False] // IS_SPLITS for k in range(1, IS_SPLITS + 1)} - {0}
+        cuts = [end - row for end in sorted(ends) if row < end < row + len(logits)]
+        for part in logits.tensor_split(cuts):
+            row += len(part)
+            self._is.update(part)
+            if row in ends:
+                self._scores.append(float(_quiet(self._is.compute)[0]))
+                self._is.reset()
+
+    def use_references(self, statistics: Statistics) -> None:
+        """Takes the references' statistics from elsewhere."""
+        mu, sigma = torch.from_numpy(statistics.mu), torch.from_numpy(statistics.sigma)
+        device = self._fid.real_features_sum.device
+        n = 2  # any: the metric divides what it is given here by it again
+        self._fid.real_features_sum = (n * mu).to(device)
+        self._fid.real_features_cov_sum = ((n - 1) * sigma + n * torch.outer(mu, mu)).to(device)
+        self._fid.real_features_num_samples = torch.tensor(n, device=device)
+
+    def statistics(self, *, real: bool) -> Statistics:
+        """Of the images added so far."""
+        side = "real" if real else "fake"
+        total, squares, n = (
+            getattr(self._fid, f"{side}_features_{what}").cpu()
+            for what in ("sum", "cov_sum", "num_samples")
+        )
+        mu = total / n
+        sigma = (squares - n * torch.outer(mu, mu)) / (n - 1)
+        return Statistics(mu.numpy(), sigma.numpy(), int(n))
+
+    def figures(self) -> dict[str, Any]:
+        """The figures, and what they are of, for JSON.
+
+        Fréchet distances are called `fid` where they are of enough samples and of Inception
+        features, else `frechet_distance`; `note` says what they cannot be compared with.
+        """
+        n = self.added[False]
+        comparable = n >= LEAST_FOR_FID and self.extractor.inception
+        name = "fid" if comparable else "frechet_distance"
+        found: dict[str, Any] = {"n": n, name: float(_quiet(self._fid.compute))}
+        if note := self._note(n):
+            found["note"] = note
+        found["kid"] = self._kid_figures()
+        found["inception_score"] = self._score_figures()
+        return found
+
+    def _note(self, n: int) -> str:
+        notes = []
+        if n < LEAST_FOR_FID:
+            notes.append(f"of {n} samples: not comparable with published FIDs, which use 50 000")
+        if not self.extractor.inception:
+            notes.append("not of Inception features: not comparable with any published FID")
+        if min(n, self.added[True] or n) <= self.extractor.num_features:
+            notes.append(
+                f"fewer images than {self.extractor.num_features} features: the covariance is "
+                "singular, and the distance biased upwards"
+            )
+        return "; ".join(notes)
+
+    def _kid_figures(self) -> dict[str, Any]:
+        if self._kid is None:
+            few = "the reference is mu and sigma; KID needs the images"
+            return {"left_out": few if not self.total[True] else "too few images"}
+        mean, std = _quiet(self._kid.compute, self.seed)
+        return {
+            "mean": float(mean),
+            "std": float(std),
+            "subsets": KID_SUBSETS,
+            "subset_size": self.subset_size,
+            "samples": min(KID_MOST, self.total[False]),
+            "references": min(KID_MOST, self.total[True]),
+        }
+
+    def _score_figures(self) -> dict[str, Any]:
+        if self._is is None:
+            return {"left_out": "the extractor gives no logits"}
+        scores = np.asarray(self._scores)
+        spread = float(scores.std(ddof=1)) if len(scores) > 1 else None
+        return {"mean": float(scores.mean()), "std": spread, "splits": len(scores)}
+
+
+def _metric(module: str, name: str, **options: Any) -> Any:
+    try:
+        found = importlib.import_module(f"torchmetrics.image.{module}")
+    except ImportError as error:
+        raise ValueError(
+            f"{name} needs the `torchmetrics` package ({error}): pip install 'ncsn_fast[eval]'"
+        ) from error
+    return _quiet(lambda: getattr(found, name)(**options))
+
+
+def _quiet(call: Callable[[], Any], seed: int = 0) -> Any:
+    """Without torchmetrics' remarks on memory, and without touching torch's own generator."""
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore", UserWarning)
+        torch.manual_seed(seed)
+        return call()

@@ -1,0 +1,113 @@
+"""Folders of results that grow: one PNG per sample, and a note of what made them.
+
+A command that was killed is run again and does what is missing; a folder never mixes the results
+of two models, seeds or settings.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ncsn_fast import noise
+from ncsn_fast.files import atomic_write, remove_leftovers
+from ncsn_fast.images import as_tensor, sample_path, save_png, to_uint8
+from ncsn_fast.options import SamplingOptions
+from ncsn_fast.sampler import Sampler
+
+SETTINGS_NAME = "settings.json"
+SAMPLES = "samples drawn"
+
+
+def claim_folder(
+    folder: Path, settings: dict[str, Any], what: str, *, ignore: frozenset[str] = frozenset()
+) -> None:
+    """Writes what a folder's results are made with; ValueError if others are there already.
+
+    Args:
+        settings: values for JSON.
+        what: the results, for messages, such as "samples drawn".
+        ignore: settings that may differ this time.
+    """
+    path = folder / SETTINGS_NAME
+    if not path.exists():
+        with atomic_write(path, overwrite=False) as temporary:
+            temporary.write_text(json.dumps(settings, indent=2) + "\n")
+    try:
+        there = dict(json.loads(path.read_text()))  # another process may have been first
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path} does not say what the {what} there are made with; take a new --out-dir "
+            "(or delete that file, if you know that this command made them)"
+        ) from error
+    named = [k for k in {**there, **settings} if k not in ignore]
+    changed = [k for k in named if there.get(k) != settings.get(k)]
+    if changed:
+        raise ValueError(
+            f"{folder} holds {what} with another {', '.join(changed)} ({path}); "
+            "take a new --out-dir"
+        )
+
+
+def write_files(
+    sampler: Sampler, options: SamplingOptions, folder: Path, block: range
+) -> tuple[int, int]:
+    """Draws the samples of a block whose files are missing, one PNG each.
+
+    Returns:
+        How many were written, and how many were there.
+    """
+    indices = noise.sample_indices(options.start + block.start, len(block)).tolist()
+    missing = {i: path for i in indices if not (path := sample_path(folder, i)).exists()}
+    if missing:
+        sampler.engine_for(len(missing))  # which may find that the model needs a slower type
+    settings = {
+        "model": sampler.model.digest(),
+        "dtype": sampler.dtype,
+        "seed": options.seed,
+        **options.method_options(),
+    }
+    # The type the network computes in is known only where an engine was built.
+    claim_folder(folder, settings, SAMPLES, ignore=frozenset(() if missing else ("dtype",)))
+    if not missing:
+        return 0, len(indices)
+    names = {path.name for path in missing.values()}
+    for place in {path.parent for path in missing.values()}:
+        remove_leftovers(place, names)
+    stream = sampler.stream(
+        torch.tensor(list(missing), dtype=torch.int64),
+        seed=options.seed,
+        progress=not options.quiet,
+        **options.method_options(),
+    )
+    for part, images in stream:
+        for index, array in zip(part.tolist(), to_uint8(images), strict=True):
+            save_png(array, missing[index])
+    return len(missing), len(indices) - len(missing)
+
+
+def read_files(
+    folder: Path, indices: list[int], shape: tuple[int, int, int], size: int = 256
+) -> Iterator[Tensor]:
+    """Samples of a folder by their indices: batches (at most `size`, C, H, W) in [0, 1]."""
+    for first in range(0, len(indices), size):
+        yield as_tensor(
+            [_read(sample_path(folder, i)) for i in indices[first : first + size]], shape
+        )
+
+
+def _read(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as picture:  # closed at once: there may be thousands
+            return picture.copy()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{path} is missing, though all samples are drawn: --out needs an --out-dir that all "
+            "ranks share; gather the files there, then repeat the command"
+        ) from error

@@ -1,0 +1,110 @@
+"""Samples of any model against a reference: what `evaluate --extractor` does, step by step."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ncsn_fast import data
+from ncsn_fast.features import Extractor, sha256
+from ncsn_fast.fidelity import Fidelity, load_statistics, save_statistics
+from ncsn_fast.images import to_uint8
+from ncsn_fast.models.score import ScoreModel
+
+log = logging.getLogger(__name__)
+BATCH = 256  # images read at once
+
+
+def open_source(source: str, model: ScoreModel) -> data.Images:
+    """Images of the model's size: digits:train, digits:held-out, or what data.open_images takes."""
+    channels, height, width = model.image_shape
+    if height != width:
+        raise ValueError(f"images are read as squares; this model works on {height}x{width} pixels")
+    if source == "digits:held-out" and channels == 1:
+        return data.MemoryImages(data.digits("held-out", height)[0])
+    source = "digits" if source in ("digits:train", "digits:held-out") else source
+    return data.open_images(source, size=height, channels=channels)
+
+
+def batches(images: data.Images, what: str, *, progress: bool) -> Iterator[Tensor]:
+    """All images, uint8 (B, C, H, W), with a progress bar."""
+    with tqdm(total=len(images), desc=what, unit="image", disable=not progress) as bar:
+        for first in range(0, len(images), BATCH):
+            batch = data.stack(images, list(range(first, min(first + BATCH, len(images)))))
+            yield batch
+            bar.update(len(batch))
+
+
+class Judge:
+    """The reference's statistics first, then the samples as they come.
+
+    Args:
+        source: images (open_source), or an .npz file of mu and sigma; None for the held-out digits,
+            which only the extractor of the digits takes.
+        n: how many samples will come.
+        save: where to write the reference's mu and sigma.
+
+    Attributes:
+        reference: what the samples are compared with, for JSON.
+    """
+
+    def __init__(
+        self,
+        extractor: Extractor,
+        source: str | None,
+        model: ScoreModel,
+        n: int,
+        *,
+        seed: int = 0,
+        save: Path | None = None,
+        progress: bool = True,
+    ) -> None:
+        if source is None:
+            if extractor.name != "digits":
+                raise ValueError("--extractor needs a --reference: images, or an .npz file")
+            source = "digits:held-out"
+        if source.endswith(".npz"):
+            if save is not None:
+                raise ValueError("--save-reference needs images as --reference, not an .npz file")
+            path = Path(source).expanduser()
+            statistics = load_statistics(path, extractor)
+            self.reference = {"source": source, "n": statistics.n or None, "sha256": sha256(path)}
+            self.fidelity = Fidelity(extractor, n, None, seed=seed)
+            self.fidelity.use_references(statistics)
+            return
+        images = open_source(source, model)
+        if len(images) < 2:
+            raise ValueError(f"a reference needs at least 2 images; {source} has {len(images)}")
+        self.reference = {"source": source, "n": len(images)}
+        self.fidelity = Fidelity(extractor, n, len(images), seed=seed)
+        for batch in batches(images, "reference", progress=progress):
+            self.fidelity.add(batch, real=True)
+        if save is not None:
+            save_statistics(save, self.fidelity.statistics(real=True), extractor)
+
+    def add(self, images: Tensor) -> None:
+        """Samples (B, C, H, W) in [0, 1]; they are quantised as PNG files are."""
+        levels = torch.from_numpy(to_uint8(images)).permute(0, 3, 1, 2)
+        self.fidelity.add(levels, real=False)
+
+    def figures(self) -> dict[str, Any]:
+        """Figures, extractor and reference for JSON; a log line says the first of them."""
+        figures, extractor = self.fidelity.figures(), self.fidelity.extractor
+        name = "fid" if "fid" in figures else "frechet_distance"
+        log.info(
+            "%s %.4g (%d samples, reference %s, extractor %s, sha256 %s)%s",
+            "FID" if name == "fid" else "Fréchet distance", figures[name], figures["n"],
+            self.reference["source"], extractor.name, extractor.sha256,
+            f": {figures['note']}" if "note" in figures else "",
+        )  # fmt: skip
+        return {
+            "figures": figures,
+            "extractor": extractor.describe(),
+            "reference": self.reference,
+        }

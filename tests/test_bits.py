@@ -1,0 +1,191 @@
+"""Bits per dimension of data sets and of callers' images, beside closed forms."""
+
+import json
+import math
+
+import exact
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+
+from ncsn_fast import Sampler, bits, data
+from ncsn_fast.bits import (
+    LikelihoodSettings,
+    Record,
+    bits_per_dimension,
+    image_log_likelihood,
+    measure,
+    model_ends,
+)
+from ncsn_fast.likelihood import dequantise, log_likelihood
+
+GAUSSIAN = exact.Gaussian(mean=0.0, spread=0.5)
+LEVELS = torch.randint(
+    256, (10, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(2)
+)
+SETTINGS = LikelihoodSettings(0.01, 50.0, seed=4)
+
+
+def closed_form(indices) -> torch.Tensor:
+    """-log2 N(x; m, s^2 + sigma_min^2) / D + 8 of the dequantised images."""
+    keys = torch.tensor(indices)
+    x = dequantise(LEVELS[keys], seed=4, samples=keys)
+    return -GAUSSIAN.log_density(x.double(), 0.01) / (16 * math.log(2)) + 8
+
+
+def measured(indices, **options):
+    options = {"batch_size": 3, "progress": False, **options}
+    record = options.pop("record", None) or Record()
+    images = data.MemoryImages(LEVELS)
+    return measure(GAUSSIAN.score, images, indices, SETTINGS, record, **options)
+
+
+def test_a_data_set_has_the_bits_of_its_gaussian():
+    """The Rademacher estimate is exact here; N(0, 50^2) as prior changes bits by some 1e-4."""
+    found = measured(range(10))
+    expected = closed_form(list(range(10)))
+    assert found["bpd"]["n"] == 10
+    assert found["bpd"]["mean"] == pytest.approx(float(expected.mean()), abs=5e-4)
+    assert found["bpd"]["standard_error"] == pytest.approx(
+        float(expected.std()) / math.sqrt(10), rel=1e-3
+    )
+    assert found["complete"]
+    assert found["nfe"] > 20
+
+
+def test_gaussian_pixels_have_the_printed_bits():
+    """log2(2 pi e s^2) / 2 + 8 for levels drawn from N(1/2, s^2), s = 1/8: 7.047 bits."""
+    s = 0.125
+    z = exact.normals(40, 1, 8, 8, seed=1)
+    levels = ((0.5 + s * z) * 256).floor().clamp(0, 255).to(torch.uint8)
+    data_score = exact.Gaussian(mean=0.5, spread=s).score
+    record = Record()
+    found = measure(
+        data_score, data.MemoryImages(levels), range(40), LikelihoodSettings(1e-3, 2000.0), record,
+        batch_size=40, progress=False,
+    )["bpd"]  # fmt: skip
+    expected = 0.5 * math.log2(2 * math.pi * math.e * s**2) + 8
+    assert expected == pytest.approx(9.047096 - 2, abs=1e-6)
+    spread = math.sqrt(0.5 / 64) / math.log(2)  # of an image's mean of z^2 / 2, in bits
+    assert found["standard_error"] == pytest.approx(spread / math.sqrt(40), rel=0.4)
+    assert abs(found["mean"] - expected) < 4 * spread / math.sqrt(40)
+
+
+def test_no_smoothed_data_have_fewer_bits_than_the_head_of_the_file_says():
+    """log2(sigma_min sqrt(2 pi)) + 8, met by data that are one point."""
+    point, x = exact.Gaussian(mean=0.5, spread=1e-9), torch.full((1, 1, 4, 4), 0.5).double()
+    found = log_likelihood(point.score, x, 0.01, 50.0, prior_mean=0.5, prior_std=50.0)
+    floor = math.log2(0.01 * math.sqrt(2 * math.pi)) + 8
+    assert floor == pytest.approx(2.68, abs=0.005)
+    assert float(found.bpd) == pytest.approx(floor, abs=1e-4)
+
+
+def test_an_image_keeps_its_bits_in_any_batch():
+    images = data.MemoryImages(LEVELS)
+    together = next(bits_per_dimension(GAUSSIAN.score, images, range(10), SETTINGS, batch_size=10))[
+        1
+    ]
+    parts = bits_per_dimension(GAUSSIAN.score, images, [7, 2, 9], SETTINGS, batch_size=2)
+    found = {i: float(b) for part, f in parts for i, b in zip(part, f.bpd, strict=True)}
+    assert found == pytest.approx({i: float(together.bpd[i]) for i in (7, 2, 9)}, abs=1e-6)
+
+
+def test_ctrl_c_loses_no_finished_batch(tmp_path, monkeypatch):
+    path, stack = tmp_path / "bits.jsonl", data.stack
+
+    def interrupted(images, indices):
+        if 6 in indices:
+            raise KeyboardInterrupt
+        return stack(images, indices)
+
+    monkeypatch.setattr(data, "stack", interrupted)
+    found = measured(range(10), record=Record(path))
+    assert not found["complete"]
+    assert found["bpd"]["n"] == 6
+    expected = closed_form(list(range(6)))
+    assert found["bpd"]["mean"] == pytest.approx(float(expected.mean()), abs=5e-4)
+    with open(path, "a") as file:
+        file.write('{"index": 6, "bpd": 3.')  # what a kill leaves
+    read = []
+    monkeypatch.setattr(data, "stack", lambda im, i: (read.extend(i), stack(im, i))[1])
+    resumed = measured(range(10), record=Record(path))
+    assert read == [6, 7, 8, 9]
+    assert resumed["complete"]
+    assert resumed["bpd"] == pytest.approx(measured(range(10))["bpd"])
+    assert [json.loads(line)["index"] for line in path.read_text().splitlines()] == [*range(10)]
+
+
+def test_progress_shows_mean_and_standard_error(capsys):
+    mean = measured(range(10), progress=True, batch_size=10)["bpd"]
+    assert f"bits/dim {mean['mean']:.4f} ± {mean['standard_error']:.4f}" in capsys.readouterr().err
+
+
+def test_one_image_has_no_standard_error():
+    found = measured([3])["bpd"]
+    assert found["standard_error"] is None
+    assert found["mean"] == pytest.approx(float(closed_form([3])), abs=5e-4)
+
+
+def test_callers_levels_are_dequantised_and_floats_are_not():
+    model = tiny.model(image_size=(4, 4), sigma_begin=1.0, n_sigmas=2)
+    levels = LEVELS[:3]
+    options = {"seed": 6, "start": 5, "rtol": 1e-2, "atol": 1e-2, "sigma_min": 0.3}
+    found = image_log_likelihood(model, levels, **options)
+    x = dequantise(levels, seed=6, samples=torch.arange(5, 8))
+    for same in (
+        x,
+        levels.permute(0, 2, 3, 1).numpy(),
+        [Image.fromarray(level[0].numpy()) for level in levels],
+    ):
+        assert torch.equal(image_log_likelihood(model, same, **options).nll, found.nll)
+    plain = image_log_likelihood(model, levels.float() / 255, **options)
+    assert not torch.equal(plain.nll, found.nll)
+    direct = log_likelihood(
+        model.score, x, 0.3, float(model.sigmas[0]), seed=6, samples=torch.arange(5, 8),
+        rtol=1e-2, atol=1e-2,
+    )  # fmt: skip
+    assert torch.equal(direct.bpd, found.bpd)
+    parts = image_log_likelihood(model, levels, batch_size=2, **options)
+    torch.testing.assert_close(parts.bpd, found.bpd, rtol=1e-4, atol=1e-4)
+    assert parts.latent.shape == (3, 1, 4, 4)
+
+
+def test_no_images():
+    model = tiny.model(image_size=(4, 4))
+    assert image_log_likelihood(model, torch.zeros(0, 1, 4, 4)).bpd.shape == (0,)
+
+
+def test_ends_of_the_flow():
+    model = tiny.model()
+    assert model_ends(model) == pytest.approx((0.01, 5.0))
+    tutorial = tiny.model(
+        arch="unet_a", image_size=(28, 28), act="swish", norm="GroupNorm", scale_input=False,
+        sigma_min=0.01, sigma_max=22.0,
+    )  # fmt: skip
+    low, high = model_ends(tutorial)  # times 1e-3 and 1 of the published likelihood
+    assert low == pytest.approx(1.245452e-3, rel=1e-6)
+    assert high == pytest.approx(21.99999773, rel=1e-9)
+
+
+def test_networks_that_know_levels_only_have_no_likelihood():
+    model = tiny.model(arch="ncsn")
+    with pytest.raises(ValueError, match="at its 4 levels and nowhere between them"):
+        image_log_likelihood(model, torch.zeros(1, 1, 8, 8))
+
+
+def test_images_read_here_have_eight_bits():
+    assert (bits.BITS, bits.DATA_RANGE) == (8, (0.0, 1.0))
+    assert np.iinfo(np.uint8).max == 2**bits.BITS - 1
+
+
+def test_samplers_answer_with_their_batch_size_and_options():
+    sampler = Sampler(tiny.model(), engine="eager", batch_size=2)
+    options = {"seed": 3, "start": 5, "rtol": 1e-2, "atol": 1e-2, "trace": "gaussian"}
+    levels = LEVELS[:3].repeat(1, 1, 2, 2)
+    found = sampler.log_likelihood(levels, **options)
+    expected = image_log_likelihood(sampler.model, levels, batch_size=2, **options)
+    assert torch.equal(found.bpd, expected.bpd)
+    with pytest.raises(ValueError, match="no probability flow and no likelihood"):
+        Sampler(tiny.model(arch="ncsn"), engine="eager").log_likelihood(levels)

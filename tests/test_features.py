@@ -1,0 +1,246 @@
+"""Feature extractors: the digits', the FID's Inception network, and users' programs."""
+
+import hashlib
+import math
+
+import numpy as np
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from ncsn_fast import data
+from ncsn_fast.checkpoint import CheckpointError
+from ncsn_fast.features import AT_ONCE, DIGIT_FEATURES, DigitNet, load_extractor
+from ncsn_fast.models import inception
+from ncsn_fast.models.inception import FIDInception
+
+IMAGES = torch.randint(
+    256, (AT_ONCE + 3, 3, 20, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+)
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, torch.Tensor]:
+    """Random weights of the Inception network, with norms that keep activations alive."""
+    torch.manual_seed(0)
+    return FIDInception().state_dict()
+
+
+def test_digits_extractor_is_small_and_names_held_out_digits_as_its_file_says():
+    extractor = load_extractor("digits")
+    assert DIGIT_FEATURES.stat().st_size < 100_000
+    assert extractor.sha256 == hashlib.sha256(DIGIT_FEATURES.read_bytes()).hexdigest()
+    assert (extractor.name, extractor.num_features, extractor.classes) == ("digits", 32, 10)
+    assert sum(p.numel() for p in DigitNet().parameters()) == 21_546
+    images, labels = data.digits("held-out", 16)
+    right = float((extractor(images)[1].argmax(1) == labels).double().mean())
+    with safetensors.safe_open(DIGIT_FEATURES, "pt") as file:
+        assert right == pytest.approx(float(file.metadata()["held_out_accuracy"]), abs=1.1 / 360)
+    assert right > 0.98
+
+
+def test_digits_extractor_has_features_of_mean_square_one_on_what_it_learnt():
+    features, _ = load_extractor("digits")(data.digits("train", 16)[0])
+    assert float(features.square().mean()) == pytest.approx(1, rel=1e-4)
+    assert float(features.std(dim=0).min()) > 0.1  # none is dead
+
+
+def test_digits_extractor_takes_any_size_and_grey_is_three_equal_channels():
+    extractor = load_extractor("digits")
+    images, labels = data.digits("held-out", 28)
+    features, logits = extractor(images)
+    assert float((logits.argmax(1) == labels).double().mean()) > 0.95
+    torch.testing.assert_close(extractor(images.repeat(1, 3, 1, 1))[0], features)
+
+
+@pytest.mark.parametrize("images", [torch.zeros(2, 3, 8, 8), torch.zeros(2, 2, 8, 8).byte()])
+def test_extractors_take_uint8_grey_or_rgb(images):
+    with pytest.raises(ValueError, match=r"uint8 images \(N, 1 or 3, H, W\)"):
+        load_extractor("digits")(images)
+
+
+@pytest.mark.parametrize(("classes", "count"), [(1000, 23_834_568), (1008, 23_850_960)])
+def test_inception_has_the_parameters_of_inception_v3(classes, count):
+    """torchvision's InceptionV3 without its auxiliary head, and 8 classes more."""
+    with torch.device("meta"):
+        network = FIDInception(classes)
+    assert sum(p.numel() for p in network.parameters()) == count
+    assert len(network.state_dict()) == 94 * 6 + 2  # convolutions with their norms, classifier
+
+
+def test_inception_names_and_shapes_are_the_usual_ones(weights):
+    shapes = {
+        "Conv2d_1a_3x3.conv.weight": (32, 3, 3, 3), "Conv2d_4a_3x3.bn.running_var": (192,),
+        "Mixed_5b.branch_pool.conv.weight": (32, 192, 1, 1),
+        "Mixed_5c.branch5x5_2.conv.weight": (64, 48, 5, 5),
+        "Mixed_6a.branch3x3dbl_3.conv.weight": (96, 96, 3, 3),
+        "Mixed_6c.branch7x7_2.conv.weight": (160, 160, 1, 7),
+        "Mixed_6e.branch7x7dbl_2.conv.weight": (192, 192, 7, 1),
+        "Mixed_7a.branch7x7x3_4.conv.weight": (192, 192, 3, 3),
+        "Mixed_7b.branch3x3_2a.conv.weight": (384, 384, 1, 3),
+        "Mixed_7c.branch3x3dbl_3b.conv.weight": (384, 384, 3, 1),
+        "fc.weight": (1008, 2048), "fc.bias": (1008,),
+    }  # fmt: skip
+    assert {key: tuple(weights[key].shape) for key in shapes} == shapes
+
+
+def test_inception_maps_have_the_published_sizes(weights):
+    """35x35x288 before Mixed_6a, 17x17x768 before Mixed_7a, 8x8x2048 at the end."""
+    network = FIDInception().eval()
+    network.load_state_dict(weights)
+    seen: dict[str, tuple[int, ...]] = {}
+    for name, module in network.named_children():
+        module.register_forward_hook(
+            lambda _, inputs, output, name=name: seen.update({name: tuple(output.shape[1:])})
+        )
+    with torch.no_grad():
+        features, logits = network(torch.rand(1, 3, 32, 32))
+    assert (features.shape, logits.shape) == ((1, 2048), (1, 1008))
+    expected = {
+        "Conv2d_1a_3x3": (32, 149, 149), "Conv2d_2a_3x3": (32, 147, 147),
+        "Conv2d_2b_3x3": (64, 147, 147), "Conv2d_3b_1x1": (80, 73, 73),
+        "Conv2d_4a_3x3": (192, 71, 71), "Mixed_5b": (256, 35, 35), "Mixed_5d": (288, 35, 35),
+        "Mixed_6a": (768, 17, 17), "Mixed_6e": (768, 17, 17), "Mixed_7a": (1280, 8, 8),
+        "Mixed_7c": (2048, 8, 8),
+    }  # fmt: skip
+    assert {name: seen[name] for name in expected} == expected
+
+
+def test_average_pools_of_inception_do_not_count_their_padding():
+    x = torch.ones(1, 1, 4, 4)
+    assert torch.equal(inception.POOLS["average"](x), x)
+    pools = {name: {pool for pool, _ in block} for name, block in inception.MIXED.items()}
+    assert pools["Mixed_7b"] == pools["Mixed_5b"] == {"", "average"}
+    assert pools["Mixed_7c"] == {"", "maximum"}
+
+
+def test_inception_sees_images_in_minus_one_to_one(weights):
+    """A constant image of 1 reaches the first convolution as 1, one of 0 as -1."""
+    network = FIDInception().eval()
+    seen = []
+    network.Conv2d_1a_3x3.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        network(torch.stack([torch.zeros(3, 8, 8), torch.ones(3, 8, 8)]))
+    assert seen[0].shape == (2, 3, 299, 299)
+    torch.testing.assert_close(seen[0][0], torch.full((3, 299, 299), -1.0))
+    torch.testing.assert_close(seen[0][1], torch.ones(3, 299, 299))
+
+
+def test_inception_from_files(weights, tmp_path):
+    kept = {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}  # as usual
+    torch.save(kept, tmp_path / "inception.pth")
+    safetensors.torch.save_file(kept, tmp_path / "inception.safetensors")
+    extractor = load_extractor(tmp_path / "inception.safetensors")
+    assert (extractor.name, extractor.num_features, extractor.classes) == ("inception", 2048, 1008)
+    assert extractor.inception
+    network = FIDInception().eval()
+    network.load_state_dict(weights)
+    with torch.no_grad():
+        features, logits = network(IMAGES[:1].float() / 255)
+    found = extractor(IMAGES[:1])
+    torch.testing.assert_close(found[0], features)
+    torch.testing.assert_close(found[1], logits)
+    other = load_extractor(tmp_path / "inception.pth").state_dict()
+    assert all(torch.equal(value, other[key]) for key, value in extractor.state_dict().items())
+
+
+def test_weights_that_do_not_fit_are_named(weights, tmp_path):
+    path = tmp_path / "wrong.safetensors"
+    wrong = {**weights, "AuxLogits.fc.bias": torch.zeros(3), "fc.bias": torch.zeros(1000)}
+    del wrong["Mixed_5b.branch1x1.conv.weight"]
+    safetensors.torch.save_file(wrong, path)
+    with pytest.raises(CheckpointError) as refused:
+        load_extractor(path)
+    for words in (
+        "missing Mixed_5b.branch1x1.conv.weight", "unexpected AuxLogits.fc.bias",
+        "fc.bias of shape (1000,) instead of (1008,)",
+    ):  # fmt: skip
+        assert words in str(refused.value)
+
+
+class Means(nn.Module):
+    """Features: the three channel means, of levels in 0 .. 255."""
+
+    def forward(self, x):
+        return x.float().mean(dim=(2, 3))
+
+
+class Detector(nn.Module):
+    """The signature of StyleGAN2-ADA's detectors: probabilities unless features are asked for."""
+
+    def forward(self, img, return_features: bool = False, no_output_bias: bool = False):
+        means = img.float().mean(dim=(2, 3))
+        return means if return_features else (means / 255 + float(no_output_bias)).softmax(dim=1)
+
+
+def scripted(module, path):
+    torch.jit.script(module).save(str(path))
+    return load_extractor(path)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torchscript_programs(tmp_path):
+    means = IMAGES.float().mean(dim=(2, 3))
+    plain = scripted(Means(), tmp_path / "means.pt")
+    assert (plain.name, plain.num_features, plain.classes) == ("torchscript", 3, 0)
+    assert not plain.inception
+    torch.testing.assert_close(plain(IMAGES)[0], means)
+    assert plain(IMAGES)[1] is None
+    detector = scripted(Detector(), tmp_path / "detector.pt")
+    assert detector.classes == 3
+    features, logits = detector(IMAGES)
+    torch.testing.assert_close(features, means)
+    torch.testing.assert_close(logits.softmax(1), (means / 255).softmax(1))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_programs_that_give_no_features_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"features must be \(2, ...\); got \(2, 3, 32, 32\)"):
+        scripted(nn.Identity(), tmp_path / "identity.pt")
+
+
+class Picky(nn.Module):
+    """Takes one size only."""
+
+    def forward(self, x):
+        return x.float().reshape(-1, 3 * 299 * 299)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_programs_that_fail_say_so_in_one_line(tmp_path):
+    with pytest.raises(ValueError, match=r"failed on uint8 images \(2, 3, 32, 32\): ") as failed:
+        scripted(Picky(), tmp_path / "picky.pt")
+    assert "\n" not in str(failed.value)
+    assert "shape" in str(failed.value)
+
+
+@pytest.mark.parametrize(("name", "text"), [
+    ("nowhere.safetensors", "does not exist"), ("words.txt", "must end in .safetensors"),
+    ("words.pt", "cannot read .* as a TorchScript program"), ("words.pth", "or is no checkpoint"),
+    ("words.safetensors", "is the file complete"),
+])  # fmt: skip
+def test_files_that_are_no_extractors(name, text, tmp_path):
+    if not name.startswith("nowhere"):
+        (tmp_path / name).write_text("words")
+    with pytest.raises(CheckpointError, match=text):
+        load_extractor(tmp_path / name)
+
+
+def test_code_in_a_pth_file_is_not_run(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    torch.save({"fc.bias": Bomb()}, tmp_path / "bomb.pth")
+    with pytest.raises(CheckpointError, match="refused"):
+        load_extractor(tmp_path / "bomb.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_logits_of_the_digits_are_spread_over_the_classes():
+    _, logits = load_extractor("digits")(data.digits("train", 16)[0])
+    share = logits.softmax(1).mean(0).numpy()
+    entropy = -(share * np.log(share)).sum()
+    assert math.log(10) - 0.01 < entropy <= math.log(10)
