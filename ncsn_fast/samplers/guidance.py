@@ -2,8 +2,8 @@
 
 A guide maps score(x, sigma) to another such function. With the denoised image
 D(x) = x + sigma^2 score(x, sigma) = E[x_0 | x],
-    Projected    score' = (D' - x) / sigma^2,  D' = D + A^T (A A^T + (sigma_y / r)^2 I)^-1 (y - A D),
-                 r^2 = sigma^2 / (1 + (sigma / spread)^2)
+    Projected    D' = D + A^T (A A^T + (sigma_y / r)^2 I)^-1 (y - A D)
+                 score' = (D' - x) / sigma^2,  r^2 = sigma^2 / (1 + (sigma / spread)^2)
     Conditional  score' = score + scale * grad_x log p(label | x, sigma)
 The first holds samples to a measurement y = A x_0 + sigma_y z. For sigma_y = 0 it is range-null
 space sampling (DDNM, Wang et al., ICLR 2023): the last denoised image measures y. With noise it is
@@ -21,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -199,7 +199,7 @@ class Shrunk:
         mean_scale: m as a function of std, both (B,).
     """
 
-    inner: Guide | Constraint
+    inner: Any
     mean_scale: Callable[[Tensor], Tensor] = variance_preserving
 
     def score(self, score: Score, x: Tensor, sigma: Tensor) -> Tensor:
@@ -210,12 +210,12 @@ class Shrunk:
         def unshrunk(u: Tensor, _: Tensor) -> Tensor:
             return m * score(m * u, sigma)
 
-        return self.inner.score(unshrunk, x / m, (sigma / scale).to(sigma.dtype)) / m  # type: ignore[union-attr]
+        return self.inner.score(unshrunk, x / m, (sigma / scale).to(sigma.dtype)) / m
 
     def impose(self, x: Tensor, sigma: float, z: Tensor | None) -> Tensor:
         """x with the known part imposed at noise sigma = std."""
         m = float(self.mean_scale(torch.tensor(sigma, dtype=torch.float64)))
-        return m * self.inner.impose(x / m, sigma / m, z)  # type: ignore[union-attr]
+        return m * self.inner.impose(x / m, sigma / m, z)
 
     def rows(self, index: Tensor, device: torch.device) -> Shrunk:
         return Shrunk(self.inner.rows(index, device), self.mean_scale)
