@@ -1,57 +1,40 @@
-"""One call's worth of chains: cut into micro-batches of a fixed size, run, watched and reported."""
+"""One call's worth of chains: cut into micro-batches of a fixed size, run and reported."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from ncsn_fast.engines.base import Engine
+from ncsn_fast.samplers.constraints import ConstrainedUpdate, Constraint, KnownPixels, impose
+from ncsn_fast.samplers.plain import Guide, Procedure, SolverError
 from ncsn_fast.samplers.program import Chains, Program, initial_state
-
-
-class SamplingError(RuntimeError):
-    """Chains that left the finite numbers; the message says which sample and where."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """What a callback is told after each noise level.
-
-    Attributes:
-        level, n_levels: index of the level just finished (the final denoise counts as one), and how
-            many there are.   sigma: its noise level.   nfe: network evaluations done per sample.
-        samples: (B,) indices of this micro-batch's samples.
-        x: a copy of their chains' state (B, C, H, W).
-    """
-
-    method: str
-    level: int
-    n_levels: int
-    sigma: float
-    nfe: int
-    samples: Tensor
-    x: Tensor
-
-
-Callback = Callable[[Progress], None]
+from ncsn_fast.watch import UNITS, Callback, Progress, SamplingError, Watch
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """How a call went: network evaluations per sample, images, seconds of work, what did it."""
+    """How a call went: network evaluations, images, seconds of work, what did it.
+
+    Attributes:
+        nfe: network evaluations per sample; their mean, where samples differ.
+        nfe_most: the largest of any sample, which is what its micro-batch took.
+    """
 
     method: str
-    nfe: int
+    nfe: int | float
     n: int
     seconds: float
     engine: str
     dtype: str
     batch_size: int
+    nfe_most: int
 
 
 @dataclasses.dataclass
@@ -61,6 +44,8 @@ class Job:
     Attributes:
         samples: (n,) int64, the sample index that keys each chain's noise.
         noise_weights, mask, known: as in Chains.   init: initial state, or None for the program's.
+        constraint: what is known beside pixels, imposed where the sampler imposes known pixels.
+        guide: what changes the score.
     """
 
     samples: Tensor
@@ -68,8 +53,12 @@ class Job:
     mask: Tensor | None = None
     known: Tensor | None = None
     init: Tensor | None = None
+    constraint: Constraint | None = None
+    guide: Guide | None = None
 
-    def chains(self, rows: Tensor, program: Program, seed: int, engine: Engine) -> Chains:
+    def chains(
+        self, rows: Tensor, program: Program | Procedure, seed: int, engine: Engine
+    ) -> Chains:
         """The chains of some rows, at their start, on the engine's device."""
 
         def take(value: Tensor | None) -> Tensor | None:
@@ -90,17 +79,25 @@ class Job:
             )
 
 
+class Drawn(NamedTuple):
+    """A micro-batch: sample indices (B,), final states on the CPU, evaluations of each (B,)."""
+
+    samples: Tensor
+    x: Tensor
+    nfe: Tensor
+
+
 def run_job(
     engine: Engine,
-    program: Program,
+    program: Program | Procedure,
     job: Job,
     seed: int,
     *,
     progress: bool,
     callback: Callback | None = None,
     shrink: Callable[[Engine, Exception], Engine] | None = None,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields (sample indices, final states on the CPU) of each micro-batch.
+) -> Iterator[Drawn]:
+    """Yields what was drawn, micro-batch by micro-batch.
 
     The last micro-batch is padded, not shrunk, so that results do not depend on how work was split.
 
@@ -109,16 +106,18 @@ def run_job(
             micro-batches, with which the work goes on where it was, or raises.
     """
     n, first = len(job.samples), 0
-    with tqdm(unit="level", disable=not progress, dynamic_ncols=True) as bar:
+    unit = "level" if isinstance(program, Program) else "%"
+    with tqdm(unit=unit, disable=not progress, dynamic_ncols=True) as bar:
         while first < n:
-            size, n_chunks = engine.batch_size, len(engine.chunks(program))
-            bar.total = bar.n + -(-(n - first) // size) * n_chunks
+            size, units = engine.batch_size, _units(engine, program)
+            bar.total = bar.n + -(-(n - first) // size) * units
             count, done = min(size, n - first), bar.n
             rows = torch.arange(first, first + size).clamp(max=n - 1)
             try:
                 chains = job.chains(rows, program, seed, engine)
-                watch = _Watch(program, chains, count, bar, callback)
-                x = engine.run(program, chains, on_level=watch)[:count].to("cpu")
+                watch = Watch(program, chains, count, bar, callback)
+                x, nfe = _run(engine, program, job, rows, chains, watch)
+                drawn = Drawn(job.samples[first : first + count], x[:count].cpu(), nfe[:count])
                 watch.check()
             except RuntimeError as error:
                 chains = watch = None  # type: ignore[assignment]  # let go of what they hold
@@ -127,8 +126,51 @@ def run_job(
                 engine = shrink(engine, error.with_traceback(None))
                 bar.n = done
                 continue
-            yield job.samples[first : first + count], x
+            yield drawn
             first += count
+
+
+def _units(engine: Engine, program: Program | Procedure) -> int:
+    """Of the progress bar, for a micro-batch."""
+    return len(engine.chunks(program)) if isinstance(program, Program) else UNITS
+
+
+def _run(
+    engine: Engine,
+    program: Program | Procedure,
+    job: Job,
+    rows: Tensor,
+    chains: Chains,
+    watch: Watch,
+) -> tuple[Tensor, Tensor]:
+    """Final states of a micro-batch, and the evaluations of each sample (B,) on the CPU."""
+    guide = None if job.guide is None else job.guide.rows(rows, engine.device)
+    constraint = None if job.constraint is None else job.constraint.rows(rows, engine.device)
+    if isinstance(program, Program):
+        update = None if constraint is None else ConstrainedUpdate(constraint)
+        options: dict[str, Any] = {"update": update, "guide": guide, "on_level": watch.level_done}
+        x = engine.run(program, chains, **options)
+        return x, torch.full((len(x),), program.nfe)
+    if constraint is None and chains.mask is not None and chains.known is not None:
+        constraint = KnownPixels(chains.mask, chains.known)
+    constrain = None
+    if constraint is not None:
+        if not program.constrains:
+            raise ValueError(
+                f"method {program.name!r} imposes nothing on its way; take a table (ald, dpmpp, "
+                "...) or pc, or restore by the score"
+            )
+        constrain = functools.partial(impose, constraint, chains)
+    try:
+        result = engine.solve(
+            program, chains, guide=guide, constrain=constrain, on_step=watch.step_done
+        )
+    except SolverError as error:
+        index = int(chains.samples.cpu()[error.row])
+        raise SamplingError(f"sample {index} of seed {chains.seed}: {error}") from error
+    chains.x = result.x
+    watch.finish()
+    return result.x, result.nfe.cpu()
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
@@ -137,75 +179,16 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(w in str(error).lower() for w in words)
 
 
-@dataclasses.dataclass
-class _Sighting:
-    """Which chains were lost at the end of a level; `lost` holds once `ready` has happened."""
-
-    level: int
-    sigma: float
-    lost: Tensor
-    ready: torch.cuda.Event | None
-
-
-class _Watch:
-    """After each level: advances the bar, refuses NaN, tells the callback.
-
-    A GPU is asked about a level when the next one is under way, so that it never waits for the
-    answer; with a callback at once, before the callback sees the state.
-    """
-
-    def __init__(
-        self, program: Program, chains: Chains, count: int, bar: Any, callback: Callback | None
-    ) -> None:
-        self.program, self.chains, self.count = program, chains, count
-        self.bar, self.callback = bar, callback
-        self.n_levels = int(program.level[-1]) + 1 if program.nfe else 0
-        self.sightings: list[_Sighting] = []
-
-    def __call__(self, done: int) -> None:
-        level, sigma = int(self.program.level[done - 1]), float(self.program.sigma[done - 1])
-        self.bar.set_postfix(sigma=f"{sigma:.3g}", refresh=False)
-        self.bar.update()
-        self.sightings.append(self._look(level, sigma))
-        self.check(all_but=0 if self.callback or self.sightings[-1].ready is None else 1)
-        if self.callback is not None:
-            samples = self.chains.samples[: self.count].clone().cpu()
-            x = self.chains.x[: self.count].clone()
-            self.callback(
-                Progress(self.program.name, level, self.n_levels, sigma, done, samples, x)
-            )
-
-    def check(self, all_but: int = 0) -> None:
-        """SamplingError if a chain was lost in any level but the last `all_but`."""
-        while len(self.sightings) > all_but:
-            seen = self.sightings.pop(0)
-            if seen.ready is not None:
-                seen.ready.synchronize()
-            if bool(seen.lost.any()):
-                index = int(self.chains.samples.cpu()[seen.lost != 0][0])
-                raise SamplingError(
-                    f"sample {index} of seed {self.chains.seed} is no longer finite at level "
-                    f"{seen.level} (sigma {seen.sigma:.4g}); the step size is too large for this "
-                    "model, or its weights are damaged"
-                )
-
-    def _look(self, level: int, sigma: float) -> _Sighting:
-        lost = self.chains.nonfinite
-        if lost is None:
-            lost = ~torch.isfinite(self.chains.x).flatten(1).all(dim=1)
-        if lost.is_cpu:
-            return _Sighting(level, sigma, lost.clone(), None)
-        copied = torch.empty(lost.shape, dtype=lost.dtype, pin_memory=True)
-        copied.copy_(lost, non_blocking=True)
-        ready = torch.cuda.Event()
-        ready.record(torch.cuda.current_stream(lost.device))
-        return _Sighting(level, sigma, copied, ready)
-
-
-def make_report(engine: Engine, program: Program, n: int, seconds: float) -> Report:
-    """Report of a call that took so many seconds."""
+def make_report(
+    engine: Engine, program: Program | Procedure, nfe: Tensor, seconds: float
+) -> Report:
+    """Report of a call that took so many seconds and evaluations (n,)."""
+    mean: int | float = program.nfe or 0
+    if program.nfe is None and len(nfe):
+        mean = float(nfe.double().mean())
+    most = int(nfe.max()) if len(nfe) else program.nfe or 0
     return Report(
-        program.name, program.nfe, n, seconds, engine.name, engine.dtype, engine.batch_size
+        program.name, mean, len(nfe), seconds, engine.name, engine.dtype, engine.batch_size, most
     )
 
 
@@ -215,3 +198,9 @@ def default_batch_size(n: int, shape: tuple[int, int, int], device: torch.device
     most = max(1, min(256, pixels // (shape[1] * shape[2])))
     most = 1 << (most.bit_length() - 1)
     return min(most, 1 << max(0, n - 1).bit_length())
+
+
+__all__ = [
+    "Callback", "Drawn", "Job", "Progress", "Report", "SamplingError",
+    "default_batch_size", "make_report", "run_job",
+]  # fmt: skip

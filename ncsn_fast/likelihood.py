@@ -20,8 +20,8 @@ from torch import Tensor
 
 from ncsn_fast import noise, ops
 from ncsn_fast.noise import Stream
-from ncsn_fast.samplers.ode import solve
 from ncsn_fast.samplers.plain import Score, per_sample
+from ncsn_fast.samplers.runge_kutta import solve
 
 Trace = Literal["rademacher", "gaussian", "exact"]
 

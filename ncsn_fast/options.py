@@ -10,6 +10,7 @@ import tyro
 
 from ncsn_fast.noise import check_uint32
 from ncsn_fast.sampler import Sampler
+from ncsn_fast.samplers.predictor_corrector import Corrector, Norm, Order, Predictor
 from ncsn_fast.sigmas import Schedule
 
 
@@ -56,16 +57,20 @@ class SamplingOptions(ModelOptions):
     """Seed of all noise."""
     start: int = 0
     """Index of the first sample."""
-    method: Literal["ald", "cas", "euler", "heun", "dpmpp", "em", "reverse", "ancestral"] = "ald"
+    method: Literal[
+        "ald", "cas", "euler", "heun", "dpmpp", "em", "reverse", "ancestral", "pc", "ode",
+        "adaptive",
+    ] = "ald"  # fmt: skip
     """Annealed Langevin dynamics; consistent annealed sampling; Euler's, Heun's (EDM) and
     DPM-Solver++'s method on the probability flow; Euler-Maruyama, reverse diffusion and ancestral
-    sampling of the reverse SDE."""
+    sampling of the reverse SDE; predictor-corrector; the flow, and the SDE, by steps that adapt."""
     steps: int | None = None
     """Noise levels, or steps in time (em). Without it the model's own ladder; 50 for euler, 18 for
-    heun (two evaluations each), 20 for dpmpp, 500 for em."""
+    heun (two evaluations each), 20 for dpmpp, 500 for em. None for ode and adaptive."""
     schedule: Schedule | None = None
-    """Where the levels lie (all but ald, cas, em): ladder takes trained ones; geometric; karras and
-    polynomial bend with --rho. Without it geometric, or trained ones if the network needs them."""
+    """Where the levels lie (all but ald, cas, em, ode, adaptive): ladder takes trained ones;
+    geometric; karras and polynomial bend with --rho. Without it geometric, or trained ones if the
+    network needs them."""
     rho: float | None = None
     """Bend of the schedule (default: karras 7, polynomial 1.5)."""
     n_steps_each: int | None = None
@@ -89,6 +94,23 @@ class SamplingOptions(ModelOptions):
     """Scale of the noise (euler, heun, dpmpp; default 1)."""
     t_end: float | None = None
     """Time of the last step, from 0 to 1 (em; default 0.001)."""
+    predictor: Predictor | None = None
+    """Predictor (pc; default reverse_diffusion)."""
+    corrector: Corrector | None = None
+    """Corrector (pc; default langevin)."""
+    corrector_steps: int | None = None
+    """Corrector steps at each level (pc; default 1)."""
+    order: Order | None = None
+    """Which comes first at a level (pc; default corrector_first)."""
+    snr: float | None = None
+    """Signal-to-noise ratio of the corrector's step (pc; default 0.16)."""
+    norm: Norm | None = None
+    """Whose norms set the corrector's step: each sample's own (default), or means over the
+    micro-batch, as published (pc)."""
+    rtol: float | None = None
+    """Relative tolerance of a step (ode, default 0.001; adaptive, default 0.02)."""
+    atol: float | None = None
+    """Absolute tolerance of a step (ode, default 0.001; adaptive, default 1/256)."""
     denoise: bool = True
     """Finish with the posterior mean instead of a noisy sample."""
 

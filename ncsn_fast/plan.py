@@ -6,13 +6,15 @@ import dataclasses
 import math
 import time
 
+import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ncsn_fast import ops
 from ncsn_fast.engines.base import Engine
 from ncsn_fast.models.score import ScoreModel
-from ncsn_fast.samplers.program import Chains, Program
+from ncsn_fast.samplers.plain import Procedure
+from ncsn_fast.samplers.program import Chains, Program, table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,10 +22,11 @@ class Plan:
     """The work of one call.
 
     Attributes:
-        nfe: network evaluations per sample.   batch_size, n_batches: micro-batches, the last one
-            padded.
-        flop: of all network evaluations, padding included (2 per multiply-add, convolutions only).
-        seconds: estimate from a few timed steps on this machine, now.
+        nfe: network evaluations per sample; None where they show afterwards.
+        batch_size, n_batches: micro-batches, the last one padded.
+        flop: of all network evaluations, padding included (2 per multiply-add, convolutions only);
+            of one evaluation of every sample, where nfe is None.
+        seconds: estimate from a few timed steps on this machine, now; as `flop`.
         memory: bytes that the engine and the chains of a micro-batch need beside the model; None
             where the engine does not plan them.
     """
@@ -33,7 +36,7 @@ class Plan:
     dtype: str
     device: str
     n: int
-    nfe: int
+    nfe: int | None
     batch_size: int
     n_batches: int
     flop: float
@@ -42,11 +45,15 @@ class Plan:
 
     def __str__(self) -> str:
         memory = "" if self.memory is None else f", {self.memory / 1e6:.4g} MB beside the model"
+        each, work = f"{self.nfe} network evaluations each", ""
+        if self.nfe is None:
+            each = "as many network evaluations as each needs"
+            work = " for one evaluation of all samples"
         return (
-            f"{self.method}: {self.n} samples, {self.nfe} network evaluations each, "
+            f"{self.method}: {self.n} samples, {each}, "
             f"{self.n_batches} micro-batches of {self.batch_size}\n"
             f"engine {self.engine}, {self.dtype}, on {self.device}: {self.flop / 1e12:.3g} TFLOP, "
-            f"about {self.seconds:.3g} s{memory}"
+            f"about {self.seconds:.3g} s{work}{memory}"
         )
 
 
@@ -63,15 +70,17 @@ def network_flop(model: ScoreModel) -> int:
     return int(counter.get_total_flops())
 
 
-def make_plan(engine: Engine, program: Program, n: int) -> Plan:
+def make_plan(engine: Engine, program: Program | Procedure, n: int) -> Plan:
     """Plan of running `program` for n samples; times a few steps of it (after as many before)."""
     if n < 0:
         raise ValueError(f"n must be at least 0; got {n}")
     size = engine.batch_size
     n_batches = -(-n // size)
-    seconds = _seconds_of_a_row(engine, program) * program.nfe * n_batches
+    evaluations = 1 if program.nfe is None else program.nfe
+    one = program if isinstance(program, Program) else _one_row(program)
+    seconds = _seconds_of_a_row(engine, one) * evaluations * n_batches
     state = size * math.prod(engine.model.image_shape) * torch.float32.itemsize
-    planned, chains = engine.memory(), (2 + program.has_history) * state  # and the result
+    planned, chains = engine.memory(), (2 + one.has_history) * state  # and the result
     return Plan(
         method=program.name,
         engine=engine.name,
@@ -81,10 +90,16 @@ def make_plan(engine: Engine, program: Program, n: int) -> Plan:
         nfe=program.nfe,
         batch_size=size,
         n_batches=n_batches,
-        flop=float(network_flop(engine.model) * program.nfe * n_batches * size),
+        flop=float(network_flop(engine.model) * evaluations * n_batches * size),
         seconds=seconds,
         memory=None if planned is None else planned + chains,
     )
+
+
+def _one_row(procedure: Procedure) -> Program:
+    """A table of one row, which takes about as long as an evaluation and a step of a procedure."""
+    one = np.ones(1)
+    return table(procedure.name, procedure.sigma[:1], np.zeros(1, np.int64), b=one, c=one)
 
 
 def _seconds_of_a_row(engine: Engine, program: Program) -> float:

@@ -12,26 +12,22 @@ import torch
 from torch import Tensor
 
 from ncsn_fast import engines, jobs, noise
+from ncsn_fast.editor import Editor
 from ncsn_fast.engines.base import Engine, EngineError, dtype_name
 from ncsn_fast.engines.cuda_graphs import empty_cache
-from ncsn_fast.images import Output, as_mask, as_tensor, check_output, convert
+from ncsn_fast.images import Output, as_tensor, check_output, convert
 from ncsn_fast.jobs import Callback, Job, Progress, Report, SamplingError
 from ncsn_fast.loading import resolve_model
 from ncsn_fast.models.score import ScoreModel, each_sigma
 from ncsn_fast.plan import Plan, make_plan
 from ncsn_fast.samplers import methods
-from ncsn_fast.samplers.editing import (
-    InpaintVariant,
-    check_draws_noise,
-    inpainting,
-    interpolation_weights,
-)
+from ncsn_fast.samplers.plain import Procedure
 from ncsn_fast.samplers.program import Program
 
 log = logging.getLogger(__name__)
 
 
-class Sampler:
+class Sampler(Editor):
     """Draws samples from a score model.
 
     Args:
@@ -134,65 +130,6 @@ class Sampler:
             raise ValueError(f"samples must be indices (n,); got shape {tuple(indices.shape)}")
         return self._run(program, Job(indices), seed, progress)
 
-    def inpaint(
-        self,
-        images: Any,
-        mask: Any,
-        *,
-        variant: InpaintVariant = "ncsnv2",
-        seed: int = 0,
-        start: int = 0,
-        method: str = "ald",
-        steps: int | None = None,
-        output: Output = "pt",
-        progress: bool = True,
-        callback: Callback | None = None,
-        **options: Any,
-    ) -> Any:
-        """Fills in unknown pixels; known ones are returned exactly as they were given.
-
-        Args:
-            images: (N, C, H, W) in [0, 1] (or uint8, or PIL); unknown pixels may hold anything
-                finite.
-            mask: True (or non-zero) where a pixel is known; any shape that broadcasts to the
-                images.
-            variant: "ncsnv2" or "ncsn": the published way of imposing known pixels
-                (samplers/editing.py).
-        """
-        known = self._images(images)
-        keep = as_mask(mask, known)
-        program = inpainting(methods.build(method, self.model, steps, options), variant)
-        job = Job(noise.sample_indices(start, len(known)), mask=keep, known=known)
-        return self._draw(program, job, seed, output, progress, callback)
-
-    def interpolate(
-        self,
-        n_pairs: int = 1,
-        n_frames: int = 8,
-        *,
-        seed: int = 0,
-        start: int = 0,
-        method: str = "ald",
-        steps: int | None = None,
-        output: Output = "pt",
-        progress: bool = True,
-        callback: Callback | None = None,
-        **options: Any,
-    ) -> Any:
-        """Rows of frames between two samples.
-
-        Frame k uses the noise cos(t_k) z_p + sin(t_k) z_q, t_k from 0 to pi/2, at every step.
-
-        Returns:
-            n_pairs * n_frames images, the frames of a row adjacent. Row r has sample index start +
-            r; its first frame is that sample.
-        """
-        program = methods.build(method, self.model, steps, options)
-        check_draws_noise(program)
-        weights, rows = interpolation_weights(n_frames), noise.sample_indices(start, n_pairs)
-        job = Job(rows.repeat_interleave(n_frames), noise_weights=weights.repeat(n_pairs, 1))
-        return self._draw(program, job, seed, output, progress, callback)
-
     def score(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """grad log p_sigma(x), float32 on the CPU; x is (N, C, H, W), sigma a number or (N,)."""
         x = x.detach().to("cpu", torch.float32)
@@ -201,12 +138,6 @@ class Sampler:
         factor = torch.as_tensor(self.model.score_factor(sigma))
         f = self.engine_for(len(x)).output(x, None if condition is None else condition.cpu())
         return f * factor[:, None, None, None]
-
-    def denoise(self, images: Any, sigma: Tensor | float, *, output: Output = "pt") -> Any:
-        """The posterior mean of clean images given images with noise sigma (Tweedie)."""
-        x = self._images(images)
-        square = each_sigma(sigma, x).square()[:, None, None, None]
-        return convert((x + square * self.score(x, sigma)).clamp(0, 1), output)
 
     def plan(
         self, n: int, *, method: str = "ald", steps: int | None = None, **options: Any
@@ -241,7 +172,7 @@ class Sampler:
 
     def _draw(
         self,
-        program: Program,
+        program: Program | Procedure,
         job: Job,
         seed: int,
         output: Output,
@@ -257,7 +188,7 @@ class Sampler:
 
     def _run(
         self,
-        program: Program,
+        program: Program | Procedure,
         job: Job,
         seed: int,
         progress: bool,
@@ -265,17 +196,20 @@ class Sampler:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """(sample indices, images in [0, 1]) of each micro-batch; leaves a report at the end."""
         self.report, seconds, began = None, 0.0, time.perf_counter()
-        n = len(job.samples)
+        n, nfe = len(job.samples), [torch.zeros(0, dtype=torch.int64)]
         options: dict[str, Any] = {
             "progress": progress,
             "callback": callback,
             "shrink": self._shrink,
         }
-        for samples, x in jobs.run_job(self.engine_for(n), program, job, seed, **options):
+        for samples, x, evaluations in jobs.run_job(
+            self.engine_for(n), program, job, seed, **options
+        ):
             seconds += time.perf_counter() - began
+            nfe.append(evaluations)
             yield samples, x.clamp(0, 1)
             began = time.perf_counter()
-        self.report = jobs.make_report(self.engine_for(n), program, n, seconds)
+        self.report = jobs.make_report(self.engine_for(n), program, torch.cat(nfe), seconds)
 
     def _shrink(self, engine: Engine, error: Exception) -> Engine:
         """The engine with half the micro-batch, for a GPU whose memory did not suffice; once."""

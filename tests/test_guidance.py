@@ -11,7 +11,8 @@ from ncsn_fast import ops
 from ncsn_fast.noise import Stream
 from ncsn_fast.samplers import fast
 from ncsn_fast.samplers.adaptive import adaptive
-from ncsn_fast.samplers.editing import ImposingUpdate, inpainting
+from ncsn_fast.samplers.constraints import ConstrainedUpdate
+from ncsn_fast.samplers.editing import inpainting
 from ncsn_fast.samplers.guidance import (
     Both,
     Conditional,
@@ -25,7 +26,7 @@ from ncsn_fast.samplers.ode import probability_flow
 from ncsn_fast.samplers.operators import Grey, Linear, Mask, Operator, block_mean, gaussian_blur
 from ncsn_fast.samplers.plain import contract_noise, per_sample
 from ncsn_fast.samplers.predictor_corrector import predictor_corrector
-from ncsn_fast.samplers.program import Chains, InjectedNoise, run
+from ncsn_fast.samplers.program import Chains, run
 from ncsn_fast.samplers.sde import vp_ancestral, vp_reverse_diffusion
 from ncsn_fast.sde import VP, SubVP
 
@@ -118,8 +119,17 @@ def network_of(program, score, guide=None):
     return network
 
 
-def zeros(stream, step):
-    return torch.zeros(2, *SHAPE)
+def still():
+    """Chains at 0 whose noise has no weight."""
+    weights, samples = torch.zeros(2, 2), torch.arange(2)
+    return Chains(x=torch.zeros(2, *SHAPE), seed=0, samples=samples, noise_weights=weights)
+
+
+class Quiet(Imposed):
+    """Imposes without the reference's noise."""
+
+    def impose(self, x, sigma, z):
+        return super().impose(x, sigma, None)
 
 
 @each
@@ -133,14 +143,13 @@ def test_langevin_dynamics_tend_to_the_conditional_mean(operator, how):
     y = operator.apply(clean.reshape(2, *SHAPE)).float()
     sigma, epsilon, n = (0.1, 0.01, 2000) if how == "projected" else (0.02, 0.02, 1000)
     program = annealed_langevin([sigma], epsilon, n, denoise=False)
-    update, guide = InjectedNoise(zeros), None
+    update, guide = None, None
     if how == "projected":
         guide = Projected(operator, y)
     else:
         program = inpainting(program, how.split()[1])
-        update = ImposingUpdate(Imposed(operator, y), update)
-    chains = Chains(x=torch.zeros(2, *SHAPE), seed=0, samples=torch.arange(2))
-    found = run(program, network_of(program, SMOOTH.score, guide), chains, update=update)
+        update = ConstrainedUpdate(Quiet(operator, y))
+    found = run(program, network_of(program, SMOOTH.score, guide), still(), update=update)
     a, eye = dense(operator), torch.eye(D, dtype=torch.float64)
     for row, measured in zip(found.double(), y.double(), strict=True):
         noisy = Correlated(SMOOTH.mean, SMOOTH.covariance + sigma**2 * eye)
@@ -216,8 +225,7 @@ def test_vp_tables_keep_measurements(operator, table):
         found = guide.score(lambda x, s: ISOTROPIC.score(x, s, scale[k]), x, sigma)
         return (program.sigma[k] * found).float()
 
-    chains = Chains(x=torch.zeros(2, *SHAPE), seed=0, samples=torch.arange(2))
-    found = run(program, network, chains, update=InjectedNoise(zeros))
+    found = run(program, network, still())
     for row, measured in zip(found, y.double(), strict=True):
         mean = ISOTROPIC.given(dense(operator), measured.flatten(), 0.0).mean
         torch.testing.assert_close(row.flatten().double(), mean, rtol=0, atol=0.02)
@@ -248,7 +256,7 @@ def test_imposing_a_mask_is_the_fused_inpainting_bit_for_bit(build, variant, res
     data, x = exact.Gaussian(), exact.normals(2, *SHAPE, seed=1)
     network = network_of(program, lambda x, sigma: data.score(x, sigma))
     keys = {"seed": 7, "samples": torch.tensor([5, 2])}
-    update = ImposingUpdate(Imposed(Mask(mask), known))
+    update = ConstrainedUpdate(Imposed(Mask(mask), known))
     with ops.backend("reference"):
         fused = run(program, network, Chains(x=x.clone(), mask=mask, known=known, **keys))
         found = run(program, network, Chains(x=x.clone(), **keys), update=update)

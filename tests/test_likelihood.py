@@ -8,8 +8,8 @@ import tiny
 import torch
 
 from ncsn_fast.likelihood import dequantise, log_likelihood, probes, score_and_divergence
-from ncsn_fast.samplers.ode import solve
 from ncsn_fast.samplers.plain import per_sample
+from ncsn_fast.samplers.runge_kutta import solve
 
 RANGES = {
     "course": (exact.COURSE, 1e-3),

@@ -203,7 +203,7 @@ def test_order_levels_streams_and_steps(order, streams):
     sigmas = [2.0, 1.0, 0.5]
     x, nfe = predictor_corrector(
         spy(exact.Gaussian().score, levels), torch.zeros(2, 3), sigmas, draw, order=order,
-        corrector_steps=2, on_level=lambda k, x: seen.append((k, x.clone())), denoise=False,
+        corrector_steps=2, on_level=lambda k, sigma, x: seen.append((k, x.clone())), denoise=False,
     )  # fmt: skip
     assert levels == [s for s in sigmas for _ in range(3)]
     assert drawn == [(stream, k) for k, stream in enumerate(streams * 3)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import copy
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -13,6 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from ncsn_fast.models.score import ScoreModel
+from ncsn_fast.samplers.plain import (
+    Constrain,
+    Guide,
+    OnStep,
+    Procedure,
+    Result,
+    Score,
+    per_sample,
+)
 from ncsn_fast.samplers.program import Chains, Program, Update, run
 
 # Types that networks compute in. tf32: maps are float32, convolutions round what they read.
@@ -154,27 +164,64 @@ class Engine(abc.ABC):
         *,
         start: int = 0,
         update: Update | None = None,
+        guide: Guide | None = None,
         on_level: Callable[[int], None] | None = None,
     ) -> Tensor:
         """Runs a program (in terms of sigma * score) on a micro-batch; returns the final state.
 
         on_level is called after each of `chunks`, with the number of rows done, outside of
-        `context`.
+        `context`. With a guide the network is called row by row, and the guide asked each time.
         """
-        sigma = torch.from_numpy(program.sigma)
-        factor = np.asarray(self.model.score_factor(sigma), dtype=np.float64)
-        scaled = program.scaled(program.sigma * factor)
-        conditions = self.model.condition(sigma.to(self.model.device))
-        if conditions is not None:
-            conditions = conditions.to(self.device)
-        run_rows = self.stepper(scaled, chains, conditions, update)
-        left = [rows for rows in self.chunks(scaled) if rows.stop > start]
+        if guide is None:
+            run_rows = self._own_steps(program, chains, update)
+        else:
+            run_rows = _guided_steps(program, chains, update, self.guided(guide))
+        left = [rows for rows in self.chunks(program) if rows.stop > start]
         for rows in left or [range(0)]:  # a program without rows still imposes known pixels
             with self.context():
                 run_rows(max(start, rows.start), rows.stop)
             if on_level is not None and rows:
                 on_level(rows.stop)
         return chains.x
+
+    def _own_steps(
+        self, program: Program, chains: Chains, update: Update | None
+    ) -> Callable[[int, int], object]:
+        """What runs rows of a program, with the factor to the score put into the table."""
+        sigma = torch.from_numpy(program.sigma)
+        factor = np.asarray(self.model.score_factor(sigma), dtype=np.float64)
+        scaled = program.scaled(program.sigma * factor)
+        conditions = self.model.condition(sigma.to(self.model.device))
+        if conditions is not None:
+            conditions = conditions.to(self.device)
+        return self.stepper(scaled, chains, conditions, update)
+
+    def solve(
+        self,
+        procedure: Procedure,
+        chains: Chains,
+        *,
+        guide: Guide | None = None,
+        constrain: Constrain | None = None,
+        on_step: OnStep | None = None,
+    ) -> Result:
+        """Runs a sampler that is no table on a micro-batch; on_step is called inside `context`."""
+        with self.context():
+            return procedure.solve(self.guided(guide), chains, constrain, on_step)
+
+    def guided(self, guide: Guide | None) -> Score:
+        """The score of this engine's network, as a guide would have it."""
+        return self.score if guide is None else functools.partial(guide.score, self.score)
+
+    def score(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """grad log p_sigma(x), shape of x (batch_size, C, H, W), on the engine's device.
+
+        sigma is (batch_size,). To be called inside `context`.
+        """
+        condition = self.model.condition(sigma)
+        f = self.network(x, None if condition is None else condition.to(self.device))
+        factor = torch.as_tensor(self.model.score_factor(sigma), device=self.device)
+        return f.float() * per_sample(factor.expand(len(x)), x)
 
     def chunks(self, program: Program) -> list[range]:
         """The rows between two callbacks: those of a level."""
@@ -207,6 +254,18 @@ class Engine(abc.ABC):
                 )
                 parts.append(f.float().cpu()[: len(x) - i])
         return torch.cat(parts) if parts else torch.empty_like(x)
+
+
+def _guided_steps(
+    program: Program, chains: Chains, update: Update | None, score: Score
+) -> Callable[[int, int], object]:
+    """What runs rows of a program on a score, evaluation by evaluation."""
+
+    def network(x: Tensor, k: int) -> Tensor:
+        sigma = float(program.sigma[k])
+        return sigma * score(x, torch.full((len(x),), sigma, device=x.device))
+
+    return lambda first, stop: run(program, network, chains, start=first, stop=stop, update=update)
 
 
 def without_weights(model: ScoreModel) -> ScoreModel:

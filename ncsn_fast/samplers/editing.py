@@ -1,4 +1,4 @@
-"""Programs that edit: imposing what is known (both published ways), interpolation, later starts."""
+"""Programs that edit: inpainting (both published ways) and interpolation."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ncsn_fast import ops
-from ncsn_fast.noise import Stream
-from ncsn_fast.samplers.guidance import Constraint
-from ncsn_fast.samplers.program import Chains, FusedUpdate, InjectedNoise, Program, Update
+from ncsn_fast.samplers.plain import Procedure
+from ncsn_fast.samplers.program import Program
 
 InpaintVariant = Literal["ncsnv2", "ncsn"]
 
@@ -51,44 +49,9 @@ def inpainting(
     )
 
 
-class ImposingUpdate:
-    """An update that imposes a constraint where the program imposes known pixels.
-
-    For `Imposed` on a `Mask` this is what the fused update does with chains that have a mask.
-
-    Args:
-        constraint: on the chains' samples; the program is one of `inpainting`.
-        update: what applies the rows.
-    """
-
-    def __init__(self, constraint: Constraint, update: Update | None = None) -> None:
-        self.constraint, self.update = constraint, update or FusedUpdate()
-
-    def begin(self, chains: Chains, program: Program) -> None:
-        self.update.begin(chains, program)
-        self._impose(chains, program, 0)
-
-    def row(self, chains: Chains, f: Tensor, program: Program, k: int) -> None:
-        self.update.row(chains, f, program, k)
-        self._impose(chains, program, k + 1)
-
-    def _impose(self, chains: Chains, program: Program, k: int) -> None:
-        scale, step = program.imposition(k)
-        if math.isnan(scale):
-            return
-        z = self._normals(chains, step) if scale else None
-        chains.x.copy_(self.constraint.impose(chains.x, scale, z))
-
-    def _normals(self, chains: Chains, step: int) -> Tensor:
-        if isinstance(self.update, InjectedNoise):
-            return self.update.draw(Stream.REFERENCE, step)
-        shape = tuple(chains.x.shape[1:])
-        return ops.normal(chains.seed, chains.samples, Stream.REFERENCE, step, shape)
-
-
-def check_draws_noise(program: Program) -> None:
+def check_draws_noise(program: Program | Procedure) -> None:
     """ValueError for a sampler without noise: frames share their start, and would be one image."""
-    if program.nfe > 1 and not program.c.any():
+    if program.nfe != 1 and not program.draws_noise:
         raise ValueError(
             f"interpolation mixes the noise of steps, and {program.name!r} draws none with these "
             "options; take ald, cas, ancestral or dpmpp, or give it churn or eta"

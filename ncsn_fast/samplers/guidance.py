@@ -1,4 +1,4 @@
-"""Guides: what turns the score of a model into the score given something, for every sampler.
+"""Guides, which turn the score of a model into the score given something, for every sampler.
 
 A guide maps score(x, sigma) to another such function. With the denoised image
 D(x) = x + sigma^2 score(x, sigma) = E[x_0 | x],
@@ -12,7 +12,7 @@ its Jacobian: exact for data N(m, spread^2 I).
 The second is Bayes' rule (Song et al. 2021, appendix I): exact for a classifier of noisy images
 that is.
 
-`Imposed` is no guide but a constraint on states: it replaces what is measured at every step, as
+`Imposed` is no guide but a Constraint: it replaces what is measured of the states at every step, as
 published inpainting and colourisation do.
 """
 
@@ -21,37 +21,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ncsn_fast.samplers.operators import Operator
-from ncsn_fast.samplers.plain import Score, per_sample
-
-
-class Guide(Protocol):
-    """A change of the score. It may hold data of its own for each sample."""
-
-    def score(self, score: Score, x: Tensor, sigma: Tensor) -> Tensor:
-        """The guided score of x (B, ...) at noise levels sigma (B,)."""
-        ...
-
-    def rows(self, index: Tensor, device: torch.device) -> Guide:
-        """The guide of some samples (B,) int64, on a device."""
-        ...
-
-
-class Constraint(Protocol):
-    """What is known of samples, imposed on their states."""
-
-    def impose(self, x: Tensor, sigma: float, z: Tensor | None) -> Tensor:
-        """x (B, ...) with the known part at noise level sigma; z: normals, or None at sigma 0."""
-        ...
-
-    def rows(self, index: Tensor, device: torch.device) -> Constraint:
-        """The constraint on some samples (B,) int64, on a device."""
-        ...
+from ncsn_fast.samplers.plain import Guide, Score, per_sample
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -195,7 +171,7 @@ class Shrunk:
     one sees u at sigma.
 
     Args:
-        inner: a Guide, a Constraint or both.
+        inner: a Guide or a Constraint.
         mean_scale: m as a function of std, both (B,).
     """
 

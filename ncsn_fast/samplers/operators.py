@@ -249,7 +249,8 @@ def conjugate_gradients(
     raise SolverError(
         f"conjugate gradients: {max_iterations} iterations leave {worst:.1e} of the residual, not "
         f"{tolerance:.0e}; the operator nearly loses what it should measure: say how noisy the "
-        "measurements are (noise > 0), or give the operator a solve of its own"
+        "measurements are (noise > 0), or give the operator a solve of its own",
+        int((square > enough).nonzero()[0]),
     )
 
 

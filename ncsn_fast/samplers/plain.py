@@ -6,16 +6,23 @@ They are functions of `score(x, sigma)`, grad log p_sigma at x (B, ...) with one
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from ncsn_fast import noise, ops
 from ncsn_fast.noise import Stream
+from ncsn_fast.samplers.program import Chains, Column
 
 Score = Callable[[Tensor, Tensor], Tensor]
 Draw = Callable[[Stream, int], Tensor]
+# (x, sigma, step): what is known of the samples, imposed on x at noise level sigma.
+Constrain = Callable[[Tensor, float, int], Tensor]
+# (evaluations done, largest noise level that is left, states), after every step.
+OnStep = Callable[[int, float, Tensor], object]
 
 
 class Result(NamedTuple):
@@ -26,7 +33,57 @@ class Result(NamedTuple):
 
 
 class SolverError(RuntimeError):
-    """An adaptive solver that cannot reach its end; the message says where it stopped."""
+    """An adaptive solver that cannot reach its end; the message says where it stopped.
+
+    Attributes:
+        row: the first sample of the batch that did not.
+    """
+
+    def __init__(self, message: str, row: int) -> None:
+        super().__init__(message)
+        self.row = row
+
+
+class Guide(Protocol):
+    """A change of the score, for some samples: guidance by a classifier, by measurements, ...."""
+
+    def rows(self, index: Tensor, device: torch.device) -> Guide:
+        """The guide of the samples in these rows (B,), on a device."""
+
+    def score(self, score: Score, x: Tensor, sigma: Tensor) -> Tensor:
+        """The score that stands for score(x, sigma); x (B, ...), sigma (B,)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Procedure:
+    """A sampler that is no table, ready to run: what `Program` is for those that are.
+
+    Attributes:
+        name: the method.
+        sigma: (L,) its noise levels, descending; the two ends where it chooses its own.
+        nfe: evaluations per sample, or None where they show afterwards and differ by sample.
+        solve: runs the states of chains down to the end.
+        draws_noise: whether it draws any on its way.   constrains: whether `solve` can impose what
+            is known of the samples; else its third argument must be None.
+    """
+
+    name: str
+    sigma: Column
+    nfe: int | None
+    solve: Callable[[Score, Chains, Constrain | None, OnStep | None], Result]
+    draws_noise: bool = True
+    constrains: bool = False
+    initial: ClassVar[Literal["prior"]] = "prior"
+
+
+def chains_noise(chains: Chains) -> Draw:
+    """Noise of chains by the contract; of two streams where they have weights (interpolation)."""
+    first = contract_noise(chains.seed, chains.samples, tuple(chains.x.shape[1:]))
+    if chains.noise_weights is None:
+        return first
+    w = per_sample(chains.noise_weights[:, 0], chains.x)
+    v = per_sample(chains.noise_weights[:, 1], chains.x)
+    return lambda stream, step: w * first(stream, step) + v * first(Stream.SECOND, step)
 
 
 def contract_noise(seed: int, samples: Tensor, shape: tuple[int, ...]) -> Draw:

@@ -17,7 +17,6 @@ Any other `Move` that keeps p_sigma can stand for the corrector.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple, Protocol
@@ -28,7 +27,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ncsn_fast.noise import Stream
-from ncsn_fast.samplers.plain import Draw, Result, Score, per_sample
+from ncsn_fast.samplers.plain import Constrain, Draw, OnStep, Result, Score, per_sample
 from ncsn_fast.sigmas import check_ladder
 
 Predictor = Literal["reverse_diffusion", "ancestral", "flow", "none"]
@@ -60,10 +59,6 @@ class Move(Protocol):
         """Moves x (B, ...); score(x) is at sigma, and `step` the first step of noise to use."""
 
 
-# (x, sigma, step): what is known of the samples, imposed on x at noise level sigma.
-Constrain = Callable[[Tensor, float, int], Tensor]
-
-
 def predictor_corrector(
     score: Score,
     x: Tensor,
@@ -80,12 +75,11 @@ def predictor_corrector(
     variances: ArrayLike | None = None,
     denoise: bool = True,
     constrain: Constrain | None = None,
-    on_level: Callable[[int, Tensor], object] | None = None,
+    on_level: OnStep | None = None,
 ) -> Result:
-    """Runs the states x (B, ...) down the ladder; see the head of this file.
+    """Runs the states x (B, ...) down the ladder sigmas (L,); see the head of this file.
 
     Args:
-        sigmas: (L,) descending.
         draw: noise: stream 0 for the predictor, 4 for the corrector, step = index of the
             evaluation.
         order: which comes first at a level; the published code of 2021 corrects first.
@@ -95,13 +89,12 @@ def predictor_corrector(
         variances: (L,) G_i^2 where they are not differences of the ladder: with g(t_i)^2 dt the
             reverse diffusion is Euler-Maruyama of the reverse SDE.
         denoise: return the last update without its noise.
-        constrain: applied after every update: to states after a corrector at sigma_i, after a
-            predictor at sigma_{i+1}, and to the mean that is returned at sigma 0; with the step of
-            the update's noise.
-        on_level: called with the number of evaluations done and the state, after each level.
+        constrain: applied after every update, with the step of its noise: after a corrector at
+            sigma_i, after a predictor at sigma_{i+1}, to the mean that is returned at 0.
+        on_level: called with evaluations done, sigma_{i+1} and the state, after each level.
     """
     levels = _levels(sigmas, variances)
-    _check(predictor, corrector, order, norm, noise_norm, corrector_steps, snr)
+    check_options(predictor, corrector, order, norm, noise_norm, corrector_steps, snr)
     if isinstance(corrector, str):
         corrector = _Langevin(draw, snr, norm, noise_norm == "expected", corrector == "annealed")
     parts = ["corrector"] * corrector_steps + ["predictor"] * (predictor != "none")
@@ -109,8 +102,7 @@ def predictor_corrector(
         parts.reverse()
     k, mean = 0, x
     for sigma, end, g2 in levels:
-        level = torch.full((len(x),), sigma, dtype=x.dtype, device=x.device)
-        score_here = functools.partial(_at, score, level)
+        score_here = _at(score, sigma)
         for part in parts:
             if part == "predictor":
                 b, c = _prediction(predictor, sigma, g2)
@@ -122,15 +114,16 @@ def predictor_corrector(
                 x = constrain(x, end if part == "predictor" else sigma, k)
             k += 1 if part == "predictor" else corrector.nfe
         if on_level is not None:
-            on_level(k, x)
+            on_level(k, end, x)
     if constrain is not None:
         mean = constrain(mean, 0.0, k)
     nfe = torch.full((len(x),), k, dtype=torch.int64, device=x.device)
     return Result(mean if denoise else x, nfe)
 
 
-def _at(score: Score, level: Tensor, x: Tensor) -> Tensor:
-    return score(x, level)
+def _at(score: Score, sigma: float) -> Callable[[Tensor], Tensor]:
+    """The score at one noise level."""
+    return lambda x: score(x, torch.full((len(x),), sigma, dtype=x.dtype, device=x.device))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +203,7 @@ def _levels(sigmas: ArrayLike, variances: ArrayLike | None) -> list[tuple[float,
     return list(zip(ladder.tolist(), after.tolist(), removed.tolist(), strict=True))
 
 
-def _check(
+def check_options(
     predictor: str,
     corrector: str | Move,
     order: str,
@@ -219,6 +212,7 @@ def _check(
     corrector_steps: int,
     snr: float,
 ) -> None:
+    """ValueError for options of `predictor_corrector` that cannot be."""
     known = {
         "predictor": (predictor, ("reverse_diffusion", "ancestral", "flow", "none")),
         "corrector": (

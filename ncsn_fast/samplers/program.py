@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ncsn_fast import noise, ops, reference
+from ncsn_fast import ops, reference
 from ncsn_fast.noise import Stream
 
 Coefficients = tuple[float, float, float, float, float, float]
@@ -64,6 +64,10 @@ class Program:
     @property
     def has_history(self) -> bool:
         return bool(np.any(self.g != 0))
+
+    @property
+    def draws_noise(self) -> bool:
+        return bool(np.any(self.c != 0))
 
     def coefficients(self, k: int) -> Coefficients:
         return tuple(
@@ -199,7 +203,17 @@ class InjectedNoise:
         chains.x = reference.impose_known(chains.x, chains.mask, chains.known, scale, z)
 
 
-def initial_state(program: Program, seed: int, samples: Tensor, shape: tuple[int, ...]) -> Tensor:
+class Start(Protocol):
+    """What of a sampler, a table or not, says where its chains start."""
+
+    @property
+    def initial(self) -> str: ...
+
+    @property
+    def sigma(self) -> Column: ...
+
+
+def initial_state(program: Start, seed: int, samples: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Start of the chains (B, *shape): stream 1 of each sample."""
     if program.initial == "uniform":
         return ops.uniform(seed, samples, Stream.INITIAL, 0, shape)
@@ -237,8 +251,3 @@ def run(
         if start < rows.stop <= stop and on_level is not None:
             on_level(rows.stop)
     return chains.x
-
-
-def check_steps(program: Program) -> None:
-    """ValueError if the step counter would not fit the noise contract."""
-    noise.check_uint32("number of steps", program.nfe)

@@ -1,0 +1,102 @@
+"""Which noise levels a sampler passes: what a caller may say of them, and a model's own."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ncsn_fast import sigmas as ladders
+from ncsn_fast.models.score import ScoreModel
+from ncsn_fast.samplers.program import Column
+from ncsn_fast.sigmas import Schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class Levels:
+    """A caller's wishes; None leaves it to the method.
+
+    Attributes:
+        steps: number of noise levels.   sigmas: all of them, descending.
+        schedule, rho: how they are spaced between the ends of the model's ladder (sigmas.spaced).
+        sigma_start: the noise level to start at, instead of the first of the model's.
+    """
+
+    steps: int | None = None
+    sigmas: ArrayLike | None = None
+    schedule: Schedule | None = None
+    rho: float | None = None
+    sigma_start: float | None = None
+
+    def own(self, model: ScoreModel) -> Column:
+        """The model's ladder, from sigma_start on; a network that knows levels starts at one."""
+        own = model.sigmas.double().cpu().numpy()
+        start = self.sigma_start
+        if start is None:
+            return own
+        if not own[-1] <= start < math.inf:
+            raise ValueError(
+                f"sigma_start must be at least {own[-1]:.4g}, the model's last noise level; "
+                f"got {start}"
+            )
+        below = own[own <= start * (1 + 1e-6)]
+        if model.conditional or below[0] >= start * (1 - 1e-6):
+            return below
+        return np.append(start, below)
+
+    def like_the_model(self, model: ScoreModel) -> Column:
+        """The caller's ladder, else the model's, spaced geometrically if `steps` differs."""
+        if self.sigmas is not None and self.steps is not None:
+            raise ValueError("give either steps or sigmas, not both")
+        given = self._given()
+        if given is not None:
+            return given
+        own = self.own(model)
+        if self.steps is None or self.steps == len(own):
+            return own
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1; got {self.steps}")
+        return np.geomspace(own[0], own[-1], self.steps)
+
+    def between_the_ends(self, model: ScoreModel, usual: int | None) -> Column:
+        """The caller's ladder, else `steps` levels between the ends of the model's.
+
+        Without `steps` there are `usual` (None: as many as the model's), fewer where sigma_start
+        leaves out a part of the way, and no more than a level-conditioned network knows. Without
+        `schedule` these are trained levels where the network is conditioned on them or where all
+        are used, else geometric.
+        """
+        given = self._given()
+        if given is not None:
+            return given
+        own, steps, schedule = self.own(model), self.steps, self.schedule
+        if steps is None:
+            steps = len(own) if usual is None else self._share(model, usual)
+            if model.conditional or len(own) == 1:
+                steps = min(steps, len(own))
+        if schedule is None:
+            trained = steps == len(own) or (model.conditional and 0 < steps < len(own))
+            schedule = "ladder" if trained else "geometric"
+        return ladders.spaced(own, steps, schedule, self.rho)
+
+    def _given(self) -> Column | None:
+        """The ladder that is the caller's own; ValueError if anything else comes with it."""
+        if self.sigmas is None:
+            return None
+        others = {f.name for f in dataclasses.fields(self)} - {"sigmas"}
+        if any(getattr(self, name) is not None for name in others):
+            raise ValueError(
+                "sigmas are a whole schedule; give no steps, schedule or rho with them, and no "
+                "sigma_start"
+            )
+        return ladders.check_ladder(np.asarray(self.sigmas))
+
+    def _share(self, model: ScoreModel, usual: int) -> int:
+        """`usual` steps, in proportion to the way that is left, in log sigma; at least 1."""
+        if self.sigma_start is None:
+            return usual
+        own = model.sigmas.double().cpu().numpy()
+        whole, left = (math.log(ladder[0] / own[-1]) for ladder in (own, self.own(model)))
+        return max(1, math.ceil(usual * left / whole)) if whole > 0 else 1

@@ -1,0 +1,166 @@
+"""Methods that are tables: how each turns a model, levels and options into a Program."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Literal
+
+import numpy as np
+
+from ncsn_fast import sigmas as ladders
+from ncsn_fast.models.score import ScoreModel
+from ncsn_fast.samplers import fast
+from ncsn_fast.samplers import sde as chains
+from ncsn_fast.samplers.langevin import annealed_langevin, consistent_annealed, refine_ladder
+from ncsn_fast.samplers.levels import Levels
+from ncsn_fast.samplers.program import Column, Program
+from ncsn_fast.sde import VE
+
+log = logging.getLogger(__name__)
+
+
+def ald(
+    model: ScoreModel,
+    levels: Levels,
+    *,
+    epsilon: float | None = None,
+    n_steps_each: int | None = None,
+    denoise: bool = True,
+    form: Literal["code", "paper"] | None = None,
+) -> Program:
+    """Annealed Langevin dynamics: `steps` noise levels, NFE = steps * n_steps_each (+ 1).
+
+    A ladder or n_steps_each other than the model's own gets its epsilon from Technique 4, one level
+    the model's in proportion, unless one is given.
+    """
+    config = model.config
+    ladder = levels.like_the_model(model)
+    t = config.n_steps_each if n_steps_each is None else n_steps_each
+    chosen = form or config.langevin_form
+    if epsilon is None:
+        epsilon = _epsilon(model, levels, ladder, t, chosen)
+    return annealed_langevin(ladder, epsilon, t, denoise=denoise, form=chosen)  # type: ignore[arg-type]
+
+
+def _epsilon(
+    model: ScoreModel, levels: Levels, ladder: Column, n_steps_each: int, form: str
+) -> float:
+    """The model's own step on its own ladder, else Technique 4's."""
+    config, own = model.config, levels.own(model)
+    same = len(ladder) == len(own) and np.allclose(ladder, own, rtol=1e-5)
+    if n_steps_each < 1 or (same and n_steps_each == config.n_steps_each):
+        return config.epsilon
+    if len(ladder) == 1:  # no ratio to go by
+        epsilon = config.epsilon * float(ladder[-1] / own[-1]) ** 2
+    else:  # Technique 4 speaks of the code's form; the paper's halves its step
+        epsilon = ladders.epsilon_for(ladder, n_steps_each) * (2 if form == "paper" else 1)
+    log.info("epsilon %.4g for this ladder", epsilon)
+    return epsilon
+
+
+def cas(
+    model: ScoreModel,
+    levels: Levels,
+    *,
+    n_sigma: int = 1,
+    epsilon: float | None = None,
+    denoise: bool = True,
+) -> Program:
+    """Consistent annealed sampling: `steps` noise levels, each step between two cut into `n_sigma`.
+
+    NFE = (steps - 1) * n_sigma + 1. The step is eta = epsilon / sigma_L^2; None follows the
+    released CIFAR-10 one.
+    """
+    ladder = refine_ladder(levels.like_the_model(model), n_sigma)
+    return consistent_annealed(
+        ladder, None if epsilon is None else epsilon / ladder[-1] ** 2, denoise=denoise
+    )
+
+
+def euler(
+    model: ScoreModel,
+    levels: Levels,
+    *,
+    churn: float = 0.0,
+    s_min: float = 0.0,
+    s_max: float = math.inf,
+    s_noise: float = 1.0,
+    denoise: bool = True,
+) -> Program:
+    """Euler's method on the probability flow (DDIM): `steps` levels (50), NFE = steps.
+
+    churn, s_min, s_max, s_noise: as in `heun`.
+    """
+    ladder = levels.between_the_ends(model, 50)
+    return fast.euler(ladder, churn=fast.Churn(churn, s_min, s_max, s_noise), denoise=denoise)
+
+
+def heun(
+    model: ScoreModel,
+    levels: Levels,
+    *,
+    churn: float = 0.0,
+    s_min: float = 0.0,
+    s_max: float = math.inf,
+    s_noise: float = 1.0,
+    denoise: bool = True,
+) -> Program:
+    """Heun's method on the probability flow (EDM): `steps` levels (18), NFE = 2 steps - 1.
+
+    churn is S_churn. The paper's sigmas are of images in [-1, 1]; here images are in [0, 1], so its
+    S_min and S_max, and its sigmas, are to be halved.
+    """
+    ladder = levels.between_the_ends(model, 18)
+    return fast.heun(ladder, churn=fast.Churn(churn, s_min, s_max, s_noise), denoise=denoise)
+
+
+def dpmpp(
+    model: ScoreModel,
+    levels: Levels,
+    *,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+    denoise: bool = True,
+) -> Program:
+    """DPM-Solver++(2M), by default its SDE variant (eta = 1): `steps` levels (20), NFE = steps.
+
+    NCSNv2 networks are not told the noise level, so a flow never mends one that it has missed;
+    fresh noise does. Of the digits model's samples at 20 steps, 84 % are recognised with eta = 1
+    and 71 % with eta = 0; euler and heun without churn are flows, too (68 and 70 %).
+    """
+    ladder = levels.between_the_ends(model, 20)
+    return fast.dpm_solver_pp(ladder, eta=eta, s_noise=s_noise, denoise=denoise)
+
+
+def em(model: ScoreModel, levels: Levels, *, t_end: float = 1e-3, denoise: bool = True) -> Program:
+    """Euler-Maruyama on the model's VE SDE: `steps` (500) equal steps of time, NFE = steps."""
+    sde, n = VE.from_sigmas(levels.own(model)), 500 if levels.steps is None else levels.steps
+    return chains.euler_maruyama(sde, n, t_end=t_end, denoise=denoise)
+
+
+def reverse(
+    model: ScoreModel,
+    levels: Levels,
+    *,
+    flow: bool = False,
+    denoise: bool = True,
+) -> Program:
+    """Reverse diffusion sampling: `steps` levels (the model's own), NFE = steps.
+
+    Meant for many levels, or with a corrector: its steps overshoot in variance, of first order.
+    """
+    ladder = levels.between_the_ends(model, None)
+    return chains.reverse_diffusion(ladder, flow=flow, denoise=denoise)
+
+
+def ancestral(
+    model: ScoreModel,
+    levels: Levels,
+    *,
+    eta: float = 1.0,
+    denoise: bool = True,
+) -> Program:
+    """Ancestral sampling: `steps` levels (the model's own), NFE = steps."""
+    ladder = levels.between_the_ends(model, None)
+    return chains.ancestral(ladder, eta, denoise=denoise)

@@ -1,0 +1,142 @@
+"""What looks after chains on their way: the progress bar, the NaN check, the caller's callback."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ncsn_fast.samplers.plain import Procedure
+from ncsn_fast.samplers.program import Chains, Program
+
+UNITS = 100  # of a progress bar, for a micro-batch of a sampler that is no table
+
+
+class SamplingError(RuntimeError):
+    """Chains that left the finite numbers; the message says which sample and where."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What a callback is told after each noise level.
+
+    Attributes:
+        level, n_levels: index of the level just finished (the final denoise counts as one), and how
+            many there are; steps, and 0, where a sampler chooses them as it goes.
+        sigma: its noise level; the largest in the micro-batch, where samples have their own.
+        nfe: network evaluations done per sample.
+        samples: (B,) indices of this micro-batch's samples.
+        x: a copy of their chains' state (B, C, H, W).
+    """
+
+    method: str
+    level: int
+    n_levels: int
+    sigma: float
+    nfe: int
+    samples: Tensor
+    x: Tensor
+
+
+Callback = Callable[[Progress], None]
+
+
+@dataclasses.dataclass
+class _Sighting:
+    """Which chains were lost at the end of a level; `lost` holds once `ready` has happened."""
+
+    level: int
+    sigma: float
+    lost: Tensor
+    ready: torch.cuda.Event | None
+
+
+class Watch:
+    """After each level, or step: advances the bar, refuses NaN, tells the callback.
+
+    A GPU is asked about a level when the next one is under way, so that it never waits for the
+    answer; with a callback at once, before the callback sees the state.
+    """
+
+    def __init__(
+        self,
+        program: Program | Procedure,
+        chains: Chains,
+        count: int,
+        bar: Any,
+        callback: Callback | None,
+    ) -> None:
+        self.program, self.chains, self.count = program, chains, count
+        self.bar, self.callback = bar, callback
+        self.sightings: list[_Sighting] = []
+        self.steps, self.units = 0, 0
+        self.n_levels = 0
+        if isinstance(program, Program) and program.nfe:
+            self.n_levels = int(program.level[-1]) + 1
+
+    def level_done(self, done: int) -> None:
+        """After rows of a table."""
+        assert isinstance(self.program, Program)
+        level, sigma = int(self.program.level[done - 1]), float(self.program.sigma[done - 1])
+        self.bar.update()
+        self._tell(level, sigma, done, self.chains.x)
+
+    def step_done(self, nfe: int, sigma: float, x: Tensor) -> None:
+        """After a step of a sampler that is no table, from inside of its engine's context."""
+        first, last = float(self.program.sigma[0]), float(self.program.sigma[-1])
+        way = math.log(first / last)
+        share = math.log(first / max(sigma, last)) / way if way else 1.0
+        self._advance(int(UNITS * min(max(share, 0.0), 1.0)))
+        with torch.inference_mode(False):
+            self._tell(self.steps, sigma, nfe, x)
+        self.steps += 1
+
+    def finish(self) -> None:
+        """After the last step of a sampler that is no table."""
+        self._advance(UNITS)
+        self.sightings.append(self._look(self.steps, float(self.program.sigma[-1]), self.chains.x))
+
+    def _advance(self, units: int) -> None:
+        self.bar.update(max(units - self.units, 0))
+        self.units = max(units, self.units)
+
+    def _tell(self, level: int, sigma: float, nfe: int, x: Tensor) -> None:
+        self.bar.set_postfix(sigma=f"{sigma:.3g}", refresh=False)
+        self.sightings.append(self._look(level, sigma, x))
+        self.check(all_but=0 if self.callback or self.sightings[-1].ready is None else 1)
+        if self.callback is not None:
+            samples = self.chains.samples[: self.count].clone().cpu()
+            state = x[: self.count].clone()
+            self.callback(
+                Progress(self.program.name, level, self.n_levels, sigma, nfe, samples, state)
+            )
+
+    def check(self, all_but: int = 0) -> None:
+        """SamplingError if a chain was lost in any level but the last `all_but`."""
+        while len(self.sightings) > all_but:
+            seen = self.sightings.pop(0)
+            if seen.ready is not None:
+                seen.ready.synchronize()
+            if bool(seen.lost.any()):
+                index = int(self.chains.samples.cpu()[seen.lost != 0][0])
+                raise SamplingError(
+                    f"sample {index} of seed {self.chains.seed} is no longer finite at level "
+                    f"{seen.level} (sigma {seen.sigma:.4g}); the step size is too large for this "
+                    "model, or its weights are damaged"
+                )
+
+    def _look(self, level: int, sigma: float, x: Tensor) -> _Sighting:
+        lost = self.chains.nonfinite
+        if lost is None:
+            lost = ~torch.isfinite(x).flatten(1).all(dim=1)
+        if lost.is_cpu:
+            return _Sighting(level, sigma, lost.clone(), None)
+        copied = torch.empty(lost.shape, dtype=lost.dtype, pin_memory=True)
+        copied.copy_(lost, non_blocking=True)
+        ready = torch.cuda.Event()
+        ready.record(torch.cuda.current_stream(lost.device))
+        return _Sighting(level, sigma, copied, ready)
