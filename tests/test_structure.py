@@ -16,8 +16,8 @@ LAYERS = [
     {"models", "objectives", "continuous", "samplers"},
     {"engines"},
     {"cli", "images", "data", "batches", "configs", "checkpoint", "published", "loading", "watch",
-     "jobs", "plan", "editor", "sampler", "likelihood", "metrics", "trainer", "options", "shards",
-     "toy"},
+     "jobs", "plan", "restorer", "editor", "sampler", "likelihood", "metrics", "trainer", "options",
+     "shards", "toy"},
 ]  # fmt: skip
 # The one way back, inside functions: save_pretrained and from_pretrained.
 BACK = {("models.score", "checkpoint")}

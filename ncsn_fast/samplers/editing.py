@@ -1,4 +1,4 @@
-"""Programs that edit: inpainting (both published ways) and interpolation."""
+"""What editing asks of samplers: known pixels (both published ways), mixed noise, later starts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ncsn_fast.samplers.plain import Procedure
-from ncsn_fast.samplers.program import Program
+from ncsn_fast.samplers.program import Column, Program
 
 InpaintVariant = Literal["ncsnv2", "ncsn"]
 
@@ -47,6 +47,17 @@ def inpainting(
     return dataclasses.replace(
         program, reference_noise=before_row, reference_step=step.astype(np.int64)
     )
+
+
+def start_level(ladder: Column, sigma: float | None, strength: float | None) -> float:
+    """The noise level to start at: sigma, or `strength` of the way up a ladder in log sigma."""
+    if (sigma is None) == (strength is None):
+        raise ValueError("give either sigma, the noise level to start at, or strength")
+    if strength is None:
+        return float(sigma)  # type: ignore[arg-type]
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength must be in [0, 1]; got {strength}")
+    return float(ladder[-1] * (ladder[0] / ladder[-1]) ** strength)
 
 
 def check_draws_noise(program: Program | Procedure) -> None:
