@@ -85,7 +85,7 @@ class Editor(Restorer):
 
         Args:
             images: (N, C, H, W) in [0, 1] (or uint8, or PIL): photos, strokes, collages.
-            sigma: noise level to start at, from the model's last on.
+            sigma: noise level to start at, or rather the nearest to it of the model's ladder.
             strength: in its place, how much of the ladder is run, from 0 (none) to 1, in log sigma.
         """
         x = self._images(images)

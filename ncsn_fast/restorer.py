@@ -13,12 +13,13 @@ from ncsn_fast.jobs import Callback, Job
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.noise import sample_indices
 from ncsn_fast.samplers import methods
-from ncsn_fast.samplers.editing import InpaintVariant, inpainting
+from ncsn_fast.samplers.editing import inpainting
 from ncsn_fast.samplers.guidance import Both, Imposed, Projected
 from ncsn_fast.samplers.operators import Grey, Mask, Operator, block_mean, gaussian_blur
 from ncsn_fast.samplers.plain import Guide, Procedure
 from ncsn_fast.samplers.program import Program
 
+Inpainting = Literal["ncsnv2", "ncsn", "projected"]
 Restoration = Literal["imposed", "projected"]
 
 
@@ -52,7 +53,7 @@ class Restorer(abc.ABC):
         images: Any,
         mask: Any,
         *,
-        variant: InpaintVariant | Literal["projected"] | None = None,
+        variant: Inpainting | None = None,
         seed: int = 0,
         start: int = 0,
         method: str = "ald",
@@ -147,9 +148,7 @@ class Restorer(abc.ABC):
         Args:
             options: those of `restore`.
         """
-        channels, height, width = self.model.image_shape
-        if channels != 3:
-            raise ValueError(f"colours need a model of RGB images; this one has {channels} channel")
+        height, width = self.model.image_shape[1:]
         grey = as_tensor(images, (1, height, width))
         check_range(grey, options.get("noise", 0.0))
         return self.restore(grey, Grey(), **options)

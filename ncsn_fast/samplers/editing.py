@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -50,14 +50,22 @@ def inpainting(
 
 
 def start_level(ladder: Column, sigma: float | None, strength: float | None) -> float:
-    """The noise level to start at: sigma, or `strength` of the way up a ladder in log sigma."""
+    """The level of a ladder (L,) to start at: the nearest to sigma, or to `strength` of the way up.
+
+    Both in log sigma. ValueError unless one of them is given, and within the ladder.
+    """
     if (sigma is None) == (strength is None):
         raise ValueError("give either sigma, the noise level to start at, or strength")
-    if strength is None:
-        return float(sigma)  # type: ignore[arg-type]
-    if not 0 <= strength <= 1:
-        raise ValueError(f"strength must be in [0, 1]; got {strength}")
-    return float(ladder[-1] * (ladder[0] / ladder[-1]) ** strength)
+    if strength is not None:
+        if not 0 <= strength <= 1:
+            raise ValueError(f"strength must be in [0, 1]; got {strength}")
+        sigma = float(ladder[-1] * (ladder[0] / ladder[-1]) ** strength)
+    elif not ladder[-1] * (1 - 1e-6) <= cast(float, sigma) <= ladder[0] * (1 + 1e-6):
+        raise ValueError(
+            f"sigma must be on the model's ladder, from {ladder[-1]:.4g} to {ladder[0]:.4g}; "
+            f"got {sigma}"
+        )
+    return float(ladder[np.abs(np.log(ladder) - math.log(cast(float, sigma))).argmin()])
 
 
 def check_draws_noise(program: Program | Procedure) -> None:

@@ -105,7 +105,10 @@ class Grey(Operator):
 
     def apply(self, x: Tensor) -> Tensor:
         if x.shape[1] != len(self.weights):
-            raise ValueError(f"expected {len(self.weights)} channels; got {tuple(x.shape)}")
+            raise ValueError(
+                f"this grey is of {len(self.weights)} channels, and the images (of the model) have "
+                f"{x.shape[1]}; give as many weights"
+            )
         return (x * self._column(x)).sum(dim=1, keepdim=True)
 
     def adjoint(self, y: Tensor) -> Tensor:
