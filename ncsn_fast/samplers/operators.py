@@ -100,19 +100,17 @@ class Grey(Operator):
         if not any(self.weights):
             raise ValueError(f"weights must not all be 0; got {self.weights}")
 
-    def _column(self, like: Tensor) -> Tensor:
-        return torch.tensor(self.weights, dtype=like.dtype, device=like.device)[:, None, None]
-
     def apply(self, x: Tensor) -> Tensor:
         if x.shape[1] != len(self.weights):
             raise ValueError(
                 f"this grey is of {len(self.weights)} channels, and the images (of the model) have "
                 f"{x.shape[1]}; give as many weights"
             )
-        return (x * self._column(x)).sum(dim=1, keepdim=True)
+        parts = [w * x[:, c : c + 1] for c, w in enumerate(self.weights)]
+        return torch.cat(parts, dim=1).sum(dim=1, keepdim=True)
 
     def adjoint(self, y: Tensor) -> Tensor:
-        return y * self._column(y)
+        return torch.cat([w * y for w in self.weights], dim=1)
 
     def solve(self, r: Tensor, damping: Damping = 0.0) -> Tensor:
         return r / (sum(w * w for w in self.weights) + _along(damping, r))
@@ -146,10 +144,13 @@ class Separable(Operator):
         weights = torch.where(seen, 1 / (squares.where(seen, 1.0) + _along(damping, r)), 0.0)
         return u @ ((u.T @ r @ v) * weights) @ v.T
 
+    def rows(self, index: Tensor, device: torch.device) -> Separable:
+        return Separable(self.height.to(device), self.width.to(device), self.cutoff)
+
     @functools.cached_property
     def _spectrum(self) -> tuple[Tensor, Tensor, Tensor]:
         """U of both filters, and the eigenvalues of A A^T, (h, w)."""
-        (u, s, _), (v, t, _) = (torch.linalg.svd(m.cpu()) for m in (self.height, self.width))
+        (u, s, _), (v, t, _) = (torch.linalg.svd(m) for m in (self.height, self.width))
         s, t = (torch.cat((a, a.new_zeros(len(b) - len(a)))) for a, b in ((s, u), (t, v)))
         return u, v, s.square()[:, None] * t.square()
 
