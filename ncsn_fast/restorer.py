@@ -182,11 +182,12 @@ class Restorer(abc.ABC):
     def _measured(self, measurements: Tensor, operator: Operator) -> Tensor:
         """Measurements as float32 on the CPU; ValueError unless the operator makes such."""
         y = torch.as_tensor(measurements).detach().to("cpu", torch.float32)
-        n = len(y) if y.ndim else 0
-        index = torch.arange(min(n, 1))
-        one = torch.zeros(len(index), *self.model.image_shape)
-        expected = (n, *operator.rows(index, one.device).apply(one).shape[1:])
-        if y.shape != expected:
+        n, shape = len(y) if y.ndim else 0, self.model.image_shape
+        try:
+            expected = tuple(operator.apply(torch.zeros(1, *shape).expand(n, -1, -1, -1)).shape)
+        except RuntimeError as error:
+            raise ValueError(f"the operator does not take {n} images {shape}: {error}") from error
+        if tuple(y.shape) != expected:
             raise ValueError(f"measurements must be {expected}; got {tuple(y.shape)}")
         if not bool(torch.isfinite(y).all()):
             raise ValueError("measurements hold NaN or infinite values")

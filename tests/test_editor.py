@@ -248,6 +248,10 @@ HALF = torch.full((2, 3, 8, 8), 0.5)
     (lambda s: s.restore(torch.zeros(2, 3, 8, 8), Grey()), r"measurements must be \(2, 1, 8, 8\)"),
     (lambda s: s.restore(torch.tensor(1.0), Grey()), r"measurements must be \(0, 1, 8, 8\); got"),
     (lambda s: s.restore(torch.full((1, 1, 8, 8), math.nan), Grey()), "hold NaN"),
+    (
+        lambda s: s.restore(HALF, OPERATORS["masks"]),
+        r"the operator does not take 2 images \(3, 8, 8\): .*size of tensor",
+    ),
     (lambda s: s.restore(HALF[:, :1], Grey(), noise=-1.0), "noise must be at least 0"),
     (lambda s: s.restore(HALF[:, :1], Grey(), how="by hand"), "how must be 'projected' or"),
     (lambda s: s.restore(HALF[:, :1], Grey(), how="imposed", noise=0.1), "without noise"),
