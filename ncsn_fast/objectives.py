@@ -1,8 +1,9 @@
 """Score matching objectives: explicit, implicit, denoising and sliced, one loss per sample (N,).
 
 A score is any callable or module, x (N, ...) -> (N, ...), that treats samples alone: row n of the
-result depends on row n of x only (no statistics of the batch). D is the number of scalars per
-sample. Up to a constant that does not depend on the score,
+result depends on row n of x only (no statistics of the batch). An energy E has the score
+`score_of(E)`. D is the number of scalars per sample. Up to a constant that does not depend on the
+score,
     explicit = implicit = sliced (on average over slices),
 and denoising is the explicit loss on the data plus N(0, sigma^2). The loss to minimise is the mean
 over n. Where gradients are enabled, all of them can be differentiated with respect to the score's

@@ -79,6 +79,10 @@ class SDE(abc.ABC):
     def std(self, t: Array) -> Array:
         """Standard deviation sqrt(v(t)) of x(t) given x(0)."""
 
+    @abc.abstractmethod
+    def time(self, noise_level: Array) -> Array:
+        """The t at which `noise_level` is this one."""
+
     @property
     @abc.abstractmethod
     def prior_std(self) -> float:
@@ -87,6 +91,10 @@ class SDE(abc.ABC):
     @abc.abstractmethod
     def discretise(self, n: int, t_end: float = 0.0) -> Discretisation:
         """The published chain of n steps, at n times from t_end to 1."""
+
+    def noise_level(self, t: Array) -> Array:
+        """sqrt(v(t)) / m(t): x(t) / m(t) is x(0) with Gaussian noise of this deviation."""
+        return self.std(t) / self.mean_scale(t)
 
     def drift(self, x: Array, t: Array) -> Array:
         """f(x, t), shape of x."""
@@ -176,6 +184,12 @@ class VE(SDE):
         functions = _functions(t)
         return self.sigma_min * functions.sqrt(functions.expm1(2 * t * self.log_ratio))
 
+    def time(self, noise_level: Array) -> Array:
+        ratio, functions = noise_level / self.sigma_min, _functions(noise_level)
+        if self.start == "noised":
+            return functions.log(ratio) / self.log_ratio
+        return functions.log1p(ratio**2) / (2 * self.log_ratio)
+
     @property
     def prior_std(self) -> float:
         return float(self.std(1.0))
@@ -221,6 +235,15 @@ class VP(SDE):
         functions = _functions(t)
         return functions.sqrt(-functions.expm1(2 * self.log_mean_scale(t)))
 
+    def time(self, noise_level: Array) -> Array:
+        return self._time_of(_functions(noise_level).log1p(noise_level**2))  # e^-2c - 1 = level^2
+
+    def _time_of(self, loss: Array) -> Array:
+        """The t at which -2 c(t) is this: the root of a quadratic, without cancellation."""
+        growth = self.beta_max - self.beta_min
+        root = _functions(loss).sqrt(self.beta_min**2 + 2 * growth * loss)
+        return 2 * loss / (self.beta_min + root)
+
     @property
     def prior_std(self) -> float:
         return 1.0
@@ -247,6 +270,9 @@ class SubVP(VP):
 
     def std(self, t: Array) -> Array:
         return -_functions(t).expm1(2 * self.log_mean_scale(t))
+
+    def time(self, noise_level: Array) -> Array:
+        return self._time_of(2 * _functions(noise_level).arcsinh(noise_level / 2))  # -2 sinh c
 
     def discretise(self, n: int, t_end: float = 0.0) -> Discretisation:
         """Euler's: rate / n and g / sqrt(n)."""

@@ -237,44 +237,46 @@ def figure_class() -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise RuntimeError(
-            "the toy draws its results, and matplotlib is missing: pip install matplotlib"
-        ) from error
+        raise RuntimeError("figures need matplotlib: pip install '.[train]'") from error
     return Figure
 
 
-def _panels(titles: Sequence[str]) -> tuple[Any, Any]:
-    figure = figure_class()(figsize=(4 * len(titles), 4.2), layout="constrained")
-    panels = figure.subplots(1, len(titles), squeeze=False)[0]
+def _panels(titles: Sequence[str], extent: float) -> tuple[Any, Any]:
+    figure = figure_class()(figsize=(4 * len(titles), 4.8), layout="constrained")
+    panels = figure.subplots(1, len(titles), sharex=True, sharey=True, squeeze=False)[0]
+    limits, ticks = (-extent, extent), (-5, 0, 5)
     for panel, title in zip(panels, titles, strict=True):
-        panel.set(title=title, xlim=(-EXTENT, EXTENT), ylim=(-EXTENT, EXTENT), aspect="equal")
+        panel.set(title=title, xlim=limits, ylim=limits, aspect="equal", xticks=ticks, yticks=ticks)
     return figure, panels
 
 
 def _save(figure: Any, path: Path) -> None:
     with files.atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=100)
+        figure.savefig(temporary, format="png", dpi=150)
 
 
 def save_fields(net: LevelScore, path: Path) -> None:
-    """PNG of the true and the learnt score on [-8, 8]^2, over the density (figure 2)."""
+    """PNG of the true and the learnt score, in one scale, over the density (figure 2)."""
     fine, coarse = torch.linspace(-EXTENT, EXTENT, 161), torch.linspace(-EXTENT, EXTENT, 21)
     density = MIXTURE.log_density(torch.cartesian_prod(fine, fine)).exp().reshape(161, 161)
     at = torch.cartesian_prod(coarse, coarse)
-    figure, panels = _panels(["true score", "learnt score"])
     with torch.no_grad():
-        fields = (MIXTURE.score(at), net(at, MIXTURE.sigma))
-    for panel, field in zip(panels, fields, strict=True):
-        panel.contourf(fine, fine, density.T, levels=12, cmap="Blues")
-        panel.quiver(*at.T, *field.T, angles="xy")
+        true, learnt = MIXTURE.score(at), net(at, MIXTURE.sigma)
+    learnt_title = f"learnt score\nrelative squared error {field_error(net):.3f}"
+    figure, panels = _panels(["true score\nover the density", learnt_title], EXTENT + 0.5)
+    levels, scale = float(density.max()) * np.linspace(0.02, 1, 12), float(true.norm(dim=1).max())
+    for panel, field in zip(panels, (true, learnt), strict=True):
+        panel.contourf(fine, fine, density.T, levels=levels, cmap="Blues")
+        panel.quiver(*at.T, *field.T, angles="xy", scale_units="xy", scale=scale / 1.2, width=0.003)
     _save(figure, path)
 
 
 def save_samples(samples: dict[str, Tensor], path: Path) -> None:
     """PNG with a panel for each kind of samples, and the share of them at (5, 5) (figure 3)."""
-    figure, panels = _panels([f"{name}: {share(x):.2f}" for name, x in samples.items()])
+    titles = [f"{name}\n{share(x):.2f} at (5, 5)" for name, x in samples.items()]
+    figure, panels = _panels(titles, EXTENT + 1)
     for panel, x in zip(panels, samples.values(), strict=True):
-        panel.scatter(*x.T, s=2, color="tab:blue")
+        panel.scatter(*x.T, s=6, color="tab:blue", alpha=0.6, linewidths=0)
     _save(figure, path)
 
 

@@ -1,4 +1,4 @@
-"""ULA, MALA and HMC: stationary laws, acceptance, exactness, and what adaptation does."""
+"""ULA, MALA and HMC: exactness on a mixture, what adaptation does, and their bookkeeping."""
 
 import dataclasses
 import math
@@ -6,28 +6,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from gaussian_chains import GAUSSIAN, GAUSSIAN_SCORE, assert_close_mean, start
 from scipy.stats import kstest, norm
 
-from ncsn_fast import noise
-from ncsn_fast.noise import Stream
 from ncsn_fast.samplers import mcmc
 from ncsn_fast.samplers.mcmc import hmc, leapfrog, mala, ula
 from ncsn_fast.samplers.targets import Target, lobatto
-
-GAUSSIAN = Target(log_density=lambda x: -0.5 * x.square().flatten(1).sum(1))  # N(0, I)
-GAUSSIAN_SCORE = Target(score=torch.neg, n_points=2)
-
-
-def start(n, d, seed=0, spread=1.0):
-    generator = torch.Generator().manual_seed(seed)
-    return spread * torch.randn(n, d, generator=generator, dtype=torch.float64)
-
-
-def assert_close_mean(values, expected, band=4.5):
-    """The mean of independent values (N,) is `expected`, within Monte-Carlo error."""
-    error = float(values.std()) / math.sqrt(len(values))
-    assert abs(float(values.mean()) - expected) < band * error + 1e-12, float(values.mean())
-
 
 # A mixture that chains can cross: weights .7 and .3, means +-1.5 along the first axis, spread .8.
 WEIGHT, CENTRE, SPREAD = 0.7, 1.5, 0.8
@@ -56,74 +40,6 @@ def mixture_draw(n, d, seed):
     u = torch.rand(n, generator=torch.Generator().manual_seed(seed + 99))
     x[:, 0] += torch.where(u < WEIGHT, CENTRE, -CENTRE)
     return x
-
-
-@pytest.mark.parametrize(
-    ("epsilon", "variance"), [(0.1, 1.025641), (0.5, 1.142857), (1.0, 1.333333), (2.0, 2.0)]
-)
-def test_stationary_variance_of_ula(epsilon, variance):
-    """1 / (1 - epsilon / 4) in the paper's form, 1 / (1 - alpha / 2) in the code's."""
-    assert 1 / (1 - epsilon / 4) == pytest.approx(variance, abs=5e-7)
-    assert 1 / (1 - (epsilon / 2) / 2) == pytest.approx(variance, abs=5e-7)
-    x = start(40_000, 1, spread=math.sqrt(variance))
-    end = ula(GAUSSIAN_SCORE, x, step_size=math.sqrt(epsilon), n_steps=20, seed=3)
-    assert_close_mean(end.x.square(), variance)
-    assert float((end.x * x).mean() / variance) == pytest.approx((1 - epsilon / 2) ** 20, abs=0.03)
-    assert end.nfe == 20
-    assert end.acceptance.unique().tolist() == [1.0]
-
-
-def test_ula_is_the_formula_and_diverges_beyond_its_limit():
-    x, epsilon = start(5, 3), 0.3
-    end = ula(GAUSSIAN_SCORE, x, step_size=math.sqrt(epsilon), n_steps=2, seed=8, first_step=4)
-    for k in (4, 5):
-        z = noise.normal(8, torch.arange(5), Stream.SAMPLER, k, (3,))
-        x = x - epsilon / 2 * x + math.sqrt(epsilon) * z
-    torch.testing.assert_close(end.x, x, rtol=1e-6, atol=1e-6)
-    wild = ula(GAUSSIAN_SCORE, start(5, 3), step_size=2.1, n_steps=6000)
-    assert bool((wild.nonfinite > 0).all())
-    calm = ula(GAUSSIAN_SCORE, start(5, 3), step_size=1.9, n_steps=300)
-    assert not calm.nonfinite.any()
-
-
-@pytest.mark.parametrize(
-    ("d", "epsilon", "printed"),
-    [(1, 1.0, 0.919), (10, 0.5, 0.892), (100, 0.3, 0.838), (784, 0.15, 0.841)],
-)
-def test_acceptance_of_mala(d, epsilon, printed):
-    end = mala(GAUSSIAN, start(2000, d), step_size=math.sqrt(epsilon), n_steps=20, seed=1)
-    assert float(end.acceptance.mean()) == pytest.approx(printed, abs=0.005)
-    assert float(end.accepted.mean()) == pytest.approx(printed, abs=0.01)
-    assert end.nfe == 21
-
-
-@pytest.mark.parametrize(
-    ("d", "h", "n_leapfrog", "printed"),
-    [(100, 0.25, 10, 0.963), (100, 0.5, 5, 0.852), (10, 0.3, 10, 0.996)],
-)
-def test_acceptance_of_hmc(d, h, n_leapfrog, printed):
-    end = hmc(GAUSSIAN, start(2000, d), step_size=h, n_leapfrog=n_leapfrog, n_steps=20, seed=1)
-    assert float(end.acceptance.mean()) == pytest.approx(printed, abs=0.004)
-    assert end.nfe == 1 + 20 * n_leapfrog
-
-
-def test_mala_is_the_metropolis_rule_written_out():
-    """log A with both proposal densities, and its closed form for N(0, I)."""
-    x, epsilon = start(64, 3, spread=2.0), 1.7
-    end = mala(GAUSSIAN, x, step_size=math.sqrt(epsilon), n_steps=1, seed=5)
-    z = noise.normal(5, torch.arange(64), Stream.SAMPLER, 0, (3,))
-    u = noise.uniform(5, torch.arange(64), Stream.CORRECTOR, 0, (1,)).flatten()
-    y = x - epsilon / 2 * x + math.sqrt(epsilon) * z
-    forth = (y - x + epsilon / 2 * x).square().sum(1)
-    back = (x - y + epsilon / 2 * y).square().sum(1)
-    log_a = 0.5 * (x.square() - y.square()).sum(1) + (forth - back) / (2 * epsilon)
-    closed = epsilon / 8 * (x.square() - y.square()).sum(1)
-    torch.testing.assert_close(log_a, closed)
-    torch.testing.assert_close(end.acceptance, log_a.clamp(max=0).exp(), rtol=1e-5, atol=1e-6)
-    yes = u.log() < log_a
-    assert 5 < int(yes.sum()) < 59
-    torch.testing.assert_close(end.x, torch.where(yes[:, None], y, x), rtol=1e-6, atol=1e-6)
-    assert torch.equal(end.accepted, yes.double())
 
 
 def test_detailed_balance_on_a_grid():
@@ -155,15 +71,6 @@ def test_leapfrog_is_reversible_and_keeps_its_invariant():
     torch.testing.assert_close(
         q.square() + there.x.square() * shadow, p.square() + x.square() * shadow
     )
-
-
-def test_the_mean_of_exp_of_minus_the_energy_error_is_one():
-    x, p = start(200_000, 3), start(200_000, 3, 1)
-    h = torch.full((len(x),), 0.8, dtype=torch.float64)
-    here = GAUSSIAN.at(x)
-    there, q = leapfrog(GAUSSIAN, here, p, h, 3)
-    error = -GAUSSIAN.difference(here, there) + 0.5 * (q.square() - p.square()).sum(1)
-    assert_close_mean((-error).exp(), 1.0)
 
 
 SAMPLERS = {

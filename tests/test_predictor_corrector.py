@@ -136,12 +136,24 @@ def test_tutorials_predictor_corrector(schedule, order, snr, denoise, variance, 
     assert found == pytest.approx(variance, abs=6e-8)
 
 
-@pytest.mark.parametrize("snr", [0.15, 0.16, 0.075])
-def test_the_corrector_alone_settles_at_one_plus_snr_squared(snr):
+@pytest.mark.parametrize(("snr", "settled"), [(0.15, 1.0225), (0.16, 1.0256), (0.075, 1.005625)])
+def test_the_corrector_alone_settles_at_one_plus_snr_squared(snr, settled):
     data, sigma = exact.Gaussian(spread=0.5), 0.7
-    expected = (1 + snr**2) * (0.25 + sigma**2)
     options = {"predictor": "none", "corrector_steps": 1500, "snr": snr, "denoise": False}
-    assert Sphere(data, 3.0).variance([sigma], **options) == pytest.approx(expected, rel=1e-9)
+    found = Sphere(data, 3.0).variance([sigma], **options)
+    assert found / (0.25 + sigma**2) == pytest.approx(settled, rel=1e-9)
+
+
+@pytest.mark.parametrize("rho", [0.3, 1.0, 2.5])
+@pytest.mark.parametrize("snr", [0.15, 0.16])
+def test_one_step_of_the_corrector(rho, snr):
+    """Variance rho p's own becomes rho - 4 snr^2 + (4 snr^4 + 4 snr^2) / rho times p's own."""
+    data, sigma = exact.Gaussian(spread=0.5), 0.7
+    v = 0.25 + sigma**2
+    options = {"predictor": "none", "snr": snr, "denoise": False}
+    found = Sphere(data, rho * v).variance([sigma], **options)
+    expected = rho - 4 * snr**2 + 4 * (snr**4 + snr**2) / rho
+    assert found / v == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize(("epsilon", "snr"), [

@@ -145,10 +145,25 @@ def test_what_a_run_writes(in_tmp, capsys):
     assert (config["seed"], config["steps"], config["objective"]) == (1, 3, "sliced")
     figures = json.loads((run / "figures.json").read_text())
     assert len(figures) == 5
-    for name, size in (("fields.png", (800, 420)), ("samples.png", (1600, 420))):
+    for name, size in (("fields.png", (1200, 720)), ("samples.png", (2400, 720))):
         with Image.open(run / name) as image:
             assert image.size == size
             assert len(image.convert("RGB").getcolors(2**16)) > 10
+
+
+def test_true_and_learnt_arrows_have_one_scale(monkeypatch, tmp_path):
+    """A field of half the length is drawn half as long; the longest true arrow is 1.2 long."""
+    figures = []
+    monkeypatch.setattr(toy, "_save", lambda figure, path: figures.append(figure))
+    toy.save_fields(lambda x, sigma: MIXTURE.score(x) / 2, tmp_path / "fields.png")
+    true, learnt = (
+        next(a for a in panel.collections if type(a).__name__ == "Quiver")
+        for panel in figures[0].axes
+    )
+    assert true.scale == learnt.scale
+    assert (true.scale_units, true.angles) == ("xy", "xy")
+    longest = [float((a.U**2 + a.V**2).max()) ** 0.5 / a.scale for a in (true, learnt)]
+    assert longest == pytest.approx([1.2, 0.6])
 
 
 def test_the_same_seed_gives_the_same_network():
@@ -209,7 +224,7 @@ def failure(capsys):
 
 def test_without_matplotlib(in_tmp, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert "pip install matplotlib" in failure(capsys)
+    assert "figures need matplotlib: pip install '.[train]'" in failure(capsys)
     assert not list(in_tmp.iterdir())
 
 
