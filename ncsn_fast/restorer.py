@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -73,9 +73,13 @@ class Restorer(abc.ABC):
             mask: True (or non-zero) where a pixel is known; any shape that broadcasts to the
                 images.
             variant: "ncsnv2" or "ncsn": the published way of imposing known pixels
-                (samplers/editing.py); "projected": by the score (see `restore`). None: "ncsnv2", or
-                "projected" with a method that imposes nothing (ode, adaptive).
+                (samplers/editing.py), which pc does after every update; "projected": by the score
+                (see `restore`). None: "ncsnv2", or "projected" with a method that imposes nothing
+                (ode, adaptive).
         """
+        if variant is not None and variant not in get_args(Inpainting):
+            names = ", ".join(get_args(Inpainting))
+            raise ValueError(f"variant must be one of {names}; got {variant!r}")
         known = self._images(images)
         keep = as_mask(mask, known)
         program = methods.build(method, self.model, steps, options)

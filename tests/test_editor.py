@@ -144,6 +144,8 @@ def test_inpainting_with_every_kind_of_method(one, method, variant):
     assert torch.equal(found[keep], images[keep])
     error = float((found - ONE)[~keep].square().mean().sqrt())
     assert 0.5 * SPREAD < error < 2 * SPREAD
+    images[~keep] = -77.0  # unknown pixels may hold anything
+    assert torch.equal(one.inpaint(images, mask, **options), found)
     if method in ("ode", "adaptive"):
         with pytest.raises(ValueError, match="imposes nothing"):
             one.inpaint(images, mask, **{**options, "variant": "ncsnv2"})
@@ -257,6 +259,7 @@ HALF = torch.full((2, 3, 8, 8), 0.5)
     (lambda s: s.restore(HALF[:, :1], Grey(), how="imposed", noise=0.1), "without noise"),
     (lambda s: s.restore(HALF[:, :1], Grey(), how="imposed", method="ode"), "imposes nothing"),
     (lambda s: s.restore(HALF[:, :1], Grey(), output="jpg"), "output must be"),
+    (lambda s: s.inpaint(HALF, True, variant="x", method="pc"), "ncsnv2, ncsn, projected; got 'x'"),
     (lambda s: s.colourise(HALF), r"images \(N, 1, 8, 8\)"),
     (lambda s: s.colourise(3 * HALF[:, :1]), r"images must be in \[0, 1\]"),
     (lambda s: s.super_resolve(HALF, 3), "factor must divide 8 and 8; got 3"),
