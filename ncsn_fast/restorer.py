@@ -21,6 +21,7 @@ from ncsn_fast.samplers.program import Program
 
 Inpainting = Literal["ncsnv2", "ncsn", "projected"]
 Restoration = Literal["imposed", "projected"]
+FITS, ROUNDS = 1e-6, 200  # |A x - y| that is enough, and the most projections towards it
 
 
 class Restorer(abc.ABC):
@@ -114,7 +115,7 @@ class Restorer(abc.ABC):
     ) -> Any:
         """Draws images x that could have been measured: y = A x + noise z.
 
-        Without noise A x = y holds at the end, as far as images in [0, 1] allow.
+        Without noise A x = y holds at the end, as far as images in [0, 1] can have it.
 
         Args:
             measurements: y (N, ...), one row per image.
@@ -144,9 +145,7 @@ class Restorer(abc.ABC):
             )
         check_output(output)
         x = self._draw(program, job, seed, "pt", progress, callback)
-        if noise == 0 and len(x):
-            x = operator.correct(x, y).clamp(0, 1)
-        return convert(x, output)
+        return convert(fitted(x, operator, y) if noise == 0 else x, output)
 
     def colourise(self, images: Any, **options: Any) -> Any:
         """Colours grey images (N, 1, H, W), which stay the means of the three channels.
@@ -198,6 +197,20 @@ class Restorer(abc.ABC):
         if not bool(torch.isfinite(y).all()):
             raise ValueError("measurements hold NaN or infinite values")
         return y
+
+
+def fitted(x: Tensor, operator: Operator, y: Tensor) -> Tensor:
+    """Images (N, C, H, W) in [0, 1] with A x = y, near to x, each by itself.
+
+    Alternating projections: onto the images that measure y, and onto [0, 1]. Where there is no such
+    image it ends between the two.
+    """
+    for _ in range(ROUNDS):
+        off = (operator.apply(x) - y).abs().flatten(1).amax(1) > FITS if len(x) else x.new_zeros(0)
+        if not bool(off.any()):
+            break
+        x = torch.where(off[:, None, None, None], operator.correct(x, y).clamp(0, 1), x)
+    return x
 
 
 def _imposes(program: Program | Procedure) -> bool:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ncsn_fast import Sampler, ScoreModel
 from ncsn_fast.noise import Stream, normal
+from ncsn_fast.restorer import fitted
 from ncsn_fast.samplers import methods
 from ncsn_fast.samplers.guidance import Conditional, classifier_gradient
 from ncsn_fast.samplers.operators import (
@@ -108,6 +109,23 @@ def test_each_image_has_its_own_measurement_and_noise(one, how):
     together = Sampler(one.model, engine="eager", batch_size=2).restore(y, masks, **options)
     alone = one.restore(y[2:], Mask(masks.known[2:]), start=2, **options)
     torch.testing.assert_close(alone, together[2:], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["grey", "block mean"])
+def test_images_within_their_range_are_fitted(name):
+    """From anywhere, also where the nearest image that measures y leaves [0, 1]."""
+    operator = OPERATORS[name]
+    dark = 0.2 * photos(3, seed=8) ** 2
+    x = normal(0, torch.arange(3), 9, 0, SHAPE).clamp(0, 1)
+    y = operator.apply(dark)
+    outside = operator.correct(x, y)
+    assert outside.min() < -0.05
+    found = fitted(x, operator, y)
+    assert found.min() >= 0
+    assert found.max() <= 1
+    torch.testing.assert_close(operator.apply(found), y, rtol=0, atol=1e-5)
+    assert torch.equal(fitted(x[1:2], operator, y[1:2]), found[1:2])
+    assert torch.equal(fitted(dark, operator, y), dark)
 
 
 def test_noise_is_weighed_against_the_data():
