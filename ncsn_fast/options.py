@@ -11,6 +11,7 @@ import tyro
 from ncsn_fast.noise import check_uint32
 from ncsn_fast.sampler import Sampler
 from ncsn_fast.samplers.predictor_corrector import Corrector, Norm, Order, Predictor
+from ncsn_fast.samplers.solvers import Chain
 from ncsn_fast.sigmas import Schedule
 
 
@@ -96,14 +97,16 @@ class SamplingOptions(ModelOptions):
     """Time of the last step, from 0 to 1 (em; default 0.001)."""
     predictor: Predictor | None = None
     """Predictor (pc; default reverse_diffusion)."""
-    corrector: Corrector | None = None
-    """Corrector (pc; default langevin)."""
+    corrector: Corrector | Chain | None = None
+    """Corrector (pc; default langevin): the published langevin and annealed, or a Markov chain."""
     corrector_steps: int | None = None
     """Corrector steps at each level (pc; default 1)."""
     order: Order | None = None
     """Which comes first at a level (pc; default corrector_first)."""
     snr: float | None = None
-    """Signal-to-noise ratio of the corrector's step (pc; default 0.16)."""
+    """Signal-to-noise ratio of the step of langevin and annealed (pc; default 0.16)."""
+    relative_step: float | None = None
+    """Step of ula, mala and hmc, in units of sigma (pc; default: samplers/correctors.py)."""
     norm: Norm | None = None
     """Whose norms set the corrector's step: each sample's own (default), or means over the
     micro-batch, as published (pc)."""

@@ -17,6 +17,7 @@ from ncsn_fast.sampler import SamplingError
 from ncsn_fast.samplers import methods
 from ncsn_fast.samplers.adaptive import adaptive
 from ncsn_fast.samplers.constraints import KnownPixels
+from ncsn_fast.samplers.correctors import CORRECTORS
 from ncsn_fast.samplers.editing import inpainting
 from ncsn_fast.samplers.ode import probability_flow
 from ncsn_fast.samplers.plain import contract_noise
@@ -59,6 +60,25 @@ def test_every_engine_draws_what_the_plain_function_does(sampler, method):
     assert sampler.report.nfe_most == expected.nfe.max()
     again = draw(sampler, 2, method=method, seed=9, start=2, **options)
     assert torch.equal(again, images[2:])
+
+
+@pytest.mark.parametrize(("name", "nfe"), [("ula", 1), ("mala", 3), ("hmc", 7)])
+def test_chains_can_correct(plain, name, nfe):
+    def correct(**options):
+        return draw(plain, 3, method="pc", corrector=name, seed=4, **options)
+
+    images = correct()
+    assert plain.report.nfe == len(plain.model.sigmas) * (1 + nfe)
+    samples = torch.arange(3)
+    move = CORRECTORS[name](4, samples)
+    expected = by_hand("pc", plain.model, samples, 4, corrector=move).x.clamp(0, 1)
+    assert torch.allclose(images, expected, atol=1e-4)
+    assert torch.equal(draw(plain, 1, method="pc", corrector=name, seed=4, start=2)[0], images[2])
+    assert not torch.allclose(correct(relative_step=0.01), images, atol=1e-2)
+    with pytest.raises(ValueError, match="makes its own noise, which interpolation cannot mix"):
+        plain.interpolate(1, 3, method="pc", corrector=name, progress=False)
+    with pytest.raises(ValueError, match="relative_step is of ula, mala, hmc; 'langevin' has snr"):
+        draw(plain, 1, method="pc", relative_step=0.1)
 
 
 @pytest.mark.parametrize("method", ["pc", "adaptive"])

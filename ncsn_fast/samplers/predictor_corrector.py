@@ -211,13 +211,18 @@ def check_options(
     noise_norm: str,
     corrector_steps: int,
     snr: float,
+    also: tuple[str, ...] = (),
 ) -> None:
-    """ValueError for options of `predictor_corrector` that cannot be."""
+    """ValueError for options of `predictor_corrector` that cannot be.
+
+    Args:
+        also: names of other correctors, which a caller knows.
+    """
     known = {
         "predictor": (predictor, ("reverse_diffusion", "ancestral", "flow", "none")),
         "corrector": (
             corrector if isinstance(corrector, str) else "langevin",
-            ("langevin", "annealed"),
+            ("langevin", "annealed", *also),
         ),
         "order": (order, ("corrector_first", "predictor_first")),
         "norm": (norm, ("batch", "sample")),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.samplers.adaptive import adaptive as solver
+from ncsn_fast.samplers.correctors import CORRECTORS
 from ncsn_fast.samplers.levels import Levels
 from ncsn_fast.samplers.ode import probability_flow
 from ncsn_fast.samplers.plain import (
@@ -21,6 +23,7 @@ from ncsn_fast.samplers.plain import (
 )
 from ncsn_fast.samplers.predictor_corrector import (
     Corrector,
+    Move,
     Norm,
     Order,
     Predictor,
@@ -32,37 +35,43 @@ from ncsn_fast.samplers.program import Chains
 
 log = logging.getLogger(__name__)
 
+Chain = Literal["ula", "mala", "hmc"]  # of CORRECTORS
+
 
 def pc(
     model: ScoreModel,
     levels: Levels,
     *,
     predictor: Predictor = "reverse_diffusion",
-    corrector: Corrector = "langevin",
+    corrector: Corrector | Chain = "langevin",
     corrector_steps: int = 1,
     order: Order = "corrector_first",
     snr: float = 0.16,
     norm: Norm = "sample",
+    relative_step: float | None = None,
     denoise: bool = True,
 ) -> Procedure:
     """Predictor-corrector sampling: `steps` levels (the model's own), NFE = steps * (1 + corrector
-    steps).
+    steps); correctors "mala" and "hmc" take several evaluations a step (correctors.py).
 
-    The published code's norms are means over the batch; "sample" takes each sample's own, so that
-    a sample does not depend on the others. norm="batch" does, over the micro-batch.
+    snr and norm are of "langevin" (snr also of "annealed"). The published code's norms are means
+    over the batch; "sample" takes each sample's own, so that a sample does not depend on the
+    others. norm="batch" does, over the micro-batch. relative_step, h / sigma, is of the chains.
     """
     ladder = levels.between_the_ends(model, None)
     if norm == "batch":
         log.warning('norm="batch": a sample depends on the others of its micro-batch')
     options: dict[str, Any] = {
         "predictor": predictor,
-        "corrector": corrector,
         "corrector_steps": corrector_steps,
         "order": order,
         "snr": snr,
         "norm": norm,
     }
-    check_options(**options, noise_norm="drawn")
+    kind = CORRECTORS.get(corrector)
+    check_options(**options, corrector=corrector, noise_norm="drawn", also=tuple(CORRECTORS))
+    if kind is None and relative_step is not None:
+        raise ValueError(f"relative_step is of {', '.join(CORRECTORS)}; {corrector!r} has snr")
 
     def solve(
         score: Score, chains: Chains, constrain: Constrain | None, on_step: OnStep | None
@@ -73,13 +82,27 @@ def pc(
             ladder,
             chains_noise(chains),
             **options,
+            corrector=_corrector(corrector, chains, relative_step),  # type: ignore[arg-type]
             denoise=denoise,
             constrain=constrain,
             on_level=on_step,
         )
 
-    nfe = evaluations(len(ladder), predictor, corrector_steps)
+    each = 1 if kind is None else kind(0, torch.zeros(0, dtype=torch.int64)).nfe
+    nfe = evaluations(len(ladder), predictor, corrector_steps, each)
     return Procedure("pc", ladder, nfe, solve, constrains=True)
+
+
+def _corrector(name: Corrector | Chain, chains: Chains, relative_step: float | None) -> str | Move:
+    """What predictor_corrector takes: a name, or the move of that name for these chains."""
+    if name not in CORRECTORS:
+        return name
+    if chains.noise_weights is not None:
+        raise ValueError(
+            f"corrector {name!r} makes its own noise, which interpolation cannot mix; take "
+            "langevin or annealed"
+        )
+    return CORRECTORS[name](chains.seed, chains.samples, relative_step)
 
 
 def ode(
