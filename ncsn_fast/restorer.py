@@ -79,8 +79,7 @@ class Restorer(abc.ABC):
                 (ode, adaptive).
         """
         if variant is not None and variant not in get_args(Inpainting):
-            names = ", ".join(get_args(Inpainting))
-            raise ValueError(f"variant must be one of {names}; got {variant!r}")
+            raise ValueError(f"variant must be 'projected', 'ncsnv2' or 'ncsn'; got {variant!r}")
         known = self._images(images)
         keep = as_mask(mask, known)
         program = methods.build(method, self.model, steps, options)

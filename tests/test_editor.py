@@ -277,7 +277,7 @@ HALF = torch.full((2, 3, 8, 8), 0.5)
     (lambda s: s.restore(HALF[:, :1], Grey(), how="imposed", noise=0.1), "without noise"),
     (lambda s: s.restore(HALF[:, :1], Grey(), how="imposed", method="ode"), "imposes nothing"),
     (lambda s: s.restore(HALF[:, :1], Grey(), output="jpg"), "output must be"),
-    (lambda s: s.inpaint(HALF, True, variant="x", method="pc"), "ncsnv2, ncsn, projected; got 'x'"),
+    (lambda s: s.inpaint(HALF, True, variant="x", method="pc"), "'ncsnv2' or 'ncsn'; got 'x'"),
     (lambda s: s.colourise(HALF), r"images \(N, 1, 8, 8\)"),
     (lambda s: s.colourise(3 * HALF[:, :1]), r"images must be in \[0, 1\]"),
     (lambda s: s.super_resolve(HALF, 3), "factor must divide 8 and 8; got 3"),
