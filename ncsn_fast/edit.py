@@ -1,53 +1,218 @@
-"""`python -m ncsn_fast.edit`: inpainting, interpolation and denoising, with before/after grids."""
+"""`python -m ncsn_fast.edit`: everything one does with images, with before/after grids."""
 
 from __future__ import annotations
 
+import abc
 import dataclasses
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Any, cast
 
-import numpy as np
 import torch
 import tyro
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from ncsn_fast import cli, data
+from ncsn_fast import cli
 from ncsn_fast.images import save_grid
+from ncsn_fast.inputs import MASKS, import_function, make_mask, read_images
 from ncsn_fast.noise import Stream, normal, sample_indices
 from ncsn_fast.options import ModelOptions, SamplingOptions, check_count, check_png
+from ncsn_fast.restorer import Inpainting, Restoration
 from ncsn_fast.sampler import Sampler
-from ncsn_fast.samplers.editing import InpaintVariant
+from ncsn_fast.samplers.editing import start_level
+from ncsn_fast.samplers.operators import Grey, Operator, block_mean, gaussian_blur
 
-MASKS = ("left", "right", "top", "bottom", "centre")
+MEASURING = 7  # the stream of the noise that commands add to what they measure
+Grid = tuple[Tensor, int]  # images, and how many make a row
 
 
 @dataclasses.dataclass(frozen=True)
-class Inpaint(SamplingOptions):
-    """Fill in unknown pixels. Rows of the grid: original, what is known, result."""
+class Drawing(SamplingOptions, abc.ABC):
+    """What all commands have that draw."""
+
+    out: Path = Path("edited.png")
+    """Grid to write."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_png("--out", self.out)
+
+    def drawn(self) -> dict[str, Any]:
+        """How to draw, as keyword arguments of the Sampler's methods."""
+        settings = {"seed": self.seed, "start": self.start, "progress": not self.quiet}
+        return {**settings, **self.method_options()}
+
+    @abc.abstractmethod
+    def grid(self, sampler: Sampler) -> Grid:
+        """What the command does."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OfImages(Drawing):
+    """What all commands have that begin with images."""
 
     images: str = "digits"
     """Folder or zip of images, one image file, hf:NAME, or digits (held-out ones that no training
     saw)."""
     n: int = 8
     """Number of images."""
-    out: Path = Path("edited.png")
-    """Grid to write."""
-    mask: str = "left"
-    """What is known: left, right, top, bottom (half), centre (square), or a PNG, white where
-    known."""
-    variant: InpaintVariant = "ncsnv2"
-    """Published way of imposing known pixels."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_count("--n", self.n)
-        check_png("--out", self.out)
 
 
 @dataclasses.dataclass(frozen=True)
-class Interpolate(SamplingOptions):
+class Inpaint(OfImages):
+    """Fill in unknown pixels. Rows of the grid: original, what is known, result."""
+
+    mask: str = "left"
+    """What is known: left, right, top, bottom (half), centre (square), or a PNG, white where
+    known."""
+    variant: Inpainting | None = None
+    """How known pixels are imposed: the published ways of 2020 and 2019, or by the score. Without
+    it ncsnv2, or projected with methods that impose nothing (ode, adaptive)."""
+
+    def grid(self, sampler: Sampler) -> Grid:
+        images = read_images(self.images, self.n, sampler.model.image_shape)
+        mask = make_mask(self.mask, *images.shape[2:])
+        result = sampler.inpaint(images, mask, variant=self.variant, **self.drawn())
+        return torch.cat((images, torch.where(mask, images, 0.5), result)), len(images)
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured(OfImages):
+    """What all commands have that restore images from measurements of them."""
+
+    given: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """The images are such measurements, and are not measured first: no row of originals."""
+    noise: float = 0.0
+    """Standard deviation of the noise on what is measured, in units of the image range [0, 1]; it
+    is added, unless the images are --given."""
+    how: Restoration | None = None
+    """What is measured is imposed at every step, or the score projected on it. Without it imposed,
+    but projected with noise and with methods that impose nothing (ode, adaptive)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.noise < math.inf:
+            raise ValueError(f"--noise must be at least 0 and finite; got {self.noise}")
+
+    @abc.abstractmethod
+    def operator(self, sampler: Sampler) -> Operator:
+        """What measures."""
+
+    def grid(self, sampler: Sampler) -> Grid:
+        operator, shape = self.operator(sampler), sampler.model.image_shape
+        measured_shape = tuple(operator.apply(torch.zeros(1, *shape)).shape[1:])
+        if self.given:
+            before, y = [], read_images(self.images, self.n, measured_shape)
+        else:
+            images = read_images(self.images, self.n, sampler.model.image_shape)
+            before, y = [images], operator.apply(images)
+        if self.noise and not self.given:
+            samples = sample_indices(self.start, len(y))
+            y = y + self.noise * normal(self.seed, samples, MEASURING, 0, measured_shape)
+        result = sampler.restore(y, operator, noise=self.noise, how=self.how, **self.drawn())
+        times = shape[1] // measured_shape[1]
+        seen = y.repeat_interleave(times, 2).repeat_interleave(times, 3).expand(-1, *shape)
+        return torch.cat((*before, seen, result)), len(y)
+
+
+@dataclasses.dataclass(frozen=True)
+class Colourise(Measured):
+    """Colour grey images. Rows of the grid: original, mean of its channels, result."""
+
+    def operator(self, sampler: Sampler) -> Operator:
+        return Grey()
+
+
+@dataclasses.dataclass(frozen=True)
+class SuperResolve(Measured):
+    """Enlarge images. Rows of the grid: original, means of blocks of pixels, result."""
+
+    factor: int = 4
+    """How many times larger height and width become."""
+
+    def operator(self, sampler: Sampler) -> Operator:
+        return block_mean(self.factor, *sampler.model.image_shape[1:])
+
+
+@dataclasses.dataclass(frozen=True)
+class Deblur(Measured):
+    """Sharpen images that a Gaussian has blurred. Rows of the grid: original, blurred, result."""
+
+    blur: float = 2.0
+    """Standard deviation of the Gaussian, in pixels of the model's images."""
+    noise: float = 0.02
+    """Standard deviation of the noise on the blurred images, in units of the image range [0, 1]; it
+    is added, unless the images are --given. 8 bits alone are 0.001."""
+
+    def operator(self, sampler: Sampler) -> Operator:
+        return gaussian_blur(self.blur, *sampler.model.image_shape[1:])
+
+
+@dataclasses.dataclass(frozen=True)
+class SDEdit(OfImages):
+    """Vary images: add noise and sample from there. Rows of the grid: original, noisy, result."""
+
+    strength: float | None = None
+    """How much of the ladder is run, from 0 to 1, in log sigma (default 0.5)."""
+    sigma: float | None = None
+    """In its place, the noise level to start at; the nearest of the model's ladder is taken."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.strength is not None and self.sigma is not None:
+            raise ValueError("give either --strength or --sigma, not both")
+        if self.strength is not None and not 0 <= self.strength <= 1:
+            raise ValueError(f"--strength must be in [0, 1]; got {self.strength}")
+
+    def grid(self, sampler: Sampler) -> Grid:
+        images = read_images(self.images, self.n, sampler.model.image_shape)
+        strength = 0.5 if self.strength is None and self.sigma is None else self.strength
+        sigma = start_level(sampler.model.sigmas.numpy(force=True), self.sigma, strength)
+        noisy = images + sigma * noise_of(images, self.seed, self.start)
+        result = sampler.sdedit(images, sigma=self.sigma, strength=strength, **self.drawn())
+        return torch.cat((images, noisy, result)), len(images)
+
+
+@dataclasses.dataclass(frozen=True)
+class Guide(Drawing):
+    """Draw samples of classes. Rows of the grid: samples of any class, then a row for each label,
+    of the same noise."""
+
+    classifier: str = ""
+    """MODULE:NAME, a Python function of yours: (x (B, C, H, W), sigma (B,)) -> logits (B, K), of a
+    classifier of noisy images."""
+    labels: tuple[int, ...] = (0,)
+    """Classes, counted from 0."""
+    n: int = 8
+    """Samples of each class."""
+    scale: float = 1.0
+    """Times that the classifier's gradient is counted: 1 is Bayes' rule, more sharpens."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("--n", self.n)
+        if not all(self.classifier.partition(":")):
+            raise ValueError(f"--classifier must be MODULE:NAME; got {self.classifier!r}")
+        if min(self.labels, default=-1) < 0:
+            raise ValueError(f"--labels must be at least one, from 0 on; got {self.labels}")
+
+    def grid(self, sampler: Sampler) -> Grid:
+        classifier = import_function("--classifier", self.classifier)
+        rows = [sampler.sample(self.n, **self.drawn())]
+        for label in self.labels:
+            rows.append(
+                sampler.guided([label] * self.n, classifier, scale=self.scale, **self.drawn())
+            )
+        return torch.cat(rows), self.n
+
+
+@dataclasses.dataclass(frozen=True)
+class Interpolate(Drawing):
     """Rows of frames between two samples."""
 
     pairs: int = 4
@@ -61,7 +226,9 @@ class Interpolate(SamplingOptions):
         super().__post_init__()
         check_count("--pairs", self.pairs)
         check_count("--frames", self.frames)
-        check_png("--out", self.out)
+
+    def grid(self, sampler: Sampler) -> Grid:
+        return sampler.interpolate(self.pairs, self.frames, **self.drawn()), self.frames
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,105 +252,40 @@ class Denoise(ModelOptions):
         check_count("--n", self.n)
         check_png("--out", self.out)
 
+    def grid(self, sampler: Sampler) -> Grid:
+        images = read_images(self.images, self.n, sampler.model.image_shape)
+        noisy = images + self.sigma * noise_of(images, self.seed, self.start)
+        return torch.cat((images, noisy, sampler.denoise(noisy, self.sigma))), len(images)
+
 
 Command = (
     Annotated[Inpaint, tyro.conf.subcommand("inpaint")]
+    | Annotated[Colourise, tyro.conf.subcommand("colourise")]
+    | Annotated[SuperResolve, tyro.conf.subcommand("super-resolve")]
+    | Annotated[Deblur, tyro.conf.subcommand("deblur")]
+    | Annotated[SDEdit, tyro.conf.subcommand("sdedit")]
+    | Annotated[Guide, tyro.conf.subcommand("guide")]
     | Annotated[Interpolate, tyro.conf.subcommand("interpolate")]
     | Annotated[Denoise, tyro.conf.subcommand("denoise")]
 )
 
 
-def read_images(source: str, n: int, sampler: Sampler) -> Tensor:
-    """The first n images of a source, at the model's size, float32 in [0, 1]."""
-    channels, height, width = sampler.model.image_shape
-    if height != width:
-        raise ValueError(
-            f"the command line edits square images; this model works on {height}x{width}"
-        )
-    path = Path(source).expanduser()
-    if source == "digits" and channels == 1:
-        images = data.digits("held-out", height)[0][:n]
-    elif path.is_file() and path.suffix.lower() in data.SUFFIXES:
-        transform = data.Transform(height, channels)
-        images = data.read_image(path, transform)[None]
-    else:
-        opened = data.open_images(source, size=height, channels=channels)
-        images = data.stack(opened, list(range(min(n, len(opened)))))
-    return images.to(torch.float32) / 255
-
-
-def make_mask(name: str, height: int, width: int) -> Tensor:
-    """Boolean mask (1, H, W), True where known, by name or from an image file."""
-    mask = torch.zeros(1, height, width, dtype=torch.bool)
-    half_h, half_w, quarter_h, quarter_w = height // 2, width // 2, height // 4, width // 4
-    windows = {
-        "left": (slice(None), slice(0, half_w)),
-        "right": (slice(None), slice(half_w, None)),
-        "top": (slice(0, half_h), slice(None)),
-        "bottom": (slice(half_h, None), slice(None)),
-        "centre": (slice(quarter_h, height - quarter_h), slice(quarter_w, width - quarter_w)),
-    }
-    if name in windows:
-        mask[:, windows[name][0], windows[name][1]] = True
-        return mask
-    try:
-        image = Image.open(name).convert("L").resize((width, height), Image.Resampling.NEAREST)
-    except (OSError, UnidentifiedImageError) as error:
-        raise ValueError(
-            f"--mask must be {', '.join(MASKS)} or an image file; got {name!r} ({error})"
-        ) from error
-    return torch.from_numpy(np.asarray(image) >= 128)[None]
-
-
-def inpaint(command: Inpaint, sampler: Sampler) -> None:
-    images = read_images(command.images, command.n, sampler)
-    mask = make_mask(command.mask, *images.shape[2:])
-    result = sampler.inpaint(
-        images,
-        mask,
-        variant=command.variant,
-        seed=command.seed,
-        start=command.start,
-        progress=not command.quiet,
-        **command.method_options(),
-    )
-    save_grid(torch.cat((images, torch.where(mask, images, 0.5), result)), command.out, len(images))
-
-
-def interpolate(command: Interpolate, sampler: Sampler) -> None:
-    frames = sampler.interpolate(
-        command.pairs,
-        command.frames,
-        seed=command.seed,
-        start=command.start,
-        progress=not command.quiet,
-        **command.method_options(),
-    )
-    save_grid(frames, command.out, command.frames)
-
-
-def denoise(command: Denoise, sampler: Sampler) -> None:
-    images = read_images(command.images, command.n, sampler)
-    samples = sample_indices(command.start, len(images))
-    noise = normal(command.seed, samples, Stream.INITIAL, 0, tuple(images.shape[1:]))
-    noisy = images + command.sigma * noise
-    save_grid(
-        torch.cat((images, noisy, sampler.denoise(noisy, command.sigma))), command.out, len(images)
-    )
+def noise_of(images: Tensor, seed: int, start: int) -> Tensor:
+    """The noise that sampling from images starts with, shape of the images."""
+    samples = sample_indices(start, len(images))
+    return normal(seed, samples, Stream.INITIAL, 0, tuple(images.shape[1:]))
 
 
 def main(args: list[str] | None = None) -> int:
     """Command line; exit code 0."""
     command = cli.parse(cast(Any, Command), args, "ncsn_fast.edit", "Edit images with a model.")
-    sampler = command.sampler()
-    if isinstance(command, Inpaint):
-        inpaint(command, sampler)
-    elif isinstance(command, Interpolate):
-        interpolate(command, sampler)
-    else:
-        denoise(command, sampler)
+    images, columns = command.grid(command.sampler())
+    save_grid(images, command.out, columns)
     print(command.out)
     return 0
+
+
+__all__ = ["MASKS", "main", "make_mask"]
 
 
 if __name__ == "__main__":

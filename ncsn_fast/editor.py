@@ -1,58 +1,38 @@
-"""Editor: what one does with images one has: inpainting, interpolation, denoising."""
+"""Editor: what else one does with images: guiding, varying, interpolating, denoising."""
 
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ncsn_fast import noise
-from ncsn_fast.images import Output, as_mask, convert
+from ncsn_fast.images import Output, convert
 from ncsn_fast.jobs import Callback, Job
-from ncsn_fast.models.score import ScoreModel, each_sigma
+from ncsn_fast.models.score import each_sigma
+from ncsn_fast.noise import Stream, check_uint32, normal, sample_indices
+from ncsn_fast.restorer import Restorer, check_range
 from ncsn_fast.samplers import methods
-from ncsn_fast.samplers.editing import (
-    InpaintVariant,
-    check_draws_noise,
-    inpainting,
-    interpolation_weights,
-)
-from ncsn_fast.samplers.plain import Procedure
-from ncsn_fast.samplers.program import Program
+from ncsn_fast.samplers.editing import check_draws_noise, interpolation_weights, start_level
+from ncsn_fast.samplers.guidance import Conditional, Gradient, classifier_gradient
 
 
-class Editor(abc.ABC):
-    """The part of Sampler that edits; `sampler.py` has the rest."""
-
-    model: ScoreModel
+class Editor(Restorer):
+    """The part of Sampler that edits; all methods that draw take what `Sampler.sample` takes."""
 
     @abc.abstractmethod
     def score(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """grad log p_sigma(x)."""
 
-    @abc.abstractmethod
-    def _images(self, images: Any, n: int | None = None) -> Tensor:
-        """Images (n, C, H, W) float32 in [0, 1], checked."""
-
-    @abc.abstractmethod
-    def _draw(
+    def guided(
         self,
-        program: Program | Procedure,
-        job: Job,
-        seed: int,
-        output: Output,
-        progress: bool,
-        callback: Callback | None,
-    ) -> Any:
-        """Runs a job and returns its images."""
-
-    def inpaint(
-        self,
-        images: Any,
-        mask: Any,
+        labels: Any,
+        classifier: Callable[[Tensor, Tensor], Tensor] | None = None,
         *,
-        variant: InpaintVariant = "ncsnv2",
+        gradient: Gradient | None = None,
+        scale: float = 1.0,
         seed: int = 0,
         start: int = 0,
         method: str = "ald",
@@ -62,22 +42,60 @@ class Editor(abc.ABC):
         callback: Callback | None = None,
         **options: Any,
     ) -> Any:
-        """Fills in unknown pixels; known ones are returned exactly as they were given.
+        """Draws samples of given classes with a user's classifier of noisy images.
+
+        The score becomes score(x, sigma) + scale * grad_x log p(label | x, sigma).
 
         Args:
-            images: (N, C, H, W) in [0, 1] (or uint8, or PIL); unknown pixels may hold anything
-                finite.
-            mask: True (or non-zero) where a pixel is known; any shape that broadcasts to the
-                images.
-            variant: "ncsnv2" or "ncsn": the published way of imposing known pixels
-                (samplers/editing.py).
+            labels: (N,), the class of each sample.
+            classifier: (x (B, C, H, W), sigma (B,)) -> logits (B, K), on the engine's device.
+            gradient: in its place, (x, sigma, labels) -> grad_x log p(labels | x, sigma).
+            scale: 1 is Bayes' rule; more sharpens, at the cost of variety.
         """
-        known = self._images(images)
-        keep = as_mask(mask, known)
+        if (classifier is None) == (gradient is None):
+            raise ValueError("give either a classifier or a gradient")
+        if gradient is None and classifier is not None:
+            gradient = classifier_gradient(classifier)
+        labels = torch.as_tensor(labels)
+        if labels.ndim == 0:
+            raise ValueError("labels must be (N,), one per sample; got one number")
         program = methods.build(method, self.model, steps, options)
-        if isinstance(program, Program):
-            program = inpainting(program, variant)
-        job = Job(noise.sample_indices(start, len(known)), mask=keep, known=known)
+        guide = Conditional(gradient, labels, scale)  # type: ignore[arg-type]
+        job = Job(sample_indices(start, len(labels)), guide=guide)
+        return self._draw(program, job, seed, output, progress, callback)
+
+    def sdedit(
+        self,
+        images: Any,
+        *,
+        sigma: float | None = None,
+        strength: float | None = None,
+        seed: int = 0,
+        start: int = 0,
+        method: str = "ald",
+        steps: int | None = None,
+        output: Output = "pt",
+        progress: bool = True,
+        callback: Callback | None = None,
+        **options: Any,
+    ) -> Any:
+        """Varies images: adds noise, and samples from there (SDEdit, Meng et al., ICLR 2022).
+
+        More noise keeps less of an image, and makes the result more like the model's data.
+
+        Args:
+            images: (N, C, H, W) in [0, 1] (or uint8, or PIL): photos, strokes, collages.
+            sigma: noise level to start at, or rather the nearest to it of the model's ladder.
+            strength: in its place, how much of the ladder is run, from 0 (none) to 1, in log sigma.
+        """
+        x = self._images(images)
+        check_range(x)
+        level = start_level(self.model.sigmas.double().numpy(force=True), sigma, strength)
+        program = methods.build(method, self.model, steps, {**options, "sigma_start": level})
+        samples = sample_indices(start, len(x))
+        check_uint32("seed", seed)
+        z = normal(seed, samples, Stream.INITIAL, 0, tuple(x.shape[1:]))
+        job = Job(samples, init=x + float(program.sigma[0]) * z)
         return self._draw(program, job, seed, output, progress, callback)
 
     def interpolate(
@@ -104,7 +122,7 @@ class Editor(abc.ABC):
         """
         program = methods.build(method, self.model, steps, options)
         check_draws_noise(program)
-        weights, rows = interpolation_weights(n_frames), noise.sample_indices(start, n_pairs)
+        weights, rows = interpolation_weights(n_frames), sample_indices(start, n_pairs)
         job = Job(rows.repeat_interleave(n_frames), noise_weights=weights.repeat(n_pairs, 1))
         return self._draw(program, job, seed, output, progress, callback)
 

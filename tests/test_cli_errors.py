@@ -46,7 +46,7 @@ USAGE = {
     "no png": ("sample --out grid.jpg", "--out must end in .png"),
     "no png either": ("evaluate --neighbours a", "--neighbours must end in .png"),
     "option of none": ("edit denoise --method ald", "misplaced options: --method"),
-    "no edit": ("edit", "Expected one of {inpaint, interpolate, denoise}"),
+    "no edit": ("edit", "Expected one of {inpaint, colourise, super-resolve,"),
     "unknown edit": ("edit paint", "paint"),
     "one argument": ("convert x.pth", "FOLDER"),
 }

@@ -15,9 +15,9 @@ LAYERS = [
     {"_op_checks", "_extension", "_backends", "_cuda_ops", "ops", "cpu_ops", "native"},
     {"models", "objectives", "continuous", "samplers"},
     {"engines"},
-    {"cli", "images", "data", "batches", "configs", "checkpoint", "published", "loading", "watch",
-     "jobs", "plan", "likelihood", "bits", "editor", "sampler", "metrics", "fidelity", "features",
-     "judge", "trainer", "options", "folders", "shards", "toy"},
+    {"cli", "images", "data", "inputs", "batches", "configs", "checkpoint", "published", "loading",
+     "watch", "jobs", "plan", "likelihood", "bits", "restorer", "editor", "sampler", "metrics",
+     "fidelity", "features", "judge", "trainer", "options", "folders", "shards", "toy"},
 ]  # fmt: skip
 # The one way back, inside functions: save_pretrained and from_pretrained.
 BACK = {("models.score", "checkpoint")}

@@ -1,17 +1,17 @@
-"""Programs that edit: inpainting (both published ways) and interpolation."""
+"""What editing asks of samplers: known pixels (both published ways), mixed noise, later starts."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ncsn_fast.samplers.plain import Procedure
-from ncsn_fast.samplers.program import Program
+from ncsn_fast.samplers.program import Column, Program
 
 InpaintVariant = Literal["ncsnv2", "ncsn"]
 
@@ -47,6 +47,25 @@ def inpainting(
     return dataclasses.replace(
         program, reference_noise=before_row, reference_step=step.astype(np.int64)
     )
+
+
+def start_level(ladder: Column, sigma: float | None, strength: float | None) -> float:
+    """The level of a ladder (L,) to start at: the nearest to sigma, or to `strength` of the way up.
+
+    Both in log sigma. ValueError unless one of them is given, and within the ladder.
+    """
+    if (sigma is None) == (strength is None):
+        raise ValueError("give either sigma, the noise level to start at, or strength")
+    if strength is not None:
+        if not 0 <= strength <= 1:
+            raise ValueError(f"strength must be in [0, 1]; got {strength}")
+        sigma = float(ladder[-1] * (ladder[0] / ladder[-1]) ** strength)
+    elif not ladder[-1] * (1 - 1e-6) <= cast(float, sigma) <= ladder[0] * (1 + 1e-6):
+        raise ValueError(
+            f"sigma must be on the model's ladder, from {ladder[-1]:.4g} to {ladder[0]:.4g}; "
+            f"got {sigma}"
+        )
+    return float(ladder[np.abs(np.log(ladder) - math.log(cast(float, sigma))).argmin()])
 
 
 def check_draws_noise(program: Program | Procedure) -> None:

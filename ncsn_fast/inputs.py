@@ -1,0 +1,75 @@
+"""What commands are given by name: images, masks, and functions of a user's."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from ncsn_fast import data
+
+MASKS = ("left", "right", "top", "bottom", "centre")
+
+
+def read_images(source: str, n: int, shape: tuple[int, ...]) -> Tensor:
+    """The first n images of a source, (n, C, H, W) for a shape (C, H, W), float32 in [0, 1].
+
+    Args:
+        source: a folder or zip, one image file, hf:NAME, or digits (the held-out ones).
+    """
+    channels, height, width = shape
+    if height != width:
+        raise ValueError(
+            f"the command line edits square images; this model works on {height}x{width}"
+        )
+    path = Path(source).expanduser()
+    if source == "digits" and channels == 1:
+        images = data.digits("held-out", height)[0][:n]
+    elif path.is_file() and path.suffix.lower() in data.SUFFIXES:
+        transform = data.Transform(height, channels)
+        images = data.read_image(path, transform)[None]
+    else:
+        opened = data.open_images(source, size=height, channels=channels)
+        images = data.stack(opened, list(range(min(n, len(opened)))))
+    return images.to(torch.float32) / 255
+
+
+def make_mask(name: str, height: int, width: int) -> Tensor:
+    """Boolean mask (1, H, W), True where known, by name or from an image file."""
+    mask = torch.zeros(1, height, width, dtype=torch.bool)
+    half_h, half_w, quarter_h, quarter_w = height // 2, width // 2, height // 4, width // 4
+    windows = {
+        "left": (slice(None), slice(0, half_w)),
+        "right": (slice(None), slice(half_w, None)),
+        "top": (slice(0, half_h), slice(None)),
+        "bottom": (slice(half_h, None), slice(None)),
+        "centre": (slice(quarter_h, height - quarter_h), slice(quarter_w, width - quarter_w)),
+    }
+    if name in windows:
+        mask[:, windows[name][0], windows[name][1]] = True
+        return mask
+    try:
+        image = Image.open(name).convert("L").resize((width, height), Image.Resampling.NEAREST)
+    except (OSError, UnidentifiedImageError) as error:
+        raise ValueError(
+            f"--mask must be {', '.join(MASKS)} or an image file; got {name!r} ({error})"
+        ) from error
+    return torch.from_numpy(np.asarray(image) >= 128)[None]
+
+
+def import_function(option: str, name: str) -> Callable[..., Any]:
+    """The function that MODULE:NAME says; ValueError, naming the option, if there is none."""
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{option} {name}: {error}") from error
+    if not callable(found):
+        raise ValueError(f"{option} {name} is no function; it is {found!r}")
+    return cast(Callable[..., Any], found)
