@@ -23,7 +23,7 @@ from ncsn_fast.loading import resolve_model
 from ncsn_fast.models.score import ScoreModel, each_sigma
 from ncsn_fast.plan import Plan, make_plan
 from ncsn_fast.samplers import methods
-from ncsn_fast.samplers.plain import Procedure
+from ncsn_fast.samplers.plain import Guide, Procedure
 from ncsn_fast.samplers.program import Program
 
 log = logging.getLogger(__name__)
@@ -89,6 +89,7 @@ class Sampler(Editor):
         method: str = "ald",
         steps: int | None = None,
         init: Any = None,
+        guide: Guide | None = None,
         output: Output = "pt",
         progress: bool = True,
         callback: Callback | None = None,
@@ -104,14 +105,14 @@ class Sampler(Editor):
                 are the method's own.
             steps: number of noise levels; None for the method's own.
             init: initial state, images (n, C, H, W); None for the method's own.
+            guide: a change of the score, with n rows (samplers/guidance.py).
             output: "pt": float32 (n, C, H, W) in [0, 1] on the CPU; "np": uint8 (n, H, W, C);
                 "pil": a list.
             callback: called with a Progress after every noise level.
         """
         program = methods.build(method, self.model, steps, options)
-        job = Job(
-            noise.sample_indices(start, n), init=None if init is None else self._images(init, n)
-        )
+        initial = None if init is None else self._images(init, n)
+        job = Job(noise.sample_indices(start, n), init=initial, guide=guide)
         return self._draw(program, job, seed, output, progress, callback)
 
     def stream(

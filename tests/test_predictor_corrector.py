@@ -288,3 +288,25 @@ def test_refuses(options, message):
     x = torch.zeros(1, 2)
     with pytest.raises(ValueError, match=message):
         predictor_corrector(exact.Gaussian().score, x, draw=lambda *_: x, **options)
+
+
+@pytest.mark.parametrize("order", ["corrector_first", "predictor_first"])
+def test_what_is_known_is_imposed_at_the_noise_of_each_state(order):
+    """At the start, after every update, and without noise at the end, each with its own noise."""
+    seen = []
+
+    def constrain(x, sigma, step):
+        seen.append((sigma, step))
+        return torch.where(torch.arange(4) < 2, sigma + torch.ones_like(x), x)
+
+    data = exact.Gaussian()
+    options = {"order": order, "corrector_steps": 2, "constrain": constrain}
+    z = contract_noise(0, torch.arange(3), (4,))
+    ladder = [2.0, 1.0, 0.5]
+    out = predictor_corrector(data.score, exact.normals(3, 4), ladder, z, **options).x
+    first = [(s, s, e) for s, e in zip(ladder, [1.0, 0.5, 0.0], strict=True)]
+    if order == "predictor_first":
+        first = [(e, s, s) for s, _, e in first]
+    levels = [2.0, *(sigma for level in first for sigma in level), 0.0]
+    assert seen == list(zip(levels, [*range(10), 9], strict=True))
+    assert torch.equal(out[:, :2], torch.ones(3, 2))

@@ -181,9 +181,10 @@ def test_known_pixels_and_pairs_of_samples(plain):
     out = plain.inpaint(photos(), mask, method="pc", progress=False)
     assert torch.equal(out[..., :3], photos()[..., :3])
     assert not torch.allclose(out[..., 3:], photos()[..., 3:], atol=0.05)
+    known = {"constraint": KnownPixels(mask.expand(2, 3, 8, 8), photos())}
     for method in ("ode", "adaptive"):
         with pytest.raises(ValueError, match=f"'{method}' imposes nothing on its way"):
-            plain.inpaint(photos(), mask, method=method, progress=False)
+            run(plain, 2, method, {}, **known)
     frames = plain.interpolate(1, 3, method="adaptive", progress=False)
     assert torch.equal(frames[0], draw(plain, 1, method="adaptive")[0])
     assert not torch.equal(frames[0], frames[2])
@@ -209,6 +210,14 @@ def run(sampler, n, method, options, **job):
     program = methods.build(method, sampler.model, None, options)
     parts = run_job(sampler.engine_for(n), program, Job(torch.arange(n), **job), 3, progress=False)
     return torch.cat([part.x for part in parts])
+
+
+def test_a_guide_can_come_with_a_sample(plain):
+    images = draw(plain, 2, guide=Tilt(torch.tensor([0.0, 0.0])))
+    assert torch.allclose(images, draw(plain, 2), atol=1e-4)
+    assert not torch.allclose(
+        draw(plain, 2, guide=Tilt(torch.tensor([3.0, 3.0]))), images, atol=0.1
+    )
 
 
 @pytest.mark.parametrize("method", ["ald", "heun", "dpmpp", "pc", "adaptive"])
@@ -244,6 +253,8 @@ def test_starting_below_the_first_level(plain):
     whole = methods.build("cas", plain.model, None, {})
     part = methods.build("cas", plain.model, None, {"sigma_start": float(own[1])})
     np.testing.assert_allclose(part.sigma, whole.sigma[1:])
+    even = methods.build("cas", plain.model, None, {"sigma_start": 0.5}).sigma
+    np.testing.assert_allclose(even, np.geomspace(0.5, 0.1, len(even)))
     between = methods.build("reverse", plain.model, None, {"sigma_start": 0.5})
     np.testing.assert_allclose(between.sigma, [0.5, *own[own < 0.5]])
     for method, usual in (("heun", 35), ("dpmpp", 20), ("euler", 50)):

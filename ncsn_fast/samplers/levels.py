@@ -47,7 +47,10 @@ class Levels:
         return np.append(start, below)
 
     def like_the_model(self, model: ScoreModel) -> Column:
-        """The caller's ladder, else the model's, spaced geometrically if `steps` differs."""
+        """The caller's ladder, else the model's, spaced geometrically if `steps` differs.
+
+        So it is where sigma_start lies between two levels, for methods that need one ratio.
+        """
         if self.sigmas is not None and self.steps is not None:
             raise ValueError("give either steps or sigmas, not both")
         given = self._given()
@@ -55,7 +58,8 @@ class Levels:
             return given
         own = self.own(model)
         if self.steps is None or self.steps == len(own):
-            return own
+            between = not np.isclose(model.sigmas.double().cpu().numpy(), own[0], rtol=1e-5).any()
+            return np.geomspace(own[0], own[-1], len(own)) if between else own
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1; got {self.steps}")
         return np.geomspace(own[0], own[-1], self.steps)

@@ -89,8 +89,8 @@ def predictor_corrector(
         variances: (L,) G_i^2 where they are not differences of the ladder: with g(t_i)^2 dt the
             reverse diffusion is Euler-Maruyama of the reverse SDE.
         denoise: return the last update without its noise.
-        constrain: applied after every update, with the step of its noise: after a corrector at
-            sigma_i, after a predictor at sigma_{i+1}, to the mean that is returned at 0.
+        constrain: applied to the start at sigma_1 and after every update: at sigma_i after a
+            corrector, at sigma_{i+1} after a predictor; to the mean that is returned at 0.
         on_level: called with evaluations done, sigma_{i+1} and the state, after each level.
     """
     levels = _levels(sigmas, variances)
@@ -100,6 +100,8 @@ def predictor_corrector(
     parts = ["corrector"] * corrector_steps + ["predictor"] * (predictor != "none")
     if order == "predictor_first":
         parts.reverse()
+    constrain = constrain or (lambda x, sigma, step: x)
+    x = constrain(x, levels[0][0], 0)
     k, mean = 0, x
     for sigma, end, g2 in levels:
         score_here = _at(score, sigma)
@@ -110,13 +112,11 @@ def predictor_corrector(
                 x = mean + c * draw(Stream.SAMPLER, k).to(x.dtype) if c else mean
             else:
                 x, mean = corrector(score_here, x, sigma, k)
-            if constrain is not None:
-                x = constrain(x, end if part == "predictor" else sigma, k)
             k += 1 if part == "predictor" else corrector.nfe
+            x = constrain(x, end if part == "predictor" else sigma, k)
         if on_level is not None:
             on_level(k, end, x)
-    if constrain is not None:
-        mean = constrain(mean, 0.0, k)
+    mean = constrain(mean, 0.0, k)
     nfe = torch.full((len(x),), k, dtype=torch.int64, device=x.device)
     return Result(mean if denoise else x, nfe)
 
