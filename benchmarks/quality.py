@@ -8,8 +8,8 @@ Two kinds of data. The shipped digits model is judged by the figures of its mode
 whose exact score is known is judged by what a learnt score would hide: the weights of its modes,
 and the variance within them.
 
-A method is as good as `ald` if each figure, averaged over its seeds, lies within the mean of ald's
-seeds plus or minus two of their standard deviations, or between there and the figure of real data.
+A method is as good as `ald` if no figure, averaged over its seeds, is farther from that of real
+data than ald's seeds reach: their mean, plus or minus two of their standard deviations.
 """
 
 from __future__ import annotations
@@ -34,14 +34,15 @@ from ncsn_fast.samplers import methods
 from ncsn_fast.samplers.program import Chains, initial_state, run
 
 Record = dict[str, Any]
-SEEDS = tuple(range(5))
+SEEDS, MIXTURE_SEEDS = tuple(range(5)), tuple(range(10))
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One point of the plot: a method, how it is set, how many seeds are drawn.
 
-    `fast` was chosen on samples of seed 100; what is reported has the seeds below.
+    Seeds are those of the digits; a mixture costs little, so every row has ten there. `fast`
+    was chosen on samples of seeds 100 and more; what is reported has the seeds above.
     """
 
     method: str
@@ -53,7 +54,8 @@ class Row:
 ROWS = [
     Row("ald", seeds=len(SEEDS)),
     Row("fast", seeds=len(SEEDS)),
-    *[Row("fast", n) for n in (10, 15, 20, 24, 40)],
+    *[Row("fast", n, seeds=3) for n in (20, 24)],
+    *[Row("fast", n) for n in (10, 15, 40)],
     Row("cas"),
     Row("cas", 25),
     *[Row("dpmpp", n) for n in (10, 20, 30)],
@@ -160,9 +162,10 @@ def missing(
         {"data": kind, "method": row.method, "steps": row.steps, "options": row.options,
          "seed": seed, "n": n}
         for kind in kinds
-        for seed in SEEDS
+        for seed in MIXTURE_SEEDS
         for row in ROWS
-        if seed < row.seeds and (only is None or row.method in only)
+        if seed < (row.seeds if kind == "digits" else len(MIXTURE_SEEDS))
+        and (only is None or row.method in only)
     ]  # fmt: skip
     return [record for record in wanted if key(record) not in done]
 

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from ncsn_fast.samplers.program import Column, Program, table
 from ncsn_fast.samplers.sde import steps_of
 
-FAST_STEPS, FAST_ETA = 30, 3.0  # levels of `fast`, and the noise of its steps
+FAST_STEPS, FAST_ETA = 30, 4.0  # levels of `fast`, and the noise of its steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,13 +140,14 @@ def dpm_solver_pp(
 def fast(
     sigmas: ArrayLike, *, eta: float = FAST_ETA, s_noise: float = 1.0, denoise: bool = True
 ) -> Program:
-    """DPM-Solver++(2M) with more noise than the reverse SDE has: eta = 3.
+    """DPM-Solver++(2M) with more noise than the reverse SDE has: eta = 4.
 
     Every eta has the same marginals where steps are small; the larger it is, the sooner a chain
     forgets where it came from. Two things are worth forgetting. Chains start at N(0, sigma_1^2),
     but the data's mean is not 0, which a flow carries into the weights of the modes. And NCSNv2
     networks are not told the noise level, so that an error of it lasts until fresh noise covers it.
-    With eta too large a step forgets the image, too: then few steps miss the shares of the classes.
+    But noise moves D from step to step, which extrapolation magnifies: the larger eta, the more
+    steps it takes until the weights of modes are right.
     `benchmarks/quality.py` measures both, on the shipped model and on mixtures of known weights.
 
     FAST_STEPS geometric levels between the ends of a model's ladder are as good as its annealed
