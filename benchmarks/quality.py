@@ -114,7 +114,7 @@ class Mixture:
         """Shares of the modes, their total variation to the weights, variance ratio within them."""
         distance = torch.cdist(x.flatten(1).double(), self.centres)
         nearest, mode = distance.min(dim=1)
-        share = torch.bincount(mode, minlength=10) / len(x)
+        share = torch.bincount(mode, minlength=10).double() / len(x)
         return {
             "share": share.tolist(),
             "total_variation": float((share - self.weights).abs().sum() / 2),
@@ -179,6 +179,11 @@ def measure(source: Digits | Mixture, record: Record) -> Record:
     return {**record, "nfe": nfe, "seconds": seconds, "figures": source.figures(x)}
 
 
+def dump(records: list[Record]) -> str:
+    """The file's text: a line per record."""
+    return '{"records": [\n' + ",\n".join(json.dumps(r) for r in records) + "\n]}\n"
+
+
 def main(args: list[str] | None = None) -> int:
     """Exit code 0; methods that this version does not have are named and left out."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -198,7 +203,7 @@ def main(args: list[str] | None = None) -> int:
             sources[kind] = DATA[kind]()
         records.append(measure(sources[kind], record))
         with atomic_write(chosen.out) as path:
-            path.write_text(json.dumps({"records": records}, indent=1, ensure_ascii=False) + "\n")
+            path.write_text(dump(records))
         print(json.dumps(records[-1]), flush=True)
     return 0
 

@@ -216,11 +216,11 @@ def plot(records: list[Record], path: Path) -> None:
         axis.axhspan(low, high, color="#333333", alpha=0.10, linewidth=0)
         real = truth(mark[0])[name]
         axis.axhline(real, color="#333333", linewidth=0.8, linestyle=(0, (2, 3)))
-        for text, height in ((f"{MARK}, two standard deviations", high), ("real digits", real)):
-            axis.annotate(
-                text, (0.99, height), xycoords=("axes fraction", "data"), xytext=(0, 1),
-                textcoords="offset points", size=7.5, ha="right", va="bottom", color="#555555",
-            )  # fmt: skip
+        for text, x, y in (
+            (f"{MARK} ± 2 sd", 0.9, (low * high) ** 0.5), ("real digits", 0.99, 1.004 * real)
+        ):  # fmt: skip
+            axis.annotate(text, (x, y), xycoords=("axes fraction", "data"), size=7.5, ha="right",
+                          va="center" if x < 0.99 else "bottom", color="#555555")  # fmt: skip
         for method in dict.fromkeys(g[0]["method"] for g in found):
             _curve(axis, [g for g in found if g[0]["method"] == method], name)
         axis.set_xscale("log")
