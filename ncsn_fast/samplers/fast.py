@@ -148,9 +148,8 @@ def fast(
     networks are not told the noise level, so that an error of it lasts until fresh noise covers it.
     But noise moves D from step to step, which extrapolation magnifies: the larger eta, the more
     steps it takes until the weights of modes are right.
-    `benchmarks/quality.py` measures both, on the shipped model and on mixtures of known weights.
-
-    FAST_STEPS geometric levels between the ends of a model's ladder are as good as its annealed
+    `benchmarks/quality.py` measures both, on the shipped model and on mixtures of known weights;
+    FAST_STEPS geometric levels between the ends of the ladder are there as good as annealed
     Langevin dynamics. NFE = L, or L - 1 without the denoise.
 
     Args:
