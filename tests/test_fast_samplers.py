@@ -1,4 +1,4 @@
-"""Euler, Heun and DPM-Solver++ on Gaussian data and on a mixture, against exact solutions."""
+"""Euler, Heun, DPM-Solver++, `fast` on Gaussian data and on a mixture: exact solutions."""
 
 import functools
 import math
@@ -10,11 +10,19 @@ from gaussian import Data, follow, moments
 
 from ncsn_fast import noise, sigmas
 from ncsn_fast.noise import Stream
-from ncsn_fast.samplers.fast import Churn, dpm_solver_pp, euler, heun
+from ncsn_fast.samplers.fast import (
+    FAST_ETA,
+    FAST_STEPS,
+    Churn,
+    dpm_solver_pp,
+    euler,
+    fast,
+    heun,
+)
 from ncsn_fast.samplers.langevin import consistent_annealed
 from ncsn_fast.samplers.program import Chains, initial_state, run
 
-METHODS = {"euler": euler, "heun": heun, "dpmpp": dpm_solver_pp}
+METHODS = {"euler": euler, "heun": heun, "dpmpp": dpm_solver_pp}  # those that solve the flow
 methods = pytest.mark.parametrize("build", METHODS.values(), ids=METHODS)
 DATA = Data(variance=0.25)
 
@@ -250,6 +258,41 @@ def test_the_sde_variant_of_dpmpp(eta, s_noise):
     assert moments(fine, DATA)[1] == pytest.approx(0.25, rel=2e-3)
 
 
+def fast_ladder(n=FAST_STEPS, begin=9.0, end=0.01):
+    return geometric(begin, end, n)
+
+
+@pytest.mark.parametrize("n", [1, 2, FAST_STEPS])
+def test_fast_is_dpmpp_with_more_noise(n):
+    program = fast(fast_ladder(n))
+    assert (program.name, program.nfe, program.initial) == ("fast", n, "prior")
+    same = dpm_solver_pp(fast_ladder(n), eta=FAST_ETA)
+    for column in ("sigma", "level", "a", "b", "c", "g", "p", "q"):
+        np.testing.assert_array_equal(getattr(program, column), getattr(same, column))
+    expected = plain_dpmpp_sde(fast_ladder(n), FAST_ETA, 1.0)
+    assert moments(program, DATA)[1] == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0, FAST_ETA])
+def test_noise_forgets_the_start_eta_times_as_often_again(eta):
+    """A start that is off by 1 stays off by ((v + sigma_L^2) / (v + sigma_1^2))^((1 + eta) / 2)."""
+    ladder = geometric(9, 0.01, 3000)
+    kept = follow(fast(ladder, eta=eta, denoise=False), DATA, 1.0)
+    exact = ((0.25 + 1e-4) / (0.25 + 81)) ** ((1 + eta) / 2)
+    assert kept == pytest.approx(exact, rel=0.02)
+
+
+@pytest.mark.parametrize("eta", [1.0, FAST_ETA])
+def test_data_off_the_priors_mean(eta):
+    """What is left of the prior's mean, 0, after the steps that `fast` takes: next to nothing."""
+    data = Data(mean=-2.3, variance=0.25)
+    mean, variance = moments(fast(fast_ladder(), eta=eta), data)
+    flow, _ = moments(fast(fast_ladder(), eta=0.0), data)
+    assert abs(flow + 2.3) > 0.1
+    assert mean == pytest.approx(-2.3, abs=1e-2 if eta == 1 else 1e-4)
+    assert variance == pytest.approx(0.25, rel=0.05)
+
+
 def test_the_released_consistent_step_of_church():
     program = consistent_annealed(np.geomspace(140, 0.01, 788), 2.8e-6 / 0.01**2)
     np.testing.assert_allclose(program.c[:-1] / program.sigma[1:], 0.1789246, atol=5e-8)
@@ -268,6 +311,11 @@ def test_the_released_consistent_step_of_church():
         (lambda: Churn(math.nan), "churn and s_noise must be at least 0; got nan"),
         (lambda: Churn(1.0, s_noise=-2.0), "got 1.0 and -2.0"),
         (lambda: Churn(1.0, 3.0, 2.0), "expected 0 <= s_min <= s_max; got 3.0 and 2.0"),
+        (
+            lambda: fast([2.0, 1.0], eta=-3.0),
+            "must be at least 0; got -3.0 and 1.0",
+        ),
+        (lambda: fast([2.0], denoise=False), "leave no step; give more steps"),
         (lambda: dpm_solver_pp([2.0, 1.0], eta=-1.0), "eta and s_noise must be at least 0; got -1"),
         (lambda: dpm_solver_pp([2.0, 1.0], s_noise=math.nan), "got 0.0 and nan"),
     ],

@@ -1,4 +1,4 @@
-"""Samplers of few steps as tables: Euler's and Heun's methods, DPM-Solver++(2M).
+"""Samplers of few steps as tables: Euler's and Heun's methods, DPM-Solver++(2M), and `fast`.
 
 All solve the probability flow dx / dsigma = -sigma s(x, sigma) down a ladder and, with the denoise,
 from its last level to 0, where the denoiser D = x + sigma f stands (f = sigma * score, program.py).
@@ -15,6 +15,8 @@ from numpy.typing import ArrayLike
 
 from ncsn_fast.samplers.program import Column, Program, table
 from ncsn_fast.samplers.sde import steps_of
+
+FAST_STEPS, FAST_ETA = 30, 4.0  # levels of `fast`, and the noise of its steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,3 +135,25 @@ def dpm_solver_pp(
         c=c,
         initial="prior",
     )
+
+
+def fast(
+    sigmas: ArrayLike, *, eta: float = FAST_ETA, s_noise: float = 1.0, denoise: bool = True
+) -> Program:
+    """DPM-Solver++(2M) with more noise than the reverse SDE has: eta = 4.
+
+    Every eta has the same marginals where steps are small; the larger it is, the sooner a chain
+    forgets where it came from. Two things are worth forgetting. Chains start at N(0, sigma_1^2),
+    but the data's mean is not 0, which a flow carries into the weights of the modes. And NCSNv2
+    networks are not told the noise level, so that an error of it lasts until fresh noise covers it.
+    But noise moves D from step to step, which extrapolation magnifies: the larger eta, the more
+    steps it takes until the weights of modes are right.
+    `benchmarks/quality.py` measures both, on the shipped model and on mixtures of known weights;
+    FAST_STEPS geometric levels between the ends of the ladder are there as good as annealed
+    Langevin dynamics. NFE = L, or L - 1 without the denoise.
+
+    Args:
+        sigmas: (L,) descending.   eta, s_noise, denoise: as in `dpm_solver_pp`.
+    """
+    program = dpm_solver_pp(sigmas, eta=eta, s_noise=s_noise, denoise=denoise)
+    return dataclasses.replace(program, name="fast")

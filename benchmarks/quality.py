@@ -1,0 +1,212 @@
+"""Quality of samples against network evaluations: every method, annealed Langevin as the mark.
+
+`python benchmarks/quality.py --out benchmarks/results/quality.json` draws what the file does not
+hold yet, row by row, so that an interrupted run is simply started again; `--only fast cas` takes
+some methods, `--data mixture` one part. `python tools/write_quality.py` makes plot and table.
+
+Two kinds of data. The shipped digits model is judged by the figures of its model card. A mixture
+whose exact score is known is judged by what a learnt score would hide: the weights of its modes,
+and the variance within them.
+
+A method is as good as `ald` if no figure, averaged over its seeds, is farther from that of real
+data than ald's seeds reach: their mean, plus or minus two of their standard deviations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ncsn_fast import Sampler, data, sigmas
+from ncsn_fast.files import atomic_write
+from ncsn_fast.metrics import digit_figures
+from ncsn_fast.samplers import methods
+from ncsn_fast.samplers.program import Chains, initial_state, run
+
+Record = dict[str, Any]
+SEEDS, MIXTURE_SEEDS = tuple(range(5)), tuple(range(10))
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One point of the plot: a method, how it is set, how many seeds are drawn.
+
+    Seeds are those of the digits; a mixture costs little, so every row has ten there. `fast`
+    was chosen on samples of seeds 100 and more; what is reported has the seeds above.
+    """
+
+    method: str
+    steps: int | None = None
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    seeds: int = 1
+
+
+ROWS = [
+    Row("ald", seeds=len(SEEDS)),
+    Row("fast", seeds=len(SEEDS)),
+    *[Row("fast", n, seeds=3) for n in (20, 24)],
+    *[Row("fast", n) for n in (10, 15, 40)],
+    Row("cas"),
+    Row("cas", 25),
+    *[Row("dpmpp", n) for n in (10, 20, 30)],
+    Row("dpmpp", 20, {"eta": 0.0}),
+    Row("heun"),
+    Row("heun", 15, {"churn": 5.0}),
+    Row("euler"),
+    Row("ancestral"),
+    Row("reverse"),
+    Row("pc"),
+    Row("ode"),
+]
+
+
+class Mixture:
+    """A mixture of ten Gaussians around digits in 768 dimensions, and its exact score.
+
+    Centres are one training digit of every class, upright, mirrored and upside down as the three
+    channels; weights are k / 55, k = 1..10; each mode is N(centre, deviation^2 I). The ladder and
+    the Langevin step are derived from the centres by Techniques 1, 2 and 4.
+    """
+
+    shape = (3, 16, 16)
+
+    def __init__(self, deviation: float) -> None:
+        images, labels = data.digits("train", self.shape[-1])
+        first = torch.stack([images[labels == k][0] for k in range(10)]) / 255
+        centres = torch.cat([first, first.flip(-1), first.flip(-2)], dim=1)
+        self.centres, self.deviation = centres.flatten(1).double(), deviation
+        self.weights = torch.arange(1.0, 11.0, dtype=torch.float64) / 55
+        ladder = sigmas.derive(centres)
+        self.model = SimpleNamespace(  # what a method asks of a ScoreModel
+            sigmas=torch.from_numpy(
+                np.geomspace(ladder.sigma_begin, ladder.sigma_end, ladder.n_sigmas)
+            ),
+            conditional=False,
+            config=SimpleNamespace(epsilon=ladder.epsilon, n_steps_each=5, langevin_form="code"),
+        )
+
+    def output(self, x: Tensor, sigma: float) -> Tensor:
+        """sigma * score of the mixture noised to sigma, at x (N, 3, 16, 16); float32."""
+        variance, flat = self.deviation**2 + sigma**2, x.flatten(1).double()
+        logits = (flat @ self.centres.T - self.centres.square().sum(1) / 2) / variance
+        mean = torch.softmax(logits + self.weights.log(), dim=1) @ self.centres
+        return (sigma / variance * (mean - flat)).to(x.dtype).reshape(x.shape)
+
+    def sample(self, row: Row, seed: int, n: int) -> tuple[Tensor, int]:
+        """n samples and the evaluations that each took."""
+        program = methods.build(row.method, self.model, row.steps, row.options)  # type: ignore[arg-type]
+        samples = torch.arange(n)
+        chains = Chains(initial_state(program, seed, samples, self.shape), seed, samples)
+        run(program, lambda x, k: self.output(x, float(program.sigma[k])), chains)
+        return chains.x, program.nfe
+
+    def figures(self, x: Tensor) -> Record:
+        """Shares of the modes, their total variation to the weights, variance ratio within them."""
+        distance = torch.cdist(x.flatten(1).double(), self.centres)
+        nearest, mode = distance.min(dim=1)
+        share = torch.bincount(mode, minlength=10).double() / len(x)
+        return {
+            "share": share.tolist(),
+            "total_variation": float((share - self.weights).abs().sum() / 2),
+            "variance_ratio": float(nearest.square().mean() / x[0].numel() / self.deviation**2),
+        }
+
+
+class Digits:
+    """The shipped model, run by the production engine, judged as on its model card."""
+
+    def __init__(self) -> None:
+        self.sampler = Sampler("digits", batch_size=64)
+
+    def sample(self, row: Row, seed: int, n: int) -> tuple[Tensor, int]:
+        """n samples and the evaluations that each took."""
+        x = self.sampler.sample(
+            n, seed=seed, method=row.method, steps=row.steps, progress=False, **row.options
+        )
+        assert self.sampler.report is not None
+        return x, self.sampler.report.nfe
+
+    def figures(self, x: Tensor) -> Record:
+        return dataclasses.asdict(digit_figures(x))
+
+
+DATA = {
+    "digits": Digits,
+    "mixture-0.05": lambda: Mixture(0.05),
+    "mixture-0.15": lambda: Mixture(0.15),
+}
+
+
+def key(record: Record) -> str:
+    """What makes two records the same measurement."""
+    names = ("data", "method", "steps", "options", "seed", "n")
+    return json.dumps([record[name] for name in names], sort_keys=True)
+
+
+def missing(
+    records: list[Record], kinds: list[str], only: list[str] | None, n: int
+) -> list[Record]:
+    """Records still to be measured, by importance: all rows of a kind with seed 0, then 1, ..."""
+    done = {key(record) for record in records}
+    wanted = [
+        {"data": kind, "method": row.method, "steps": row.steps, "options": row.options,
+         "seed": seed, "n": n}
+        for kind in kinds
+        for seed in MIXTURE_SEEDS
+        for row in ROWS
+        if seed < (row.seeds if kind == "digits" else len(MIXTURE_SEEDS))
+        and (only is None or row.method in only)
+    ]  # fmt: skip
+    return [record for record in wanted if key(record) not in done]
+
+
+def measure(source: Digits | Mixture, record: Record) -> Record:
+    """The record with evaluations, seconds and figures."""
+    row = Row(record["method"], record["steps"], record["options"])
+    began = time.perf_counter()
+    x, nfe = source.sample(row, record["seed"], record["n"])
+    seconds = round(time.perf_counter() - began, 1)
+    return {**record, "nfe": nfe, "seconds": seconds, "figures": source.figures(x)}
+
+
+def dump(records: list[Record]) -> str:
+    """The file's text: a line per record."""
+    return '{"records": [\n' + ",\n".join(json.dumps(r) for r in records) + "\n]}\n"
+
+
+def main(args: list[str] | None = None) -> int:
+    """Exit code 0; methods that this version does not have are named and left out."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="JSON file, continued if it exists")
+    parser.add_argument("--only", nargs="+", metavar="METHOD", help="these methods alone")
+    parser.add_argument("--data", nargs="+", choices=DATA, default=list(DATA))
+    parser.add_argument("--n", type=int, default=1000, help="samples per seed (1000)")
+    chosen = parser.parse_args(args)
+    records = json.loads(chosen.out.read_text())["records"] if chosen.out.exists() else []
+    todo = missing(records, chosen.data, chosen.only, chosen.n)
+    for method in dict.fromkeys(r["method"] for r in todo if r["method"] not in methods.METHODS):
+        print(f"{method}: no such method in this version; left out")
+    sources: dict[str, Digits | Mixture] = {}
+    for record in (r for r in todo if r["method"] in methods.METHODS):
+        kind = record["data"]
+        if kind not in sources:
+            sources[kind] = DATA[kind]()
+        records.append(measure(sources[kind], record))
+        with atomic_write(chosen.out) as path:
+            path.write_text(dump(records))
+        print(json.dumps(records[-1]), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

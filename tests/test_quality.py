@@ -1,0 +1,201 @@
+"""benchmarks/quality.py and tools/write_quality.py: exact scores, what is run again, verdicts."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+
+import pytest
+import torch
+from test_benchmarks import ROOT, load
+
+quality = load(ROOT / "benchmarks" / "quality.py")
+write_quality = load(ROOT / "tools" / "write_quality.py")
+
+
+@pytest.fixture(scope="module")
+def mixture():
+    return quality.Mixture(0.15)
+
+
+def exact(mixture, n, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    mode = torch.multinomial(mixture.weights, n, replacement=True, generator=generator)
+    z = torch.randn(n, 768, generator=generator, dtype=torch.float64)
+    return (mixture.centres[mode] + mixture.deviation * z).reshape(n, *mixture.shape)
+
+
+def test_the_score_is_the_gradient_of_the_log_density(mixture):
+    for sigma in (0.02, 0.7, 5.0):
+        x = exact(mixture, 4) + sigma * torch.randn(4, *mixture.shape, dtype=torch.float64)
+        x.requires_grad_()
+        variance = mixture.deviation**2 + sigma**2
+        gap = (x.flatten(1)[:, None] - mixture.centres).square().sum(2)
+        log_density = torch.logsumexp(mixture.weights.log() - gap / (2 * variance), dim=1)
+        (gradient,) = torch.autograd.grad(log_density.sum(), x)
+        found = mixture.output(x.detach(), sigma)
+        torch.testing.assert_close(found, sigma * gradient, rtol=1e-9, atol=1e-9)
+
+
+def test_figures_of_exact_draws(mixture):
+    n = 4000
+    figures = mixture.figures(exact(mixture, n))
+    expected = sum(math.sqrt(w * (1 - w) / n * 2 / math.pi) for w in mixture.weights.tolist()) / 2
+    assert figures["total_variation"] == pytest.approx(expected, rel=0.6)
+    assert figures["variance_ratio"] == pytest.approx(1, abs=5 * math.sqrt(2 / (768 * n)))
+    assert sum(figures["share"]) == pytest.approx(1)
+
+
+def test_the_ladder_is_of_the_mixture(mixture):
+    distance = torch.cdist(mixture.centres, mixture.centres).max().item()
+    ladder = mixture.model.sigmas
+    assert ladder[0].item() == pytest.approx(distance, rel=1e-6)
+    assert ladder[-1].item() == pytest.approx(0.01)
+    assert mixture.centres.shape == (10, 768)
+    assert torch.pdist(mixture.centres).min() > 2
+
+
+def test_more_noise_finds_the_weights(mixture):
+    """The data's mean is not the prior's: the flow draws wrong weights, eta = 3 does not."""
+    n, found = 400, {}
+    for eta in (0.0, 3.0):
+        x, nfe = mixture.sample(quality.Row("dpmpp", 20, {"eta": eta}), 0, n)
+        found[eta] = mixture.figures(x)
+        assert nfe == 20
+        assert found[eta]["variance_ratio"] == pytest.approx(1, abs=0.1)
+    assert found[0.0]["total_variation"] > 0.1 > found[3.0]["total_variation"]
+
+
+def test_rows_differ():
+    keys = [json.dumps([r.method, r.steps, r.options]) for r in quality.ROWS]
+    assert len(set(keys)) == len(keys)
+
+
+def test_digits_have_the_seeds_of_the_row_and_mixtures_all():
+    found = quality.missing([], list(quality.DATA), None, 1000)
+    seeds = {}
+    for r in found:
+        seeds.setdefault((r["data"], r["method"], r["steps"]), set()).add(r["seed"])
+    assert seeds["digits", "ald", None] == set(range(5))
+    assert seeds["mixture-0.05", "cas", None] == set(range(10))
+    assert seeds["digits", "cas", None] == {0}
+    assert quality.missing(found, list(quality.DATA), None, 1000) == []
+    assert len(quality.missing(found, ["digits"], None, 10)) == sum(r.seeds for r in quality.ROWS)
+
+
+def test_only_what_is_missing_is_run(tmp_path, monkeypatch, capsys):
+    rows = [quality.Row("dpmpp", 2, seeds=2), quality.Row("cas", 3), quality.Row("no-such")]
+    monkeypatch.setattr(quality, "ROWS", rows)
+    monkeypatch.setattr(quality, "MIXTURE_SEEDS", (0, 1))
+    out = tmp_path / "results" / "quality.json"
+    call = ["--out", str(out), "--data", "mixture-0.15", "--n", "5"]
+    assert quality.main([*call, "--only", "cas"]) == 0
+    first = json.loads(out.read_text())["records"]
+    assert [(r["method"], r["nfe"], r["seed"]) for r in first] == [("cas", 3, 0), ("cas", 3, 1)]
+    capsys.readouterr()
+    quality.main(call)
+    printed = capsys.readouterr().out
+    assert "no-such: no such method in this version; left out" in printed
+    assert '"cas"' not in printed
+    second = json.loads(out.read_text())["records"]
+    assert second[:2] == first
+    assert [(r["method"], r["seed"]) for r in second[2:]] == [("dpmpp", 0), ("dpmpp", 1)]
+    before = out.stat().st_mtime_ns
+    quality.main(call)
+    assert out.stat().st_mtime_ns == before
+
+
+FIGURES = {
+    "n": 1000, "class_share": [0.1] * 8 + [0.08, 0.12], "recognised": 0.92,
+    "held_out_accuracy": 0.99, "frechet": 0.1, "frechet_train": 0.06, "nearest_train": 1.73,
+    "nearest_train_held_out": 1.75, "copies": 0.008,
+}  # fmt: skip
+
+
+def record(method, seed=0, nfe=30, data="digits", **changed):
+    figures = {**copy.deepcopy(FIGURES), **changed}
+    if data != "digits":
+        figures = {"total_variation": 0.03, "variance_ratio": 1.1, **changed}
+    return {"data": data, "method": method, "steps": None, "options": {}, "seed": seed,
+            "n": 1000, "nfe": nfe, "seconds": 1.0, "figures": figures}  # fmt: skip
+
+
+# recognised .91 and .93: sd .01414, so ald's band is .92 -+ .02828, .05828 from real digits' .95
+MARK = [record("ald", s, 246, recognised=r) for s, r in enumerate([0.91, 0.93])]
+
+
+@pytest.mark.parametrize(
+    ("changed", "missed"),
+    [
+        ({}, []),
+        ({"recognised": 0.8918}, []),
+        ({"recognised": 0.8916}, ["recognised"]),
+        ({"recognised": 0.99}, []),
+        ({"frechet": 0.07, "copies": 0.01, "nearest_train": 1.74}, []),
+        ({"frechet": 0.1001}, ["frechet"]),
+        ({"copies": 0.0121}, ["copies"]),
+        ({"nearest_train": 1.72}, ["nearest"]),
+        ({"nearest_train": 1.78}, ["nearest"]),
+        ({"class_share": [0.1] * 8 + [0.07, 0.13]}, ["rarest", "commonest"]),
+        ({"class_share": [0.1] * 10}, []),
+    ],
+)
+def test_as_good_means_no_farther_from_real_data(changed, missed):
+    assert write_quality.misses([record("x", **changed)], MARK) == missed
+
+
+@pytest.mark.parametrize(("ratio", "missed"), [(0.95, []), (0.85, ["variance_ratio"])])
+def test_variance_may_miss_on_either_side(ratio, missed):
+    mark = [record("ald", s, 451, "mixture-0.05", variance_ratio=1.1) for s in range(2)]
+    assert (
+        write_quality.misses([record("x", 0, 30, "mixture-0.05", variance_ratio=ratio)], mark)
+        == missed
+    )
+
+
+def test_one_seed_has_no_spread():
+    with pytest.raises(ValueError, match="ald needs two seeds or more"):
+        write_quality.band(MARK[:1], "recognised")
+
+
+def records():
+    mixtures = [
+        record(m, s, n, "mixture-0.05", total_variation=t)
+        for m, s, n, t in [("ald", 0, 451, 0.03), ("ald", 1, 451, 0.04), ("cas", 0, 90, 0.09)]
+    ]
+    return [record("cas", nfe=49, recognised=0.7), *MARK, record("fast"), *mixtures]
+
+
+def test_tables():
+    first, second = write_quality.digits_table(records()), write_quality.mixture_table(records())
+    rows = [line.split(" | ") for line in first.splitlines()[2:]]
+    assert [r[0] for r in rows[:3]] == ["| `ald`", "| `fast`", "| `cas`"]
+    assert [r[-1] for r in rows[:3]] == ["the mark |", "**yes** |", "no: recognised |"]
+    assert rows[0][1:4] == ["246", "92.0%", "0.100"]
+    assert rows[0][-2] == "2 x 1000"
+    assert second.splitlines()[2] == "| `ald` | 451 | 0.035, 1.10 | the mark |"
+    assert second.splitlines()[3] == "| `cas` | 90 | 0.090, 1.10 | no: modes |"
+
+
+def test_readme_and_plot(tmp_path, monkeypatch, capsys):
+    readme, plot, results = (tmp_path / n for n in ("README.md", "quality.png", "quality.json"))
+    for name, path in (("README", readme), ("PLOT", plot), ("RESULTS", results)):
+        monkeypatch.setattr(write_quality, name, path)
+    monkeypatch.setattr(write_quality, "ROOT", tmp_path)
+    readme.write_text("before\n<!-- quality:begin -->\nold\n<!-- quality:end -->\nafter\n")
+    with pytest.raises(FileNotFoundError, match=r"run benchmarks/quality\.py first"):
+        write_quality.write(check=True)
+    results.write_text(json.dumps({"records": records()}))
+    assert write_quality.write(check=True) == ["README.md", "quality.png"]
+    assert "old" in readme.read_text()
+    assert write_quality.write(check=False) == ["README.md"]
+    assert write_quality.write(check=True) == []
+    text = readme.read_text()
+    assert text.startswith("before\n<!-- quality:begin -->\n![Quality")
+    assert text.endswith("<!-- quality:end -->\nafter\n")
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    readme.write_text("no markers")
+    monkeypatch.setattr("sys.argv", ["write_quality.py"])
+    assert write_quality.main() == 1
+    assert "must hold the lines <!-- quality:begin -->" in capsys.readouterr().out

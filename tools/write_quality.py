@@ -1,0 +1,294 @@
+"""Writes quality against evaluations into README.md, between its markers, and docs/quality.png.
+
+`python benchmarks/quality.py --out benchmarks/results/quality.json` measures; `python
+tools/write_quality.py` then writes table and plot. With `--check` it only says whether both are
+there and the table is up to date.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+README, PLOT = ROOT / "README.md", ROOT / "docs" / "quality.png"
+RESULTS = ROOT / "benchmarks" / "results" / "quality.json"
+BEGIN, END = "<!-- quality:begin -->", "<!-- quality:end -->"
+MARK, OURS = "ald", "fast"
+COLOURS = {
+    "ald": "#333333", "fast": "#c0392b", "cas": "#2471a3", "dpmpp": "#1e8449", "heun": "#8e44ad",
+    "euler": "#b9770e", "ancestral": "#16808a", "reverse": "#7f8c8d", "pc": "#a0522d",
+    "ode": "#5d6d7e",
+}  # fmt: skip
+
+Record = dict[str, Any]
+Group = list[Record]
+
+
+def figures(record: Record) -> dict[str, float]:
+    """The figures of a record that count, by name."""
+    f = record["figures"]
+    if record["data"] != "digits":
+        return {"total_variation": f["total_variation"], "variance_ratio": f["variance_ratio"]}
+    return {
+        "recognised": f["recognised"],
+        "frechet": f["frechet"],
+        "rarest": min(f["class_share"]),
+        "commonest": max(f["class_share"]),
+        "nearest": f["nearest_train"],
+        "copies": f["copies"],
+    }
+
+
+def truth(record: Record) -> dict[str, float]:
+    """The same figures of real data: 5 % unrecognised and 1 % copies are definitions."""
+    if record["data"] != "digits":
+        return {"total_variation": 0.0, "variance_ratio": 1.0}
+    f = record["figures"]
+    return {
+        "recognised": 0.95,
+        "frechet": f["frechet_train"],
+        "rarest": 0.1,
+        "commonest": 0.1,
+        "nearest": f["nearest_train_held_out"],
+        "copies": 0.01,
+    }
+
+
+def groups(records: list[Record], data: str) -> list[Group]:
+    """Records of a kind of data that differ in the seed alone: ald, fast, then the others."""
+    found: dict[str, Group] = {}
+    for r in records:
+        if r["data"] == data:
+            found.setdefault(json.dumps([r["method"], r["steps"], r["options"]]), []).append(r)
+    order = list(dict.fromkeys(g[0]["method"] for g in found.values()))
+    order.sort(key=lambda m: (m != MARK, m != OURS))
+    return sorted(found.values(), key=lambda g: (order.index(g[0]["method"]), nfe(g)))
+
+
+def nfe(group: Group) -> float:
+    return statistics.mean(r["nfe"] for r in group)
+
+
+def mean(group: Group, name: str) -> float:
+    return statistics.mean(figures(r)[name] for r in group)
+
+
+def band(group: Group, name: str) -> tuple[float, float]:
+    """Mean plus or minus two standard deviations of one seed's figure."""
+    values = [figures(r)[name] for r in group]
+    if len(values) < 2:
+        raise ValueError(f"{MARK} needs two seeds or more for a spread; run benchmarks/quality.py")
+    centre, spread = statistics.mean(values), statistics.stdev(values)
+    return centre - 2 * spread, centre + 2 * spread
+
+
+def misses(group: Group, mark: Group) -> list[str]:
+    """Figures that are farther from real data than the mark's band reaches."""
+    found = []
+    for name, real in truth(mark[0]).items():
+        reach = max(abs(end - real) for end in band(mark, name))
+        if abs(mean(group, name) - real) > reach:
+            found.append(name)
+    return found
+
+
+SHORT = {"nearest": "nearest digit", "frechet": "Fréchet", "rarest": "rarest class",
+         "commonest": "commonest class", "total_variation": "modes", "variance_ratio": "variance",
+         }  # fmt: skip
+
+
+def label(group: Group) -> str:
+    """Method and what was set, as options of the command line."""
+    first = group[0]
+    options = {} if first["steps"] is None else {"steps": first["steps"]}
+    options |= first["options"]
+    return " ".join([f"`{first['method']}`", *(f"{k} {v:g}" for k, v in options.items())])
+
+
+def _verdict(group: Group, mark: Group) -> str:
+    if group is mark:
+        return "the mark"
+    missed = misses(group, mark)
+    return "no: " + ", ".join(SHORT.get(m, m) for m in missed) if missed else "**yes**"
+
+
+def digits_table(records: list[Record]) -> str:
+    """Markdown: a row per method and setting, on the shipped model."""
+    found = groups(records, "digits")
+    mark = next(g for g in found if g[0]["method"] == MARK)
+    lines = [
+        "| method | evaluations | recognised | Fréchet distance | rarest and commonest class "
+        "| nearest training digit | copies | samples | as good as `ald` |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for group in found:
+        m = {name: mean(group, name) for name in figures(group[0])}
+        lines.append(
+            f"| {label(group)} | {nfe(group):.0f} | {m['recognised']:.1%} | {m['frechet']:.3f} "
+            f"| {m['rarest']:.1%} to {m['commonest']:.1%} | {m['nearest']:.2f} "
+            f"| {m['copies']:.1%} | {len(group)} x {group[0]['n']} | {_verdict(group, mark)} |"
+        )
+    spread = {name: (band(mark, name)[1] - band(mark, name)[0]) / 2 for name in truth(mark[0])}
+    real = truth(mark[0])
+    lines += [
+        f"| *two standard deviations of* `{MARK}` | | {spread['recognised']:.1%} "
+        f"| {spread['frechet']:.3f} | {spread['rarest']:.1%}, {spread['commonest']:.1%} "
+        f"| {spread['nearest']:.2f} | {spread['copies']:.1%} | | |",
+        f"| *real digits* | | {real['recognised']:.0%} | {real['frechet']:.3f} | 10% "
+        f"| {real['nearest']:.2f} | {real['copies']:.0%} | | |",
+    ]
+    return "\n".join(lines)
+
+
+def mixture_table(records: list[Record]) -> str:
+    """Markdown: the same methods with an exact score, a column per mixture."""
+    kinds = sorted({r["data"] for r in records} - {"digits"})
+    found = {kind: {label(g): g for g in groups(records, kind)} for kind in kinds}
+    heads = [f"deviation {kind.split('-')[1]}" for kind in kinds]
+    lines = [
+        f"| exact score | evaluations | {' | '.join(heads)} | as good as `ald` |",
+        f"|---|---|{'---|' * len(kinds)}---|",
+    ]
+    for name in dict.fromkeys(name for of_kind in found.values() for name in of_kind):
+        of_row = {k: found[k][name] for k in kinds if name in found[k]}
+        cells = [
+            f"{mean(of_row[k], 'total_variation'):.3f}, {mean(of_row[k], 'variance_ratio'):.2f}"
+            if k in of_row else "not run" for k in kinds
+        ]  # fmt: skip
+        verdicts = {k: _verdict(g, found[k][f"`{MARK}`"]) for k, g in of_row.items()}
+        verdict = " / ".join(dict.fromkeys(verdicts.values()))
+        evaluations = nfe(next(iter(of_row.values())))
+        lines.append(f"| {name} | {evaluations:.0f} | {' | '.join(cells)} | {verdict} |")
+    return "\n".join(lines)
+
+
+CAPTION = (
+    "*Quality against evaluations. Above: the digits model that ships with the package, by the "
+    "figures of its model card, n samples of each seed. Below: a mixture of ten Gaussians around "
+    "digits in 768 dimensions with unequal weights, whose exact score is known; total variation "
+    "between drawn and true weights of the modes, and variance within them over the true one. "
+    "A method is as good as `ald` where no figure, averaged over its seeds, is farther from that "
+    "of real data than ald's seeds reach, their mean plus or minus two of their standard "
+    "deviations; otherwise the figures that are get named. To repeat it:* `python "
+    "benchmarks/quality.py "
+    "--out benchmarks/results/quality.json`*, then* `python tools/write_quality.py`"
+)
+
+
+def block(records: list[Record]) -> str:
+    """All that stands between the markers."""
+    picture = f"![Quality against network evaluations, for every method](docs/{PLOT.name})"
+    caption = textwrap.fill(CAPTION, 118, break_on_hyphens=False)
+    return "\n\n".join([picture, digits_table(records), mixture_table(records), caption])
+
+
+def fill(text: str, content: str) -> str:
+    """Text with what stands between the markers replaced; ValueError unless each is there once."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(END) < text.index(BEGIN):
+        raise ValueError(
+            f"{README.name} must hold the lines {BEGIN} and {END} once, where the quality shall go"
+        )
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n{content}\n{END}{rest.split(END)[1]}"
+
+
+def plot(records: list[Record], path: Path) -> None:
+    """Recognised samples and Fréchet distance against evaluations; ald's band shaded."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    found = groups(records, "digits")
+    mark = next(g for g in found if g[0]["method"] == MARK)
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4.2))
+    panels = {
+        "recognised": "recognised as a digit",
+        "frechet": "Fréchet distance to held-out digits",
+    }
+    for axis, (name, title) in zip(axes, panels.items(), strict=True):
+        low, high = band(mark, name)
+        axis.axhspan(low, high, color="#333333", alpha=0.10, linewidth=0)
+        real = truth(mark[0])[name]
+        axis.axhline(real, color="#333333", linewidth=0.8, linestyle=(0, (2, 3)))
+        for text, x, y in (
+            (f"{MARK} ± 2 sd", 0.9, (low * high) ** 0.5), ("real digits", 0.99, 1.004 * real)
+        ):  # fmt: skip
+            axis.annotate(text, (x, y), xycoords=("axes fraction", "data"), size=7.5, ha="right",
+                          va="center" if x < 0.99 else "bottom", color="#555555")  # fmt: skip
+        for method in dict.fromkeys(g[0]["method"] for g in found):
+            _curve(axis, [g for g in found if g[0]["method"] == method], name)
+        axis.set_xscale("log")
+        ticks = [10, 20, 30, 50, 100, 250]
+        axis.set_xticks(ticks, [str(t) for t in ticks])
+        axis.xaxis.minorticks_off()
+        axis.set_title(title, size=10, loc="left")
+        axis.tick_params(labelsize=8)
+        axis.grid(axis="y", color="#dddddd", linewidth=0.6)
+        axis.set_axisbelow(True)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.set_xlabel("network evaluations per sample", size=9)
+    axes[0].yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes[1].set_yscale("log")
+    axes[1].set_yticks([0.06, 0.1, 0.2, 0.4, 0.8], ["0.06", "0.1", "0.2", "0.4", "0.8"])
+    axes[1].yaxis.minorticks_off()
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.tight_layout(rect=(0, 0, 0.88, 1))
+    figure.legend(handles, names, loc="center right", fontsize=8, frameon=False)
+    figure.savefig(path, dpi=200, metadata={"Software": None})
+    pyplot.close(figure)
+
+
+def _curve(axis: Any, of_method: list[Group], name: str) -> None:
+    """A method's points, joined where they differ in the number of steps alone."""
+    method = of_method[0][0]["method"]
+    colour, strong = COLOURS.get(method, "#000000"), method in (MARK, OURS)
+    lines: dict[str, list[Group]] = {}
+    for group in of_method:
+        lines.setdefault(json.dumps(group[0]["options"]), []).append(group)
+    for options, line in lines.items():
+        given = json.loads(options)
+        text = " ".join([method, *(f"{k} {v:g}" for k, v in given.items())])
+        axis.plot(
+            [nfe(g) for g in line], [mean(g, name) for g in line], color=colour, label=text,
+            marker="s" if given else "o", linestyle="--" if given else "-",
+            markersize=6 if strong else 4, linewidth=2.2 if strong else 1.1,
+            zorder=3 if strong else 2,
+        )  # fmt: skip
+
+
+def write(*, check: bool) -> list[str]:
+    """Names of the files that were out of date; rewrites them, and the plot, unless `check`."""
+    if not RESULTS.exists():
+        raise FileNotFoundError(f"no {RESULTS.relative_to(ROOT)}; run benchmarks/quality.py first")
+    records, readme = json.loads(RESULTS.read_text())["records"], README.read_text()
+    wanted = fill(readme, block(records))
+    stale = [README.name] if wanted != readme else []
+    if not check:
+        README.write_text(wanted)
+        plot(records, PLOT)
+    elif not PLOT.exists():
+        stale.append(PLOT.name)
+    return stale
+
+
+def main() -> int:
+    """Exit code 1 if --check finds a file out of date, or if there is nothing to write."""
+    check = "--check" in sys.argv
+    try:
+        stale = write(check=check)
+    except (FileNotFoundError, ValueError) as error:
+        print(error)
+        return 1
+    if check and stale:
+        print(f"out of date: {', '.join(stale)}; run python tools/write_quality.py")
+    return int(check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
