@@ -60,15 +60,16 @@ class SamplingOptions(ModelOptions):
     start: int = 0
     """Index of the first sample."""
     method: Literal[
-        "ald", "cas", "euler", "heun", "dpmpp", "em", "reverse", "ancestral", "pc", "ode",
+        "ald", "fast", "cas", "euler", "heun", "dpmpp", "em", "reverse", "ancestral", "pc", "ode",
         "adaptive",
     ] = "ald"  # fmt: skip
-    """Annealed Langevin dynamics; consistent annealed sampling; Euler's, Heun's (EDM) and
-    DPM-Solver++'s method on the probability flow; Euler-Maruyama, reverse diffusion and ancestral
-    sampling of the reverse SDE; predictor-corrector; the flow, and the SDE, by steps that adapt."""
+    """Annealed Langevin dynamics; its quality in 30 evaluations; consistent annealed sampling;
+    Euler's, Heun's (EDM) and DPM-Solver++'s method on the probability flow; Euler-Maruyama, reverse
+    diffusion and ancestral sampling of the reverse SDE; predictor-corrector; the flow, and the SDE,
+    by steps that adapt."""
     steps: int | None = None
-    """Noise levels, or steps in time (em). Without it the model's own ladder; 50 for euler, 18 for
-    heun (two evaluations each), 20 for dpmpp, 500 for em. None for ode and adaptive."""
+    """Noise levels, or steps in time (em). Without it the model's own ladder; 30 for fast, 50 for
+    euler, 18 for heun (two evaluations each), 20 for dpmpp, 500 for em. None for ode, adaptive."""
     schedule: Schedule | None = None
     """Where the levels lie (all but ald, cas, em, ode, adaptive): ladder takes trained ones;
     geometric; karras and polynomial bend with --rho. Without it geometric, or trained ones if the
@@ -85,7 +86,7 @@ class SamplingOptions(ModelOptions):
     """code: x + a s + sqrt(2a) z; paper: half that a (ald). Without it the model's own."""
     eta: float | None = None
     """Share of noise, from 0 for the flow to 1 for the SDE (ancestral, dpmpp; default
-    1)."""
+    1), and beyond (fast; default 4)."""
     churn: float | None = None
     """S_churn, noise added before steps (euler, heun; default 0)."""
     s_min: float | None = None
@@ -93,7 +94,7 @@ class SamplingOptions(ModelOptions):
     s_max: float | None = None
     """Largest sigma that churn acts on."""
     s_noise: float | None = None
-    """Scale of the noise (euler, heun, dpmpp; default 1)."""
+    """Scale of the noise (euler, heun, dpmpp, fast; default 1)."""
     t_end: float | None = None
     """Time of the last step, from 0 to 1 (em; default 0.001)."""
     predictor: Predictor | None = None

@@ -16,7 +16,7 @@ from ncsn_fast.samplers import fast, methods
 from ncsn_fast.samplers import sde as chains
 from ncsn_fast.sde import VE
 
-NEW = ["euler", "heun", "dpmpp", "em", "reverse", "ancestral"]
+NEW = ["fast", "euler", "heun", "dpmpp", "em", "reverse", "ancestral"]
 LADDER_METHODS = [name for name in NEW if name != "em"]
 COLUMNS = ("sigma", "level", "a", "b", "c", "g", "p", "q")
 
@@ -39,7 +39,15 @@ def own_ladder(model):
 @pytest.mark.parametrize("arch", ["ncsnv2", "ncsn"])
 def test_default_evaluations(models, arch):
     found = {name: methods.build(name, models[arch], None, {}).nfe for name in NEW}
-    expected = {"euler": 50, "heun": 35, "dpmpp": 20, "em": 500, "reverse": 60, "ancestral": 60}
+    expected = {
+        "fast": 30,
+        "euler": 50,
+        "heun": 35,
+        "dpmpp": 20,
+        "em": 500,
+        "reverse": 60,
+        "ancestral": 60,
+    }
     assert found == expected
 
 
@@ -50,6 +58,7 @@ def test_defaults_are_the_builders(models):
         return sigmas.spaced(own, n, "geometric")
 
     expected = {
+        "fast": fast.fast(spaced(30)),
         "euler": fast.euler(spaced(50)),
         "heun": fast.heun(spaced(18)),
         "dpmpp": fast.dpm_solver_pp(spaced(20), eta=1.0),
@@ -72,6 +81,7 @@ def test_options_reach_the_builders(models):
         ("heun", {**bent, **churned}, fast.heun(ladder, churn=churn)),
         ("dpmpp", {**bent, "eta": 0.5, "s_noise": 1.2},
          fast.dpm_solver_pp(ladder, eta=0.5, s_noise=1.2)),
+        ("fast", {**bent, "eta": 2.0, "s_noise": 0.9}, fast.fast(ladder, eta=2.0, s_noise=0.9)),
         ("reverse", {**bent, "flow": True}, chains.reverse_diffusion(ladder, flow=True)),
         ("ancestral", {**bent, "eta": 0.3}, chains.ancestral(ladder, 0.3)),
         ("em", {"t_end": 0.01}, chains.euler_maruyama(VE.from_sigmas(own), 7, t_end=0.01)),
@@ -162,6 +172,7 @@ OPTIONS = {
     "euler": {"steps": 4},
     "heun": {"steps": 3, "schedule": "karras"},
     "heun-churned": {"method": "heun", "steps": 3, "churn": 1.5},
+    "fast": {"steps": 4},
     "dpmpp": {"steps": 4, "schedule": "polynomial"},
     "dpmpp-flow": {"method": "dpmpp", "steps": 4, "eta": 0.0},
     "em": {"steps": 5},

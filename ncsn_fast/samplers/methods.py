@@ -44,6 +44,7 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "ald": Method(tables.ald, "annealed Langevin dynamics, Song & Ermon 2019/2020", ("sigmas",)),
+    "fast": Method(tables.fast, "DPM-Solver++(2M) with eta = 4: ald's quality, few evaluations"),
     "cas": Method(
         tables.cas, "consistent annealed sampling, Jolicoeur-Martineau et al. 2021", ("sigmas",)
     ),

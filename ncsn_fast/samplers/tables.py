@@ -10,7 +10,7 @@ import numpy as np
 
 from ncsn_fast import sigmas as ladders
 from ncsn_fast.models.score import ScoreModel
-from ncsn_fast.samplers import fast
+from ncsn_fast.samplers import fast as few
 from ncsn_fast.samplers import sde as chains
 from ncsn_fast.samplers.langevin import annealed_langevin, consistent_annealed, refine_ladder
 from ncsn_fast.samplers.levels import Levels
@@ -93,7 +93,7 @@ def euler(
     churn, s_min, s_max, s_noise: as in `heun`.
     """
     ladder = levels.between_the_ends(model, 50)
-    return fast.euler(ladder, churn=fast.Churn(churn, s_min, s_max, s_noise), denoise=denoise)
+    return few.euler(ladder, churn=few.Churn(churn, s_min, s_max, s_noise), denoise=denoise)
 
 
 def heun(
@@ -112,7 +112,7 @@ def heun(
     S_min and S_max, and its sigmas, are to be halved.
     """
     ladder = levels.between_the_ends(model, 18)
-    return fast.heun(ladder, churn=fast.Churn(churn, s_min, s_max, s_noise), denoise=denoise)
+    return few.heun(ladder, churn=few.Churn(churn, s_min, s_max, s_noise), denoise=denoise)
 
 
 def dpmpp(
@@ -130,7 +130,20 @@ def dpmpp(
     and 71 % with eta = 0; euler and heun without churn are flows, too (68 and 70 %).
     """
     ladder = levels.between_the_ends(model, 20)
-    return fast.dpm_solver_pp(ladder, eta=eta, s_noise=s_noise, denoise=denoise)
+    return few.dpm_solver_pp(ladder, eta=eta, s_noise=s_noise, denoise=denoise)
+
+
+def fast(
+    model: ScoreModel,
+    levels: Levels,
+    *,
+    eta: float = few.FAST_ETA,
+    s_noise: float = 1.0,
+    denoise: bool = True,
+) -> Program:
+    """As good as `ald` in few evaluations: `steps` levels (30), NFE = steps; samplers/fast.py."""
+    ladder = levels.between_the_ends(model, few.FAST_STEPS)
+    return few.fast(ladder, eta=eta, s_noise=s_noise, denoise=denoise)
 
 
 def em(model: ScoreModel, levels: Levels, *, t_end: float = 1e-3, denoise: bool = True) -> Program:
