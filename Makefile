@@ -32,6 +32,7 @@ check: setup                         ## lint and types
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(PY) tools/write_results.py --check
+	$(PY) tools/write_quality.py --check
 
 fmt: setup
 	$(PY) -m ruff check --fix .
