@@ -249,6 +249,7 @@ class Denoise(ModelOptions):
     """Standard deviation of the noise, in units of the image range [0, 1]."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_count("--n", self.n)
         check_png("--out", self.out)
 

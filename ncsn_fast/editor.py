@@ -16,7 +16,7 @@ from ncsn_fast.noise import Stream, check_uint32, normal, sample_indices
 from ncsn_fast.restorer import Restorer, check_range
 from ncsn_fast.samplers import methods
 from ncsn_fast.samplers.editing import check_draws_noise, interpolation_weights, start_level
-from ncsn_fast.samplers.guidance import Conditional, Gradient, classifier_gradient
+from ncsn_fast.samplers.guidance import Conditional, Gradient, check_labels, classifier_gradient
 
 
 class Editor(Restorer):
@@ -54,11 +54,12 @@ class Editor(Restorer):
         """
         if (classifier is None) == (gradient is None):
             raise ValueError("give either a classifier or a gradient")
-        if gradient is None and classifier is not None:
-            gradient = classifier_gradient(classifier)
         labels = torch.as_tensor(labels)
         if labels.ndim == 0:
             raise ValueError("labels must be (N,), one per sample; got one number")
+        if gradient is None and classifier is not None:
+            check_labels(labels, classifier, self.model.image_shape, self.device)
+            gradient = classifier_gradient(classifier)
         program = methods.build(method, self.model, steps, options)
         guide = Conditional(gradient, labels, scale)  # type: ignore[arg-type]
         job = Job(sample_indices(start, len(labels)), guide=guide)

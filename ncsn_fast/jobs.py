@@ -115,6 +115,7 @@ def run_job(
             rows = torch.arange(first, first + size).clamp(max=n - 1)
             try:
                 chains = job.chains(rows, program, seed, engine)
+                chains.count = count
                 watch = Watch(program, chains, count, bar, callback)
                 x, nfe = _run(engine, program, job, rows, chains, watch)
                 drawn = Drawn(job.samples[first : first + count], x[:count].cpu(), nfe[:count])
@@ -147,6 +148,10 @@ def _run(
     guide = None if job.guide is None else job.guide.rows(rows, engine.device)
     constraint = None if job.constraint is None else job.constraint.rows(rows, engine.device)
     if isinstance(program, Program):
+        if constraint is not None and program.reference_noise is None:
+            raise ValueError(
+                f"this {program.name} imposes nothing; see samplers/editing.inpainting"
+            )
         update = None if constraint is None else ConstrainedUpdate(constraint)
         options: dict[str, Any] = {"update": update, "guide": guide, "on_level": watch.level_done}
         x = engine.run(program, chains, **options)

@@ -38,6 +38,11 @@ class ModelOptions:
     quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """No progress bar."""
 
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "threads"):
+            if (value := getattr(self, name)) is not None:
+                check_count(f"--{name.replace('_', '-')}", value)
+
     def sampler(self) -> Sampler:
         """The Sampler that these options describe."""
         return Sampler(
@@ -117,9 +122,10 @@ class SamplingOptions(ModelOptions):
     atol: float | None = None
     """Absolute tolerance of a step (ode, default 0.001; adaptive, default 1/256)."""
     denoise: bool = True
-    """Finish with the posterior mean instead of a noisy sample."""
+    """Finish with the posterior mean instead of a noisy sample (pc: without the last noise)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_uint32("--seed", self.seed)
         check_uint32("--start", self.start)
         if self.draws():

@@ -16,7 +16,7 @@ from ncsn_fast.samplers import methods
 from ncsn_fast.samplers.editing import inpainting
 from ncsn_fast.samplers.guidance import Both, Imposed, Projected
 from ncsn_fast.samplers.operators import Grey, Mask, Operator, block_mean, gaussian_blur
-from ncsn_fast.samplers.plain import Guide, Procedure
+from ncsn_fast.samplers.plain import Guide, Procedure, check_guide
 from ncsn_fast.samplers.program import Program
 
 Inpainting = Literal["ncsnv2", "ncsn", "projected"]
@@ -34,6 +34,7 @@ class Restorer(abc.ABC):
     """
 
     model: ScoreModel
+    device: torch.device
 
     @abc.abstractmethod
     def _images(self, images: Any, n: int | None = None) -> Tensor:
@@ -83,6 +84,12 @@ class Restorer(abc.ABC):
         known = self._images(images)
         keep = as_mask(mask, known)
         program = methods.build(method, self.model, steps, options)
+        if variant in ("ncsnv2", "ncsn") and not isinstance(program, Program):
+            does = "imposes pixels after every update" if _imposes(program) else "imposes nothing"
+            raise ValueError(
+                f"method {method!r} {does}, so it has no variant {variant!r}; leave it out, or "
+                "take 'projected'"
+            )
         variant = variant or ("ncsnv2" if _imposes(program) else "projected")
         job = Job(sample_indices(start, len(known)))
         if variant == "projected":
@@ -127,12 +134,15 @@ class Restorer(abc.ABC):
             guide: a guide beside, such as Conditional (samplers/guidance.py).
         """
         y = self._measured(measurements, operator)
+        check_guide(guide, len(y))
         program = methods.build(method, self.model, steps, options)
         how = how or ("imposed" if _imposes(program) and noise == 0 else "projected")
         job = Job(sample_indices(start, len(y)), guide=guide)
         if how == "projected":
             projected = Projected(operator, y, noise)
             job.guide = projected if guide is None else Both(guide, projected)
+        elif how == "imposed" and not _imposes(program):
+            raise ValueError(f"method {method!r} imposes nothing; take how='projected'")
         elif how == "imposed" and noise == 0:
             job.constraint = Imposed(operator, y)
             if isinstance(program, Program):

@@ -19,7 +19,7 @@ from torch import Tensor
 from ncsn_fast import cli, noise, shards
 from ncsn_fast.folders import read_files, write_files
 from ncsn_fast.images import save_grid
-from ncsn_fast.jobs import default_batch_size
+from ncsn_fast.jobs import Report, default_batch_size
 from ncsn_fast.options import SamplingOptions, check_count, check_png
 from ncsn_fast.sampler import Sampler
 
@@ -65,15 +65,18 @@ class SampleOptions(SamplingOptions):
         return None if self.shard is None else shards.parse(self.shard)
 
 
+def _evaluations(r: Report) -> str:
+    if r.nfe == r.nfe_most:
+        return f"{r.nfe:g} network evaluations each"
+    return f"{r.nfe:.4g} network evaluations on average, at most {r.nfe_most}"
+
+
 def _how(sampler: Sampler) -> str:
     """What the last call did, for people; nothing if nothing was drawn."""
     r = sampler.report
     if r is None:
         return ""
-    return (
-        f", {r.nfe} network evaluations each ({r.method}), {r.seconds:.1f} s, "
-        f"engine {r.engine} {r.dtype}"
-    )
+    return f", {_evaluations(r)} ({r.method}), {r.seconds:.1f} s, engine {r.engine} {r.dtype}"
 
 
 def _write(options: SampleOptions, team: shards.Team, sampler: Sampler, folder: Path) -> None:

@@ -23,7 +23,7 @@ from ncsn_fast.loading import resolve_model
 from ncsn_fast.models.score import ScoreModel, each_sigma
 from ncsn_fast.plan import Plan, make_plan
 from ncsn_fast.samplers import methods
-from ncsn_fast.samplers.plain import Guide, Procedure
+from ncsn_fast.samplers.plain import Guide, Procedure, check_guide
 from ncsn_fast.samplers.program import Program
 
 log = logging.getLogger(__name__)
@@ -111,6 +111,7 @@ class Sampler(Editor):
             callback: called with a Progress after every noise level.
         """
         program = methods.build(method, self.model, steps, options)
+        check_guide(guide, n)
         initial = None if init is None else self._images(init, n)
         job = Job(noise.sample_indices(start, n), init=initial, guide=guide)
         return self._draw(program, job, seed, output, progress, callback)

@@ -75,8 +75,10 @@ class Watch:
         self.sightings: list[_Sighting] = []
         self.steps, self.units = 0, 0
         self.n_levels = 0
-        if isinstance(program, Program) and program.nfe:
-            self.n_levels = int(program.level[-1]) + 1
+        if isinstance(program, Program):
+            self.n_levels = int(program.level[-1]) + 1 if program.nfe else 0
+        elif program.nfe is not None:
+            self.n_levels = len(program.sigma)
 
     def level_done(self, done: int) -> None:
         """After rows of a table."""

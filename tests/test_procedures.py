@@ -77,7 +77,7 @@ def test_chains_can_correct(plain, name, nfe):
     assert not torch.allclose(correct(relative_step=0.01), images, atol=1e-2)
     with pytest.raises(ValueError, match="makes its own noise, which interpolation cannot mix"):
         plain.interpolate(1, 3, method="pc", corrector=name, progress=False)
-    with pytest.raises(ValueError, match="relative_step is of ula, mala, hmc; 'langevin' has snr"):
+    with pytest.raises(ValueError, match="corrector 'langevin' has no relative_step; it has snr"):
         draw(plain, 1, method="pc", relative_step=0.1)
 
 
@@ -110,11 +110,12 @@ def test_callbacks_see_the_way_down(plain, method):
     assert levels == list(range(len(levels)))
     sigmas = [p.sigma for p in seen]
     assert sigmas == sorted(sigmas, reverse=True)
-    assert sigmas[-1] == pytest.approx(0.0 if method == "pc" else 0.1, abs=1e-4)
+    assert sigmas[-1] == pytest.approx(0.1, abs=1e-4)
     assert all(a.nfe < b.nfe for a, b in itertools.pairwise(seen))
     assert seen[-1].x.shape == images.shape
     assert not seen[-1].x.is_inference()
-    assert all(p.n_levels == 0 and p.method == method for p in seen)
+    n_levels = 4 if method == "pc" else 0
+    assert all(p.n_levels == n_levels and p.method == method for p in seen)
 
 
 def test_lost_samples_are_named():
@@ -138,6 +139,13 @@ def test_lost_samples_are_named():
         ("adaptive", 5, {}, "'adaptive' chooses its own steps"),
         ("pc", 0, {}, "steps must be at least 1; got 0"),
         ("pc", 3, {"snr": 0.0}, "corrector_steps >= 0 and snr > 0"),
+        ("pc", 3, {"predictor": "none", "corrector_steps": 0}, "does nothing; give some"),
+        ("pc", 3, {"corrector": "hmc", "snr": 0.1}, "corrector 'hmc' has no snr; it has rel"),
+        ("pc", 3, {"corrector": "mala", "norm": "batch"}, "corrector 'mala' has no norm"),
+        ("pc", 3, {"corrector": "annealed", "norm": "batch"}, "'annealed' has no norm; it has snr"),
+        ("pc", 3, {"corrector": "ula", "relative_step": -1.0}, "relative_step must be positive"),
+        ("pc", 3, {"corrector": "gibbs"}, "corrector must be one of langevin, annealed, ula"),
+        ("adaptive", None, {"atol": 0.0}, "expected rtol >= 0 and atol > 0"),
         ("pc", 3, {"norm": "all"}, "norm must be one of batch, sample"),
         (
             "pc",
@@ -176,6 +184,20 @@ def test_batch_norms_are_the_published_ones(plain, caplog):
     )
 
 
+def test_batch_norms_do_not_count_padding(plain):
+    """Five samples are a batch of four and one of one, padded to four."""
+    alone = draw(plain, 1, method="pc", start=4)
+    assert torch.equal(draw(plain, 5, method="pc", norm="batch")[4:], alone)
+
+
+def test_bad_requests_are_refused_before_anything_is_built():
+    sampler = Sampler(tiny(), engine="eager")
+    for method, options in (("ode", {"rtol": -1.0}), ("pc", {"corrector": "ula", "snr": 1.0})):
+        with pytest.raises(ValueError, match=r"expected rtol|has no snr"):
+            sampler.plan(4, method=method, **options)
+    assert not sampler._engines
+
+
 def test_known_pixels_and_pairs_of_samples(plain):
     mask = torch.arange(8) < 3
     out = plain.inpaint(photos(), mask, method="pc", progress=False)
@@ -197,6 +219,9 @@ class Tilt:
     """A guide that adds a constant to the score of each sample."""
 
     push: torch.Tensor
+
+    def __len__(self):
+        return len(self.push)
 
     def rows(self, index, device):
         return Tilt(self.push[index].to(device))
@@ -283,7 +308,7 @@ def test_the_command_line(tiny_folder, monkeypatch):
     common = ["--model", "model", "--engine", "eager", "--quiet", "--n", "2", "--out-dir"]
     words = {
         "pc": "--steps 3 --predictor ancestral --corrector annealed --corrector-steps 2 "
-        "--order predictor_first --snr 0.2 --norm sample",
+        "--order predictor_first --snr 0.2",
         "ode": "--rtol 0.1 --atol 0.2",
         "adaptive": "--rtol 0.3",
     }

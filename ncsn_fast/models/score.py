@@ -193,17 +193,20 @@ class ScoreModel(nn.Module):
 
     def nearest_level(self, sigma: Tensor | float) -> Tensor:
         """Index of the trained level nearest to sigma in log sigma; int64, shape of sigma."""
-        sigma = torch.as_tensor(sigma, dtype=torch.float64, device=self.device)
-        gaps = (sigma.log()[..., None] - self.sigmas.double().log()).abs()
+        device = sigma.device if isinstance(sigma, Tensor) else self.device
+        sigma = torch.as_tensor(sigma, dtype=torch.float64, device=device)
+        gaps = (sigma.log()[..., None] - self.sigmas.to(device).double().log()).abs()
         return gaps.argmin(dim=-1)
 
     def condition(self, sigma: Tensor | float) -> Tensor | None:
         """What the network sees at noise level sigma, in the shape of sigma.
 
-        int64 levels, float32 times, or None where it sees nothing.
+        int64 levels, float32 times, or None where it sees nothing; on the device of sigma, or of
+        the model for a number.
         """
         if self.clock is not None:
-            return self.clock.time(sigma).to(self.device, torch.float32)
+            device = sigma.device if isinstance(sigma, Tensor) else self.device
+            return self.clock.time(sigma).to(device, torch.float32)
         return self.nearest_level(sigma) if self.conditional else None
 
     def score_factor(self, sigma: Tensor | float) -> Tensor | float:

@@ -58,6 +58,9 @@ class Projected:
             damping = self.noise**2 * (sigma.double() ** -2 + self.spread**-2)
         return (self.operator.correct(denoised, self.measurements, damping) - x) / square
 
+    def __len__(self) -> int:
+        return len(self.measurements)
+
     def rows(self, index: Tensor, device: torch.device) -> Projected:
         return dataclasses.replace(
             self,
@@ -92,6 +95,9 @@ class Conditional:
     def score(self, score: Score, x: Tensor, sigma: Tensor) -> Tensor:
         return score(x, sigma) + self.scale * self.gradient(x, sigma, self.labels)
 
+    def __len__(self) -> int:
+        return len(self.labels)
+
     def rows(self, index: Tensor, device: torch.device) -> Conditional:
         return dataclasses.replace(self, labels=self.labels[index].to(device))
 
@@ -119,6 +125,28 @@ def classifier_gradient(logits: Callable[[Tensor, Tensor], Tensor]) -> Gradient:
     return gradient
 
 
+def check_labels(
+    labels: Tensor,
+    logits: Callable[[Tensor, Tensor], Tensor],
+    shape: tuple[int, int, int],
+    device: torch.device,
+) -> None:
+    """ValueError unless labels (N,) are classes of a classifier, which is asked about one image.
+
+    On a GPU a label beyond the last would end the process.
+    """
+    if labels.is_floating_point() or labels.is_complex() or labels.ndim != 1:
+        raise ValueError(f"labels must be integers (N,); got {labels.dtype} {tuple(labels.shape)}")
+    with torch.no_grad():
+        found = logits(torch.zeros(1, *shape, device=device), torch.ones(1, device=device))
+    classes = found.shape[-1]
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise ValueError(
+            f"labels must be in [0, {classes}), the classifier's classes; got "
+            f"{int(labels.min())} .. {int(labels.max())}"
+        )
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Both:
     """One guide after another: `second` changes the score that `first` has made.
@@ -131,6 +159,9 @@ class Both:
 
     def score(self, score: Score, x: Tensor, sigma: Tensor) -> Tensor:
         return self.second.score(lambda x, sigma: self.first.score(score, x, sigma), x, sigma)
+
+    def __len__(self) -> int:
+        return len(self.first)
 
     def rows(self, index: Tensor, device: torch.device) -> Both:
         return Both(self.first.rows(index, device), self.second.rows(index, device))
@@ -193,6 +224,9 @@ class Shrunk:
         """x with the known part imposed at noise sigma = std."""
         m = float(self.mean_scale(torch.tensor(sigma, dtype=torch.float64)))
         return m * self.inner.impose(x / m, sigma / m, z)
+
+    def __len__(self) -> int:
+        return len(self.inner)
 
     def rows(self, index: Tensor, device: torch.device) -> Shrunk:
         return Shrunk(self.inner.rows(index, device), self.mean_scale)

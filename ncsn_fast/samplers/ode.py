@@ -57,11 +57,15 @@ def probability_flow(
     ends = (math.log(sigma_from), math.log(sigma_to)) if log else (sigma_from, sigma_to)
 
     def on_attempt(evaluations: int, t: Tensor, x: Tensor) -> None:
-        if on_step is not None:
-            largest = float(t.max())
-            on_step(evaluations, math.exp(largest) if log else largest, x)
+        largest = float(t.max())
+        assert on_step is not None
+        on_step(evaluations, math.exp(largest) if log else largest, x)
 
-    options: dict[str, Any] = {"rtol": rtol, "atol": atol, "on_attempt": on_attempt}
+    options: dict[str, Any] = {
+        "rtol": rtol,
+        "atol": atol,
+    }
+    options["on_attempt"] = None if on_step is None else on_attempt
     x, nfe = solve(slope, x, *ends, **options, max_steps=max_steps, compact=compact)
     if denoise:
         last = torch.full((len(x),), sigma_to, dtype=x.dtype, device=x.device)

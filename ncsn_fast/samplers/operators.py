@@ -192,7 +192,8 @@ class Linear(Operator):
     """Any linear function of images, such as a convolution by an own kernel.
 
     Args:
-        apply: images (B, C, H, W) -> measurements (B, ...), linear, sample by sample.
+        apply: images (B, C, H, W) -> measurements (B, ...), linear, sample by sample, on any
+            device: checks run on the CPU, so constants of its own must follow (`kernel.to(x)`).
         shape: (C, H, W) of the images.
         adjoint: measurements -> images. None: the vector-Jacobian product of `apply`, by autograd.
     """

@@ -47,11 +47,20 @@ class SolverError(RuntimeError):
 class Guide(Protocol):
     """A change of the score, for some samples: guidance by a classifier, by measurements, ...."""
 
+    def __len__(self) -> int:
+        """How many samples it is for."""
+
     def rows(self, index: Tensor, device: torch.device) -> Guide:
         """The guide of the samples in these rows (B,), on a device."""
 
     def score(self, score: Score, x: Tensor, sigma: Tensor) -> Tensor:
         """The score that stands for score(x, sigma); x (B, ...), sigma (B,)."""
+
+
+def check_guide(guide: Guide | None, n: int) -> None:
+    """ValueError unless a guide, if there is one, is for n samples."""
+    if guide is not None and len(guide) != n:
+        raise ValueError(f"a guide has one row per sample; expected {n}, got {len(guide)}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections.abc import Callable
 from typing import Literal, NamedTuple, Protocol
 
@@ -74,29 +75,29 @@ def predictor_corrector(
     noise_norm: Literal["drawn", "expected"] = "drawn",
     variances: ArrayLike | None = None,
     denoise: bool = True,
+    count: int | None = None,
     constrain: Constrain | None = None,
     on_level: OnStep | None = None,
 ) -> Result:
     """Runs the states x (B, ...) down the ladder sigmas (L,); see the head of this file.
 
     Args:
-        draw: noise: stream 0 for the predictor, 4 for the corrector, step = index of the
-            evaluation.
+        draw: stream 0 for the predictor, 4 for the corrector, step = index of the evaluation.
         order: which comes first at a level; the published code of 2021 corrects first.
         snr: "signal-to-noise ratio" r of the corrector's step.
         norm: whose norms set langevin's step; see the head of this file.
         noise_norm: |z| of what was drawn, or sqrt(D) for it, as the tutorials do.
         variances: (L,) G_i^2 where they are not differences of the ladder: with g(t_i)^2 dt the
             reverse diffusion is Euler-Maruyama of the reverse SDE.
-        denoise: return the last update without its noise.
+        denoise: return the last update without its noise.   count: rows that norm="batch" counts.
         constrain: applied to the start at sigma_1 and after every update: at sigma_i after a
             corrector, at sigma_{i+1} after a predictor; to the mean that is returned at 0.
-        on_level: called with evaluations done, sigma_{i+1} and the state, after each level.
+        on_level: called with evaluations done, sigma_i and the state, after each level.
     """
     levels = _levels(sigmas, variances)
     check_options(predictor, corrector, order, norm, noise_norm, corrector_steps, snr)
     if isinstance(corrector, str):
-        corrector = _Langevin(draw, snr, norm, noise_norm == "expected", corrector == "annealed")
+        corrector = _Langevin(draw, snr, norm, noise_norm == "expected", count, corrector)
     parts = ["corrector"] * corrector_steps + ["predictor"] * (predictor != "none")
     if order == "predictor_first":
         parts.reverse()
@@ -115,7 +116,7 @@ def predictor_corrector(
             k += 1 if part == "predictor" else corrector.nfe
             x = constrain(x, end if part == "predictor" else sigma, k)
         if on_level is not None:
-            on_level(k, end, x)
+            on_level(k, sigma, x)
     mean = constrain(mean, 0.0, k)
     nfe = torch.full((len(x),), k, dtype=torch.int64, device=x.device)
     return Result(mean if denoise else x, nfe)
@@ -134,27 +135,35 @@ class _Langevin:
     snr: float
     norm: Norm
     expected: bool
-    annealed: bool
+    count: int | None
+    name: str
     nfe: int = 1
 
     def __call__(
         self, score: Callable[[Tensor], Tensor], x: Tensor, sigma: float, step: int
     ) -> Moved:
         s, z = score(x), self.draw(Stream.CORRECTOR, step).to(x.dtype)
-        if self.annealed:
-            alpha = torch.full((len(x),), 2 * (self.snr * sigma) ** 2, dtype=x.dtype).to(x.device)
+        if self.name == "annealed":
+            alpha = x.new_full((len(x),), 2 * (self.snr * sigma) ** 2)
         else:
-            alpha = langevin_step(s, z, self.snr, self.norm, expected=self.expected)
+            alpha = langevin_step(s, z, self.snr, self.norm, self.count, expected=self.expected)
         mean = x + per_sample(alpha, x) * s
         return Moved(mean + per_sample((2 * alpha).sqrt(), x) * z, mean)
 
 
 def langevin_step(
-    score: Tensor, noise: Tensor, snr: float, norm: Norm = "batch", *, expected: bool = False
+    score: Tensor,
+    noise: Tensor,
+    snr: float,
+    norm: Norm = "batch",
+    count: int | None = None,
+    *,
+    expected: bool = False,
 ) -> Tensor:
     """alpha = 2 (snr |z| / |s|)^2, (B,) float64.
 
     Args:
+        count: how many rows norm="batch" counts, the others being padding; None for all.
         expected: sqrt(D), the root mean square of |z|, in its place.
     """
     lengths = score.flatten(1).double().norm(dim=1)
@@ -162,7 +171,7 @@ def langevin_step(
     if expected:
         drawn = torch.full_like(drawn, math.sqrt(math.prod(noise.shape[1:])))
     if norm == "batch":
-        lengths, drawn = lengths.mean().expand_as(lengths), drawn.mean().expand_as(drawn)
+        lengths, drawn = (v[:count].mean().expand_as(v) for v in (lengths, drawn))
     return 2 * (snr * drawn / lengths).square()
 
 
@@ -221,7 +230,7 @@ def check_options(
     known = {
         "predictor": (predictor, ("reverse_diffusion", "ancestral", "flow", "none")),
         "corrector": (
-            corrector if isinstance(corrector, str) else "langevin",
+            "langevin" if callable(corrector) else corrector,
             ("langevin", "annealed", *also),
         ),
         "order": (order, ("corrector_first", "predictor_first")),
@@ -231,7 +240,7 @@ def check_options(
     for name, (value, values) in known.items():
         if value not in values:
             raise ValueError(f"{name} must be one of {', '.join(values)}; got {value!r}")
-    if corrector_steps < 0 or not 0 < snr < math.inf:
+    if operator.index(corrector_steps) < 0 or not 0 < snr < math.inf:
         raise ValueError(
             f"expected corrector_steps >= 0 and snr > 0; got {corrector_steps} and {snr}"
         )

@@ -120,7 +120,8 @@ class Chains:
         seed, samples: noise of chain b is keyed by (seed, samples[b]); samples is (B,) int64.
         noise_weights: (B, 2) weights of streams 0 and 3, or None for (1, 0).
         mask, known: bool and float32, shape of x: pixels that are known, and their values; or None.
-        h: history buffer, shape of x.
+        h: history buffer, shape of x.   count: how many rows are samples, the others being padding;
+            None for all.
         nonfinite: (B,) int32, not 0 where x has left the finite numbers, from engines that watch
             it; None where nobody does.
     """
@@ -132,6 +133,7 @@ class Chains:
     mask: Tensor | None = None
     known: Tensor | None = None
     h: Tensor | None = None
+    count: int | None = None
     nonfinite: Tensor | None = None
 
 
