@@ -17,11 +17,11 @@ LAYERS = [
     {"engines"},
     {"cli", "images", "data", "batches", "configs", "checkpoint", "published", "loading", "watch",
      "jobs", "plan", "likelihood", "bits", "editor", "sampler", "metrics", "fidelity", "features",
-     "judge", "trainer", "options", "folders", "shards", "toy"},
+     "judge", "trainer", "options", "folders", "shards", "toy", "onnx_export"},
 ]  # fmt: skip
 # The one way back, inside functions: save_pretrained and from_pretrained.
 BACK = {("models.score", "checkpoint")}
-COMMANDS = {"train", "sample", "edit", "evaluate", "convert", "doctor", "__main__"}
+COMMANDS = {"train", "sample", "edit", "evaluate", "export", "convert", "doctor", "__main__"}
 
 
 def sources() -> dict[str, Path]:

@@ -115,10 +115,10 @@ def read_onnx(path: str | Path, model: ScoreModel, dtype: str) -> bytes:
     try:
         proto = onnx.ModelProto.FromString(content)
     except DecodeError as error:
-        raise EngineError(f"{path} is no ONNX file; {again}") from error
+        raise EngineError(f"{path} is no ONNX file, or half of one; {again}") from error
     found = {entry.key: entry.value for entry in proto.metadata_props}
-    missing = [key for key in _IDENTITY if key not in found]
-    if missing or proto.functions or {entry.domain for entry in proto.opset_import} != {""}:
+    domains = {entry.domain for entry in (*proto.opset_import, *proto.graph.node)}
+    if any(key not in found for key in _IDENTITY) or proto.functions or domains != {""}:
         raise EngineError(f"{path} was not written by ncsn_fast; {again}")
     if _refers_elsewhere(proto):
         raise EngineError(f"{path} keeps weights in other files, which are not read; {again}")
@@ -126,23 +126,27 @@ def read_onnx(path: str | Path, model: ScoreModel, dtype: str) -> bytes:
         raise EngineError(f"{path} holds another model than the one given; {again}")
     if found["dtype"] != dtype:
         raise EngineError(f"{path} computes in {found['dtype']}; pass dtype={found['dtype']!r}")
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise EngineError(f"{path} is damaged; {again}") from error
     return content
 
 
 def _refers_elsewhere(proto: Any) -> bool:
-    """Whether a tensor lies in another file, or where one could hide: ours are initialisers."""
-    external = proto.graph.initializer[0].EXTERNAL if proto.graph.initializer else 1
+    """Whether a tensor lies in another file, or anywhere but among the initialisers."""
+    elsewhere = ("t", "g", "sparse_tensor", "tensors", "graphs", "sparse_tensors")
+    graph = proto.graph
     return (
-        any(tensor.data_location == external for tensor in proto.graph.initializer)
-        or len(proto.graph.sparse_initializer) > 0
-        or len(proto.training_info) > 0
+        any(tensor.data_location == tensor.EXTERNAL for tensor in graph.initializer)
+        or bool(graph.sparse_initializer or proto.training_info)
         or any(
-            attribute.HasField("t") or attribute.HasField("g") or attribute.tensors
-            or attribute.graphs or attribute.HasField("sparse_tensor")
-            for node in proto.graph.node
+            field.name in elsewhere
+            for node in graph.node
             for attribute in node.attribute
+            for field, _ in attribute.ListFields()
         )
-    )  # fmt: skip
+    )
 
 
 def _proto(graph: Writer, model: ScoreModel, shape: tuple[int | str, ...], opset: int) -> Any:

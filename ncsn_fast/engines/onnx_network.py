@@ -1,8 +1,9 @@
 """The networks in standard ONNX operators.
 
 Convolutions, pools, sums and activations between them are of the graph's type; norms, embeddings of
-the time and bilinear resizing are float32 always (sums of squares do not survive 8 bits, and
-TensorRT resizes no bfloat16 maps). Image, time and output are float32 too. Nothing depends on the
+the time and bilinear resizing are float32 always: sums of squares do not survive 8 bits, and
+TensorRT neither resizes bfloat16 maps nor convolves them transposed, so in graphs of that type
+transposed convolutions are float32 too. So are image, time and output. Nothing depends on the
 number or size of images, so either may stay open. Two rewritings, exact in real arithmetic: a mean
 of 2x2 squares comes before a 1x1 convolution, and resizing to the same size disappears.
 """
@@ -171,20 +172,20 @@ def _conv(w: Writer, module: nn.Module, x: Value) -> Value:
     assert isinstance(module, (nn.Conv2d, nn.ConvTranspose2d))
     padding = module.padding
     assert isinstance(padding, tuple)
-    inputs = [x, w.tensor(module.weight, w.dtype)]
-    if module.bias is not None:
-        inputs.append(w.tensor(module.bias, w.dtype))
+    transposed = isinstance(module, nn.ConvTranspose2d)
+    dtype = torch.float32 if transposed and w.dtype is torch.bfloat16 else w.dtype
+    parameters = [p for p in (module.weight, module.bias) if p is not None]
     settings: dict[str, Any] = {
         "kernel_shape": module.kernel_size,
         "strides": module.stride,
         "pads": (*padding, *padding),
         "dilations": module.dilation,
     }
-    kind = "Conv"
-    if isinstance(module, nn.ConvTranspose2d):
-        kind, settings["output_padding"] = "ConvTranspose", module.output_padding
+    if transposed:
+        settings["output_padding"] = module.output_padding
     with w.inside(module):
-        return w.op(kind, *inputs, **settings)
+        inputs = (w.cast(x, dtype), *(w.tensor(parameter, dtype) for parameter in parameters))
+        return w.op("ConvTranspose" if transposed else "Conv", *inputs, **settings)
 
 
 def _mean_pool2(w: Writer, module: nn.Module, x: Value) -> Value:

@@ -75,7 +75,7 @@ def _instance_norm_plus(
         channels = norm.embed.weight.shape[1] // 3
         rows = w.op("Gather", w.tensor(norm.embed.weight), level)
         rows = w.op("Reshape", rows, w.ints(-1, 3, channels, 1, 1))
-        gamma, alpha, beta = (w.op("Gather", rows, w.int(i), axis=1) for i in range(3))
+        gamma, alpha, beta = (w.op("Gather", rows, w.index(i), axis=1) for i in range(3))
     else:
         channels = len(norm.alpha)
         alpha, gamma, beta = (_column(w, p) for p in (norm.alpha, norm.gamma, norm.beta))

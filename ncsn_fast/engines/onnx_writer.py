@@ -110,7 +110,7 @@ class Writer:
         name = "constants/" + "_".join(map(str, numbers))
         return self._constant(f"{name}_i", torch.tensor(numbers, dtype=torch.int64))
 
-    def int(self, number: int) -> Value:
+    def index(self, number: int) -> Value:
         """An int64 scalar: an index."""
         return self._constant(f"constants/{number}_at", torch.tensor(number, dtype=torch.int64))
 
