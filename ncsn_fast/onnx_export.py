@@ -26,12 +26,14 @@ class Exported:
     Attributes:
         error: largest relative error of f against PyTorch over the ladder; None for bf16, which
             ONNX Runtime does not run on a CPU: its graph was checked, its numbers were not.
+        levels: noise levels, all over the ladder, at which they were compared.
     """
 
     path: Path
     size: int
     dtype: str
     error: float | None
+    levels: int
 
     def __str__(self) -> str:
         written = f"{self.path}: {self.dtype}, {self.size / 1e6:.4g} MB, checked by onnx.checker; "
@@ -40,7 +42,7 @@ class Exported:
         half = " (which rounds weights, but computes in float32)" if self.dtype == "fp16" else ""
         return written + (
             f"in ONNX Runtime on the CPU{half}, f differs from PyTorch by at most {self.error:.1e} "
-            f"over the ladder (allowed: {BOUNDS[self.dtype]:.0e})"
+            f"at {self.levels} levels over the ladder (allowed: {BOUNDS[self.dtype]:.0e})"
         )
 
 
@@ -77,7 +79,7 @@ def export_onnx(
     if problem is not None:
         raise EngineUnavailable(f"cannot export to ONNX: {problem}")
     content = make_onnx(model, dtype=dtype, batch=batch, size=size, opset=opset)
-    error = None
+    error, levels = None, 0
     if dtype in OrtEngine.dtypes:
         probed = copy.copy(model)
         if size is not None:
@@ -86,10 +88,10 @@ def export_onnx(
             probed, onnx=content, dtype=dtype, batch_size=batch or _BATCH,
             device=torch.device("cpu"),
         )  # fmt: skip
-        error = engine.error
+        error, levels = engine.error, engine.levels
     with atomic_write(path) as temporary:
         temporary.write_bytes(content)
-    return Exported(path, len(content), dtype, error)
+    return Exported(path, len(content), dtype, error, levels)
 
 
 __all__ = ["Exported", "export_onnx"]

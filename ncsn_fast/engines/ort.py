@@ -45,6 +45,9 @@ class OrtEngine(Engine):
     Args:
         onnx: a file that `export_onnx` made of this model, to run instead; or its content.
 
+    Attributes:
+        error: largest relative error of f against the reference, at so many noise `levels`.
+
     Raises:
         EngineError: the output differs from the reference by more than precision.BOUNDS, or the
             file is not one of this model's.
@@ -66,7 +69,7 @@ class OrtEngine(Engine):
         self._session = self._shared_session(onnx)
         self._shape = self._session.get_inputs()[0].shape  # numbers where the file fixes them
         self.release()
-        self.error = self._check_precision()
+        self.error, self.levels = self._check_precision()
         self.model = without_weights(model)
 
     @classmethod
@@ -154,8 +157,8 @@ class OrtEngine(Engine):
             _SESSIONS[key] = found
         return found
 
-    def _check_precision(self) -> float:
-        """The largest error of f against the reference, over the ladder of noise."""
+    def _check_precision(self) -> tuple[float, int]:
+        """The largest error of f against the reference, and the number of levels it was seen at."""
         reference = _Contiguous(
             self.model, device=self.device, dtype="fp32", batch_size=1, threads=self.threads
         )
@@ -165,7 +168,7 @@ class OrtEngine(Engine):
             reference.output(x, None if condition is None else condition.cpu())
         n = precision.probe_count(self.model, counter.get_total_flops())
         size = self._shape[0] if isinstance(self._shape[0], int) else min(n, self.batch_size)
-        return precision.check_precision(self.resized(size), reference.resized(size), n)
+        return precision.check_precision(self.resized(size), reference.resized(size), n), n
 
 
 class _Contiguous(EagerEngine):
