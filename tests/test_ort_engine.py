@@ -2,12 +2,14 @@
 
 import importlib.util
 
+import golden
 import onnxruntime
 import pytest
 import tiny
 import torch
 from drawing import CLOSE, draw
 from test_export import ARCHS, model
+from test_unet import published
 
 from ncsn_fast import EngineError, EngineUnavailable, Sampler, engines, export_onnx
 from ncsn_fast.engines import ort, precision
@@ -58,6 +60,14 @@ def test_samples_are_eagers(arch, method):
         for e in ("eager", "ort")
     )
     torch.testing.assert_close(ours, expected, **CLOSE)
+
+
+def test_golden_scores_of_the_tutorials_network():
+    _, arrays = golden.read("tutorial_a_28")
+    of, x = published("unet_a"), torch.from_numpy(arrays["x"])
+    sampler = Sampler(of, engine="ort", device="cpu", batch_size=2, threads=1)
+    sigma = of.clock.std(torch.from_numpy(arrays["cond"]))
+    golden.assert_matches(sampler.score(x, sigma), arrays["output"])
 
 
 def test_padded_batches_threads_and_calls_change_nothing():
@@ -150,6 +160,8 @@ def test_own_files(tmp_path):
         draw(Sampler(of, onnx=path, dtype="fp16", **settings))
     with pytest.raises(ValueError, match="no option graph='step'; its options: onnx: FILE"):
         Sampler(of, graph="step", **settings)
+    with pytest.raises(ValueError, match="no option onnx=b'"):  # unverified
+        Sampler(of, onnx=path.read_bytes()[:9], **settings)
 
 
 def test_a_file_that_computes_something_else_is_refused(tmp_path):

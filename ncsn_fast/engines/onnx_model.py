@@ -21,7 +21,7 @@ from ncsn_fast.engines.onnx_network import write
 from ncsn_fast.engines.onnx_writer import Writer
 from ncsn_fast.models.score import ScoreModel
 
-LIMIT = 2**31 - 1  # bytes that a protobuf message can have
+LIMIT = 2**31 - 2**24  # bytes that a protobuf message can have, less what nodes may take
 OPSETS = range(20, 24)
 FIRST_OPSET = {"fp32": 20, "fp16": 20, "bf16": 22}  # before 22, convolutions have no bfloat16
 _KINDS = {

@@ -43,7 +43,8 @@ class OrtEngine(Engine):
     serves all micro-batches and images. The weights are checked against the reference once.
 
     Args:
-        onnx: a file that `export_onnx` made of this model, to run instead; or its content.
+        onnx: a file that `export_onnx` made of this model, to run instead. The content of one
+            (bytes) is trusted to be that.
 
     Attributes:
         error: largest relative error of f against the reference, at so many noise `levels`.
@@ -81,7 +82,8 @@ class OrtEngine(Engine):
 
     @classmethod
     def check_options(cls, given: Mapping[str, Any]) -> None:
-        super().check_options({k: v for k, v in given.items() if k != "onnx"})
+        files = {k for k, v in given.items() if k == "onnx" and isinstance(v, (str, Path))}
+        super().check_options({k: v for k, v in given.items() if k not in files})
 
     @classmethod
     def default_dtype(cls) -> str:
