@@ -6,6 +6,7 @@ from ncsn_fast.checkpoint import CheckpointError
 from ncsn_fast.engines import EngineError, EngineUnavailable
 from ncsn_fast.loading import load
 from ncsn_fast.models.score import ModelConfig, ScoreModel
+from ncsn_fast.onnx_export import export_onnx
 from ncsn_fast.sampler import Sampler, SamplingError
 
 try:
@@ -22,5 +23,6 @@ __all__ = [
     "SamplingError",
     "ScoreModel",
     "__version__",
+    "export_onnx",
     "load",
 ]

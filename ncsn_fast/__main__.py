@@ -12,6 +12,7 @@ COMMANDS = {
     "sample": "draw samples into a grid or into files",
     "edit": "inpaint, interpolate, denoise",
     "evaluate": "figures of merit of a model of the digits",
+    "export": "network -> ONNX file",
     "convert": "published .pth or training run -> model folder",
     "doctor": "what runs on this machine",
 }

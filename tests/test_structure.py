@@ -17,11 +17,12 @@ LAYERS = [
     {"engines"},
     {"cli", "images", "data", "inputs", "batches", "configs", "checkpoint", "published", "loading",
      "watch", "jobs", "plan", "likelihood", "bits", "restorer", "editor", "sampler", "metrics",
-     "fidelity", "features", "judge", "trainer", "options", "folders", "shards", "toy"},
+     "fidelity", "features", "judge", "trainer", "options", "folders", "shards", "toy",
+     "onnx_export"},
 ]  # fmt: skip
 # The one way back, inside functions: save_pretrained and from_pretrained.
 BACK = {("models.score", "checkpoint")}
-COMMANDS = {"train", "sample", "edit", "evaluate", "convert", "doctor", "__main__"}
+COMMANDS = {"train", "sample", "edit", "evaluate", "export", "convert", "doctor", "__main__"}
 
 
 def sources() -> dict[str, Path]:

@@ -12,6 +12,7 @@ from ncsn_fast.engines.base import Engine, EngineError, EngineUnavailable
 from ncsn_fast.engines.cpu import CpuEngine
 from ncsn_fast.engines.cuda import CudaEngine
 from ncsn_fast.engines.eager import EagerEngine
+from ncsn_fast.engines.ort import OrtEngine
 from ncsn_fast.models.score import ScoreModel
 
 log = logging.getLogger(__name__)
@@ -19,12 +20,12 @@ ENGINES: dict[str, type[Engine]] = {
     "cuda": CudaEngine,
     "cpu": CpuEngine,
     "eager": EagerEngine,
+    "ort": OrtEngine,
 }
 
 # Engines of the design that this version does not contain, and what each is for.
 PLANNED = {
     "compile": "torch.compile",
-    "ort": "ONNX Runtime",
     "trt": "TensorRT",
 }
 

@@ -41,8 +41,9 @@ def check_precision(engine: Engine, reference: Engine, n: int) -> float:
             numbers.
     """
     x, levels = probes(engine.model, n)
-    level = levels if engine.model.conditional else None
-    expected, f = (e.output(x, level).flatten(1) for e in (reference, engine))
+    condition = engine.model.condition(engine.model.sigmas[levels.to(engine.model.device)])
+    seen = None if condition is None else condition.cpu()
+    expected, f = (e.output(x, seen).flatten(1) for e in (reference, engine))
     errors = ((f - expected).norm(dim=1) / expected.norm(dim=1).clamp_min(1e-30)).tolist()
     for i, error in enumerate(errors):
         sigma = float(engine.model.sigmas[levels[i]])

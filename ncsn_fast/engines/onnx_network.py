@@ -1,0 +1,206 @@
+"""The networks in standard ONNX operators.
+
+Convolutions, pools, sums and activations between them are of the graph's type; norms, embeddings of
+the time and bilinear resizing are float32 always: sums of squares do not survive 8 bits, and
+TensorRT neither resizes bfloat16 maps nor convolves them transposed, so in graphs of that type
+transposed convolutions are float32 too. So are image, time and output. Nothing depends on the
+number or size of images, so either may stay open. Two rewritings, exact in real arithmetic: a mean
+of 2x2 squares comes before a 1x1 convolution, and resizing to the same size disappears.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ncsn_fast.engines.onnx_norms import activate, normalise, normalise_act, swish
+from ncsn_fast.engines.onnx_writer import NOTHING, Value, Writer
+from ncsn_fast.models import layers, unet
+from ncsn_fast.models.refinenet import RefineNet
+from ncsn_fast.models.score import ScoreModel
+from ncsn_fast.models.unet import TimeUNet
+
+
+def write(model: ScoreModel, dtype: torch.dtype) -> Writer:
+    """The graph of f: "x" (N, C, H, W) float32 and "level" int64 or "time" float32 (N,) -> "f"."""
+    w = Writer(model, dtype)
+    x = Value("x", torch.float32)
+    with w.inside(model.net):
+        if isinstance(model.net, TimeUNet):
+            f = _unet(w, model.net, x, Value("time", torch.float32))
+        else:
+            level = Value("level", torch.int64) if model.conditional else None
+            f = _refinenet(w, model.net, x, level)
+        w.op("Cast", f, name="f", to=torch.float32)
+    return w
+
+
+def _refinenet(w: Writer, net: RefineNet, x: Value, level: Value | None) -> Value:
+    if net.scale_input:
+        x = w.op("Sub", w.op("Mul", x, w.scalar(2.0)), w.scalar(1.0))
+    h = _conv(w, net.begin_conv, w.low(x))
+    skips: dict[str, Value] = {}
+    for stage in net.arch.stages:
+        for block in net.get_submodule(stage.name).children():
+            assert isinstance(block, layers.ResidualBlock)
+            h = _residual_block(w, block, h, level)
+        skips[stage.name] = h
+    refined: list[Value] = []
+    for refine in net.arch.refines:
+        module = net.get_submodule(refine.name)
+        assert isinstance(module, layers.RefineBlock)
+        refined = [_refine_block(w, module, [skips[refine.skip], *refined], level)]
+    return _conv(w, net.end_conv, normalise_act(w, net.style, net.normalizer, refined[0], level))
+
+
+def _residual_block(w: Writer, block: layers.ResidualBlock, x: Value, level: Value | None) -> Value:
+    h = _conv(w, block.conv1, normalise_act(w, block.style, block.normalize1, x, level))
+    h = _conv(w, block.conv2, normalise_act(w, block.style, block.normalize2, h, level))
+    shortcut = x if block.shortcut is None else _conv(w, block.shortcut, x)
+    with w.inside(block):
+        return w.op("Add", h, shortcut)
+
+
+def _residual_conv_unit(
+    w: Writer, unit: layers.ResidualConvUnit, x: Value, level: Value | None
+) -> Value:
+    for block in range(unit.n_blocks):
+        h = x
+        for stage in range(unit.N_STAGES):
+            name = f"{block + 1}_{stage + 1}"
+            if unit.style.n_levels:
+                h = normalise_act(w, unit.style, unit.get_submodule(f"{name}_norm"), h, level)
+            else:
+                with w.inside(unit):
+                    h = activate(w, unit.style, h)
+            h = _conv(w, unit.get_submodule(f"{name}_conv"), h)
+        with w.inside(unit):
+            x = w.op("Add", h, x)
+    return x
+
+
+def _chained_residual_pool(
+    w: Writer, crp: layers.ChainedResidualPool, x: Value, level: Value | None
+) -> Value:
+    kind = "AveragePool" if level else "MaxPool"
+    pool: dict[str, Any] = {"kernel_shape": (5, 5), "strides": (1, 1), "pads": (2, 2, 2, 2)}
+    if level:
+        pool["count_include_pad"] = 1
+    with w.inside(crp):
+        x = path = activate(w, crp.style, x)
+        for stage, conv in enumerate(crp.convs):
+            if level:
+                path = w.low(normalise(w, crp.norms[stage], path, level))
+            path = _conv(w, conv, w.op(kind, path, **pool))
+            x = w.op("Add", x, path)
+    return x
+
+
+def _multi_scale_fusion(
+    w: Writer, msf: layers.MultiScaleFusion, xs: list[Value], level: Value | None
+) -> Value:
+    maps = []
+    for i, (x, conv) in enumerate(zip(xs, msf.convs, strict=True)):
+        maps.append(_conv(w, conv, w.low(normalise(w, msf.norms[i], x, level)) if level else x))
+    total = maps[0]
+    with w.inside(msf):
+        for h in maps[1:]:
+            total = w.op("Add", total, _resize(w, h, total))
+    return total
+
+
+def _refine_block(
+    w: Writer, block: layers.RefineBlock, xs: list[Value], level: Value | None
+) -> Value:
+    hs = []
+    for unit, x in zip(block.adapt_convs, xs, strict=True):
+        assert isinstance(unit, layers.ResidualConvUnit)
+        hs.append(_residual_conv_unit(w, unit, x, level))
+    h = _multi_scale_fusion(w, block.msf, hs, level) if len(hs) > 1 else hs[0]
+    h = _chained_residual_pool(w, block.crp, h, level)
+    return _residual_conv_unit(w, block.output_convs, h, level)
+
+
+def _unet(w: Writer, net: TimeUNet, x: Value, t: Value) -> Value:
+    embedding = swish(w, _embed(w, net.embed, t))
+    h, skips = w.low(x), []
+    for stage in unet.ENCODER:
+        h = _unet_stage(w, net, stage, h, embedding)
+        skips.append(h)
+    skips.pop()
+    for stage in unet.DECODER:
+        h = w.op("Concat", _unet_stage(w, net, stage, h, embedding), skips.pop(), axis=1)
+    return _conv(w, net.tconv1, h)
+
+
+def _unet_stage(w: Writer, net: TimeUNet, stage: unet.Stage, x: Value, embedding: Value) -> Value:
+    conv, dense, norm = map(net.get_submodule, (stage.conv, stage.dense, stage.norm))
+    assert isinstance(dense, unet.Dense)
+    h = w.fp32(_conv(w, conv, x))
+    with w.inside(dense):
+        bias = w.op("Unsqueeze", _linear(w, dense.dense, embedding), w.ints(2, 3))
+        h = w.op("Add", h, bias)
+    return w.low(swish(w, normalise(w, norm, h, None)))
+
+
+def _embed(w: Writer, embed: nn.Module, t: Value) -> Value:
+    """[sin, cos] of 2 pi t W, in the order that the network multiplies in; a linear layer."""
+    if isinstance(embed, nn.Sequential):
+        features, linear = embed
+        return _linear(w, linear, _embed(w, features, t))
+    assert isinstance(embed, unet.FourierFeatures)
+    with w.inside(embed):
+        phase = w.op("Mul", w.op("Unsqueeze", t, w.ints(1)), w.tensor(embed.W))
+        phase = w.op("Mul", w.op("Mul", phase, w.scalar(2.0)), w.scalar(torch.pi))
+        return w.op("Concat", w.op("Sin", phase), w.op("Cos", phase), axis=1)
+
+
+def _linear(w: Writer, linear: nn.Module, x: Value) -> Value:
+    assert isinstance(linear, nn.Linear)
+    with w.inside(linear):
+        return w.op("Gemm", x, w.tensor(linear.weight), w.tensor(linear.bias), transB=1)
+
+
+def _conv(w: Writer, module: nn.Module, x: Value) -> Value:
+    """A convolution, transposed or not, or one with the mean of 2x2 squares."""
+    if isinstance(module, layers.ConvMeanPool):
+        if module.conv.kernel_size == (1, 1):  # the same after the mean, on a quarter of the pixels
+            return _conv(w, module.conv, _mean_pool2(w, module, x))
+        return _mean_pool2(w, module, _conv(w, module.conv, x))
+    assert isinstance(module, (nn.Conv2d, nn.ConvTranspose2d))
+    padding = module.padding
+    assert isinstance(padding, tuple)
+    transposed = isinstance(module, nn.ConvTranspose2d)
+    dtype = torch.float32 if transposed and w.dtype is torch.bfloat16 else w.dtype
+    parameters = [p for p in (module.weight, module.bias) if p is not None]
+    settings: dict[str, Any] = {
+        "kernel_shape": module.kernel_size,
+        "strides": module.stride,
+        "pads": (*padding, *padding),
+        "dilations": module.dilation,
+    }
+    if transposed:
+        settings["output_padding"] = module.output_padding
+    with w.inside(module):
+        inputs = (w.cast(x, dtype), *(w.tensor(parameter, dtype) for parameter in parameters))
+        return w.op("ConvTranspose" if transposed else "Conv", *inputs, **settings)
+
+
+def _mean_pool2(w: Writer, module: nn.Module, x: Value) -> Value:
+    with w.inside(module):
+        return w.op("AveragePool", x, halve=True, kernel_shape=(2, 2), strides=(2, 2))
+
+
+def _resize(w: Writer, x: Value, like: Value) -> Value:
+    """x resized to the height and width of another map."""
+    if x.halvings == like.halvings:
+        return x
+    batch = w.op("Shape", x, dtype=torch.int64, end=2)
+    sizes = w.op("Concat", batch, w.op("Shape", like, dtype=torch.int64, start=2), axis=0)
+    y = w.op(
+        "Resize", w.fp32(x), NOTHING, NOTHING, sizes,
+        mode="linear", coordinate_transformation_mode="align_corners",
+    )  # fmt: skip
+    return w.low(Value(y.name, y.dtype, like.halvings))

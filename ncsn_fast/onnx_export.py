@@ -1,0 +1,97 @@
+"""Writing a model's network as an ONNX file, and comparing what was written with PyTorch."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from ncsn_fast.engines.base import EngineUnavailable
+from ncsn_fast.engines.onnx_model import make_onnx
+from ncsn_fast.engines.ort import OrtEngine
+from ncsn_fast.engines.precision import BOUNDS
+from ncsn_fast.files import atomic_write
+from ncsn_fast.loading import resolve_model
+from ncsn_fast.models.score import ScoreModel
+
+_BATCH = 4  # images at a time, where the file leaves their number open
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        error: largest relative error of f against PyTorch over the ladder; None for bf16, which
+            ONNX Runtime does not run on a CPU: its graph was checked, its numbers were not.
+        levels: noise levels, all over the ladder, at which they were compared.
+    """
+
+    path: Path
+    size: int
+    dtype: str
+    error: float | None
+    levels: int
+
+    def __str__(self) -> str:
+        written = f"{self.path}: {self.dtype}, {self.size / 1e6:.4g} MB, checked by onnx.checker; "
+        if self.error is None:
+            return written + "its numbers were not run: ONNX Runtime has no bfloat16 on CPUs"
+        half = " (which rounds weights, but computes in float32)" if self.dtype == "fp16" else ""
+        return written + (
+            f"in ONNX Runtime on the CPU{half}, f differs from PyTorch by at most {self.error:.1e} "
+            f"at {self.levels} levels over the ladder (allowed: {BOUNDS[self.dtype]:.0e})"
+        )
+
+
+def export_onnx(
+    model: str | Path | ScoreModel | None,
+    path: str | Path,
+    *,
+    dtype: str = "fp32",
+    batch: int | None = None,
+    size: tuple[int, int] | None = None,
+    opset: int | None = None,
+) -> Exported:
+    """Writes the raw output f of a model's network as an ONNX file, once it has been checked.
+
+    score = f / sigma for networks of the NCSNv2 family and those that see a time; score = f for
+    NCSN (2019). Inputs are "x" (N, C, H, W) float32, data in [0, 1] plus noise, and "level" (N,)
+    int64 or "time" (N,) float32 for networks that see them; the output is "f" float32.
+
+    Args:
+        model: what `ncsn_fast.load` takes, or a ScoreModel; None as for Sampler.
+        path: the file. It is replaced whole, or not at all.
+        dtype: "fp32", "fp16" or "bf16" for convolutions and what is between them; norms and
+            bilinear resizing are float32 always.
+        batch: N; None leaves it open.   size: (H, W); None leaves them open.
+        opset: 20 to 23 (bf16: from 22); None for the oldest that has the type.
+
+    Raises:
+        EngineUnavailable: onnx or onnxruntime is missing.
+        EngineError: ONNX Runtime's f differs from PyTorch's by more than precision.BOUNDS.
+        ValueError: there is no such type, shape or opset, or the weights exceed 2 GB.
+    """
+    model, path = resolve_model(model), Path(path).expanduser()
+    problem = OrtEngine.unavailable()
+    if problem is not None:
+        raise EngineUnavailable(f"cannot export to ONNX: {problem}")
+    content = make_onnx(model, dtype=dtype, batch=batch, size=size, opset=opset)
+    error, levels = None, 0
+    if dtype in OrtEngine.dtypes:
+        probed = copy.copy(model)
+        if size is not None:
+            probed.config = dataclasses.replace(model.config, image_size=size)
+        engine = OrtEngine(
+            probed, onnx=content, dtype=dtype, batch_size=batch or _BATCH,
+            device=torch.device("cpu"),
+        )  # fmt: skip
+        error, levels = engine.error, engine.levels
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)
+    return Exported(path, len(content), dtype, error, levels)
+
+
+__all__ = ["Exported", "export_onnx"]
