@@ -128,6 +128,18 @@ def test_inception_sees_images_in_minus_one_to_one(weights):
     torch.testing.assert_close(seen[0][1], torch.ones(3, 299, 299))
 
 
+def test_inception_logits_have_no_bias(weights):
+    """As the published inception score has them: a change of the bias changes nothing."""
+    network = FIDInception().eval()
+    network.load_state_dict(weights)
+    assert float(weights["fc.bias"].abs().max()) > 0
+    with torch.no_grad():
+        features, logits = network(IMAGES[:1].float() / 255)
+        torch.testing.assert_close(logits, features @ weights["fc.weight"].T)
+        network.fc.bias += 100 * torch.randn(1008)
+        assert torch.equal(network(IMAGES[:1].float() / 255)[1], logits)
+
+
 def test_inception_from_files(weights, tmp_path):
     kept = {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}  # as usual
     torch.save(kept, tmp_path / "inception.pth")
