@@ -227,8 +227,8 @@ class Fidelity:
         if self._is is None:
             return {"left_out": "the extractor gives no logits"}
         scores = np.asarray(self._scores)
-        spread = float(scores.std(ddof=1)) if len(scores) > 1 else None
-        return {"mean": float(scores.mean()), "std": spread, "splits": len(scores)}
+        std = float(scores.std())  # over splits, divisor n, as published
+        return {"mean": float(scores.mean()), "std": std, "splits": len(scores)}
 
 
 def _metric(module: str, name: str, **options: Any) -> Any:
@@ -242,8 +242,11 @@ def _metric(module: str, name: str, **options: Any) -> Any:
 
 
 def _quiet(call: Callable[[], Any], seed: int = 0) -> Any:
-    """Without torchmetrics' remarks on memory, and without touching torch's own generator."""
+    """Without torchmetrics' remarks on memory; generators are left as they were.
+
+    It draws from the CPU's default one, which is seeded alone: torch.manual_seed reseeds GPUs, too.
+    """
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore", UserWarning)
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return call()

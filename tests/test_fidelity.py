@@ -107,6 +107,16 @@ def test_kid_keeps_an_even_part_of_many_and_leaves_global_randomness_alone(monke
     assert again == pytest.approx(by_hand)
 
 
+def test_generators_of_gpus_are_left_alone(monkeypatch):
+    """torch.manual_seed would reseed them, and nothing would put them back."""
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    torch.manual_seed(7)
+    assert seeded == [7]
+    assert judged(random_levels(20, 7), random_levels(20, 8))["kid"]["std"] > 0
+    assert seeded == [7]
+
+
 def test_inception_score_of_sure_and_of_unsure_samples():
     """exp(mean KL): the number of classes where each is sure and they are even; else 1."""
     even = np.repeat(np.eye(4, dtype=int)[:3] * 200, 10, axis=0)  # 3 classes, logits 200 apart
@@ -126,7 +136,7 @@ def test_inception_score_is_that_of_its_splits():
         scores.append(float((p * (p / p.mean(0)).log()).sum(1).mean().exp()))
     found = judged(a, a, batch=4)["inception_score"]
     assert found["mean"] == pytest.approx(np.mean(scores), rel=1e-6)
-    assert found["std"] == pytest.approx(np.std(scores, ddof=1), rel=1e-6)
+    assert found["std"] == pytest.approx(np.std(scores), rel=1e-6)
 
 
 def test_references_from_a_file(tmp_path):
