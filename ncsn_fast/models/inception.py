@@ -154,7 +154,7 @@ class FIDInception(nn.Module):
 
     They are resized to 299 x 299 (bilinear, corners not aligned, no anti-aliasing) and scaled to
     [-1, 1], as pytorch-fid does it. Logits leave the classifier's bias out, as those of the
-    published inception scores do (Salimans et al. 2016); its weight alone matters here.
+    published inception scores do (Salimans et al. 2016).
     """
 
     def __init__(self, classes: int = CLASSES) -> None:
