@@ -207,6 +207,20 @@ def test_torchscript_programs(tmp_path):
     torch.testing.assert_close(logits.softmax(1), (means / 255).softmax(1))
 
 
+class Flat(nn.Module):
+    """Takes maps as they lie in memory, as many programs do."""
+
+    def forward(self, x):
+        return x.view(-1).view(x.shape[0], -1).float().mean(dim=1, keepdim=True)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_programs_get_grey_images_with_channels_of_their_own(tmp_path):
+    grey = IMAGES[:, :1]
+    found, _ = scripted(Flat(), tmp_path / "flat.pt")(grey)
+    torch.testing.assert_close(found, grey.float().mean(dim=(1, 2, 3))[:, None])
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_programs_that_give_no_features_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"features must be \(2, ...\); got \(2, 3, 32, 32\)"):
