@@ -10,6 +10,7 @@ network is a score. That of exact scores is the data smoothed by sigma_min, nowh
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -24,10 +25,10 @@ from tqdm import tqdm
 from ncsn_fast import data, noise
 from ncsn_fast.files import atomic_write
 from ncsn_fast.images import as_tensor
-from ncsn_fast.jobs import default_batch_size
+from ncsn_fast.jobs import SamplingError, default_batch_size
 from ncsn_fast.likelihood import Likelihood, Trace, dequantise, log_likelihood
 from ncsn_fast.models.score import ScoreModel
-from ncsn_fast.samplers.plain import Score
+from ncsn_fast.samplers.plain import Score, SolverError
 
 BITS, DATA_RANGE = 8, (0.0, 1.0)  # of images as this package reads them
 MOST_AT_ONCE = 64  # images in a batch: their gradients take memory, too
@@ -53,69 +54,6 @@ def model_ends(model: ScoreModel) -> tuple[float, float]:
     return float(model.sigmas[-1]), float(model.sigmas[0])
 
 
-def image_log_likelihood(
-    model: ScoreModel,
-    images: Any,
-    *,
-    seed: int = 0,
-    start: int = 0,
-    sigma_min: float | None = None,
-    sigma_max: float | None = None,
-    trace: Trace = "rademacher",
-    n_probes: int = 1,
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
-    batch_size: int | None = None,
-) -> Likelihood:
-    """Likelihood of a caller's images under a model; fields (N, ...) on the CPU.
-
-    Args:
-        images: uint8 tensor (N, C, H, W), uint8 array (N, H, W, C) or PIL images, which are
-            dequantised; or a float tensor (N, C, H, W), taken as it is: density in units of
-            [0, 1], and bits for 8-bit levels.
-        seed, start: keys of the dequantisation and of the probes: image i is sample start + i, and
-            its likelihood does not depend on its neighbours.
-        sigma_min, sigma_max: ends of the flow; None for the model's (`model_ends`).
-        trace, n_probes, rtol, atol: see likelihood.log_likelihood.
-        batch_size: images at once; None for what suits their size.
-
-    Raises:
-        ValueError: unfit images, or a model without a probability flow (NCSN 2019).
-    """
-    low, high = model_ends(model)
-    low, high = low if sigma_min is None else sigma_min, high if sigma_max is None else sigma_max
-    x = as_tensor(images, model.image_shape)
-    samples = noise.sample_indices(start, len(x))
-    if not (isinstance(images, Tensor) and images.is_floating_point()):
-        levels = (x * 255).round().to(torch.uint8)
-        x = dequantise(levels, bits=BITS, data_range=DATA_RANGE, seed=seed, samples=samples)
-    size = batch_size or batch_size_for(len(x), model)
-    found = [
-        log_likelihood(
-            model.score,
-            part.to(model.device),
-            low,
-            high,
-            trace=trace,
-            n_probes=n_probes,
-            seed=seed,
-            samples=keys.to(model.device),
-            bits=BITS,
-            data_range=DATA_RANGE,
-            rtol=rtol,
-            atol=atol,
-        )
-        for part, keys in zip(x.split(size), samples.split(size), strict=True)
-    ]
-    fields = [f.name for f in dataclasses.fields(Likelihood)]
-    return Likelihood(**{k: torch.cat([getattr(part, k).cpu() for part in found]) for k in fields})
-
-
-def batch_size_for(n: int, model: ScoreModel) -> int:
-    """Images at once, where the caller does not say."""
-    return min(MOST_AT_ONCE, default_batch_size(n, model.image_shape, model.device))
-
-
 @dataclasses.dataclass(frozen=True)
 class LikelihoodSettings:
     """How a likelihood is computed: what decides its value, but for the images and the model.
@@ -134,6 +72,88 @@ class LikelihoodSettings:
     seed: int = 0
 
 
+def image_log_likelihood(
+    model: ScoreModel,
+    images: Any,
+    *,
+    seed: int = 0,
+    start: int = 0,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    trace: Trace = "rademacher",
+    n_probes: int = 1,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    batch_size: int | None = None,
+    device: torch.device | str | None = None,
+) -> Likelihood:
+    """Likelihood of a caller's images under a model; fields (N, ...) on the CPU.
+
+    Args:
+        images: uint8 tensor (N, C, H, W), uint8 array (N, H, W, C) or PIL images, which are
+            dequantised; or a float tensor (N, C, H, W), taken as it is: density in units of
+            [0, 1], and bits for 8-bit levels.
+        seed, start: keys of the dequantisation and of the probes: image i is sample start + i, and
+            its likelihood does not depend on its neighbours.
+        sigma_min, sigma_max: ends of the flow; None for the model's (`model_ends`).
+        trace, n_probes, rtol, atol: see likelihood.log_likelihood.
+        batch_size: images at once; None for what suits their size.
+        device: where to compute, with a copy of a model that is elsewhere; None: where it is.
+
+    Raises:
+        ValueError: unfit images, or a model without a probability flow (NCSN 2019).
+        SamplingError: the flow of an image cannot be followed; the message says which.
+    """
+    low, high = model_ends(model)
+    low, high = low if sigma_min is None else sigma_min, high if sigma_max is None else sigma_max
+    x = as_tensor(images, model.image_shape)
+    samples = noise.sample_indices(start, len(x))
+    if not (isinstance(images, Tensor) and images.is_floating_point()):
+        levels = (x * 255).round().to(torch.uint8)
+        x = dequantise(levels, bits=BITS, data_range=DATA_RANGE, seed=seed, samples=samples)
+    place = model.device if device is None else torch.device(device)
+    if place.type != model.device.type or place.index not in (None, model.device.index):
+        model = copy.deepcopy(model).to(place).eval()
+    size = batch_size_for(len(x), model) if batch_size is None else batch_size
+    _check_batch_size(size)
+    settings = LikelihoodSettings(low, high, trace, n_probes, rtol, atol, seed)
+    parts = zip(x.split(size), samples.split(size), strict=True)
+    found = [_likelihood(model.score, *part, settings, model.device, start) for part in parts]
+    fields = [f.name for f in dataclasses.fields(Likelihood)]
+    return Likelihood(**{k: torch.cat([getattr(part, k).cpu() for part in found]) for k in fields})
+
+
+def batch_size_for(n: int, model: ScoreModel) -> int:
+    """Images at once, where the caller does not say."""
+    return min(MOST_AT_ONCE, default_batch_size(n, model.image_shape, model.device))
+
+
+def _check_batch_size(size: int) -> None:
+    if size < 1:
+        raise ValueError(f"batch_size must be at least 1; got {size}")
+
+
+def _likelihood(
+    score: Score,
+    x: Tensor,
+    keys: Tensor,
+    settings: LikelihoodSettings,
+    device: torch.device | str,
+    start: int = 0,
+) -> Likelihood:
+    """Of one batch (B, C, H, W), on a device; where it fails, the image is key - start."""
+    options = dataclasses.asdict(settings)
+    ends = options.pop("sigma_min"), options.pop("sigma_max")
+    options |= {"samples": keys.to(device), "bits": BITS, "data_range": DATA_RANGE}
+    try:
+        return log_likelihood(score, x.to(device), *ends, **options)
+    except SolverError as error:
+        raise SamplingError(
+            f"no likelihood of image {int(keys[error.row]) - start} with rtol {settings.rtol:g} "
+            f"and atol {settings.atol:g}: {error}"
+        ) from error
+
+
 def bits_per_dimension(
     score: Score,
     images: data.Images,
@@ -150,26 +170,17 @@ def bits_per_dimension(
     Args:
         score: (x, sigma (B,)) -> score of images in [0, 1], differentiable in x.
         indices: which images.
+
+    Raises:
+        SamplingError: the flow of an image cannot be followed; the message says which.
     """
-    options = dataclasses.asdict(settings)
-    low, high, seed = (options.pop(name) for name in ("sigma_min", "sigma_max", "seed"))
+    _check_batch_size(batch_size)
     for first in range(0, len(indices), batch_size):
         part = list(indices[first : first + batch_size])
         keys = torch.tensor(part, dtype=torch.int64)
         levels = data.stack(images, part)
-        x = dequantise(levels, bits=BITS, data_range=DATA_RANGE, seed=seed, samples=keys)
-        likelihood = log_likelihood(
-            score,
-            x.to(device),
-            low,
-            high,
-            seed=seed,
-            samples=keys.to(device),
-            bits=BITS,
-            data_range=DATA_RANGE,
-            **options,
-        )
-        yield part, likelihood
+        x = dequantise(levels, bits=BITS, data_range=DATA_RANGE, seed=settings.seed, samples=keys)
+        yield part, _likelihood(score, x, keys, settings, device)
 
 
 class Record:

@@ -33,7 +33,7 @@ from ncsn_fast.features import load_extractor
 from ncsn_fast.files import atomic_write
 from ncsn_fast.folders import SETTINGS_NAME, claim_folder, read_files, write_files
 from ncsn_fast.images import save_grid
-from ncsn_fast.judge import BATCH, Judge, open_source
+from ncsn_fast.judge import BATCH, Judge, describe_source, open_source
 from ncsn_fast.likelihood import Trace
 from ncsn_fast.loading import resolve_model
 from ncsn_fast.metrics import digit_figures, nearest_images
@@ -91,6 +91,8 @@ class EvaluateOptions(SamplingOptions):
         super().__post_init__()
         check_count("--n", self.samples(), least=1 if self.bpd else 10)
         check_count("--n-probes", self.n_probes)
+        for name, value in (("--batch-size", self.batch_size), ("--threads", self.threads)):
+            check_count(name, 1 if value is None else value)
         check_png("--grid", self.grid)
         check_png("--neighbours", self.neighbours)
         rtol, atol = self.tolerances()
@@ -253,7 +255,7 @@ def measure_bits(options: EvaluateOptions) -> dict[str, Any]:
     settings = LikelihoodSettings(
         low, high, options.trace, options.n_probes, rtol, atol, options.seed
     )
-    described = {"model": model.digest(), "data": source, "images": len(images)}
+    described = {"model": model.digest(), **describe_source(source, images)}
     described |= {**dataclasses.asdict(settings), "bits": BITS, "data_range": list(DATA_RANGE)}
     record = Record()
     if options.out_dir is not None:

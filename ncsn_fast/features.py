@@ -122,7 +122,7 @@ class Extractor(nn.Module):
                 f"{tuple(images.shape)}"
             )
         n, _, height, width = images.shape
-        images = images.to(self.place.device).expand(n, 3, height, width)
+        images = images.to(self.place.device).expand(n, 3, height, width).contiguous()
         program = isinstance(self.network, TorchScript)
         with torch.no_grad():
             parts = [

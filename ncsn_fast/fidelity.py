@@ -1,13 +1,13 @@
 """FID, KID and inception scores of images that come in batches, by torchmetrics.
 
 The network runs once per image; its features and logits go to the three metrics. What is kept does
-not grow with the number of images: sums for FID, at most KID_MOST images' features of each side for
+not grow with the number of images: sums for FID (metrics.py has the distance of what they give,
+which is exact for singular covariances, too), at most KID_MOST images' features of each side for
 KID (of a subset it is as unbiased as of all), and one split's logits for the inception score.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import warnings
 from collections.abc import Callable
@@ -16,30 +16,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ncsn_fast.features import Extractor
 from ncsn_fast.files import atomic_write
+from ncsn_fast.metrics import Statistics, statistics_distance
 
 LEAST_FOR_FID = 10_000  # Fréchet distances of fewer samples are not called FID here
 KID_SUBSETS, KID_SUBSET_SIZE, KID_MOST = 100, 1000, 5000
 IS_SPLITS = 10
-
-Matrix = NDArray[np.float64]
-
-
-@dataclasses.dataclass(frozen=True)
-class Statistics:
-    """What a Fréchet distance needs of one side.
-
-    Attributes:
-        mu, sigma: mean (F,) and covariance (F, F) of its features.   n: images; 0 if unknown.
-    """
-
-    mu: Matrix
-    sigma: Matrix
-    n: int = 0
 
 
 def save_statistics(path: Path, statistics: Statistics, extractor: Extractor) -> None:
@@ -118,6 +103,7 @@ class Fidelity:
         self.added = {False: 0, True: 0}
         given = _Given(extractor.num_features)
         self._fid = _metric("fid", "FrechetInceptionDistance", feature=given, normalize=True)
+        self._references: Statistics | None = None
         self._kid: Any = None
         self._is: Any = None
         self._scores: list[float] = []
@@ -162,23 +148,22 @@ class Fidelity:
 
     def use_references(self, statistics: Statistics) -> None:
         """Takes the references' statistics from elsewhere."""
-        mu, sigma = torch.from_numpy(statistics.mu), torch.from_numpy(statistics.sigma)
-        device = self._fid.real_features_sum.device
-        n = 2  # any: the metric divides what it is given here by it again
-        self._fid.real_features_sum = (n * mu).to(device)
-        self._fid.real_features_cov_sum = ((n - 1) * sigma + n * torch.outer(mu, mu)).to(device)
-        self._fid.real_features_num_samples = torch.tensor(n, device=device)
+        self._references = statistics
 
     def statistics(self, *, real: bool) -> Statistics:
-        """Of the images added so far."""
+        """Of the images added so far, two at least; or the references' that were given."""
+        if real and self._references is not None:
+            return self._references
+        if (n := self.added[real]) < 2:
+            side = "references" if real else "samples"
+            raise ValueError(f"a Fréchet distance needs two {side} at least; got {n}")
         side = "real" if real else "fake"
-        total, squares, n = (
-            getattr(self._fid, f"{side}_features_{what}").cpu()
-            for what in ("sum", "cov_sum", "num_samples")
+        total, squares = (
+            getattr(self._fid, f"{side}_features_{what}").cpu() for what in ("sum", "cov_sum")
         )
         mu = total / n
         sigma = (squares - n * torch.outer(mu, mu)) / (n - 1)
-        return Statistics(mu.numpy(), sigma.numpy(), int(n))
+        return Statistics(mu.numpy(), sigma.numpy(), n)
 
     def figures(self) -> dict[str, Any]:
         """The figures, and what they are of, for JSON.
@@ -189,7 +174,8 @@ class Fidelity:
         n = self.added[False]
         comparable = n >= LEAST_FOR_FID and self.extractor.inception
         name = "fid" if comparable else "frechet_distance"
-        found: dict[str, Any] = {"n": n, name: float(_quiet(self._fid.compute))}
+        distance = statistics_distance(self.statistics(real=False), self.statistics(real=True))
+        found: dict[str, Any] = {"n": n, name: distance}
         if note := self._note(n):
             found["note"] = note
         found["kid"] = self._kid_figures()
@@ -227,8 +213,8 @@ class Fidelity:
         if self._is is None:
             return {"left_out": "the extractor gives no logits"}
         scores = np.asarray(self._scores)
-        spread = float(scores.std(ddof=1)) if len(scores) > 1 else None
-        return {"mean": float(scores.mean()), "std": spread, "splits": len(scores)}
+        std = float(scores.std())  # over splits, divisor n, as published
+        return {"mean": float(scores.mean()), "std": std, "splits": len(scores)}
 
 
 def _metric(module: str, name: str, **options: Any) -> Any:
@@ -242,8 +228,11 @@ def _metric(module: str, name: str, **options: Any) -> Any:
 
 
 def _quiet(call: Callable[[], Any], seed: int = 0) -> Any:
-    """Without torchmetrics' remarks on memory, and without touching torch's own generator."""
+    """Without torchmetrics' remarks on memory; generators are left as they were.
+
+    It draws from the CPU's default one, which is seeded alone: torch.manual_seed reseeds GPUs, too.
+    """
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore", UserWarning)
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return call()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -64,8 +66,14 @@ def make_mask(name: str, height: int, width: int) -> Tensor:
 
 
 def import_function(option: str, name: str) -> Callable[..., Any]:
-    """The function that MODULE:NAME says; ValueError, naming the option, if there is none."""
+    """The function that MODULE:NAME says; ValueError, naming the option, if there is none.
+
+    Modules of the working folder are found, too, as by `python -m`; installed commands would not
+    see them.
+    """
     module, _, attribute = name.partition(":")
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.insert(0, os.getcwd())
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:

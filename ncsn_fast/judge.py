@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +21,7 @@ from ncsn_fast.models.score import ScoreModel
 
 log = logging.getLogger(__name__)
 BATCH = 256  # images read at once
+DIGESTED = 64  # images that tell a source from others
 
 
 def open_source(source: str, model: ScoreModel) -> data.Images:
@@ -30,6 +33,24 @@ def open_source(source: str, model: ScoreModel) -> data.Images:
         return data.MemoryImages(data.digits("held-out", height)[0])
     source = "digits" if source in ("digits:train", "digits:held-out") else source
     return data.open_images(source, size=height, channels=channels)
+
+
+def describe_source(source: str, images: data.Images) -> dict[str, Any]:
+    """What tells a source's images from others, without reading all of them, for JSON.
+
+    data: its name, of files the absolute path.   images: their number.   images_sha256: of the
+    pixels of at most 64 images, evenly spread with the first and the last among them, and of the
+    names and sizes of all files of a folder.
+    """
+    n, path, found = len(images), Path(source).expanduser(), hashlib.sha256()
+    for i in sorted({round(k * (n - 1) / (DIGESTED - 1)) for k in range(DIGESTED)}):
+        found.update(images[i].numpy().tobytes())
+    if isinstance(images, data.FileImages):
+        files = [(p.relative_to(path).as_posix(), p.stat().st_size) for p in images.paths]
+        found.update(json.dumps(files).encode())
+    if isinstance(images, data.FileImages | data.ZipImages):
+        source = str(path.resolve())
+    return {"data": source, "images": n, "images_sha256": found.hexdigest()}
 
 
 def batches(images: data.Images, what: str, *, progress: bool) -> Iterator[Tensor]:

@@ -17,23 +17,52 @@ Matrix = NDArray[np.float64]
 ROWS, ELEMENTS = 1024, 1 << 23  # of a block that distances are computed for
 
 
-def frechet_distance(a: Matrix, b: Matrix) -> float:
-    """Fréchet distance of the Gaussians fitted to two feature sets (N, F), in float64.
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """What a Fréchet distance needs of one side.
 
-    |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))   (Dowson & Landau 1982; Heusel et al. 2017)
+    Attributes:
+        mu, sigma: mean (F,) and covariance (F, F) of its features.   n: images; 0 if unknown.
     """
+
+    mu: Matrix
+    sigma: Matrix
+    n: int = 0
+
+
+def statistics_of(features: Matrix) -> Statistics:
+    """Mean and unbiased covariance of features (N, F), in float64."""
+    features = features.astype(np.float64)
+    sigma = np.atleast_2d(np.cov(features, rowvar=False))
+    return Statistics(features.mean(axis=0), sigma, len(features))
+
+
+def frechet_distance(a: Matrix, b: Matrix) -> float:
+    """Fréchet distance of the Gaussians fitted to two feature sets (N, F), in float64."""
     if min(len(a), len(b)) < 2:
         raise ValueError(
             f"a Fréchet distance needs two samples on each side; got {len(a)} and {len(b)}"
         )
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    covariance_a, covariance_b = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b))
-    # S_a S_b has the eigenvalues of the symmetric R S_b R, R = S_a^(1/2): exact for singular S.
-    values, vectors = np.linalg.eigh(covariance_a)
-    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
-    cross = np.sqrt(np.linalg.eigvalsh(root @ covariance_b @ root).clip(min=0)).sum()
-    gap = a.mean(axis=0) - b.mean(axis=0)
-    return float(gap @ gap + np.trace(covariance_a) + np.trace(covariance_b) - 2 * cross)
+    return statistics_distance(statistics_of(a), statistics_of(b))
+
+
+def statistics_distance(a: Statistics, b: Statistics) -> float:
+    """Fréchet distance of two Gaussians; never negative, and the same both ways up to rounding.
+
+    |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))   (Dowson & Landau 1982; Heusel et al. 2017)
+
+    The last trace is the sum of the singular values of S_a^(1/2) S_b^(1/2), which is accurate for
+    singular covariances, too: it takes no root of an eigenvalue of a product.
+    """
+    cross = np.linalg.svd(_root(a.sigma) @ _root(b.sigma), compute_uv=False).sum()
+    gap = a.mu - b.mu
+    return max(0.0, float(gap @ gap + np.trace(a.sigma) + np.trace(b.sigma) - 2 * cross))
+
+
+def _root(sigma: Matrix) -> Matrix:
+    """Symmetric square root of a covariance (F, F)."""
+    values, vectors = np.linalg.eigh(sigma)
+    return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
 
 
 def nearest_distances(samples: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ncsn_fast import engines, jobs, noise
 from ncsn_fast.bits import image_log_likelihood
 from ncsn_fast.editor import Editor
-from ncsn_fast.engines.base import Engine, EngineError, dtype_name
+from ncsn_fast.engines.base import Engine, EngineError, dtype_name, torch_threads
 from ncsn_fast.engines.cuda_graphs import empty_cache
 from ncsn_fast.images import Output, as_tensor, check_output, convert
 from ncsn_fast.jobs import Callback, Job, Progress, Report, SamplingError
@@ -149,11 +149,13 @@ class Sampler(Editor):
         """log p(image) and bits per dimension by the probability flow; fields (N, ...) on the CPU.
 
         Images of 8-bit levels (uint8, PIL) are dequantised, float ones in [0, 1] taken as they are.
-        The network is run as it is, in float32, because engines give no gradients; `options` are
-        those of `bits.image_log_likelihood`: trace, n_probes, rtol, atol, sigma_min, sigma_max.
+        The network is run as it is, in float32, because engines give no gradients, on the sampler's
+        device and threads; `options` are those of `bits.image_log_likelihood`: trace, n_probes,
+        rtol, atol, sigma_min, sigma_max.
         """
-        options = {"batch_size": self.batch_size, **options}
-        return image_log_likelihood(self.model, images, seed=seed, start=start, **options)
+        options = {"batch_size": self.batch_size, "device": self.device, **options}
+        with torch_threads(self.threads):
+            return image_log_likelihood(self.model, images, seed=seed, start=start, **options)
 
     def plan(
         self, n: int, *, method: str = "ald", steps: int | None = None, **options: Any

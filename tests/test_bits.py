@@ -19,7 +19,8 @@ from ncsn_fast.bits import (
     measure,
     model_ends,
 )
-from ncsn_fast.likelihood import dequantise, log_likelihood
+from ncsn_fast.jobs import SamplingError
+from ncsn_fast.likelihood import Likelihood, dequantise, log_likelihood
 
 GAUSSIAN = exact.Gaussian(mean=0.0, spread=0.5)
 LEVELS = torch.randint(
@@ -152,6 +153,40 @@ def test_callers_levels_are_dequantised_and_floats_are_not():
     assert parts.latent.shape == (3, 1, 4, 4)
 
 
+@pytest.mark.parametrize("size", [0, -1])
+def test_batches_have_an_image_at_least(size):
+    text = f"batch_size must be at least 1; got {size}"
+    with pytest.raises(ValueError, match=text):
+        image_log_likelihood(tiny.model(image_size=(4, 4)), LEVELS, batch_size=size)
+    with pytest.raises(ValueError, match=text):
+        measured(range(10), batch_size=size)
+
+
+class Wall:
+    """A score of zero, so that images stay; NaN for one of LEVELS."""
+
+    def __init__(self, bad: int) -> None:
+        self.mean = (float(LEVELS[bad].double().mean()) + 0.5) / 256
+
+    def score(self, x, sigma):
+        near = (x.flatten(1).mean(1) - self.mean).abs() < 0.0015
+        return x * torch.where(near, torch.nan, 0.0)[:, None, None, None]
+
+
+def test_an_image_without_likelihood_is_named_by_its_index(monkeypatch):
+    """Not by its row in a batch; of a caller's images, by its place among them."""
+    text = r"no likelihood of image 8 with rtol 1e-05 and atol 1e-05: .*row 2 .*looser tolerances"
+    with pytest.raises(SamplingError, match=text):
+        for _ in bits_per_dimension(
+            Wall(8).score, data.MemoryImages(LEVELS), [0, 1, 2, 3, 6, 7, 8], SETTINGS, batch_size=4
+        ):
+            pass
+    model = tiny.model(image_size=(4, 4))
+    monkeypatch.setattr(type(model), "score", Wall(8).score)
+    with pytest.raises(SamplingError, match=text):
+        image_log_likelihood(model, LEVELS, start=40, batch_size=3)
+
+
 def test_no_images():
     model = tiny.model(image_size=(4, 4))
     assert image_log_likelihood(model, torch.zeros(0, 1, 4, 4)).bpd.shape == (0,)
@@ -189,3 +224,28 @@ def test_samplers_answer_with_their_batch_size_and_options():
     assert torch.equal(found.bpd, expected.bpd)
     with pytest.raises(ValueError, match="no probability flow and no likelihood"):
         Sampler(tiny.model(arch="ncsn"), engine="eager").log_likelihood(levels)
+
+
+def test_samplers_compute_on_their_device_and_threads(monkeypatch):
+    """On another device than the model's, with a copy; the caller's model and threads stay."""
+    seen = []
+
+    def spy(score, x, low, high, *, samples, **options):
+        model = score.__self__
+        seen.append((model, model.device.type, x.device.type, torch.get_num_threads()))
+        zeros = torch.zeros(len(x))
+        return Likelihood(zeros, zeros, zeros, torch.zeros(x.shape), zeros, zeros)
+
+    monkeypatch.setattr(bits, "log_likelihood", spy)
+    before = torch.get_num_threads()
+    sampler = Sampler(tiny.model(), engine="eager", device="cpu", threads=before + 1)
+    levels = LEVELS[:2].repeat(1, 1, 2, 2)
+    sampler.log_likelihood(levels)
+    assert seen.pop() == (sampler.model, "cpu", "cpu", before + 1)
+    sampler.device = torch.device("meta")
+    sampler.log_likelihood(levels)
+    model, *found = seen.pop()
+    assert found == ["meta", "meta", before + 1]
+    assert model is not sampler.model
+    assert sampler.model.device.type == "cpu"
+    assert torch.get_num_threads() == before

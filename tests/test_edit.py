@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -123,7 +124,9 @@ def test_guide(grey, monkeypatch):
         "    mean = x.flatten(1).mean(1, keepdim=True)\n"
         "    return -4 * (mean - mean.new_tensor([0.0, 1.0])).square()\n"
     )
-    monkeypatch.syspath_prepend(".")
+    # As an installed command starts: without the working folder among the modules'.
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", ".", str(Path.cwd()))])
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
     free, dark, bright = run("guide --classifier mine:bright --labels 0 1 --n 4 --seed 5", 3)
     assert np.array_equal(free, as_tiles(grey.sample(4, seed=5, method="cas", progress=False)))
     assert (dark.mean((1, 2, 3)) < free.mean((1, 2, 3))).all()

@@ -202,6 +202,24 @@ def test_bits_of_ones_own_images_resume(colour, capsys, monkeypatch):
         evaluate.main([*words, "--trace", "gaussian"])
 
 
+def test_likelihoods_of_other_images_are_not_taken_for_these(colour, tmp_path, monkeypatch, capsys):
+    smooth(channels=3)
+    words = (*FAST_BITS[:-1], "--out-dir", str(tmp_path / "bits"), "--n", "1", "--data")
+    first = run(*words, "photos", capsys=capsys)
+    assert first["data"] == str((tmp_path / "photos").resolve())
+    assert run(*words, "photos/../photos", capsys=capsys)["images_sha256"] == first["images_sha256"]
+    photo = Path("photos/deep/24.png")  # the last, which is not measured
+    pixels = np.asarray(Image.open(photo)).copy()
+    Image.fromarray(255 - pixels).save(photo)
+    with pytest.raises(ValueError, match="with another images_sha256"):
+        run(*words, "photos", capsys=capsys)
+    Image.fromarray(pixels).save(photo)
+    assert run(*words, "photos", capsys=capsys) == first
+    photo.rename("photos/deep/25.png")
+    with pytest.raises(ValueError, match="with another images_sha256"):
+        run(*words, "photos", capsys=capsys)
+
+
 def test_exact_traces(in_tmp, capsys):
     model = smooth()
     rough = {"rtol": 0.5, "atol": 0.5}
@@ -224,6 +242,9 @@ IDLE = {
     "--bpd --engine-options graph step": "--bpd needs gradients",
     "--bpd --n 0": "--n must be at least 1",
     "--bpd --n-probes 0": "--n-probes must be at least 1",
+    "--bpd --batch-size 0": "--batch-size must be at least 1; got 0",
+    "--bpd --batch-size -1": "--batch-size must be at least 1; got -1",
+    "--bpd --threads 0": "--threads must be at least 1; got 0",
     "--bpd --rtol 0": "--rtol must be in (1e-6, 1)",
     "--trace exact": "--trace is for --bpd",
     "--rtol 1e-3": "method 'ald' has no option rtol",

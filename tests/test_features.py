@@ -128,6 +128,18 @@ def test_inception_sees_images_in_minus_one_to_one(weights):
     torch.testing.assert_close(seen[0][1], torch.ones(3, 299, 299))
 
 
+def test_inception_logits_have_no_bias(weights):
+    """As the published inception score has them: a change of the bias changes nothing."""
+    network = FIDInception().eval()
+    network.load_state_dict(weights)
+    assert float(weights["fc.bias"].abs().max()) > 0
+    with torch.no_grad():
+        features, logits = network(IMAGES[:1].float() / 255)
+        torch.testing.assert_close(logits, features @ weights["fc.weight"].T)
+        network.fc.bias += 100 * torch.randn(1008)
+        assert torch.equal(network(IMAGES[:1].float() / 255)[1], logits)
+
+
 def test_inception_from_files(weights, tmp_path):
     kept = {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}  # as usual
     torch.save(kept, tmp_path / "inception.pth")
@@ -193,6 +205,20 @@ def test_torchscript_programs(tmp_path):
     features, logits = detector(IMAGES)
     torch.testing.assert_close(features, means)
     torch.testing.assert_close(logits.softmax(1), (means / 255).softmax(1))
+
+
+class Flat(nn.Module):
+    """Takes maps as they lie in memory, as many programs do."""
+
+    def forward(self, x):
+        return x.view(-1).view(x.shape[0], -1).float().mean(dim=1, keepdim=True)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_programs_get_grey_images_with_channels_of_their_own(tmp_path):
+    grey = IMAGES[:, :1]
+    found, _ = scripted(Flat(), tmp_path / "flat.pt")(grey)
+    torch.testing.assert_close(found, grey.float().mean(dim=(1, 2, 3))[:, None])
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -9,8 +9,8 @@ from torch import nn
 
 from ncsn_fast import fidelity
 from ncsn_fast.features import Extractor, load_extractor
-from ncsn_fast.fidelity import Fidelity, Statistics, load_statistics, save_statistics
-from ncsn_fast.metrics import frechet_distance
+from ncsn_fast.fidelity import Fidelity, load_statistics, save_statistics
+from ncsn_fast.metrics import Statistics, frechet_distance
 
 pytest.importorskip("torchmetrics")
 
@@ -52,6 +52,35 @@ def test_frechet_distance_is_that_of_the_features():
     found = judged(a, b)
     assert found["n"] == 60
     assert found["frechet_distance"] == pytest.approx(frechet_distance(a, b), rel=1e-9)
+
+
+def test_frechet_distance_is_that_of_torchmetrics():
+    """Which takes another way, eigenvalues of the product: equal where both are regular."""
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    a, b = random_levels(60, 0), random_levels(45, 1, high=90)
+    network = nn.Identity()
+    network.num_features = 4
+    other = FrechetInceptionDistance(feature=network, normalize=True)
+    for levels, real in ((a, False), (b, True)):
+        other.update(torch.from_numpy(levels).double(), real=real)
+    assert judged(a, b)["frechet_distance"] == pytest.approx(float(other.compute()), rel=1e-6)
+
+
+def test_images_are_at_no_distance_of_themselves():
+    """Of three, too, whose covariance of rank 2 has four columns."""
+    for n in (3, 60):
+        a = random_levels(n, 0)
+        scale = float(np.trace(np.cov(a, rowvar=False)))
+        assert 0 <= judged(a, a)["frechet_distance"] < 1e-9 * scale
+
+
+def test_one_sample_has_no_distance():
+    found = Fidelity(CORNER, 1, 5)
+    found.add(images(random_levels(5, 0)), real=True)
+    found.add(images(random_levels(1, 0)), real=False)
+    with pytest.raises(ValueError, match="needs two samples at least; got 1"):
+        found.figures()
 
 
 def test_a_shift_of_every_level_is_its_square():
@@ -107,6 +136,16 @@ def test_kid_keeps_an_even_part_of_many_and_leaves_global_randomness_alone(monke
     assert again == pytest.approx(by_hand)
 
 
+def test_generators_of_gpus_are_left_alone(monkeypatch):
+    """torch.manual_seed would reseed them, and nothing would put them back."""
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    torch.manual_seed(7)
+    assert seeded == [7]
+    assert judged(random_levels(20, 7), random_levels(20, 8))["kid"]["std"] > 0
+    assert seeded == [7]
+
+
 def test_inception_score_of_sure_and_of_unsure_samples():
     """exp(mean KL): the number of classes where each is sure and they are even; else 1."""
     even = np.repeat(np.eye(4, dtype=int)[:3] * 200, 10, axis=0)  # 3 classes, logits 200 apart
@@ -126,7 +165,7 @@ def test_inception_score_is_that_of_its_splits():
         scores.append(float((p * (p / p.mean(0)).log()).sum(1).mean().exp()))
     found = judged(a, a, batch=4)["inception_score"]
     assert found["mean"] == pytest.approx(np.mean(scores), rel=1e-6)
-    assert found["std"] == pytest.approx(np.std(scores, ddof=1), rel=1e-6)
+    assert found["std"] == pytest.approx(np.std(scores), rel=1e-6)
 
 
 def test_references_from_a_file(tmp_path):
@@ -150,11 +189,17 @@ def test_references_from_a_file(tmp_path):
 
 
 def test_far_means_keep_the_distance():
-    """Of statistics with a mean of 1000 and a spread of 1e-3, nothing but digits is lost."""
+    """Of statistics with a mean of 1000 and a spread of 1e-3, nothing is lost."""
     found = Fidelity(CORNER, 10, None)
-    found.use_references(Statistics(np.full(4, 1000.0), 1e-6 * np.eye(4)))
-    read = found.statistics(real=True)
-    np.testing.assert_allclose(read.sigma, 1e-6 * np.eye(4), atol=1e-9)
+    given = Statistics(np.full(4, 1000.0), 1e-6 * np.eye(4))
+    found.use_references(given)
+    assert found.statistics(real=True) is given
+    a = random_levels(10, 0)
+    found.add(images(a), real=False)
+    sigma = np.cov(a, rowvar=False)  # commutes with a multiple of the identity
+    roots = np.sqrt(np.linalg.eigvalsh(sigma))
+    expected = ((a.mean(0) - 1000) ** 2).sum() + ((roots - 1e-3) ** 2).sum()
+    assert found.figures()["frechet_distance"] == pytest.approx(expected, rel=1e-12)
 
 
 GOOD = {"mu": np.zeros(4), "sigma": np.eye(4)}

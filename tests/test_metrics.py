@@ -10,6 +10,8 @@ from ncsn_fast.metrics import (
     frechet_distance,
     nearest_distances,
     nearest_images,
+    statistics_distance,
+    statistics_of,
 )
 
 
@@ -50,6 +52,18 @@ def test_frechet_distance_of_degenerate_sets():
     assert frechet_distance(a[:, :1], 2 * a[:, :1]) == pytest.approx(4 + 4, abs=1e-9)
     with pytest.raises(ValueError, match="two samples on each side; got 1 and 3"):
         frechet_distance(a[:1], a)
+
+
+def test_a_singular_set_is_at_no_distance_of_itself():
+    """Ten points in 64 dimensions; eigenvalues of the product would be some 1e-8 off each."""
+    a = 1e3 * np.random.default_rng(1).standard_normal((10, 64))
+    assert 0 <= frechet_distance(a, a) < 1e-12 * np.trace(np.cov(a, rowvar=False))
+
+
+def test_the_distance_of_statistics_is_that_of_their_features():
+    a, b = (np.random.default_rng(i).standard_normal((20 + i, 5)) for i in range(2))
+    assert statistics_distance(statistics_of(a), statistics_of(b)) == frechet_distance(a, b)
+    assert (statistics_of(a).n, statistics_of(b).n) == (20, 21)
 
 
 def test_nearest_distances():

@@ -153,7 +153,8 @@ class FIDInception(nn.Module):
     """Images (N, 3, H, W) in [0, 1] -> features (N, 2048) and logits (N, classes).
 
     They are resized to 299 x 299 (bilinear, corners not aligned, no anti-aliasing) and scaled to
-    [-1, 1], as pytorch-fid does it.
+    [-1, 1], as pytorch-fid does it. Logits leave the classifier's bias out, as those of the
+    published inception scores do (Salimans et al. 2016).
     """
 
     def __init__(self, classes: int = CLASSES) -> None:
@@ -179,4 +180,4 @@ class FIDInception(nn.Module):
         for name in MIXED:
             x = self.get_submodule(name)(x)
         features = x.mean(dim=(2, 3))
-        return features, self.fc(features)
+        return features, F.linear(features, self.fc.weight)
