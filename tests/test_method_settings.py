@@ -95,7 +95,7 @@ def test_cas_options(models):
 @pytest.mark.parametrize(
     ("method", "steps", "options", "words"),
     [
-        ("no", None, {}, "method must be one of ald, cas, euler, .*; got 'no'"),
+        ("no", None, {}, "method must be one of ald, fast, cas, euler, .*; got 'no'"),
         ("cas", None, {"n_steps_each": 2}, "'cas' has no option n_steps_each; it has sigmas, n_s"),
         ("ald", None, {"model": 3}, "'ald' has no option model; it has"),
         ("ald", 0, {}, "steps must be at least 1; got 0"),

@@ -211,7 +211,7 @@ def test_callbacks_cannot_disturb_the_chains_and_may_use_autograd(plain):
             lambda s: list(s.stream(torch.tensor([2**32]), progress=False)),
             "sample indices must be in",
         ),
-        (lambda s: draw(s, method="no"), "method must be one of ald, cas, .*; got 'no'"),
+        (lambda s: draw(s, method="no"), "method must be one of ald, fast, cas, .*; got 'no'"),
         (lambda s: draw(s, method="cas", n_steps_each=1), "'cas' has no option n_steps_each"),
         (lambda s: draw(s, steps=0), "steps must be at least 1; got 0"),
         (lambda s: draw(s, output="jpg"), "output must be 'pt', 'np' or 'pil'; got 'jpg'"),
