@@ -74,6 +74,7 @@ ROWS = [
     Row("reverse"),
     Row("pc"),
     Row("ode"),
+    Row("em"),
     *[Row("adaptive", None, {"rtol": rtol}) for rtol in (0.02, 0.1)],
 ]
 

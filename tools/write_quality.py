@@ -22,7 +22,7 @@ MARK, OURS = "ald", "fast"
 COLOURS = {
     "ald": "#333333", "fast": "#c0392b", "cas": "#2471a3", "dpmpp": "#1e8449", "heun": "#8e44ad",
     "euler": "#b9770e", "ancestral": "#16808a", "reverse": "#7f8c8d", "pc": "#a0522d",
-    "ode": "#5d6d7e", "adaptive": "#9a7d0a",
+    "ode": "#5d6d7e", "adaptive": "#9a7d0a", "em": "#ca6f1e",
 }  # fmt: skip
 
 Record = dict[str, Any]
