@@ -217,14 +217,14 @@ def plot(records: list[Record], path: Path) -> None:
         real = truth(mark[0])[name]
         axis.axhline(real, color="#333333", linewidth=0.8, linestyle=(0, (2, 3)))
         for text, x, y in (
-            (f"{MARK} ± 2 sd", 0.9, (low * high) ** 0.5), ("real digits", 0.99, 1.004 * real)
+            (f"{MARK} ± 2 sd", 0.74, (low * high) ** 0.5), ("real digits", 0.99, 1.004 * real)
         ):  # fmt: skip
             axis.annotate(text, (x, y), xycoords=("axes fraction", "data"), size=7.5, ha="right",
                           va="center" if x < 0.99 else "bottom", color="#555555")  # fmt: skip
         for method in dict.fromkeys(g[0]["method"] for g in found):
             _curve(axis, [g for g in found if g[0]["method"] == method], name)
         axis.set_xscale("log")
-        ticks = [10, 20, 30, 50, 100, 250]
+        ticks = [10, 20, 30, 50, 100, 250, 500]
         axis.set_xticks(ticks, [str(t) for t in ticks])
         axis.xaxis.minorticks_off()
         axis.set_title(title, size=10, loc="left")
