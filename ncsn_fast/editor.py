@@ -57,11 +57,12 @@ class Editor(Restorer):
         labels = torch.as_tensor(labels)
         if labels.ndim == 0:
             raise ValueError("labels must be (N,), one per sample; got one number")
-        if gradient is None and classifier is not None:
+        if classifier is not None:
             check_labels(labels, classifier, self.model.image_shape, self.device)
             gradient = classifier_gradient(classifier)
+        assert gradient is not None
         program = methods.build(method, self.model, steps, options)
-        guide = Conditional(gradient, labels, scale)  # type: ignore[arg-type]
+        guide = Conditional(gradient, labels, scale)
         job = Job(sample_indices(start, len(labels)), guide=guide)
         return self._draw(program, job, seed, output, progress, callback)
 

@@ -114,7 +114,8 @@ class EvaluateOptions(SamplingOptions):
 
     def tolerances(self) -> tuple[float, float]:
         """rtol and atol of --bpd."""
-        return tuple(TOLERANCE if v is None else v for v in (self.rtol, self.atol))  # type: ignore[return-value]
+        rtol = TOLERANCE if self.rtol is None else self.rtol
+        return rtol, TOLERANCE if self.atol is None else self.atol
 
     def _refuse_idle(self) -> None:
         """ValueError for options that would change nothing."""

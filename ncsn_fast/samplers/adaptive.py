@@ -20,7 +20,16 @@ import torch
 from torch import Tensor
 
 from ncsn_fast.noise import Stream
-from ncsn_fast.samplers.plain import Draw, OnStep, Result, Score, SolverError, per_sample, rms
+from ncsn_fast.samplers.plain import (
+    Draw,
+    OnStep,
+    Result,
+    Score,
+    SolverError,
+    per_sample,
+    rms,
+    stopped,
+)
 
 FIRST_STEP = 0.01  # of the paper
 SAFETY, EXPONENT = 0.9, 0.9
@@ -182,10 +191,4 @@ def _check(
 
 
 def _failure(state: _State, lost: Tensor, what: str) -> SolverError:
-    i = int(lost.nonzero()[0])
-    return SolverError(
-        f"{what}: {int(lost.sum())} samples, the first of them row {int(state.rows[i])} at "
-        f"t={float(state.t[i]):.6g} with step {float(state.h[i]):.3g}; looser tolerances help, "
-        "unless the score is wrong",
-        int(state.rows[i]),
-    )
+    return stopped(what, lost, state.rows, state.t, state.h)

@@ -44,6 +44,21 @@ class SolverError(RuntimeError):
         self.row = row
 
 
+def stopped(what: str, lost: Tensor, rows: Tensor, t: Tensor, h: Tensor) -> SolverError:
+    """The error of an adaptive solver, for samples that are lost (B,).
+
+    Args:
+        rows: which rows of the whole batch the samples are.   t, h: their time and step.
+    """
+    i = int(lost.nonzero()[0])
+    return SolverError(
+        f"{what}: {int(lost.sum())} samples, the first of them row {int(rows[i])} at "
+        f"t={float(t[i]):.6g} with step {float(h[i]):.3g}; looser tolerances help, unless the "
+        "score is wrong",
+        int(rows[i]),
+    )
+
+
 class Guide(Protocol):
     """A change of the score, for some samples: guidance by a classifier, by measurements, ...."""
 

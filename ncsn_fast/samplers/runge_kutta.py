@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ncsn_fast.samplers.plain import SolverError, per_sample, rms
+from ncsn_fast.samplers.plain import SolverError, per_sample, rms, stopped
 
 # Time (B,) float64 and state (B, ...) -> slope, shape of the state.
 Slope = Callable[[Tensor, Tensor], Tensor]
@@ -240,10 +240,4 @@ def _check(
 
 def _failure(state: _State, what: str) -> SolverError:
     lost = state.running | state.stuck
-    i = int(lost.nonzero()[0])
-    return SolverError(
-        f"{what}: {int(lost.sum())} samples, the first of them row {int(state.rows[i])} at "
-        f"t={float(state.t[i]):.6g} with step {float(state.h[i]):.3g}; looser tolerances help, "
-        "unless the score is wrong",
-        int(state.rows[i]),
-    )
+    return stopped(what, lost, state.rows, state.t, state.h)

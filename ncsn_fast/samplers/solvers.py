@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -86,7 +86,7 @@ def pc(
             ladder,
             chains_noise(chains),
             **options,
-            corrector=_corrector(corrector, chains, relative_step),  # type: ignore[arg-type]
+            corrector=_corrector(corrector, chains, relative_step),
             denoise=denoise,
             count=chains.count,
             constrain=constrain,
@@ -113,10 +113,12 @@ def _refuse_idle(
             raise ValueError(f"corrector {corrector!r} has no {name}; it has {has}")
 
 
-def _corrector(name: Corrector | Chain, chains: Chains, relative_step: float | None) -> str | Move:
+def _corrector(
+    name: Corrector | Chain, chains: Chains, relative_step: float | None
+) -> Corrector | Move:
     """What predictor_corrector takes: a name, or the move of that name for these chains."""
     if name not in CORRECTORS:
-        return name
+        return cast(Corrector, name)
     if chains.noise_weights is not None:
         raise ValueError(
             f"corrector {name!r} makes its own noise, which interpolation cannot mix; take "

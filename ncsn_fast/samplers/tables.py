@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from ncsn_fast.sde import VE
 
 log = logging.getLogger(__name__)
 
+Form = Literal["code", "paper"]
+
 
 def ald(
     model: ScoreModel,
@@ -27,7 +29,7 @@ def ald(
     epsilon: float | None = None,
     n_steps_each: int | None = None,
     denoise: bool = True,
-    form: Literal["code", "paper"] | None = None,
+    form: Form | None = None,
 ) -> Program:
     """Annealed Langevin dynamics: `steps` noise levels, NFE = steps * n_steps_each (+ 1).
 
@@ -37,10 +39,10 @@ def ald(
     config = model.config
     ladder = levels.like_the_model(model)
     t = config.n_steps_each if n_steps_each is None else n_steps_each
-    chosen = form or config.langevin_form
+    chosen = form or cast(Form, config.langevin_form)
     if epsilon is None:
         epsilon = _epsilon(model, levels, ladder, t, chosen)
-    return annealed_langevin(ladder, epsilon, t, denoise=denoise, form=chosen)  # type: ignore[arg-type]
+    return annealed_langevin(ladder, epsilon, t, denoise=denoise, form=chosen)
 
 
 def _epsilon(
@@ -127,7 +129,7 @@ def dpmpp(
 
     NCSNv2 networks are not told the noise level, so a flow never mends one that it has missed;
     fresh noise does. Of the digits model's samples at 20 steps, 84 % are recognised with eta = 1
-    and 71 % with eta = 0; euler and heun without churn are flows, too (68 and 70 %).
+    and 64 % with eta = 0; euler and heun without churn are flows, too (benchmarks/quality.py).
     """
     ladder = levels.between_the_ends(model, 20)
     return few.dpm_solver_pp(ladder, eta=eta, s_noise=s_noise, denoise=denoise)
