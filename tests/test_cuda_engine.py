@@ -9,7 +9,7 @@ from engine_cases import CPU, LEVELS, chains_of, model, program_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ncsn_fast import EngineError, ModelConfig, Sampler, SamplingError, ScoreModel, _backends, ops
-from ncsn_fast.engines import cuda, cuda_loop, gpu_kernels, precision
+from ncsn_fast.engines import cuda_loop, gpu_kernels, looped, precision
 from ncsn_fast.engines.cpu import CpuEngine
 from ncsn_fast.engines.cuda import CudaEngine
 from ncsn_fast.engines.cuda_graphs import Graphs
@@ -207,7 +207,7 @@ def test_steps_read_nothing_back_and_are_all_alike(arch):
     with built.context():
         run = built.stepper(program, chains_of(of), torch.zeros(program.nfe, dtype=int), None)
         run(0, 1)
-        loop = built._loop((16, 16))
+        loop = built.loop((16, 16))
         static = (loop.x, loop.plan.input, loop.plan.output, loop.counter, loop.nonfinite)
         before, steps = [t.data_ptr() for t in static], []
         for _ in range(4):
@@ -231,7 +231,7 @@ def test_memory_does_not_grow_with_steps():
     of = model()
     built, program = engine(of), program_of(of, n_steps_each=4)
     built.run(program, chains_of(of))
-    loop = built._loop((16, 16))
+    loop = built.loop((16, 16))
     with torch.profiler.profile(profile_memory=True) as profile, built.context():
         for _ in range(3):
             loop.step()
@@ -260,8 +260,8 @@ def test_a_loop_of_too_many_launches_is_refused(monkeypatch):
     of = model()
     built = engine(of, graph="loop")
     program = program_of(of)
-    launches = program.nfe * (len(built._loop((16, 16)).plan.steps) + 2)
-    monkeypatch.setattr(cuda, "MOST_NODES", launches - 1)
+    launches = program.nfe * (len(built.loop((16, 16)).plan.steps) + 2)
+    monkeypatch.setattr(looped, "MOST_NODES", launches - 1)
     with pytest.raises(ValueError, match=f"would capture {launches} launches for 13 .*'level'"):
         built.run(program, chains_of(of))
 
@@ -287,13 +287,13 @@ def test_the_cuda_family_needs_an_extension_with_cuda(monkeypatch):
 def test_describe_and_memory():
     built = engine(model(), "bf16")
     head, *lines, total = built.describe().splitlines()
-    plan = built._loop((16, 16)).plan
+    plan = built.loop((16, 16)).plan
     assert head.split()[:2] == ["operation", "name"]
     assert [line.split()[0] for line in lines] == [op.kind for op in plan.graph.ops]
     assert total.startswith(f"{len(plan.graph.ops)} operations in bf16, ")
     assert built.memory() > plan.weight_bytes + plan.map_bytes > plan.weight_bytes
     two, four = engine(model()), engine(model(), batch_size=4)
-    assert four._loop((16, 16)).plan.map_bytes > 1.5 * two._loop((16, 16)).plan.map_bytes
+    assert four.loop((16, 16)).plan.map_bytes > 1.5 * two.loop((16, 16)).plan.map_bytes
     assert two.resized(4)._weights is two._weights
 
 

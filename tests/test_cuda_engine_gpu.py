@@ -61,7 +61,7 @@ def test_seeds_levels_and_calls_share_a_graph():
     runs = [built.run(program, chains(of, seed=s)).clone() for s in (1, 2, 1)]
     assert torch.equal(runs[0], runs[2])
     assert (runs[0] - runs[1]).abs().max() > 0.01
-    assert len(built._loop((16, 16)).graphs) == 2  # two rows, and the denoising one
+    assert len(built.loop((16, 16)).graphs) == 2  # two rows, and the denoising one
 
 
 def test_the_reference_draws_the_same_samples():

@@ -7,18 +7,59 @@ the trained level of each row, the keys of the noise, the state. One graph serve
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from ncsn_fast.engines.cuda_graphs import Graphs
-from ncsn_fast.engines.cuda_plan import CudaPlan
+from ncsn_fast.engines.gpu_kernels import Kernels
 from ncsn_fast.kernels.rows import Rows, new_rows
 from ncsn_fast.samplers.program import Chains, Program
 
 MOST_UNROLLED = 32  # rows in one graph of a level; longer levels are several replays
 MOST_NODES = 250_000  # of the graph of a whole loop: some 64 KB of host memory per thousand
 _FEWEST_ROWS = 8192  # all published samplers; half a megabyte
+
+
+class LoopPlan(Protocol):
+    """A network on static memory, whose `run` can be captured: it allocates and reads nothing.
+
+    Attributes:
+        batch: images.   launches: kernels that `run` launches, about.
+        kernels: those whose sampler update runs on the output.
+        input: what the update writes for the network, (batch, C', H, W), C' >= C.
+        output: f, (batch, C, H, W), contiguous or channels-last.
+        level: (batch,), what each image is conditioned on, of the type in which it is read.
+        conditional: whether it is.
+        weight_bytes, map_bytes: of memory.
+    """
+
+    batch: int
+    device: torch.device
+    kernels: Kernels
+    input: Tensor
+    output: Tensor
+    level: Tensor
+
+    @property
+    def conditional(self) -> bool: ...
+
+    @property
+    def launches(self) -> int: ...
+
+    @property
+    def weight_bytes(self) -> int: ...
+
+    @property
+    def map_bytes(self) -> int: ...
+
+    def load(self, x: Tensor, scale: float, shift: float) -> None:
+        """input = scale * x + shift."""
+
+    def run(self) -> None:
+        """Computes `output` from `input` and `level`."""
 
 
 class Loop:
@@ -29,7 +70,7 @@ class Loop:
         graph: what a graph holds: a "step", the rows of a "level", the whole "loop", or "none".
     """
 
-    def __init__(self, plan: CudaPlan, scale: float, shift: float, graph: str) -> None:
+    def __init__(self, plan: LoopPlan, scale: float, shift: float, graph: str) -> None:
         self.plan, self.scale, self.shift, self.graph = plan, scale, shift, graph
         n, device = plan.batch, plan.device
         self.x = torch.zeros(plan.output.shape, device=device)
@@ -129,7 +170,7 @@ class Loop:
             self.counter,
         )
         # One more than rows: what the counter names past the end of the table.
-        self.row_levels = torch.zeros(self.capacity + 1, dtype=torch.int64, device=device)
+        self.row_levels = torch.zeros(self.capacity + 1, dtype=self.plan.level.dtype, device=device)
         self.graphs = Graphs(device, captures=self.graph != "none")
 
     def _go_to(self, row: int) -> None:

@@ -75,6 +75,10 @@ class CudaPlan:
         return self._parameters is not None
 
     @property
+    def launches(self) -> int:
+        return len(self.steps)
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of weights and parameters; shared between plans."""
         return sum(t.nbytes for ts in self.weights.values() for t in ts)

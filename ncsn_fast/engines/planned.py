@@ -1,4 +1,4 @@
-"""What engines share that run a network as a list of operations on planned memory."""
+"""What engines share that run a network on buffers of their own."""
 
 from __future__ import annotations
 
@@ -15,18 +15,10 @@ from ncsn_fast.engines.graph import UnsupportedNetwork, lower
 from ncsn_fast.models.score import ScoreModel
 
 
-class PlannedEngine(Engine):
-    """An engine for the networks that `graph.lower` covers, one plan for each image size."""
+class BufferedEngine(Engine):
+    """An engine with buffers of fixed sizes, which serve one call at a time."""
 
-    @classmethod
-    def refuses(cls, model: ScoreModel) -> str | None:
-        try:
-            lower(model.net, *model.config.image_size)
-        except UnsupportedNetwork as error:
-            return f"does not run networks with {error}"
-        return None
-
-    def resized(self, batch_size: int) -> PlannedEngine:
+    def resized(self, batch_size: int) -> BufferedEngine:
         other = copy.copy(self)
         other.batch_size = batch_size
         other.release()
@@ -34,7 +26,7 @@ class PlannedEngine(Engine):
 
     @abc.abstractmethod
     def release(self) -> None:
-        self._busy = threading.RLock()  # a plan's buffers serve one call at a time
+        self._busy = threading.RLock()
 
     def check_images(self, x: Tensor) -> None:
         """ValueError unless x is a micro-batch of images that the network takes."""
@@ -45,8 +37,22 @@ class PlannedEngine(Engine):
     def check_call(self, x: Tensor, level: Tensor | None) -> None:
         """ValueError unless `network` takes these."""
         self.check_images(x)
-        if self.model.conditional and level is None:
-            raise ValueError("this network is conditioned on the noise level: pass level (N,)")
+        seen = self.model.conditioning
+        if seen != "none" and level is None:
+            what = "noise level" if seen == "level" else seen
+            raise ValueError(f"this network is conditioned on the {what}: pass {seen} (N,)")
+
+
+class PlannedEngine(BufferedEngine):
+    """An engine for the networks that `graph.lower` covers, one plan for each image size."""
+
+    @classmethod
+    def refuses(cls, model: ScoreModel) -> str | None:
+        try:
+            lower(model.net, *model.config.image_size)
+        except UnsupportedNetwork as error:
+            return f"does not run networks with {error}"
+        return None
 
     def check_precision(self) -> float:
         """The error of a small plan of the same weights against the reference."""
