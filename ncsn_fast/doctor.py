@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import platform
 import sys
 
@@ -10,7 +11,11 @@ import torch
 
 import ncsn_fast
 from ncsn_fast import cli, engines, ops
-from ncsn_fast.engines import cpu_probe
+from ncsn_fast.engines import EngineError, cpu_probe
+from ncsn_fast.engines.plan_cache import PlanCache
+
+# Distributions that bring engines; onnxruntime has two, of which one is installed at most.
+PACKAGES = ("triton", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +33,27 @@ def facts() -> list[tuple[str, str]]:
         ("torch CPU level", torch.backends.cpu.get_cpu_capability()),
     ]
     rows += [(f"extension {name}", str(value)) for name, value in ops.available().items()]
+    rows += [(name, _version(name)) for name in PACKAGES]
+    cuda = torch.version.cuda or "none: this build of torch is for CPUs"
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return [*rows, ("GPUs", ", ".join(gpus) or "none that torch can use")]
+    rows += [("GPUs", ", ".join(gpus) or "none that torch can use"), ("CUDA of torch", cuda)]
+    return [*rows, ("compiled engines", _compiled())]
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _compiled() -> str:
+    """What lies in the cache of compiled engines, and where that is."""
+    try:
+        entries = PlanCache().entries()
+    except EngineError as error:
+        return str(error)
+    return f"{len(entries)} in {PlanCache().folder}"
 
 
 def main(args: list[str] | None = None) -> int:

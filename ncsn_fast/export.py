@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from ncsn_fast import cli
 from ncsn_fast.cli import UsageError
 from ncsn_fast.engines.onnx_model import FIRST_OPSET, OPSETS
+from ncsn_fast.engines.trt_options import parse_batch, parse_size, parse_workspace
 from ncsn_fast.onnx_export import export_onnx
+from ncsn_fast.trt_export import BATCH, export_trt
 
 OPEN = "dynamic"
 
@@ -24,26 +28,57 @@ class ExportOptions:
     model: str | None = None
     """Run folder, model folder, published .pth, or `digits` (the shipped model). Without it the
     newest run below ./runs, else the shipped model."""
-    format: Literal["onnx"] = "onnx"
-    """Format of the file."""
-    dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
-    """Type of convolutions and what is between them; norms and resizing are float32 always."""
+    format: Literal["onnx", "trt"] = "onnx"
+    """onnx: for any runtime; trt: a TensorRT engine for this GPU, this user and these versions."""
+    dtype: Literal["fp32", "tf32", "fp16", "bf16"] | None = None
+    """Type of convolutions and what is between them; norms and resizing are float32 always. Without
+    it fp32 for onnx, fp16 for trt (which has tf32, too)."""
     batch: str = OPEN
-    """Images in a batch, or dynamic."""
+    """Images in a batch, or dynamic. trt: least:usual:largest; dynamic is 1:64:64."""
     size: str = OPEN
-    """Height and width of the images (H,W), or dynamic."""
+    """Height and width of the images (H,W), or dynamic. trt: also least:usual:largest of those;
+    dynamic is the model's own."""
     opset: int | None = None
-    """Version of the ONNX operators; without it 20, or 22 for bf16."""
+    """Version of the ONNX operators (onnx); without it 20, or 22 for bf16."""
+    workspace: float | None = None
+    """GB that a layer may use beside its maps (trt); without it all there is."""
+    builder_level: Literal[0, 1, 2, 3, 4, 5] | None = None
+    """How long TensorRT searches for faster kernels (trt; default 3)."""
+    refit: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """An engine whose weights can be exchanged, for all models of this structure (trt)."""
 
     def __post_init__(self) -> None:
+        if self.format == "trt":
+            self._check_trt()
+        else:
+            self._check_onnx()
+
+    def _check_onnx(self) -> None:
+        given = {k: getattr(self, k) for k in ("workspace", "builder_level", "refit")}
+        for name, value in given.items():
+            if value not in (None, False):
+                raise UsageError(f"--{name.replace('_', '-')} is for --format trt")
+        if self.dtype == "tf32":
+            raise UsageError("--dtype tf32 is for --format trt; ONNX files have no such type")
         if self.opset is not None:
-            first = FIRST_OPSET[self.dtype]
-            if not first <= self.opset <= OPSETS[-1]:
+            kind = self.dtype or "fp32"
+            if not FIRST_OPSET[kind] <= self.opset <= OPSETS[-1]:
                 raise ValueError(
-                    f"--opset must be {first} to {OPSETS[-1]} for {self.dtype}; got {self.opset}"
+                    f"--opset must be {FIRST_OPSET[kind]} to {OPSETS[-1]} for {kind}; "
+                    f"got {self.opset}"
                 )
         _numbers("batch", self.batch, 1)
         _numbers("size", self.size, 2)
+
+    def _check_trt(self) -> None:
+        if self.opset is not None:
+            raise UsageError("--opset is for --format onnx")
+        if self.batch != OPEN:
+            parse_batch(self.batch)
+        if self.size != OPEN:
+            parse_size(self.size)
+        if self.workspace is not None:
+            parse_workspace(self.workspace)
 
 
 def _numbers(name: str, text: str, count: int) -> tuple[int, ...] | None:
@@ -60,18 +95,33 @@ def _numbers(name: str, text: str, count: int) -> tuple[int, ...] | None:
 def main(args: list[str] | None = None) -> int:
     """Command line; exit code 0."""
     options = cli.parse(ExportOptions, args, "ncsn_fast.export", "Write a network as a file.")
-    batch, size = _numbers("batch", options.batch, 1), _numbers("size", options.size, 2)
-    print(
-        export_onnx(
-            options.model,
-            options.out,
-            dtype=options.dtype,
-            batch=None if batch is None else batch[0],
-            size=None if size is None else (size[0], size[1]),
-            opset=options.opset,
-        )
-    )
+    print(_trt(options) if options.format == "trt" else _onnx(options))
     return 0
+
+
+def _onnx(options: ExportOptions) -> object:
+    batch, size = _numbers("batch", options.batch, 1), _numbers("size", options.size, 2)
+    return export_onnx(
+        options.model,
+        options.out,
+        dtype=options.dtype or "fp32",
+        batch=None if batch is None else batch[0],
+        size=None if size is None else (size[0], size[1]),
+        opset=options.opset,
+    )
+
+
+def _trt(options: ExportOptions) -> object:
+    return export_trt(
+        options.model,
+        options.out,
+        dtype=options.dtype or "fp16",
+        batch=BATCH if options.batch == OPEN else options.batch,
+        size=None if options.size == OPEN else options.size,
+        workspace=options.workspace,
+        builder_level=3 if options.builder_level is None else options.builder_level,
+        refit=options.refit,
+    )
 
 
 if __name__ == "__main__":

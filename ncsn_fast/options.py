@@ -33,8 +33,10 @@ class ModelOptions:
     """Images in a micro-batch."""
     threads: int | None = None
     """CPU threads."""
+    compile_cache: Path | None = None
+    """Folder for what the engine compiles (trt); without it one below ~/.cache."""
     engine_options: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Settings of the engine's own, as NAME VALUE pairs: graph step, kernels cuda."""
+    """Settings of the engine's own, as NAME VALUE pairs: graph step, batch 1:64:256."""
     quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """No progress bar."""
 
@@ -52,6 +54,7 @@ class ModelOptions:
             device=self.device,
             batch_size=self.batch_size,
             threads=self.threads,
+            compile_cache=self.compile_cache,
             **self.engine_options,
         )
 

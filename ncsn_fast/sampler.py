@@ -42,7 +42,7 @@ class Sampler(Editor):
         device: "cpu", "cuda", "cuda:1"; None takes a GPU if there is one.
         batch_size: images in a micro-batch. Samples are bitwise reproducible for a fixed
             batch_size; None picks a power of two that suits n and the image size.
-        compile_cache: folder for engines that compile; those of this version do not.
+        compile_cache: folder for what engines compile ("trt"); None for one below ~/.cache.
         threads: CPU threads; None for torch's setting.
         options: the engine's own settings, such as graph="step"; see its class.
 
@@ -62,11 +62,15 @@ class Sampler(Editor):
         threads: int | None = None,
         **options: Any,
     ) -> None:
+        if engine != "auto":
+            engines.pick(engine, device)  # says what is missing before a model is read
         self.model = resolve_model(model)
         kind, self.device, reason = engines.pick(engine, device, self.model)
         kind.check_options(options)
-        if compile_cache is not None:
+        if compile_cache is not None and not kind.compiles:
             raise ValueError(f"engine {kind.name!r} compiles nothing, so it has no compile_cache")
+        if compile_cache is not None:
+            options = {**options, "compile_cache": compile_cache}
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {batch_size}")
         if threads is not None and threads < 1:

@@ -13,6 +13,7 @@ from ncsn_fast.engines.cpu import CpuEngine
 from ncsn_fast.engines.cuda import CudaEngine
 from ncsn_fast.engines.eager import EagerEngine
 from ncsn_fast.engines.ort import OrtEngine
+from ncsn_fast.engines.trt import TrtEngine
 from ncsn_fast.models.score import ScoreModel
 
 log = logging.getLogger(__name__)
@@ -21,12 +22,12 @@ ENGINES: dict[str, type[Engine]] = {
     "cpu": CpuEngine,
     "eager": EagerEngine,
     "ort": OrtEngine,
+    "trt": TrtEngine,
 }
 
 # Engines of the design that this version does not contain, and what each is for.
 PLANNED = {
     "compile": "torch.compile",
-    "trt": "TensorRT",
 }
 
 
@@ -69,16 +70,16 @@ def pick(
         name, reason = _automatic(CpuEngine if on_cpu else CudaEngine, model)
     else:
         reason = "asked for"
-    rows = {row.name: row for row in availability()}
-    if name not in rows:
-        raise ValueError(f"engine must be auto, {', '.join(rows)}; got {name!r}")
-    if rows[name].problem is not None:
-        runnable = ", ".join(row.name for row in rows.values() if row.problem is None)
+    if name not in ENGINES:
+        raise ValueError(f"engine must be auto, {', '.join(ENGINES)}; got {name!r}")
+    kind = ENGINES[name]
+    problem = kind.unavailable()
+    if problem is not None:
+        runnable = ", ".join(row.name for row in availability() if row.problem is None)
         raise EngineUnavailable(
-            f"engine {name!r} ({rows[name].summary}) cannot run here: {rows[name].problem}. "
+            f"engine {name!r} ({kind.summary}) cannot run here: {problem}. "
             f"Engines that run here: {runnable}"
         )
-    kind = ENGINES[name]
     refusal = None if model is None else kind.refuses(model)
     if refusal is not None:
         raise EngineUnavailable(f"engine {name!r} {refusal}; use engine='eager'")

@@ -85,6 +85,7 @@ class Engine(abc.ABC):
     summary: ClassVar[str]
     dtypes: ClassVar[tuple[str, ...]] = ("fp32",)  # from the fastest to the most precise
     device_types: ClassVar[tuple[str, ...]] = ("cpu",)
+    compiles: ClassVar[bool] = False  # takes compile_cache, a folder for what it builds
     options: ClassVar[dict[str, tuple[str, ...]]] = {}  # settings of its own, and their values
 
     def __init__(

@@ -8,6 +8,7 @@ it.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from ncsn_fast.engines.base import DTYPES, EngineError
 from ncsn_fast.engines.onnx_network import write
-from ncsn_fast.engines.onnx_writer import Writer
+from ncsn_fast.engines.onnx_writer import CONSTANTS, Writer
 from ncsn_fast.models.score import ScoreModel
 
 LIMIT = 2**31 - 2**24  # bytes that a protobuf message can have, less what nodes may take
@@ -131,6 +132,21 @@ def read_onnx(path: str | Path, model: ScoreModel, dtype: str) -> bytes:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise EngineError(f"{path} is damaged; {again}") from error
     return content
+
+
+def structure(content: bytes) -> str:
+    """SHA-256 of an ONNX model of ours without its weights and meta data.
+
+    Models of one structure differ in their parameters alone.
+    """
+    import onnx
+
+    proto = onnx.ModelProto.FromString(content)
+    del proto.metadata_props[:]
+    for tensor in proto.graph.initializer:
+        if not tensor.name.startswith(CONSTANTS):
+            tensor.ClearField("raw_data")
+    return hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
 
 
 def _refers_elsewhere(proto: Any) -> bool:

@@ -23,6 +23,7 @@ class Value:
     halvings: int = 0
 
 
+CONSTANTS = "constants/"  # before the names of what is no parameter of the module
 NOTHING = Value("", torch.float32)  # an optional input that is left out
 
 
@@ -103,16 +104,16 @@ class Writer:
 
     def scalar(self, number: float) -> Value:
         """A float32 constant."""
-        return self._constant(f"constants/{number!r}", torch.tensor(number, dtype=torch.float32))
+        return self._constant(f"{CONSTANTS}{number!r}", torch.tensor(number, dtype=torch.float32))
 
     def ints(self, *numbers: int) -> Value:
         """An int64 vector: axes or a shape."""
-        name = "constants/" + "_".join(map(str, numbers))
+        name = CONSTANTS + "_".join(map(str, numbers))
         return self._constant(f"{name}_i", torch.tensor(numbers, dtype=torch.int64))
 
     def index(self, number: int) -> Value:
         """An int64 scalar: an index."""
-        return self._constant(f"constants/{number}_at", torch.tensor(number, dtype=torch.int64))
+        return self._constant(f"{CONSTANTS}{number}_at", torch.tensor(number, dtype=torch.int64))
 
     def _constant(self, name: str, tensor: Tensor) -> Value:
         self.constants[name] = tensor

@@ -1,0 +1,142 @@
+"""TensorRT's Python module: found or explained, its log, and what a plan of it depends on.
+
+Everything below `engines/trt*.py` takes the module as a parameter, `trt`: `tensorrt` 10 or 11, or
+what has its interface (tensorrt_rtx; the double of the tests). Its functions report failure by None
+or False, and the reason in a log; here both become one exception.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+import torch
+
+from ncsn_fast import _backends
+from ncsn_fast.engines.base import EngineError, EngineUnavailable
+
+_log = logging.getLogger(__name__)
+MAJORS = (10, 11)
+TESTED = ("10.16", "11.4")  # whose interfaces the tests hold every call to
+_MOST_REASONS = 3
+_DRIVER = Path("/proc/driver/nvidia/version")
+T = TypeVar("T")
+
+
+def problem() -> str | None:
+    """Why the engine cannot run here, and what to do; None if it can. Imports tensorrt at last."""
+    lacks = []
+    if not torch.cuda.is_available():
+        lacks.append(
+            "torch sees no NVIDIA GPU (it needs a GPU, its driver and a CUDA build of torch)"
+        )
+    missing = [name for name in ("tensorrt", "onnx") if not _installed(name)]
+    if missing:
+        lacks.append(f"{' and '.join(missing)} not installed: pip install {' '.join(missing)}")
+    if lacks:
+        return "; ".join(lacks)
+    try:
+        load()
+    except EngineUnavailable as error:
+        return str(error)
+    return _backends.missing("triton") or None
+
+
+def load() -> ModuleType:
+    """The module `tensorrt`.
+
+    EngineUnavailable: it does not import, or is older or newer than MAJORS.
+    """
+    try:
+        trt = importlib.import_module("tensorrt")
+    except (ImportError, OSError) as error:
+        raise EngineUnavailable(
+            f"tensorrt does not import ({error}): pip install --force-reinstall tensorrt"
+        ) from error
+    if major(trt) not in MAJORS:
+        raise EngineUnavailable(
+            f"tensorrt {trt.__version__} has another interface: pip install 'tensorrt>=10.16,<12'"
+        )
+    if not trt.__version__.startswith(TESTED):
+        _log.info("tensorrt %s: tested are %s", trt.__version__, " and ".join(TESTED))
+    return trt
+
+
+def major(trt: ModuleType) -> int:
+    return int(trt.__version__.split(".")[0])
+
+
+def new_log(trt: ModuleType) -> Any:
+    """TensorRT's log, which keeps errors until they are asked for: `reasons()`.
+
+    The rest goes to Python's log. It must outlive what was made with it.
+    """
+
+    class Log(trt.ILogger):  # type: ignore[name-defined, misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, msg: str) -> None:
+            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
+                self.errors.append(msg)
+            elif severity == trt.ILogger.WARNING:
+                _log.info("%s", msg)
+            else:
+                _log.debug("%s", msg)
+
+        def reasons(self) -> str:
+            """What was logged as an error since the last call, shortened."""
+            errors, self.errors = self.errors, []
+            more = (
+                [] if len(errors) <= _MOST_REASONS else [f"and {len(errors) - _MOST_REASONS} more"]
+            )
+            return "; ".join([*errors[:_MOST_REASONS], *more]) or "it gave no reason"
+
+    return Log()
+
+
+def create(kind: Any, log: Any) -> Any:
+    """A Builder or Runtime.
+
+    EngineUnavailable: without a working driver their constructors raise TypeError.
+    """
+    try:
+        return kind(log)
+    except TypeError as error:
+        raise EngineUnavailable(
+            f"TensorRT cannot use this machine's GPU ({log.reasons()}); install an NVIDIA driver "
+            f"for CUDA {torch.version.cuda or '13'} and see that nvidia-smi works, or use "
+            "engine='cuda' or 'cpu'"
+        ) from error
+
+
+def checked(value: T | None, failed: str, log: Any, remedy: str) -> T:
+    """The value, unless TensorRT said None or False by it: then EngineError with its reasons."""
+    if value is None or value is False:
+        raise EngineError(f"TensorRT {failed}: {log.reasons()}; {remedy}")
+    return value
+
+
+def machine(trt: ModuleType, device: torch.device) -> dict[str, Any]:
+    """Of what a plan or its timings depend on: versions, driver and GPU."""
+    facts: dict[str, Any] = {"tensorrt": trt.__version__, "cuda": torch.version.cuda}
+    facts["driver"] = _DRIVER.read_text().splitlines()[0] if _DRIVER.exists() else "none"
+    if device.type != "cuda":
+        return {**facts, "gpu": device.type}
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        **facts,
+        "gpu": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+    }
+
+
+def _installed(name: str) -> bool:
+    return name in sys.modules or importlib.util.find_spec(name) is not None

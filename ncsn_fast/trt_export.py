@@ -1,0 +1,102 @@
+"""Building a model's TensorRT engine into a file, for this user and this GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from ncsn_fast import engines
+from ncsn_fast.engines.plan_cache import write_plan
+from ncsn_fast.engines.trt import TrtEngine
+from ncsn_fast.engines.trt_options import parse_batch
+from ncsn_fast.loading import resolve_model
+from ncsn_fast.models.score import ScoreModel
+
+BATCH = "1:64:64"  # where nobody says how many images
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportedPlan:
+    """What was written.
+
+    Attributes:
+        shapes: that the engine takes.   seconds: that TensorRT took, maybe in an earlier call.
+        error: largest relative error of f against PyTorch, at `levels` levels over the ladder.
+    """
+
+    path: Path
+    size: int
+    dtype: str
+    shapes: str
+    error: float
+    levels: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path}: TensorRT engine, {self.dtype}, {self.size / 1e6:.4g} MB, for "
+            f"{self.shapes}, built in {self.seconds:.3g} s; f differs from PyTorch by at most "
+            f"{self.error:.1e} at {self.levels} levels over the ladder. It runs for this user on "
+            "this GPU and with these versions alone"
+        )
+
+
+def export_trt(
+    model: str | Path | ScoreModel | None,
+    path: str | Path,
+    *,
+    dtype: str = "fp16",
+    batch: str | int = BATCH,
+    size: str | None = None,
+    workspace: float | None = None,
+    builder_level: int = 3,
+    refit: bool = False,
+    device: str | torch.device | None = None,
+    compile_cache: str | Path | None = None,
+) -> ExportedPlan:
+    """Builds a model's TensorRT engine, checks it, and writes it as a file.
+
+    `Sampler(model, engine="trt", plan=path)` runs it. The file carries a code that only this user's
+    key gives: a plan is native code, so none from elsewhere is loaded.
+
+    Args:
+        model: what `ncsn_fast.load` takes, or a ScoreModel; None as for Sampler.
+        path: the file. It is replaced whole, or not at all.
+        dtype: "fp16", "bf16", "tf32" or "fp32".
+        batch: numbers of images, "least:usual:largest", or one.
+        size: "H,W:H,W:H,W" or "H,W"; None for the model's.
+        workspace, builder_level, refit: as of TrtEngine.
+        compile_cache: folder of the cache of engines, where it may be found already.
+
+    Raises:
+        EngineUnavailable: TensorRT or a GPU is missing.
+        EngineError: TensorRT cannot build it, or it differs from PyTorch by more than
+            precision.BOUNDS.
+    """
+    kind, place, _ = engines.pick("trt", device)
+    assert issubclass(kind, TrtEngine)
+    if dtype not in kind.dtypes:
+        raise ValueError(f"dtype must be {', '.join(kind.dtypes)}; got {dtype!r}")
+    engine = kind(
+        resolve_model(model),
+        device=place,
+        dtype=dtype,
+        batch_size=parse_batch(batch)[1],
+        batch=batch,
+        size=size,
+        workspace=workspace,
+        builder_level=builder_level,
+        refit="on" if refit else "off",
+        compile_cache=compile_cache,
+    )
+    path, stored = Path(path).expanduser(), engine.stored
+    write_plan(path, stored.content, stored.facts, stored.notes)
+    seconds = float(stored.notes.get("seconds", 0.0))
+    return ExportedPlan(
+        path, path.stat().st_size, dtype, str(engine.profile), engine.error, engine.levels, seconds
+    )
+
+
+__all__ = ["ExportedPlan", "export_trt"]
