@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "figures of merit of a model of the digits",
     "export": "network -> ONNX file",
     "convert": "published .pth or training run -> model folder",
+    "cache": "compiled engines that are kept: list, clear",
     "doctor": "what runs on this machine",
 }
 

@@ -15,12 +15,13 @@ _NO_LINKS = (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EOPNO
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
+def atomic_write(path: Path, *, overwrite: bool = True, mode: int | None = None) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success it is flushed to disk and renamed.
 
     A kill at any moment leaves the old file, or none. OSError (a full disk, say) says that nothing
     changed. With overwrite=False a file that is there, or that another process makes meanwhile,
-    stays: of many that write at once, exactly one does.
+    stays: of many that write at once, exactly one does. `mode` is the file's from its first moment
+    on; None is what the umask leaves.
     """
     temporary: Path | None = None
     try:
@@ -31,11 +32,11 @@ def atomic_write(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, 0o666 & ~_umask() if mode is None else mode)
         if overwrite:
             os.replace(temporary, path)
         else:
-            _put_once(temporary, path)
+            _put_once(temporary, path, 0o666 if mode is None else mode)
         _fsync_folder(path.parent)
     except OSError as error:
         raise OSError(
@@ -59,7 +60,7 @@ def remove_leftovers(folder: Path, names: Container[str] | None = None) -> None:
             leftover.unlink(missing_ok=True)
 
 
-def _put_once(temporary: Path, path: Path) -> None:
+def _put_once(temporary: Path, path: Path, mode: int) -> None:
     """Gives a finished file its name, unless a file of that name is there."""
     try:
         os.link(temporary, path)  # unlike a rename, refuses a name that is taken
@@ -69,8 +70,10 @@ def _put_once(temporary: Path, path: Path) -> None:
         if error.errno not in _NO_LINKS:
             raise
         # Still one writer only, but a kill just now can leave half a file.
-        with contextlib.suppress(FileExistsError), open(path, "xb") as file:
-            file.write(temporary.read_bytes())
+        with contextlib.suppress(FileExistsError):
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            with open(descriptor, "wb") as file:
+                file.write(temporary.read_bytes())
 
 
 def _umask() -> int:

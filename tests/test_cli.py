@@ -15,7 +15,7 @@ from PIL import Image
 
 import ncsn_fast
 from ncsn_fast import __main__ as dispatcher
-from ncsn_fast import cli, configs, convert, data, doctor, edit, evaluate, sample, train
+from ncsn_fast import cache, cli, configs, convert, data, doctor, edit, evaluate, sample, train
 from ncsn_fast.images import make_grid, to_uint8
 
 
@@ -196,6 +196,7 @@ def test_dry_run_resolves_the_published_settings(capsys):
 
 COMMANDS = {
     "train": train, "sample": sample, "evaluate": evaluate, "convert": convert, "doctor": doctor,
+    "cache list": cache, "cache clear": cache,
     "edit inpaint": edit, "edit interpolate": edit, "edit denoise": edit,
 }  # fmt: skip
 
@@ -208,7 +209,7 @@ def test_help_explains_every_option(command, capsys, monkeypatch):
     assert stop.value.code == 0
     lines = [line.strip("│| ") for line in capsys.readouterr().out.splitlines()]
     options = [i for i, line in enumerate(lines) if re.match("--[a-z]|SOURCE|FOLDER", line)]
-    assert len(options) > 4 or command in ("doctor", "convert")
+    assert len(options) > 4 or command.split()[0] in ("doctor", "convert", "cache")
     for i, after in itertools.pairwise([*options, len(lines)]):
         explained = re.search(r"  (.{8,}?) \((default: .*?|required)\)", "  ".join(lines[i:after]))
         assert explained, lines[i:after]

@@ -22,7 +22,9 @@ LAYERS = [
 ]  # fmt: skip
 # The one way back, inside functions: save_pretrained and from_pretrained.
 BACK = {("models.score", "checkpoint")}
-COMMANDS = {"train", "sample", "edit", "evaluate", "export", "convert", "doctor", "__main__"}
+COMMANDS = {
+    "train", "sample", "edit", "evaluate", "export", "convert", "cache", "doctor", "__main__",
+}  # fmt: skip
 
 
 def sources() -> dict[str, Path]:

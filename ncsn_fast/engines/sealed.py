@@ -1,0 +1,258 @@
+"""Sealed files: compiled engines that only the account that wrote them takes back.
+
+A compiled engine is native code, and to run one that somebody else wrote is to run their program:
+NVIDIA says so of TensorRT's plans, whose own validity check is no protection against tampering. So
+bytes are kept with an HMAC-SHA256 whose key lies in the user's configuration folder, and are handed
+out only if it matches and if nobody else could have written the file:
+
+    magic, version (12 bytes) | HMAC of all the rest and of these 12 (32) |
+    length of the header (8, little-endian) | header: facts and notes, JSON | content
+
+Nothing behind the HMAC is looked at before it has been verified. It protects from files of others,
+damage and mix-ups; not from programs that run as the same user, which can read the key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hmac
+import json
+import os
+import secrets
+import shlex
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ncsn_fast import files
+from ncsn_fast.engines.base import EngineError
+
+_MAGIC = b"ncsnplan"
+_VERSION = 1
+_PREFIX = _MAGIC + _VERSION.to_bytes(4, "little")
+_REMEDY = "delete it and build the engine anew on this machine"
+_KEY_BYTES = _MAC_BYTES = 32
+_LENGTH_BYTES = 8
+_START = len(_PREFIX) + _MAC_BYTES
+# A link is not followed, a pipe is not waited for. What a system lacks it cannot be asked for.
+_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+
+
+class PlanRefused(EngineError):
+    """A compiled engine, a folder of them or the key that is not to be trusted.
+
+    Attributes: path, reason, remedy; the message is all three.
+    """
+
+    def __init__(self, path: str | Path, reason: str, remedy: str) -> None:
+        super().__init__(path, reason, remedy)
+        self.path, self.reason, self.remedy = str(path), reason, remedy
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}; {self.remedy}"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A compiled engine, or other bytes, and what is known of it.
+
+    Attributes:
+        content: the engine itself (a TensorRT plan).
+        facts: what it depends on. Equal facts, equal key.
+        notes: what is worth knowing and no part of the key: error measured, seconds it took.
+        built: made by this call.
+    """
+
+    content: bytes
+    facts: dict[str, Any]
+    notes: dict[str, Any]
+    built: bool
+
+
+def canonical(value: Any) -> str:
+    """The one JSON text of a value: sorted names, no spaces, ASCII.
+
+    ValueError for what JSON cannot say: NaN, bytes, arrays, names that are no strings.
+    """
+    try:
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"facts and notes of an engine must be plain JSON (strings, finite numbers, lists, "
+            f"dicts with strings as names): {error}; got {value!r}"
+        ) from error
+    return text
+
+
+def plain(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping as it comes back from JSON: tuples are lists."""
+    return json.loads(canonical(dict(value)))
+
+
+def key_path() -> Path:
+    """Where the key is: $XDG_CONFIG_HOME or ~/.config, ncsn_fast/cache.key."""
+    root = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(root) / "ncsn_fast" / "cache.key"
+
+
+def secret(*, create: bool = False) -> bytes | None:
+    """The user's key, 32 random bytes; None where there is none yet, unless one shall be made.
+
+    Of many processes that make it at once, one does. OSError: it cannot be kept.
+    """
+    path = key_path()
+    remedy = "delete it: a new one is made, and engines are built anew"
+    if create and not os.path.lexists(path):
+        make_folders(path.parent)
+        with files.atomic_write(path, overwrite=False, mode=0o600) as temporary:
+            temporary.write_bytes(secrets.token_bytes(_KEY_BYTES))
+    try:
+        key = read_private(path, remedy)
+    except FileNotFoundError:
+        return None
+    if len(key) != _KEY_BYTES:
+        raise PlanRefused(path, f"is no key: {len(key)} bytes, expected {_KEY_BYTES}", remedy)
+    return key
+
+
+def seal(content: bytes, facts: Mapping[str, Any], notes: Mapping[str, Any]) -> bytes:
+    """The container of a compiled engine, under this user's key, which is made if need be."""
+    header = canonical({"facts": dict(facts), "notes": dict(notes)}).encode()
+    rest = (len(header).to_bytes(_LENGTH_BYTES, "little"), header, content)
+    key = secret(create=True)
+    if key is None:
+        raise OSError(errno.ENOENT, "the key vanished when it had been made", str(key_path()))
+    return b"".join((_PREFIX, _mac(key, *rest), *rest))
+
+
+def unseal(data: bytes, source: str) -> Stored:
+    """What a container holds.
+
+    Raises:
+        PlanRefused: no container, of another user, or not as it was written; names the source.
+    """
+    view = memoryview(data)
+    if len(view) < _START or bytes(view[: len(_MAGIC)]) != _MAGIC:
+        raise PlanRefused(source, "is no sealed file", _REMEDY)
+    if bytes(view[: len(_PREFIX)]) != _PREFIX:
+        raise PlanRefused(source, f"is a sealed file of another version than {_VERSION}", _REMEDY)
+    key = secret()
+    if key is None:
+        raise PlanRefused(source, f"cannot be yours: you have no key {key_path()}", _REMEDY)
+    if not hmac.compare_digest(view[len(_PREFIX) : _START], _mac(key, view[_START:])):
+        raise PlanRefused(source, "is damaged, or was written by somebody else", _REMEDY)
+    begin = _START + _LENGTH_BYTES
+    end = begin + int.from_bytes(view[_START:begin], "little")
+    header = json.loads(bytes(view[begin:end]))
+    return Stored(bytes(view[end:]), header["facts"], header["notes"], built=False)
+
+
+def write_plan(
+    path: str | Path, content: bytes, facts: Mapping[str, Any], notes: Mapping[str, Any]
+) -> None:
+    """Writes a sealed file, mode 0600, atomically. OSError: nothing changed."""
+    sealed = seal(content, facts, notes)
+    with files.atomic_write(Path(path), mode=0o600) as temporary:
+        temporary.write_bytes(sealed)
+
+
+def read_plan(path: str | Path, facts: Mapping[str, Any] | None = None) -> Stored:
+    """A sealed file of this user.
+
+    Args:
+        facts: those that it must have; None: any.
+
+    Raises:
+        PlanRefused: the file is another's, damaged, or of other facts: which, expected and found.
+        FileNotFoundError: there is none.
+    """
+    stored = unseal(read_private(Path(path), _REMEDY), str(path))
+    if facts is not None:
+        expected = plain(facts)
+        names = sorted(
+            name
+            for name in {*expected, *stored.facts}
+            if not (name in expected and name in stored.facts)
+            or canonical(expected[name]) != canonical(stored.facts[name])
+        )
+        if names:
+            differences = ", ".join(
+                f"{name} expected {_said(expected, name)}, found {_said(stored.facts, name)}"
+                for name in names
+            )
+            raise PlanRefused(path, f"was built for something else: {differences}", _REMEDY)
+    return stored
+
+
+def read_private(path: Path, remedy: str) -> bytes:
+    """Bytes of a regular file that is ours and nobody else's, checked on the open descriptor.
+
+    Raises:
+        PlanRefused: it is not; FileNotFoundError: there is none.
+    """
+    try:
+        descriptor = os.open(path, _FLAGS)
+    except PermissionError as error:
+        raise PlanRefused(path, "is not yours to read", remedy) from error
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        remedy = f"name the file itself, or {remedy}"
+        raise PlanRefused(path, "is a symbolic link", remedy) from error
+    try:
+        _check_owner(path, os.fstat(descriptor), 0o600, remedy)
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(descriptor)
+
+
+def own_folder(folder: Path) -> None:
+    """Makes a folder of mode 0700, or checks that the one that is there is ours alone.
+
+    Raises:
+        PlanRefused: it is not.
+    """
+    make_folders(folder)
+    _check_owner(folder, folder.lstat(), 0o700, "choose another folder")
+
+
+def make_folders(folder: Path) -> None:
+    """Makes a folder and those above it that are missing, all of mode 0700."""
+    missing = [parent for parent in (folder, *folder.parents) if not os.path.lexists(parent)]
+    for path in reversed(missing):
+        with contextlib.suppress(FileExistsError):  # another process was faster
+            path.mkdir(mode=0o700)
+
+
+def _check_owner(path: Path, found: os.stat_result, mode: int, remedy: str) -> None:
+    """Refuses what is not ours alone: a folder if the mode it should have is 0o700, else a file."""
+    is_kind, kind = (stat.S_ISDIR, "folder") if mode == 0o700 else (stat.S_ISREG, "regular file")
+    if not hasattr(os, "getuid"):
+        raise PlanRefused(path, "this system does not say whose it is", "use Linux for this engine")
+    if not is_kind(found.st_mode):
+        what = "a symbolic link, not" if stat.S_ISLNK(found.st_mode) else "not"
+        raise PlanRefused(path, f"is {what} a {kind}", remedy)
+    if found.st_uid != os.getuid():
+        raise PlanRefused(path, f"belongs to user {found.st_uid}, not {os.getuid()}", remedy)
+    if found.st_mode & 0o077:
+        raise PlanRefused(
+            path,
+            f"is open to other users (mode {stat.S_IMODE(found.st_mode):04o})",
+            f"if none of them can have changed it, chmod {mode:o} {shlex.quote(str(path))}; "
+            f"else {remedy}",
+        )
+
+
+def _mac(key: bytes, *pieces: bytes | memoryview) -> bytes:
+    mac = hmac.new(key, _PREFIX, "sha256")
+    for piece in pieces:
+        mac.update(piece)
+    return mac.digest()
+
+
+def _said(facts: dict[str, Any], name: str) -> str:
+    return repr(facts[name]) if name in facts else "nothing"
