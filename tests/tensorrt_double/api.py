@@ -1,0 +1,330 @@
+"""The recorded interface of a TensorRT version as classes that refuse everything else.
+
+A class of the interface is a facade: it checks names, arguments and types as pybind11 does, and
+hands the call to an implementation, a plain Python object that user code never sees.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import types
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tensorrt_double.dims import MAX_DIMS, Dims, as_int
+from tensorrt_double.enums import make_enum
+
+FILES = Path(__file__).parent.parent / "tensorrt_api"
+UNSIGNED = {"flags", "pool_size", "stream_handle", "memory", "size"}  # size_t or uint32_t
+PUBLIC_DUNDERS = ("__getitem__",)
+
+
+def read(version: str) -> dict[str, Any]:
+    """The record of version "10.16" or "11.4"."""
+    content: dict[str, Any] = json.loads((FILES / f"tensorrt-{version}.json").read_text())
+    return content
+
+
+class FacadeType(type):
+    """Classes whose unknown names say which TensorRT lacks them, and whose __init__ must run."""
+
+    def __getattr__(cls, name: str) -> Any:
+        raise AttributeError(f"TensorRT {cls._api.version} has no {cls.__qualname__}.{name}")
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        if not cls._constructible:
+            raise TypeError(f"tensorrt.{cls.__name__}: No constructor defined!")
+        made = super().__call__(*args, **kwargs)
+        if made not in cls._api.implementations:
+            base = next(c.__name__ for c in cls.__mro__ if "_record" in vars(c))
+            raise TypeError(f"tensorrt.{base}.__init__() must be called when overriding __init__")
+        return made
+
+
+class Facade(metaclass=FacadeType):
+    __slots__ = ("__weakref__",)
+    _api: Api
+    _constructible: bool
+
+    def __getattr__(self, name: str) -> Any:
+        owner = type(self).__name__
+        raise AttributeError(f"{owner!r} object of TensorRT {self._api.version} has no {name!r}")
+
+    def __bool__(self) -> bool:
+        return bool(self._api.implementations[self])
+
+    def __str__(self) -> str:
+        return str(self._api.implementations[self])
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        found = inspect.getattr_static(type(self), name, None)
+        if isinstance(found, property) and found.fset is None:
+            raise AttributeError(f"property {name!r} of {type(self).__name__!r} has no setter")
+        try:
+            super().__setattr__(name, value)
+        except AttributeError as error:
+            if isinstance(found, property):
+                raise
+            raise AttributeError(
+                f"{type(self).__name__!r} object of TensorRT {self._api.version} has no {name!r}"
+            ) from error
+
+
+class Memory(bytearray):
+    """What lends IHostMemory its buffer: of bytearray it has nothing else."""
+
+    __slots__ = ()
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __ne__(self, other: object) -> bool:
+        return self is not other
+
+    def __getattribute__(self, name: str) -> Any:
+        if not name.startswith("_") and name not in type(self)._record["names"]:
+            raise AttributeError(f"'IHostMemory' object has no attribute {name!r}")
+        return super().__getattribute__(name)
+
+    def _refused(self, *_: Any) -> Any:
+        raise TypeError("'IHostMemory' has only its buffer: take bytes() of it")
+
+    __len__ = __iter__ = __getitem__ = __setitem__ = __contains__ = __add__ = _refused
+    __iadd__ = __mul__ = __lt__ = __le__ = __gt__ = __ge__ = __mod__ = __delitem__ = _refused
+
+
+class Api:
+    """One module: its classes and enums, and the implementation behind every object."""
+
+    def __init__(self, version: str) -> None:
+        self.record = read(version)
+        self.version = version
+        self.implementations: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+        self._facades: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+        enums = self.record["enums"].items()
+        self.names: dict[str, Any] = {k: make_enum(k, v, version) for k, v in enums}
+        self.names["Dims"] = Dims
+
+    def member(self, path: str) -> Any:
+        """`ILogger.Severity.ERROR` -> the member; AttributeError if this version has none."""
+        enum, _, member = path.rpartition(".")
+        return getattr(self.names[enum], member)
+
+    def add_class(self, name: str, implementation: type) -> None:
+        """Defines a class; its bases come first. Raises on what the implementation makes up."""
+        record = self.record["classes"][name]
+        self._check(name, record, implementation)
+        base = self.names[record["base"]] if record["base"] else Facade
+        constants = {k: self.member(path) for k, path in record["constants"].items()}
+        virtual = getattr(implementation, "virtual", False)
+        body: dict[str, Any] = {
+            "__slots__": (), "__module__": "tensorrt", "_api": self, "_record": record,
+            "_constructible": bool(record["constructors"]), **constants,
+        }  # fmt: skip
+        if record["constructors"]:
+            body["__init__"] = self._constructor(record["constructors"], implementation)
+        for method, overloads in record["methods"].items():
+            body[method] = self._method(name, method, overloads, virtual)
+        for prop, (kind, writable) in record["properties"].items():
+            body[prop] = self._property(name, prop, kind, writable)
+        if f"{name}.Severity" in self.names:
+            body["Severity"] = self.names[f"{name}.Severity"]
+        bases: tuple[type, ...] = (base,)
+        if name == "IHostMemory":
+            del body["__slots__"]
+            bases = (Memory, Facade)
+        self.names[name] = FacadeType(name, bases, body)
+
+    def _check(self, name: str, record: dict[str, Any], implementation: type) -> None:
+        """What an implementation offers must be in the record, with the same arguments."""
+        elsewhere = getattr(implementation, "other_version", ())
+        for key, value in inspect.getmembers(implementation):
+            if key.startswith("_") and key not in PUBLIC_DUNDERS:
+                continue
+            if key in ("facade", "virtual", "other_version", "stored"):
+                continue
+            if key not in record["names"] and key not in PUBLIC_DUNDERS:
+                if key in elsewhere:
+                    continue
+                raise TypeError(f"TensorRT {self.version} has no {name}.{key}")
+            if inspect.isfunction(value):
+                own = list(inspect.signature(value).parameters)[1:]
+                known = [[a[0] for a in one["arguments"]] for one in record["methods"][key]]
+                if own not in known:
+                    raise TypeError(f"{name}.{key} takes {known}; the double has {own}")
+        missing = set(getattr(implementation, "stored", ())) - {*record["names"], *elsewhere}
+        if missing:
+            raise TypeError(f"TensorRT {self.version} has no {missing} in {name}")
+
+    def wrap(self, value: Any) -> Any:
+        """Implementations as what user code sees of them; the same object every time."""
+        if isinstance(value, (list, tuple)):
+            return type(value)(self.wrap(one) for one in value)
+        name = getattr(type(value), "facade", None)
+        if name is None:
+            return value
+        reference = self._facades.get(value)
+        facade = reference() if reference else None
+        if facade is None:
+            kind = self.names[name]
+            facade = kind.__new__(kind)
+            if name == "IHostMemory":
+                bytearray.__init__(facade, value._content)
+            self._join(facade, value)
+        return facade
+
+    def _join(self, facade: Any, implementation: Any) -> None:
+        self.implementations[facade] = implementation
+        self._facades[implementation] = weakref.ref(facade)
+
+    def unwrap(self, value: Any) -> Any:
+        """What an implementation sees of an argument: loggers and monitors stay what they are."""
+        if not isinstance(value, (Facade, Memory)):
+            return value
+        implementation = self.implementations[value]
+        return value if getattr(implementation, "virtual", False) else implementation
+
+    def _constructor(self, overloads: list[Any], implementation: type) -> Any:
+        records = [{"arguments": one} for one in overloads]
+
+        def __init__(facade: Any, *args: Any, **kwargs: Any) -> None:
+            given = self.bind("__init__", records, args, kwargs)
+            self._join(facade, implementation(self, *given))
+
+        return __init__
+
+    def _method(self, owner: str, name: str, overloads: Any, virtual: bool) -> Any:
+        def method(facade: Any, *args: Any, **kwargs: Any) -> Any:
+            if overloads is None:
+                raise NotImplementedError(f"the double of TensorRT does not have {owner}.{name}")
+            given = self.bind(name, overloads, args, kwargs)
+            function = getattr(self.implementations[facade], name, None)
+            if function is None and virtual:
+                raise RuntimeError(f'Tried to call pure virtual function "{owner}::{name}"')
+            if function is None:
+                raise NotImplementedError(f"the double of TensorRT does not have {owner}.{name}")
+            if len(given) != len(inspect.signature(function).parameters):
+                raise NotImplementedError(f"the double has another overload of {owner}.{name}")
+            return self.wrap(function(*given))
+
+        method.__name__, method.__qualname__ = name, f"{owner}.{name}"
+        return method
+
+    def _property(self, owner: str, name: str, kind: str, writable: bool) -> property:
+        def implemented(facade: Any) -> Any:
+            implementation = self.implementations[facade]
+            if not hasattr(implementation, name):
+                raise NotImplementedError(f"the double of TensorRT does not have {owner}.{name}")
+            return implementation
+
+        def get(facade: Any) -> Any:
+            return self.wrap(getattr(implemented(facade), name))
+
+        def put(facade: Any, value: Any) -> None:
+            record = [{"arguments": [["arg1", kind, *(["None"] if kind in self.names else [])]]}]
+            if kind in self.record["enums"]:
+                record = [{"arguments": [["arg1", kind]]}]
+            (given,) = self.bind(name, record, (value,), {})
+            setattr(implemented(facade), name, given)
+
+        return property(get, put if writable else None)
+
+    def bind(self, name: str, overloads: list[Any], args: Any, kwargs: Any) -> list[Any]:
+        """The arguments of the first overload that takes them; TypeError if none does."""
+        for one in overloads:
+            arguments = one["arguments"]
+            names = [argument[0] for argument in arguments]
+            given = {**dict(zip(names, args, strict=False)), **kwargs}
+            surplus = len(args) > len(names) or set(kwargs) & set(names[: len(args)])
+            if surplus or not set(given) <= set(names):
+                continue
+            bound = [self._convert(given, *argument) for argument in arguments]
+            if not any(value is _REFUSED for value in bound):
+                return [self.unwrap(value) for value in bound]
+        shown = "\n".join(
+            f"    {i}. ({', '.join(' '.join((a[0] + ':', *a[1:2])) for a in one['arguments'])})"
+            for i, one in enumerate(overloads, 1)
+        )
+        raise TypeError(
+            f"{name}(): incompatible function arguments. The following argument types are "
+            f"supported:\n{shown}\n\nInvoked with: {args!r}, kwargs: {kwargs!r}"
+        )
+
+    def _convert(self, given: Any, name: str, kind: str, default: str | None = None) -> Any:
+        if name not in given:
+            return _REFUSED if default is None else self._default(kind, default)
+        value = given[name]
+        if default == "None" and value is None:
+            return None
+        if kind == "int":
+            number = as_int(value)
+            return _REFUSED if number is None or (name in UNSIGNED and number < 0) else number
+        if kind == "Dims":
+            return as_dims(value)
+        if kind == "buffer":
+            return as_buffer(value)
+        if kind.startswith("sequence["):
+            items = list(value) if isinstance(value, (list, tuple)) else [_REFUSED]
+            converted = [self._convert({"": one}, "", kind[9:-1]) for one in items]
+            return _REFUSED if any(one is _REFUSED for one in converted) else converted
+        if kind in CHECKS:
+            return value if CHECKS[kind](value) else _REFUSED
+        if kind not in self.names:
+            raise NotImplementedError(f"the double of TensorRT takes no {kind}")
+        return value if isinstance(value, self.names[kind]) else _REFUSED
+
+    def _default(self, kind: str, text: str) -> Any:
+        if kind in self.record["enums"]:
+            return getattr(self.names[kind], text.rpartition(".")[2])
+        known = {"None": None, "True": True, "False": False}
+        return known[text] if text in known else int(text)
+
+
+_REFUSED = object()  # an argument that an overload does not take
+
+
+def as_dims(value: Any) -> Any:
+    """A shape as a list of ints, of Dims or any list or tuple of ints."""
+    if not isinstance(value, (list, tuple, Dims)) or len(value) > MAX_DIMS:
+        return _REFUSED
+    numbers = [as_int(one) for one in value]
+    return _REFUSED if None in numbers else numbers
+
+
+def as_buffer(value: Any) -> Any:
+    try:
+        return memoryview(value)
+    except TypeError:
+        return _REFUSED
+
+
+CHECKS: dict[str, Callable[[Any], bool]] = {
+    "bool": lambda value: value is None or hasattr(value, "__bool__"),
+    "float": lambda value: hasattr(value, "__float__") or hasattr(value, "__index__"),
+    "str": lambda value: isinstance(value, (str, bytes)),
+    "tuple": lambda value: isinstance(value, tuple),
+    "list": lambda value: isinstance(value, list),
+    "object": lambda value: True,
+}
+
+
+class Module(types.ModuleType):
+    """`tensorrt` itself: names that the real one has and the double has not say so."""
+
+    def __init__(self, api: Api, values: dict[str, Any]) -> None:
+        super().__init__("tensorrt", f"A double of TensorRT {api.record['version']}, for tests.")
+        public = {name: kind for name, kind in api.names.items() if "." not in name}
+        constants = {name: api.member(path) for name, path in api.record["values"].items()}
+        self.__dict__.update(public, **constants, **values)
+        self.__dict__["__version__"] = api.record["version"]
+        self.__dict__["_others"] = api.record["others"]
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.__dict__["_others"]:
+            raise NotImplementedError(f"the double of TensorRT does not have {name}")
+        version = self.__dict__["__version__"]
+        raise AttributeError(f"module 'tensorrt' {version} has no attribute {name!r}")

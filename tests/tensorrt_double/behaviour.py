@@ -1,0 +1,42 @@
+"""What tests turn: knobs of a double, and the calls it saw."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass
+class Behaviour:
+    """Knobs of one double; they may be turned at any time.
+
+    Attributes:
+        driver: whether there is one; without, Builder and Runtime raise.
+        gpu, capability: name and compute capability of the GPU that builds and runs.
+        needs_workspace: bytes without which no tactic is found.
+        fail_build, fail_context, fail_run: the next of these steps fails, until turned back.
+        float_convolution: the first convolution is compiled in float32, whatever the graph says.
+        output_error: what is added to every output.
+    """
+
+    driver: bool = True
+    gpu: str = "NVIDIA H100 80GB HBM3"
+    capability: str = "9.0"
+    needs_workspace: int = 0
+    fail_build: bool = False
+    fail_context: bool = False
+    fail_run: bool = False
+    float_convolution: bool = False
+    output_error: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One execute_async_v3: the stream's handle, the profile, and each tensor's shape and address.
+
+    `ok`: what it returned."""
+
+    stream: int
+    profile: int
+    shapes: dict[str, tuple[int, ...]]
+    addresses: dict[str, int]
+    ok: bool

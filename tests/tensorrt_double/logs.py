@@ -1,0 +1,66 @@
+"""Loggers and progress monitors: what user code subclasses, and how TensorRT calls it."""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+from typing import Any
+
+
+class ILogger:
+    """A base of which `log` must be overridden."""
+
+    virtual = True
+
+    def __init__(self, api: Any) -> None:
+        pass
+
+
+class IProgressMonitor(ILogger):
+    pass
+
+
+class IErrorRecorder(ILogger):
+    pass
+
+
+class Logger:
+    virtual = True
+
+    def __init__(self, api: Any, min_severity: Any) -> None:
+        self.min_severity = min_severity
+
+    def log(self, severity: Any, msg: str) -> None:
+        if int(severity) <= int(self.min_severity):
+            stamp = time.strftime("%m/%d/%Y-%H:%M:%S")
+            print(f"[{stamp}] [TRT] [{severity.name[0]}] {msg}", file=sys.stderr)
+
+
+def call(function: Any, name: str, *args: Any, default: Any = None) -> Any:
+    """User code called from TensorRT: what it raises, interrupts too, is printed and dropped."""
+    try:
+        return function(*args)
+    except BaseException as error:
+        print(f"[ERROR] Exception caught in {name}(): {type(error).__name__}: {error}\n",
+              file=sys.stderr)  # fmt: skip
+        traceback.print_tb(error.__traceback__)
+        return default
+
+
+class Log:
+    """What an implementation writes to its user's logger."""
+
+    def __init__(self, api: Any, logger: Any) -> None:
+        self.api, self.logger = api, logger
+
+    def write(self, severity: str, text: str) -> None:
+        member = self.api.member(f"ILogger.Severity.{severity}")
+        call(self.logger.log, "log", member, text)
+
+    def error(self, where: str, text: str, code: int = 4, kind: str = "API Usage Error") -> None:
+        """In TensorRT's form: `where: Error Code 4: API Usage Error (text)`."""
+        self.write("ERROR", f"{where}: Error Code {code}: {kind} ({text})")
+
+    def warning(self, text: str) -> None:
+        self.write("WARNING", text)
