@@ -8,6 +8,7 @@ from ncsn_fast.loading import load
 from ncsn_fast.models.score import ModelConfig, ScoreModel
 from ncsn_fast.onnx_export import export_onnx
 from ncsn_fast.sampler import Sampler, SamplingError
+from ncsn_fast.trt_export import export_trt
 
 try:
     __version__ = version("ncsn_fast")
@@ -24,5 +25,6 @@ __all__ = [
     "ScoreModel",
     "__version__",
     "export_onnx",
+    "export_trt",
     "load",
 ]

@@ -50,10 +50,10 @@ def _version(package: str) -> str:
 def _compiled() -> str:
     """What lies in the cache of compiled engines, and where that is."""
     try:
-        entries = PlanCache().entries()
+        plans = [entry for entry in PlanCache().entries() if entry.path.suffix == ".plan"]
     except EngineError as error:
         return str(error)
-    return f"{len(entries)} in {PlanCache().folder}"
+    return f"{len(plans)} in {PlanCache().folder}"
 
 
 def main(args: list[str] | None = None) -> int:

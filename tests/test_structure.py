@@ -18,7 +18,7 @@ LAYERS = [
     {"cli", "images", "data", "inputs", "batches", "configs", "checkpoint", "published", "loading",
      "watch", "jobs", "plan", "likelihood", "bits", "restorer", "editor", "sampler", "metrics",
      "fidelity", "features", "judge", "trainer", "options", "folders", "shards", "toy",
-     "onnx_export"},
+     "onnx_export", "trt_export"},
 ]  # fmt: skip
 # The one way back, inside functions: save_pretrained and from_pretrained.
 BACK = {("models.score", "checkpoint")}

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from ncsn_fast._backends import DEFAULT_FAMILY
 from ncsn_fast.engines import gpu_kernels, precision, trt_api
-from ncsn_fast.engines.base import without_weights
+from ncsn_fast.engines.base import EngineError, without_weights
 from ncsn_fast.engines.eager import ContiguousEager
 from ncsn_fast.engines.looped import GRAPHS, LoopedEngine
 from ncsn_fast.engines.onnx_model import make_onnx, structure
@@ -95,7 +95,7 @@ class TrtEngine(LoopedEngine):
         self._cache = PlanCache(compile_cache)
         self._batch = None if batch is None else parse_batch(batch)
         self._size = None if size is None else parse_size(size)
-        self._build = {
+        self._build: dict[str, Any] = {
             "tf32": self.dtype == "tf32",
             "level": int(builder_level),
             "workspace": None if workspace is None else parse_workspace(workspace),
@@ -139,8 +139,8 @@ class TrtEngine(LoopedEngine):
         if not self.profile.holds(self.batch_size, size):
             raise ValueError(
                 f"this TensorRT engine takes {self.profile}, not {self.batch_size} of "
-                f"{size[0]}x{size[1]}; choose that batch_size and size, or build it with batch= and "
-                "size= as 'least:usual:largest'"
+                f"{size[0]}x{size[1]}; choose that batch_size and size, or build it with batch= "
+                "and size= as 'least:usual:largest'"
             )
         shape = (self.batch_size, self.model.config.channels, *size)
         return TrtPlan(self._network, shape, self.model.conditioning, self.device, self._kernels)
@@ -179,10 +179,16 @@ class TrtEngine(LoopedEngine):
 
     def _read(self, path: str | Path) -> None:
         """Takes the engine from a file of the user's."""
+        if not Path(path).expanduser().is_file():
+            raise EngineError(
+                f"{path}: there is no such file; write it with `python -m ncsn_fast.export "
+                "--format trt`"
+            )
         found = read_plan(path)
         kept = {key: found.facts.get(key) for key in ("level", "workspace", "refit")}
         self.profile = Profile(
-            tuple(found.facts["batch"]), tuple(map(tuple, found.facts["size"]))  # type: ignore[arg-type]
+            tuple(found.facts["batch"]),
+            tuple(map(tuple, found.facts["size"])),  # type: ignore[arg-type]
         )
         self._batch, self._build = self.profile.batch, {**self._build, **kept}
         onnx = self._onnx()

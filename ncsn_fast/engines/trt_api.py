@@ -22,6 +22,7 @@ from ncsn_fast.engines.base import EngineError, EngineUnavailable
 
 _log = logging.getLogger(__name__)
 MAJORS = (10, 11)
+_REQUIREMENTS = {"tensorrt": "'tensorrt>=10.16,<12'", "onnx": "onnx"}
 TESTED = ("10.16", "11.4")  # whose interfaces the tests hold every call to
 _MOST_REASONS = 3
 _DRIVER = Path("/proc/driver/nvidia/version")
@@ -35,9 +36,10 @@ def problem() -> str | None:
         lacks.append(
             "torch sees no NVIDIA GPU (it needs a GPU, its driver and a CUDA build of torch)"
         )
-    missing = [name for name in ("tensorrt", "onnx") if not _installed(name)]
+    missing = [name for name in _REQUIREMENTS if not _installed(name)]
     if missing:
-        lacks.append(f"{' and '.join(missing)} not installed: pip install {' '.join(missing)}")
+        words = " ".join(_REQUIREMENTS[name] for name in missing)
+        lacks.append(f"{' and '.join(missing)} not installed: pip install {words}")
     if lacks:
         return "; ".join(lacks)
     try:
@@ -56,11 +58,13 @@ def load() -> ModuleType:
         trt = importlib.import_module("tensorrt")
     except (ImportError, OSError) as error:
         raise EngineUnavailable(
-            f"tensorrt does not import ({error}): pip install --force-reinstall tensorrt"
+            f"tensorrt does not import ({error}): "
+            f"pip install --force-reinstall {_REQUIREMENTS['tensorrt']}"
         ) from error
     if major(trt) not in MAJORS:
         raise EngineUnavailable(
-            f"tensorrt {trt.__version__} has another interface: pip install 'tensorrt>=10.16,<12'"
+            f"tensorrt {trt.__version__} has another interface: "
+            f"pip install {_REQUIREMENTS['tensorrt']}"
         )
     if not trt.__version__.startswith(TESTED):
         _log.info("tensorrt %s: tested are %s", trt.__version__, " and ".join(TESTED))
@@ -77,7 +81,7 @@ def new_log(trt: ModuleType) -> Any:
     The rest goes to Python's log. It must outlive what was made with it.
     """
 
-    class Log(trt.ILogger):  # type: ignore[name-defined, misc]
+    class Log(trt.ILogger):  # type: ignore[name-defined]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.errors: list[str] = []

@@ -7,10 +7,13 @@ unless it was asked for.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -145,10 +148,9 @@ def build_plan(
         adjust(config)
     monitor = _new_monitor(trt)
     config.progress_monitor = monitor
-    plan = builder.build_serialized_network(network, config)
-    monitor.close()
-    if monitor.interrupted:
-        raise KeyboardInterrupt
+    with _stopped_by_ctrl_c(monitor):
+        plan = builder.build_serialized_network(network, config)
+        monitor.close()
     remedy = "free GPU memory, give a larger workspace or smaller shapes, or use engine='cuda'"
     checked(plan, "could not build an engine", log, remedy)
     cache = config.get_timing_cache()
@@ -182,42 +184,58 @@ def _set_profile(builder: Any, config: Any, network: Any, shapes: Profile, log: 
 
 
 def _new_monitor(trt: ModuleType) -> Any:
-    """TensorRT's progress as bars, and the way in which Ctrl-C reaches it."""
+    """TensorRT's progress as bars; `stop()` ends the build at its next step."""
 
-    class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined, misc]
+    class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
-            self.bars: dict[str, tqdm[Any] | None] = {}  # phases under way, outermost first
-            self.interrupted = False
+            self.bars: dict[str, tqdm[Any]] = {}  # phases under way, outermost first
+            self.stopped = False
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            shown = len(self.bars) < _MOST_BARS
-            self.bars[phase_name] = self._safely(
-                lambda: tqdm(total=num_steps, desc=phase_name, position=len(self.bars),
-                             leave=False, disable=None if shown else True)
-            )  # fmt: skip
+            hidden = True if len(self.bars) >= _MOST_BARS else None  # None: only on terminals
+            self.bars[phase_name] = tqdm(
+                total=num_steps,
+                desc=phase_name,
+                position=len(self.bars),
+                leave=False,
+                disable=hidden,
+            )
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             bar = self.bars.get(phase_name)
             if bar is not None:
-                self._safely(lambda: bar.update(step + 1 - bar.n))
-            return not self.interrupted
+                bar.update(step + 1 - bar.n)
+            return not self.stopped
 
         def phase_finish(self, phase_name: str) -> None:
             bar = self.bars.pop(phase_name, None)
             if bar is not None:
-                self._safely(bar.close)
+                bar.close()
+
+        def stop(self) -> None:
+            self.stopped = True
 
         def close(self) -> None:
             for phase in reversed(list(self.bars)):
                 self.phase_finish(phase)
 
-        def _safely(self, call: Callable[[], Any]) -> Any:
-            """No exception may pass through TensorRT: Ctrl-C is kept until it has stopped."""
-            try:
-                return call()
-            except KeyboardInterrupt:
-                self.interrupted = True
-                return None
-
     return Monitor()
+
+
+@contextlib.contextmanager
+def _stopped_by_ctrl_c(monitor: Any) -> Iterator[None]:
+    """Ctrl-C stops the build; KeyboardInterrupt comes at the end, not in the midst of TensorRT.
+
+    Signals are the main thread's: in others, Ctrl-C is not heard before the build has ended.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: monitor.stop())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if monitor.stopped:
+        raise KeyboardInterrupt
