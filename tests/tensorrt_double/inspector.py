@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 from tensorrt_double import graph
@@ -16,8 +17,8 @@ FORMATS = {  # what the same type is called, by the layer that has it
     "INT32": ("Int32", "Row major linear INT32 format", "Int32"),
     "BOOL": ("Bool", "Row major linear BOOL", "Bool"),
 }  # fmt: skip
-TACTIC = {"HALF": "f16f16_f16f32_f16", "BF16": "bf16bf16_bf16f32_bf16", "FLOAT": "f32f32_f32f32_f32",
-          "TF32": "tf32tf32_tf32f32_f32"}  # fmt: skip
+TACTIC = {"HALF": "f16f16_f16f32_f16", "BF16": "bf16bf16_bf16f32_bf16",
+          "FLOAT": "f32f32_f32f32_f32", "TF32": "tf32tf32_tf32f32_f32"}  # fmt: skip
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 FUSED = ("Elu", "Relu", "LeakyRelu")  # into the convolution whose output they take
 NO_LAYER = ("Constant", "Identity")
@@ -101,8 +102,8 @@ class EngineInspector:
             tf32 = dtype == "FLOAT" and self._engine._plan.tf32
             words = TACTIC["TF32" if tf32 else dtype]
             name = FORMATS[dtype][0]
-            layer["Weights"] = {"Type": name, "Count": _count(tensors[node.input[1]])}
-            layer["TacticName"] = f"sm80_xmma_fprop_implicit_gemm_{words}_nhwckrsc_nhwc_simple_t1r1s1"
+            layer["Weights"] = {"Type": name, "Count": math.prod(tensors[node.input[1]].shape)}
+            layer["TacticName"] = f"sm80_xmma_fprop_implicit_gemm_{words}_nhwckrsc_nhwc_t1r1s1"
         else:
             layer["TacticName"] = f"__myl_{node.op_type}_0x{index:08x}"
         layer["StreamId"] = 0
@@ -123,10 +124,3 @@ class EngineInspector:
             return tensor.shape
         sizes = self.execution_context._sizes() or {}
         return [size if isinstance(size, int) else sizes.get(size, -1) for size in tensor.dims]
-
-
-def _count(tensor: graph.Value) -> int:
-    count = 1
-    for size in tensor.shape:
-        count *= size
-    return count
