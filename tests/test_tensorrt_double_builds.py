@@ -205,17 +205,19 @@ def test_interrupts_in_a_monitor_cancel_the_build(trt, capsys):
 def test_timing_caches(trt):
     behaviour = double.behaviour_of(trt)
 
-    def build(content=b"", ignore=False):
+    def build(content=b"", level=3):
         one = Build(trt, small())
+        one.config.builder_optimization_level = level
         assert one.config.get_timing_cache() is None
         cache = one.config.create_timing_cache(content)
-        assert one.config.set_timing_cache(cache, ignore)
+        assert one.config.set_timing_cache(cache, False)
         before = bytes(cache.serialize())
         assert one.plan() is not None
         return before, bytes(one.config.get_timing_cache().serialize()), one.messages
 
     empty, full, _ = build()
     assert len(full) > len(empty)
+    assert build(level=0)[1] == empty
     kept, again, messages = build(full)
     assert full == kept == again
     assert "WARNING" not in {severity for severity, text in messages if "cache" in text}

@@ -192,8 +192,9 @@ def compile_layers(api: Any, network: INetworkDefinition, config: IBuilderConfig
             "operation within workspace limit. Consider increase the allowed workspace size if "
             "applicable.", 1, "Myelin",
         )  # fmt: skip
-    if config._cache is not None and not config._on("DISABLE_TIMING_CACHE"):
+    level = config.builder_optimization_level  # 0 does without the cache
+    if config._cache is not None and level and not config._on("DISABLE_TIMING_CACHE"):
         shapes = [profile._shapes for profile in config._profiles]
         for node in network._model.graph.node:
-            key = f"{node.op_type} {list(node.output)} {shapes} {config.builder_optimization_level}"
+            key = f"{node.op_type} {list(node.output)} {shapes} {level}"
             config._cache._entries.add(hashlib.sha256(key.encode()).hexdigest()[:16])

@@ -14,6 +14,11 @@ from tensorrt_double.logs import Log
 
 CHECK = "Parameter check failed, condition:"
 INVALID_NAME = "Given invalid tensor name: {}. Get valid tensor names with getIOTensorName()"
+DEFAULT_STREAM = (
+    "Using default stream in enqueueV3() may lead to performance issues due to additional calls to "
+    "cudaStreamSynchronize() by TensorRT to ensure correct synchronization. Please use non-default "
+    "stream instead."
+)
 
 
 class IExecutionContext:
@@ -117,6 +122,8 @@ class IExecutionContext:
         return missing
 
     def execute_async_v3(self, stream_handle: int) -> bool:
+        if stream_handle == 0:
+            self._log.warning(DEFAULT_STREAM)
         ok = self._ready() and self._compute()
         shapes = dict(self._shapes)
         self._calls.append(Call(stream_handle, self.active_optimization_profile, shapes,
