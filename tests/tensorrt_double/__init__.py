@@ -4,8 +4,12 @@
     monkeypatch.setitem(sys.modules, "tensorrt", trt)
 
 It has the names, signatures and enum members that were read off the real bindings
-(tests/tensorrt_api, tools/read_tensorrt_api.py) and no others; what exists but is not implemented
-raises NotImplementedError. Addresses are those of CPU memory, and ONNX Runtime computes.
+(tests/tensorrt_api, tools/read_tensorrt_api.py) and no others. What exists but is not implemented
+raises NotImplementedError; `with` blocks, which TensorRT deprecates, do not work. Addresses are
+those of CPU memory, and ONNX Runtime computes.
+
+Which value, log text or exception answers what was seen with TensorRT-RTX 1.7, whose builder runs
+without a GPU; the runtime's answers follow TensorRT's documentation.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from tensorrt_double import builder, config, inspector, logs, parser, refit, runtime
+from tensorrt_double import builder, config, context, inspector, logs, parser, refit, runtime
 from tensorrt_double.api import Api, Module
 from tensorrt_double.behaviour import Behaviour, Call
 
@@ -29,7 +33,7 @@ IMPLEMENTATIONS = {
         parser.INetworkDefinition, parser.ITensor, config.IBuilderConfig,
         config.IOptimizationProfile, config.ITimingCache, config.IHostMemory,
         parser.OnnxParser, parser.ParserError, runtime.Runtime, runtime.ICudaEngine,
-        runtime.IExecutionContext, inspector.EngineInspector, refit.Refitter,
+        context.IExecutionContext, inspector.EngineInspector, refit.Refitter,
         refit.OnnxParserRefitter,
     )
 }  # fmt: skip
@@ -45,14 +49,13 @@ def make(version: str, behaviour: Behaviour | None = None, **knobs: Any) -> Any:
     """
     if version not in VERSIONS:
         raise ValueError(f"version must be one of {', '.join(VERSIONS)}; got {version!r}")
-    api = Api(version)
-    api.behaviour = behaviour or Behaviour(**knobs)
+    api = Api(version, behaviour or Behaviour(**knobs))
     for name, implementation in IMPLEMENTATIONS.items():
         api.add_class(name, implementation)
 
     def nptype(trt_type: Any) -> Any:
         if trt_type.name not in NUMPY:
-            raise TypeError(f"Could not resolve TensorRT datatype to an equivalent numpy datatype")
+            raise TypeError("Could not resolve TensorRT datatype to an equivalent numpy datatype.")
         return NUMPY[trt_type.name]
 
     return Module(api, {"nptype": nptype, "volume": math.prod})

@@ -6,19 +6,21 @@ hands the call to an implementation, a plain Python object that user code never 
 
 from __future__ import annotations
 
+import importlib.machinery
 import inspect
 import json
+import sys
 import types
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tensorrt_double.dims import MAX_DIMS, Dims, as_int
+from tensorrt_double.behaviour import Behaviour
+from tensorrt_double.binding import bind
+from tensorrt_double.dims import Dims
 from tensorrt_double.enums import make_enum
 
 FILES = Path(__file__).parent.parent / "tensorrt_api"
-UNSIGNED = {"flags", "pool_size", "stream_handle", "memory", "size"}  # size_t or uint32_t
 PUBLIC_DUNDERS = ("__getitem__",)
 
 
@@ -100,9 +102,10 @@ class Memory(bytearray):
 class Api:
     """One module: its classes and enums, and the implementation behind every object."""
 
-    def __init__(self, version: str) -> None:
+    def __init__(self, version: str, behaviour: Behaviour) -> None:
         self.record = read(version)
         self.version = version
+        self.behaviour = behaviour
         self.implementations: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
         self._facades: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
         enums = self.record["enums"].items()
@@ -192,19 +195,19 @@ class Api:
         records = [{"arguments": one} for one in overloads]
 
         def __init__(facade: Any, *args: Any, **kwargs: Any) -> None:
-            given = self.bind("__init__", records, args, kwargs)
+            given = bind(self, "__init__", records, args, kwargs)
             self._join(facade, implementation(self, *given))
 
         return __init__
 
     def _method(self, owner: str, name: str, overloads: Any, virtual: bool) -> Any:
         def method(facade: Any, *args: Any, **kwargs: Any) -> Any:
-            if overloads is None:
-                raise NotImplementedError(f"the double of TensorRT does not have {owner}.{name}")
-            given = self.bind(name, overloads, args, kwargs)
+            given = [] if overloads is None else bind(self, name, overloads, args, kwargs)
             function = getattr(self.implementations[facade], name, None)
-            if function is None and virtual:
-                raise RuntimeError(f'Tried to call pure virtual function "{owner}::{name}"')
+            if function is None and virtual:  # as TensorRT: it does not raise
+                text = f'Tried to call pure virtual function "{owner}::{name}"'
+                print(f"[ERROR] Exception caught in {name}(): {text}", file=sys.stderr)
+                return False if overloads[0]["returns"] == "bool" else None
             if function is None:
                 raise NotImplementedError(f"the double of TensorRT does not have {owner}.{name}")
             if len(given) != len(inspect.signature(function).parameters):
@@ -228,88 +231,10 @@ class Api:
             record = [{"arguments": [["arg1", kind, *(["None"] if kind in self.names else [])]]}]
             if kind in self.record["enums"]:
                 record = [{"arguments": [["arg1", kind]]}]
-            (given,) = self.bind(name, record, (value,), {})
+            (given,) = bind(self, name, record, (value,), {})
             setattr(implemented(facade), name, given)
 
         return property(get, put if writable else None)
-
-    def bind(self, name: str, overloads: list[Any], args: Any, kwargs: Any) -> list[Any]:
-        """The arguments of the first overload that takes them; TypeError if none does."""
-        for one in overloads:
-            arguments = one["arguments"]
-            names = [argument[0] for argument in arguments]
-            given = {**dict(zip(names, args, strict=False)), **kwargs}
-            surplus = len(args) > len(names) or set(kwargs) & set(names[: len(args)])
-            if surplus or not set(given) <= set(names):
-                continue
-            bound = [self._convert(given, *argument) for argument in arguments]
-            if not any(value is _REFUSED for value in bound):
-                return [self.unwrap(value) for value in bound]
-        shown = "\n".join(
-            f"    {i}. ({', '.join(' '.join((a[0] + ':', *a[1:2])) for a in one['arguments'])})"
-            for i, one in enumerate(overloads, 1)
-        )
-        raise TypeError(
-            f"{name}(): incompatible function arguments. The following argument types are "
-            f"supported:\n{shown}\n\nInvoked with: {args!r}, kwargs: {kwargs!r}"
-        )
-
-    def _convert(self, given: Any, name: str, kind: str, default: str | None = None) -> Any:
-        if name not in given:
-            return _REFUSED if default is None else self._default(kind, default)
-        value = given[name]
-        if default == "None" and value is None:
-            return None
-        if kind == "int":
-            number = as_int(value)
-            return _REFUSED if number is None or (name in UNSIGNED and number < 0) else number
-        if kind == "Dims":
-            return as_dims(value)
-        if kind == "buffer":
-            return as_buffer(value)
-        if kind.startswith("sequence["):
-            items = list(value) if isinstance(value, (list, tuple)) else [_REFUSED]
-            converted = [self._convert({"": one}, "", kind[9:-1]) for one in items]
-            return _REFUSED if any(one is _REFUSED for one in converted) else converted
-        if kind in CHECKS:
-            return value if CHECKS[kind](value) else _REFUSED
-        if kind not in self.names:
-            raise NotImplementedError(f"the double of TensorRT takes no {kind}")
-        return value if isinstance(value, self.names[kind]) else _REFUSED
-
-    def _default(self, kind: str, text: str) -> Any:
-        if kind in self.record["enums"]:
-            return getattr(self.names[kind], text.rpartition(".")[2])
-        known = {"None": None, "True": True, "False": False}
-        return known[text] if text in known else int(text)
-
-
-_REFUSED = object()  # an argument that an overload does not take
-
-
-def as_dims(value: Any) -> Any:
-    """A shape as a list of ints, of Dims or any list or tuple of ints."""
-    if not isinstance(value, (list, tuple, Dims)) or len(value) > MAX_DIMS:
-        return _REFUSED
-    numbers = [as_int(one) for one in value]
-    return _REFUSED if None in numbers else numbers
-
-
-def as_buffer(value: Any) -> Any:
-    try:
-        return memoryview(value)
-    except TypeError:
-        return _REFUSED
-
-
-CHECKS: dict[str, Callable[[Any], bool]] = {
-    "bool": lambda value: value is None or hasattr(value, "__bool__"),
-    "float": lambda value: hasattr(value, "__float__") or hasattr(value, "__index__"),
-    "str": lambda value: isinstance(value, (str, bytes)),
-    "tuple": lambda value: isinstance(value, tuple),
-    "list": lambda value: isinstance(value, list),
-    "object": lambda value: True,
-}
 
 
 class Module(types.ModuleType):
@@ -321,6 +246,7 @@ class Module(types.ModuleType):
         constants = {name: api.member(path) for name, path in api.record["values"].items()}
         self.__dict__.update(public, **constants, **values)
         self.__dict__["__version__"] = api.record["version"]
+        self.__dict__["__spec__"] = importlib.machinery.ModuleSpec("tensorrt", None)
         self.__dict__["_others"] = api.record["others"]
 
     def __getattr__(self, name: str) -> Any:

@@ -16,6 +16,7 @@ class Behaviour:
         fail_build, fail_context, fail_run: the next of these steps fails, until turned back.
         float_convolution: the first convolution is compiled in float32, whatever the graph says.
         output_error: what is added to every output.
+        n_builds: counted by the double: networks that were built.
     """
 
     driver: bool = True
@@ -27,13 +28,15 @@ class Behaviour:
     fail_run: bool = False
     float_convolution: bool = False
     output_error: float = 0.0
+    n_builds: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Call:
     """One execute_async_v3: the stream's handle, the profile, and each tensor's shape and address.
 
-    `ok`: what it returned."""
+    `ok` is what it returned.
+    """
 
     stream: int
     profile: int

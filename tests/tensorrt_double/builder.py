@@ -75,6 +75,7 @@ class Builder:
         except Refused as error:
             self._log.error(WHERE, *error.args)
             return None
+        self._api.behaviour.n_builds += 1
         return IHostMemory(self._api, self._plan(network, config, profiles).to_bytes())
 
     def _plan(self, network: Any, config: Any, profiles: list[Any]) -> Plan:
@@ -119,13 +120,16 @@ def check(api: Any, network: INetworkDefinition, config: IBuilderConfig) -> list
             "Network has dynamic or shape inputs, but no optimization profile has been defined."
         )
     for index, profile in enumerate(config._profiles):
-        sizes: tuple[dict[str, int], ...] = ({}, {}, {})
+        opt_sizes: dict[str, int] = {}
         for one in inputs:
-            check_profile(one, profile._shapes.get(one.name), index, sizes)
+            check_profile(one, profile._shapes.get(one.name), index, opt_sizes)
     return [profile._shapes for profile in config._profiles]
 
 
-def check_profile(one: graph.Value, shapes: Any, index: int, sizes: Any) -> None:
+def check_profile(
+    one: graph.Value, shapes: list[list[int]] | None, index: int, opt_sizes: dict[str, int]
+) -> None:
+    """Refused of a profile that contradicts an input; of named sizes, only kOPT is compared."""
     if shapes is None:
         if one.open:
             raise Refused(
@@ -137,6 +141,14 @@ def check_profile(one: graph.Value, shapes: Any, index: int, sizes: Any) -> None
             f"Dynamic-shaped input tensor {one.name} has {len(one.dims)} dimensions but profile "
             f"{index} has {len(shapes[0])} dimensions."
         )
+    for kind, shape in zip(("kMIN", "kOPT", "kMAX"), shapes, strict=True):
+        if not one.open and shape != one.shape:
+            own, given = (str(sizes).replace(" ", "") for sizes in (one.shape, shape))
+            raise Refused(
+                f"Input tensor {one.name} has static dimensions that don't match {kind} dimensions "
+                f"in profile index {index}. Input dimensions are {own} but profile dimensions are "
+                f"{given}."
+            )
     for axis, size in enumerate(one.dims):
         low, opt, high = (shape[axis] for shape in shapes)
         if isinstance(size, int) and {low, opt, high} != {size}:
@@ -144,13 +156,12 @@ def check_profile(one: graph.Value, shapes: Any, index: int, sizes: Any) -> None
                 f"Dimension mismatch for tensor {one.name} and profile {index}. At dimension axis "
                 f"{axis}, profile has min={low}, opt={opt}, max={high} but tensor has {size}."
             )
-        for kind, given, seen in zip(("kMIN", "kOPT", "kMAX"), (low, opt, high), sizes, strict=True):
-            if isinstance(size, str) and seen.setdefault(size, given) != given:
-                raise Refused(
-                    f"Profile {kind} values are not self-consistent. Dimensions with name {size} "
-                    f"must be equal. Condition '==' violated: {given} != {seen[size]}.",
-                    4, "Internal Error",
-                )  # fmt: skip
+        if isinstance(size, str) and opt_sizes.setdefault(size, opt) != opt:
+            raise Refused(
+                f"Profile kOPT values are not self-consistent. Dimensions with name {size} must "
+                f"be equal. Condition '==' violated: {opt_sizes[size]} != {opt}.",
+                4, "Internal Error",
+            )  # fmt: skip
 
 
 def report(monitor: Any, n_layers: int, phase: int = 0) -> None:
@@ -181,8 +192,9 @@ def compile_layers(api: Any, network: INetworkDefinition, config: IBuilderConfig
             "operation within workspace limit. Consider increase the allowed workspace size if "
             "applicable.", 1, "Myelin",
         )  # fmt: skip
-    if config._cache is not None and not config._on("DISABLE_TIMING_CACHE"):
-        level = config.builder_optimization_level
+    level = config.builder_optimization_level  # 0 does without the cache
+    if config._cache is not None and level and not config._on("DISABLE_TIMING_CACHE"):
+        shapes = [profile._shapes for profile in config._profiles]
         for node in network._model.graph.node:
-            key = f"{level} {node.op_type} {list(node.output)} {config._profiles[0]._shapes if config._profiles else ''}"
+            key = f"{node.op_type} {list(node.output)} {shapes} {level}"
             config._cache._entries.add(hashlib.sha256(key.encode()).hexdigest()[:16])

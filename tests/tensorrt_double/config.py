@@ -131,7 +131,15 @@ class IBuilderConfig:
 
     @builder_optimization_level.setter
     def builder_optimization_level(self, level: int) -> None:
-        self._level = min(level, MAX_LEVEL) if level >= 0 else self._level
+        if level < 0:
+            self._log.error(
+                "IBuilderConfig::setBuilderOptimizationLevel",
+                "Parameter check failed, condition: level >= 0. Setting builder optimization "
+                "level. Valid values include integers from 0 to the n, where n is the required "
+                "optimization level", 3,
+            )  # fmt: skip
+        else:
+            self._level = min(level, MAX_LEVEL)
 
     @property
     def max_aux_streams(self) -> int:

@@ -1,4 +1,4 @@
-"""Dims, a sequence with the comparisons of pybind11: with lists and tuples, and with nothing else."""
+"""Dims, a sequence that pybind11 compares with lists and tuples, and with nothing else."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ def as_int(value: Any) -> int | None:
     """What pybind11 takes for an int: anything with __index__ or __int__ but floats."""
     if isinstance(value, float) or not (hasattr(value, "__index__") or hasattr(value, "__int__")):
         return None
-    return int(value)
+    try:
+        return int(value)
+    except (TypeError, ValueError, RuntimeError):  # an array of several
+        return None
 
 
 class Dims:
@@ -22,7 +25,7 @@ class Dims:
     def __init__(self, shape: Any = ()) -> None:
         numbers = [as_int(one) for one in shape] if hasattr(shape, "__len__") else [None]
         if None in numbers or isinstance(shape, (str, bytes)):
-            raise TypeError(f"__init__(): incompatible constructor arguments. Invoked with: {shape}")
+            raise TypeError(f"__init__(): incompatible constructor arguments. Got: {shape!r}")
         if len(numbers) > MAX_DIMS:
             raise ValueError(f"Input length {len(numbers)}. Max expected length is {MAX_DIMS}")
         object.__setattr__(self, "_shape", numbers)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from tensorrt_double.dims import as_int
+
 
 class EnumType(type):
     """An enum of pybind11: instances of its own, which are no ints."""
@@ -14,13 +16,18 @@ class EnumType(type):
 
 
 class Enum(metaclass=EnumType):
+    """Equal to the same member only, ordered within the enum if at all, never combined."""
+
     __slots__ = ("__weakref__", "_value")
     _version: str
     _members: dict[str, int]
     _arithmetic: bool
 
     def __init__(self, value: int) -> None:
-        object.__setattr__(self, "_value", int(value))
+        number = as_int(value)
+        if number is None:
+            raise TypeError(f"__init__(): incompatible constructor arguments. Got: {value!r}")
+        object.__setattr__(self, "_value", number)
 
     @property
     def name(self) -> str:
@@ -42,14 +49,14 @@ class Enum(metaclass=EnumType):
         return hash(self._value)
 
     def __eq__(self, other: object) -> bool:
-        if type(other) is type(self):
-            return self._value == other._value
-        return self._arithmetic and isinstance(other, int) and self._value == other
+        return type(other) is type(self) and self._value == other._value
 
     def _compared(self, other: object, compare: Callable[[int, int], bool]) -> bool:
-        if not self._arithmetic or not isinstance(other, (int, type(self))):
+        if not self._arithmetic:
             return NotImplemented
-        return compare(self._value, int(other))
+        if type(other) is not type(self):
+            raise TypeError("Expected an enumeration of matching type!")
+        return compare(self._value, other._value)
 
     def __lt__(self, other: object) -> bool:
         return self._compared(other, int.__lt__)

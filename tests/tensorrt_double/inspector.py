@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
+
+import onnx
 
 from tensorrt_double import graph
 
@@ -16,11 +19,12 @@ FORMATS = {  # what the same type is called, by the layer that has it
     "INT32": ("Int32", "Row major linear INT32 format", "Int32"),
     "BOOL": ("Bool", "Row major linear BOOL", "Bool"),
 }  # fmt: skip
-TACTIC = {"HALF": "f16f16_f16f32_f16", "BF16": "bf16bf16_bf16f32_bf16", "FLOAT": "f32f32_f32f32_f32",
-          "TF32": "tf32tf32_tf32f32_f32"}  # fmt: skip
+TACTIC = {"HALF": "f16f16_f16f32_f16", "BF16": "bf16bf16_bf16f32_bf16",
+          "FLOAT": "f32f32_f32f32_f32", "TF32": "tf32tf32_tf32f32_f32"}  # fmt: skip
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 FUSED = ("Elu", "Relu", "LeakyRelu")  # into the convolution whose output they take
 NO_LAYER = ("Constant", "Identity")
+MOST = 4  # other operators in a layer
 
 
 class EngineInspector:
@@ -50,64 +54,71 @@ class EngineInspector:
         return layers if verbosity == "DETAILED" else [layer["Name"] for layer in layers]
 
     def _layers(self) -> list[dict[str, Any]]:
-        """One by convolution, with the activation after it, and one by other operator."""
-        model, made = self._engine._model, self._engine._plan
-        tensors = graph.values(model)
-        nodes = [node for node in model.graph.node if node.op_type not in NO_LAYER]
-        weights = {one.name for one in model.graph.initializer}
-        readers: dict[str, list[Any]] = {}
-        for node in nodes:
-            for name in node.input:
-                readers.setdefault(name, []).append(node)
+        """A reformat, convolutions with their activations, and groups of other operators.
+
+        Every second convolution is described as Myelin's, by a name of its own and without
+        parameters, and so are the groups."""
+        made = self._engine._plan
+        tensors = graph.values(self._engine._model)
         layers: list[dict[str, Any]] = []
-        done: set[str] = set()
-        widened = not made.float_convolution
-        for node in nodes:
-            if node.output[0] in done:
-                continue
-            members = [node]
-            after = readers.get(node.output[0], [])
-            convolution = node.op_type in CONVOLUTIONS
-            if convolution and len(after) == 1 and after[0].op_type in FUSED:
-                members.append(after[0])
-            done |= {one.output[0] for one in members}
-            wide = (convolution and not widened) or not made.typed
-            widened = widened or convolution
-            layers.append(self._layer(members, tensors, weights, wide, len(layers)))
+        n_convolutions = 0
+        for members in groups(self._engine._model):
+            node, kind = members[0], None
+            if node.op_type in CONVOLUTIONS:
+                kind = tensors[node.output[0]].dtype
+                if not made.typed or (made.float_convolution and n_convolutions == 0):
+                    kind = "FLOAT"
+                if n_convolutions == 0:
+                    layers.append(self._reformat(tensors[node.input[0]], kind))
+                n_convolutions += 1
+            layer = self._ports(members, tensors, kind, len(layers))
+            if kind is None or n_convolutions % 2 == 0:
+                name = "".join(one.op_type for one in members)
+                layer["Name"] = f"__myl_{name}_myl0_{len(layers)}"
+                layer["LayerType"] = "kgen" if kind is None else "conv"
+            else:
+                layer |= self._cask(node, tensors[node.input[1]], kind)
+            layer["TacticName"] = self._tactic(kind) if kind else layer["Name"] + "_0x5a"
+            layer["StreamId"] = 0
+            separator = "\x1f" if kind else "\x1e"
+            layer["Metadata"] = separator.join(f"[ONNX Layer: {one.name}]" for one in members)
+            layers.append(layer)
         return layers
 
-    def _layer(self, members: list[Any], tensors: Any, weights: set[str], wide: bool,
-               index: int) -> dict[str, Any]:  # fmt: skip
-        node = members[0]
-        kind = tensors[node.output[0]].dtype
-        convolution = node.op_type in CONVOLUTIONS
-        dtype = "FLOAT" if wide and kind in ("HALF", "BF16") else kind
-        layer = {
-            "Name": " + ".join(one.name or one.output[0] for one in members),
-            "LayerType": "CaskConvolution" if convolution else "kgen",
-            "Inputs": [
-                self._port(tensors[name], dtype if convolution else None, index)
-                for name in node.input if name and name not in weights
-            ],
-            "Outputs": [
-                self._port(tensors[name], dtype if convolution else None, index + 1)
-                for name in members[-1].output
-            ],
-            "ParameterType": "Convolution" if convolution else "kgen",
+    def _ports(self, members: list[Any], tensors: Any, kind: str | None, index: int) -> Any:
+        """A layer's name, and what it takes from outside of it and gives."""
+        inside = {name for one in members for name in one.output}
+        stored = {one.name for one in self._engine._model.graph.initializer}
+        taken = [name for one in members for name in one.input if name and name not in inside]
+        taken = [name for name in dict.fromkeys(taken) if name not in stored]
+        used = {name for one in members for name in one.input}
+        given = [name for name in inside if name not in used] or [members[-1].output[0]]
+        return {
+            "Name": " + ".join(one.name for one in members),
+            "LayerType": "",
+            "Inputs": [self._port(tensors[name], kind, index) for name in taken],
+            "Outputs": [self._port(tensors[name], kind, index + 1) for name in sorted(given)],
+        }
+
+    def _reformat(self, tensor: graph.Value, kind: str) -> dict[str, Any]:
+        port = self._port(tensor, kind, 0)
+        return {
+            "Name": f"Reformatting CopyNode for Input Tensor 0 to {tensor.name}",
+            "LayerType": "Reformat", "Inputs": [port], "Outputs": [port],
+            "ParameterType": "Reformat", "Origin": "REFORMAT", "TacticValue": "0x00000000000003ea",
+            "StreamId": 0, "Metadata": "",
         }  # fmt: skip
-        if node.op_type == "ConvTranspose":
-            layer |= {"LayerType": "CaskDeconvolution", "ParameterType": "Deconvolution"}
-        if convolution:
-            tf32 = dtype == "FLOAT" and self._engine._plan.tf32
-            words = TACTIC["TF32" if tf32 else dtype]
-            name = FORMATS[dtype][0]
-            layer["Weights"] = {"Type": name, "Count": _count(tensors[node.input[1]])}
-            layer["TacticName"] = f"sm80_xmma_fprop_implicit_gemm_{words}_nhwckrsc_nhwc_simple_t1r1s1"
-        else:
-            layer["TacticName"] = f"__myl_{node.op_type}_0x{index:08x}"
-        layer["StreamId"] = 0
-        layer["Metadata"] = "\x1f".join(f"[ONNX Layer: {one.name}]" for one in members)
-        return layer
+
+    def _cask(self, node: Any, weight: graph.Value, kind: str) -> dict[str, Any]:
+        word = "Convolution" if node.op_type == "Conv" else "Deconvolution"
+        return {
+            "LayerType": f"Cask{word}", "ParameterType": word, "Kernel": weight.shape[2:],
+            "Groups": 1, "Weights": {"Type": FORMATS[kind][0], "Count": math.prod(weight.shape)},
+        }  # fmt: skip
+
+    def _tactic(self, kind: str) -> str:
+        words = TACTIC["TF32" if kind == "FLOAT" and self._engine._plan.tf32 else kind]
+        return f"sm80_xmma_fprop_implicit_gemm_{words}_nhwckrsc_nhwc_simple_t1r1s1"
 
     def _port(self, tensor: graph.Value, dtype: str | None, index: int) -> dict[str, Any]:
         spellings = FORMATS[dtype or tensor.dtype]
@@ -125,8 +136,25 @@ class EngineInspector:
         return [size if isinstance(size, int) else sizes.get(size, -1) for size in tensor.dims]
 
 
-def _count(tensor: graph.Value) -> int:
-    count = 1
-    for size in tensor.shape:
-        count *= size
-    return count
+def groups(model: onnx.ModelProto) -> list[list[Any]]:
+    """The nodes by layer: a convolution and the activation after it, or a few other operators."""
+    nodes = [node for node in model.graph.node if node.op_type not in NO_LAYER]
+    readers: dict[str, list[Any]] = {}
+    for node in nodes:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    found: list[list[Any]] = []
+    fused: set[str] = set()
+    for node in nodes:
+        if node.output[0] in fused:
+            continue
+        if node.op_type in CONVOLUTIONS:
+            after = readers.get(node.output[0], [])
+            members = [node, *(one for one in after if len(after) == 1 and one.op_type in FUSED)]
+            fused |= {one.output[0] for one in members}
+            found.append(members)
+        elif found and found[-1][0].op_type not in CONVOLUTIONS and len(found[-1]) < MOST:
+            found[-1].append(node)
+        else:
+            found.append([node])
+    return found

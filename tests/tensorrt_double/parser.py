@@ -59,6 +59,11 @@ class INetworkDefinition:
 
     def _tensor(self, infos: Any, index: int, is_input: bool) -> ITensor | None:
         if not 0 <= index < len(infos):
+            self.builder._log.error(
+                f"INetworkDefinition::get{'Input' if is_input else 'Output'}",
+                f"Parameter check failed, condition: (0) <= (index) && (index) < {len(infos)}. "
+                f"Invalid network output index: {index}.", 3,
+            )  # fmt: skip
             return None
         return ITensor(self._api, graph.value(infos[index]), is_input)
 
@@ -149,8 +154,8 @@ class OnnxParser:
     def parse(self, model: Any, path: str | None) -> bool:
         content = bytes(model)
         if self._network._content:
-            text = "Assertion failed: model->ByteSizeLong() == 0: A model was previously parsed!"
-            return self._fail("MODEL_DESERIALIZE_FAILED", text, "deserializeOnnxModel", 71)
+            text = "Parse was called with a non-empty network definition"
+            return self._fail("INVALID_VALUE", text, "parse", 1170)
         parsed = graph.parse(content)
         if parsed is None:
             return self._fail("MODEL_DESERIALIZE_FAILED", DAMAGED, "deserializeOnnxModel", 73)
