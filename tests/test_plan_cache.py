@@ -241,10 +241,27 @@ def test_a_key_of_another_user(monkeypatch):
         seal(b"", {}, {})
 
 
-def test_the_key_is_private_without_hard_links(monkeypatch):
-    def no_links(*_: Any) -> None:
-        raise PermissionError(1, "Operation not permitted")
+@pytest.mark.parametrize("links", [True, False])
+def test_the_first_key_stays(monkeypatch, links):
+    """Another process makes the key just when this one has decided to."""
+    draw, first = sealed.secrets.token_bytes, []
 
+    def meanwhile(size: int) -> bytes:
+        monkeypatch.setattr(sealed.secrets, "token_bytes", draw)
+        first.append(sealed.secret(create=True))
+        return draw(size)
+
+    if not links:
+        monkeypatch.setattr(files.os, "link", no_links)
+    monkeypatch.setattr(sealed.secrets, "token_bytes", meanwhile)
+    assert sealed.secret(create=True) == first[0] == sealed.key_path().read_bytes()
+
+
+def no_links(*_: Any) -> None:
+    raise PermissionError(1, "Operation not permitted")
+
+
+def test_the_key_is_private_without_hard_links(monkeypatch):
     monkeypatch.setattr(files.os, "link", no_links)
     before = os.umask(0)
     try:
@@ -497,6 +514,16 @@ def test_a_hit_is_a_use(three):
 def test_as_many_as_needed_make_room(three):
     three.fetch(of_level(4), build(bytes(20_000)))
     assert levels(three) == {1, 4}
+
+
+def test_the_limit_itself_is_allowed(three):
+    size = plan_of(three, of_level(1)).stat().st_size
+    for limit, kept in ((3 * size, {1, 3, 4}), (3 * size - 1, {1, 4})):
+        cache = PlanCache(limit=limit)
+        cache.clear(older_than=2.5 * 86400)  # 2
+        cache.fetch(of_level(4), build(bytes(10_000)))
+        assert levels(cache) == kept
+        plan_of(cache, of_level(4)).unlink()
 
 
 def test_a_locked_plan_does_not_make_room(three):
