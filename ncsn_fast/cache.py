@@ -16,7 +16,7 @@ from ncsn_fast.engines.plan_cache import Entry, PlanCache
 from ncsn_fast.engines.plan_files import size_text
 
 _DAY = 24 * 3600.0  # seconds
-_HEADINGS = ("size", "last use", "model", "dtype", "shapes", "GPU", "TensorRT")
+_HEADINGS = ("size", "last use", "what", "model", "dtype", "shapes", "GPU", "TensorRT")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,16 +74,18 @@ Command = (
 def _row(entry: Entry) -> tuple[str, ...]:
     """A row of the table; what the facts do not say is a dash."""
     facts = entry.facts.get("of", entry.facts)
+    what = entry.facts.get("blob", entry.path.suffix.removeprefix("."))
     used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.last_use))
     model = _text(facts.get("model"))[:12]
     known = (_text(facts.get(name)) for name in ("dtype", "shapes", "gpu", "tensorrt"))
-    return size_text(entry.size), used, model, *known
+    return size_text(entry.size), used, what, model, *known
 
 
 def _text(value: Any) -> str:
-    """A fact in a few characters: [4, 3, 8, 8] is 4x3x8x8; of a mapping its name, or its values."""
+    """A fact in a few characters: [4, 3, 8, 8] is 4x3x8x8; of what has a name, the name."""
     if isinstance(value, dict):
-        return _text(value["name"]) if "name" in value else _text(list(value.values()))
+        named = (f"{name} {_text(item)}" for name, item in value.items())
+        return _text(value["name"]) if "name" in value else ", ".join(named)
     if isinstance(value, list):
         numbers = all(isinstance(item, int) for item in value)
         return ("x" if numbers else ", ").join(_text(item) for item in value) or "-"

@@ -184,7 +184,7 @@ class PlanCache:
         except OSError as error:
             return error
         try:
-            taken = plan_files.make_room(self.folder, self.limit, path)
+            taken = plan_files.make_room(self.folder, self.limit)
         except (OSError, PlanRefused) as error:
             log.warning("no room was made in the cache: %s", error)
             return None

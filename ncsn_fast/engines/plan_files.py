@@ -128,8 +128,10 @@ def drop(group: Group) -> bool:
     return True
 
 
-def make_room(folder: Path, limit: int, newest: Path) -> int:
-    """Deletes the least recently used files but the newest until the rest is within a limit.
+def make_room(folder: Path, limit: int) -> int:
+    """Deletes the least recently used files until the rest is within a limit.
+
+    Those whose lock is held stay: what is being built, and what the caller has just written.
 
     Returns:
         Bytes that are left.
@@ -137,7 +139,7 @@ def make_room(folder: Path, limit: int, newest: Path) -> int:
     known = groups(folder)
     total = sum(group.size for group in known)
     for group in known:
-        if total > limit and group.path != newest and drop(group):
+        if total > limit and drop(group):
             log.info("%s made room: the cache may take %s", group.path.name, size_text(limit))
             total -= group.size
     return total

@@ -1,0 +1,85 @@
+"""For tests of the cache of compiled engines: an engine, what spoils its file, and processes.
+
+It imports little, so that processes start soon.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ncsn_fast import files
+from ncsn_fast.engines import sealed
+from ncsn_fast.engines.plan_cache import PlanCache
+
+FACTS = {"model": "5f" * 32, "dtype": "bf16", "shapes": [[1, 3, 8, 8], [4, 3, 8, 8]], "level": 3}
+NOTES = {"error": 1.5e-3, "seconds": 71}
+SECONDS = 60  # after which a process that does not answer has failed
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.lstat().st_mode)
+
+
+def spoil_link(path: Path) -> None:
+    path.rename(path.with_name("real"))
+    path.symlink_to("real")
+
+
+def spoil_fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path, 0o600)
+
+
+def flip_last(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "flipped": (flip_last, "is damaged"),
+    "cut": (lambda path: os.truncate(path, 100), "is damaged"),
+    "empty": (lambda path: os.truncate(path, 0), "is no sealed file"),
+    "group reads": (lambda path: path.chmod(0o640), "is open to other users (mode 0640)"),
+    "others write": (lambda path: path.chmod(0o602), "is open to other users (mode 0602)"),
+    "link": (spoil_link, "is a symbolic link"),
+    "pipe": (spoil_fifo, "is not a regular file"),
+}
+
+
+def in_home(environment: dict[str, str], target: Callable[..., None], *args: Any) -> None:
+    """Runs a target as in the test: processes of a fork server have the server's environment."""
+    os.environ.update(environment)
+    target(*args)
+
+
+def race(folder: Path, number: int, barrier: Any) -> None:
+    """Fetches at the same time as others, and writes down what it got."""
+
+    def make() -> tuple[bytes, dict[str, Any]]:
+        time.sleep(0.3)  # all others arrive meanwhile
+        return f"by {number}".encode(), {}
+
+    barrier.wait(SECONDS)
+    stored = PlanCache().fetch(FACTS, make)
+    got = {"content": stored.content.decode(), "built": stored.built, "key": str(sealed.secret())}
+    (folder / f"{number}.json").write_text(json.dumps(got))
+
+
+def hang(flag: Path, where: str) -> None:
+    """Never gets done: it builds, or has built and writes."""
+
+    def forever(*_: Any) -> Any:
+        flag.touch()
+        time.sleep(SECONDS)
+
+    if where == "writing":
+        sealed.secret(create=True)
+        files.os.fsync = forever
+    PlanCache().fetch(FACTS, forever if where == "building" else lambda: (b"unfinished", {}))
