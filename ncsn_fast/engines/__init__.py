@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ncsn_fast.engines.base import Engine, EngineError, EngineUnavailable
+from ncsn_fast.engines.compiled import CompileEngine
 from ncsn_fast.engines.cpu import CpuEngine
 from ncsn_fast.engines.cuda import CudaEngine
 from ncsn_fast.engines.eager import EagerEngine
@@ -20,12 +21,12 @@ ENGINES: dict[str, type[Engine]] = {
     "cuda": CudaEngine,
     "cpu": CpuEngine,
     "eager": EagerEngine,
+    "compile": CompileEngine,
     "ort": OrtEngine,
 }
 
 # Engines of the design that this version does not contain, and what each is for.
 PLANNED = {
-    "compile": "torch.compile",
     "trt": "TensorRT",
 }
 
