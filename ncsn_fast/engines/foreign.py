@@ -55,5 +55,5 @@ def check_precision(engine: Engine, size: int | None = None) -> tuple[float, int
         reference.output(x, None if condition is None else condition.cpu())
     n = precision.probe_count(model, counter.get_total_flops())
     few = min(n, engine.batch_size)
-    checked = engine.resized(size or few)
+    checked = engine if size == engine.batch_size else engine.resized(size or few)
     return precision.check_precision(checked, reference.resized(few), n), n
