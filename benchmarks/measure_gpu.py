@@ -32,11 +32,20 @@ SECTIONS: dict[str, Callable[[Section], None]] = {
         steps.measure, batch=16, seconds=5.0, names=[*steps.PUBLISHED, *steps.LEVEL]
     ),
     "compiled-b256": functools.partial(
-        steps.measure, batch=256, seconds=6.0, names=["eager-bf16", "inductor-bf16", *steps.LEVEL]
+        steps.measure, batch=256, seconds=6.0, against="compiled",
+        names=["eager-bf16", "inductor-bf16", *steps.LEVEL],
     ),
     "compiled-b1": functools.partial(
-        steps.measure, batch=1, seconds=4.0,
+        steps.measure, batch=1, seconds=4.0, against="compiled",
         names=["eager-bf16", "inductor-graphs-bf16", *steps.LEVEL],
+    ),
+    "runtimes-b256": functools.partial(
+        steps.measure, batch=256, seconds=6.0, against="runtimes",
+        names=["eager-bf16", *steps.RUNTIMES, *steps.LEVEL],
+    ),
+    "runtimes-b1": functools.partial(
+        steps.measure, batch=1, seconds=4.0, against="runtimes",
+        names=["eager-bf16", *steps.RUNTIMES, *steps.LEVEL],
     ),
 }  # fmt: skip
 

@@ -18,7 +18,9 @@ from published import Plain, Published
 from race import Absent
 from torch import Tensor
 
-from ncsn_fast import ScoreModel
+from ncsn_fast import EngineUnavailable, ScoreModel
+from ncsn_fast.engines.base import Engine
+from ncsn_fast.engines.compiled import CompileEngine
 from ncsn_fast.engines.cpu import CpuEngine
 
 Run = Callable[[], Tensor]
@@ -35,23 +37,14 @@ def eager_bf16(model: ScoreModel, x: Tensor) -> Run:
 
 
 def inductor_bf16(model: ScoreModel, x: Tensor) -> Run:
-    """torch.compile with frozen weights."""
+    """torch.compile with frozen weights, as our engine of that name has it."""
     import torch._dynamo
-    import torch._inductor.config
-    import torch._inductor.exc
 
     torch._dynamo.reset()  # lets go of the networks of earlier races
-    network, x = _bf16_channels_last(Plain(model), x)
-    run = _eager(torch.compile(network, dynamic=False), x)
-    with torch._inductor.config.patch(freezing=True):
-        try:
-            run()  # compiles
-        except torch._inductor.exc.InductorError as error:
-            # Where torch lies below a folder with a space in its name, say, it cannot link.
-            first, *rest = str(error).strip().splitlines()
-            cause = next((line for line in rest if "cannot" in line or "error:" in line), "")
-            raise Absent(f"torch.compile fails here: {first} {cause}".strip()) from error
-    return run
+    try:
+        return _engine(CompileEngine, "bf16")(model, x)
+    except EngineUnavailable as error:
+        raise Absent(str(error)) from error
 
 
 def _bf16_channels_last(network: Plain, x: Tensor) -> tuple[Plain, Tensor]:
@@ -67,17 +60,11 @@ def _eager(network: Callable[[Tensor], Tensor], x: Tensor) -> Run:
     return run
 
 
-def _ours(dtype: str, convolutions: str | None = None) -> Callable[[ScoreModel, Tensor], Run]:
-    """The cpu engine; convolutions None is what it finds faster on this machine."""
+def _engine(kind: type[Engine], dtype: str, **options: Any) -> Callable[[ScoreModel, Tensor], Run]:
+    """An engine of ours."""
 
     def build(model: ScoreModel, x: Tensor) -> Run:
-        engine = CpuEngine(
-            model,
-            device=torch.device("cpu"),
-            dtype=dtype,
-            batch_size=len(x),
-            convolutions=convolutions,
-        )
+        engine = kind(model, device=torch.device("cpu"), dtype=dtype, batch_size=len(x), **options)
 
         def run() -> Tensor:
             with engine.context():
@@ -86,6 +73,11 @@ def _ours(dtype: str, convolutions: str | None = None) -> Callable[[ScoreModel, 
         return run
 
     return build
+
+
+def _ours(dtype: str, convolutions: str | None = None) -> Callable[[ScoreModel, Tensor], Run]:
+    """The cpu engine; convolutions None is what it finds faster on this machine."""
+    return _engine(CpuEngine, dtype, convolutions=convolutions)
 
 
 @dataclasses.dataclass(frozen=True)

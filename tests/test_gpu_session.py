@@ -62,6 +62,10 @@ def test_every_provider_has_a_time_or_a_reason(session: tuple[dict[str, Any], Pa
     assert {"device copy", "bf16 matrix product", "one sampling step, B = 256"} <= found
     absent = {row["provider"]: row["reason"] for s in sections for row in s["not_run"]}
     assert absent["inductor-bf16"] == "a rehearsal compiles nothing"
+    assert "graph='on' is for CUDA graphs" in absent["ort-fp16-graph"]
+    assert "engine 'trt'" in absent["trt-fp16"]
+    timed = {name for s in sections for g in s["groups"] for name in g["results"]}
+    assert "ort-fp16" in timed
 
 
 @triton_common.needs_triton

@@ -1,8 +1,13 @@
 """engine="ort": every network as in eager, the same samples, and no provider but the one meant."""
 
+import concurrent.futures
+import contextlib
 import importlib.util
+import threading
+from typing import ClassVar
 
 import golden
+import onnx
 import onnxruntime
 import pytest
 import tiny
@@ -12,7 +17,7 @@ from test_export import ARCHS, model
 from test_unet import published
 
 from ncsn_fast import EngineError, EngineUnavailable, Sampler, engines, export_onnx
-from ncsn_fast.engines import ort, precision
+from ncsn_fast.engines import foreign, ort, precision
 from ncsn_fast.engines.ort import OrtEngine
 
 CPU = torch.device("cpu")
@@ -82,7 +87,7 @@ def test_padded_batches_threads_and_calls_change_nothing():
     two = Sampler(of, threads=2, **settings)
     assert torch.equal(draw(two, 6), first)
     assert torch.get_num_threads() == before
-    session = two.engine_for(1)._session
+    session = two.engine_for(1)._session.ort
     assert session.get_session_options().intra_op_num_threads == 2
 
 
@@ -138,7 +143,7 @@ def test_calls_that_cannot_be(arch):
     built = engine(model(arch))
     with pytest.raises(ValueError, match="runs batches of 3; got 2 images"):
         built.network(torch.rand(2, *built.model.image_shape), None)
-    with pytest.raises(ValueError, match=f"conditioned on the {built.model.conditioning}"):
+    with pytest.raises(ValueError, match=f"conditioned on the .*: pass {built.model.conditioning}"):
         built.network(torch.rand(3, *built.model.image_shape), None)
     with pytest.raises(ValueError, match="got 9x9"):
         built.network(torch.rand(3, 1, 9, 9), None)
@@ -158,8 +163,10 @@ def test_own_files(tmp_path):
         draw(Sampler(tiny.model(1), onnx=path, **settings))
     with pytest.raises(EngineError, match="computes in fp32; pass dtype='fp32'"):
         draw(Sampler(of, onnx=path, dtype="fp16", **settings))
-    with pytest.raises(ValueError, match="no option graph='step'; its options: onnx: FILE"):
+    with pytest.raises(ValueError, match=r"no option graph='step'; .*: onnx: FILE; graph: off, on"):
         Sampler(of, graph="step", **settings)
+    with pytest.raises(ValueError, match="graph='on' is for CUDA graphs; on a CPU leave it 'off'"):
+        draw(Sampler(of, graph="on", **settings))
     with pytest.raises(ValueError, match="no option onnx=b'"):  # unverified
         Sampler(of, onnx=path.read_bytes()[:9], **settings)
 
@@ -184,24 +191,169 @@ def test_what_is_missing(monkeypatch, missing):
         engines.pick("ort", "cpu")
 
 
-class Pretender:
-    """An InferenceSession that silently runs on the CPU."""
+GPU, REAL = torch.device("cuda", 1), onnxruntime.InferenceSession
+
+
+class Stream:
+    """A stream that writes down what is queued on it, and waits for."""
+
+    log: ClassVar[list] = []
+
+    def __init__(self, device, handle=7):
+        self.device, self.cuda_stream = device, handle
+
+    def wait_stream(self, other):
+        self.log.append((self.cuda_stream, "waits for", other.cuda_stream))
+
+
+class Runtime:
+    """An InferenceSession that claims a GPU, computes on the CPU and holds us to the documents.
+
+    That is: fixed shapes, one thread, the same addresses and no computed shapes, where CUDA graphs
+    were asked for.
+    """
+
+    sessions: ClassVar[list] = []
+    claims: ClassVar[dict[str, str]] = {}  # what it says of its options, where that is untrue
+    fails: ClassVar[str] = ""
 
     def __init__(self, content, options, providers, enable_fallback):
-        assert providers == [("CUDAExecutionProvider", {"device_id": "1", "use_tf32": "0"})]
+        ((self.name, self.options),) = providers
+        assert self.name == "CUDAExecutionProvider"
         assert enable_fallback == 0
+        assert all(isinstance(value, str) for value in self.options.values())
+        self.graph = self.options.get("enable_cuda_graph") == "1"
+        if self.fails:
+            raise RuntimeError(self.fails)
+        proto = onnx.load_from_string(content)
+        if self.graph:
+            assert not {node.op_type for node in proto.graph.node} & {"Shape", "If", "Loop", "Scan"}
+        self.real = REAL(content, options, providers=["CPUExecutionProvider"])
+        self.ran, self.addresses = [], set()
+        self.sessions.append(self)
 
     def get_providers(self):
-        return ["CPUExecutionProvider"]
+        return [self.name]
+
+    def get_provider_options(self):
+        return {self.name: {**self.options, **self.claims}}
+
+    def get_inputs(self):
+        return self.real.get_inputs()
+
+    def io_binding(self):
+        return Binding(self.real.io_binding())
+
+    def run_with_iobinding(self, binding, options):
+        entry = "disable_synchronize_execution_providers"
+        assert options.get_run_config_entry(entry) == "1"
+        self.ran.append(threading.get_ident())
+        self.addresses.add(tuple(binding.addresses))
+        if self.graph:
+            assert len(self.addresses) == len(set(self.ran)) == 1
+            assert all(isinstance(n, int) for n in self.get_inputs()[0].shape)
+        Stream.log.append((int(self.options["user_compute_stream"]), "runs"))
+        self.real.run_with_iobinding(binding.real)
 
 
-def test_silent_fall_back_is_an_error(monkeypatch):
-    gpu = torch.device("cuda", 1)
-    with pytest.raises(EngineUnavailable, match=r"has no CUDAExecutionProvider; .*onnxruntime-gpu"):
-        ort.session(b"", gpu, 1)
-    names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
-    monkeypatch.setattr(onnxruntime, "InferenceSession", Pretender)
+class Binding:
+    def __init__(self, real):
+        self.real, self.addresses = real, []
+
+    def bind_input(self, name, device, index, *rest, how="bind_input"):
+        assert (device, index) == ("cuda", 1)
+        self.addresses.append((name, rest[-1]))
+        getattr(self.real, how)(name, "cpu", 0, *rest)
+
+    def bind_output(self, *arguments):
+        self.bind_input(*arguments, how="bind_output")
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A GPU that is none: maps lie in host memory, and ONNX Runtime is a Runtime."""
+    zeros, current = torch.zeros, Stream(GPU, 3)
+    monkeypatch.setattr(torch, "zeros", lambda *a, device=None, **k: zeros(*a, **k))
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(foreign, "check_precision", lambda engine, size: (0.0, size))
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: list(ort.PROVIDERS.values())
+    )
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Runtime)
+    for of, name, value in (
+        (Runtime, "sessions", []), (Runtime, "claims", {}), (Runtime, "fails", ""),
+        (Stream, "log", []),
+    ):  # fmt: skip
+        monkeypatch.setattr(of, name, value)
+
+
+@pytest.mark.parametrize("arch", ["ncsnv2", "ncsn"])
+@pytest.mark.parametrize("graph", ["off", "on"])
+def test_runs_on_a_stream_without_waiting(graph, arch, gpu, monkeypatch):
+    of = model(arch)
+    x, level = torch.rand(3, *of.image_shape), torch.tensor([0, 3, 1])
+    built = engine(of, device=GPU, graph=graph)
+    assert built.levels == (3 if graph == "on" else None)  # the check runs the graph itself
+    f = built.network(x, level)
+    options = {"device_id": "1", "use_tf32": "0", "user_compute_stream": "7"}
+    (session,) = Runtime.sessions
+    assert session.options == options | ({"enable_cuda_graph": "1"} if graph == "on" else {})
+    once = [(7, "waits for", 3), (7, "runs"), (3, "waits for", 7)]
+    assert Stream.log == once
+    again = built.network(x + 1, level)
+    assert Stream.log == 2 * once
+    assert len(session.addresses) == 1
+    monkeypatch.undo()
+    plain = engine(of)
+    for ours, images in ((f, x), (again, x + 1)):
+        assert relative(ours, plain.network(images, level)) < 1e-6
+
+
+def test_cuda_graphs_serve_one_shape_and_thread(gpu):
+    of = tiny.model()
+    built, x = engine(of, device=GPU, graph="on"), torch.rand(3, 1, 8, 8)
+    with torch.no_grad():
+        of.net.end_conv.weight.mul_(2)  # is not seen by graphs of later shapes either
+    f = built.network(x, None)
+    for _ in range(2):
+        wide = built.network(torch.cat((x, x), dim=3), None)
+        one = built.resized(1)
+        assert relative(one.network(x[:1], None), f[:1]) < 1e-6
+    assert wide.shape == (3, 1, 8, 16)
+    shapes = [tuple(s.get_inputs()[0].shape) for s in Runtime.sessions]
+    assert shapes == [(3, 1, 8, 8), (3, 1, 8, 16), (1, 1, 8, 8), (1, 1, 8, 8)]
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        assert torch.equal(pool.submit(built.network, x, None).result(), f)
+    assert len(Runtime.sessions) == 5
+    built.release()
+    assert torch.equal(built.network(x, None), f)
+    assert len(Runtime.sessions) == 6
+
+
+def test_graphs_that_cannot_be_captured(gpu, monkeypatch):
+    of = tiny.model()
+    built = engine(of, device=GPU, graph="on")
+    monkeypatch.setattr(Runtime, "fails", "not all nodes are partitioned to the CUDA provider")
+    words = r"cannot capture this network in a CUDA graph: not all nodes .*; use graph='off'"
+    with pytest.raises(EngineUnavailable, match=words):
+        built.network(torch.rand(3, 1, 8, 8), None)
+    with pytest.raises(RuntimeError, match=r"^not all nodes"):
+        engine(of, device=GPU)
+    monkeypatch.setattr(Runtime, "fails", "")
+    monkeypatch.setattr(Runtime, "claims", {"enable_cuda_graph": "0"})
+    with pytest.raises(EngineUnavailable, match=r"did not take the option; .* or use graph='off'"):
+        built.network(torch.rand(3, 1, 8, 8), None)
+    with pytest.raises(ValueError, match="a graph for each shape; leave onnx= out"):
+        engine(of, device=GPU, graph="on", onnx="m.onnx")
+
+
+def test_silent_fall_back_is_an_error(gpu, monkeypatch):
+    monkeypatch.setattr(Runtime, "get_providers", lambda self: ["CPUExecutionProvider"])
     words = r"CUDAExecutionProvider did not start, so .* took CPUExecutionProvider; .*device='cpu'"
     with pytest.raises(EngineUnavailable, match=words):
-        ort.session(b"", gpu, 1)
+        engine(tiny.model(), device=GPU)
+    monkeypatch.undo()
+    with pytest.raises(EngineUnavailable, match=r"has no CUDAExecutionProvider; .*onnxruntime-gpu"):
+        ort.open_session(b"", GPU, 1)

@@ -395,9 +395,7 @@ def _a_rank(folder, version, queue):
 def test_ranks_build_once(tmp_path):
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
-    ranks = [
-        context.Process(target=_a_rank, args=(tmp_path, "11.4", queue)) for _ in range(3)
-    ]
+    ranks = [context.Process(target=_a_rank, args=(tmp_path, "11.4", queue)) for _ in range(3)]
     for rank in ranks:
         rank.start()
     found = [queue.get() for _ in ranks]

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SECTIONS = {
     "ceilings": 40, "step-b256": 110, "step-b1": 80, "norms": 80, "updates": 30,
     "convolutions": 30, "step-b16": 60, "compiled-b256": 150, "compiled-b1": 120,
+    "runtimes-b256": 120, "runtimes-b1": 90,
 }  # fmt: skip
 FOR_BENCHMARKS = 230.0  # seconds that build and tests leave them
 CASES, RACE_CASES = 200, 20  # of the fuzzer

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from gpu import timing
 from gpu.section import Section
-from ncsn_fast import ScoreModel, ops
+from ncsn_fast import EngineUnavailable, ScoreModel, engines, ops
+from ncsn_fast.engines.base import Engine
 from ncsn_fast.engines.eager import EagerEngine
 from ncsn_fast.plan import network_flop
 from ncsn_fast.samplers.langevin import annealed_langevin
@@ -179,10 +180,7 @@ def inductor_bf16(task: Task, *, mode: str) -> Entrant:
 
 
 def ours(task: Task, **options: str) -> Entrant:
-    """Our engine's loop; judged by its network, and by the state after the rows, noise included.
-
-    Laps go on from level to level, as in sampling: to go back would load the program anew.
-    """
+    """Our engine's loop."""
     try:
         from ncsn_fast.engines.cuda import CudaEngine
     except ImportError as error:
@@ -193,6 +191,24 @@ def ours(task: Task, **options: str) -> Entrant:
     engine = CudaEngine(
         task.model, device=task.device, dtype="bf16", batch_size=len(task.x), **options
     )
+    return _engine_loop(task, engine)
+
+
+def runtime(task: Task, *, engine: str, **options: str) -> Entrant:
+    """An engine that is another's runtime, in float16, with our update after its network."""
+    try:
+        kind, device, _ = engines.pick(engine, task.device, task.model)
+        built = kind(task.model, device=device, dtype="fp16", batch_size=len(task.x), **options)
+    except (EngineUnavailable, ValueError) as error:
+        raise Absent(str(error)) from error
+    return _engine_loop(task, built)
+
+
+def _engine_loop(task: Task, engine: Engine) -> Entrant:
+    """Steps of an engine; judged by its network, and by the state after the rows with their noise.
+
+    Laps go on from level to level, as in sampling: to go back would load the program anew.
+    """
     chains = Chains(task.x.clone(), 0, task.samples)
     with engine.context():
         run_rows = engine.stepper(task.program, chains, None, None)
@@ -243,16 +259,21 @@ PROVIDERS: dict[str, Callable[[Task], Entrant]] = {
     },
     # Where cuDNN may time its algorithms, as it does for all providers above.
     "ours-triton-tuned": functools.partial(ours, kernels="triton", graph="level", tune="on"),
+    "ort-fp16": functools.partial(runtime, engine="ort"),
+    "ort-fp16-graph": functools.partial(runtime, engine="ort", graph="on"),
+    "trt-fp16": functools.partial(runtime, engine="trt"),
 }
 PUBLISHED = ["published-fp32", "published-tf32", "eager-bf16"]
 OURS = [name for name in PROVIDERS if name.startswith("ours")]
 LEVEL = ["ours-triton-level", "ours-cuda-level"]
+RUNTIMES = ["ort-fp16", "ort-fp16-graph", "trt-fp16"]
 
 
-def measure(section: Section, *, batch: int, names: list[str], seconds: float) -> None:
-    """Races the named providers at a batch size."""
-    compiled = [name for name in names if name.startswith("inductor")]
-    title = f"one sampling step, B = {batch}{', compiled' if compiled else ''}"
+def measure(
+    section: Section, *, batch: int, names: list[str], seconds: float, against: str = ""
+) -> None:
+    """Races the named providers at a batch size; `against` tells such races from one another."""
+    title = f"one sampling step, B = {batch}{', ' if against else ''}{against}"
     section.plan([(title, names)])
     if section.small:
         batch = min(batch, 2)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ncsn_fast.engines.base import Engine, EngineError, EngineUnavailable
+from ncsn_fast.engines.compiled import CompileEngine
 from ncsn_fast.engines.cpu import CpuEngine
 from ncsn_fast.engines.cuda import CudaEngine
 from ncsn_fast.engines.eager import EagerEngine
@@ -21,13 +22,9 @@ ENGINES: dict[str, type[Engine]] = {
     "cuda": CudaEngine,
     "cpu": CpuEngine,
     "eager": EagerEngine,
+    "compile": CompileEngine,
     "ort": OrtEngine,
     "trt": TrtEngine,
-}
-
-# Engines of the design that this version does not contain, and what each is for.
-PLANNED = {
-    "compile": "torch.compile",
 }
 
 
@@ -42,11 +39,7 @@ class Availability:
 
 def availability() -> list[Availability]:
     """Every engine of the design, and whether it runs on this machine."""
-    rows = [Availability(name, kind.summary, kind.unavailable()) for name, kind in ENGINES.items()]
-    return rows + [
-        Availability(name, what, "not part of this version; upgrade ncsn_fast when it is released")
-        for name, what in PLANNED.items()
-    ]
+    return [Availability(name, kind.summary, kind.unavailable()) for name, kind in ENGINES.items()]
 
 
 def pick(

@@ -143,6 +143,20 @@ class Engine(abc.ABC):
         """What the engine runs, an operation a line; for most engines, one line in all."""
         return f"engine {self.name}, {self.dtype}, on {self.device}: {self.summary}"
 
+    def check_images(self, x: Tensor) -> None:
+        """ValueError unless x is a micro-batch of images that the network takes."""
+        self.model.net.check_input(x)
+        if len(x) != self.batch_size:
+            raise ValueError(f"this engine runs batches of {self.batch_size}; got {len(x)} images")
+
+    def check_call(self, x: Tensor, level: Tensor | None) -> None:
+        """ValueError unless `network` takes these."""
+        self.check_images(x)
+        seen = self.model.conditioning
+        if seen != "none" and level is None:
+            what = "noise level" if seen == "level" else seen
+            raise ValueError(f"this network is conditioned on the {what}: pass {seen} (N,)")
+
     @abc.abstractmethod
     def network(self, x: Tensor, level: Tensor | None) -> Tensor:
         """Raw output f for x (batch_size, C, H, W) float32.

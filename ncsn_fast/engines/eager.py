@@ -43,17 +43,6 @@ class EagerEngine(Engine):
             yield
 
 
-class ContiguousEager(EagerEngine):
-    """The reference on contiguous maps: torch's channels-last group norm loses two digits."""
-
-    def __init__(self, model: ScoreModel, **settings: Any) -> None:
-        super().__init__(model, **settings)
-        self.replica.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-
-    def network(self, x: Tensor, level: Tensor | None) -> Tensor:
-        return self.replica(x, level)
-
-
 @contextlib.contextmanager
 def _full_float32(device: torch.device) -> Iterator[None]:
     """Keeps cuDNN from computing float32 convolutions in TF32, its default."""

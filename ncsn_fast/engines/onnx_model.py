@@ -65,7 +65,7 @@ def make_onnx(
         raise ValueError(f"batch must be at least 1; got {batch}")
     if size is not None:
         model.net.check_input(torch.empty(1, model.config.channels, *size, device="meta"))
-    graph = write(model, DTYPES[dtype])
+    graph = write(model, DTYPES[dtype], (batch, *size) if batch and size else None)
     stored = sum(tensor.nbytes for tensor in graph.constants.values())
     if stored > LIMIT:
         raise ValueError(

@@ -4,8 +4,10 @@ Convolutions, pools, sums and activations between them are of the graph's type; 
 the time and bilinear resizing are float32 always: sums of squares do not survive 8 bits, and
 TensorRT neither resizes bfloat16 maps nor convolves them transposed, so in graphs of that type
 transposed convolutions are float32 too. So are image, time and output. Nothing depends on the
-number or size of images, so either may stay open. Two rewritings, exact in real arithmetic: a mean
-of 2x2 squares comes before a 1x1 convolution, and resizing to the same size disappears.
+number or size of images, so either may stay open; where both are fixed, maps are resized to
+constant sizes, and no node of a RefineNet computes with shapes, which runtimes do on the CPU. Two
+rewritings, exact in real arithmetic: a mean of 2x2 squares comes before a 1x1 convolution, and
+resizing to the same size disappears.
 """
 
 from __future__ import annotations
@@ -23,9 +25,14 @@ from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.models.unet import TimeUNet
 
 
-def write(model: ScoreModel, dtype: torch.dtype) -> Writer:
-    """The graph of f: "x" (N, C, H, W) float32 and "level" int64 or "time" float32 (N,) -> "f"."""
-    w = Writer(model, dtype)
+def write(
+    model: ScoreModel, dtype: torch.dtype, shape: tuple[int, int, int] | None = None
+) -> Writer:
+    """The graph of f: "x" (N, C, H, W) float32 and "level" int64 or "time" float32 (N,) -> "f".
+
+    shape is (N, H, W) where all of it is fixed.
+    """
+    w = Writer(model, dtype, shape)
     x = Value("x", torch.float32)
     with w.inside(model.net):
         if isinstance(model.net, TimeUNet):
@@ -101,13 +108,15 @@ def _chained_residual_pool(
 def _multi_scale_fusion(
     w: Writer, msf: layers.MultiScaleFusion, xs: list[Value], level: Value | None
 ) -> Value:
-    maps = []
+    maps, channels = [], 0
     for i, (x, conv) in enumerate(zip(xs, msf.convs, strict=True)):
+        assert isinstance(conv, nn.Conv2d)
         maps.append(_conv(w, conv, w.low(normalise(w, msf.norms[i], x, level)) if level else x))
+        channels = conv.out_channels
     total = maps[0]
     with w.inside(msf):
         for h in maps[1:]:
-            total = w.op("Add", total, _resize(w, h, total))
+            total = w.op("Add", total, _resize(w, h, total, channels))
     return total
 
 
@@ -193,12 +202,16 @@ def _mean_pool2(w: Writer, module: nn.Module, x: Value) -> Value:
         return w.op("AveragePool", x, halve=True, kernel_shape=(2, 2), strides=(2, 2))
 
 
-def _resize(w: Writer, x: Value, like: Value) -> Value:
+def _resize(w: Writer, x: Value, like: Value, channels: int) -> Value:
     """x resized to the height and width of another map."""
     if x.halvings == like.halvings:
         return x
-    batch = w.op("Shape", x, dtype=torch.int64, end=2)
-    sizes = w.op("Concat", batch, w.op("Shape", like, dtype=torch.int64, start=2), axis=0)
+    shape = w.shape(like)
+    if shape is not None:
+        sizes = w.ints(shape[0], channels, *shape[1:])
+    else:
+        batch = w.op("Shape", x, dtype=torch.int64, end=2)
+        sizes = w.op("Concat", batch, w.op("Shape", like, dtype=torch.int64, start=2), axis=0)
     y = w.op(
         "Resize", w.fp32(x), NOTHING, NOTHING, sizes,
         mode="linear", coordinate_transformation_mode="align_corners",

@@ -97,11 +97,18 @@ def _column(w: Writer, parameter: nn.Parameter) -> Value:
 
 def _variance_norm(w: Writer, norm: layers.VarianceNorm, x: Value) -> Value:
     centred = w.op("Sub", x, w.mean(x, 2, 3))
-    size = w.op("Shape", x, dtype=torch.int64, start=2)
-    pixels = w.fp32(w.op("ReduceProd", size, keepdims=0))
     square = w.total(w.op("Mul", centred, centred), 2, 3)
-    variance = w.op("Div", square, w.op("Sub", pixels, w.scalar(1.0)))
+    variance = w.op("Div", square, _others(w, x))
     return w.op("Mul", w.op("Div", x, w.rooted(variance, EPS)), _column(w, norm.alpha))
+
+
+def _others(w: Writer, x: Value) -> Value:
+    """Pixels of a map but one."""
+    shape = w.shape(x)
+    if shape is not None:
+        return w.scalar(float(shape[1] * shape[2] - 1))
+    size = w.op("Shape", x, dtype=torch.int64, start=2)
+    return w.op("Sub", w.fp32(w.op("ReduceProd", size, keepdims=0)), w.scalar(1.0))
 
 
 def _group_norm(w: Writer, norm: nn.GroupNorm, x: Value) -> Value:

@@ -44,13 +44,16 @@ class Writer:
     Args:
         module: whose parameters and buffers go in under the names of its state dict.
         dtype: of feature maps and of what convolves them; everything else is float32.
+        shape: (N, H, W) of the images where all of it is fixed.
 
     Attributes:
         scope: name of the submodule that is being written; nodes are named after it.
     """
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
-        self.dtype = dtype
+    def __init__(
+        self, module: nn.Module, dtype: torch.dtype, shape: tuple[int, int, int] | None = None
+    ) -> None:
+        self.dtype, self._shape = dtype, shape
         self.nodes: list[Node] = []
         self.constants: dict[str, Tensor] = {}
         self.scope = ""
@@ -85,6 +88,13 @@ class Writer:
         self.nodes.append(Node(kind, name, names, name, attributes))
         first = inputs[0]
         return Value(name, dtype or first.dtype, first.halvings + halve)
+
+    def shape(self, x: Value) -> tuple[int, int, int] | None:
+        """(N, H, W) of a map that `halvings` lead to; None where the images' is open."""
+        if self._shape is None:
+            return None
+        n, height, width = self._shape
+        return n, height >> x.halvings, width >> x.halvings
 
     def cast(self, x: Value, dtype: torch.dtype) -> Value:
         """x in another type; x itself, if it is of that type."""

@@ -1,42 +1,74 @@
-"""engine="ort": ONNX Runtime, on the CPU or through its CUDA provider."""
+"""engine="ort": ONNX Runtime, on the CPU or through its CUDA provider.
+
+What is asked of the provider is on its page, "CUDA Execution Provider" of onnxruntime.ai/docs:
+`user_compute_stream`, `use_tf32`, "Performance Tuning" (no synchronisation after a run) and "Using
+CUDA Graphs", with the rules that a captured graph is bound to.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import importlib.util
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
-from ncsn_fast.engines import precision
-from ncsn_fast.engines.base import Engine, EngineUnavailable, without_weights
-from ncsn_fast.engines.eager import EagerEngine
+from ncsn_fast.engines import foreign
+from ncsn_fast.engines.base import EngineUnavailable, without_weights
 from ncsn_fast.engines.onnx_model import make_onnx, read_onnx
+from ncsn_fast.engines.planned import BufferedEngine
 from ncsn_fast.models.score import ScoreModel
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Session:
+    """An InferenceSession and, on a GPU, the stream that it runs on, without waiting for it.
+
+    The stream is our own: ONNX Runtime takes torch's default one, whose handle is 0, for none.
+    """
+
+    ort: Any
+    stream: torch.cuda.Stream | None = None
+    settings: Any = None  # RunOptions
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Work of the block is queued after that of torch's current stream, and before its next."""
+        if self.stream is None:
+            yield
+            return
+        current = torch.cuda.current_stream(self.stream.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            yield
+        current.wait_stream(self.stream)
+
+
 # Engines of one model share a session, and with it the weights, while one of them lives.
-_SESSIONS: weakref.WeakValueDictionary[tuple[Any, ...], Any] = weakref.WeakValueDictionary()
+_SESSIONS: weakref.WeakValueDictionary[tuple[Any, ...], Session] = weakref.WeakValueDictionary()
 
 
 @dataclasses.dataclass
 class _Buffers:
     """What a session reads and writes for images of one shape, at fixed addresses."""
 
+    session: Session
     x: Tensor
     condition: Tensor | None
     f: Tensor
     binding: Any
 
 
-class OrtEngine(Engine):
+class OrtEngine(BufferedEngine):
     """The network as an ONNX graph, run by ONNX Runtime on buffers that are bound once.
 
     The graph is written in memory (engines/onnx_model.py) with open sizes, so that one session
@@ -45,6 +77,8 @@ class OrtEngine(Engine):
     Args:
         onnx: a file that `export_onnx` made of this model, to run instead. The content of one
             (bytes) is trusted to be that.
+        graph: "on" replays CUDA graphs that ONNX Runtime captures: one launch for a call. Each
+            shape and each of the caller's threads then has a session, with weights of its own.
 
     Attributes:
         error: largest relative error of f against the reference, at so many noise `levels`.
@@ -52,25 +86,40 @@ class OrtEngine(Engine):
     Raises:
         EngineError: the output differs from the reference by more than precision.BOUNDS, or the
             file is not one of this model's.
-        EngineUnavailable: the CUDA provider does not start. ONNX Runtime would go on without it.
+        EngineUnavailable: the CUDA provider does not start, or cannot capture the graph. ONNX
+            Runtime would go on without it.
     """
 
     name = "ort"
     summary = "ONNX Runtime, its CPU or CUDA provider"
     dtypes = ("fp16", "fp32")
     device_types = ("cpu", "cuda")
-    options: ClassVar[dict[str, tuple[str, ...]]] = {"onnx": ("FILE",)}
+    options: ClassVar[dict[str, tuple[str, ...]]] = {"onnx": ("FILE",), "graph": ("off", "on")}
 
     def __init__(
-        self, model: ScoreModel, *, onnx: str | Path | bytes | None = None, **settings: Any
+        self,
+        model: ScoreModel,
+        *,
+        onnx: str | Path | bytes | None = None,
+        graph: str = "off",
+        **settings: Any,
     ) -> None:
         super().__init__(model, **settings)
+        self.check_options({"graph": graph})
+        if graph == "on" and self.device.type == "cpu":
+            raise ValueError("graph='on' is for CUDA graphs; on a CPU leave it 'off'")
+        if graph == "on" and onnx is not None:
+            raise ValueError("graph='on' writes a graph for each shape; leave onnx= out")
         if onnx is not None and not isinstance(onnx, bytes):
             onnx = read_onnx(onnx, model, self.dtype)
-        self._session = self._shared_session(onnx)
-        self._shape = self._session.get_inputs()[0].shape  # numbers where the file fixes them
+        # Graphs of other shapes are written later on, from the weights as they are now.
+        self._source = copy.deepcopy(model).cpu() if graph == "on" else None
+        self._session = None if graph == "on" else self._shared_session(onnx)
+        inputs = [] if self._session is None else self._session.ort.get_inputs()[0].shape
+        self._fixed = {axis: n for axis, n in enumerate(inputs) if isinstance(n, int)}
         self.release()
-        self.error, self.levels = self._check_precision()
+        size = self.batch_size if graph == "on" else self._fixed.get(0)
+        self.error, self.levels = foreign.check_precision(self, size)
         self.model = without_weights(model)
 
     @classmethod
@@ -89,48 +138,43 @@ class OrtEngine(Engine):
     def default_dtype(cls) -> str:
         return "fp32"  # on CPUs, ONNX Runtime computes fp16 graphs in float32
 
-    def resized(self, batch_size: int) -> OrtEngine:
-        other = copy.copy(self)
-        other.batch_size = batch_size
-        other.release()
-        return other
-
     def release(self) -> None:
-        self._buffers: dict[torch.Size, _Buffers] = {}
-        self._busy = threading.Lock()  # buffers serve one call at a time
+        super().release()
+        self._buffers: dict[tuple[Any, ...], _Buffers] = {}
 
     def network(self, x: Tensor, level: Tensor | None) -> Tensor:
-        self._check_call(x, level)
+        self.check_call(x, level)
+        self._check_shape(x.shape)
+        # A session with a CUDA graph may not be run from several threads.
+        key = (x.shape, None if self._source is None else threading.get_ident())
         with self._busy:
-            if x.shape not in self._buffers:
-                self._buffers[x.shape] = self._bound(x.shape)
-            buffers = self._buffers[x.shape]
-            buffers.x.copy_(x)
-            if buffers.condition is not None and level is not None:
-                buffers.condition.copy_(level)
-            if self.device.type == "cuda":  # ONNX Runtime has a stream of its own
-                torch.cuda.current_stream(self.device).synchronize()
-            self._session.run_with_iobinding(buffers.binding)
-            return buffers.f.clone()
+            if key not in self._buffers:
+                self._buffers[key] = self._bound(x.shape)
+            buffers = self._buffers[key]
+            f = torch.empty_like(buffers.f)
+            with buffers.session.turn():
+                buffers.x.copy_(x)
+                if buffers.condition is not None and level is not None:
+                    buffers.condition.copy_(level)
+                session = buffers.session
+                session.ort.run_with_iobinding(buffers.binding, session.settings)
+                f.copy_(buffers.f)
+            return f
 
-    def _check_call(self, x: Tensor, level: Tensor | None) -> None:
-        """ValueError unless the network, the micro-batch and the graph take these."""
-        self.model.net.check_input(x)
-        if len(x) != self.batch_size:
-            raise ValueError(f"this engine runs batches of {self.batch_size}; got {len(x)} images")
-        for axis, (fixed, given) in enumerate(zip(self._shape, x.shape, strict=True)):
-            if isinstance(fixed, int) and fixed != given:
+    def _check_shape(self, shape: torch.Size) -> None:
+        """ValueError unless the graph takes such images."""
+        for axis, fixed in self._fixed.items():
+            if fixed != shape[axis]:
                 option = "batch_size" if axis == 0 else "image size"
                 raise ValueError(
-                    f"the ONNX file was exported for {option} {fixed}; got {given}. Export it with "
-                    "--batch dynamic --size dynamic, or use that size"
+                    f"the ONNX file was exported for {option} {fixed}; got {shape[axis]}. Export "
+                    "it with --batch dynamic --size dynamic, or use that size"
                 )
-        if level is None and self.model.conditioning != "none":
-            raise ValueError(f"this network is conditioned on the {self.model.conditioning}")
 
     def _bound(self, shape: torch.Size) -> _Buffers:
         import numpy as np
 
+        session = self._session or self._captured_session(shape)
         with torch.inference_mode(False):  # written in any mode later
             x, f = (torch.zeros(shape, device=self.device) for _ in range(2))
             kinds = {"level": torch.int64, "time": torch.float32}
@@ -138,57 +182,42 @@ class OrtEngine(Engine):
             condition = None
             if kind is not None:
                 condition = torch.zeros(len(x), dtype=kind, device=self.device)
-        binding = self._session.io_binding()
+        binding = session.ort.io_binding()
         place = self.device.type, self.device.index or 0
         for name, tensor in (("x", x), (self.model.conditioning, condition), ("f", f)):
             if tensor is not None:
                 bind = binding.bind_output if name == "f" else binding.bind_input
                 element = np.int64 if tensor.dtype is torch.int64 else np.float32
                 bind(name, *place, element, tuple(tensor.shape), tensor.data_ptr())
-        return _Buffers(x, condition, f, binding)
+        return _Buffers(session, x, condition, f, binding)
 
-    def _shared_session(self, content: bytes | None) -> Any:
+    def _shared_session(self, content: bytes | None) -> Session:
         """The session of this model, type, device and number of threads, if one lives, or a new."""
         threads = self.threads or torch.get_num_threads()
         if content is not None:
-            return session(content, self.device, threads)
+            return open_session(content, self.device, threads)
         key = (self.model.digest(), self.dtype, str(self.device), threads)
         found = _SESSIONS.get(key)
         if found is None:
-            found = session(make_onnx(self.model, dtype=self.dtype), self.device, threads)
+            found = open_session(make_onnx(self.model, dtype=self.dtype), self.device, threads)
             _SESSIONS[key] = found
         return found
 
-    def _check_precision(self) -> tuple[float, int]:
-        """The largest error of f against the reference, and the number of levels it was seen at."""
-        reference = _Contiguous(
-            self.model, device=self.device, dtype="fp32", batch_size=1, threads=self.threads
-        )
-        x, levels = precision.probes(self.model, 1)
-        condition = self.model.condition(self.model.sigmas[levels.to(self.model.device)])
-        with FlopCounterMode(display=False) as counter:
-            reference.output(x, None if condition is None else condition.cpu())
-        n = precision.probe_count(self.model, counter.get_total_flops())
-        size = self._shape[0] if isinstance(self._shape[0], int) else min(n, self.batch_size)
-        return precision.check_precision(self.resized(size), reference.resized(size), n), n
+    def _captured_session(self, shape: torch.Size) -> Session:
+        """A session for images of one shape, at the addresses of its first run."""
+        assert self._source is not None
+        n, _, height, width = shape
+        content = make_onnx(self._source, dtype=self.dtype, batch=n, size=(height, width))
+        return open_session(content, self.device, self.threads or 1, graph=True)
 
 
-class _Contiguous(EagerEngine):
-    """The reference on contiguous maps: torch's channels-last group norm loses two digits."""
+def open_session(
+    content: bytes, device: torch.device, threads: int, *, graph: bool = False
+) -> Session:
+    """A session of a device's own provider, and of no other.
 
-    def __init__(self, model: ScoreModel, **settings: Any) -> None:
-        super().__init__(model, **settings)
-        self.replica.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-
-    def network(self, x: Tensor, level: Tensor | None) -> Tensor:
-        return self.replica(x, level)
-
-
-def session(content: bytes, device: torch.device, threads: int) -> Any:
-    """An InferenceSession of a device's own provider, and of no other.
-
-    EngineUnavailable: the provider does not start. By itself ONNX Runtime would warn and go on with
-    another one.
+    EngineUnavailable: the provider does not start, or cannot capture the graph. By itself ONNX
+    Runtime would warn and go on with another one.
     """
     import onnxruntime
 
@@ -202,15 +231,34 @@ def session(content: bytes, device: torch.device, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors
-    settings = {}
+    stream, asked, settings = None, {}, None
     if device.type == "cuda":
-        settings = {"device_id": str(device.index or 0), "use_tf32": "0"}
-    built = onnxruntime.InferenceSession(
-        content, options, providers=[(name, settings)], enable_fallback=0
-    )
+        stream = torch.cuda.Stream(device)
+        asked = {
+            "device_id": str(device.index or 0),
+            "use_tf32": "0",
+            "user_compute_stream": str(stream.cuda_stream),
+            **({"enable_cuda_graph": "1"} if graph else {}),
+        }
+        settings = onnxruntime.RunOptions()
+        settings.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    uncaptured = "engine 'ort' cannot capture this network in a CUDA graph"
+    try:
+        built = onnxruntime.InferenceSession(
+            content, options, providers=[(name, asked)], enable_fallback=0
+        )
+    except Exception as error:  # ONNX Runtime's errors have no other base
+        if not graph:
+            raise
+        raise EngineUnavailable(f"{uncaptured}: {error}; use graph='off'") from error
     if built.get_providers()[0] != name:
         raise EngineUnavailable(
             f"engine 'ort' cannot run on {device}: {name} did not start, so ONNX Runtime took "
             f"{built.get_providers()[0]}; install CUDA and cuDNN for onnxruntime-gpu, or {remedy}"
         )
-    return built
+    if graph and built.get_provider_options()[name].get("enable_cuda_graph") != "1":
+        raise EngineUnavailable(
+            f"{uncaptured}: this onnxruntime did not take the option; pip install --upgrade "
+            "onnxruntime-gpu, or use graph='off'"
+        )
+    return Session(built, stream, settings)

@@ -6,8 +6,6 @@ import abc
 import copy
 import threading
 
-from torch import Tensor
-
 from ncsn_fast.engines import precision
 from ncsn_fast.engines.base import Engine
 from ncsn_fast.engines.eager import EagerEngine
@@ -27,20 +25,6 @@ class BufferedEngine(Engine):
     @abc.abstractmethod
     def release(self) -> None:
         self._busy = threading.RLock()
-
-    def check_images(self, x: Tensor) -> None:
-        """ValueError unless x is a micro-batch of images that the network takes."""
-        self.model.net.check_input(x)
-        if len(x) != self.batch_size:
-            raise ValueError(f"this engine runs batches of {self.batch_size}; got {len(x)} images")
-
-    def check_call(self, x: Tensor, level: Tensor | None) -> None:
-        """ValueError unless `network` takes these."""
-        self.check_images(x)
-        seen = self.model.conditioning
-        if seen != "none" and level is None:
-            what = "noise level" if seen == "level" else seen
-            raise ValueError(f"this network is conditioned on the {what}: pass {seen} (N,)")
 
 
 class PlannedEngine(BufferedEngine):

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from ncsn_fast._backends import DEFAULT_FAMILY
 from ncsn_fast.engines import gpu_kernels, precision, trt_api
 from ncsn_fast.engines.base import EngineError, without_weights
-from ncsn_fast.engines.eager import ContiguousEager
+from ncsn_fast.engines.foreign import ContiguousEngine
 from ncsn_fast.engines.looped import GRAPHS, LoopedEngine
 from ncsn_fast.engines.onnx_model import make_onnx, structure
 from ncsn_fast.engines.plan_cache import PlanCache, Stored, kernels_digest, read_plan
@@ -227,7 +227,7 @@ class TrtEngine(LoopedEngine):
         if not check_types(self._network.layers(), self.dtype):
             log.warning("TensorRT's inspector shows no convolution: their types are unchecked")
         self.levels = min(GATE, len(self._source.sigmas))
-        reference = ContiguousEager(
+        reference = ContiguousEngine(
             self._source, device=self.device, dtype="fp32",
             batch_size=min(self.levels, self.batch_size), threads=self.threads,
         )  # fmt: skip

@@ -1,0 +1,195 @@
+"""engine="compile": the network in torch.compile, on the CPU or a GPU."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib.util
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ncsn_fast import _backends, reference
+from ncsn_fast.engines import foreign
+from ncsn_fast.engines.base import DTYPES, Engine, EngineError, EngineUnavailable, without_weights
+from ncsn_fast.models.layers import InstanceNormPlus
+from ncsn_fast.models.score import ScoreModel
+
+_GRAPHS = ("reduce-overhead", "max-autotune")  # modes that make CUDA graphs
+_COMPILERS = {"darwin": "clang++", "win32": "cl"}  # torch's choice; elsewhere g++
+_SHAPES = 1 << 16  # torch would refuse to compile for a ninth shape
+
+
+class CompileEngine(Engine):
+    """The model's own modules as torch.compile has them, channels-last.
+
+    Fused ops are written out for the compiler. Convolutions and the maps between them are of the
+    engine's type; norms compute their statistics in float32, and the time's embedding is float32
+    throughout. Compiling takes from some seconds to minutes, once for each shape: the first call
+    with another micro-batch (`resized`) or image size compiles anew, and so does another number of
+    threads. On the CPU weights are frozen into what is compiled, so that each shape holds a packed
+    copy of its own. What torch caches on disk shortens it the next time (TORCHINDUCTOR_CACHE_DIR).
+
+    Args:
+        mode: that of torch.compile. "max-autotune" and "reduce-overhead" make CUDA graphs: they
+            want a GPU and one thread of the caller's.
+
+    Attributes:
+        error: largest relative error of f against the reference, at so many noise `levels`.
+
+    Raises:
+        EngineError: the output differs from the reference by more than precision.BOUNDS, or the
+            CPU does not compute in the type.
+        EngineUnavailable: torch.compile fails here.
+    """
+
+    name = "compile"
+    summary = "torch.compile, CPU or GPU"
+    dtypes = ("bf16", "fp16", "tf32", "fp32")
+    device_types = ("cpu", "cuda")
+    options: ClassVar[dict[str, tuple[str, ...]]] = {
+        "mode": ("default", "max-autotune-no-cudagraphs", *_GRAPHS)
+    }
+
+    def __init__(self, model: ScoreModel, *, mode: str = "default", **settings: Any) -> None:
+        super().__init__(model, **settings)
+        self.check_options({"mode": mode})
+        self._check_device(mode)
+        self._graphs = mode in _GRAPHS
+        self._busy = threading.Lock()  # one call at a time, whatever its size
+        with torch.inference_mode(False):  # the compiler wants to know of changes
+            self.replica = _Plain(model, DTYPES[self.dtype]).to(self.device)
+        self.replica.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._run = torch.compile(self.replica, dynamic=False, fullgraph=True, mode=mode)
+        self.error, self.levels = foreign.check_precision(self, self.batch_size)
+        self.model = without_weights(model)
+
+    def _check_device(self, mode: str) -> None:
+        if self.device.type == "cuda":
+            return
+        if mode in _GRAPHS:
+            raise ValueError(
+                f"mode={mode!r} makes CUDA graphs; on a CPU use mode='default' or "
+                "'max-autotune-no-cudagraphs'"
+            )
+        if self.dtype in ("fp16", "tf32"):
+            raise EngineError(
+                f"engine 'compile' computes in {self.dtype} on GPUs only; use dtype='bf16' or "
+                "'fp32'"
+            )
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        if importlib.util.find_spec("torch._inductor") is None:
+            return "this torch has no inductor: install a build of torch from pytorch.org"
+        compiler = os.environ.get("CXX", _COMPILERS.get(sys.platform, "g++"))
+        if shutil.which(compiler) is None:
+            return (
+                f"torch.compile needs a C++ compiler and finds no {compiler}: install one, or name "
+                "it in the environment variable CXX"
+            )
+        return _backends.missing("triton") or None if torch.cuda.is_available() else None
+
+    @classmethod
+    def default_dtype(cls) -> str:
+        """bf16 where there is a GPU that has it (fp16 before Ampere), else fp32."""
+        if not torch.cuda.is_available():
+            return "fp32"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+    @contextlib.contextmanager
+    def context(self) -> Iterator[None]:
+        import torch._dynamo.config
+        import torch._inductor.config
+
+        limits = {"recompile_limit": _SHAPES, "accumulated_recompile_limit": _SHAPES}
+        on_gpu = self.device.type == "cuda"
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(super().context())
+            stack.enter_context(torch._dynamo.config.patch(limits))
+            stack.enter_context(torch._inductor.config.patch(freezing=not on_gpu))
+            if on_gpu:
+                stack.enter_context(torch.cuda.device(self.device))
+                stack.enter_context(_cudnn("tf32" if self.dtype == "tf32" else "ieee"))
+            yield
+
+    def network(self, x: Tensor, level: Tensor | None) -> Tensor:
+        import torch._dynamo.exc
+
+        self.check_call(x, level)
+        x = x.to(memory_format=torch.channels_last)
+        level = None if self.model.conditioning == "none" else level
+        with self._busy:
+            if self._graphs:
+                torch.compiler.cudagraph_mark_step_begin()
+            try:
+                f = self._run(x, level)
+            except torch._dynamo.exc.TorchDynamoException as error:
+                raise EngineUnavailable(_failure(error)) from error
+            return f.clone() if self._graphs else f  # the next replay overwrites it
+
+
+@contextlib.contextmanager
+def _cudnn(precision: str) -> Iterator[None]:
+    """How cuDNN, and Triton's convolutions with it, read float32: "ieee" or "tf32"."""
+    places: Any = torch.backends.cudnn, torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = [place.fp32_precision for place in places]
+    for place in places:
+        place.fp32_precision = precision
+    try:
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.fp32_precision = value
+
+
+def _failure(error: Exception) -> str:
+    """What went wrong, from the many lines that torch has to say, and what to do."""
+    first, *rest = str(error).strip().splitlines() or [type(error).__name__]
+    # Where torch lies below a folder with a space in its name, say, it cannot link.
+    cause = next((line.strip() for line in rest if "cannot" in line or "error:" in line), "")
+    return f"torch.compile fails here: {first} {cause}".strip() + "; use engine='eager'"
+
+
+class _Plain(nn.Module):
+    """A copy of a model for compilers: no ops of ours, convolutions in a type; gives float32."""
+
+    def __init__(self, model: ScoreModel, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.net = copy.deepcopy(model.net).eval().requires_grad_(False)
+        for module in self.net.modules():
+            if type(module) in _PLAIN:
+                module.__class__ = _PLAIN[type(module)]
+            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+                module.to(dtype)
+
+    def forward(self, x: Tensor, level: Tensor | None) -> Tensor:
+        return self.net(x, level).float()
+
+
+class _PlainNorm(InstanceNormPlus):
+    def forward(self, x: Tensor, level: Tensor | None = None, *, elu: bool = False) -> Tensor:
+        return reference.instance_norm_plus(x, *self.parameters_at(level), elu=elu)
+
+
+class _Convolution(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
+
+
+class _Transposed(nn.ConvTranspose2d):
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return super().forward(x.to(self.weight.dtype), output_size)
+
+
+_PLAIN: Mapping[type[nn.Module], type[nn.Module]] = {
+    InstanceNormPlus: _PlainNorm,
+    nn.Conv2d: _Convolution,
+    nn.ConvTranspose2d: _Transposed,
+}
