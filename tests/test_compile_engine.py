@@ -205,7 +205,7 @@ def test_bad_settings_and_calls(graphs):
     built = engine(of)
     with pytest.raises(ValueError, match="runs batches of 2; got 3 images"):
         built.network(torch.rand(3, *of.image_shape), None)
-    with pytest.raises(ValueError, match="conditioned on the level"):
+    with pytest.raises(ValueError, match=r"conditioned on the noise level: pass level \(N,\)"):
         built.network(torch.rand(2, *of.image_shape), None)
     with pytest.raises(ValueError, match="got 9x9"):
         built.network(torch.rand(2, 3, 9, 9), None)

@@ -97,9 +97,12 @@ def test_the_engine_that_auto_means(caplog):
     assert f"engine cpu (our kernels), {CpuEngine.default_dtype()}, on cpu" in caplog.text
 
 
-def test_engines_that_do_not_exist_yet_say_so():
-    with pytest.raises(EngineUnavailable, match="'trt' .* not part of this .*cpu, eager"):
-        Sampler(tiny(), engine="trt", device="cpu")
+@pytest.mark.parametrize("engine", ["cuda", "trt"])
+def test_engines_that_cannot_run_here_say_why_and_which_can(engine, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    words = f"'{engine}' .* cannot run here: torch sees no NVIDIA GPU .* run here: cpu, eager"
+    with pytest.raises(EngineUnavailable, match=words):
+        Sampler(tiny(), engine=engine, device="cpu")
 
 
 @pytest.mark.parametrize(

@@ -399,7 +399,7 @@ def test_command(words, said, tiny_folder, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("--format trt", "invalid choice 'trt' for argument '--format'"),
+        ("--format plan", "invalid choice 'plan' for argument '--format'"),
         ("--dtype int8", "invalid choice 'int8' for argument '--dtype'"),
         ("--batch 0", "--batch must be a number or dynamic; got '0'"),
         ("--batch two", "--batch must be a number or dynamic; got 'two'"),

@@ -205,6 +205,7 @@ class TrtEngine(LoopedEngine):
             **trt_api.machine(self._trt, self.device),
             "kernels": kernels_digest(),
             "dtype": self.dtype,
+            "shapes": str(self.profile),
             "batch": list(self.profile.batch),
             "size": [list(size) for size in self.profile.size],
         }
