@@ -32,7 +32,9 @@ def test_loggers(trt, capsys):
     quiet = trt.Logger(min_severity=trt.Logger.ERROR)
     quiet.log(trt.Logger.WARNING, "unseen")
     quiet.log(trt.Logger.ERROR, "seen")
-    assert capsys.readouterr().err.endswith("[TRT] [E] seen\n")
+    quiet.log(trt.Logger.INTERNAL_ERROR, "fatal")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition("[TRT] ")[2] for line in lines] == ["[E] seen", "[F] fatal"]
     quiet.min_severity = trt.Logger.VERBOSE
     assert quiet.min_severity == trt.ILogger.VERBOSE
 

@@ -18,14 +18,16 @@ class ILogger:
 
 
 class IProgressMonitor(ILogger):
-    pass
+    """A base of which all three methods must be overridden."""
 
 
 class IErrorRecorder(ILogger):
-    pass
+    """Only its name: nothing here reports to one."""
 
 
 class Logger:
+    """To stdout, from a severity on."""
+
     virtual = True
 
     def __init__(self, api: Any, min_severity: Any) -> None:
@@ -33,8 +35,8 @@ class Logger:
 
     def log(self, severity: Any, msg: str) -> None:
         if int(severity) <= int(self.min_severity):
-            stamp = time.strftime("%m/%d/%Y-%H:%M:%S")
-            print(f"[{stamp}] [TRT] [{severity.name[0]}] {msg}", file=sys.stderr)
+            letter = "FEWIV"[int(severity)]
+            print(f"[{time.strftime('%m/%d/%Y-%H:%M:%S')}] [TRT] [{letter}] {msg}")
 
 
 def call(function: Any, name: str, *args: Any, default: Any = None) -> Any:
