@@ -132,7 +132,7 @@ def build_plan(
     typed = trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
     network = builder.create_network(1 << int(typed))
     parser = trt.OnnxParser(network, log)
-    if not parser.parse(onnx):
+    if not parser.parse(onnx) or network.num_outputs == 0:  # of nothing at all it makes nothing
         errors = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
         raise EngineError(
             f"TensorRT {trt.__version__} does not take this network: {errors or log.reasons()}; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from types import ModuleType
 from typing import Any
 
@@ -127,8 +128,8 @@ def _is_convolution(node: str) -> bool:
 def _layer(entry: Any) -> Layer:
     if isinstance(entry, str):
         return Layer(entry, "", (), ())
-    # "[ONNX Layer: a]\x1f[ONNX Layer: b]"
-    marked = (part.strip() for part in entry.get("Metadata", "").split("\x1f"))
+    # "[ONNX Layer: a]\x1f[ONNX Layer: b]", or \x1e between two
+    marked = (part.strip() for part in re.split("[\x1e\x1f]", entry.get("Metadata", "")))
     nodes = tuple(
         part.removeprefix("[ONNX Layer:").removesuffix("]").strip() for part in marked if part
     )
