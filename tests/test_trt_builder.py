@@ -1,4 +1,4 @@
-"""Plans of real TensorRT: TensorRT for RTX builds them without a GPU, and has TensorRT 11's builder.
+"""Plans by a real builder: that of TensorRT for RTX, which is TensorRT 11's and needs no GPU.
 
 It cannot run them without one. What it shows: that our ONNX parses, that profiles, types and
 settings are taken, and how failures look.
@@ -87,7 +87,7 @@ def test_settings_reach_the_builder():
 
 
 def test_refit_needs_a_gpu_here():
-    with pytest.raises(EngineError, match="could not build an engine: .*; free GPU memory"):
+    with pytest.raises(EngineError, match=r"could not build an engine: .*; free GPU memory"):
         build(model(), refit=True)
 
 
@@ -141,7 +141,7 @@ def test_a_driver_that_gives_no_builder(monkeypatch):
         raise TypeError("pybind11::init(): factory function returned nullptr")
 
     monkeypatch.setattr(tensorrt_rtx, "Builder", refuse)
-    with pytest.raises(EngineUnavailable, match="cannot use this machine's GPU .* nvidia-smi"):
+    with pytest.raises(EngineUnavailable, match=r"cannot use this machine's GPU .* nvidia-smi"):
         build(model())
 
 
