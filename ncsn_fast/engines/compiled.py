@@ -123,8 +123,7 @@ class CompileEngine(Engine):
         import torch._dynamo.exc
 
         foreign.check_call(self, x, level)
-        x = x.to(memory_format=torch.channels_last)
-        level = None if self.model.conditioning == "none" else level
+        x, level = _one_form(x, None if self.model.conditioning == "none" else level)
         with self._busy:
             if self._graphs:
                 torch.compiler.cudagraph_mark_step_begin()
@@ -133,6 +132,17 @@ class CompileEngine(Engine):
             except torch._dynamo.exc.TorchDynamoException as error:
                 raise EngineUnavailable(_failure(error)) from error
             return f.clone() if self._graphs else f  # the next replay overwrites it
+
+
+def _one_form(x: Tensor, level: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Both with the strides that are usual for their shapes, or torch would compile once more.
+
+    Those of a single channel or image, say, are anything, and those of an expanded level 0.
+    """
+    _, c, h, w = x.shape
+    x = x.contiguous(memory_format=torch.channels_last)
+    x = x.as_strided(x.shape, (h * w * c, 1, w * c, c))
+    return x, None if level is None else level.contiguous().as_strided(level.shape, (1,))
 
 
 @contextlib.contextmanager
