@@ -134,7 +134,7 @@ def _run(options: SampleOptions, team: shards.Team) -> None:
         sampler = options.sampler()
         if team.group is not None:
             # Times a new machine and remembers; ranks that do so at once would disagree.
-            sampler.engine_class.default_dtype()
+            sampler.engine_class.default_dtype(sampler.device)
     several = team.group is not None or options.shard is not None
     folder = options.out_dir or (FOLDER if several else None)
     if options.plan:

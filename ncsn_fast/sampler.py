@@ -68,7 +68,9 @@ class Sampler(Editor):
         kind, self.device, reason = engines.pick(engine, device, self.model)
         kind.check_options(options)
         if compile_cache is not None and not kind.compiles:
-            raise ValueError(f"engine {kind.name!r} compiles nothing, so it has no compile_cache")
+            raise ValueError(
+                f"engine {kind.name!r} keeps no compiled engines, so it has no compile_cache"
+            )
         if compile_cache is not None:
             options = {**options, "compile_cache": compile_cache}
         if batch_size is not None and batch_size < 1:
@@ -78,7 +80,7 @@ class Sampler(Editor):
         self.engine_class, self.batch_size, self.threads = kind, batch_size, threads
         self._options, self._halved = options, False
         self._dtype = None if dtype is None else dtype_name(dtype, kind)
-        self.dtype = self._dtype or kind.default_dtype()
+        self.dtype = self._dtype or kind.default_dtype(self.device)
         self._engines: dict[int, Engine] = {}
         self.report: Report | None = None
         if engine == "auto":

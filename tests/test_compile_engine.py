@@ -11,7 +11,7 @@ from drawing import CLOSE, draw
 from test_export import model
 
 from ncsn_fast import EngineError, EngineUnavailable, Sampler, _backends, engines
-from ncsn_fast.engines import precision
+from ncsn_fast.engines import compiled, precision
 from ncsn_fast.engines.compiled import CompileEngine
 
 CPU = torch.device("cpu")
@@ -31,12 +31,12 @@ def stand_in(monkeypatch, run):
         seen.append(graph)
         return run(graph, inputs)
 
-    def compiled(network, *, mode, **options):
+    def compile_here(network, *, mode, **options):
         assert mode in MODES
         assert options == {"dynamic": False, "fullgraph": True}
         return compile_(network, backend=backend, **options)
 
-    monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setattr(torch, "compile", compile_here)
     torch._dynamo.reset()
     return seen
 
@@ -61,7 +61,7 @@ def test_samples_are_eagers():
     of = engine_cases.small()
     settings = {"device": "cpu", "batch_size": 2, "threads": 1}
     sampler = Sampler(of, engine="compile", **settings)
-    assert sampler.dtype == CompileEngine.default_dtype()
+    assert sampler.dtype == "fp32"
     ours = Sampler(of, engine="compile", dtype="fp32", **settings)
     first = draw(ours, 3)
     torch.testing.assert_close(first, draw(Sampler(of, engine="eager", **settings), 3), **CLOSE)
@@ -111,6 +111,27 @@ def _channels_last(tensor):
     return tensor.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize(("arch", "channels"), [("ncsnv2", 1), ("ncsn", 3), ("unet_b", 1)])
+def test_one_compilation_serves_all_calls_of_a_shape(arch, channels, graphs):
+    """Whatever tensors look like inside: strides of expanded levels and of a single channel."""
+    if arch == "unet_b":
+        of = model(arch, channels=channels, image_size=(28, 28))
+    else:
+        of = engine_cases.small(conditional=arch == "ncsn", channels=channels)
+    sampler = Sampler(of, engine="compile", dtype="fp32", device="cpu", batch_size=2, threads=1)
+    draw(
+        sampler,
+        3,
+        method="ald" if arch == "ncsn" else "heun",
+        **({} if arch == "ncsn" else {"steps": 2}),
+    )
+    x = torch.rand(2, 28, 28, channels)[:, : of.config.image_size[0], : of.config.image_size[1]]
+    sampler.score(x.permute(0, 3, 1, 2), 0.5)
+    with sampler.engine_for(2).context():
+        sampler.engine_for(2).network(torch.rand(2, *of.image_shape), of.condition(torch.ones(2)))
+    assert len(graphs) == 1
+
+
 def test_every_shape_is_compiled_once_and_engines_share_it(graphs):
     built, sizes = engine(engine_cases.small()), (1, 2, 3)
     with torch._dynamo.config.patch(recompile_limit=1):  # by itself torch stops at eight
@@ -155,6 +176,19 @@ def test_settings_of_the_caller_stay(graphs):
     assert settings() == before
     with built.context():
         assert settings() != before
+    assert settings() == before
+
+
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+def test_float32_of_cudnn(precision):
+    cudnn = torch.backends.cudnn
+
+    def settings():
+        return cudnn.fp32_precision, cudnn.conv.fp32_precision
+
+    before = settings()
+    with compiled._cudnn(precision):
+        assert settings() == (precision, precision)
     assert settings() == before
 
 
@@ -214,12 +248,10 @@ def test_bad_settings_and_calls(graphs):
 def test_the_type_without_one_asked_for(monkeypatch):
     supported = [True]
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported[0])
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert CompileEngine.default_dtype() == "fp32"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert CompileEngine.default_dtype() == "bf16"
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert [CompileEngine.default_dtype(place) for place in (cpu, gpu)] == ["fp32", "bf16"]
     supported[0] = False
-    assert CompileEngine.default_dtype() == "fp16"
+    assert [CompileEngine.default_dtype(place) for place in (cpu, gpu)] == ["fp32", "fp16"]
 
 
 def test_what_is_missing(monkeypatch):

@@ -302,7 +302,7 @@ def test_states_that_cannot_be_updated_in_place_are_refused():
 
 
 def test_a_type_left_open_falls_to_float32_and_says_so(monkeypatch, caplog):
-    monkeypatch.setattr(CpuEngine, "default_dtype", lambda: "bf16")
+    monkeypatch.setattr(CpuEngine, "default_dtype", lambda device: "bf16")
     monkeypatch.setitem(precision.BOUNDS, "bf16", 1e-4)
     sampler = Sampler(model(), device="cpu", batch_size=2)
     with caplog.at_level(logging.WARNING):

@@ -34,7 +34,7 @@ def test_the_choice_is_measured_once_and_remembered(cache, monkeypatch):
     monkeypatch.setattr(cpu_probe, "_measure", lambda: SPEED)
     cpu_probe.fastest.cache_clear()
     assert cpu_probe.fastest() == choice
-    assert CpuEngine.default_dtype() == choice.dtype
+    assert CpuEngine.default_dtype(CPU) == choice.dtype
 
 
 @pytest.mark.parametrize("damage", ["{", "[]", '{"fp32 direct": 1}'])

@@ -94,7 +94,10 @@ def test_engines_of_other_sizes_share_their_weights():
 def test_the_engine_that_auto_means(caplog):
     with caplog.at_level(logging.INFO):
         assert Sampler(tiny(), device="cpu").engine_class.name == "cpu"
-    assert f"engine cpu (our kernels), {CpuEngine.default_dtype()}, on cpu" in caplog.text
+    assert (
+        f"engine cpu (our kernels), {CpuEngine.default_dtype(torch.device('cpu'))}, on cpu"
+        in caplog.text
+    )
 
 
 @pytest.mark.parametrize("engine", ["cuda", "trt"])
@@ -113,7 +116,7 @@ def test_engines_that_cannot_run_here_say_why_and_which_can(engine, monkeypatch)
         ({"threads": 0}, "threads must be at least 1; got 0"),
         ({"engine": "eager", "dtype": "bf16"}, "'eager' computes in fp32; got dtype 'bf16'"),
         ({"engine": "cpu", "dtype": torch.float16}, "'cpu' computes in bf16 or fp32; got dtype"),
-        ({"engine": "cpu", "compile_cache": "x"}, "'cpu' compiles nothing"),
+        ({"engine": "cpu", "compile_cache": "x"}, "'cpu' keeps no compiled engines"),
     ],
 )
 def test_bad_settings_are_refused(options, words):

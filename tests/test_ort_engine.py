@@ -134,6 +134,7 @@ def test_half():
     assert 0 < apart < 0.05
     assert 1e-6 < sampler.engine_for(2).error < precision.BOUNDS["fp16"]
     assert Sampler(tiny.model(), engine="ort", device="cpu").dtype == "fp32"
+    assert OrtEngine.default_dtype(torch.device("cuda")) == "fp16"
     with pytest.raises(ValueError, match="'ort' computes in fp16 or fp32; got dtype 'bf16'"):
         Sampler(tiny.model(), engine="ort", device="cpu", dtype="bf16")
 

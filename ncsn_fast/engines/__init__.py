@@ -95,7 +95,7 @@ def build(kind: type[Engine], model: ScoreModel, dtype: str | None, **settings: 
     With None, in the fastest type in which the model keeps its precision; a warning tells where
     that is not the engine's own choice.
     """
-    chosen = dtype or kind.default_dtype()
+    chosen = dtype or kind.default_dtype(settings["device"])
     slower = kind.dtypes[kind.dtypes.index(chosen) + 1 :] if dtype is None else ()
     for name, following in zip((chosen, *slower), (*slower, None), strict=True):
         try:

@@ -127,8 +127,8 @@ class Engine(abc.ABC):
                 )
 
     @classmethod
-    def default_dtype(cls) -> str:
-        """The type that the engine takes by itself on this machine."""
+    def default_dtype(cls, device: torch.device) -> str:
+        """The type that the engine takes by itself on a device of this machine."""
         return cls.dtypes[0]
 
     def release(self) -> None:

@@ -97,9 +97,9 @@ class CompileEngine(Engine):
         return _backends.missing("triton") or None if torch.cuda.is_available() else None
 
     @classmethod
-    def default_dtype(cls) -> str:
-        """bf16 where there is a GPU that has it (fp16 before Ampere), else fp32."""
-        if not torch.cuda.is_available():
+    def default_dtype(cls, device: torch.device) -> str:
+        """bf16 on a GPU that has it (fp16 before Ampere), fp32 on the CPU."""
+        if device.type == "cpu":
             return "fp32"
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
@@ -123,8 +123,7 @@ class CompileEngine(Engine):
         import torch._dynamo.exc
 
         self.check_call(x, level)
-        x = x.to(memory_format=torch.channels_last)
-        level = None if self.model.conditioning == "none" else level
+        x, level = _one_form(x, None if self.model.conditioning == "none" else level)
         with self._busy:
             if self._graphs:
                 torch.compiler.cudagraph_mark_step_begin()
@@ -133,6 +132,17 @@ class CompileEngine(Engine):
             except torch._dynamo.exc.TorchDynamoException as error:
                 raise EngineUnavailable(_failure(error)) from error
             return f.clone() if self._graphs else f  # the next replay overwrites it
+
+
+def _one_form(x: Tensor, level: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Both with the strides that are usual for their shapes, or torch would compile once more.
+
+    Those of a single channel or image, say, are anything, and those of an expanded level 0.
+    """
+    _, c, h, w = x.shape
+    x = x.contiguous(memory_format=torch.channels_last)
+    x = x.as_strided(x.shape, (h * w * c, 1, w * c, c))
+    return x, None if level is None else level.contiguous().as_strided(level.shape, (1,))
 
 
 @contextlib.contextmanager

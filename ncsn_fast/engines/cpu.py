@@ -68,7 +68,7 @@ class CpuEngine(PlannedEngine):
         return None
 
     @classmethod
-    def default_dtype(cls) -> str:
+    def default_dtype(cls, device: torch.device) -> str:
         return cpu_probe.fastest().dtype
 
     def memory(self) -> int:

@@ -79,7 +79,7 @@ class CudaEngine(LoopedEngine, PlannedEngine):
         return gpu_kernels.problem()
 
     @classmethod
-    def default_dtype(cls) -> str:
+    def default_dtype(cls, device: torch.device) -> str:
         gpu = torch.cuda.is_available()
         emulated = gpu and not torch.cuda.is_bf16_supported(including_emulation=False)
         return "fp16" if emulated else "bf16"  # before Ampere

@@ -135,8 +135,9 @@ class OrtEngine(BufferedEngine):
         super().check_options({k: v for k, v in given.items() if k not in files})
 
     @classmethod
-    def default_dtype(cls) -> str:
-        return "fp32"  # on CPUs, ONNX Runtime computes fp16 graphs in float32
+    def default_dtype(cls, device: torch.device) -> str:
+        # On CPUs, ONNX Runtime computes fp16 graphs in float32.
+        return "fp32" if device.type == "cpu" else "fp16"
 
     def release(self) -> None:
         super().release()
