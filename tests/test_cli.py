@@ -1,6 +1,6 @@
 """The commands: what they write and what they print."""
 
-import importlib
+import importlib.metadata
 import itertools
 import json
 import re
@@ -155,12 +155,21 @@ def test_evaluate(model, capsys):
     assert all(tile.tobytes() in train_digits for tile in below)
 
 
-def test_doctor(capsys):
+def test_doctor(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
     assert doctor.main([]) == 0
     said = capsys.readouterr().out
     assert f"{'torch':24} {torch.__version__}" in said
     assert "eager     yes" in said
     assert "engine='auto' is" in said
+    assert f"{'onnx':24} {importlib.metadata.version('onnx')}" in said
+    assert f"{'compiled engines':24} 0 in {tmp_path}" in said
+    problem = said.split("\ntrt       no ")[1].splitlines()[1].strip()
+    assert problem.startswith("torch sees no NVIDIA GPU")
+    assert f"{'tensorrt':24} not installed" in said
+    assert problem.endswith("tensorrt not installed: pip install 'tensorrt>=10.16,<12'")
 
 
 def test_convert_to_low_precision(model):
