@@ -8,12 +8,18 @@ import resource
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import drawing
 import pytest
 import tiny
 
 from ncsn_fast import Sampler, ScoreModel
+
+if TYPE_CHECKING:
+    from tensorrt_double import Behaviour
+
+    from ncsn_fast.engines.trt_builder import Settings
 
 # Tests start other pytests. pytest-benchmark refuses to time anything where it finds this.
 os.environ.pop("PYTEST_XDIST_WORKER", None)
@@ -64,3 +70,21 @@ def sampler(request: pytest.FixtureRequest, model: ScoreModel) -> Sampler:
 def plain() -> Sampler:
     """One of those."""
     return Sampler(drawing.tiny(), engine="cpu", dtype="fp32", batch_size=3, threads=1)
+
+
+@pytest.fixture(params=("10.16", "11.4"))
+def knobs(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Behaviour:
+    """A machine with TensorRT, as its double has it, and what can be made to fail there."""
+    import trt_cases  # tests on a GPU do without its packages
+
+    return trt_cases.install(monkeypatch, tmp_path, request.param)
+
+
+@pytest.fixture
+def builds(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
+    """The settings of every build of a TensorRT engine, in order."""
+    import trt_cases
+
+    return trt_cases.count_builds(monkeypatch)
