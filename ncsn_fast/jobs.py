@@ -179,8 +179,8 @@ def _run(
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a GPU's memory did not suffice; cuDNN and the driver say so in words alone."""
-    words = ("out of memory", "unable to find an engine")
+    """Whether a GPU's memory did not suffice; cuDNN, TensorRT and the driver only say so."""
+    words = ("out of memory", "outofmemory", "unable to find an engine")
     return isinstance(error, torch.OutOfMemoryError) or any(w in str(error).lower() for w in words)
 
 

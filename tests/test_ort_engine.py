@@ -187,7 +187,7 @@ def test_what_is_missing(monkeypatch, missing):
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *a: None if name in missing else found(name, *a)
     )
-    words = f"{' and '.join(missing)} not installed: pip install 'ncsn_fast\\[onnx\\]'"
+    words = f"{' and '.join(missing)} not installed: pip install {' '.join(missing)}"
     with pytest.raises(EngineUnavailable, match=f"'ort' .* cannot run here: {words}"):
         engines.pick("ort", "cpu")
 

@@ -7,11 +7,12 @@ import types
 import pytest
 import tiny
 import torch
-from trt_cases import engine, plans
+from drawing import CLOSE, draw
+from trt_cases import engine, plans, sampler
 
 import ncsn_fast
 from ncsn_fast import EngineError, EngineUnavailable, Sampler, export_trt
-from ncsn_fast.engines import trt_api
+from ncsn_fast.engines import trt_api, trt_runtime
 
 
 def test_an_engine_that_computes_something_else_is_not_kept(knobs, builds):
@@ -97,3 +98,20 @@ def test_without_gpu_and_tensorrt_the_message_names_both(monkeypatch):
     assert not read  # before the model is
     with pytest.raises(EngineUnavailable, match="engine 'trt'"):
         export_trt(tiny.model(), "m.plan")
+
+
+def test_too_little_memory_halves_the_micro_batch(knobs, builds, monkeypatch, caplog):
+    """As TensorRT says it: OutOfMemory, in one word."""
+    ours, real = sampler(tiny.model(), 4), trt_runtime.TrtNetwork.execute
+    expected = draw(ours, 4)
+
+    def execute(self, context, stream):
+        if tuple(context.get_tensor_shape("x")) == (4, 1, 8, 8):
+            raise EngineError("TensorRT could not run: Error Code 2: OutOfMemory (requested ...)")
+        real(self, context, stream)
+
+    monkeypatch.setattr(trt_runtime.TrtNetwork, "execute", execute)
+    with caplog.at_level(logging.WARNING):
+        torch.testing.assert_close(draw(ours, 4), expected, **CLOSE)
+    assert "micro-batches of 4; going on with 2" in caplog.text
+    assert len(builds) == 1

@@ -127,7 +127,7 @@ class OrtEngine(BufferedEngine):
         missing = [name for name in ("onnx", "onnxruntime") if not importlib.util.find_spec(name)]
         if not missing:
             return None
-        return f"{' and '.join(missing)} not installed: pip install 'ncsn_fast[onnx]'"
+        return f"{' and '.join(missing)} not installed: pip install {' '.join(missing)}"
 
     @classmethod
     def check_options(cls, given: Mapping[str, Any]) -> None:
