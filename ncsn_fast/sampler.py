@@ -180,7 +180,8 @@ class Sampler(Editor):
         """The engine, built and checked, that a call for n images uses."""
         size = self.batch_size or jobs.default_batch_size(n, self.model.image_shape, self.device)
         if size not in self._engines and self._engines:
-            self._engines[size] = next(iter(self._engines.values())).resized(size)
+            largest = max(self._engines.values(), key=lambda engine: engine.batch_size)
+            self._engines[size] = largest.resized(size)
         elif size not in self._engines:
             engine = engines.build(
                 self.engine_class,

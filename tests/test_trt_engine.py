@@ -188,3 +188,10 @@ def test_layers_without_details_leave_a_warning(knobs, caplog, monkeypatch):
     with caplog.at_level(logging.WARNING):
         engine(tiny.model())
     assert "inspector shows no convolution" in caplog.text
+
+
+def test_a_sampler_builds_for_its_largest_micro_batch(knobs, builds):
+    ours = Sampler(tiny.model(), engine="trt", dtype="fp32", threads=1)
+    for n in (2, 8, 4, 1):
+        draw(ours, n)
+    assert [settings.profile.batch[2] for settings in builds] == [2, 8]

@@ -37,9 +37,7 @@ class LoopedEngine(BufferedEngine):
 
     @contextlib.contextmanager
     def context(self) -> Iterator[None]:
-        on_gpu = self.device.type == "cuda"
-        guard = torch.cuda.device(self.device) if on_gpu else contextlib.nullcontext()
-        with super().context(), guard:
+        with super().context(), self._on_device():
             yield
 
     def network(self, x: Tensor, level: Tensor | None) -> Tensor:
@@ -93,10 +91,15 @@ class LoopedEngine(BufferedEngine):
 
     def loop(self, size: tuple[int, int]) -> Loop:
         """The plan for images of a size, and the chains on it; made when it is first needed."""
-        with self._busy:
+        with self._busy, self._on_device():
             if size not in self._loops:
                 self._loops[size] = Loop(self.new_plan(size), self.scale, self.shift, self.graph)
             return self._loops[size]
+
+    def _on_device(self) -> contextlib.AbstractContextManager[object]:
+        """Makes the engine's GPU the current one, for libraries that ask for no other."""
+        on_gpu = self.device.type == "cuda"
+        return torch.cuda.device(self.device) if on_gpu else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from ncsn_fast._backends import DEFAULT_FAMILY
 from ncsn_fast.engines import gpu_kernels, precision, trt_api
 from ncsn_fast.engines.base import EngineError, without_weights
+from ncsn_fast.engines.cuda_graphs import empty_cache
 from ncsn_fast.engines.foreign import ContiguousEngine
 from ncsn_fast.engines.looped import GRAPHS, LoopedEngine
 from ncsn_fast.engines.onnx_model import make_onnx, structure
@@ -163,6 +164,8 @@ class TrtEngine(LoopedEngine):
 
         def make() -> tuple[bytes, dict[str, Any]]:
             machine = trt_api.machine(self._trt, self.device)
+            if self.device.type == "cuda":
+                empty_cache()  # TensorRT allocates beside torch
             log.info("TensorRT %s builds %s for %s", machine["tensorrt"], self.dtype, self.profile)
             built = build_plan(
                 self._trt, onnx, settings, timings=self._cache.get("timings", machine)
