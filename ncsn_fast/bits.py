@@ -23,9 +23,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ncsn_fast import data, noise
+from ncsn_fast.engines.batch_size import default_batch_size
 from ncsn_fast.files import atomic_write
 from ncsn_fast.images import as_tensor
-from ncsn_fast.jobs import SamplingError, default_batch_size
+from ncsn_fast.jobs import SamplingError
 from ncsn_fast.likelihood import Likelihood, Trace, dequantise, log_likelihood
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.samplers.plain import Score, SolverError

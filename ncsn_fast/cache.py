@@ -76,7 +76,7 @@ def _row(entry: Entry) -> tuple[str, ...]:
     facts = entry.facts.get("of", entry.facts)
     what = entry.facts.get("blob", entry.path.suffix.removeprefix("."))
     used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.last_use))
-    model = _text(facts.get("model"))[:12]
+    model = _text(facts.get("model", entry.notes.get("model")))[:12]  # refit: whose are in it
     known = (_text(facts.get(name)) for name in ("dtype", "shapes", "gpu", "tensorrt"))
     return size_text(entry.size), used, what, model, *known
 

@@ -11,11 +11,11 @@ import torch
 
 import ncsn_fast
 from ncsn_fast import cli, engines, ops
-from ncsn_fast.engines import EngineError, cpu_probe
+from ncsn_fast.engines import cpu_probe, trt_api
 from ncsn_fast.engines.plan_cache import PlanCache
 
 # Distributions that bring engines; onnxruntime has two, of which one is installed at most.
-PACKAGES = ("triton", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt")
+PACKAGES = ("triton", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_cu13")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +37,7 @@ def facts() -> list[tuple[str, str]]:
     cuda = torch.version.cuda or "none: this build of torch is for CPUs"
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     rows += [("GPUs", ", ".join(gpus) or "none that torch can use"), ("CUDA of torch", cuda)]
+    rows.append(("driver", trt_api.driver()))
     return [*rows, ("compiled engines", _compiled())]
 
 
@@ -50,10 +51,11 @@ def _version(package: str) -> str:
 def _compiled() -> str:
     """What lies in the cache of compiled engines, and where that is."""
     try:
-        plans = [entry for entry in PlanCache().entries() if entry.path.suffix == ".plan"]
-    except EngineError as error:
+        folder = PlanCache().folder
+    except ValueError as error:  # a limit that is none
         return str(error)
-    return f"{len(plans)} in {PlanCache().folder}"
+    sizes = [path.stat().st_size for path in folder.glob("*.plan")]
+    return f"{len(sizes)} in {folder}, {sum(sizes) / 1e6:.4g} MB"
 
 
 def main(args: list[str] | None = None) -> int:

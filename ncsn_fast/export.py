@@ -12,6 +12,7 @@ import tyro
 from ncsn_fast import cli
 from ncsn_fast.cli import UsageError
 from ncsn_fast.engines.onnx_model import FIRST_OPSET, OPSETS
+from ncsn_fast.engines.settings import progress_shown
 from ncsn_fast.engines.trt_options import parse_batch, parse_size, parse_workspace
 from ncsn_fast.onnx_export import export_onnx
 from ncsn_fast.trt_export import BATCH, export_trt
@@ -46,6 +47,12 @@ class ExportOptions:
     """How long TensorRT searches for faster kernels (trt; default 3)."""
     refit: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """An engine whose weights can be exchanged, for all models of this structure (trt)."""
+    device: str | None = None
+    """cuda or cuda:N, the GPU to build for (trt)."""
+    compile_cache: Path | None = None
+    """Folder of the cache, where the engine may be already (trt); without it one below ~/.cache."""
+    quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """No progress bar (trt)."""
 
     def __post_init__(self) -> None:
         if self.format == "trt":
@@ -54,8 +61,8 @@ class ExportOptions:
             self._check_onnx()
 
     def _check_onnx(self) -> None:
-        given = {k: getattr(self, k) for k in ("workspace", "builder_level", "refit")}
-        for name, value in given.items():
+        names = ("workspace", "builder_level", "refit", "device", "compile_cache", "quiet")
+        for name, value in ((name, getattr(self, name)) for name in names):
             if value not in (None, False):
                 raise UsageError(f"--{name.replace('_', '-')} is for --format trt")
         if self.dtype == "tf32":
@@ -112,6 +119,7 @@ def _onnx(options: ExportOptions) -> object:
 
 
 def _trt(options: ExportOptions) -> object:
+    progress_shown.set(not options.quiet)
     return export_trt(
         options.model,
         options.out,
@@ -121,6 +129,8 @@ def _trt(options: ExportOptions) -> object:
         workspace=options.workspace,
         builder_level=3 if options.builder_level is None else options.builder_level,
         refit=options.refit,
+        device=options.device,
+        compile_cache=options.compile_cache,
     )
 
 

@@ -180,7 +180,7 @@ def _run(
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
     """Whether a GPU's memory did not suffice; cuDNN, TensorRT and the driver only say so."""
-    words = ("out of memory", "outofmemory", "unable to find an engine")
+    words = ("out of memory", "outofmemory", "failed to allocate", "unable to find an engine")
     return isinstance(error, torch.OutOfMemoryError) or any(w in str(error).lower() for w in words)
 
 
@@ -197,15 +197,7 @@ def make_report(
     )
 
 
-def default_batch_size(n: int, shape: tuple[int, int, int], device: torch.device) -> int:
-    """The smallest power of two that holds n images, as far as memory for activations allows."""
-    pixels = 65_536 if device.type == "cpu" else 524_288
-    most = max(1, min(256, pixels // (shape[1] * shape[2])))
-    most = 1 << (most.bit_length() - 1)
-    return min(most, 1 << max(0, n - 1).bit_length())
-
-
 __all__ = [
     "Callback", "Drawn", "Job", "Progress", "Report", "SamplingError",
-    "default_batch_size", "make_report", "run_job",
+    "make_report", "run_job",
 ]  # fmt: skip

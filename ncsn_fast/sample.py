@@ -19,7 +19,7 @@ from torch import Tensor
 from ncsn_fast import cli, noise, shards
 from ncsn_fast.folders import read_files, write_files
 from ncsn_fast.images import save_grid
-from ncsn_fast.jobs import Report, default_batch_size
+from ncsn_fast.jobs import Report
 from ncsn_fast.options import SamplingOptions, check_count, check_png
 from ncsn_fast.sampler import Sampler
 
@@ -110,9 +110,7 @@ def _write_grid(images: Tensor, options: SampleOptions, sampler: Sampler) -> Non
 def _batch_size(options: SampleOptions, sampler: Sampler) -> int:
     """That of the whole request, also for a part of it, so that a sample's bits are the same."""
     if sampler.batch_size is None:
-        sampler.batch_size = default_batch_size(
-            options.n, sampler.model.image_shape, sampler.device
-        )
+        sampler.batch_size = sampler.micro_batch(options.n)
     return sampler.batch_size
 
 

@@ -14,8 +14,10 @@ from torch import Tensor
 from ncsn_fast import engines, jobs, noise
 from ncsn_fast.bits import image_log_likelihood
 from ncsn_fast.editor import Editor
-from ncsn_fast.engines.base import Engine, EngineError, dtype_name, torch_threads
+from ncsn_fast.engines.base import Engine, EngineError, dtype_name
+from ncsn_fast.engines.batch_size import default_batch_size
 from ncsn_fast.engines.cuda_graphs import empty_cache
+from ncsn_fast.engines.settings import progress_shown, torch_threads
 from ncsn_fast.images import Output, as_tensor, check_output, convert
 from ncsn_fast.jobs import Callback, Job, Progress, Report, SamplingError
 from ncsn_fast.likelihood import Likelihood
@@ -79,7 +81,7 @@ class Sampler(Editor):
             raise ValueError(f"threads must be at least 1; got {threads}")
         self.engine_class, self.batch_size, self.threads = kind, batch_size, threads
         self._options, self._halved = options, False
-        self._dtype = None if dtype is None else dtype_name(dtype, kind)
+        self._dtype = kind.type_of_file(options) if dtype is None else dtype_name(dtype, kind)
         self.dtype = self._dtype or kind.default_dtype(self.device)
         self._engines: dict[int, Engine] = {}
         self.report: Report | None = None
@@ -176,13 +178,16 @@ class Sampler(Editor):
             raise ValueError(f"expected {n} images; got {len(x)}")
         return x
 
+    def micro_batch(self, n: int) -> int:
+        """Images in a micro-batch of a call for n."""
+        if self.batch_size is None and self.engine_class.compiles:
+            return self.engine_for(n).batch_size
+        return self.batch_size or default_batch_size(n, self.model.image_shape, self.device)
+
     def engine_for(self, n: int) -> Engine:
         """The engine, built and checked, that a call for n images uses."""
-        size = self.batch_size or jobs.default_batch_size(n, self.model.image_shape, self.device)
-        if size not in self._engines and self._engines:
-            largest = max(self._engines.values(), key=lambda engine: engine.batch_size)
-            self._engines[size] = largest.resized(size)
-        elif size not in self._engines:
+        size = self.batch_size or default_batch_size(n, self.model.image_shape, self.device)
+        if not self._engines:
             engine = engines.build(
                 self.engine_class,
                 self.model,
@@ -192,7 +197,16 @@ class Sampler(Editor):
                 threads=self.threads,
                 **self._options,
             )
-            self._engines[size], self.dtype = engine, engine.dtype
+            if self.batch_size is not None and engine.batch_size != size:
+                raise ValueError(
+                    f"this engine's micro-batches have {engine.batch_size} images at the nearest; "
+                    f"got batch_size {size}"
+                )
+            self._engines[engine.batch_size], self.dtype = engine, engine.dtype
+        largest = max(self._engines.values(), key=lambda engine: engine.batch_size)
+        size = largest.fitting(size)
+        if size not in self._engines:
+            self._engines[size] = largest.resized(size)
         return self._engines[size]
 
     def _draw(
@@ -227,9 +241,12 @@ class Sampler(Editor):
             "callback": callback,
             "shrink": self._shrink,
         }
-        for samples, x, evaluations in jobs.run_job(
-            self.engine_for(n), program, job, seed, **options
-        ):
+        shown = progress_shown.set(progress)
+        try:
+            engine = self.engine_for(n)
+        finally:
+            progress_shown.reset(shown)
+        for samples, x, evaluations in jobs.run_job(engine, program, job, seed, **options):
             seconds += time.perf_counter() - began
             nfe.append(evaluations)
             yield samples, x.clamp(0, 1)
@@ -241,7 +258,7 @@ class Sampler(Editor):
         engine.release()
         empty_cache()
         size = engine.batch_size // 2
-        if self._halved or size == 0:
+        if self._halved or size == 0 or engine.fitting(size) != size:
             raise EngineError(
                 f"out of GPU memory with micro-batches of {engine.batch_size}; free memory that "
                 "others hold, or choose a smaller batch_size"

@@ -75,6 +75,9 @@ def export_trt(
         EngineError: TensorRT cannot build it, or it differs from PyTorch by more than
             precision.BOUNDS.
     """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file in it, such as {path / 'm.plan'}")
     kind, place, _ = engines.pick("trt", device)
     assert issubclass(kind, TrtEngine)
     if dtype not in kind.dtypes:
@@ -88,12 +91,12 @@ def export_trt(
         size=size,
         workspace=workspace,
         builder_level=builder_level,
-        refit="on" if refit else "off",
+        refit=refit,
         compile_cache=compile_cache,
     )
-    path, stored = Path(path).expanduser(), engine.stored
-    write_plan(path, stored.content, stored.facts, stored.notes)
-    seconds = float(stored.notes.get("seconds", 0.0))
+    content, facts, notes = engine.serialize()
+    write_plan(path, content, facts, notes)
+    seconds = float(notes.get("seconds", 0.0))
     return ExportedPlan(
         path, path.stat().st_size, dtype, str(engine.profile), engine.error, engine.levels, seconds
     )

@@ -12,7 +12,7 @@ from trt_cases import engine, sampler
 
 import ncsn_fast
 from ncsn_fast import EngineError, Sampler
-from ncsn_fast.engines import precision, trt, trt_api
+from ncsn_fast.engines import precision, trt, trt_api, trt_builder
 from ncsn_fast.engines.trt import GATE, TrtEngine
 from ncsn_fast.engines.trt_runtime import Layer
 
@@ -57,7 +57,7 @@ def test_types(knobs, builds, arch, dtype):
     assert (1e-5 if low else 0) < built.error < (precision.BOUNDS[dtype] if low else 1e-5)
     assert built.levels == 4
     assert builds[0].tf32 == (dtype == "tf32")
-    kinds = {kind for layer in built._network.layers() for kind in layer.types}
+    kinds = {layer.dtype for layer in built._network.layers()}
     assert (dtype if low else "fp32") in kinds
 
 
@@ -110,8 +110,13 @@ def test_one_context_for_each_loop_at_fixed_addresses(knobs):
     assert built.resized(1).loop((8, 8)).plan._context is not plan._context
 
 
-def test_one_engine_serves_smaller_batches_and_a_larger_one_is_built(knobs, builds):
+def test_one_engine_serves_other_batches_and_beyond_its_largest_one_is_built(
+    knobs, builds, monkeypatch
+):
     of = tiny.model()
+    assert engine(of, batch_size=4).profile.batch == (1, 4, 256)
+    builds.clear()
+    monkeypatch.setattr(trt, "largest_batch_size", lambda *_: 2)
     four = engine(of, batch_size=4)
     assert four.profile.batch == (1, 4, 4)
     assert four.resized(1)._network is four.resized(3)._network is four._network
@@ -134,8 +139,7 @@ def test_profiles_of_the_users_own(knobs, builds):
         with pytest.raises(ValueError, match=f"not {batch_size} of {size}x{size}; choose that"):
             built.resized(batch_size).output(torch.rand(batch_size, 1, size, size), None)
     assert len(builds) == 1
-    with pytest.raises(ValueError, match=r"must include this model's 8x8 and batch_size 2"):
-        engine(of, batch="4:4:4")
+    assert engine(of, batch="4:4:4").batch_size == 4
     with pytest.raises(ValueError, match=r"must include this model's 8x8"):
         engine(of, size="16,16")
 
@@ -183,15 +187,69 @@ def test_what_it_describes(knobs):
 def test_layers_without_details_leave_a_warning(knobs, caplog, monkeypatch):
     layers = trt.TrtNetwork.layers
     monkeypatch.setattr(
-        trt.TrtNetwork, "layers", lambda self: [Layer(x.name, "", (), ()) for x in layers(self)]
+        trt.TrtNetwork, "layers", lambda self: [Layer(x.name, "", (), None) for x in layers(self)]
     )
     with caplog.at_level(logging.WARNING):
         engine(tiny.model())
-    assert "inspector shows no convolution" in caplog.text
+    assert "tells the types of 0 of 0 convolutions" in caplog.text
 
 
-def test_a_sampler_builds_for_its_largest_micro_batch(knobs, builds):
-    ours = Sampler(tiny.model(), engine="trt", dtype="fp32", threads=1)
-    for n in (2, 8, 4, 1):
-        draw(ours, n)
-    assert [settings.profile.batch[2] for settings in builds] == [2, 8]
+def test_a_sampler_builds_once_or_for_its_largest_micro_batch(knobs, builds, monkeypatch):
+    def batches_of_builds():
+        ours = Sampler(tiny.model(), engine="trt", dtype="fp32", threads=1)
+        for n in (2, 8, 4, 1):
+            assert len(draw(ours, n)) == n
+        return [settings.profile.batch[1:] for settings in builds]
+
+    assert batches_of_builds() == [(2, 256)]
+    builds.clear()
+    monkeypatch.setattr(trt, "largest_batch_size", lambda *_: 1)
+    assert batches_of_builds() == [(2, 2), (8, 8)]
+
+
+def test_micro_batches_keep_to_the_shapes_that_were_asked_for(knobs, builds):
+    of = tiny.model()
+    expected = draw(sampler(of, 4), 9)
+    ours = Sampler(of, engine="trt", dtype="fp32", threads=1, batch="2:2:4")
+    torch.testing.assert_close(draw(ours, 9), expected, **CLOSE)
+    assert ours.engine_for(9).batch_size == ours.micro_batch(9) == 4
+    assert draw(ours, 1).shape == (1, 1, 8, 8)
+    assert ours.engine_for(1).batch_size == 2
+    assert len(builds) == 2
+    with pytest.raises(ValueError, match="have 4 images at the nearest; got batch_size 8"):
+        draw(sampler(of, 8, batch="2:2:4"), 1)
+
+
+def test_memory_follows_the_shapes(knobs):
+    built = engine(tiny.model(), batch_size=8)
+    of_one, of_eight = (e.loop((8, 8)).plan.map_bytes for e in (built.resized(1), built))
+    assert of_eight > 5 * of_one
+    assert of_eight < built._network.memory
+
+
+def test_every_size_of_a_profile_is_compared(knobs, monkeypatch):
+    seen, real = [], precision.check_precision
+
+    def check(probe, reference, n):
+        seen.append((probe.model.config.image_size, probe.batch_size, n))
+        return real(probe, reference, n)
+
+    monkeypatch.setattr(precision, "check_precision", check)
+    engine(tiny.model(), batch_size=16, size="8,8:8,16:16,16")
+    assert sorted(seen) == [((8, 8), 4, 4), ((8, 16), 3, 3), ((16, 16), 3, 3)]
+
+
+def test_quiet_builds_have_no_bars(knobs, monkeypatch):
+    disabled, real = [], trt_builder.tqdm
+
+    def bar(*args, disable, **more):
+        disabled.append(disable)
+        return real(*args, disable=disable, **more)
+
+    monkeypatch.setattr(trt_builder, "tqdm", bar)
+    of = tiny.model()
+    draw(sampler(of), 1)  # without progress
+    assert set(disabled) == {True}
+    disabled.clear()
+    sampler(of, builder_level=2).sample(1)
+    assert None in disabled  # shown on terminals

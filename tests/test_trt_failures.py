@@ -1,6 +1,7 @@
 """What can go wrong while TensorRT's engine is built and run; each with one error."""
 
 import logging
+import re
 import sys
 import types
 
@@ -13,6 +14,8 @@ from trt_cases import engine, plans, sampler
 import ncsn_fast
 from ncsn_fast import EngineError, EngineUnavailable, Sampler, export_trt
 from ncsn_fast.engines import trt_api, trt_runtime
+from ncsn_fast.engines.base import PrecisionError
+from ncsn_fast.engines.plan_cache import PlanCache
 
 
 def test_an_engine_that_computes_something_else_is_not_kept(knobs, builds):
@@ -21,8 +24,20 @@ def test_an_engine_that_computes_something_else_is_not_kept(knobs, builds):
         engine(tiny.model())
     assert plans() == []
     knobs.output_error = 0.0
+    with pytest.raises(PrecisionError, match=r"earlier build: `ncsn-fast cache clear` forgets it"):
+        engine(tiny.model())
+    assert len(builds) == 1
+    PlanCache().clear()
     engine(tiny.model())
     assert len(builds) == 2
+
+
+def test_only_precision_makes_another_type_be_tried(knobs, builds, caplog):
+    knobs.fail_build = True
+    with caplog.at_level(logging.WARNING), pytest.raises(EngineError, match="could not build"):
+        Sampler(tiny.model(), engine="trt").engine_for(2)
+    assert len(builds) == 1
+    assert "trying" not in caplog.text
 
 
 def test_another_type_is_tried_where_nobody_asked_for_one(knobs, builds, caplog):
@@ -34,12 +49,47 @@ def test_another_type_is_tried_where_nobody_asked_for_one(knobs, builds, caplog)
     assert tried == ["trying bf16", "trying tf32", "trying fp32"]
 
 
-def test_a_convolution_in_float_is_noticed(knobs):
-    knobs.float_convolution = True
+@pytest.mark.parametrize("which", [1, 2, 7])
+@pytest.mark.parametrize("size", ["8,8", "8,8:8,8:16,16"])
+def test_a_convolution_in_float_is_noticed(knobs, which, size):
+    """Whether its layer tells its weights or its kernel alone; ports may say nothing."""
+    knobs.float_convolution = which
     words = r"TensorRT computes \S+ in fp32 instead of fp16; .*engine='cuda'"
-    with pytest.raises(EngineError, match=words):
-        engine(tiny.model(), "fp16")
+    with pytest.raises(PrecisionError, match=words):
+        engine(tiny.model(), "fp16", size=size, batch=2)
     assert plans() == []
+
+
+def test_convolutions_that_tell_nothing_leave_a_warning(knobs, caplog):
+    knobs.tells_types = False
+    with caplog.at_level(logging.WARNING):
+        engine(tiny.model(), "fp16")
+    assert re.search(r"tells the types of 0 of \d\d convolutions", caplog.text)
+
+
+def test_what_a_layer_computes_in():
+    def layer(**entry):
+        return trt_runtime._layer({"Metadata": "[ONNX Layer: a/Conv_2]", **entry})
+
+    dynamic = {"Inputs": [{"Format/Datatype": "N/A due to dynamic shapes"}]}
+    half = {"Inputs": [{"Format/Datatype": "Channel major FP16 format where channel % 8 == 0"}]}
+    kernel = "sm80_xmma_fprop_implicit_gemm_{}_nhwckrsc_nhwc_tilesize128"
+    for found, entry in (
+        (None, dynamic),
+        ("fp16", half),
+        ("bf16", {"Inputs": [{"Format/Datatype": "BFloat16"}]}),
+        ("fp32", {**half, "Weights": {"Type": "Float"}}),
+        ("fp16", {**dynamic, "TacticName": kernel.format("f16f16_f16f32_f32")}),
+        ("fp32", {**half, "TacticName": kernel.format("tf32f32_tf32f32_f32")}),
+        ("bf16", {**dynamic, "TacticName": kernel.format("bf16bf16_bf16f32_f32")}),
+    ):
+        assert layer(**entry).dtype == found
+    layers = [layer(**half), layer(**dynamic)]
+    assert trt_runtime.check_types(layers, "fp16") == (1, 2)
+    transposed = [trt_runtime.Layer("x", "", ("a/ConvTranspose",), "fp32")]
+    assert trt_runtime.check_types(transposed, "bf16") == (0, 0)
+    with pytest.raises(PrecisionError, match="x in fp32 instead of fp16"):
+        trt_runtime.check_types(transposed, "fp16")
 
 
 def test_a_build_that_fails(knobs):
@@ -72,17 +122,19 @@ def test_no_library(monkeypatch):
         trt_api.load()
     monkeypatch.setitem(sys.modules, "tensorrt", types.ModuleType("tensorrt"))
     sys.modules["tensorrt"].__version__ = "8.6.1"
-    with pytest.raises(EngineUnavailable, match=r"8\.6\.1 has another .* 'tensorrt>=10.16,<12'"):
+    with pytest.raises(
+        EngineUnavailable, match=r"8\.6\.1 is not from 10\.16 to 11: .* 'tensorrt>=10.16,<12'"
+    ):
         trt_api.load()
 
 
 def test_versions_that_nobody_tested_say_so(monkeypatch, caplog):
     module = types.ModuleType("tensorrt")
-    module.__version__ = "10.9.0"
+    module.__version__ = "10.17.0"
     monkeypatch.setitem(sys.modules, "tensorrt", module)
     with caplog.at_level(logging.INFO):
         assert trt_api.load() is module
-    assert "tensorrt 10.9.0: tested are 10.16 and 11.4" in caplog.text
+    assert "tensorrt 10.17.0: tested are 10.16 and 11.4" in caplog.text
 
 
 def test_without_gpu_and_tensorrt_the_message_names_both(monkeypatch):

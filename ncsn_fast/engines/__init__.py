@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ncsn_fast.engines.base import Engine, EngineError, EngineUnavailable
+from ncsn_fast.engines.base import Engine, EngineError, EngineUnavailable, PrecisionError
 from ncsn_fast.engines.compiled import CompileEngine
 from ncsn_fast.engines.cpu import CpuEngine
 from ncsn_fast.engines.cuda import CudaEngine
@@ -100,7 +100,7 @@ def build(kind: type[Engine], model: ScoreModel, dtype: str | None, **settings: 
     for name, following in zip((chosen, *slower), (*slower, None), strict=True):
         try:
             return kind(model, dtype=name, **settings)
-        except EngineError as error:
+        except PrecisionError as error:
             if following is None:
                 raise
             log.warning("trying %s: %s", following, error)

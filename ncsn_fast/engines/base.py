@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ncsn_fast.engines.settings import torch_threads
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.samplers.plain import (
     Constrain,
@@ -57,18 +58,8 @@ class EngineError(RuntimeError):
     """An engine that was built but does not compute what the reference does."""
 
 
-@contextlib.contextmanager
-def torch_threads(threads: int | None) -> Iterator[None]:
-    """Runs with this many CPU threads (None: leave them), and puts the old number back."""
-    if threads is None:
-        yield
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+class PrecisionError(EngineError):
+    """An engine whose type, or whose arithmetic in it, is not precise enough for the model."""
 
 
 class Engine(abc.ABC):
@@ -130,6 +121,15 @@ class Engine(abc.ABC):
     def default_dtype(cls, device: torch.device) -> str:
         """The type that the engine takes by itself on a device of this machine."""
         return cls.dtypes[0]
+
+    @classmethod
+    def type_of_file(cls, options: Mapping[str, Any]) -> str | None:
+        """The type of what is in a file that the options name; None where they name none."""
+        return None
+
+    def fitting(self, batch_size: int) -> int:
+        """The size of micro-batch nearest to this one that the engine takes."""
+        return batch_size
 
     def release(self) -> None:
         """Frees the memory of micro-batches; weights stay, and the engine can go on."""

@@ -84,10 +84,6 @@ class CudaEngine(LoopedEngine, PlannedEngine):
         emulated = gpu and not torch.cuda.is_bf16_supported(including_emulation=False)
         return "fp16" if emulated else "bf16"  # before Ampere
 
-    def memory(self) -> int:
-        loop = self.loop(self.model.config.image_size)
-        return loop.plan.weight_bytes + loop.plan.map_bytes + loop.bytes
-
     def new_plan(self, size: tuple[int, int]) -> CudaPlan:
         return CudaPlan(
             fuse(lower(self.model.net, *size)),

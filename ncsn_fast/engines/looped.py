@@ -40,6 +40,10 @@ class LoopedEngine(BufferedEngine):
         with super().context(), self._on_device():
             yield
 
+    def memory(self) -> int:
+        loop = self.loop(self.model.config.image_size)
+        return loop.plan.weight_bytes + loop.plan.map_bytes + loop.bytes
+
     def network(self, x: Tensor, level: Tensor | None) -> Tensor:
         self.check_call(x, level)
         with self._turn():

@@ -94,7 +94,7 @@ def describe(model: ScoreModel, dtype: str) -> dict[str, str]:
         "conditioning": model.conditioning,
         "score": f"f * {own}",
         "dtype": dtype,
-        **{name: _version(name) for name in ("ncsn_fast", "torch", "onnx")},
+        **{name: package_version(name) for name in ("ncsn_fast", "torch", "onnx")},
     }
 
 
@@ -134,17 +134,18 @@ def read_onnx(path: str | Path, model: ScoreModel, dtype: str) -> bytes:
     return content
 
 
-def structure(content: bytes) -> str:
-    """SHA-256 of an ONNX model of ours without its weights and meta data.
+def graph_digest(content: bytes, *, weights: bool = True) -> str:
+    """SHA-256 of what an ONNX model of ours computes, and not of who wrote it with what.
 
-    Models of one structure differ in their parameters alone.
+    Without weights, models that differ in their parameters alone have the same.
     """
     import onnx
 
     proto = onnx.ModelProto.FromString(content)
     del proto.metadata_props[:]
+    proto.ClearField("producer_version")
     for tensor in proto.graph.initializer:
-        if not tensor.name.startswith(CONSTANTS):
+        if not (weights or tensor.name.startswith(CONSTANTS)):
             tensor.ClearField("raw_data")
     return hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
 
@@ -199,11 +200,12 @@ def _proto(graph: Writer, model: ScoreModel, shape: tuple[int | str, ...], opset
         opset_imports=opsets,
         ir_version=helper.find_min_ir_version_for(opsets),
         producer_name="ncsn_fast",
-        producer_version=_version("ncsn_fast"),
+        producer_version=package_version("ncsn_fast"),
     )
 
 
-def _version(name: str) -> str:
+def package_version(name: str) -> str:
+    """Of an installed distribution; "unknown" where there is none."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:  # a source tree that was never installed

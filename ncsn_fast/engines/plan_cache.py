@@ -24,6 +24,7 @@ from ncsn_fast.engines.plan_files import Entry, path_of
 from ncsn_fast.engines.sealed import (
     PlanRefused,
     Stored,
+    check_facts,
     own_folder,
     plain,
     read_plan,
@@ -237,6 +238,7 @@ __all__ = [
     "PlanCache",
     "PlanRefused",
     "Stored",
+    "check_facts",
     "kernels_digest",
     "read_plan",
     "seal",

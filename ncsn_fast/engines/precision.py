@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ncsn_fast.engines.base import Engine, EngineError
+from ncsn_fast.engines.base import Engine, EngineError, PrecisionError
 from ncsn_fast.models.score import ScoreModel
 
 # Relative error of f that each type may have.
@@ -37,8 +37,8 @@ def check_precision(engine: Engine, reference: Engine, n: int) -> float:
     """Largest relative error of f against a reference engine, over n levels.
 
     Raises:
-        EngineError: the error exceeds BOUNDS at some sigma, or the reference itself gives no
-            numbers.
+        PrecisionError: the error exceeds BOUNDS at some sigma.
+        EngineError: the reference itself gives no numbers.
     """
     x, levels = probes(engine.model, n)
     condition = engine.model.condition(engine.model.sigmas[levels.to(engine.model.device)])
@@ -55,7 +55,7 @@ def check_precision(engine: Engine, reference: Engine, n: int) -> float:
         bound = BOUNDS[engine.dtype]
         if not error <= bound:
             other = "engine='eager'" if engine.dtype == "fp32" else "dtype='fp32'"
-            raise EngineError(
+            raise PrecisionError(
                 f"engine {engine.name!r} in {engine.dtype} differs from the reference by "
                 f"{error:.2e} at sigma {sigma:.4g} (allowed: {bound:.0e}); use {other}"
             )

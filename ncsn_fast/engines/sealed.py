@@ -171,20 +171,25 @@ def read_plan(path: str | Path, facts: Mapping[str, Any] | None = None) -> Store
     """
     stored = unseal(read_private(Path(path), _REMEDY), str(path))
     if facts is not None:
-        expected = plain(facts)
-        names = sorted(
-            name
-            for name in {*expected, *stored.facts}
-            if not (name in expected and name in stored.facts)
-            or canonical(expected[name]) != canonical(stored.facts[name])
-        )
-        if names:
-            differences = ", ".join(
-                f"{name} expected {_said(expected, name)}, found {_said(stored.facts, name)}"
-                for name in names
-            )
-            raise PlanRefused(path, f"was built for something else: {differences}", _REMEDY)
+        check_facts(stored, facts, path)
     return stored
+
+
+def check_facts(stored: Stored, facts: Mapping[str, Any], path: str | Path) -> None:
+    """PlanRefused unless what was read from a file has these facts; says which, and which not."""
+    expected = plain(facts)
+    names = sorted(
+        name
+        for name in {*expected, *stored.facts}
+        if not (name in expected and name in stored.facts)
+        or canonical(expected[name]) != canonical(stored.facts[name])
+    )
+    if names:
+        differences = ", ".join(
+            f"{name} expected {_said(expected, name)}, found {_said(stored.facts, name)}"
+            for name in names
+        )
+        raise PlanRefused(path, f"was built for something else: {differences}", _REMEDY)
 
 
 def read_private(path: Path, remedy: str) -> bytes:

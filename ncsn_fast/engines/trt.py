@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import hashlib
+import dataclasses
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,21 +11,24 @@ from typing import Any, ClassVar
 
 from ncsn_fast._backends import DEFAULT_FAMILY
 from ncsn_fast.engines import gpu_kernels, precision, trt_api
-from ncsn_fast.engines.base import EngineError, without_weights
+from ncsn_fast.engines.base import PrecisionError, without_weights
+from ncsn_fast.engines.batch_size import largest_batch_size
 from ncsn_fast.engines.cuda_graphs import empty_cache
 from ncsn_fast.engines.foreign import ContiguousEngine
 from ncsn_fast.engines.looped import GRAPHS, LoopedEngine
-from ncsn_fast.engines.onnx_model import make_onnx, structure
-from ncsn_fast.engines.plan_cache import PlanCache, Stored, kernels_digest, read_plan
-from ncsn_fast.engines.trt_builder import LEVELS, Profile, Settings, build_plan
+from ncsn_fast.engines.onnx_model import make_onnx
+from ncsn_fast.engines.plan_cache import PlanCache, Stored, check_facts
+from ncsn_fast.engines.trt_builder import LEVELS, Profile, Settings, Size, build_plan
+from ncsn_fast.engines.trt_facts import facts_of, read_file
 from ncsn_fast.engines.trt_options import parse_batch, parse_size, parse_workspace
 from ncsn_fast.engines.trt_runtime import TrtNetwork, TrtPlan, check_types
 from ncsn_fast.models.score import ScoreModel
 
 log = logging.getLogger(__name__)
-GATE = 12  # noise levels at which every engine is compared with the reference
+GATE, CORNERS = 12, 3  # noise levels of a comparison with the reference; for other image sizes
 _ONNX_TYPES = {"tf32": "fp32"}
 _FREE = ("batch", "size", "workspace", "plan")  # options whose values are not a few words
+_REFIT: dict[Any, str] = {None: "off", True: "on", False: "off"}
 
 
 class TrtEngine(LoopedEngine):
@@ -37,21 +40,25 @@ class TrtEngine(LoopedEngine):
 
     Args:
         graph, kernels: as of CudaEngine; kernels are those of the update.
-        batch: numbers of images "least:usual:largest", or one. None: from 1 to batch_size, and
-            built anew when a larger one is needed.
+        batch: numbers of images "least:usual:largest", or one; micro-batches keep to them. None:
+            tuned for batch_size, and for all from 1 to what an engine takes by itself.
         size: "H,W:H,W:H,W" or "H,W" of images; None for the model's.
         workspace: GB that a layer may use beside its maps; None for all there is.
-        builder_level: 0 to 5, how long TensorRT searches for faster kernels.
+        builder_level: 0 to 5, how long TensorRT searches for faster kernels; None for 3.
         refit: "on" builds an engine whose weights can be exchanged, which serves all models of this
             structure: another one's weights are put in instead of a build.
-        plan: a file that `export --format trt` wrote for this model on this machine.
+        plan: a file that `export --format trt` wrote for this model on this machine; it brings
+            shapes, workspace, builder level and refit.
         compile_cache: folder of the cache; None for ~/.cache/ncsn_fast/engines.
 
     Attributes:
-        profile: shapes that it takes.   error: largest relative error of f against the reference.
+        settings: how it was built, the shapes that it takes among them.
+        error: largest relative error of f against the reference, at `levels` noise levels.
+        origin: facts and notes of the plan, and whether this object built it.
 
     Raises:
-        EngineError: TensorRT cannot build it, or computes something else than the reference.
+        EngineError: TensorRT cannot build it.
+        PrecisionError: it computes something else than the reference, or in other types.
         PlanRefused: the plan file is not of this user, machine, model or version.
     """
 
@@ -79,16 +86,19 @@ class TrtEngine(LoopedEngine):
         batch: str | int | None = None,
         size: str | None = None,
         workspace: str | float | None = None,
-        builder_level: str | int = 3,
-        refit: str = "off",
+        builder_level: str | int | None = None,
+        refit: str | bool | None = None,
         plan: str | Path | None = None,
         compile_cache: str | Path | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(model, **settings)
+        asked = {
+            "batch": batch, "size": size, "workspace": workspace, "builder_level": builder_level,
+            "refit": refit,
+        }  # fmt: skip
         kernels = kernels or DEFAULT_FAMILY
-        chosen = {"graph": graph, "kernels": kernels, "refit": refit}
-        self.check_options({**chosen, "builder_level": builder_level})
+        self.check_options({**asked, "graph": graph, "kernels": kernels, "plan": plan})
         self.graph = graph
         self._trt = trt_api.load()
         self._kernels = gpu_kernels.load(kernels, self.device)
@@ -96,19 +106,25 @@ class TrtEngine(LoopedEngine):
         self._cache = PlanCache(compile_cache)
         self._batch = None if batch is None else parse_batch(batch)
         self._size = None if size is None else parse_size(size)
-        self._build: dict[str, Any] = {
-            "tf32": self.dtype == "tf32",
-            "level": int(builder_level),
-            "workspace": None if workspace is None else parse_workspace(workspace),
-            "refit": refit == "on",
-        }
         self.release()
         with self.context():
-            if plan is None:
-                self._obtain()
-            else:
+            if plan is not None:
                 self._read(plan)
+            else:
+                self.settings = Settings(
+                    self._default_profile(),
+                    tf32=self.dtype == "tf32",
+                    level=3 if builder_level is None else int(builder_level),
+                    workspace=None if workspace is None else parse_workspace(workspace),
+                    refit=_REFIT.get(refit, refit) == "on",
+                )
+                self._obtain()
         self.model = without_weights(model)
+
+    @property
+    def profile(self) -> Profile:
+        """The shapes that the engine takes."""
+        return self.settings.profile
 
     @classmethod
     def unavailable(cls) -> str | None:
@@ -116,25 +132,39 @@ class TrtEngine(LoopedEngine):
 
     @classmethod
     def check_options(cls, given: Mapping[str, Any]) -> None:
-        words = {k: str(v) for k, v in given.items() if k not in _FREE}
+        given = {name: value for name, value in given.items() if value is not None}
+        words = {k: str(_REFIT.get(v, v)) for k, v in given.items() if k not in _FREE}
         super().check_options(words)
         parsers = {"batch": parse_batch, "size": parse_size, "workspace": parse_workspace}
         for name, parse in parsers.items():
-            if given.get(name) is not None:
+            if name in given:
                 parse(given[name])
+        beside = sorted({"builder_level", "refit", *parsers} & set(given))
+        if "plan" in given and beside:
+            raise ValueError(
+                f"plan= brings its own {' and '.join(beside)}; leave that out, or write another "
+                "plan with `python -m ncsn_fast.export --format trt`"
+            )
+
+    @classmethod
+    def type_of_file(cls, options: Mapping[str, Any]) -> str | None:
+        plan = options.get("plan")
+        return None if plan is None else str(read_file(plan)[0].facts["dtype"])
 
     def resized(self, batch_size: int) -> TrtEngine:
         other = super().resized(batch_size)
         assert isinstance(other, TrtEngine)
         if batch_size > self.profile.batch[2] and self._batch is None:
             log.info("building a TensorRT engine for up to %d images", batch_size)
+            self.release()
+            other.settings = dataclasses.replace(self.settings, profile=other._default_profile())
             with other.context():
                 other._obtain()
         return other
 
-    def memory(self) -> int:
-        loop = self.loop(self.model.config.image_size)
-        return loop.plan.weight_bytes + loop.plan.map_bytes + loop.bytes
+    def fitting(self, batch_size: int) -> int:
+        least, _, largest = self._batch or (1, 0, batch_size)
+        return min(max(batch_size, least), largest)
 
     def new_plan(self, size: tuple[int, int]) -> TrtPlan:
         if not self.profile.holds(self.batch_size, size):
@@ -151,72 +181,68 @@ class TrtEngine(LoopedEngine):
         network = self._network
         facts = (
             f"TensorRT {self._trt.__version__}, {self.dtype}, {self.profile}; "
-            f"plan {network.weight_bytes / 1e6:.1f} MB, maps {network.memory / 1e6:.1f} MB; "
+            f"plan {network.weight_bytes / 1e6:.1f} MB, maps up to {network.memory / 1e6:.1f} MB; "
             f"differs from the reference by {self.error:.1e} at most"
         )
         return "\n".join([facts, *map(str, network.layers())])
 
+    def serialize(self) -> tuple[bytes, dict[str, Any], dict[str, Any]]:
+        """The plan as it is now, its facts and its notes, for a file."""
+        notes = {**self.origin.notes, "model": self._source.digest(), "error": self.error}
+        return self._network.serialize(), self.origin.facts, notes
+
     def _obtain(self) -> None:
         """Takes the engine from the cache, or builds, checks and stores it."""
-        self.profile = self._default_profile()
-        settings = Settings(self.profile, **self._build)
         onnx = self._onnx()
+        facts = self._facts(onnx)
 
         def make() -> tuple[bytes, dict[str, Any]]:
-            machine = trt_api.machine(self._trt, self.device)
-            if self.device.type == "cuda":
-                empty_cache()  # TensorRT allocates beside torch
-            log.info("TensorRT %s builds %s for %s", machine["tensorrt"], self.dtype, self.profile)
-            built = build_plan(
-                self._trt, onnx, settings, timings=self._cache.get("timings", machine)
-            )
-            if built.timings is not None:
-                self._cache.put("timings", machine, built.timings)
-            self._take(built.plan)
-            return built.plan, self.notes(built.seconds)
+            refused = self._cache.get("refused", facts)
+            if refused is not None:
+                raise PrecisionError(refused.decode())
+            plan, seconds = self._built(onnx)
+            try:
+                self._take(plan)
+            except PrecisionError as error:
+                again = f"{error} (found by an earlier build: `ncsn-fast cache clear` forgets it)"
+                self._cache.put("refused", facts, again.encode())
+                raise
+            return plan, self._notes(seconds)
 
-        stored = self._cache.fetch(self.facts(onnx), make)
+        stored = self._cache.fetch(facts, make)
         if not stored.built:
             self._take(stored.content, self._new_weights(stored, onnx))
-        self.stored = stored
+        self.origin = dataclasses.replace(stored, content=b"")
+
+    def _built(self, onnx: bytes) -> tuple[bytes, float]:
+        """A new plan, and the seconds that it took."""
+        if self.device.type == "cuda":
+            empty_cache()  # TensorRT allocates beside torch
+        machine = trt_api.machine(self._trt, self.device)
+        log.info("TensorRT %s builds %s for %s", self._trt.__version__, self.dtype, self.profile)
+        timings = self._cache.get("timings", machine)
+        built = build_plan(self._trt, onnx, self.settings, timings=timings)
+        if built.timings is not None:
+            self._cache.put("timings", machine, built.timings)
+        return built.plan, built.seconds
 
     def _read(self, path: str | Path) -> None:
         """Takes the engine from a file of the user's."""
-        if not Path(path).expanduser().is_file():
-            raise EngineError(
-                f"{path}: there is no such file; write it with `python -m ncsn_fast.export "
-                "--format trt`"
-            )
-        found = read_plan(path)
-        kept = {key: found.facts.get(key) for key in ("level", "workspace", "refit")}
-        self.profile = Profile(
-            tuple(found.facts["batch"]),
-            tuple(map(tuple, found.facts["size"])),  # type: ignore[arg-type]
-        )
-        self._batch, self._build = self.profile.batch, {**self._build, **kept}
+        found, self.settings = read_file(path)
+        self._batch = self.profile.batch
         onnx = self._onnx()
-        self.stored = read_plan(path, self.facts(onnx))
+        check_facts(found, self._facts(onnx), path)
+        self.batch_size = self.fitting(self.batch_size)
         self._take(found.content, self._new_weights(found, onnx))
+        self.origin = dataclasses.replace(found, content=b"")
 
-    def facts(self, onnx: bytes) -> dict[str, Any]:
-        """Everything that the plan of an ONNX model depends on."""
-        refit = self._build["refit"]
-        own = {"model": self._source.digest(), "graph": hashlib.sha256(onnx).hexdigest()}
-        return {
-            **({"graph": structure(onnx)} if refit else own),
-            **self._build,
-            **trt_api.machine(self._trt, self.device),
-            "kernels": kernels_digest(),
-            "dtype": self.dtype,
-            "shapes": str(self.profile),
-            "batch": list(self.profile.batch),
-            "size": [list(size) for size in self.profile.size],
-        }
+    def _facts(self, onnx: bytes) -> dict[str, Any]:
+        return facts_of(self._trt, self.device, self._source, onnx, self.dtype, self.settings)
 
-    def notes(self, seconds: float) -> dict[str, Any]:
+    def _notes(self, seconds: float) -> dict[str, Any]:
         """What is worth knowing of a build."""
-        model = {"model": self._source.digest(), "arch": self._source.config.arch}
-        return {**model, "error": self.error, "levels": self.levels, "seconds": round(seconds, 1)}
+        notes = {"model": self._source.digest(), "arch": self._source.config.arch}
+        return notes | {"error": self.error, "levels": self.levels, "seconds": round(seconds, 1)}
 
     def _new_weights(self, stored: Stored, onnx: bytes) -> bytes | None:
         """The ONNX model, if a stored plan holds the weights of another model."""
@@ -228,14 +254,33 @@ class TrtEngine(LoopedEngine):
         if weights is not None:
             self._network.refit(weights)
         self.release()
-        if not check_types(self._network.layers(), self.dtype):
-            log.warning("TensorRT's inspector shows no convolution: their types are unchecked")
+        known, convolutions = check_types(self._network.layers(), self.dtype)
+        if known < convolutions or not convolutions:
+            log.warning(
+                "TensorRT's inspector tells the types of %d of %d convolutions; the others are "
+                "unchecked", known, convolutions,
+            )  # fmt: skip
         self.levels = min(GATE, len(self._source.sigmas))
+        own = self._source.config.image_size
+        few = min(CORNERS, self.levels)
+        others = [
+            self._error(size, few) for size in dict.fromkeys(self.profile.size) if size != own
+        ]
+        self.error = max(self._error(own, self.levels), *others, 0.0)
+
+    def _error(self, size: Size, levels: int) -> float:
+        """Largest error of f over noise levels, for images of a size, in a small micro-batch."""
+        probed = copy.copy(self._source)
+        probed.config = dataclasses.replace(probed.config, image_size=size)
+        least, _, largest = self.profile.batch
+        few = min(max(min(levels, self.batch_size), least), largest)
         reference = ContiguousEngine(
-            self._source, device=self.device, dtype="fp32",
-            batch_size=min(self.levels, self.batch_size), threads=self.threads,
-        )  # fmt: skip
-        self.error = precision.check_precision(self, reference, self.levels)
+            probed, device=self.device, dtype="fp32", batch_size=few, threads=self.threads
+        )
+        probe = copy.copy(self)
+        probe.model, probe.batch_size = probed, few
+        probe.release()
+        return precision.check_precision(probe, reference, levels)
 
     def _onnx(self) -> bytes:
         return make_onnx(
@@ -247,11 +292,11 @@ class TrtEngine(LoopedEngine):
 
     def _default_profile(self) -> Profile:
         own = self._source.config.image_size
-        batch = self._batch or (1, self.batch_size, self.batch_size)
-        profile = Profile(batch, self._size or (own, own, own))
+        self.batch_size = self.fitting(self.batch_size)
+        most = max(self.batch_size, largest_batch_size(self._source.image_shape, self.device))
+        profile = Profile(self._batch or (1, self.batch_size, most), self._size or (own, own, own))
         if not profile.holds(self.batch_size, own):
             raise ValueError(
-                f"batch and size give {profile}; they must include this model's {own[0]}x{own[1]} "
-                f"and batch_size {self.batch_size}"
+                f"batch and size give {profile}; they must include this model's {own[0]}x{own[1]}"
             )
         return profile

@@ -7,6 +7,7 @@ or False, and the reason in a log; here both become one exception.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import logging
@@ -21,7 +22,7 @@ from ncsn_fast import _backends
 from ncsn_fast.engines.base import EngineError, EngineUnavailable
 
 _log = logging.getLogger(__name__)
-MAJORS = (10, 11)
+LEAST, BEYOND = (10, 16), (12, 0)
 _REQUIREMENTS = {"tensorrt": "'tensorrt>=10.16,<12'", "onnx": "onnx"}
 TESTED = ("10.16", "11.4")  # whose interfaces the tests hold every call to
 _MOST_REASONS = 3
@@ -52,7 +53,7 @@ def problem() -> str | None:
 def load() -> ModuleType:
     """The module `tensorrt`.
 
-    EngineUnavailable: it does not import, or is older or newer than MAJORS.
+    EngineUnavailable: it does not import, or its version is not from LEAST to BEYOND.
     """
     try:
         trt = importlib.import_module("tensorrt")
@@ -61,9 +62,10 @@ def load() -> ModuleType:
             f"tensorrt does not import ({error}): "
             f"pip install --force-reinstall {_REQUIREMENTS['tensorrt']}"
         ) from error
-    if major(trt) not in MAJORS:
+    version = tuple(int(part) for part in trt.__version__.split(".")[:2])
+    if not LEAST <= version < BEYOND:
         raise EngineUnavailable(
-            f"tensorrt {trt.__version__} has another interface: "
+            f"tensorrt {trt.__version__} is not from 10.16 to 11: "
             f"pip install {_REQUIREMENTS['tensorrt']}"
         )
     if not trt.__version__.startswith(TESTED):
@@ -71,14 +73,12 @@ def load() -> ModuleType:
     return trt
 
 
-def major(trt: ModuleType) -> int:
-    return int(trt.__version__.split(".")[0])
-
-
-def new_log(trt: ModuleType) -> Any:
+@functools.cache
+def log_of(trt: ModuleType) -> Any:
     """TensorRT's log, which keeps errors until they are asked for: `reasons()`.
 
-    The rest goes to Python's log. It must outlive what was made with it.
+    One for the whole process, as TensorRT has it: whatever later ones are given, it goes on with
+    its first. Warnings and the rest go to Python's log.
     """
 
     class Log(trt.ILogger):  # type: ignore[name-defined]
@@ -127,10 +127,15 @@ def checked(value: T | None, failed: str, log: Any, remedy: str) -> T:
     return value
 
 
+def driver() -> str:
+    """What Linux says of NVIDIA's driver, in one line."""
+    return _DRIVER.read_text().splitlines()[0] if _DRIVER.exists() else "unknown"
+
+
 def machine(trt: ModuleType, device: torch.device) -> dict[str, Any]:
     """Of what a plan or its timings depend on: versions, driver and GPU."""
     facts: dict[str, Any] = {"tensorrt": trt.__version__, "cuda": torch.version.cuda}
-    facts["driver"] = _DRIVER.read_text().splitlines()[0] if _DRIVER.exists() else "none"
+    facts["driver"] = driver()
     if device.type != "cuda":
         return {**facts, "gpu": device.type}
     properties = torch.cuda.get_device_properties(device)

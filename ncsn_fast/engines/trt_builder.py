@@ -13,14 +13,15 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
 from tqdm import tqdm
 
 from ncsn_fast.engines.base import EngineError
-from ncsn_fast.engines.trt_api import checked, create, new_log
+from ncsn_fast.engines.settings import progress_shown
+from ncsn_fast.engines.trt_api import checked, create, log_of
 
 _log = logging.getLogger(__name__)
 LEVELS = range(6)
@@ -73,8 +74,13 @@ class Profile:
         return [(n, channels, *size) for n, size in zip(self.batch, self.size, strict=True)]
 
     def __str__(self) -> str:
-        sizes = dict.fromkeys(f"{h}x{w}" for h, w in self.size)
-        return f"{':'.join(map(str, dict.fromkeys(self.batch)))} images of {':'.join(sizes)}"
+        sizes = [f"{h}x{w}" for h, w in self.size]
+        return f"{_short(self.batch)} images of {_short(sizes)}"
+
+
+def _short(triple: Sequence[object]) -> str:
+    """All three, or one if they are the same."""
+    return ":".join(map(str, triple if len(set(triple)) > 1 else triple[:1]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +133,8 @@ def build_plan(
         EngineUnavailable: there is no working driver.
         KeyboardInterrupt: Ctrl-C; TensorRT is stopped at its next step.
     """
-    log, began = new_log(trt), time.perf_counter()
+    log, began = log_of(trt), time.perf_counter()
+    log.errors.clear()
     builder = create(trt.Builder, log)
     typed = trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
     network = builder.create_network(1 << int(typed))
@@ -193,13 +200,13 @@ def _new_monitor(trt: ModuleType) -> Any:
             self.stopped = False
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            hidden = True if len(self.bars) >= _MOST_BARS else None  # None: only on terminals
+            shown = progress_shown.get() and len(self.bars) < _MOST_BARS
             self.bars[phase_name] = tqdm(
                 total=num_steps,
                 desc=phase_name,
                 position=len(self.bars),
                 leave=False,
-                disable=hidden,
+                disable=None if shown else True,  # None: on terminals alone
             )
 
         def step_complete(self, phase_name: str, step: int) -> bool:
@@ -236,6 +243,6 @@ def _stopped_by_ctrl_c(monitor: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
     if monitor.stopped:
         raise KeyboardInterrupt

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ncsn_fast.engines.base import EngineError
+from ncsn_fast.engines.base import EngineError, PrecisionError
 from ncsn_fast.engines.gpu_kernels import Kernels
-from ncsn_fast.engines.trt_api import checked, create, new_log
+from ncsn_fast.engines.trt_api import checked, create, log_of
 
 _KINDS = {"level": torch.int64, "time": torch.float32}  # of what networks are conditioned on
 _ANEW = "clear the cache with `ncsn-fast cache clear`, or export the plan anew on this machine"
@@ -25,16 +25,17 @@ class Layer:
 
     Attributes:
         kind: TensorRT's name of it.   nodes: names of the ONNX nodes that it computes.
-        types: "fp32", "fp16", "bf16" or what else its maps are, inputs before outputs.
+        dtype: "fp32", "fp16" or "bf16", which its weights have, else what its kernel reads, else
+            its first input; None where nothing of that is told.
     """
 
     name: str
     kind: str
     nodes: tuple[str, ...]
-    types: tuple[str, ...]
+    dtype: str | None
 
     def __str__(self) -> str:
-        return f"{self.kind:24} {' '.join(dict.fromkeys(self.types)) or '-':12} {self.name}"
+        return f"{self.kind:24} {self.dtype or '-':6} {self.name}"
 
 
 class TrtNetwork:
@@ -47,7 +48,8 @@ class TrtNetwork:
     """
 
     def __init__(self, trt: ModuleType, plan: bytes) -> None:
-        self._trt, self._log = trt, new_log(trt)
+        self._trt, self._log = trt, log_of(trt)
+        self._log.errors.clear()
         self._runtime = create(trt.Runtime, self._log)
         engine = self._runtime.deserialize_cuda_engine(plan)
         self.engine = checked(engine, "refuses this plan", self._log, _ANEW)
@@ -55,27 +57,44 @@ class TrtNetwork:
 
     @property
     def memory(self) -> int:
-        """Bytes of maps of a context."""
+        """Bytes of maps of a context of the largest shapes."""
         return int(self.engine.device_memory_size_v2)
 
     @property
     def launches(self) -> int:
         return int(self.engine.num_layers)
 
-    def new_context(self, shapes: dict[str, tuple[int, ...]], tensors: dict[str, Tensor]) -> Any:
-        """A context that reads and writes these tensors, inputs having these shapes."""
-        failed, remedy = "cannot make an execution context", "free GPU memory"
-        context = checked(self.engine.create_execution_context(), failed, self._log, remedy)
-        for name, shape in shapes.items():
-            taken = context.set_input_shape(name, shape)
-            checked(taken, f"was not built for {name} {shape}", self._log, "build it for those")
+    def new_context(self, inputs: dict[str, Tensor], output: Tensor) -> tuple[Any, Tensor]:
+        """A context that reads these tensors and writes f, and the memory of its maps.
+
+        The memory is torch's and follows the shapes, not the largest that the engine takes.
+        """
+        log, device = self._log, output.device
+        log.errors.clear()
+        tensors = {**inputs, "f": output}
         names = {self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)}
         if names != set(tensors):
             raise EngineError(f"this plan has tensors {sorted(names)}, not {sorted(tensors)}")
+        ours = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        made = self.engine.create_execution_context(ours)
+        context = checked(made, "cannot make an execution context", log, "free GPU memory")
+        stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+        handle = 0 if stream is None else stream.cuda_stream
+        chosen = context.set_optimization_profile_async(0, handle)
+        checked(chosen, "does not take its own profile", log, _ANEW)
+        if stream is not None:
+            stream.synchronize()
+        for name, tensor in inputs.items():
+            shape = tuple(tensor.shape)
+            taken = context.set_input_shape(name, shape)
+            checked(taken, f"was not built for {name} {shape}", log, "build it for those")
         for name, tensor in tensors.items():
             taken = context.set_tensor_address(name, tensor.data_ptr())
-            checked(taken, f"does not take a buffer for {name}", self._log, _ANEW)
-        return context
+            checked(taken, f"does not take a buffer for {name}", log, _ANEW)
+        size = context.update_device_memory_size_for_shapes()
+        memory = torch.empty(max(size, 1), dtype=torch.uint8, device=device)
+        context.set_device_memory(memory.data_ptr(), memory.nbytes)
+        return context, memory
 
     def execute(self, context: Any, stream: int) -> None:
         """Queues a run of a context on a CUDA stream."""
@@ -96,6 +115,10 @@ class TrtNetwork:
         checked(parser.refit_from_bytes(onnx), "cannot refit with these weights", log, remedy)
         checked(refitter.refit_cuda_engine(), "could not refit", log, remedy)
 
+    def serialize(self) -> bytes:
+        """The plan, with the weights that are in it now."""
+        return bytes(checked(self.engine.serialize(), "cannot serialise", self._log, _ANEW))
+
     def layers(self) -> list[Layer]:
         """What the plan computes, layer by layer; without details if it was built without."""
         inspector = self.engine.create_engine_inspector()
@@ -104,51 +127,66 @@ class TrtNetwork:
         return [_layer(entry) for entry in found]
 
 
-def check_types(layers: list[Layer], dtype: str) -> int:
-    """The number of convolutions seen, all of them on maps of the type.
+def check_types(layers: list[Layer], dtype: str) -> tuple[int, int]:
+    """How many convolutions are known to compute in a type, and how many there are.
 
-    EngineError: TensorRT computes one in another type, which strong typing should exclude.
+    PrecisionError: one computes in another type, which strong typing should exclude.
     """
-    low = {"tf32": "fp32"}.get(dtype, dtype)
-    # Transposed ones are float32 in bfloat16 graphs (engines/onnx_network.py).
-    ours = [layer for layer in layers if any(_is_convolution(node) for node in layer.nodes)]
+    expected = {"tf32": "fp32"}.get(dtype, dtype)
+    # In bfloat16 graphs, transposed ones are float32 (engines/onnx_network.py).
+    kinds = {"Conv"} if dtype == "bf16" else {"Conv", "ConvTranspose"}
+    ours = [layer for layer in layers if any(_operator(node) in kinds for node in layer.nodes)]
     for layer in ours:
-        if layer.types and low not in layer.types:
-            raise EngineError(
-                f"TensorRT computes {layer.name} in {' and '.join(dict.fromkeys(layer.types))} "
-                f"instead of {dtype}; please report its version, and use engine='cuda'"
+        if layer.dtype not in (None, expected):
+            raise PrecisionError(
+                f"TensorRT computes {layer.name} in {layer.dtype} instead of {dtype}; please "
+                "report its version, and use engine='cuda'"
             )
-    return len(ours)
+    return sum(layer.dtype is not None for layer in ours), len(ours)
 
 
-def _is_convolution(node: str) -> bool:
-    return node.rpartition("/")[2].partition("_")[0] == "Conv"
+def _operator(node: str) -> str:
+    """Conv of "net.res1.0.conv1/Conv_2"."""
+    return node.rpartition("/")[2].partition("_")[0]
 
 
 def _layer(entry: Any) -> Layer:
     if isinstance(entry, str):
-        return Layer(entry, "", (), ())
+        return Layer(entry, "", (), None)
     # "[ONNX Layer: a]\x1f[ONNX Layer: b]", or \x1e between two
     marked = (part.strip() for part in re.split("[\x1e\x1f]", entry.get("Metadata", "")))
     nodes = tuple(
         part.removeprefix("[ONNX Layer:").removesuffix("]").strip() for part in marked if part
     )
-    maps = (*entry.get("Inputs", ()), *entry.get("Outputs", ()))
-    types = tuple(_type(x.get("Format/Datatype", "")) for x in maps)
-    return Layer(entry.get("Name", ""), entry.get("LayerType", ""), nodes, types)
+    return Layer(entry.get("Name", ""), entry.get("LayerType", ""), nodes, _dtype(entry))
 
 
-def _type(text: str) -> str:
-    """Our name of a type in the inspector's words: "Half", "Row major linear FP16 format", ..."""
+def _dtype(entry: dict[str, Any]) -> str | None:
+    """The type of a layer's weights, else that which its kernel's name says, else of its input."""
+    weights = entry.get("Weights")
+    told = [weights.get("Type", "")] if isinstance(weights, dict) else []
+    # "sm80_xmma_fprop_implicit_gemm_f16f16_f16f32_f32_nhwckrsc_nhwc": it reads two of the first.
+    told += re.findall(r"_(bf16|tf32|f16|f32)(?:bf16|tf32|f16|f32)_", entry.get("TacticName", ""))[
+        :1
+    ]
+    told += [port.get("Format/Datatype", "") for port in entry.get("Inputs", ())[:1]]
+    return next((known for known in map(_type, told) if known), None)
+
+
+def _type(text: str) -> str | None:
+    """Our name of a type in the inspector's words: "Half", "Row major linear FP16 format", ...
+
+    None of others, such as "N/A due to dynamic shapes".
+    """
     words = text.lower()
     for name, spellings in (
         ("bf16", ("bfloat16", "bf16")),
-        ("fp16", ("half", "fp16", "float16")),
-        ("fp32", ("float", "fp32")),
+        ("fp16", ("half", "fp16", "float16", "f16")),
+        ("fp32", ("float", "fp32", "tf32", "f32")),
     ):
         if any(spelling in words for spelling in spellings):
             return name
-    return words or "unknown"
+    return None
 
 
 class TrtPlan:
@@ -175,9 +213,8 @@ class TrtPlan:
         kind = _KINDS.get(conditioning, torch.int64)
         self.level = torch.zeros(self.batch, dtype=kind, device=device)
         inputs = {"x": self.input, **({conditioning: self.level} if self.conditional else {})}
-        shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
         self._network = network
-        self._context = network.new_context(shapes, {**inputs, "f": self.output})
+        self._context, self._maps = network.new_context(inputs, self.output)
         # TensorRT waits for the GPU after every call on the default stream.
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
 
@@ -191,8 +228,8 @@ class TrtPlan:
 
     @property
     def map_bytes(self) -> int:
-        buffers = (self.input, self.output, self.level)
-        return self._network.memory + sum(tensor.nbytes for tensor in buffers)
+        buffers = (self.input, self.output, self.level, self._maps)
+        return sum(tensor.nbytes for tensor in buffers)
 
     def load(self, x: Tensor, scale: float, shift: float) -> None:
         """input = scale * x + shift."""

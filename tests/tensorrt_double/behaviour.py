@@ -14,7 +14,8 @@ class Behaviour:
         gpu, capability: name and compute capability of the GPU that builds and runs.
         needs_workspace: bytes without which no tactic is found.
         fail_build, fail_context, fail_run: the next of these steps fails, until turned back.
-        float_convolution: the first convolution is compiled in float32, whatever the graph says.
+        float_convolution: this one, counted from 1, is compiled in float32 all the same.
+        tells_types: whether the inspector shows weights and tactics of convolutions.
         output_error: what is added to every output.
         n_builds: counted by the double: networks that were built.
     """
@@ -26,7 +27,8 @@ class Behaviour:
     fail_build: bool = False
     fail_context: bool = False
     fail_run: bool = False
-    float_convolution: bool = False
+    float_convolution: int = 0
+    tells_types: bool = True
     output_error: float = 0.0
     n_builds: int = 0
 

@@ -30,6 +30,7 @@ class IExecutionContext:
         self.name, self.debug_sync, self.enqueue_emits_profile = "", False, True
         self.persistent_cache_limit = 0
         self.active_optimization_profile = 0
+        self._needed = engine.device_memory_size_v2
         self._memory: int | None = None if strategy.name == "USER_MANAGED" else -1
         self._addresses: dict[str, int] = {}
         self._calls: list[Call] = []
@@ -109,11 +110,17 @@ class IExecutionContext:
         return self._addresses.get(name, 0)
 
     def set_device_memory(self, memory: int, size: int) -> None:
-        needed = self.engine.device_memory_size_v2
+        needed = self._needed
         if size < needed:
             self._fail("setDeviceMemoryV2", f"{CHECK} size >= {needed}; got {size}")
         else:
             self._memory = memory
+
+    def update_device_memory_size_for_shapes(self) -> int:
+        """Bytes for the shapes that are set, of which the engine's are the most."""
+        used = max(math.prod(shape) for shape in self._shapes.values())
+        self._needed = min(16 * 4 * used, self.engine.device_memory_size_v2)
+        return self._needed
 
     def infer_shapes(self) -> list[str]:
         missing = [name for name in self.engine._inputs if name not in self._shapes]

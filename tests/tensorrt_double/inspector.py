@@ -21,6 +21,7 @@ FORMATS = {  # what the same type is called, by the layer that has it
 }  # fmt: skip
 TACTIC = {"HALF": "f16f16_f16f32_f16", "BF16": "bf16bf16_bf16f32_bf16",
           "FLOAT": "f32f32_f32f32_f32", "TF32": "tf32tf32_tf32f32_f32"}  # fmt: skip
+HIDDEN = "N/A due to dynamic shapes"  # of maps, wherever there is a profile
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 FUSED = ("Elu", "Relu", "LeakyRelu")  # into the convolution whose output they take
 NO_LAYER = ("Constant", "Identity")
@@ -66,7 +67,7 @@ class EngineInspector:
             node, kind = members[0], None
             if node.op_type in CONVOLUTIONS:
                 kind = tensors[node.output[0]].dtype
-                if not made.typed or (made.float_convolution and n_convolutions == 0):
+                if not made.typed or made.float_convolution == n_convolutions + 1:
                     kind = "FLOAT"
                 if n_convolutions == 0:
                     layers.append(self._reformat(tensors[node.input[0]], kind))
@@ -79,6 +80,9 @@ class EngineInspector:
             else:
                 layer |= self._cask(node, tensors[node.input[1]], kind)
             layer["TacticName"] = self._tactic(kind) if kind else layer["Name"] + "_0x5a"
+            if not self._api.behaviour.tells_types:
+                layer["TacticName"] = layer["Name"] + "_0x5a"
+                layer.pop("Weights", None)
             layer["StreamId"] = 0
             separator = "\x1f" if kind else "\x1e"
             layer["Metadata"] = separator.join(f"[ONNX Layer: {one.name}]" for one in members)
@@ -126,7 +130,9 @@ class EngineInspector:
             "Name": tensor.name,
             "Location": "Device",
             "Dimensions": self._dimensions(tensor),
-            "Format/Datatype": spellings[index % len(spellings)],
+            "Format/Datatype": HIDDEN
+            if self._engine._plan.profiles
+            else spellings[index % len(spellings)],
         }
 
     def _dimensions(self, tensor: graph.Value) -> list[int]:

@@ -20,7 +20,7 @@ class Plan:
         name: the network's.
         profiles: by profile, input -> [min, opt, max].
         typed: whether the network was strongly typed.
-        float_convolution: whether one convolution was compiled in float32 all the same.
+        float_convolution: which convolution, counted from 1, is in float32 all the same.
         onnx: the graph, with its weights.
     """
 
@@ -33,7 +33,7 @@ class Plan:
     refittable: bool
     tf32: bool
     verbosity: str
-    float_convolution: bool
+    float_convolution: int
     profiles: list[dict[str, list[list[int]]]]
     onnx: bytes
 
