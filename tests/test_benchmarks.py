@@ -271,7 +271,7 @@ def test_results_are_written_and_checked(
         "| **`ours-bf16`** | 16/s · 8.00x |",
         # 8 images in 1 s x 1161, and in 4 s
         "| `published` | 0.00689/s · 1.00x · 5 of 1161 |",
-        "| **`ours-fast-bf16`** | 2/s · 290.25x · all 30 |",
+        "| **`ours-fast-bf16`** | 2/s · 290x · all 30 |",
         "| `kernel` | 750 ms |",
         "*Not run:* `ort`: package x is missing",
     ):

@@ -54,7 +54,9 @@ def rate_cell(record: Record, group: dict[str, Record]) -> str:
         info = of["extra_info"]
         return float(info["batch"] * info["evaluations"] / (median(of) * info["nfe"]))
 
-    ratio = f" · {rate(record) / rate(group[BASE]):.2f}x" if BASE in group else ""
+    ratio = ""
+    if BASE in group:
+        ratio = f" · {rate(record) / rate(group[BASE]):#.3g}".rstrip(".") + "x"
     timed, nfe = record["extra_info"]["evaluations"], record["extra_info"]["nfe"]
     return f"{rate(record):.3g}/s{ratio} · {f'all {nfe}' if timed == nfe else f'{timed} of {nfe}'}"
 
@@ -104,7 +106,7 @@ def tables(results: dict[str, Any]) -> list[str]:
         ("one forward", small, forward_cell, True),
         ("one forward", large, forward_cell, True),
         ("sampling", sampling, images_cell, False),
-        ("equal quality", groups(results, "rate"), rate_cell, False),
+        ("sampling", groups(results, "rate"), rate_cell, False),
         ("training", training, step_cell, False),
     ]
     return [

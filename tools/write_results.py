@@ -24,9 +24,9 @@ RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 STATISTICS = ("median", "q1", "q3", "min", "rounds", "iterations")
 COMPUTED = (
-    "Equal quality: all N evaluations were timed, or n of N, and images/s computed as batch / "
-    "(time / n x N); `fast` is as good as `ald` on the digits model (`benchmarks/results/"
-    "quality.json`), while CIFAR-10 has random weights: speed alone."
+    "`ald` against `fast`: all N evaluations were timed, or n of N, and then images/s are computed "
+    "as images / (time / n x N). Quality is equal on the digits model (`benchmarks/results/"
+    "quality.json`); CIFAR-10 has random weights here, so that is speed alone."
 )
 
 
