@@ -1,4 +1,4 @@
-"""Whole samplings of the shipped model, end to end: images per second."""
+"""Samplings end to end, in images per second: by the same method, and at equal quality."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import published
 import pytest
 import torch
 from race import Entrant, relative_error
 from torch import Tensor
+from workloads import WORKLOADS, make
 
 import ncsn_fast
 from ncsn_fast import Sampler, ScoreModel, noise, ops
@@ -25,6 +27,7 @@ IMAGES = 8
 SMALL: dict[str, dict[str, Any]] = {
     "ald": {"steps": 2, "n_steps_each": 1, "epsilon": 1e-5},
     "cas": {"steps": 2},
+    "fast": {"steps": 6},
 }
 ENGINES = {"eager": ("eager", "fp32"), "ours-fp32": ("cpu", "fp32"), "ours-bf16": ("cpu", "bf16")}
 BOUNDS = {"published": 1e-3, "eager": 0.0, "ours-fp32": 1e-3, "ours-bf16": 3e-2}
@@ -32,24 +35,54 @@ BOUNDS = {"published": 1e-3, "eager": 0.0, "ours-fp32": 1e-3, "ours-bf16": 3e-2}
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """So many samples of the shipped model by a method, of seed 0."""
+    """Samples 0 .. IMAGES-1 of seed 0, of a model by a method.
+
+    Attributes:
+        whole: the method's options.
+        part: more of them, which leave some rows of the whole: these are run, and the others are
+            like them.
+        judged: how many of the samples are compared with the reference.
+    """
 
     model: ScoreModel
     method: str
-    options: dict[str, Any]
+    whole: dict[str, Any]
+    part: dict[str, Any] = dataclasses.field(default_factory=dict)
+    judged: int = IMAGES
 
     @property
     def program(self) -> Program:
-        options = dict(self.options)
-        return methods.build(self.method, self.model, options.pop("steps", None), options)
+        """What is run."""
+        return self._build(self.whole | self.part)
 
-    def by(self, provider: str) -> Callable[[], Tensor]:
-        """Drawing them by one of ENGINES."""
+    @property
+    def nfe(self) -> int:
+        """Evaluations of the whole."""
+        return self._build(self.whole).nfe
+
+    def _build(self, options: dict[str, Any]) -> Program:
+        others = {name: value for name, value in options.items() if name != "steps"}
+        program = methods.build(self.method, self.model, options.get("steps"), others)
+        assert isinstance(program, Program)
+        return program
+
+    def sampler(self, provider: str, batch: int = IMAGES) -> Sampler:
+        """One of ENGINES."""
         engine, dtype = ENGINES[provider]
-        sampler = Sampler(self.model, engine=engine, dtype=dtype, batch_size=IMAGES)
-        return functools.partial(
-            sampler.sample, IMAGES, method=self.method, progress=False, **self.options
-        )
+        return Sampler(self.model, engine=engine, dtype=dtype, batch_size=batch)
+
+    def draw(self, sampler: Sampler, n: int = IMAGES, **options: Any) -> Tensor:
+        options |= self.whole | self.part
+        return sampler.sample(n, method=self.method, progress=False, **options)
+
+    def state(self, sampler: Sampler) -> Tensor:
+        """Where the judged chains end, not yet clipped to images."""
+        states: list[Tensor] = []
+        self.draw(sampler, self.judged, callback=lambda progress: states.append(progress.x))
+        return states[-1]
+
+    def reference(self) -> Tensor:
+        return self.state(self.sampler("eager", self.judged))
 
 
 @pytest.mark.parametrize("provider", BOUNDS)
@@ -58,42 +91,107 @@ def bench_digits(race: Callable[..., None], method: str, provider: str) -> None:
     """From nothing to images; the published loop draws its noise by torch.randn."""
 
     def builders(heat: Any) -> dict[str, Callable[[], Entrant]]:
-        options = SMALL[method] if heat.small else {}
-        task = Task(ncsn_fast.load("digits"), method, options)
-        expected = task.by("eager")()
-        return {name: functools.partial(_enter, name, task, expected) for name in heat.names}
+        task = Task(ncsn_fast.load("digits"), method, SMALL[method] if heat.small else {})
+        info = {"images": IMAGES}
+        expected = task.reference()
+        return {name: functools.partial(_enter, name, task, expected, info) for name in heat.names}
 
     race(builders, f"digits, {method}, {IMAGES} images", lead_in=0)
 
 
-def _enter(name: str, task: Task, expected: Tensor) -> Entrant:
-    nfe = task.program.nfe
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """A model, and of the methods whose whole takes too long the options that leave a part."""
+
+    title: str
+    model: Callable[[bool], ScoreModel]
+    parts: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+
+    def task(self, method: str, *, small: bool) -> Task:
+        whole = SMALL[method] if small else {}
+        return Task(self.model(small), method, whole, self.parts.get(method, {}), judged=2)
+
+
+# The published loop takes a quarter of an hour and more for 8 images of CIFAR-10: its first noise
+# level is timed, and every level costs the same.
+WORKS = {
+    "digits": Work("digits", lambda small: ncsn_fast.load("digits")),
+    "cifar10": Work(
+        "CIFAR-10",
+        lambda small: make(WORKLOADS["cifar10-b8"], small=small)[0],
+        {"ald": {"steps": 1, "denoise": False}},
+    ),
+}
+# Who samples, and by which method. That `fast` is as good as `ald` is what quality.py measures.
+EQUALS = {
+    "published": ("published", "ald"),
+    "ours-ald-fp32": ("ours-fp32", "ald"),
+    "ours-ald-bf16": ("ours-bf16", "ald"),
+    "ours-fast-fp32": ("ours-fp32", "fast"),
+    "ours-fast-bf16": ("ours-bf16", "fast"),
+}
+RATE = "images/s = batch / (median x nfe / evaluations): of nfe evaluations, so many were timed"
+
+
+@pytest.mark.parametrize("provider", EQUALS)
+@pytest.mark.parametrize("work", WORKS)
+def bench_equal_quality(race: Callable[..., None], work: str, provider: str) -> None:
+    """The published code and its evaluations, against ours by `ald` and by `fast`."""
+
+    def builders(heat: Any) -> dict[str, Callable[[], Entrant]]:
+        wanted = {name: EQUALS[name] for name in heat.names}
+        tasks = {m: WORKS[work].task(m, small=heat.small) for _, m in wanted.values()}
+        expected = {method: task.reference() for method, task in tasks.items()}
+        return {
+            name: functools.partial(_enter, by, tasks[m], expected[m], {"rate": RATE})
+            for name, (by, m) in wanted.items()
+        }
+
+    race(builders, f"{WORKS[work].title}, ald against fast, {IMAGES} images")
+
+
+def _enter(name: str, task: Task, expected: Tensor, more: dict[str, Any]) -> Entrant:
+    evaluations = task.program.nfe
     info = {
         "dtype": "bf16" if name.endswith("bf16") else "fp32",
         "batch": IMAGES,
-        "images": IMAGES,
         "method": task.method,
-        "nfe": nfe,
-        "flop": IMAGES * nfe * network_flop(task.model),
+        "nfe": task.nfe,
+        "evaluations": evaluations,
+        "flop": IMAGES * evaluations * network_flop(task.model),
+        **more,
     }
-    run, judged = _published(task) if name == "published" else (task.by(name),) * 2
+    run, judged = _published(task) if name == "published" else _ours(name, task)
     return Entrant(run, lambda: relative_error(judged(), expected), BOUNDS[name], info)
 
 
-def _published(task: Task) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
-    """The released loop with its own noise, and with ours: the samples to compare."""
+Runs = tuple[Callable[[], Tensor], Callable[[], Tensor]]  # what is timed, and what is judged
+
+
+def _ours(name: str, task: Task) -> Runs:
+    sampler = task.sampler(name)
+    return functools.partial(task.draw, sampler), functools.partial(task.state, sampler)
+
+
+def _published(task: Task) -> Runs:
+    """The released loop with its own noise, and its steps with ours."""
     network, program = published.Published(task.model).eval(), task.program
+    _, first = np.unique(program.level, return_index=True)
+    network.sigmas = torch.from_numpy(program.sigma[first]).float()  # the ladder of this run
     shape = task.model.image_shape
-    samples = noise.sample_indices(0, IMAGES)
+    samples = noise.sample_indices(0, task.judged)
 
     def run() -> Tensor:
         return published.sample(network, program, torch.rand(IMAGES, *shape))
 
-    def with_our_noise() -> Tensor:
-        start = initial_state(program, 0, samples, shape)
-        return published.sample(
-            network, program, start,
-            lambda x, k: ops.normal(0, samples, Stream.SAMPLER, k, shape),
-        )  # fmt: skip
+    def draw(x: Tensor, k: int) -> Tensor:
+        return ops.normal(0, samples, Stream.SAMPLER, k, shape)
 
-    return run, with_our_noise
+    def state() -> Tensor:
+        x = initial_state(program, 0, samples, shape)
+        with torch.no_grad():
+            for k in range(program.nfe):
+                x = published.step(network, program, x, k, draw)
+        return x
+
+    return run, state

@@ -15,9 +15,13 @@ from typing import Any
 
 import pytest
 import torch
+from numpy.testing import assert_array_equal
+
+from ncsn_fast.samplers import methods
 
 pytest_plugins = ["pytester"]
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "tools"))  # where tools find each other
 
 
 def load(path: Path) -> Any:
@@ -201,6 +205,7 @@ def record(group: str, provider: str, seconds: float, **info: Any) -> dict[str, 
     }
 
 
+EQUAL = "CIFAR-10, ald against fast, 8 images"
 RAW = {
     "datetime": "2026-01-02T03:04:05",
     "commit_info": {"id": "0123456789abcdef"},
@@ -221,6 +226,8 @@ RAW = {
         record("Deeper 96x96, B = 1", "ours-bf16", 4.0, workload="w"),
         record("digits, ald, 8 images", "published", 4.0, images=8),
         record("digits, ald, 8 images", "ours-bf16", 0.5, images=8),
+        record(EQUAL, "published", 5.0, batch=8, evaluations=5, nfe=1161, rate="computed"),
+        record(EQUAL, "ours-fast-bf16", 4.0, batch=8, evaluations=30, nfe=30, rate="computed"),
         record("training step", "kernel", 0.75),
     ],
 }  # fmt: skip
@@ -262,6 +269,9 @@ def test_results_are_written_and_checked(
         "| `ort` | not run |  |",
         "| **`ours-bf16`** | 4 s |  |",
         "| **`ours-bf16`** | 16/s · 8.00x |",
+        # 8 images in 1 s x 1161, and in 4 s
+        "| `published` | 0.00689/s · 1.00x · 5 of 1161 |",
+        "| **`ours-fast-bf16`** | 2/s · 290x · all 30 |",
         "| `kernel` | 750 ms |",
         "*Not run:* `ort`: package x is missing",
     ):
@@ -300,11 +310,26 @@ def test_a_later_run_replaces_its_groups(checkout: Path, monkeypatch: pytest.Mon
     readme = (checkout / "README.md").read_text()
     assert "| **`ours-bf16`** | 100 ms · 20.00x · 200% |  |" in readme
     assert "| **`ours-bf16`** | 16/s · 8.00x |" in readme
-    caption = "commit fedcba987; commit 012345678 for Deeper 96x96, B = 1, digits, ald, 8 images"
+    others = f"Deeper 96x96, B = 1, digits, ald, 8 images, {EQUAL}"
+    caption = f"commit fedcba987; commit 012345678 for {others}"
     assert caption in " ".join(readme.split())
     other = {**later, "machine_info": {"ncsn_fast": {**RAW["machine_info"]["ncsn_fast"], "x": 1}}}
     second.write_text(json.dumps(other))
     assert run(monkeypatch, str(first), str(second)) == 1
+
+
+def test_the_part_that_is_timed_is_the_first_rows_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    cifar10 = load(ROOT / "benchmarks" / "bench_sampling.py").WORKS["cifar10"]
+    ald, fast = (cifar10.task(method, small=False) for method in ("ald", "fast"))
+    whole = methods.build("ald", ald.model, None, {})
+    # 232 levels of 5 steps and a denoising one
+    assert (ald.program.nfe, ald.nfe) == (5, 1161) == (5, whole.nfe)
+    assert (fast.program.nfe, fast.nfe) == (30, 30)
+    for column in ("sigma", "level", "a", "b", "c", "g", "p", "q"):
+        assert_array_equal(getattr(ald.program, column), getattr(whole.head(5), column))
 
 
 @pytest.mark.parametrize("text", ["no markers", f"{write_results.END}{write_results.BEGIN}"])

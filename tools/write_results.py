@@ -13,19 +13,21 @@ from __future__ import annotations
 import json
 import sys
 import textwrap
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from result_tables import FLOOR, groups, median, tables
 
 ROOT = Path(__file__).resolve().parent.parent
 README, PLOT = ROOT / "README.md", ROOT / "docs" / "benchmarks.png"
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 STATISTICS = ("median", "q1", "q3", "min", "rounds", "iterations")
-BASE, FLOOR = "published", "convolutions-{dtype}"
-
-Record = dict[str, Any]
-Cell = Callable[[Record, dict[str, Record]], str]
+COMPUTED = (
+    "`ald` against `fast`: all N evaluations were timed, or n of N, and then images/s are computed "
+    "as images / (time / n x N). Quality is equal on the digits model (`benchmarks/results/"
+    "quality.json`); CIFAR-10 has random weights here, so that is speed alone."
+)
 
 
 def strip(raw: dict[str, Any]) -> dict[str, Any]:
@@ -84,96 +86,6 @@ def _is_shown(group: str) -> bool:
     return any(word in group for word in ("B =", "images"))
 
 
-def groups(results: dict[str, Any], kind: str) -> dict[str, dict[str, Record]]:
-    """Group -> provider -> record, of the benchmarks whose extra_info has the key `kind`."""
-    found: dict[str, dict[str, Record]] = {}
-    for record in results["benchmarks"]:
-        if kind in record["extra_info"]:
-            provider = record["extra_info"]["provider"]
-            found.setdefault(record["group"], {})[provider] = record
-    return found
-
-
-def median(record: Record) -> float:
-    return float(record["stats"]["median"])
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.3g} s" if value >= 1 else f"{1e3 * value:.3g} ms"
-
-
-def _faster(record: Record, group: dict[str, Record]) -> str:
-    """How many times faster than the published code, if that was run, too."""
-    return f" · {median(group[BASE]) / median(record):.2f}x" if BASE in group else ""
-
-
-def forward_cell(record: Record, group: dict[str, Record]) -> str:
-    """Time, ratio, and the share of the time that the convolutions of that type alone take."""
-    floor = group.get(FLOOR.format(dtype=record["extra_info"]["dtype"]))
-    share = "" if floor is None else f" · {median(floor) / median(record):.0%}"
-    return _seconds(median(record)) + _faster(record, group) + share
-
-
-def images_cell(record: Record, group: dict[str, Record]) -> str:
-    """Images per second, and the ratio."""
-    rate = record["extra_info"]["images"] / median(record)
-    return f"{rate:.3g}/s{_faster(record, group)}"
-
-
-def step_cell(record: Record, group: dict[str, Record]) -> str:
-    """Time and ratio."""
-    return _seconds(median(record)) + _faster(record, group)
-
-
-def table(
-    title: str,
-    columns: dict[str, dict[str, Record]],
-    cell: Cell,
-    not_run: list[dict[str, str]],
-    *,
-    memory: bool = False,
-) -> str:
-    """Markdown: a row per provider, a column per group, peak memory of the last group if asked."""
-    rows = list(dict.fromkeys(name for group in columns.values() for name in group))
-    rows += [n["provider"] for n in not_run if n["group"] in columns]
-    header = [title, *columns, *(["peak memory"] if memory else [])]
-    lines = [_row(header), _row(["---"] * len(header))]
-    for name in dict.fromkeys(rows):
-        cells = [cell(group[name], group) if name in group else "not run"
-                 for group in columns.values()]  # fmt: skip
-        if memory:
-            last = list(columns.values())[-1]
-            peak = last[name]["extra_info"].get("peak_rss_mb") if name in last else None
-            cells.append("" if peak is None else f"{peak:.0f} MB")
-        label = f"**`{name}`**" if name.startswith("ours") else f"`{name}`"
-        lines.append(_row([label, *cells]))
-    return "\n".join(lines)
-
-
-def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def tables(results: dict[str, Any]) -> list[str]:
-    """All tables that the results have rows for."""
-    networks, not_run = groups(results, "workload"), results["not_run"]
-    small = {g: r for g, r in networks.items() if g.startswith("CIFAR-10")}
-    large = {g: r for g, r in networks.items() if g not in small}
-    sampling = groups(results, "images")
-    training = {g: r for g, r in groups(results, "dtype").items() if g.startswith("training")}
-    wanted: list[tuple[str, dict[str, dict[str, Record]], Cell, bool]] = [
-        ("one forward", small, forward_cell, True),
-        ("one forward", large, forward_cell, True),
-        ("sampling", sampling, images_cell, False),
-        ("training", training, step_cell, False),
-    ]
-    return [
-        table(title, columns, cell, not_run, memory=memory)
-        for title, columns, cell, memory in wanted
-        if columns
-    ]
-
-
 def caption(results: dict[str, Any], source: str) -> str:
     """What was measured, on what, and how to repeat it."""
     facts = results["machine_info"]["ncsn_fast"]
@@ -198,6 +110,7 @@ def caption(results: dict[str, Any], source: str) -> str:
             "Peak memory: resident, in a process of its own that runs the last column; Python, "
             f"PyTorch and a model that is not yet run take {min(baselines):.0f} MB or more.",
         )
+    parts[1:1] = [COMPUTED] if groups(results, "rate") else []
     lines = [" ".join(parts)]
     reasons = dict.fromkeys(f"`{n['provider']}`: {n['reason']}" for n in results["not_run"])
     if reasons:
