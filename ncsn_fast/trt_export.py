@@ -91,7 +91,7 @@ def export_trt(
         size=size,
         workspace=workspace,
         builder_level=builder_level,
-        refit=refit,
+        refit="on" if refit else "off",
         compile_cache=compile_cache,
     )
     content, facts, notes = engine.serialize()

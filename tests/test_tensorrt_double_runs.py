@@ -263,7 +263,13 @@ def types(layer):
     return {port["Format/Datatype"] for port in (*layer["Inputs"], *layer["Outputs"])}
 
 
+def test_maps_of_open_shapes_have_no_types(trt):
+    layers = information(detailed(trt, small("fp16")).engine(), trt)["Layers"]
+    assert set.union(*map(types, layers)) == {"N/A due to dynamic shapes"}
+
+
 def test_layers_in_detail(trt):
+    double.behaviour_of(trt).hides_maps = False
     engine = detailed(trt, small("fp16")).engine()
     found = information(engine, trt)
     assert found["Bindings"] == ["x", "level", "f"]
@@ -308,6 +314,7 @@ def test_layers_by_verbosity(trt):
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_convolutions_in_another_type_are_seen(dtype):
     def precisions(trt, **options):
+        double.behaviour_of(trt).hides_maps = False
         layers = information(detailed(trt, small(dtype), **options).engine(), trt)["Layers"]
         found = convolutions(layers).values()
         low = {"fp16": ("Half", "FP16"), "bf16": ("BFloat16", "BF16")}[dtype]

@@ -131,7 +131,7 @@ def test_one_engine_serves_other_batches_and_beyond_its_largest_one_is_built(
 def test_profiles_of_the_users_own(knobs, builds):
     of = tiny.model()
     built = engine(of, batch="2:4:8", size="8,8:8,8:16,16", batch_size=4)
-    assert str(built.profile) == "2:4:8 images of 8x8:16x16"
+    assert str(built.profile) == "2:4:8 images of 8x8:8x8:16x16"
     x = torch.rand(4, 1, 16, 8)
     expected = Sampler(of, engine="eager", device="cpu").engine_for(4).output(x, None)
     torch.testing.assert_close(built.output(x, None), expected, rtol=1e-4, atol=1e-5)
@@ -178,9 +178,11 @@ def test_what_it_describes(knobs):
     of = tiny.model()
     built = engine(of, "fp16")
     text = built.describe()
-    assert text.startswith(f"TensorRT {trt_api.load().__version__}, fp16, 1:2 images of 8x8; plan")
+    assert text.startswith(
+        f"TensorRT {trt_api.load().__version__}, fp16, 1:2:256 images of 8x8; plan"
+    )
     assert text.count("\n") == len(built._network.layers()) > 10
-    assert built.memory() > built._network.memory > 0
+    assert built.memory() > built._network.weight_bytes > 0
     assert sampler(of).plan(4).engine == "trt"
 
 

@@ -48,7 +48,7 @@ def test_graphs_have_the_bits_of_plain_calls(arch):
     assert torch.isfinite(expected).all()
     for graph in ("step", "level", "loop"):
         built = engine(of, graph=graph)
-        assert not built.stored.built
+        assert not built.origin.built
         for _ in range(2):  # the second run replays what the first captured
             assert torch.equal(built.run(program, chains_of(of, device=CUDA)), expected)
 
@@ -76,7 +76,7 @@ def test_new_weights_without_a_build():
             weight.mul_(0.9)
     engine(first, refit="on")
     refitted = engine(second, refit="on")
-    assert not refitted.stored.built
+    assert not refitted.origin.built
     assert 0 < refitted.error <= precision.BOUNDS["fp16"]
 
 

@@ -3,6 +3,8 @@
 import json
 import logging
 import multiprocessing
+import types
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 import tensorrt_double
@@ -14,15 +16,15 @@ from trt_cases import engine, install, plans, sampler
 import ncsn_fast
 from ncsn_fast import EngineError, Sampler, export, export_trt
 from ncsn_fast.cli import UsageError
-from ncsn_fast.engines import trt, trt_api
-from ncsn_fast.engines.plan_cache import PlanRefused
+from ncsn_fast.engines import onnx_model, trt, trt_api, trt_facts
+from ncsn_fast.engines.plan_cache import PlanCache, PlanRefused
 
 
 def test_the_second_time_it_comes_from_the_cache(knobs, builds, tmp_path):
     of = tiny.model()
     first = engine(of)
     again = engine(of)
-    assert (len(builds), first.stored.built, again.stored.built) == (1, True, False)
+    assert (len(builds), first.origin.built, again.origin.built) == (1, True, False)
     assert again.error == first.error
     (entry,) = plans()
     assert entry.path.parent == tmp_path / "cache" / "ncsn_fast" / "engines"
@@ -51,6 +53,43 @@ def test_what_an_engine_depends_on(knobs, builds, monkeypatch, change):
     assert len(builds) == 2
 
 
+def test_what_a_machine_is(monkeypatch, tmp_path):
+    """Each fact of a GPU, so that none is forgotten: another one is another plan."""
+    properties = {"name": "NVIDIA H100", "major": 9, "minor": 0, "multi_processor_count": 132}
+    driver = tmp_path / "version"
+    driver.write_text("NVRM version: 580.65\nGCC version: 12\n")
+    monkeypatch.setattr(trt_api, "_DRIVER", driver)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    module = types.ModuleType("tensorrt")
+    module.__version__ = "11.4.0"
+
+    def machine(**other):
+        found = types.SimpleNamespace(**(properties | other))
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+        return trt_api.machine(module, torch.device("cuda", 1))
+
+    first = machine()
+    assert first == {
+        "tensorrt": "11.4.0", "cuda": "13.0", "driver": "NVRM version: 580.65",
+        "gpu": "NVIDIA H100", "capability": "9.0", "multiprocessors": 132,
+    }  # fmt: skip
+    for change in ({"name": "x"}, {"major": 8}, {"minor": 6}, {"multi_processor_count": 114}):
+        assert machine(**change) != first
+    driver.unlink()
+    assert machine()["driver"] == "unknown"
+
+
+def test_everything_else_an_engine_depends_on(knobs, builds, monkeypatch):
+    engine(tiny.model())
+    for name, value in (("package_version", "9.9"), ("kernels_digest", "0")):
+        with monkeypatch.context() as patch:
+            patch.setattr(trt_facts, name, lambda *_, value=value: value)
+            assert engine(tiny.model()).origin.built
+    monkeypatch.setattr(onnx_model, "package_version", lambda name: "of another day")
+    assert not engine(tiny.model()).origin.built  # who wrote it with what is no part of a graph
+    assert len(builds) == 3
+
+
 def test_timings_are_kept_for_the_next_build(knobs, monkeypatch):
     given, real = [], trt.build_plan
 
@@ -60,9 +99,10 @@ def test_timings_are_kept_for_the_next_build(knobs, monkeypatch):
 
     monkeypatch.setattr(trt, "build_plan", spied)
     engine(tiny.model())
-    engine(tiny.model(1))
+    engine(tiny.model(ngf=8))
+    timings = PlanCache().get("timings", trt_api.machine(trt_api.load(), torch.device("cpu")))
     assert given[0] is None
-    assert len(given[1]) > 0
+    assert len(timings) > len(given[1]) > 0  # the second build went on from the first's
 
 
 def test_damage_in_the_cache_is_built_anew(knobs, builds, caplog):
@@ -73,7 +113,7 @@ def test_damage_in_the_cache_is_built_anew(knobs, builds, caplog):
     content[-100] ^= 1
     entry.path.write_bytes(content)
     with caplog.at_level(logging.WARNING):
-        assert engine(of).stored.built
+        assert engine(of).origin.built
     assert len(builds) == 2
     assert str(entry.path) in caplog.text
 
@@ -94,23 +134,18 @@ def test_new_weights_are_put_into_an_engine_that_can_be_refitted(knobs, builds):
         engine(first)._network.refit(b._onnx())
 
 
-def _a_rank(folder, version, queue):
+def _a_rank(folder, version):
     with pytest.MonkeyPatch.context() as patch:
         install(patch, folder, version)
         built = engine(tiny.model())
-        queue.put((built.stored.built, built.error))
+        return built.origin.built, built.error
 
 
 def test_ranks_build_once(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    ranks = [context.Process(target=_a_rank, args=(tmp_path, "11.4", queue)) for _ in range(3)]
-    for rank in ranks:
-        rank.start()
-    found = [queue.get() for _ in ranks]
-    for rank in ranks:
-        rank.join()
-    assert sorted(built for built, _ in found) == [False] * 2 + [True]
+    """Eight of them: tests/test_plan_cache.py, without engines."""
+    with ProcessPoolExecutor(3, multiprocessing.get_context("spawn")) as ranks:
+        found = list(ranks.map(_a_rank, [tmp_path] * 3, ["11.4"] * 3))
+    assert sorted(built for built, _ in found) == [False, False, True]
     assert len({error for _, error in found}) == 1
 
 
@@ -127,8 +162,45 @@ def test_plan_files(knobs, builds, tmp_path, capsys):
         draw(sampler(tiny.model(1), plan=path), 1)
     with pytest.raises(PlanRefused, match="dtype"):
         draw(sampler(of, plan=path, dtype="tf32"), 1)
-    with pytest.raises(ValueError, match=r"takes 1:2:4 images .*, not 8 of 8x8"):
+    with pytest.raises(ValueError, match="have 4 images at the nearest; got batch_size 8"):
         draw(sampler(of, 8, plan=path), 1)
+
+
+def test_plan_files_bring_type_shapes_and_settings(knobs, builds, tmp_path, monkeypatch):
+    of, path = tiny.model(), tmp_path / "m.plan"
+    export_trt(of, path, dtype="bf16", batch="1:2:4", builder_level=1, refit=True, device="cpu")
+    ours = Sampler(of, engine="trt", plan=path)
+    assert len(draw(ours, 9)) == 9
+    built = ours.engine_for(9)
+    assert (ours.dtype, built.batch_size, built.settings) == ("bf16", 4, builds[0])
+    assert len(builds) == 1
+    for name, value in (("builder_level", 5), ("refit", "on"), ("batch", "1:2:4"), ("size", "8,8"),
+                        ("workspace", 1)):  # fmt: skip
+        with pytest.raises(ValueError, match=f"plan= brings its own {name}; leave that out"):
+            Sampler(of, engine="trt", plan=path, **{name: value})
+    reads, real = [], trt_facts.read_plan
+    monkeypatch.setattr(trt_facts, "read_plan", lambda p: reads.append(p) or real(p))
+    engine(of, "bf16", plan=path)
+    assert reads == [path]  # what was checked is what is loaded
+
+
+def test_plan_files_of_refitted_engines_hold_their_own_weights(knobs, builds, tmp_path):
+    first, second, path = tiny.model(), tiny.model(1), tmp_path / "m.plan"
+    engine(first, refit="on", batch="2")
+    export_trt(second, path, dtype="fp32", batch="2", refit=True, device="cpu")
+    assert len(builds) == 1
+    found, _ = trt_facts.read_file(path)
+    assert found.notes["model"] == second.digest()
+    assert engine(second, plan=path).error < 1e-5
+
+
+def test_other_sealed_files_are_no_plans(knobs, tmp_path):
+    engine(tiny.model())
+    (timings,) = (tmp_path / "cache" / "ncsn_fast" / "engines").glob("*.blob")
+    with pytest.raises(PlanRefused, match="is no TensorRT engine; write it with"):
+        engine(tiny.model(), plan=timings)
+    with pytest.raises(IsADirectoryError, match="is a folder; name a file in it"):
+        export_trt(tiny.model(), tmp_path, device="cpu")
 
 
 def test_plan_files_of_others(knobs, tmp_path, monkeypatch):
@@ -157,7 +229,7 @@ def test_plans_of_another_tensorrt_are_refused(monkeypatch, tmp_path):
     other = engine(of)
     older = tensorrt_double.make("10.16")
     with pytest.raises(EngineError, match=r"TensorRT refuses this plan: .*; clear the cache"):
-        trt.TrtNetwork(older, other.stored.content)
+        trt.TrtNetwork(older, other.serialize()[0])
 
 
 def test_the_command(knobs, tmp_path, capsys, monkeypatch):

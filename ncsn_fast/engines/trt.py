@@ -28,7 +28,6 @@ log = logging.getLogger(__name__)
 GATE, CORNERS = 12, 3  # noise levels of a comparison with the reference; for other image sizes
 _ONNX_TYPES = {"tf32": "fp32"}
 _FREE = ("batch", "size", "workspace", "plan")  # options whose values are not a few words
-_REFIT: dict[Any, str] = {None: "off", True: "on", False: "off"}
 
 
 class TrtEngine(LoopedEngine):
@@ -45,8 +44,7 @@ class TrtEngine(LoopedEngine):
         size: "H,W:H,W:H,W" or "H,W" of images; None for the model's.
         workspace: GB that a layer may use beside its maps; None for all there is.
         builder_level: 0 to 5, how long TensorRT searches for faster kernels; None for 3.
-        refit: "on" builds an engine whose weights can be exchanged, which serves all models of this
-            structure: another one's weights are put in instead of a build.
+        refit: "on" builds an engine for all models of this structure, whose weights can be put in.
         plan: a file that `export --format trt` wrote for this model on this machine; it brings
             shapes, workspace, builder level and refit.
         compile_cache: folder of the cache; None for ~/.cache/ncsn_fast/engines.
@@ -87,7 +85,7 @@ class TrtEngine(LoopedEngine):
         size: str | None = None,
         workspace: str | float | None = None,
         builder_level: str | int | None = None,
-        refit: str | bool | None = None,
+        refit: str | None = None,
         plan: str | Path | None = None,
         compile_cache: str | Path | None = None,
         **settings: Any,
@@ -116,7 +114,7 @@ class TrtEngine(LoopedEngine):
                     tf32=self.dtype == "tf32",
                     level=3 if builder_level is None else int(builder_level),
                     workspace=None if workspace is None else parse_workspace(workspace),
-                    refit=_REFIT.get(refit, refit) == "on",
+                    refit=refit == "on",
                 )
                 self._obtain()
         self.model = without_weights(model)
@@ -133,7 +131,7 @@ class TrtEngine(LoopedEngine):
     @classmethod
     def check_options(cls, given: Mapping[str, Any]) -> None:
         given = {name: value for name, value in given.items() if value is not None}
-        words = {k: str(_REFIT.get(v, v)) for k, v in given.items() if k not in _FREE}
+        words = {k: v if k == "refit" else str(v) for k, v in given.items() if k not in _FREE}
         super().check_options(words)
         parsers = {"batch": parse_batch, "size": parse_size, "workspace": parse_workspace}
         for name, parse in parsers.items():

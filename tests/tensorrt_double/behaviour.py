@@ -16,6 +16,7 @@ class Behaviour:
         fail_build, fail_context, fail_run: the next of these steps fails, until turned back.
         float_convolution: this one, counted from 1, is compiled in float32 all the same.
         tells_types: whether the inspector shows weights and tactics of convolutions.
+        hides_maps: whether it hides the types of maps where shapes are open, as TensorRT does.
         output_error: what is added to every output.
         n_builds: counted by the double: networks that were built.
     """
@@ -29,6 +30,7 @@ class Behaviour:
     fail_run: bool = False
     float_convolution: int = 0
     tells_types: bool = True
+    hides_maps: bool = True
     output_error: float = 0.0
     n_builds: int = 0
 

@@ -126,13 +126,12 @@ class EngineInspector:
 
     def _port(self, tensor: graph.Value, dtype: str | None, index: int) -> dict[str, Any]:
         spellings = FORMATS[dtype or tensor.dtype]
+        hidden = bool(self._engine._plan.profiles) and self._api.behaviour.hides_maps
         return {
             "Name": tensor.name,
             "Location": "Device",
             "Dimensions": self._dimensions(tensor),
-            "Format/Datatype": HIDDEN
-            if self._engine._plan.profiles
-            else spellings[index % len(spellings)],
+            "Format/Datatype": HIDDEN if hidden else spellings[index % len(spellings)],
         }
 
     def _dimensions(self, tensor: graph.Value) -> list[int]:

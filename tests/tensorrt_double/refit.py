@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from tensorrt_double import graph
@@ -28,6 +29,8 @@ class Refitter:
     def refit_cuda_engine(self) -> bool:
         if self._content is not None:
             self._engine._load(self._content)
+            plan = dataclasses.replace(self._engine._plan, onnx=self._content)
+            self._engine._plan = plan
             self._content = None
         return True
 
