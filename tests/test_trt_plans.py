@@ -99,7 +99,7 @@ def test_timings_are_kept_for_the_next_build(knobs, monkeypatch):
 
     monkeypatch.setattr(trt, "build_plan", spied)
     engine(tiny.model())
-    engine(tiny.model(ngf=8))
+    engine(tiny.model(arch="ncsn"))
     timings = PlanCache().get("timings", trt_api.machine(trt_api.load(), torch.device("cpu")))
     assert given[0] is None
     assert len(timings) > len(given[1]) > 0  # the second build went on from the first's
