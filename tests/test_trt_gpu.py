@@ -69,6 +69,29 @@ def test_streams_other_than_the_default_one():
         assert torch.equal(built.output(x, None), expected)
 
 
+def test_contexts_of_two_sizes_and_single_calls_between_levels():
+    of = model()
+    program, built = program_of(of), engine(of, batch_size=4)
+    small = built.resized(2)
+    expected = small.run(program, chains_of(of, device=CUDA)).clone()
+    x = torch.rand(4, *of.image_shape, device=CUDA)
+    f = built.output(x, None)
+    for _ in range(2):
+        assert torch.equal(small.run(program, chains_of(of, device=CUDA)), expected)
+        assert torch.equal(built.output(x, None), f)
+        small.output(x[:2], None)
+    assert built.loop((16, 16)).plan.map_bytes > small.loop((16, 16)).plan.map_bytes
+
+
+def test_a_second_gpu():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    of = model()
+    built = TrtEngine(of, device=torch.device("cuda", 1), dtype="fp16", batch_size=2)
+    assert built.loop((16, 16)).plan.output.device.index == 1
+    assert 0 < built.error <= precision.BOUNDS["fp16"]
+
+
 def test_new_weights_without_a_build():
     first, second = model(), model()
     with torch.no_grad():
