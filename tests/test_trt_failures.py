@@ -32,6 +32,15 @@ def test_an_engine_that_computes_something_else_is_not_kept(knobs, builds):
     assert len(builds) == 2
 
 
+def test_what_is_refused_is_a_model_not_its_structure(knobs, builds):
+    knobs.output_error = 0.5
+    with pytest.raises(PrecisionError):
+        engine(tiny.model(), refit="on")
+    knobs.output_error = 0.0
+    assert engine(tiny.model(1), refit="on").error < 1e-5
+    assert len(builds) == 2
+
+
 def test_only_precision_makes_another_type_be_tried(knobs, builds, caplog):
     knobs.fail_build = True
     with caplog.at_level(logging.WARNING), pytest.raises(EngineError, match="could not build"):

@@ -109,6 +109,7 @@ class TrtEngine(LoopedEngine):
             if plan is not None:
                 self._read(plan)
             else:
+                self.batch_size = self.fitting(self.batch_size)
                 self.settings = Settings(
                     self._default_profile(),
                     tf32=self.dtype == "tf32",
@@ -193,9 +194,10 @@ class TrtEngine(LoopedEngine):
         """Takes the engine from the cache, or builds, checks and stores it."""
         onnx = self._onnx()
         facts = self._facts(onnx)
+        exact = {**facts, "model": self._source.digest()}  # precision is a matter of weights, too
 
         def make() -> tuple[bytes, dict[str, Any]]:
-            refused = self._cache.get("refused", facts)
+            refused = self._cache.get("refused", exact)
             if refused is not None:
                 raise PrecisionError(refused.decode())
             plan, seconds = self._built(onnx)
@@ -203,7 +205,7 @@ class TrtEngine(LoopedEngine):
                 self._take(plan)
             except PrecisionError as error:
                 again = f"{error} (found by an earlier build: `ncsn-fast cache clear` forgets it)"
-                self._cache.put("refused", facts, again.encode())
+                self._cache.put("refused", exact, again.encode())
                 raise
             return plan, self._notes(seconds)
 
@@ -290,7 +292,6 @@ class TrtEngine(LoopedEngine):
 
     def _default_profile(self) -> Profile:
         own = self._source.config.image_size
-        self.batch_size = self.fitting(self.batch_size)
         most = max(self.batch_size, largest_batch_size(self._source.image_shape, self.device))
         profile = Profile(self._batch or (1, self.batch_size, most), self._size or (own, own, own))
         if not profile.holds(self.batch_size, own):
