@@ -256,10 +256,8 @@ class TrtEngine(LoopedEngine):
         self.release()
         known, convolutions = check_types(self._network.layers(), self.dtype)
         if known < convolutions or not convolutions:
-            log.warning(
-                "TensorRT's inspector tells the types of %d of %d convolutions; the others are "
-                "unchecked", known, convolutions,
-            )  # fmt: skip
+            words = "TensorRT's inspector tells the types of %d of %d convolutions, no others'"
+            log.warning(words, known, convolutions)
         self.levels = min(GATE, len(self._source.sigmas))
         own = self._source.config.image_size
         few = min(CORNERS, self.levels)
