@@ -78,7 +78,7 @@ def test_convolutions_that_tell_nothing_leave_a_warning(knobs, caplog):
 
 def test_what_a_layer_computes_in():
     def layer(**entry):
-        return trt_runtime._layer({"Metadata": "[ONNX Layer: a/Conv_2]", **entry})
+        return trt_runtime._layer({"Metadata": "[ONNX Layer: a/Conv_2]"} | entry)
 
     dynamic = {"Inputs": [{"Format/Datatype": "N/A due to dynamic shapes"}]}
     half = {"Inputs": [{"Format/Datatype": "Channel major FP16 format where channel % 8 == 0"}]}
@@ -93,6 +93,9 @@ def test_what_a_layer_computes_in():
         ("bf16", {**dynamic, "TacticName": kernel.format("bf16bf16_bf16f32_f32")}),
     ):
         assert layer(**entry).dtype == found
+    casting = "[ONNX Layer: a/Cast]\x1f[ONNX Layer: a/Conv]"
+    full = {"Inputs": [{"Format/Datatype": "Float"}]}
+    assert (layer(**full).dtype, layer(**full, Metadata=casting).dtype) == ("fp32", None)
     layers = [layer(**half), layer(**dynamic)]
     assert trt_runtime.check_types(layers, "fp16") == (1, 2)
     transposed = [trt_runtime.Layer("x", "", ("a/ConvTranspose",), "fp32")]

@@ -26,7 +26,7 @@ class Layer:
     Attributes:
         kind: TensorRT's name of it.   nodes: names of the ONNX nodes that it computes.
         dtype: "fp32", "fp16" or "bf16", which its weights have, else what its kernel reads, else
-            its first input; None where nothing of that is told.
+            its first input, unless it casts that; None where nothing of that is told.
     """
 
     name: str
@@ -158,18 +158,19 @@ def _layer(entry: Any) -> Layer:
     nodes = tuple(
         part.removeprefix("[ONNX Layer:").removesuffix("]").strip() for part in marked if part
     )
-    return Layer(entry.get("Name", ""), entry.get("LayerType", ""), nodes, _dtype(entry))
+    casts = any(_operator(node) == "Cast" for node in nodes)
+    dtype = _dtype(entry, inputs=not casts)
+    return Layer(entry.get("Name", ""), entry.get("LayerType", ""), nodes, dtype)
 
 
-def _dtype(entry: dict[str, Any]) -> str | None:
+def _dtype(entry: dict[str, Any], *, inputs: bool) -> str | None:
     """The type of a layer's weights, else that which its kernel's name says, else of its input."""
     weights = entry.get("Weights")
     told = [weights.get("Type", "")] if isinstance(weights, dict) else []
     # "sm80_xmma_fprop_implicit_gemm_f16f16_f16f32_f32_nhwckrsc_nhwc": it reads two of the first.
-    told += re.findall(r"_(bf16|tf32|f16|f32)(?:bf16|tf32|f16|f32)_", entry.get("TacticName", ""))[
-        :1
-    ]
-    told += [port.get("Format/Datatype", "") for port in entry.get("Inputs", ())[:1]]
+    kernel = re.search(r"_(bf16|tf32|f16|f32)(?:bf16|tf32|f16|f32)_", entry.get("TacticName", ""))
+    told += [kernel[1]] if kernel else []
+    told += [port.get("Format/Datatype", "") for port in entry.get("Inputs", ())[:1] if inputs]
     return next((known for known in map(_type, told) if known), None)
 
 
