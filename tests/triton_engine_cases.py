@@ -42,3 +42,15 @@ def test_a_run_is_that_of_the_reference():
     for ours, expected in zip(*results, strict=True):
         torch.testing.assert_close(ours, expected, rtol=0.0, atol=2e-3)
     assert chains.x.abs().max() > 0.5
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="TensorRT's double computes on the CPU")
+def test_our_update_between_calls_of_tensorrt(monkeypatch, tmp_path):
+    import trt_cases
+
+    trt_cases.install(monkeypatch, tmp_path, "11.4")
+    of = small(conditional=True)
+    program = program_of(of, n_steps_each=2)
+    built = trt_cases.engine(of, kernels="triton")
+    ours, expected = (e.run(program, chains_of(of)) for e in (built, engine(of, kind=EagerEngine)))
+    torch.testing.assert_close(ours, expected, rtol=0.0, atol=2e-3)
