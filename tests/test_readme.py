@@ -56,6 +56,8 @@ def test_make_commands_are_what_ci_runs() -> None:
 def test_command_runs(command: str, folder: Path) -> None:
     # At full size the benchmarks take an hour: here each runs once, small.
     small = {"PYTEST_ADDOPTS": "--small"} if "benchmarks/" in command else {}
+    if "cache clear" in command:  # not the engines of whoever runs the tests
+        small["XDG_CACHE_HOME"] = str(folder / "cache")
     done = subprocess.run(
         command.split(), cwd=folder, env=ENVIRONMENT | small, capture_output=True, text=True
     )
