@@ -205,7 +205,8 @@ def test_profiles_are_switched(trt):
     run.bind()
     assert torch.equal(run(), run.expected(small()))
     assert double.calls_of(context)[0].profile == 1
-    assert context.set_optimization_profile_async(2, 0) is False
+    with pytest.raises(RuntimeError, match="Error in set optimization profile async"):
+        context.set_optimization_profile_async(2, 0)
 
 
 def test_user_managed_memory(trt):

@@ -102,12 +102,12 @@ def test_one_context_for_each_loop_at_fixed_addresses(knobs):
     built = engine(tiny.model())
     plan = built.loop((8, 8)).plan
     draw_twice = [built.output(torch.rand(2, 1, 8, 8), None) for _ in range(2)]
-    calls = tensorrt_double.calls_of(plan._context)
+    calls = tensorrt_double.calls_of(plan.context)
     assert len(draw_twice) == 2
     assert len({tuple(sorted(call.addresses.items())) for call in calls}) == 1
     assert calls[-1].addresses == {"x": plan.input.data_ptr(), "f": plan.output.data_ptr()}
     assert all(call.ok and call.shapes["x"] == (2, 1, 8, 8) for call in calls)
-    assert built.resized(1).loop((8, 8)).plan._context is not plan._context
+    assert built.resized(1).loop((8, 8)).plan.context is not plan.context
 
 
 def test_one_engine_serves_other_batches_and_beyond_its_largest_one_is_built(
@@ -189,7 +189,9 @@ def test_what_it_describes(knobs):
 def test_layers_without_details_leave_a_warning(knobs, caplog, monkeypatch):
     layers = trt.TrtNetwork.layers
     monkeypatch.setattr(
-        trt.TrtNetwork, "layers", lambda self: [Layer(x.name, "", (), None) for x in layers(self)]
+        trt.TrtNetwork,
+        "layers",
+        lambda self, context: [Layer(x.name, "", (), None) for x in layers(self)],
     )
     with caplog.at_level(logging.WARNING):
         engine(tiny.model())

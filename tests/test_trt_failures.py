@@ -120,6 +120,40 @@ def test_a_run_that_fails(knobs):
         built.output(torch.rand(2, 1, 8, 8), None)
 
 
+def test_memory_and_profiles_that_are_refused(knobs, monkeypatch):
+    built = engine(tiny.model())
+    network, inputs = built._network, {"x": torch.rand(2, 1, 8, 8)}
+    output = torch.zeros(2, 1, 8, 8)
+    made = network.new_context(inputs, output)[0]
+    log = network._log
+
+    class Context:  # one whose memory is refused: TensorRT says so in its log alone
+        def __getattr__(self, name):
+            return getattr(made, name)
+
+        def set_device_memory(self, memory, size):
+            log.log(trt_api.load().ILogger.ERROR, "too small")
+
+    class Engine:
+        def __getattr__(self, name):
+            return getattr(real, name)
+
+        def create_execution_context(self, strategy):
+            return given
+
+    real, given = network.engine, Context()
+    monkeypatch.setattr(network, "engine", Engine())
+    with pytest.raises(EngineError, match="takes no memory for its maps: too small; "):
+        network.new_context(inputs, output)
+
+    def refuse(index, stream):
+        made.set_optimization_profile_async(7, stream)
+
+    given.set_optimization_profile_async = refuse
+    with pytest.raises(EngineError, match=r"does not take its own profile: .+; "):
+        network.new_context(inputs, output)
+
+
 def test_no_driver(knobs):
     knobs.driver = False
     with pytest.raises(

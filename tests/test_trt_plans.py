@@ -105,6 +105,15 @@ def test_timings_are_kept_for_the_next_build(knobs, monkeypatch):
     assert len(timings) > len(given[1]) > 0  # the second build went on from the first's
 
 
+def test_timings_of_another_gpu_are_replaced(knobs, caplog):
+    engine(tiny.model())
+    knobs.gpu = "NVIDIA L4"
+    with caplog.at_level(logging.INFO):
+        engine(tiny.model(1))
+        engine(tiny.model(2))
+    assert caplog.text.count("did not take the timings of an earlier build") == 1
+
+
 def test_damage_in_the_cache_is_built_anew(knobs, builds, caplog):
     of = tiny.model()
     engine(of)
@@ -192,6 +201,8 @@ def test_plan_files_of_refitted_engines_hold_their_own_weights(knobs, builds, tm
     found, _ = trt_facts.read_file(path)
     assert found.notes["model"] == second.digest()
     assert engine(second, plan=path).error < 1e-5
+    assert engine(first, plan=path).error < 1e-5  # still open to others' weights
+    assert len(builds) == 1
 
 
 def test_other_sealed_files_are_no_plans(knobs, tmp_path):

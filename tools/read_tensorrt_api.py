@@ -33,7 +33,7 @@ CLASSES = (
     "Builder", "INetworkDefinition", "ITensor", "IBuilderConfig", "IOptimizationProfile",
     "ITimingCache", "IHostMemory", "OnnxParser", "ParserError", "Runtime", "ICudaEngine",
     "IExecutionContext", "EngineInspector", "Refitter", "OnnxParserRefitter", "ILogger", "Logger",
-    "IProgressMonitor", "IErrorRecorder", "Dims",
+    "IProgressMonitor", "IErrorRecorder", "ISerializationConfig", "Dims",
 )  # fmt: skip
 SYMBOLS = (
     "createInferBuilder_INTERNAL", "createInferRefitter_INTERNAL", "createInferRuntime_INTERNAL",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from typing import Any
 
 import torch
@@ -23,6 +25,27 @@ class ContiguousEngine(EagerEngine):
 
     def network(self, x: Tensor, level: Tensor | None) -> Tensor:
         return self.replica(x, level)
+
+
+def largest_error(
+    engine: Engine, model: ScoreModel, size: tuple[int, int], levels: int, batch: int
+) -> float:
+    """Of f over noise levels, for images of a size (H, W), in micro-batches of `batch`.
+
+    Args:
+        model: the one that the engine was built of, with its weights.
+
+    Raises:
+        EngineError: see precision.check_precision.
+    """
+    probed, probe = copy.copy(model), copy.copy(engine)
+    probed.config = dataclasses.replace(model.config, image_size=size)
+    probe.model, probe.batch_size = probed, batch
+    probe.release()
+    reference = ContiguousEngine(
+        probed, device=engine.device, dtype="fp32", batch_size=batch, threads=engine.threads
+    )
+    return precision.check_precision(probe, reference, levels)
 
 
 def check_precision(engine: Engine, size: int | None = None) -> tuple[float, int]:

@@ -89,15 +89,19 @@ class LoopedEngine(BufferedEngine):
         return run_rows
 
     def release(self) -> None:
+        if (done := getattr(self, "_done", None)) is not None:
+            done.synchronize()  # what is let go of may still be in use
         super().release()
         self._loops: dict[tuple[int, int], Loop] = {}
         self._done: torch.cuda.Event | None = None  # when the last call has
 
     def loop(self, size: tuple[int, int]) -> Loop:
         """The plan for images of a size, and the chains on it; made when it is first needed."""
-        with self._busy, self._on_device():
+        with self._busy:
             if size not in self._loops:
-                self._loops[size] = Loop(self.new_plan(size), self.scale, self.shift, self.graph)
+                with self._turn(), self._on_device():
+                    plan = self.new_plan(size)
+                    self._loops[size] = Loop(plan, self.scale, self.shift, self.graph)
             return self._loops[size]
 
     def _on_device(self) -> contextlib.AbstractContextManager[object]:
@@ -112,7 +116,9 @@ class LoopedEngine(BufferedEngine):
         with self._busy:
             if on_gpu and self._done is not None:
                 torch.cuda.current_stream(self.device).wait_event(self._done)
-            yield
-            if on_gpu:
-                self._done = torch.cuda.Event()
-                self._done.record(torch.cuda.current_stream(self.device))
+            try:
+                yield
+            finally:
+                if on_gpu:
+                    self._done = torch.cuda.Event()
+                    self._done.record(torch.cuda.current_stream(self.device))

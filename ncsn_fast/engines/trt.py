@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ncsn_fast._backends import DEFAULT_FAMILY
-from ncsn_fast.engines import gpu_kernels, precision, trt_api
+from ncsn_fast.engines import foreign, gpu_kernels, trt_api
 from ncsn_fast.engines.base import PrecisionError, without_weights
 from ncsn_fast.engines.batch_size import largest_batch_size
 from ncsn_fast.engines.cuda_graphs import empty_cache
-from ncsn_fast.engines.foreign import ContiguousEngine
 from ncsn_fast.engines.looped import GRAPHS, LoopedEngine
 from ncsn_fast.engines.onnx_model import make_onnx
 from ncsn_fast.engines.plan_cache import PlanCache, Stored, check_facts
-from ncsn_fast.engines.trt_builder import LEVELS, Profile, Settings, Size, build_plan
+from ncsn_fast.engines.trt_builder import LEVELS, Profile, Settings, build_plan
 from ncsn_fast.engines.trt_facts import facts_of, read_file
 from ncsn_fast.engines.trt_options import parse_batch, parse_size, parse_workspace
 from ncsn_fast.engines.trt_runtime import TrtNetwork, TrtPlan, check_types
@@ -254,31 +253,23 @@ class TrtEngine(LoopedEngine):
         if weights is not None:
             self._network.refit(weights)
         self.release()
-        known, convolutions = check_types(self._network.layers(), self.dtype)
+        least, _, largest = self.profile.batch
+        own, kind = self._source.config.image_size, self._source.conditioning
+        shape = (least, self._source.config.channels, *own)
+        smallest = TrtPlan(self._network, shape, kind, self.device, self._kernels)
+        known, convolutions = check_types(self._network.layers(smallest.context), self.dtype)
         if known < convolutions or not convolutions:
             words = "TensorRT's inspector tells the types of %d of %d convolutions, no others'"
             log.warning(words, known, convolutions)
         self.levels = min(GATE, len(self._source.sigmas))
-        own = self._source.config.image_size
-        few = min(CORNERS, self.levels)
-        others = [
-            self._error(size, few) for size in dict.fromkeys(self.profile.size) if size != own
-        ]
-        self.error = max(self._error(own, self.levels), *others, 0.0)
-
-    def _error(self, size: Size, levels: int) -> float:
-        """Largest error of f over noise levels, for images of a size, in a small micro-batch."""
-        probed = copy.copy(self._source)
-        probed.config = dataclasses.replace(probed.config, image_size=size)
-        least, _, largest = self.profile.batch
-        few = min(max(min(levels, self.batch_size), least), largest)
-        reference = ContiguousEngine(
-            probed, device=self.device, dtype="fp32", batch_size=few, threads=self.threads
+        levels = {size: min(CORNERS, self.levels) for size in self.profile.size}
+        levels[own] = self.levels
+        self.error = max(
+            foreign.largest_error(
+                self, self._source, size, n, min(max(min(n, self.batch_size), least), largest)
+            )
+            for size, n in levels.items()
         )
-        probe = copy.copy(self)
-        probe.model, probe.batch_size = probed, few
-        probe.release()
-        return precision.check_precision(probe, reference, levels)
 
     def _onnx(self) -> bytes:
         return make_onnx(

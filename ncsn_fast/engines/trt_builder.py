@@ -151,6 +151,7 @@ def build_plan(
     cache = config.create_timing_cache(timings or b"")
     if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
         _log.info("TensorRT did not take the timings of an earlier build; it measures anew")
+        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
     if adjust is not None:
         adjust(config)
     monitor = _new_monitor(trt)

@@ -67,7 +67,8 @@ class TrtNetwork:
     def new_context(self, inputs: dict[str, Tensor], output: Tensor) -> tuple[Any, Tensor]:
         """A context that reads these tensors and writes f, and the memory of its maps.
 
-        The memory is torch's and follows the shapes, not the largest that the engine takes.
+        The memory is torch's, and what TensorRT needs for these shapes: less than for its largest,
+        as far as its layers can do with less.
         """
         log, device = self._log, output.device
         log.errors.clear()
@@ -80,8 +81,11 @@ class TrtNetwork:
         context = checked(made, "cannot make an execution context", log, "free GPU memory")
         stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
         handle = 0 if stream is None else stream.cuda_stream
-        chosen = context.set_optimization_profile_async(0, handle)
-        checked(chosen, "does not take its own profile", log, _ANEW)
+        try:
+            context.set_optimization_profile_async(0, handle)
+        except RuntimeError as error:  # it never says False
+            words = f"TensorRT does not take its own profile: {log.reasons()}; {_ANEW}"
+            raise EngineError(words) from error
         if stream is not None:
             stream.synchronize()
         for name, tensor in inputs.items():
@@ -94,6 +98,10 @@ class TrtNetwork:
         size = context.update_device_memory_size_for_shapes()
         memory = torch.empty(max(size, 1), dtype=torch.uint8, device=device)
         context.set_device_memory(memory.data_ptr(), memory.nbytes)
+        if log.errors:  # neither of the two says so
+            raise EngineError(f"TensorRT takes no memory for its maps: {log.reasons()}; {_ANEW}")
+        # What makes engines tell their layers in detail would make every call slower.
+        context.nvtx_verbosity = self._trt.ProfilingVerbosity.NONE
         return context, memory
 
     def execute(self, context: Any, stream: int) -> None:
@@ -116,12 +124,22 @@ class TrtNetwork:
         checked(refitter.refit_cuda_engine(), "could not refit", log, remedy)
 
     def serialize(self) -> bytes:
-        """The plan, with the weights that are in it now."""
-        return bytes(checked(self.engine.serialize(), "cannot serialise", self._log, _ANEW))
+        """The plan, with the weights that are in it now, and open to others if it was."""
+        config, flags = self.engine.create_serialization_config(), self._trt.SerializationFlag
+        config.clear_flag(flags.EXCLUDE_WEIGHTS)
+        if self.engine.refittable:
+            config.set_flag(flags.INCLUDE_REFIT)
+        plan = self.engine.serialize_with_config(config)
+        return bytes(checked(plan, "cannot serialise", self._log, _ANEW))
 
-    def layers(self) -> list[Layer]:
-        """What the plan computes, layer by layer; without details if it was built without."""
+    def layers(self, context: Any = None) -> list[Layer]:
+        """What the plan computes, layer by layer; without details if it was built without.
+
+        With a context, at its shapes.
+        """
         inspector = self.engine.create_engine_inspector()
+        if context is not None:
+            inspector.execution_context = context
         text = inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
         found = json.loads(text).get("Layers", [])
         return [_layer(entry) for entry in found]
@@ -215,7 +233,7 @@ class TrtPlan:
         self.level = torch.zeros(self.batch, dtype=kind, device=device)
         inputs = {"x": self.input, **({conditioning: self.level} if self.conditional else {})}
         self._network = network
-        self._context, self._maps = network.new_context(inputs, self.output)
+        self.context, self._maps = network.new_context(inputs, self.output)
         # TensorRT waits for the GPU after every call on the default stream.
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
 
@@ -239,10 +257,10 @@ class TrtPlan:
     def run(self) -> None:
         """Computes `output` from `input` and `level`, on the current stream or in step with it."""
         if self._side is None:
-            return self._network.execute(self._context, 0)
+            return self._network.execute(self.context, 0)
         current = torch.cuda.current_stream(self.device)
         if current != torch.cuda.default_stream(self.device):
-            return self._network.execute(self._context, current.cuda_stream)
+            return self._network.execute(self.context, current.cuda_stream)
         self._side.wait_stream(current)
-        self._network.execute(self._context, self._side.cuda_stream)
+        self._network.execute(self.context, self._side.cuda_stream)
         current.wait_stream(self._side)

@@ -33,6 +33,7 @@ IMPLEMENTATIONS = {
         parser.INetworkDefinition, parser.ITensor, config.IBuilderConfig,
         config.IOptimizationProfile, config.ITimingCache, config.IHostMemory,
         parser.OnnxParser, parser.ParserError, runtime.Runtime, runtime.ICudaEngine,
+        runtime.ISerializationConfig,
         context.IExecutionContext, inspector.EngineInspector, refit.Refitter,
         refit.OnnxParserRefitter,
     )

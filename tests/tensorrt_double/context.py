@@ -23,12 +23,14 @@ DEFAULT_STREAM = (
 
 class IExecutionContext:
     facade = "IExecutionContext"
-    stored = ("engine", "name", "debug_sync", "enqueue_emits_profile", "persistent_cache_limit")
+    stored = ("engine", "name", "debug_sync", "enqueue_emits_profile", "persistent_cache_limit",
+              "nvtx_verbosity")  # fmt: skip
 
     def __init__(self, api: Any, log: Log, engine: Any, strategy: Any) -> None:
         self._api, self._log, self.engine = api, log, engine
         self.name, self.debug_sync, self.enqueue_emits_profile = "", False, True
         self.persistent_cache_limit = 0
+        self.nvtx_verbosity = api.member(f"ProfilingVerbosity.{engine._plan.verbosity}")
         self.active_optimization_profile = 0
         self._needed = engine.device_memory_size_v2
         self._memory: int | None = None if strategy.name == "USER_MANAGED" else -1
@@ -63,7 +65,8 @@ class IExecutionContext:
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
         if not 0 <= profile_index < self.engine.num_optimization_profiles:
             text = "profileIndex >= 0 && profileIndex < mEngine.getNbOptimizationProfiles()"
-            return self._fail("setOptimizationProfileAsync", f"{CHECK} {text}")
+            self._fail("setOptimizationProfileAsync", f"{CHECK} {text}")
+            raise RuntimeError("Error in set optimization profile async.")
         if profile_index != self.active_optimization_profile:
             self.active_optimization_profile = profile_index
             self._forget_shapes()

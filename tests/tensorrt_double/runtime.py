@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -55,6 +56,24 @@ class Runtime:
                 "and is likely to affect performance or even cause errors."
             )
         return ICudaEngine(self._api, self._log, found)
+
+
+class ISerializationConfig:
+    facade = "ISerializationConfig"
+
+    def __init__(self, api: Any) -> None:
+        self._api, self.flags = api, 0
+
+    def set_flag(self, flag: Any) -> bool:
+        self.flags |= 1 << int(flag)
+        return True
+
+    def clear_flag(self, flag: Any) -> bool:
+        self.flags &= ~(1 << int(flag))
+        return True
+
+    def get_flag(self, flag: Any) -> bool:
+        return bool(self.flags >> int(flag) & 1)
 
 
 class ICudaEngine:
@@ -169,7 +188,18 @@ class ICudaEngine:
         return EngineInspector(self._api, self)
 
     def serialize(self) -> IHostMemory:
-        return IHostMemory(self._api, self._plan.to_bytes())
+        return self.serialize_with_config(ISerializationConfig(self._api))
+
+    def create_serialization_config(self) -> ISerializationConfig:
+        return ISerializationConfig(self._api)
+
+    def serialize_with_config(self, arg0: ISerializationConfig) -> IHostMemory:
+        """Refittable only if that is asked for."""
+        kept = self._plan.refittable and arg0.get_flag(
+            self._api.member("SerializationFlag.INCLUDE_REFIT")
+        )
+        plan = dataclasses.replace(self._plan, refittable=kept)
+        return IHostMemory(self._api, plan.to_bytes())
 
     def _known(self, name: str, where: str) -> bool:
         if name not in self._io:
