@@ -65,7 +65,7 @@ class Sampler(Editor):
         **options: Any,
     ) -> None:
         if engine != "auto":
-            engines.pick(engine, device)  # says what is missing before a model is read
+            engines.named(engine)  # says what is missing before a model is read
         self.model = resolve_model(model)
         kind, self.device, reason = engines.pick(engine, device, self.model)
         kind.check_options(options)

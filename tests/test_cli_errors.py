@@ -73,7 +73,7 @@ FAILURES = {
     "no data": ("train --data nowhere", "nowhere does not exist"),
     "no source": ("convert nowhere.pth out", "nowhere.pth does not exist"),
     "no pth": ("convert words.txt out", "words.txt"),
-    "no engine yet": ("sample --model model --engine trt", "engine 'trt' (TensorRT) cannot run"),
+    "no engine": ("sample --model model --engine trt", "engine 'trt' (TensorRT 10.16 or 11.4, our"),
     "no mask": ("edit inpaint --model model --mask middle", "--mask must be left, right"),
     "no picture": ("edit denoise --model model --images words.png", "words.png"),
     "no folder": ("sample --model model --quiet --n 1 --out words.txt/a.png", "cannot write"),

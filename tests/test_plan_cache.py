@@ -691,9 +691,8 @@ def test_a_folder_of_the_users(tmp_path, monkeypatch):
 
 
 def test_kernels_digest(tmp_path, monkeypatch):
-    package = importlib.resources.files("ncsn_fast")
     for folder in ("kernels", "engines"):
-        shutil.copytree(package / folder, tmp_path / folder)
+        shutil.copytree(importlib.resources.files(f"ncsn_fast.{folder}"), tmp_path / folder)
     found = kernels_digest()
     monkeypatch.setattr(
         plan_cache.importlib.resources, "files", lambda name: tmp_path / name.rpartition(".")[2]

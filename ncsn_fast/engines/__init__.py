@@ -42,6 +42,26 @@ def availability() -> list[Availability]:
     return [Availability(name, kind.summary, kind.unavailable()) for name, kind in ENGINES.items()]
 
 
+def named(name: str) -> type[Engine]:
+    """The engine class of a name.
+
+    Raises:
+        EngineUnavailable: it cannot run here; names those that can.
+        ValueError: there is none of that name.
+    """
+    if name not in ENGINES:
+        raise ValueError(f"engine must be auto, {', '.join(ENGINES)}; got {name!r}")
+    kind = ENGINES[name]
+    problem = kind.unavailable()
+    if problem is None:
+        return kind
+    runnable = ", ".join(row.name for row in availability() if row.problem is None)
+    raise EngineUnavailable(
+        f"engine {name!r} ({kind.summary}) cannot run here: {problem}. "
+        f"Engines that run here: {runnable}"
+    )
+
+
 def pick(
     name: str, device: str | torch.device | None, model: ScoreModel | None = None
 ) -> tuple[type[Engine], torch.device, str]:
@@ -63,16 +83,7 @@ def pick(
         name, reason = _automatic(CpuEngine if on_cpu else CudaEngine, model)
     else:
         reason = "asked for"
-    if name not in ENGINES:
-        raise ValueError(f"engine must be auto, {', '.join(ENGINES)}; got {name!r}")
-    kind = ENGINES[name]
-    problem = kind.unavailable()
-    if problem is not None:
-        runnable = ", ".join(row.name for row in availability() if row.problem is None)
-        raise EngineUnavailable(
-            f"engine {name!r} ({kind.summary}) cannot run here: {problem}. "
-            f"Engines that run here: {runnable}"
-        )
+    kind = named(name)
     refusal = None if model is None else kind.refuses(model)
     if refusal is not None:
         raise EngineUnavailable(f"engine {name!r} {refusal}; use engine='eager'")
@@ -130,5 +141,6 @@ __all__ = [
     "EngineUnavailable",
     "availability",
     "build",
+    "named",
     "pick",
 ]
