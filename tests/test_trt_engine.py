@@ -159,7 +159,8 @@ def test_the_builder_is_told(knobs, builds):
     [
         ({"batch": "a"}, "batch must be a number of images, or least:usual:largest; got 'a'"),
         ({"batch": "0"}, "batch must be"),
-        ({"batch": "4:2:8"}, "least:usual:largest, from 1 upwards; got 4:2:8"),
+        ({"batch": "4:2:8"}, "batch must be a number .*, or least:usual:largest; got '4:2:8'"),
+        ({"size": "8,8:8,9:9,8"}, "size must be H,W, or least:usual:largest of those; got '8,8:8"),
         ({"size": "8"}, "size must be H,W, or least:usual:largest of those; got '8'"),
         ({"workspace": "much"}, "workspace must be a number of GB; got 'much'"),
         ({"workspace": "-1"}, "workspace must be a number of GB"),

@@ -258,6 +258,7 @@ def test_the_command(knobs, tmp_path, capsys, monkeypatch):
     [
         (["--format", "trt", "--opset", "20"], "--opset is for --format onnx"),
         (["--format", "trt", "--batch", "4:2:1:0"], "batch must be"),
+        (["--format", "trt", "--batch", "4:2:1"], "batch must be"),
         (["--format", "trt", "--size", "8"], "size must be H,W"),
         (["--workspace", "4"], "--workspace is for --format trt"),
         (["--builder-level", "4"], "--builder-level is for --format trt"),
