@@ -52,9 +52,9 @@ def _compiled() -> str:
     """What lies in the cache of compiled engines, and where that is."""
     try:
         folder = PlanCache().folder
-    except ValueError as error:  # a limit that is none
+        sizes = [path.stat().st_size for path in folder.glob("*.plan")]
+    except (ValueError, OSError) as error:  # a limit that is none; a folder that cannot be read
         return str(error)
-    sizes = [path.stat().st_size for path in folder.glob("*.plan")]
     return f"{len(sizes)} in {folder}, {sum(sizes) / 1e6:.4g} MB"
 
 

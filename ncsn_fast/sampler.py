@@ -69,7 +69,7 @@ class Sampler(Editor):
         self.model = resolve_model(model)
         kind, self.device, reason = engines.pick(engine, device, self.model)
         kind.check_options(options)
-        if compile_cache is not None and not kind.compiles:
+        if compile_cache is not None and not kind.caches:
             raise ValueError(
                 f"engine {kind.name!r} keeps no compiled engines, so it has no compile_cache"
             )
@@ -180,7 +180,7 @@ class Sampler(Editor):
 
     def micro_batch(self, n: int) -> int:
         """Images in a micro-batch of a call for n."""
-        if self.batch_size is None and self.engine_class.compiles:
+        if self.batch_size is None and self.engine_class.caches:
             return self.engine_for(n).batch_size
         return self.batch_size or default_batch_size(n, self.model.image_shape, self.device)
 

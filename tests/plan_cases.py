@@ -5,17 +5,22 @@ It imports little, so that processes start soon.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ncsn_fast import files
 from ncsn_fast.engines import sealed
 from ncsn_fast.engines.plan_cache import PlanCache
+
+if TYPE_CHECKING:
+    import pytest
 
 FACTS = {"model": "5f" * 32, "dtype": "bf16", "shapes": [[1, 3, 8, 8], [4, 3, 8, 8]], "level": 3}
 NOTES = {"error": 1.5e-3, "seconds": 71}
@@ -83,3 +88,25 @@ def hang(flag: Path, where: str) -> None:
         sealed.secret(create=True)
         files.os.fsync = forever
     PlanCache().fetch(FACTS, forever if where == "building" else lambda: (b"unfinished", {}))
+
+
+def build(content: bytes = b"plan") -> Callable[[], tuple[bytes, dict[str, Any]]]:
+    return lambda: (content, dict(NOTES))
+
+
+def never() -> tuple[bytes, dict[str, Any]]:
+    raise AssertionError("built although it is kept")
+
+
+def plan_of(cache: PlanCache, facts: dict[str, Any] = FACTS) -> Path:
+    """Where a plan must be, without the code under test."""
+    text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+    return cache.folder / f"{hashlib.sha256(text.encode()).hexdigest()}.plan"
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.suffix != ".lock"}
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]

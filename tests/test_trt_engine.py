@@ -13,6 +13,7 @@ from trt_cases import engine, sampler
 import ncsn_fast
 from ncsn_fast import EngineError, Sampler
 from ncsn_fast.engines import precision, trt, trt_api, trt_builder
+from ncsn_fast.engines.cuda_graphs import Graphs
 from ncsn_fast.engines.trt import GATE, TrtEngine
 from ncsn_fast.engines.trt_runtime import Layer
 
@@ -96,6 +97,26 @@ def test_procedures_guides_and_known_pixels(knobs):
 def test_graphs_change_nothing(knobs, graph):
     of = tiny.model()
     assert torch.equal(draw(sampler(of, graph=graph), 3), draw(sampler(of), 3))
+
+
+def test_network_and_update_are_one_graph_of_a_level(knobs, monkeypatch):
+    """As on a GPU, but for the capture: one warm-up, then replays at the same addresses."""
+    captures = []
+
+    def capture(self, calls, step, warm_up):
+        warm_up()
+        captures.append(calls)
+        return lambda: [step() for _ in range(calls)]
+
+    of = tiny.model()
+    expected = draw(sampler(of), 4)
+    monkeypatch.setattr(Graphs, "_capture", capture)
+    ours = sampler(of)
+    assert torch.equal(draw(ours, 4), expected)
+    assert captures == [2, 1]  # the rows of any level, and the one that denoises; for all calls
+    calls = tensorrt_double.calls_of(ours.engine_for(4).loop((8, 8)).plan.context)
+    assert len(calls) == 2 * 9 + 2  # evaluations of two micro-batches, two warm-ups
+    assert len({tuple(call.addresses.items()) for call in calls}) == 1
 
 
 def test_one_context_for_each_loop_at_fixed_addresses(knobs):

@@ -17,7 +17,7 @@ import ncsn_fast
 from ncsn_fast import EngineError, Sampler, export, export_trt
 from ncsn_fast.cli import UsageError
 from ncsn_fast.engines import onnx_model, trt, trt_api, trt_facts
-from ncsn_fast.engines.plan_cache import PlanCache, PlanRefused
+from ncsn_fast.engines.plan_cache import PlanCache, PlanRefused, write_plan
 
 
 def test_the_second_time_it_comes_from_the_cache(knobs, builds, tmp_path):
@@ -210,6 +210,11 @@ def test_other_sealed_files_are_no_plans(knobs, tmp_path):
     (timings,) = (tmp_path / "cache" / "ncsn_fast" / "engines").glob("*.blob")
     with pytest.raises(PlanRefused, match="is no TensorRT engine; write it with"):
         engine(tiny.model(), plan=timings)
+    other = tmp_path / "other.plan"
+    for facts in ({}, {"size": 8, "batch": 8}, {"size": [[8, 8]] * 3, "batch": [3, 2, 1]}):
+        write_plan(other, b"", {"kind": "TensorRT engine", **facts}, {})
+        with pytest.raises(PlanRefused, match="written by another version of ncsn_fast; write it"):
+            engine(tiny.model(), plan=other)
     with pytest.raises(IsADirectoryError, match="is a folder; name a file in it"):
         export_trt(tiny.model(), tmp_path, device="cpu")
 

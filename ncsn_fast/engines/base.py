@@ -55,7 +55,7 @@ class EngineUnavailable(RuntimeError):
 
 
 class EngineError(RuntimeError):
-    """An engine that was built but does not compute what the reference does."""
+    """An engine that cannot be built as asked, or does not compute what the reference does."""
 
 
 class PrecisionError(EngineError):
@@ -76,7 +76,7 @@ class Engine(abc.ABC):
     summary: ClassVar[str]
     dtypes: ClassVar[tuple[str, ...]] = ("fp32",)  # from the fastest to the most precise
     device_types: ClassVar[tuple[str, ...]] = ("cpu",)
-    compiles: ClassVar[bool] = False  # takes compile_cache, a folder for what it builds
+    caches: ClassVar[bool] = False  # keeps what it builds, in the folder compile_cache
     options: ClassVar[dict[str, tuple[str, ...]]] = {}  # settings of its own, and their values
 
     def __init__(

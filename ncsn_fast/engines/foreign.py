@@ -15,6 +15,9 @@ from ncsn_fast.engines.base import Engine
 from ncsn_fast.engines.eager import EagerEngine
 from ncsn_fast.models.score import ScoreModel
 
+# What networks are conditioned on (ScoreModel.conditioning), as graphs take it.
+CONDITIONS = {"level": torch.int64, "time": torch.float32}
+
 
 class ContiguousEngine(EagerEngine):
     """The reference on contiguous maps: torch's channels-last group norm loses two digits."""

@@ -178,8 +178,7 @@ class OrtEngine(BufferedEngine):
         session = self._session or self._captured_session(shape)
         with torch.inference_mode(False):  # written in any mode later
             x, f = (torch.zeros(shape, device=self.device) for _ in range(2))
-            kinds = {"level": torch.int64, "time": torch.float32}
-            kind = kinds.get(self.model.conditioning)
+            kind = foreign.CONDITIONS.get(self.model.conditioning)
             condition = None
             if kind is not None:
                 condition = torch.zeros(len(x), dtype=kind, device=self.device)

@@ -40,7 +40,7 @@ LIMIT_VARIABLE = "NCSN_FAST_CACHE_LIMIT"
 # Files of engines/ that compile nothing: the registry, this cache, and the engines that keep none.
 _COMPILE_NOTHING = {
     "__init__", "sealed", "plan_cache", "plan_files",
-    "eager", "cpu", "cpu_plan", "cpu_probe", "ort",
+    "eager", "cpu", "cpu_plan", "cpu_probe", "ort", "compiled", "settings",
 }  # fmt: skip
 
 
@@ -203,7 +203,7 @@ def kernels_digest() -> str:
 
     They are all of kernels/ (what our GPU kernels are compiled from) and of engines/ what lowers a
     network, fuses it, writes it as ONNX and builds it: every file there but the registry, this
-    cache, and the engines that compile nothing (eager, cpu, ort).
+    cache, and the engines that keep nothing here (eager, cpu, ort, compile).
     """
     digest = hashlib.sha256()
     for folder, skipped in (("kernels", set()), ("engines", _COMPILE_NOTHING)):

@@ -62,7 +62,7 @@ class TrtEngine(LoopedEngine):
     name = "trt"
     summary = "TensorRT 10.16 or 11.4, our update kernel, CUDA graphs"
     dtypes = ("fp16", "bf16", "tf32", "fp32")
-    compiles = True
+    caches = True
     options: ClassVar[dict[str, tuple[str, ...]]] = {
         "graph": GRAPHS,
         "kernels": gpu_kernels.FAMILIES,
@@ -259,7 +259,7 @@ class TrtEngine(LoopedEngine):
         smallest = TrtPlan(self._network, shape, kind, self.device, self._kernels)
         known, convolutions = check_types(self._network.layers(smallest.context), self.dtype)
         if known < convolutions or not convolutions:
-            words = "TensorRT's inspector tells the types of %d of %d convolutions, no others'"
+            words = "TensorRT's inspector tells the types of %d of %d convolutions, of others not"
             log.warning(words, known, convolutions)
         self.levels = min(GATE, len(self._source.sigmas))
         levels = {size: min(CORNERS, self.levels) for size in self.profile.size}

@@ -1,8 +1,8 @@
 """TensorRT's Python module: found or explained, its log, and what a plan of it depends on.
 
-Everything below `engines/trt*.py` takes the module as a parameter, `trt`: `tensorrt` 10 or 11, or
-what has its interface (tensorrt_rtx; the double of the tests). Its functions report failure by None
-or False, and the reason in a log; here both become one exception.
+Everything in `engines/trt*.py` takes the module as a parameter, `trt`: `tensorrt` 10 or 11, or what
+has its interface (tensorrt_rtx; the double of the tests). Most of its functions report failure by
+None or False, and the reason in a log; here both become one exception.
 """
 
 from __future__ import annotations
@@ -97,10 +97,10 @@ def log_of(trt: ModuleType) -> Any:
         def reasons(self) -> str:
             """What was logged as an error since the last call, shortened."""
             errors, self.errors = self.errors, []
-            more = (
-                [] if len(errors) <= _MOST_REASONS else [f"and {len(errors) - _MOST_REASONS} more"]
-            )
-            return "; ".join([*errors[:_MOST_REASONS], *more]) or "it gave no reason"
+            shown = errors[:_MOST_REASONS]
+            if len(errors) > len(shown):
+                shown.append(f"and {len(errors) - len(shown)} more")
+            return "; ".join(shown) or "it gave no reason"
 
     return Log()
 

@@ -60,7 +60,10 @@ def read_file(path: str | Path) -> tuple[Stored, Settings]:
     facts = found.facts
     if facts.get("kind") != _KIND:
         raise PlanRefused(path, "is no TensorRT engine", _AGAIN)
-    least, usual, largest = ((h, w) for h, w in facts["size"])
-    profile = Profile(tuple(facts["batch"]), (least, usual, largest))
-    options = {name: facts[name] for name in ("tf32", "level", "workspace", "refit")}
-    return found, Settings(profile, **options)
+    try:
+        least, usual, largest = ((h, w) for h, w in facts["size"])
+        profile = Profile(tuple(facts["batch"]), (least, usual, largest))
+        options = {name: facts[name] for name in ("tf32", "level", "workspace", "refit")}
+        return found, Settings(profile, **options)
+    except (KeyError, TypeError, ValueError) as error:
+        raise PlanRefused(path, "was written by another version of ncsn_fast", _AGAIN) from error

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ncsn_fast.engines.base import EngineError, PrecisionError
+from ncsn_fast.engines.foreign import CONDITIONS
 from ncsn_fast.engines.gpu_kernels import Kernels
 from ncsn_fast.engines.trt_api import checked, create, log_of
 
-_KINDS = {"level": torch.int64, "time": torch.float32}  # of what networks are conditioned on
 _ANEW = "clear the cache with `ncsn-fast cache clear`, or export the plan anew on this machine"
 
 
@@ -227,9 +227,9 @@ class TrtPlan:
         kernels: Kernels,
     ) -> None:
         self.batch, self.device, self.kernels = shape[0], device, kernels
-        self.conditional = conditioning in _KINDS
+        self.conditional = conditioning in CONDITIONS
         self.input, self.output = (torch.zeros(shape, device=device) for _ in range(2))
-        kind = _KINDS.get(conditioning, torch.int64)
+        kind = CONDITIONS.get(conditioning, torch.int64)
         self.level = torch.zeros(self.batch, dtype=kind, device=device)
         inputs = {"x": self.input, **({conditioning: self.level} if self.conditional else {})}
         self._network = network
