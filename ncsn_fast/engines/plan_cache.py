@@ -14,7 +14,8 @@ import importlib.resources
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ from ncsn_fast.engines.sealed import (
 log = logging.getLogger(__name__)
 LIMIT = 10 * 2**30  # bytes
 LIMIT_VARIABLE = "NCSN_FAST_CACHE_LIMIT"
-# Files of engines/ that compile nothing: the registry, this cache, and the engines that keep none.
+# Below engines/, without ".py": what compiles nothing that is kept in this cache. A folder's name
+# stands for all that is in it.
 _COMPILE_NOTHING = {
     "__init__", "sealed", "plan_cache", "plan_files",
     "eager", "cpu", "cpu_plan", "cpu_probe", "ort", "compiled", "settings",
@@ -201,19 +203,25 @@ class PlanCache:
 def kernels_digest() -> str:
     """sha256 of the sources that decide what a compiled engine computes.
 
-    They are all of kernels/ (what our GPU kernels are compiled from) and of engines/ what lowers a
-    network, fuses it, writes it as ONNX and builds it: every file there but the registry, this
-    cache, and the engines that keep nothing here (eager, cpu, ort, compile).
+    They are all Python files of kernels/ (our GPU kernels) and of engines/, at any depth, without
+    those that only serve engines which keep nothing here (_COMPILE_NOTHING).
     """
     digest = hashlib.sha256()
-    for folder, skipped in (("kernels", set()), ("engines", _COMPILE_NOTHING)):
-        sources = importlib.resources.files(f"ncsn_fast.{folder}").iterdir()
-        for source in sorted(sources, key=lambda file: file.name):
-            name, _, suffix = source.name.rpartition(".")
-            if suffix == "py" and name not in skipped:
-                content = source.read_bytes()
-                digest.update(f"{folder}/{name} {len(content)}\n".encode() + content)
+    for package, skipped in (("kernels", set()), ("engines", _COMPILE_NOTHING)):
+        for name, content in sorted(_sources(importlib.resources.files(f"ncsn_fast.{package}"))):
+            parents = {name[:i] for i, letter in enumerate(name) if letter == "/"}
+            if not skipped & {name, *parents}:
+                digest.update(f"{package}/{name} {len(content)}\n".encode() + content)
     return digest.hexdigest()
+
+
+def _sources(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, bytes]]:
+    """Name below the folder, without ".py", and content of each Python file, at any depth."""
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from _sources(entry, f"{prefix}{entry.name}/")
+        elif entry.name.endswith(".py"):
+            yield prefix + entry.name.removesuffix(".py"), entry.read_bytes()
 
 
 def _find(path: Path, facts: dict[str, Any], *, quiet: bool = False) -> Stored | None:
