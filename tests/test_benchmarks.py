@@ -6,7 +6,6 @@ That the benchmarks themselves run is what `test_readme.py` tests, on small netw
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 import math
 import sys
@@ -16,27 +15,13 @@ from typing import Any
 import pytest
 import torch
 from numpy.testing import assert_array_equal
+from paths import ROOT, load_script
 
 from ncsn_fast.samplers import methods
 
 pytest_plugins = ["pytester"]
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT / "tools"))  # where tools find each other
-
-
-def load(path: Path) -> Any:
-    """A module that is no part of the package, by its file."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # dataclasses look their own module up
-    spec.loader.exec_module(module)
-    return module
-
-
-race = load(ROOT / "benchmarks" / "race.py")
-write_results = load(ROOT / "tools" / "write_results.py")
+race = load_script(ROOT / "benchmarks" / "race.py")
+write_results = load_script(ROOT / "tools" / "write_results.py")
 
 
 class Track:
@@ -322,7 +307,7 @@ def test_the_part_that_is_timed_is_the_first_rows_of_the_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    cifar10 = load(ROOT / "benchmarks" / "bench_sampling.py").WORKS["cifar10"]
+    cifar10 = load_script(ROOT / "benchmarks" / "bench_sampling.py").WORKS["cifar10"]
     ald, fast = (cifar10.task(method, small=False) for method in ("ald", "fast"))
     whole = methods.build("ald", ald.model, None, {})
     # 232 levels of 5 steps and a denoising one

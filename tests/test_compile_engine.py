@@ -7,8 +7,8 @@ with a backend that takes the compiler's graph as it is.
 import engine_cases
 import pytest
 import torch
+from architectures import model
 from drawing import CLOSE, draw
-from test_export import model
 
 from ncsn_fast import EngineError, EngineUnavailable, Sampler, _backends, engines
 from ncsn_fast.engines import compiled, precision

@@ -4,11 +4,10 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 TOOL = ROOT / "tools" / "cuda_resources.py"
 REPORT = ROOT / "benchmarks" / "results" / "cuda-resources.json"
 

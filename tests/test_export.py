@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 import tiny
 import torch
+from architectures import ARCHS, TIME, model
 from onnx.reference import ReferenceEvaluator
 
 import ncsn_fast
@@ -19,22 +20,9 @@ from ncsn_fast.cli import UsageError
 from ncsn_fast.engines import onnx_model
 from ncsn_fast.engines.onnx_model import make_onnx, read_onnx
 from ncsn_fast.engines.ort import OrtEngine
-from ncsn_fast.models.refinenet import ARCHITECTURES
-from ncsn_fast.models.score import TIME_STYLE
 
-TIME = {"unet_a": (0.01, 22.0), "unet_b": (1.0, 25.0)}
-ARCHS = [*ARCHITECTURES, *TIME]
 FP32, HALF = 5e-6, {"fp16": 5e-3, "bf16": 4e-2}  # relative errors of f; half: twice the measured
 ELEMENT = {"fp32": "FLOAT", "fp16": "FLOAT16", "bf16": "BFLOAT16"}
-
-
-def model(arch="ncsnv2", **fields):
-    """A tiny network on images that are not square."""
-    settings = {"arch": arch, "image_size": (16, 24)}
-    if arch in TIME:
-        low, high = TIME[arch]
-        settings |= {"image_size": (28, 36), "sigma_min": low, "sigma_max": high, **TIME_STYLE}
-    return tiny.model(**{**settings, **fields})
 
 
 def noisy(of, n=2, size=None, seed=0):

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 import triton_common
+from paths import ROOT, SUPPORT
 
-ROOT = Path(__file__).resolve().parent.parent
 sys.path += [str(ROOT / "tools"), str(ROOT / "benchmarks")]
 
-import deadlines  # noqa: E402
-import gpu_plan  # noqa: E402
-import gpu_session  # noqa: E402
-import write_gpu_results  # noqa: E402
+import deadlines
+import gpu_plan
+import gpu_session
+import write_gpu_results
 
 STATUSES = {deadlines.OK, deadlines.ABSENT}
 
@@ -45,9 +45,9 @@ def test_every_step_was_executed_or_has_a_reason(session: tuple[dict[str, Any], 
     for name in gpu_plan.SECTIONS:
         assert steps[f"benchmark {name}"]["status"] == deadlines.OK
     assert steps["fuzz 1 of 1, memcheck (plain)"]["status"] == deadlines.OK
-    files = {path.name for path in (ROOT / "tests").glob("test_*_gpu.py")}
-    assert "test_triton_gpu.py" in files
-    assert {f"tests/{name}" for name in files} <= set(steps)
+    files = list((ROOT / "tests").rglob("test_*_gpu.py"))
+    assert "test_triton_gpu.py" in {path.name for path in files}
+    assert {path.relative_to(ROOT).as_posix() for path in files} <= set(steps)
 
 
 @triton_common.needs_triton
@@ -214,11 +214,11 @@ def test_required_and_measured() -> None:
 def test_nothing_needs_what_a_gpu_machine_may_lack(tmp_path: Path) -> None:
     """Python with torch, Triton and pytest is enough to collect, fuzz and measure."""
     absent = ("tyro", "datasets", "openvino", "matplotlib", "tensorboard", "onnx", "onnxscript")
-    files = sorted(str(path) for path in (ROOT / "tests").glob("test_*_gpu.py"))
+    files = sorted(str(path) for path in (ROOT / "tests").rglob("test_*_gpu.py"))
     program = f"""
 import sys
 sys.modules.update(dict.fromkeys({absent!r}))
-sys.path[:0] = [{str(ROOT / "tests")!r}, {str(ROOT / "benchmarks")!r}]
+sys.path[:0] = [{str(SUPPORT)!r}, {str(ROOT / "benchmarks")!r}]
 import gpu_fuzz, measure_gpu, pytest
 sys.exit(pytest.main(["-q", "--collect-only", "-p", "no:cacheprovider", *{files!r}]))
 """

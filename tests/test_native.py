@@ -1,15 +1,13 @@
 """The launchers of the extension: what they take, what they refuse, and float16's conversions."""
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
+from paths import ROOT
 from torch import Tensor
 
 from ncsn_fast import _C, native, ops, reference
-
-ROOT = Path(__file__).parent.parent
 
 
 def noise_like(*shape: int, seed: int = 0) -> Tensor:

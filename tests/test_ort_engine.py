@@ -12,9 +12,9 @@ import onnxruntime
 import pytest
 import tiny
 import torch
+from architectures import ARCHS, model
 from drawing import CLOSE, draw
-from test_export import ARCHS, model
-from test_unet import published
+from tutorial import published
 
 from ncsn_fast import EngineError, EngineUnavailable, Sampler, engines, export_onnx
 from ncsn_fast.engines import foreign, ort, precision

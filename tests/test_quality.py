@@ -8,10 +8,10 @@ import math
 
 import pytest
 import torch
-from test_benchmarks import ROOT, load
+from paths import ROOT, load_script
 
-quality = load(ROOT / "benchmarks" / "quality.py")
-write_quality = load(ROOT / "tools" / "write_quality.py")
+quality = load_script(ROOT / "benchmarks" / "quality.py")
+write_quality = load_script(ROOT / "tools" / "write_quality.py")
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from pathlib import Path
 import golden
 import numpy as np
 import pytest
+from paths import ROOT
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 ENVIRONMENT = {
     **os.environ,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from paths import ROOT
 from PIL import Image
 
 from ncsn_fast import cli, engines, sample, shards
@@ -19,7 +20,6 @@ from ncsn_fast.cli import UsageError
 from ncsn_fast.files import atomic_write, remove_leftovers
 from ncsn_fast.shards import Shard, Team
 
-ROOT = Path(__file__).resolve().parent.parent
 LAUNCH = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
 PATIENCE = 120  # seconds, for processes that should be done in a few
 

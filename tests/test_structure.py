@@ -5,8 +5,8 @@ import functools
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 300, 60
 
 # Modules import from their own layer and from those above it in this list, never from below.

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import triton_common
+from paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 TOOL = ROOT / "tools" / "compile_kernels.py"
 REPORT = ROOT / "benchmarks" / "results" / "aot-sm90.json"
 

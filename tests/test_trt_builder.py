@@ -9,7 +9,7 @@ import signal
 import warnings
 
 import pytest
-from test_export import ARCHS, TIME, model
+from architectures import ARCHS, TIME, model
 
 from ncsn_fast import EngineError, EngineUnavailable
 from ncsn_fast.engines.onnx_model import make_onnx

@@ -6,8 +6,8 @@ import pytest
 import tensorrt_double
 import tiny
 import torch
+from architectures import ARCHS, model
 from drawing import CLOSE, draw
-from test_export import ARCHS, model
 from trt_cases import engine, sampler
 
 import ncsn_fast

@@ -1,16 +1,14 @@
 """The tutorial's U-Net: golden output, published keys and sizes, its clock, and how it is used."""
 
 import dataclasses
-import functools
 import json
 import logging
 import math
-import zlib
 
 import golden
-import numpy as np
 import pytest
 import torch
+from tutorial import CONFIG, A, published
 
 import ncsn_fast
 from ncsn_fast import (
@@ -23,20 +21,11 @@ from ncsn_fast import (
     convert,
 )
 from ncsn_fast.configs import CONFIGS
-from ncsn_fast.models.score import TIME_STYLE
 from ncsn_fast.models.unet import TIME_ARCHS, VERSIONS, TimeUNet
 from ncsn_fast.plan import network_flop
 from ncsn_fast.samplers import methods
 from ncsn_fast.samplers.program import Chains, initial_state, run
 
-A = ModelConfig(
-    arch="unet_a", image_size=(28, 28), channels=1, ngf=32, n_sigmas=99, sigma_begin=22.0,
-    sigma_min=0.01, sigma_max=22.0, **TIME_STYLE,
-)  # fmt: skip
-B = dataclasses.replace(
-    A, arch="unet_b", n_sigmas=88, sigma_begin=9.84521456, sigma_min=1.0, sigma_max=25.0
-)
-CONFIG = {"unet_a": A, "unet_b": B}
 CLOCKS = {arch: config.clock() for arch, config in CONFIG.items()}
 TIMES = [1e-5, 1e-3, 1e-2, 0.1, 0.5, 0.9, 1.0]
 STDS = {  # published constants, from their closed forms
@@ -44,29 +33,6 @@ STDS = {  # published constants, from their closed forms
     "unet_b": [0.00316233, 0.03167374, 0.10163123, 0.37465710, 1.93080543, 7.13044266, 9.84521456],
 }
 archs = pytest.mark.parametrize("arch", TIME_ARCHS)
-
-
-def weight(key: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """The golden recipe of these networks' weights."""
-    z = np.random.RandomState(zlib.crc32(key.encode())).standard_normal(shape)
-    if key.endswith(".W"):
-        z = 2 * z
-    elif len(shape) == 1 and key.endswith(".weight"):
-        z = 1 + 0.1 * z
-    elif len(shape) > 1:
-        z = z / math.sqrt(math.prod(shape[1:]))
-    else:
-        z = 0.1 * z
-    return torch.from_numpy(np.asarray(z, dtype=np.float32))
-
-
-@functools.cache
-def published(arch: str) -> ScoreModel:
-    """The published size, with the golden recipe's weights."""
-    model = ScoreModel(CONFIG[arch])
-    state = {key: weight(key, tuple(v.shape)) for key, v in model.net.state_dict().items()}
-    model.net.load_state_dict(state)
-    return model.eval()
 
 
 def tiny(arch="unet_a", seed=0, **changes):

@@ -151,9 +151,9 @@ class Session:
         spread = ["-n", "4"] if importlib.util.find_spec("xdist") and not self.rehearse else []
         options = ["-q", "-ra", "-p", "no:cacheprovider", *spread]
         return [
-            Step(f"tests/{path.name}", run_python("-m", "pytest", *options, str(path)), 400,
-                 pytest_outcome)
-            for path in sorted((ROOT / "tests").glob("test_*_gpu.py"))
+            Step(path.relative_to(ROOT).as_posix(), run_python("-m", "pytest", *options, str(path)),
+                 400, pytest_outcome)
+            for path in sorted((ROOT / "tests").rglob("test_*_gpu.py"))
         ]  # fmt: skip
 
     def fuzz(self) -> list[Step]:
@@ -173,7 +173,8 @@ class Session:
     def fuzzer(self, tool: str, cases: int, seed: int) -> Callable[[float], Sequence[str]]:
         def command(seconds: float) -> Sequence[str]:
             script = [
-                str(ROOT / "tests" / "gpu_fuzz.py"), "--cases", str(cases), "--seed", str(seed),
+                str(ROOT / "tests" / "support" / "gpu_fuzz.py"),
+                "--cases", str(cases), "--seed", str(seed),
                 "--device", self.device, "--seconds", f"{seconds - 2 * ENDING:.0f}",
                 *(["--tiny"] if self.rehearse else []),
             ]  # fmt: skip

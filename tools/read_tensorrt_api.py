@@ -1,6 +1,6 @@
 """Reads the Python interface of TensorRT off its bindings, without TensorRT.
 
-    python tools/read_tensorrt_api.py            writes tests/tensorrt_api/tensorrt-*.json
+    python tools/read_tensorrt_api.py            writes tests/support/tensorrt_api/tensorrt-*.json
     python tools/read_tensorrt_api.py --check    reads anew, and fails where the files differ
 
 TensorRT's libraries are not on PyPI, but the bindings are (tensorrt-cu13-bindings). They import
@@ -27,7 +27,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-OUT = Path(__file__).parent.parent / "tests" / "tensorrt_api"
+OUT = Path(__file__).parent.parent / "tests" / "support" / "tensorrt_api"
 VERSIONS = ("10.16.1.11", "11.4.0.106")
 CLASSES = (
     "Builder", "INetworkDefinition", "ITensor", "IBuilderConfig", "IOptimizationProfile",

@@ -1,9 +1,10 @@
 """Random shapes, types, layouts and options through every GPU launcher, against float64.
 
-A script, not a test: `python tests/gpu_fuzz.py --cases 200`. Each case is drawn from a seed of its
-own, which a failure prints. Results lie between guards that must stay untouched, in memory that was
-NaN before. With compute-sanitizer around it, and PyTorch's caching allocator off, every access out
-of bounds is an error; without a GPU, TRITON_INTERPRET=1 and `--device cpu --tiny` rehearse it.
+A script, not a test: `python tests/support/gpu_fuzz.py --cases 200`. Each case is drawn from a seed
+of its own, which a failure prints. Results lie between guards that must stay untouched, in memory
+that was NaN before. With compute-sanitizer around it, and PyTorch's caching allocator off, every
+access out of bounds is an error; without a GPU, TRITON_INTERPRET=1 and `--device cpu --tiny`
+rehearse it.
 """
 
 from __future__ import annotations
@@ -244,7 +245,7 @@ def run_case(seed: int, name: str, launcher: Callable[[Draw], None], options: An
         if not isinstance(error, AssertionError):
             traceback.print_exc()
         print(f"FAILED {name}: {error or type(error).__name__}; {draw.chosen}")
-        print(f"  again: python tests/gpu_fuzz.py --only {name} --seed {seed} --cases 1")
+        print(f"  again: python tests/support/gpu_fuzz.py --only {name} --seed {seed} --cases 1")
         return False
     return True
 

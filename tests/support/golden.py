@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import zlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from paths import TESTS
 from torch import Tensor
 
 from ncsn_fast import ModelConfig, ScoreModel
 
-FOLDER = Path(__file__).parent / "golden"
+FOLDER = TESTS / "golden"
 ARCHS = {
     "NCSNv2": "ncsnv2",
     "NCSNv2Deeper": "ncsnv2_deeper",

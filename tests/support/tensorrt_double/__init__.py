@@ -4,9 +4,9 @@
     monkeypatch.setitem(sys.modules, "tensorrt", trt)
 
 It has the names, signatures and enum members that were read off the real bindings
-(tests/tensorrt_api, tools/read_tensorrt_api.py) and no others. What exists but is not implemented
-raises NotImplementedError; `with` blocks, which TensorRT deprecates, do not work. Addresses are
-those of CPU memory, and ONNX Runtime computes.
+(tests/support/tensorrt_api, tools/read_tensorrt_api.py) and no others. What exists but is not
+implemented raises NotImplementedError; `with` blocks, which TensorRT deprecates, do not work.
+Addresses are those of CPU memory, and ONNX Runtime computes.
 
 Which value, log text or exception answers what was seen with TensorRT-RTX 1.7, whose builder runs
 without a GPU; the runtime's answers follow TensorRT's documentation.

@@ -13,15 +13,15 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from norm_cases import noise_like as noise_like
 from norm_cases import worst
+from paths import ROOT, TESTS
 from torch import Tensor
 
-HERE = Path(__file__).parent
+CASES = TESTS / "kernels"
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -37,8 +37,8 @@ def run_cases(*files: str, interpreted: bool) -> None:
         environment["TRITON_INTERPRET"] = "1"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=5"]
     child = subprocess.run(
-        [*command, *(str(HERE / file) for file in files)],
-        cwd=HERE.parent, env=environment, capture_output=True, text=True, check=False,
+        [*command, *(str(CASES / file) for file in files)],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     output = f"{child.stdout[-20000:]}\n{child.stderr[-5000:]}"
     assert child.returncode == 0, output
