@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pybind11
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
@@ -61,4 +61,9 @@ def _jobs() -> str:
     return os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(os.cpu_count() or 1)
 
 
-setup(ext_modules=[CMakeExtension("ncsn_fast._C")], cmdclass={"build_ext": CMakeBuild})
+setup(
+    packages=[*find_packages(include=["ncsn_fast", "ncsn_fast.*"]), "ncsn_fast.kernels"],
+    package_dir={"ncsn_fast.kernels": "kernels"},
+    ext_modules=[CMakeExtension("ncsn_fast._C")],
+    cmdclass={"build_ext": CMakeBuild},
+)

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from race import Entrant, relative_error
 from torch import Tensor
 
-from ncsn_fast import cpu_ops, ops, reference
-from ncsn_fast.noise import Stream
+from ncsn_fast import ops
+from ncsn_fast.ops import cpu, reference
+from ncsn_fast.ops.noise import Stream
 
 SHAPES = {"128x32x32": (8, 128, 32, 32), "256x16x16": (8, 256, 16, 16)}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -154,38 +155,38 @@ CPU_OPS = {
     "elu": CpuOp(
         lambda m: F.elu(m.a),
         lambda m: reference.elu(m.a),
-        lambda m: cpu_ops.elu_out(m.a, m.out),
+        lambda m: cpu.elu_out(m.a, m.out),
         2,
     ),
     "add_elu": CpuOp(
         lambda m: F.elu(m.a + m.b),
         lambda m: reference.add_elu(m.a, m.b)[1],
-        lambda m: cpu_ops.add_elu_out(m.a, m.b, total=m.total, out=m.out),
+        lambda m: cpu.add_elu_out(m.a, m.b, total=m.total, out=m.out),
         4,
     ),
     "max_pool5": CpuOp(
         lambda m: F.max_pool2d(m.a, 5, stride=1, padding=2),
         lambda m: reference.max_pool5(m.a),
-        lambda m: cpu_ops.max_pool5_out(m.a, m.out),
+        lambda m: cpu.max_pool5_out(m.a, m.out),
         2,
     ),
     "avg_pool5": CpuOp(
         lambda m: F.avg_pool2d(m.a, 5, stride=1, padding=2),
         lambda m: reference.avg_pool5(m.a),
-        lambda m: cpu_ops.avg_pool5_out(m.a, m.out),
+        lambda m: cpu.avg_pool5_out(m.a, m.out),
         2,
     ),
     "mean_pool2": CpuOp(
         lambda m: F.avg_pool2d(m.a + m.b, 2),
         lambda m: reference.mean_pool2(m.a, m.b),
-        lambda m: cpu_ops.mean_pool2_out(m.a, m.small, b=m.b),
+        lambda m: cpu.mean_pool2_out(m.a, m.small, b=m.b),
         2.25,
         result="small",
     ),
     "resize_add": CpuOp(
         lambda m: m.a + _resize(m.half, m.a),
         lambda m: reference.resize_add(m.half, (m.a.shape[2], m.a.shape[3]), m.a),
-        lambda m: cpu_ops.resize_add_out(m.half, m.out, a=m.a),
+        lambda m: cpu.resize_add_out(m.half, m.out, a=m.a),
         2.25,
     ),
 }

@@ -16,8 +16,9 @@ from torch import Tensor
 from workloads import WORKLOADS, make
 
 import ncsn_fast
-from ncsn_fast import Sampler, ScoreModel, noise, ops
-from ncsn_fast.noise import Stream
+from ncsn_fast import Sampler, ScoreModel, ops
+from ncsn_fast.ops import noise
+from ncsn_fast.ops.noise import Stream
 from ncsn_fast.plan import network_flop
 from ncsn_fast.samplers import methods
 from ncsn_fast.samplers.program import Program, initial_state

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from bench_ops import BOUNDS, DTYPES, SECONDS, Builders, Case
 from torch import Tensor
 
-from ncsn_fast import cpu_ops, reference
+from ncsn_fast.ops import cpu, reference
 
 # N, in channels, out channels, height and width, dilation.
 SHAPES = {
@@ -37,10 +37,10 @@ def bench_winograd(race: Callable[..., None], shape: str, dtype: str, provider: 
         weight = torch.randn(out_channels, in_channels, 3, 3, generator=generator)
         weight /= (9 * in_channels) ** 0.5
         out = x.new_empty(n, out_channels, size, size).to(memory_format=torch.channels_last)
-        weights = cpu_ops.winograd_pack(weight, x.dtype)
+        weights = cpu.winograd_pack(weight, x.dtype)
         runs = {
             "torch": _direct(x, weight.to(x.dtype), dilation),
-            "kernel": lambda: cpu_ops.winograd_conv_out(x, weights, None, out, dilation=dilation),
+            "kernel": lambda: cpu.winograd_conv_out(x, weights, None, out, dilation=dilation),
         }
         expected = reference.winograd_conv(x.double(), weight.double(), None, dilation=dilation)
         info = {"dtype": dtype, "batch": n, "flop": 2 * out.numel() * 9 * in_channels}

@@ -1,8 +1,9 @@
 """Triton kernels, installed as `ncsn_fast.kernels`.
 
 One file per op with the op's basename. A launcher has the signature of the function of that name in
-`ncsn_fast.reference`, which is its specification, plus the buffers it may write into: with all of
-them given it allocates nothing and can be captured in a CUDA graph. Rules that hold for every file:
+`ncsn_fast.ops.reference`, which is its specification, plus the buffers it may write into: with all
+of them given it allocates nothing and can be captured in a CUDA graph. Rules that hold for every
+file:
 
 - Maps are channels-last; the fastest axis is C, read and written 16 bytes at a time where C allows.
 - Arithmetic and statistics are float32, reductions have a fixed order, nothing is atomic. No bit of

@@ -1,4 +1,4 @@
-"""Uniforms and normals of the noise contract (ncsn_fast/noise.py) into a given tensor.
+"""Uniforms and normals of the noise contract (ncsn_fast/ops/noise.py) into a given tensor.
 
 Element e of sample b comes from key (seed, sample) and counter (e // 4, step, stream, 0), so a
 quadruple shares a Philox call. Writes each element once: 4 bytes. Normals are bound by arithmetic,

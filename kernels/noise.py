@@ -1,4 +1,4 @@
-"""Noise of the contract in ncsn_fast/noise.py, for use inside kernels.
+"""Noise of the contract in ncsn_fast/ops/noise.py, for use inside kernels.
 
 Philox4x32-10 with key (seed, sample) and counter (element // 4, step, stream, 0); its four words
 serve elements 4q .. 4q+3 through two Box-Muller pairs.

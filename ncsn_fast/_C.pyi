@@ -41,8 +41,8 @@ def resize_add(
 def norm_tiles(channels: int, plane: int, dtype: int, /) -> int: ...
 def convert_float16(values: int, halves: int, count: int, widen: bool, /) -> None: ...
 
-# ncsn_fast.native; x and y of a norm are (address, dtype), its parameters (address, floats between
-# rows), maps of an update (address, dtype, strides of sample, channel, pixel, channels).
+# ncsn_fast.ops.native; x and y of a norm are (address, dtype), its parameters (address, floats
+# between rows), maps of an update (address, dtype, strides of sample, channel, pixel, channels).
 def instance_norm_plus_rows(
     x: Sequence[int], y: Sequence[int], sizes: Sequence[int], parameters: Sequence[Sequence[int]],
     bias: int, elu: bool, eps: float, isa: int, /,

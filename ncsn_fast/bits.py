@@ -22,13 +22,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ncsn_fast import data, noise
+from ncsn_fast import data
 from ncsn_fast.engines.batch_size import default_batch_size
 from ncsn_fast.files import atomic_write
 from ncsn_fast.images import as_tensor
 from ncsn_fast.jobs import SamplingError
 from ncsn_fast.likelihood import Likelihood, Trace, dequantise, log_likelihood
 from ncsn_fast.models.score import ScoreModel
+from ncsn_fast.ops import noise
 from ncsn_fast.samplers.plain import Score, SolverError
 
 BITS, DATA_RANGE = 8, (0.0, 1.0)  # of images as this package reads them

@@ -12,7 +12,7 @@ from torch import Tensor
 from ncsn_fast.images import Output, convert
 from ncsn_fast.jobs import Callback, Job
 from ncsn_fast.models.score import each_sigma
-from ncsn_fast.noise import Stream, check_uint32, normal, sample_indices
+from ncsn_fast.ops.noise import Stream, check_uint32, normal, sample_indices
 from ncsn_fast.restorer import Restorer, check_range
 from ncsn_fast.samplers import methods
 from ncsn_fast.samplers.editing import check_draws_noise, interpolation_weights, start_level

@@ -19,7 +19,7 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-from ncsn_fast import cli, data, engines, noise
+from ncsn_fast import cli, data, engines
 from ncsn_fast.bits import (
     BITS,
     DATA_RANGE,
@@ -37,6 +37,7 @@ from ncsn_fast.judge import BATCH, Judge, describe_source, open_source
 from ncsn_fast.likelihood import Trace
 from ncsn_fast.loading import resolve_model
 from ncsn_fast.metrics import digit_figures, nearest_images
+from ncsn_fast.ops import noise
 from ncsn_fast.options import ModelOptions, SamplingOptions, check_count, check_png
 from ncsn_fast.sampler import Sampler
 from ncsn_fast.samplers import methods

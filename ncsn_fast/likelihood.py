@@ -18,8 +18,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ncsn_fast import noise, ops
-from ncsn_fast.noise import Stream
+from ncsn_fast import ops
+from ncsn_fast.ops import noise
+from ncsn_fast.ops.noise import Stream
 from ncsn_fast.samplers.plain import Score, per_sample
 from ncsn_fast.samplers.runge_kutta import solve
 

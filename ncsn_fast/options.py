@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from ncsn_fast.noise import check_uint32
+from ncsn_fast.ops.noise import check_uint32
 from ncsn_fast.sampler import Sampler
 from ncsn_fast.samplers import methods
 from ncsn_fast.samplers.predictor_corrector import Corrector, Norm, Order, Predictor

@@ -11,7 +11,7 @@ from torch import Tensor
 from ncsn_fast.images import Output, as_mask, as_tensor, check_output, convert
 from ncsn_fast.jobs import Callback, Job
 from ncsn_fast.models.score import ScoreModel
-from ncsn_fast.noise import sample_indices
+from ncsn_fast.ops.noise import sample_indices
 from ncsn_fast.samplers import methods
 from ncsn_fast.samplers.editing import inpainting
 from ncsn_fast.samplers.guidance import Both, Imposed, Projected

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ncsn_fast import engines, jobs, noise
+from ncsn_fast import engines, jobs
 from ncsn_fast.bits import image_log_likelihood
 from ncsn_fast.editor import Editor
 from ncsn_fast.engines.base import Engine, EngineError, dtype_name
@@ -23,6 +23,7 @@ from ncsn_fast.jobs import Callback, Job, Progress, Report, SamplingError
 from ncsn_fast.likelihood import Likelihood
 from ncsn_fast.loading import resolve_model
 from ncsn_fast.models.score import ScoreModel, each_sigma
+from ncsn_fast.ops import noise
 from ncsn_fast.plan import Plan, make_plan
 from ncsn_fast.samplers import methods
 from ncsn_fast.samplers.plain import Guide, Procedure, check_guide

@@ -21,8 +21,9 @@ import tyro
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ncsn_fast import files, noise, objectives
-from ncsn_fast.noise import Stream
+from ncsn_fast import files, objectives
+from ncsn_fast.ops import noise
+from ncsn_fast.ops.noise import Stream
 from ncsn_fast.samplers.langevin import annealed_langevin
 from ncsn_fast.samplers.program import Chains, Program, run
 

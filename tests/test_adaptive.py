@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ncsn_fast.noise import Stream
+from ncsn_fast.ops.noise import Stream
 from ncsn_fast.samplers.adaptive import adaptive
 from ncsn_fast.samplers.plain import SolverError, contract_noise
 

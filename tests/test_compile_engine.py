@@ -10,9 +10,10 @@ import torch
 from architectures import model
 from drawing import CLOSE, draw
 
-from ncsn_fast import EngineError, EngineUnavailable, Sampler, _backends, engines
+from ncsn_fast import EngineError, EngineUnavailable, Sampler, engines
 from ncsn_fast.engines import compiled, precision
 from ncsn_fast.engines.compiled import CompileEngine
+from ncsn_fast.ops import backends
 
 CPU = torch.device("cpu")
 MODES = CompileEngine.options["mode"]
@@ -257,7 +258,7 @@ def test_the_type_without_one_asked_for(monkeypatch):
 
 def test_what_is_missing(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(_backends, "missing", lambda name: f"{name} is not installed")
+    monkeypatch.setattr(backends, "missing", lambda name: f"{name} is not installed")
     assert CompileEngine.unavailable() == "triton is not installed"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert CompileEngine.unavailable() is None

@@ -8,8 +8,9 @@ import pytest
 import torch
 from scipy.stats import chi2, norm
 
-from ncsn_fast import noise, ops
-from ncsn_fast.noise import Stream
+from ncsn_fast import ops
+from ncsn_fast.ops import noise
+from ncsn_fast.ops.noise import Stream
 from ncsn_fast.samplers.correctors import CORRECTORS, HMC, MALA, ULA
 from ncsn_fast.samplers.plain import contract_noise, per_sample
 from ncsn_fast.samplers.predictor_corrector import evaluations, predictor_corrector

@@ -8,7 +8,7 @@ import torch
 from engine_cases import CPU, LEVELS, chains_of, model, program_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ncsn_fast import EngineError, ModelConfig, Sampler, SamplingError, ScoreModel, _backends, ops
+from ncsn_fast import EngineError, ModelConfig, Sampler, SamplingError, ScoreModel, ops
 from ncsn_fast.engines import cuda_loop, gpu_kernels, looped, precision
 from ncsn_fast.engines.cpu import CpuEngine
 from ncsn_fast.engines.cuda import CudaEngine
@@ -16,6 +16,7 @@ from ncsn_fast.engines.cuda_graphs import Graphs
 from ncsn_fast.engines.eager import EagerEngine
 from ncsn_fast.jobs import Job, run_job
 from ncsn_fast.models.refinenet import ARCHITECTURES
+from ncsn_fast.ops import backends
 from ncsn_fast.samplers import methods
 from ncsn_fast.samplers.editing import inpainting, interpolation_weights
 
@@ -279,7 +280,7 @@ def test_what_it_cannot_take_is_refused():
 
 
 def test_the_cuda_family_needs_an_extension_with_cuda(monkeypatch):
-    monkeypatch.setattr(_backends, "missing", lambda family: "built without CUDA: rebuild")
+    monkeypatch.setattr(backends, "missing", lambda family: "built without CUDA: rebuild")
     with pytest.raises(RuntimeError, match=r"kernels='cuda': built without CUDA.*kernels='triton'"):
         gpu_kernels.load("cuda", torch.device("cuda"))
 

@@ -4,18 +4,19 @@ import pytest
 import torch
 from engine_cases import LEVELS, chains_of, model, program_of
 
-from ncsn_fast import ModelConfig, Sampler, SamplingError, ScoreModel, _backends
+from ncsn_fast import ModelConfig, Sampler, SamplingError, ScoreModel
 from ncsn_fast.engines import gpu_kernels, precision
 from ncsn_fast.engines.cuda import CudaEngine
 from ncsn_fast.engines.eager import EagerEngine
 from ncsn_fast.jobs import Job, run_job
+from ncsn_fast.ops import backends
 from ncsn_fast.samplers.editing import interpolation_weights
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU, CUDA's torch"),
 ]
-FAMILIES = [family for family in gpu_kernels.FAMILIES if not _backends.missing(family)]
+FAMILIES = [family for family in gpu_kernels.FAMILIES if not backends.missing(family)]
 DTYPES = ["fp32", "tf32", "bf16", "fp16"]
 CUDA = torch.device("cuda")
 

@@ -16,7 +16,7 @@ import ncsn_fast
 from ncsn_fast import cli, data, edit
 from ncsn_fast.images import to_uint8
 from ncsn_fast.inputs import import_function
-from ncsn_fast.noise import Stream, normal
+from ncsn_fast.ops.noise import Stream, normal
 from ncsn_fast.samplers.operators import gaussian_blur
 
 

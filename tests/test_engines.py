@@ -7,16 +7,10 @@ import pytest
 import torch
 from drawing import CLOSE, draw, tiny
 
-from ncsn_fast import (
-    EngineError,
-    EngineUnavailable,
-    Sampler,
-    SamplingError,
-    _backends,
-    engines,
-)
+from ncsn_fast import EngineError, EngineUnavailable, Sampler, SamplingError, engines
 from ncsn_fast.engines.cpu import CpuEngine
 from ncsn_fast.engines.cuda import CudaEngine
+from ncsn_fast.ops import backends
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
@@ -139,7 +133,7 @@ def test_what_else_the_engine_for_gpus_needs(monkeypatch, missing, words):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: missing != "cudnn")
     reason = "Triton is not installed: pip install triton (Linux)"
-    monkeypatch.setattr(_backends, "missing", lambda name: reason if name == missing else "")
+    monkeypatch.setattr(backends, "missing", lambda name: reason if name == missing else "")
     assert words in CudaEngine.unavailable()
     kind, device, reason = engines.pick("auto", None)
     assert (kind.name, device.type) == ("eager", "cuda")

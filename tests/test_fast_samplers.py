@@ -8,8 +8,9 @@ import pytest
 import torch
 from gaussian import Data, follow, moments
 
-from ncsn_fast import noise, sigmas
-from ncsn_fast.noise import Stream
+from ncsn_fast import sigmas
+from ncsn_fast.ops import noise
+from ncsn_fast.ops.noise import Stream
 from ncsn_fast.samplers.fast import (
     FAST_ETA,
     FAST_STEPS,

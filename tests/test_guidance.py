@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ncsn_fast import ops
-from ncsn_fast.noise import Stream
+from ncsn_fast.ops.noise import Stream
 from ncsn_fast.samplers import fast
 from ncsn_fast.samplers.adaptive import adaptive
 from ncsn_fast.samplers.constraints import ConstrainedUpdate

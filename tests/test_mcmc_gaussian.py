@@ -8,8 +8,8 @@ import torch
 from gaussian_chains import GAUSSIAN, GAUSSIAN_SCORE, assert_close_mean, start
 from scipy.stats import f as fisher
 
-from ncsn_fast import noise
-from ncsn_fast.noise import Stream
+from ncsn_fast.ops import noise
+from ncsn_fast.ops.noise import Stream
 from ncsn_fast.samplers.mcmc import hmc, leapfrog, mala, ula
 from ncsn_fast.samplers.targets import Target
 

@@ -9,9 +9,10 @@ from drawing import tiny
 from PIL import Image
 
 import ncsn_fast
-from ncsn_fast import ModelConfig, Sampler, ScoreModel, noise, sample, sigmas
+from ncsn_fast import ModelConfig, Sampler, ScoreModel, sample, sigmas
 from ncsn_fast.images import sample_path, to_uint8
-from ncsn_fast.noise import Stream
+from ncsn_fast.ops import noise
+from ncsn_fast.ops.noise import Stream
 from ncsn_fast.samplers import fast, methods
 from ncsn_fast.samplers import sde as chains
 from ncsn_fast.sde import VE

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ncsn_fast.noise import Stream
+from ncsn_fast.ops.noise import Stream
 from ncsn_fast.samplers.langevin import annealed_langevin
 from ncsn_fast.samplers.plain import contract_noise, per_sample
 from ncsn_fast.samplers.predictor_corrector import (

@@ -9,10 +9,11 @@ import torch
 from drawing import draw, photos, tiny
 from PIL import Image
 
-from ncsn_fast import Sampler, noise, sample
+from ncsn_fast import Sampler, sample
 from ncsn_fast.images import sample_path, to_uint8
 from ncsn_fast.jobs import Job, run_job
-from ncsn_fast.noise import Stream
+from ncsn_fast.ops import noise
+from ncsn_fast.ops.noise import Stream
 from ncsn_fast.sampler import SamplingError
 from ncsn_fast.samplers import methods
 from ncsn_fast.samplers.adaptive import adaptive

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from ncsn_fast import noise
-from ncsn_fast.noise import Stream
+from ncsn_fast.ops import noise
+from ncsn_fast.ops.noise import Stream
 from ncsn_fast.samplers.editing import inpainting, interpolation_weights
 from ncsn_fast.samplers.langevin import annealed_langevin, consistent_annealed
 from ncsn_fast.samplers.program import Chains, initial_state, run, table

@@ -8,14 +8,10 @@ import pytest
 import torch
 from drawing import CLOSE, NFE, draw, photos, tiny
 
-from ncsn_fast import (
-    Sampler,
-    SamplingError,
-    checkpoint,
-    noise,
-)
+from ncsn_fast import Sampler, SamplingError, checkpoint
 from ncsn_fast.engines.eager import EagerEngine
-from ncsn_fast.noise import Stream
+from ncsn_fast.ops import noise
+from ncsn_fast.ops.noise import Stream
 from ncsn_fast.plan import network_flop
 
 

@@ -9,7 +9,7 @@ import torch
 
 from ncsn_fast.engines.cpu import CpuEngine
 from ncsn_fast.engines.eager import EagerEngine
-from ncsn_fast.noise import Stream
+from ncsn_fast.ops.noise import Stream
 from ncsn_fast.samplers.editing import inpainting, interpolation_weights
 from ncsn_fast.samplers.langevin import annealed_langevin, consistent_annealed, refine_ladder
 from ncsn_fast.samplers.program import Chains, InjectedNoise, run

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from gpu import timing
 from gpu.section import Section
-from ncsn_fast import ops, reference
-from ncsn_fast.noise import Stream
+from ncsn_fast import ops
+from ncsn_fast.ops import reference
+from ncsn_fast.ops.noise import Stream
 
 # C, H, W and the batch sizes; the last one of each is compiled, too (others take the same kernel).
 NORMS = {(128, 32, 32): (1, 16, 256), (256, 16, 16): (1, 16, 256), (128, 256, 256): (1, 8)}
@@ -125,7 +126,7 @@ def _norm_call(name: str) -> Callable[[Norm], timing.Call]:
         )
     family, form = name.split("-")
     native = family == "cuda"
-    module = library("ncsn_fast.native" if native else "ncsn_fast.kernels.instance_norm_plus")
+    module = library("ncsn_fast.ops.native" if native else "ncsn_fast.kernels.instance_norm_plus")
     # The two families split a map differently: each has a workspace of its own.
     workspace = module if native else library("ncsn_fast.kernels.norm_statistics")
     return lambda norm: functools.partial(
@@ -224,7 +225,9 @@ def _eager_update(state: State, noise: float = ROW[3]) -> timing.Call:
 
 
 def _kernel_update(family: str, batch: int) -> Callable[[State], timing.Call]:
-    module = library("ncsn_fast.native" if family == "cuda" else "ncsn_fast.kernels.sampler_update")
+    module = library(
+        "ncsn_fast.ops.native" if family == "cuda" else "ncsn_fast.kernels.sampler_update"
+    )
 
     def make(state: State) -> timing.Call:
         device = state.x.device

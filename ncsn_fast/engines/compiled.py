@@ -15,11 +15,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ncsn_fast import _backends, reference
 from ncsn_fast.engines import foreign
 from ncsn_fast.engines.base import DTYPES, Engine, EngineError, EngineUnavailable, without_weights
 from ncsn_fast.models.layers import InstanceNormPlus
 from ncsn_fast.models.score import ScoreModel
+from ncsn_fast.ops import backends, reference
 
 _GRAPHS = ("reduce-overhead", "max-autotune")  # modes that make CUDA graphs
 _COMPILERS = {"darwin": "clang++", "win32": "cl"}  # torch's choice; elsewhere g++
@@ -94,7 +94,7 @@ class CompileEngine(Engine):
                 f"torch.compile needs a C++ compiler and finds no {compiler}: install one, or name "
                 "it in the environment variable CXX"
             )
-        return _backends.missing("triton") or None if torch.cuda.is_available() else None
+        return backends.missing("triton") or None if torch.cuda.is_available() else None
 
     @classmethod
     def default_dtype(cls, device: torch.device) -> str:

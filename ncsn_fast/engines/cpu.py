@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ncsn_fast._extension import forced_isa
 from ncsn_fast.engines import cpu_probe
 from ncsn_fast.engines.arena import report
 from ncsn_fast.engines.base import DTYPES, without_weights
@@ -20,6 +19,7 @@ from ncsn_fast.engines.cpu_plan import CpuPlan, Weights, torch_functions
 from ncsn_fast.engines.graph import lower
 from ncsn_fast.engines.planned import PlannedEngine
 from ncsn_fast.models.score import ScoreModel
+from ncsn_fast.ops.extension import forced_isa
 from ncsn_fast.samplers.program import Chains, FusedUpdate, Program, Update
 
 _PROFILE_ROUNDS = 5

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ncsn_fast._extension import _C, forced_isa
-from ncsn_fast.cpu_ops import winograd_pack, winograd_pays
 from ncsn_fast.engines.arena import Line, aligned, place
 from ncsn_fast.engines.graph import ConvolutionOf, Graph, Map, NormOf, Op
+from ncsn_fast.ops.cpu import winograd_pack, winograd_pays
+from ncsn_fast.ops.extension import _C, forced_isa
 
 _FUNCTIONS = (
     "aoti_torch_cpu_mkldnn__convolution_pointwise_binary_",

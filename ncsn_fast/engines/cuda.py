@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import torch
 
-from ncsn_fast._backends import DEFAULT_FAMILY
 from ncsn_fast.engines import gpu_kernels
 from ncsn_fast.engines.arena import report
 from ncsn_fast.engines.base import DTYPES, without_weights
@@ -19,6 +18,7 @@ from ncsn_fast.engines.graph import lower
 from ncsn_fast.engines.looped import GRAPHS, LoopedEngine
 from ncsn_fast.engines.planned import PlannedEngine
 from ncsn_fast.models.score import ScoreModel
+from ncsn_fast.ops.backends import DEFAULT_FAMILY
 
 _PROFILE_ROUNDS = 5
 

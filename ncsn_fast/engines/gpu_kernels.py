@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ncsn_fast import _backends, native, reference
 from ncsn_fast.engines.graph import ConvolutionOf
+from ncsn_fast.ops import backends, native, reference
 
 FAMILIES = ("triton", "cuda")
 
@@ -45,7 +45,7 @@ def problem(device_type: str = "cuda") -> str | None:
         )
     if device_type == "cuda" and not torch.backends.cudnn.is_available():
         return "this build of torch has no cuDNN; install one from pypi.org or pytorch.org"
-    return _backends.missing("triton") or None
+    return backends.missing("triton") or None
 
 
 def load(family: str, device: torch.device, *, tf32: bool = False, tune: bool = False) -> Kernels:
@@ -63,8 +63,8 @@ def load(family: str, device: torch.device, *, tf32: bool = False, tune: bool = 
         raise ValueError(f"kernels must be {' or '.join(map(repr, FAMILIES))}; got {family!r}")
     if device.type == "cpu" and family == "cuda":
         return _emulated()
-    if family == "cuda" and _backends.missing("cuda"):
-        raise RuntimeError(f"kernels='cuda': {_backends.missing('cuda')}; or use kernels='triton'")
+    if family == "cuda" and backends.missing("cuda"):
+        raise RuntimeError(f"kernels='cuda': {backends.missing('cuda')}; or use kernels='triton'")
     kernels = _triton(_convolution if device.type == "cpu" else _cudnn(tf32=tf32, tune=tune))
     if family == "triton":
         return kernels

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ncsn_fast._backends import DEFAULT_FAMILY
 from ncsn_fast.engines import foreign, gpu_kernels, trt_api
 from ncsn_fast.engines.base import PrecisionError, without_weights
 from ncsn_fast.engines.batch_size import largest_batch_size
@@ -22,6 +21,7 @@ from ncsn_fast.engines.trt_facts import facts_of, read_file
 from ncsn_fast.engines.trt_options import parse_batch, parse_size, parse_workspace
 from ncsn_fast.engines.trt_runtime import TrtNetwork, TrtPlan, check_types
 from ncsn_fast.models.score import ScoreModel
+from ncsn_fast.ops.backends import DEFAULT_FAMILY
 
 log = logging.getLogger(__name__)
 GATE, CORNERS = 12, 3  # noise levels of a comparison with the reference; for other image sizes

@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from ncsn_fast import _backends
 from ncsn_fast.engines.base import EngineError, EngineUnavailable
+from ncsn_fast.ops import backends
 
 _log = logging.getLogger(__name__)
 LEAST, BEYOND = (10, 16), (12, 0)
@@ -47,7 +47,7 @@ def problem() -> str | None:
         load()
     except EngineUnavailable as error:
         return str(error)
-    return _backends.missing("triton") or None
+    return backends.missing("triton") or None
 
 
 def load() -> ModuleType:

@@ -19,7 +19,7 @@ import math
 import torch
 from torch import Tensor
 
-from ncsn_fast.noise import Stream
+from ncsn_fast.ops.noise import Stream
 from ncsn_fast.samplers.plain import (
     Draw,
     OnStep,

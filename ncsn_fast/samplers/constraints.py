@@ -14,8 +14,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ncsn_fast import ops, reference
-from ncsn_fast.noise import Stream
+from ncsn_fast import ops
+from ncsn_fast.ops import reference
+from ncsn_fast.ops.noise import Stream
 from ncsn_fast.samplers.program import Chains, FusedUpdate, Program
 
 

@@ -27,7 +27,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ncsn_fast import noise
+from ncsn_fast.ops import noise
 from ncsn_fast.samplers.mcmc import Result, hmc, ula
 from ncsn_fast.samplers.predictor_corrector import Moved
 from ncsn_fast.samplers.targets import Target

@@ -20,8 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ncsn_fast import noise, ops
-from ncsn_fast.noise import Stream
+from ncsn_fast import ops
+from ncsn_fast.ops import noise
+from ncsn_fast.ops.noise import Stream
 from ncsn_fast.samplers.targets import Point, Target, per_sample, row_sums, rows
 
 MALA_TARGET, HMC_TARGET = 0.574, 0.651  # optimal acceptance in many dimensions

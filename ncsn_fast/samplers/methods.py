@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ncsn_fast import noise
 from ncsn_fast.models.score import ScoreModel
+from ncsn_fast.ops import noise
 from ncsn_fast.samplers import solvers, tables
 from ncsn_fast.samplers.levels import Levels
 from ncsn_fast.samplers.plain import Procedure

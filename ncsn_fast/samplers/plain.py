@@ -13,8 +13,9 @@ from typing import ClassVar, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ncsn_fast import noise, ops
-from ncsn_fast.noise import Stream
+from ncsn_fast import ops
+from ncsn_fast.ops import noise
+from ncsn_fast.ops.noise import Stream
 from ncsn_fast.samplers.program import Chains, Column
 
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -111,7 +112,7 @@ def chains_noise(chains: Chains) -> Draw:
 
 
 def contract_noise(seed: int, samples: Tensor, shape: tuple[int, ...]) -> Draw:
-    """Normals (B, *shape) float32 of sample indices (B,), by the contract of ncsn_fast.noise."""
+    """Normals (B, *shape) float32 of sample indices (B,), by the contract of ops/noise.py."""
     noise.check_uint32("seed", seed)
     return lambda stream, step: ops.normal(seed, samples, stream, step, shape)
 

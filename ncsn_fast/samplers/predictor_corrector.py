@@ -27,7 +27,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ncsn_fast.noise import Stream
+from ncsn_fast.ops.noise import Stream
 from ncsn_fast.samplers.plain import Constrain, Draw, OnStep, Result, Score, per_sample
 from ncsn_fast.sigmas import check_ladder
 

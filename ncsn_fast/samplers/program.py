@@ -20,8 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ncsn_fast import ops, reference
-from ncsn_fast.noise import Stream
+from ncsn_fast import ops
+from ncsn_fast.ops import reference
+from ncsn_fast.ops.noise import Stream
 
 Coefficients = tuple[float, float, float, float, float, float]
 Column = NDArray[np.float64]
@@ -146,7 +147,7 @@ class Update(Protocol):
 
 
 class FusedUpdate:
-    """Noise by the contract of ncsn_fast.noise, made inside the fused op."""
+    """Noise by the contract of ncsn_fast.ops.noise, made inside the fused op."""
 
     def begin(self, chains: Chains, program: Program) -> None:
         scale, step = program.imposition(0)

@@ -24,7 +24,7 @@ from fuzz_draw import Draw, close, exact
 from ncsn_fast.kernels.rows import new_rows
 from torch import Tensor
 
-from ncsn_fast import reference
+from ncsn_fast.ops import reference
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -223,7 +223,7 @@ def triton_launchers() -> dict[str, Callable[[Draw], None]]:
 
 
 def native_launchers() -> dict[str, Callable[[Draw], None]]:
-    native = importlib.import_module("ncsn_fast.native")
+    native = importlib.import_module("ncsn_fast.ops.native")
     return {
         "instance_norm_plus": lambda draw: instance_norm_plus(draw, native, native.new_partials),
         "sampler_update": lambda draw: sampler_update(draw, native),

@@ -3,7 +3,7 @@
 //   key     = (seed, sample index)
 //   counter = (element / 4, step, stream, 0)          element counted in C, H, W order
 //
-// Four 32-bit words for elements 4q .. 4q+3. The contract is stated in ncsn_fast/noise.py.
+// Four 32-bit words for elements 4q .. 4q+3. The contract is stated in ncsn_fast/ops/noise.py.
 #pragma once
 
 #include "ncsn_fast/platform.h"

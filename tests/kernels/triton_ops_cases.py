@@ -7,7 +7,8 @@ from norm_cases import noise_like, parameters
 from torch import Tensor
 from triton_common import FLOATS, assert_close
 
-from ncsn_fast import _cuda_ops, _op_checks, noise, ops, reference
+from ncsn_fast import ops
+from ncsn_fast.ops import checks, cuda, noise, reference
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy: masked lanes overflow
 
@@ -22,7 +23,7 @@ def calls(monkeypatch) -> list[str]:
     names: list[str] = []
 
     def counted(name: str):
-        function = getattr(_cuda_ops, name)
+        function = getattr(cuda, name)
 
         def call(*arguments):
             names.append(name)
@@ -31,8 +32,8 @@ def calls(monkeypatch) -> list[str]:
         return call
 
     for name in ("instance_norm_plus", "instance_norm_plus_backward", "fill", "sampler_update"):
-        monkeypatch.setattr(_cuda_ops, name, counted(name))
-    monkeypatch.setattr(_op_checks, "on_gpu", lambda x: True)
+        monkeypatch.setattr(cuda, name, counted(name))
+    monkeypatch.setattr(checks, "on_gpu", lambda x: True)
     return names
 
 
@@ -167,7 +168,7 @@ def test_update_by_triton(kind, calls, monkeypatch):
         options |= {"noise_weights": noise_like(2, 2, seed=8).double()}
     results = []
     for gpu in (True, False):
-        monkeypatch.setattr(_op_checks, "on_gpu", lambda x, gpu=gpu: gpu)
+        monkeypatch.setattr(checks, "on_gpu", lambda x, gpu=gpu: gpu)
         net_input, flags = torch.zeros_like(x), torch.zeros(2, dtype=torch.int32)
         with ops.backend("triton"):
             new, history = ops.sampler_update(

@@ -12,8 +12,9 @@ import torch
 from ncsn_fast.kernels.rows import Rows, new_rows
 from torch import Tensor
 
-from ncsn_fast import _C, native, ops
-from ncsn_fast.native import DTYPES
+from ncsn_fast import _C, ops
+from ncsn_fast.ops import native
+from ncsn_fast.ops.native import DTYPES
 
 FLOATS = tuple(DTYPES)
 FULL = (0.9, 0.37, -0.21, 0.63, 0.11, -1.3)

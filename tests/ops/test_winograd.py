@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ncsn_fast import _C, cpu_ops, ops, reference
+from ncsn_fast import _C, ops
+from ncsn_fast.ops import cpu, reference
 
 LEVELS = _C.isa_levels()
 DTYPES = [torch.float32, torch.bfloat16]
@@ -51,8 +52,8 @@ def case(name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor,
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int = 1) -> Tensor:
     out = nhwc(torch.full((len(x), len(weight), *x.shape[2:]), torch.nan, dtype=x.dtype))
-    weights = cpu_ops.winograd_pack(weight, x.dtype)
-    return cpu_ops.winograd_conv_out(x, weights, bias, out, dilation=dilation)
+    weights = cpu.winograd_pack(weight, x.dtype)
+    return cpu.winograd_conv_out(x, weights, bias, out, dilation=dilation)
 
 
 def relative(y: Tensor, exact: Tensor) -> float:
@@ -72,12 +73,12 @@ def test_error_levels_and_accumulation(name, dtype):
     without = convolve(x, weight, None, dilation)
     assert relative(without, exact - bias.double()[:, None, None]) <= max(bound, 3e-3)
 
-    weights = cpu_ops.winograd_pack(weight, dtype)
+    weights = cpu.winograd_pack(weight, dtype)
     for level in LEVELS:
         with ops.isa(level):
             assert torch.equal(convolve(x, weight, bias, dilation), ours), level
             added = total.clone()
-            result = cpu_ops.winograd_conv_out(
+            result = cpu.winograd_conv_out(
                 x, weights, bias, added, dilation=dilation, accumulate=True
             )
         assert result is added
@@ -182,24 +183,24 @@ def test_neighbouring_memory_is_left_alone(channels, dtype):
     room = torch.full((4, 6, 7, channels), 77.0, dtype=dtype)
     out = room[1:3].permute(0, 3, 1, 2)
     x = nhwc(noise_like(2, 5, 6, 7).to(dtype))
-    weights = cpu_ops.winograd_pack(noise_like(channels, 5, 3, 3), dtype)
+    weights = cpu.winograd_pack(noise_like(channels, 5, 3, 3), dtype)
     for level in LEVELS:
         with ops.isa(level):
-            cpu_ops.winograd_conv_out(x, weights, None, out, dilation=2)
+            cpu.winograd_conv_out(x, weights, None, out, dilation=2)
         assert (room[[0, 3]] == 77.0).all()
 
 
 def test_maps_without_pixels():
     for shape in ((2, 4, 0, 5), (2, 4, 5, 0)):
         x = torch.empty(shape).contiguous(memory_format=torch.channels_last)
-        out = cpu_ops.winograd_conv_out(x, PACKED, None, x.new_empty(2, 5, *shape[2:]))
+        out = cpu.winograd_conv_out(x, PACKED, None, x.new_empty(2, 5, *shape[2:]))
         assert out.shape == (2, 5, *shape[2:])
 
 
 def test_bfloat16_weights_are_taken_as_they_are():
     weight = noise_like(8, 8, 3, 3).bfloat16()
     for dtype in DTYPES:
-        one, other = (cpu_ops.winograd_pack(w, dtype) for w in (weight, weight.float()))
+        one, other = (cpu.winograd_pack(w, dtype) for w in (weight, weight.float()))
         assert torch.equal(one.values, other.values)
 
 
@@ -219,48 +220,48 @@ def test_bfloat16_weights_are_taken_as_they_are():
     ],
 )
 def test_where_it_pays(sizes, pays):
-    assert cpu_ops.winograd_pays(*sizes) is pays
+    assert cpu.winograd_pays(*sizes) is pays
 
 
 MAP = nhwc(noise_like(2, 4, 6, 6))
 WEIGHT = noise_like(5, 4, 3, 3)
-PACKED = cpu_ops.winograd_pack(WEIGHT, torch.float32)
+PACKED = cpu.winograd_pack(WEIGHT, torch.float32)
 OUT = nhwc(noise_like(2, 5, 6, 6))
 
 
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [
-        (lambda: cpu_ops.winograd_pack(noise_like(4, 4, 1, 1), torch.float32), ValueError, "3, 3"),
-        (lambda: cpu_ops.winograd_pack(WEIGHT[:0], torch.float32), ValueError, r"got \(0, 4, 3, 3"),
-        (lambda: cpu_ops.winograd_pack(WEIGHT.double(), torch.float32), TypeError, "float64"),
-        (lambda: cpu_ops.winograd_pack(WEIGHT, torch.float16), TypeError, "got .*float16"),
-        (lambda: cpu_ops.winograd_pack(WEIGHT.to("meta"), torch.float32), ValueError, "on meta"),
-        (lambda: cpu_ops.winograd_pack(WEIGHT / 0, torch.float32), ValueError, "must be finite"),
+        (lambda: cpu.winograd_pack(noise_like(4, 4, 1, 1), torch.float32), ValueError, "3, 3"),
+        (lambda: cpu.winograd_pack(WEIGHT[:0], torch.float32), ValueError, r"got \(0, 4, 3, 3"),
+        (lambda: cpu.winograd_pack(WEIGHT.double(), torch.float32), TypeError, "float64"),
+        (lambda: cpu.winograd_pack(WEIGHT, torch.float16), TypeError, "got .*float16"),
+        (lambda: cpu.winograd_pack(WEIGHT.to("meta"), torch.float32), ValueError, "on meta"),
+        (lambda: cpu.winograd_pack(WEIGHT / 0, torch.float32), ValueError, "must be finite"),
         (
-            lambda: cpu_ops.winograd_conv_out(MAP.bfloat16(), PACKED, None, OUT.bfloat16()),
+            lambda: cpu.winograd_conv_out(MAP.bfloat16(), PACKED, None, OUT.bfloat16()),
             TypeError,
             "packed for torch.float32 maps; x is torch.bfloat16",
         ),
-        (lambda: cpu_ops.winograd_conv_out(OUT, PACKED, None, OUT), ValueError, "4 channels; got"),
-        (lambda: cpu_ops.winograd_conv_out(MAP, PACKED, None, MAP), ValueError, "out must have"),
+        (lambda: cpu.winograd_conv_out(OUT, PACKED, None, OUT), ValueError, "4 channels; got"),
+        (lambda: cpu.winograd_conv_out(MAP, PACKED, None, MAP), ValueError, "out must have"),
         (
-            lambda: cpu_ops.winograd_conv_out(MAP, PACKED, None, OUT.contiguous()),
+            lambda: cpu.winograd_conv_out(MAP, PACKED, None, OUT.contiguous()),
             ValueError,
             "out must be channels-last",
         ),
         (
-            lambda: cpu_ops.winograd_conv_out(MAP, PACKED, None, OUT, dilation=0),
+            lambda: cpu.winograd_conv_out(MAP, PACKED, None, OUT, dilation=0),
             ValueError,
             "at least 1; got 0",
         ),
         (
-            lambda: cpu_ops.winograd_conv_out(MAP, PACKED, WEIGHT[0, 0, 0], OUT),
+            lambda: cpu.winograd_conv_out(MAP, PACKED, WEIGHT[0, 0, 0], OUT),
             ValueError,
             r"shape \(5,\); got \(3,\)",
         ),
         (
-            lambda: cpu_ops.winograd_conv_out(MAP, PACKED, torch.zeros(5).double(), OUT),
+            lambda: cpu.winograd_conv_out(MAP, PACKED, torch.zeros(5).double(), OUT),
             TypeError,
             "bias torch.float64",
         ),
@@ -272,6 +273,6 @@ def test_refusals(call, error, text):
 
 
 def test_refuses_an_output_within_the_input():
-    square = cpu_ops.winograd_pack(noise_like(4, 4, 3, 3), torch.float32)
+    square = cpu.winograd_pack(noise_like(4, 4, 3, 3), torch.float32)
     with pytest.raises(ValueError, match="lie apart from x"):
-        cpu_ops.winograd_conv_out(MAP, square, None, MAP)
+        cpu.winograd_conv_out(MAP, square, None, MAP)

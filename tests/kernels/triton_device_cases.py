@@ -13,7 +13,8 @@ from ncsn_fast.kernels.rows import new_rows
 from ncsn_fast.kernels.sampler_update import advance, sampler_update, sampler_update_
 from triton_common import DEVICE, FLOATS, assert_close, nhwc, noise_like
 
-from ncsn_fast import ops, reference
+from ncsn_fast import ops
+from ncsn_fast.ops import reference
 
 FULL = (0.9, 0.37, -0.21, 0.63, 0.11, -1.3)
 

@@ -7,7 +7,8 @@ import torch
 from paths import ROOT
 from torch import Tensor
 
-from ncsn_fast import _C, native, ops, reference
+from ncsn_fast import _C, ops
+from ncsn_fast.ops import native, reference
 
 
 def noise_like(*shape: int, seed: int = 0) -> Tensor:

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ncsn_fast import _C, cpu_ops, ops, reference
+from ncsn_fast import _C, ops
+from ncsn_fast.ops import cpu, reference
 
 LEVELS = _C.isa_levels()
 EPSILON = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-7}
@@ -61,20 +62,20 @@ def even(x: Tensor) -> Tensor:
 
 
 def run_elu(x: Tensor) -> list[Tensor]:
-    return [cpu_ops.elu_out(x, torch.empty_like(x))]
+    return [cpu.elu_out(x, torch.empty_like(x))]
 
 
 def run_add_elu(x: Tensor) -> list[Tensor]:
     total, out = torch.empty_like(x), torch.empty_like(x)
-    cpu_ops.add_elu_out(x, other(x), total=total, out=out)
+    cpu.add_elu_out(x, other(x), total=total, out=out)
     return [total, out]
 
 
 def run_mean_pool2(x: Tensor) -> list[Tensor]:
     x = even(x)
     out = [empty_nhwc(x, x.shape[2] // 2, x.shape[3] // 2) for _ in range(2)]
-    cpu_ops.mean_pool2_out(x, out[0])
-    cpu_ops.mean_pool2_out(x, out[1], b=other(x))
+    cpu.mean_pool2_out(x, out[0])
+    cpu.mean_pool2_out(x, out[1], b=other(x))
     return out
 
 
@@ -82,12 +83,12 @@ SIZES = ((1, 1), (2, 3), (13, 7), (32, 32), (33, 65))
 
 
 def run_resize(x: Tensor) -> list[Tensor]:
-    return [cpu_ops.resize_add_out(x, empty_nhwc(x, *size)) for size in SIZES]
+    return [cpu.resize_add_out(x, empty_nhwc(x, *size)) for size in SIZES]
 
 
 def run_resize_add(x: Tensor) -> list[Tensor]:
     outputs = [empty_nhwc(x, *size) for size in SIZES]
-    return [cpu_ops.resize_add_out(x, out, a=other(out)) for out in outputs]
+    return [cpu.resize_add_out(x, out, a=other(out)) for out in outputs]
 
 
 def resize_add(x: Tensor, computed: torch.dtype) -> list[Tensor]:
@@ -109,11 +110,11 @@ OPS = {
     "elu": (run_elu, lambda x, t: [reference.elu(x.to(t))]),
     "add_elu": (run_add_elu, lambda x, t: reference.add_elu(x.to(t), other(x).to(t))),
     "max_pool5": (
-        lambda x: [cpu_ops.max_pool5_out(x, torch.empty_like(x))],
+        lambda x: [cpu.max_pool5_out(x, torch.empty_like(x))],
         lambda x, t: [reference.max_pool5(x.to(t))],
     ),
     "avg_pool5": (
-        lambda x: [cpu_ops.avg_pool5_out(x, torch.empty_like(x))],
+        lambda x: [cpu.avg_pool5_out(x, torch.empty_like(x))],
         lambda x, t: [reference.avg_pool5(x.to(t))],
     ),
     "mean_pool2": (run_mean_pool2, mean_pool2),
@@ -178,9 +179,9 @@ def test_samples_of_two_operands_are_independent(dtype):
 
     def run(part):
         total, out = torch.empty_like(a[part]), torch.empty_like(a[part])
-        cpu_ops.add_elu_out(a[part], b[part], total=total, out=out)
-        pooled = cpu_ops.mean_pool2_out(a[part], empty_nhwc(a[part], 4, 3), b=b[part])
-        resized = cpu_ops.resize_add_out(small[part], torch.empty_like(a[part]), a=a[part])
+        cpu.add_elu_out(a[part], b[part], total=total, out=out)
+        pooled = cpu.mean_pool2_out(a[part], empty_nhwc(a[part], 4, 3), b=b[part])
+        resized = cpu.resize_add_out(small[part], torch.empty_like(a[part]), a=a[part])
         return total, out, pooled, resized
 
     for whole, alone in zip(run(slice(None)), run(slice(2, 3)), strict=True):
@@ -195,7 +196,7 @@ def test_samples_of_two_operands_are_independent(dtype):
 def test_max_pool_is_exact(shape, dtype):
     for x in (noise_like(*shape) - 40.0, -noise_like(*shape).abs() * 1e30, checkerboard(*shape)):
         x = nhwc(x.to(dtype))
-        y = cpu_ops.max_pool5_out(x, torch.empty_like(x))
+        y = cpu.max_pool5_out(x, torch.empty_like(x))
         assert torch.equal(y, F.max_pool2d(x, 5, stride=1, padding=2))
 
 
@@ -212,7 +213,7 @@ def test_max_pool_of_infinities_zeros_and_nans(channels, level, dtype):
     x[..., 11, 11] = torch.finfo(dtype).min
     x = nhwc(x.to(dtype))
     with ops.isa(level):
-        y = cpu_ops.max_pool5_out(x, torch.empty_like(x))
+        y = cpu.max_pool5_out(x, torch.empty_like(x))
     expected = F.max_pool2d(x, 5, stride=1, padding=2)
     assert torch.equal(y.isnan(), expected.isnan())
     assert torch.equal(y.nan_to_num(nan=7.0), expected.nan_to_num(nan=7.0))
@@ -222,7 +223,7 @@ def test_max_pool_of_infinities_zeros_and_nans(channels, level, dtype):
 
 def test_average_counts_zeros():
     x = nhwc(torch.ones(1, 20, 4, 6))
-    y = cpu_ops.avg_pool5_out(x, torch.empty_like(x))
+    y = cpu.avg_pool5_out(x, torch.empty_like(x))
     counts = torch.tensor([3.0, 4, 4, 3])[:, None] * torch.tensor([3.0, 4, 5, 5, 4, 3])
     torch.testing.assert_close(y, (counts / 25).expand(1, 20, 4, 6))
 
@@ -237,7 +238,7 @@ def test_average_counts_zeros():
 )
 def test_resize_agrees_with_torch(before, after, dtype):
     x = nhwc((noise_like(2, 21, *before) - 2.3).to(dtype))
-    y = cpu_ops.resize_add_out(x, empty_nhwc(x, *after))
+    y = cpu.resize_add_out(x, empty_nhwc(x, *after))
     expected = F.interpolate(x, size=after, mode="bilinear", align_corners=True)
     torch.testing.assert_close(y, expected, atol=8 * EPSILON[dtype], rtol=2 * EPSILON[dtype])
 
@@ -245,16 +246,16 @@ def test_resize_agrees_with_torch(before, after, dtype):
 @pytest.mark.parametrize("dtype", EPSILON)
 def test_resize_to_the_same_size_is_the_identity(dtype):
     x = nhwc((noise_like(2, 21, 9, 7) - 2.3).to(dtype))
-    assert torch.equal(cpu_ops.resize_add_out(x, torch.empty_like(x)), x)
+    assert torch.equal(cpu.resize_add_out(x, torch.empty_like(x)), x)
     total = torch.empty_like(x)
-    cpu_ops.add_elu_out(x, other(x), total=total)
-    assert torch.equal(cpu_ops.resize_add_out(x, torch.empty_like(x), a=other(x)), total)
+    cpu.add_elu_out(x, other(x), total=total)
+    assert torch.equal(cpu.resize_add_out(x, torch.empty_like(x), a=other(x)), total)
 
 
 def test_resize_keeps_input_pixels_exactly():
     # at an integer factor between the corners every (H - 1) / (h - 1)-th pixel is one of the input
     x = nhwc(noise_like(1, 19, 6, 8) - 2.3)
-    y = cpu_ops.resize_add_out(x, empty_nhwc(x, 36, 22))
+    y = cpu.resize_add_out(x, empty_nhwc(x, 36, 22))
     assert torch.equal(y[:, :, ::7, ::3], x)
 
 
@@ -266,31 +267,31 @@ def test_resize_keeps_input_pixels_exactly():
 def test_in_place_forms(shape, dtype):
     a, b = (nhwc((noise_like(*shape, seed=s) - 1.0).to(dtype)) for s in (1, 2))
     total, out = torch.empty_like(a), torch.empty_like(a)
-    cpu_ops.add_elu_out(a, b, total=total, out=out)
-    curved = cpu_ops.elu_out(a, torch.empty_like(a))
-    assert torch.equal(cpu_ops.elu_out(*[a.clone()] * 2), curved)
+    cpu.add_elu_out(a, b, total=total, out=out)
+    curved = cpu.elu_out(a, torch.empty_like(a))
+    assert torch.equal(cpu.elu_out(*[a.clone()] * 2), curved)
 
     first, second = a.clone(), b.clone()
-    cpu_ops.add_elu_out(first, second, total=first, out=second)
+    cpu.add_elu_out(first, second, total=first, out=second)
     assert torch.equal(first, total)
     assert torch.equal(second, out)
     for name, expected in (("total", total), ("out", out)):
         alone = torch.empty_like(a)
-        cpu_ops.add_elu_out(a, b, **{name: alone})
+        cpu.add_elu_out(a, b, **{name: alone})
         assert torch.equal(alone, expected)
 
     small = nhwc(b[:, :, :3, :4])
-    expected = cpu_ops.resize_add_out(small, torch.empty_like(a), a=a)
+    expected = cpu.resize_add_out(small, torch.empty_like(a), a=a)
     inplace = a.clone()
-    assert cpu_ops.resize_add_out(small, inplace, a=inplace) is inplace
+    assert cpu.resize_add_out(small, inplace, a=inplace) is inplace
     assert torch.equal(inplace, expected)
 
 
 def test_elementwise_ops_take_any_dense_layout():
     flat = noise_like(1001) - 2.3
     assert torch.equal(
-        cpu_ops.elu_out(flat, torch.empty_like(flat)).view(1, 7, 11, 13),
-        cpu_ops.elu_out(flat.view(1, 7, 11, 13), torch.empty(1, 7, 11, 13)),
+        cpu.elu_out(flat, torch.empty_like(flat)).view(1, 7, 11, 13),
+        cpu.elu_out(flat.view(1, 7, 11, 13), torch.empty(1, 7, 11, 13)),
     )
 
 
@@ -301,11 +302,11 @@ def test_neighbouring_memory_is_left_alone(channels, dtype):
     out = room[1:3].permute(0, 3, 1, 2)
     x = nhwc(noise_like(2, channels, 6, 4).to(dtype))
     for write in (
-        lambda: cpu_ops.elu_out(x, out),
-        lambda: cpu_ops.max_pool5_out(x, out),
-        lambda: cpu_ops.avg_pool5_out(x, out),
-        lambda: cpu_ops.resize_add_out(nhwc(x[:, :, :3]), out, a=x),
-        lambda: cpu_ops.mean_pool2_out(nhwc(x.repeat(1, 1, 2, 2)), out),
+        lambda: cpu.elu_out(x, out),
+        lambda: cpu.max_pool5_out(x, out),
+        lambda: cpu.avg_pool5_out(x, out),
+        lambda: cpu.resize_add_out(nhwc(x[:, :, :3]), out, a=x),
+        lambda: cpu.mean_pool2_out(nhwc(x.repeat(1, 1, 2, 2)), out),
     ):
         write()
         assert (room[[0, 3]] == 77.0).all()
@@ -314,11 +315,11 @@ def test_neighbouring_memory_is_left_alone(channels, dtype):
 @pytest.mark.parametrize("shape", [(2, 0, 4, 4), (2, 3, 0, 4), (2, 3, 4, 0)])
 def test_empty_maps(shape):
     x = torch.empty(shape).contiguous(memory_format=torch.channels_last)
-    for write in (cpu_ops.elu_out, cpu_ops.max_pool5_out, cpu_ops.avg_pool5_out):
+    for write in (cpu.elu_out, cpu.max_pool5_out, cpu.avg_pool5_out):
         assert write(x, torch.empty_like(x)).shape == shape
     half = empty_nhwc(x, shape[2] // 2, shape[3] // 2)
-    assert cpu_ops.mean_pool2_out(x, half) is half
-    assert cpu_ops.resize_add_out(x, half) is half
+    assert cpu.mean_pool2_out(x, half) is half
+    assert cpu.resize_add_out(x, half) is half
 
 
 def test_nan_stays_in_its_sample():
@@ -342,38 +343,38 @@ PLAIN = noise_like(2, 4, 6, 6)
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [
-        (lambda: cpu_ops.elu_out(MAP, SMALL), ValueError, r"x \(2, 4, 6, 6\), out \(2, 4, 3, 3\)"),
-        (lambda: cpu_ops.elu_out(MAP, PLAIN), ValueError, "contiguous, or all channels-last"),
-        (lambda: cpu_ops.elu_out(MAP, MAP.bfloat16()), TypeError, "out torch.bfloat16"),
-        (lambda: cpu_ops.elu_out(MAP.double(), MAP.double()), TypeError, "x torch.float64"),
-        (lambda: cpu_ops.elu_out(MAP.to("meta"), MAP.to("meta")), ValueError, "x is on meta"),
-        (lambda: cpu_ops.add_elu_out(MAP, MAP), ValueError, "neither was given"),
-        (lambda: cpu_ops.add_elu_out(MAP, SMALL, out=MAP), ValueError, r"b \(2, 4, 3, 3\)"),
-        (lambda: cpu_ops.add_elu_out(MAP, MAP, total=MAP, out=MAP), ValueError, "overlaps"),
-        (lambda: cpu_ops.max_pool5_out(MAP, MAP), ValueError, r"out of shape .* lie apart from x"),
-        (lambda: cpu_ops.max_pool5_out(PLAIN, MAP), ValueError, "x must be channels-last"),
+        (lambda: cpu.elu_out(MAP, SMALL), ValueError, r"x \(2, 4, 6, 6\), out \(2, 4, 3, 3\)"),
+        (lambda: cpu.elu_out(MAP, PLAIN), ValueError, "contiguous, or all channels-last"),
+        (lambda: cpu.elu_out(MAP, MAP.bfloat16()), TypeError, "out torch.bfloat16"),
+        (lambda: cpu.elu_out(MAP.double(), MAP.double()), TypeError, "x torch.float64"),
+        (lambda: cpu.elu_out(MAP.to("meta"), MAP.to("meta")), ValueError, "x is on meta"),
+        (lambda: cpu.add_elu_out(MAP, MAP), ValueError, "neither was given"),
+        (lambda: cpu.add_elu_out(MAP, SMALL, out=MAP), ValueError, r"b \(2, 4, 3, 3\)"),
+        (lambda: cpu.add_elu_out(MAP, MAP, total=MAP, out=MAP), ValueError, "overlaps"),
+        (lambda: cpu.max_pool5_out(MAP, MAP), ValueError, r"out of shape .* lie apart from x"),
+        (lambda: cpu.max_pool5_out(PLAIN, MAP), ValueError, "x must be channels-last"),
         (
-            lambda: cpu_ops.max_pool5_out(MAP[0], MAP),
+            lambda: cpu.max_pool5_out(MAP[0], MAP),
             ValueError,
             r"\(N, C, H, W\); got \(4, 6, 6\)",
         ),
         (
-            lambda: cpu_ops.avg_pool5_out(MAP, SMALL),
+            lambda: cpu.avg_pool5_out(MAP, SMALL),
             ValueError,
             r"\(2, 4, 6, 6\); got \(2, 4, 3, 3\)",
         ),
         (
-            lambda: cpu_ops.mean_pool2_out(SMALL, MAP),
+            lambda: cpu.mean_pool2_out(SMALL, MAP),
             ValueError,
             r"even .* got shape \(2, 4, 3, 3\)",
         ),
-        (lambda: cpu_ops.mean_pool2_out(MAP, PLAIN), ValueError, r"out .* \(2, 4, 3, 3\); got"),
-        (lambda: cpu_ops.mean_pool2_out(MAP, SMALL, b=SMALL), ValueError, "b must have shape"),
-        (lambda: cpu_ops.mean_pool2_out(MAP, SMALL.bfloat16()), TypeError, "out torch.bfloat16"),
-        (lambda: cpu_ops.resize_add_out(SMALL, MAP[:1]), ValueError, r"\(2, 4, H, W\) for x"),
-        (lambda: cpu_ops.resize_add_out(SMALL, MAP, a=SMALL), ValueError, "a must have shape"),
-        (lambda: cpu_ops.resize_add_out(MAP, MAP), ValueError, "out .* lie apart from x"),
-        (lambda: cpu_ops.resize_add_out(nhwc(MAP[:, :, :0]), MAP), ValueError, "has no pixels"),
+        (lambda: cpu.mean_pool2_out(MAP, PLAIN), ValueError, r"out .* \(2, 4, 3, 3\); got"),
+        (lambda: cpu.mean_pool2_out(MAP, SMALL, b=SMALL), ValueError, "b must have shape"),
+        (lambda: cpu.mean_pool2_out(MAP, SMALL.bfloat16()), TypeError, "out torch.bfloat16"),
+        (lambda: cpu.resize_add_out(SMALL, MAP[:1]), ValueError, r"\(2, 4, H, W\) for x"),
+        (lambda: cpu.resize_add_out(SMALL, MAP, a=SMALL), ValueError, "a must have shape"),
+        (lambda: cpu.resize_add_out(MAP, MAP), ValueError, "out .* lie apart from x"),
+        (lambda: cpu.resize_add_out(nhwc(MAP[:, :, :0]), MAP), ValueError, "has no pixels"),
     ],
 )
 def test_refusals(call, error, text):
@@ -384,4 +385,4 @@ def test_refusals(call, error, text):
 def test_refuses_buffers_that_overlap_in_part():
     room = noise_like(3, 6, 6, 4).permute(0, 3, 1, 2)
     with pytest.raises(ValueError, match=r"out of shape .* must be x or lie apart from it"):
-        cpu_ops.elu_out(room[:2], room[1:])
+        cpu.elu_out(room[:2], room[1:])

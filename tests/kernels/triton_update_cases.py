@@ -15,8 +15,8 @@ from ncsn_fast.kernels.sampler_update import advance, sampler_update, sampler_up
 from torch import Tensor
 from triton_common import DEVICE, FLOATS, noise_like
 
-from ncsn_fast import noise, reference
-from ncsn_fast.noise import Stream
+from ncsn_fast.ops import noise, reference
+from ncsn_fast.ops.noise import Stream
 
 # In planes; 12 pixels a channel, less than a tile; flat; one element; flat, fewer than 4 pixels;
 # too many channels for planes.

@@ -1,7 +1,7 @@
 """Which kernels the ops run: the backend asked for, and what this machine has.
 
 CUDA tensors have two families of kernels: "triton" (`ncsn_fast.kernels`) and "cuda", those of the
-extension (`ncsn_fast.native`). A family that was asked for and cannot run raises RuntimeError;
+extension (`ncsn_fast.ops.native`). A family that was asked for and cannot run raises RuntimeError;
 where the choice was left open the other one runs instead, and the log says so once.
 """
 
@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from ncsn_fast._extension import _C
-from ncsn_fast._extension import forced_isa as forced_isa
+from ncsn_fast.ops.extension import _C
+from ncsn_fast.ops.extension import forced_isa as forced_isa
 
 BACKENDS = ("kernels", "reference", "triton", "cuda")
 DEFAULT_FAMILY = "triton"  # of norms: until a committed benchmark on a GPU says otherwise

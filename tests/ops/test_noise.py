@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ncsn_fast import _C, _extension, noise, ops
+from ncsn_fast import _C, ops
+from ncsn_fast.ops import extension, noise
 
 LEVELS = _C.isa_levels()
 UINT32 = st.one_of(st.sampled_from([0, 1, 2**31, 2**32 - 1]), st.integers(0, 2**32 - 1))
@@ -37,7 +38,7 @@ def test_random123_known_answers(counter, key, answer):
 
 
 def test_kernel_known_answer():
-    words = _extension.words(0, torch.tensor([0]), stream=0, step=0, numel=4)
+    words = extension.words(0, torch.tensor([0]), stream=0, step=0, numel=4)
     assert tuple(words.flatten().tolist()) == KNOWN_ANSWERS[0][2]
 
 
@@ -57,7 +58,7 @@ def test_words_and_uniforms_agree_bit_for_bit(seed, samples, stream, step, numel
     uniform_numpy = philox_numpy.uniform(seed, samples, stream, step, numel)
     assert np.array_equal(noise.uniform(seed, index, stream, step, (numel,)), uniform_numpy)
     for isa, level in enumerate(LEVELS):
-        by_kernel = _extension.words(seed, index, stream, step, numel, isa)
+        by_kernel = extension.words(seed, index, stream, step, numel, isa)
         assert np.array_equal(by_kernel.numpy(), by_numpy)
         with ops.isa(level):
             by_kernel = ops.uniform(seed, index, stream, step, (numel,))

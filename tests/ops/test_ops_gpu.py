@@ -4,7 +4,8 @@ import pytest
 import torch
 from norm_cases import INPUTS, noise_like, parameters, sensitivity, worst
 
-from ncsn_fast import _backends, ops, reference
+from ncsn_fast import ops
+from ncsn_fast.ops import backends, reference
 
 pytestmark = [
     pytest.mark.gpu,
@@ -20,8 +21,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 @pytest.fixture(params=["triton", "cuda"])
 def family(request):
     """Everything in the test runs on this family of kernels."""
-    if _backends.missing(request.param):
-        pytest.skip(_backends.missing(request.param))
+    if backends.missing(request.param):
+        pytest.skip(backends.missing(request.param))
     with ops.backend(request.param):
         yield request.param
 

@@ -7,7 +7,8 @@ from ncsn_fast.kernels.fill import normal_, uniform_
 from torch import Tensor
 from triton_common import DEVICE, INTERPRETED
 
-from ncsn_fast import noise, ops
+from ncsn_fast import ops
+from ncsn_fast.ops import noise
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy: words wrap
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ncsn_fast import _C, noise, ops, reference
-from ncsn_fast.noise import Stream
+from ncsn_fast import _C, ops
+from ncsn_fast.ops import noise, reference
+from ncsn_fast.ops.noise import Stream
 
 LEVELS = _C.isa_levels()
 LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}

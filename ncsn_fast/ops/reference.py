@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ncsn_fast import noise
-from ncsn_fast.noise import Stream
+from ncsn_fast.ops import noise
+from ncsn_fast.ops.noise import Stream
 
 
 def _per_channel(parameter: Tensor, dtype: torch.dtype) -> Tensor:

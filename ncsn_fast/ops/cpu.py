@@ -19,8 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ncsn_fast._extension import _C, forced_isa
-from ncsn_fast._op_checks import KERNEL_DTYPES
+from ncsn_fast.ops.checks import KERNEL_DTYPES
+from ncsn_fast.ops.extension import _C, forced_isa
 
 
 def elu_out(x: Tensor, out: Tensor) -> Tensor:

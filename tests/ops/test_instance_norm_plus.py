@@ -4,7 +4,8 @@ import pytest
 import torch
 from norm_cases import INPUTS, noise_like, parameters, worst
 
-from ncsn_fast import _C, _backends, ops, reference
+from ncsn_fast import _C, ops
+from ncsn_fast.ops import backends, reference
 
 LEVELS = _C.isa_levels()
 LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
@@ -292,46 +293,46 @@ def lacking(monkeypatch, caplog):
     caplog.set_level("WARNING", logger="ncsn_fast")
 
     def lack(*families: str) -> None:
-        _backends._warn.cache_clear()
+        backends._warn.cache_clear()
         texts = {"triton": "Triton is not installed", "cuda": "built without CUDA"}
-        monkeypatch.setattr(_backends, "missing", lambda f: texts[f] if f in families else "")
+        monkeypatch.setattr(backends, "missing", lambda f: texts[f] if f in families else "")
 
     yield lack
-    _backends._warn.cache_clear()
+    backends._warn.cache_clear()
 
 
 def test_a_backend_that_was_asked_for_runs_or_raises(lacking, caplog):
     lacking()
     for name in ("triton", "cuda"):
         with ops.backend(name):
-            assert _backends.family("cuda") == name
+            assert backends.family("cuda") == name
     lacking("triton", "cuda")
     for name, text in (("triton", "Triton is not installed"), ("cuda", "built without CUDA")):
         with ops.backend(name), pytest.raises(RuntimeError, match=f"'{name}'.*{text}"):
-            _backends.family("cuda")
+            backends.family("cuda")
     with ops.backend("triton"), pytest.raises(RuntimeError, match="not installed"):
-        _backends.has_triton("noise")
+        backends.has_triton("noise")
     assert not caplog.records
 
 
 @pytest.mark.parametrize(("lost", "found"), [("triton", "cuda"), ("cuda", "triton")])
 def test_the_other_family_runs_with_one_warning(lost, found, lacking, caplog):
     lacking()
-    assert _backends.family(lost) == lost
+    assert backends.family(lost) == lost
     lacking(lost)
     for _ in range(3):
-        assert _backends.family(lost) == _backends.family(found) == found
+        assert backends.family(lost) == backends.family(found) == found
     assert [f"use the '{found}' kernels" in record.message for record in caplog.records] == [True]
-    assert _backends.has_triton("noise") == (found == "triton")
+    assert backends.has_triton("noise") == (found == "triton")
     lacking("triton", "cuda")
     with pytest.raises(RuntimeError, match=r"not installed.*without CUDA.*backend\(\"reference"):
-        _backends.family("triton")
+        backends.family("triton")
 
 
 def test_what_this_machine_lacks_comes_with_a_remedy():
-    assert _backends.missing("triton") == "" or "pip install triton" in _backends.missing("triton")
+    assert backends.missing("triton") == "" or "pip install triton" in backends.missing("triton")
     built = ops.available()["cuda_built"]
-    assert built == ("NCSN_FAST_CUDA=1" not in _backends.missing("cuda"))
+    assert built == ("NCSN_FAST_CUDA=1" not in backends.missing("cuda"))
 
 
 def test_torch_func_transforms_run_the_reference():

@@ -6,8 +6,9 @@ import torch
 from norm_cases import noise_like, parameters, sensitivity, worst
 from torch import Tensor
 
-from ncsn_fast import _C, native, reference
-from ncsn_fast.native import DTYPES
+from ncsn_fast import _C
+from ncsn_fast.ops import native, reference
+from ncsn_fast.ops.native import DTYPES
 
 FLOATS = tuple(DTYPES)
 FORMS = ("split", "single")

@@ -9,7 +9,7 @@ from ncsn_fast.kernels.resize_add import resize_add
 from torch import Tensor
 from triton_common import DEVICE, FLOATS, assert_close, nhwc, noise_like
 
-from ncsn_fast import reference
+from ncsn_fast.ops import reference
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy: masked lanes overflow
 

@@ -1,7 +1,8 @@
 """The fused ops: schemas, fake and autograd rules, and the choice of backend.
 
-Each op is specified by the function of its name in `ncsn_fast.reference`. CPU tensors run the C++
-kernels of `ncsn_fast._C`, CUDA tensors Triton's or the extension's (`_cuda_ops`). Rules for all:
+Each op is specified by the function of its name in `ncsn_fast.ops.reference`. CPU tensors run the
+C++ kernels of `ncsn_fast._C`, CUDA tensors Triton's or the extension's (`ops.cuda`). Rules for
+all:
 
 - float64 always runs the reference: there is no fused float64 kernel.
 - Kernels read contiguous and channels-last tensors; other memory formats are copied first.
@@ -20,12 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ncsn_fast import _cuda_ops, _extension, _op_checks, noise, reference
-from ncsn_fast._backends import available as available
-from ncsn_fast._backends import backend as backend
-from ncsn_fast._backends import backend_name, forced_isa, has_triton
-from ncsn_fast._backends import isa as isa
-from ncsn_fast._op_checks import (
+from ncsn_fast.ops import checks, cuda, extension, noise, reference
+from ncsn_fast.ops.backends import backend_name, forced_isa, has_triton
+from ncsn_fast.ops.checks import (
     CUDA_DTYPES,
     UpdateArguments,
     check_norm,
@@ -70,7 +68,7 @@ def instance_norm_plus_out(
     """
     check_norm(x, alpha, gamma, beta)
     check_norm_out(x, out)
-    _extension.instance_norm_plus(x, (alpha, gamma, beta), out, elu, eps, forced_isa.get())
+    extension.instance_norm_plus(x, (alpha, gamma, beta), out, elu, eps, forced_isa.get())
     return out
 
 
@@ -140,12 +138,12 @@ def _norm(x: Tensor, alpha: Tensor, gamma: Tensor, beta: Tensor, elu: bool, eps:
     if x.dtype not in CUDA_DTYPES or x.ndim != 4 or backend_name.get() == "reference":
         return _norm_reference(x, alpha, gamma, beta, elu, eps)
     check_norm(x, alpha, gamma, beta)
-    if _op_checks.on_gpu(x):
-        return _cuda_ops.instance_norm_plus(x, alpha, gamma, beta, elu, eps)
+    if checks.on_gpu(x):
+        return cuda.instance_norm_plus(x, alpha, gamma, beta, elu, eps)
     if not is_dense(x):
         x = x.contiguous()
     out = torch.empty_like(x)
-    _extension.instance_norm_plus(x, (alpha, gamma, beta), out, elu, eps, forced_isa.get())
+    extension.instance_norm_plus(x, (alpha, gamma, beta), out, elu, eps, forced_isa.get())
     return out
 
 
@@ -161,7 +159,7 @@ def _norm_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*tensors)
     x = tensors[0]
     ctx.fused = (  # decided here: backward runs in threads that know no context variables
-        _op_checks.on_gpu(x)
+        checks.on_gpu(x)
         and x.dtype in CUDA_DTYPES
         and backend_name.get() != "reference"
         and has_triton("gradients")
@@ -181,8 +179,8 @@ def _norm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 def _gradients(
     grad: Tensor, x: Tensor, alpha: Tensor, gamma: Tensor, beta: Tensor, elu: bool, eps: float
 ) -> tuple[Tensor, ...]:
-    if _op_checks.on_gpu(x) and x.dtype in CUDA_DTYPES:
-        return _cuda_ops.instance_norm_plus_backward(grad, x, alpha, gamma, beta, elu, eps)
+    if checks.on_gpu(x) and x.dtype in CUDA_DTYPES:
+        return cuda.instance_norm_plus_backward(grad, x, alpha, gamma, beta, elu, eps)
     first, *rest = reference.instance_norm_plus_backward(
         grad, x, alpha, gamma, beta, elu=elu, eps=eps
     )
@@ -201,10 +199,10 @@ def _update(*arguments: Any) -> None:
     check_update(u)
     if u.x.dtype == torch.float64 or backend_name.get() == "reference":
         _update_reference(u)
-    elif _op_checks.on_gpu(u.x):
-        _cuda_ops.sampler_update(u)
+    elif checks.on_gpu(u.x):
+        cuda.sampler_update(u)
     else:
-        _extension.sampler_update(u, forced_isa.get())
+        extension.sampler_update(u, forced_isa.get())
 
 
 def _update_reference(u: UpdateArguments) -> None:
@@ -231,9 +229,9 @@ def _noise(kind: str) -> Any:
     def fill(seed: int, samples: Tensor, stream: int, step: int, shape: Sequence[int]) -> Tensor:
         if backend_name.get() == "reference":
             return getattr(noise, kind)(seed, samples, stream, step, tuple(shape))
-        if _op_checks.on_gpu(samples):
-            return _cuda_ops.fill(kind, seed, samples, stream, step, shape)
-        return _extension.noise(kind, seed, samples, stream, step, shape, forced_isa.get())
+        if checks.on_gpu(samples):
+            return cuda.fill(kind, seed, samples, stream, step, shape)
+        return extension.noise(kind, seed, samples, stream, step, shape, forced_isa.get())
 
     return fill
 

@@ -13,9 +13,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ncsn_fast._extension import _C, forced_isa
 from ncsn_fast.kernels.launch import check_maps
 from ncsn_fast.kernels.rows import ROW_WIDTH, Rows
+from ncsn_fast.ops.extension import _C, forced_isa
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # Dtype of csrc
 # Up to these one launch does an instance norm by default, as in kernels/instance_norm_plus.py.

@@ -1,4 +1,4 @@
-"""Calls of the compiled extension: tensors in, addresses out. Checks come before (`_op_checks`)."""
+"""Calls of the compiled extension: tensors in, addresses out. Checks come before (`ops.checks`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ncsn_fast._op_checks import KERNEL_DTYPES, UpdateArguments
+from ncsn_fast.ops.checks import KERNEL_DTYPES, UpdateArguments
 
 try:
     from ncsn_fast import _C

@@ -12,7 +12,7 @@ from norm_cases import INPUTS, noise_like, parameters, sensitivity, worst
 from torch import Tensor
 from triton_common import DEVICE, FLOATS, assert_close, nhwc
 
-from ncsn_fast import reference
+from ncsn_fast.ops import reference
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy: masked lanes overflow
 

@@ -1,7 +1,7 @@
-"""The ops of CUDA tensors: arguments brought to the family of kernels that runs (`_backends`).
+"""The ops of CUDA tensors: arguments brought to the family of kernels that runs (`ops.backends`).
 
 Norms have both families; only Triton has their gradient and the noise, whichever is chosen for the
-rest. Checks of arguments come before (`_op_checks`).
+rest. Checks of arguments come before (`ops.checks`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ncsn_fast import _extension, noise
-from ncsn_fast._backends import DEFAULT_FAMILY, family, has_triton
-from ncsn_fast._op_checks import CUDA_DTYPES, UpdateArguments, is_dense, memory_format
+from ncsn_fast.ops import extension, noise
+from ncsn_fast.ops.backends import DEFAULT_FAMILY, family, has_triton
+from ncsn_fast.ops.checks import CUDA_DTYPES, UpdateArguments, is_dense, memory_format
 
 
 def instance_norm_plus(
@@ -66,7 +66,7 @@ def fill(
 def sampler_update(u: UpdateArguments) -> None:
     """In place on x and h; by the extension, unless Triton was asked for or is all there is."""
     if family("cuda") == "cuda":
-        _extension.sampler_update(u, _extension.forced_isa.get())
+        extension.sampler_update(u, extension.forced_isa.get())
         return
     from ncsn_fast.kernels.rows import new_rows
     from ncsn_fast.kernels.sampler_update import sampler_update_

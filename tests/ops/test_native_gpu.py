@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ncsn_fast import _C, native, reference
+from ncsn_fast import _C
+from ncsn_fast.ops import native, reference
 
 pytestmark = [
     pytest.mark.gpu,

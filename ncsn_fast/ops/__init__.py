@@ -1,0 +1,23 @@
+"""The fused operations: normalisation, sampler updates, counter-based noise, and their backends."""
+
+from ncsn_fast.ops.backends import available, backend, isa
+from ncsn_fast.ops.library import (
+    instance_norm_plus,
+    instance_norm_plus_out,
+    normal,
+    sampler_update,
+    sampler_update_,
+    uniform,
+)
+
+__all__ = [
+    "available",
+    "backend",
+    "instance_norm_plus",
+    "instance_norm_plus_out",
+    "isa",
+    "normal",
+    "sampler_update",
+    "sampler_update_",
+    "uniform",
+]
