@@ -14,7 +14,7 @@ from race import Entrant, relative_error
 from torch import Tensor
 
 from ncsn_fast import ops
-from ncsn_fast.objectives import denoising_score_matching, random_levels
+from ncsn_fast.diffusion.objectives import denoising_score_matching, random_levels
 from ncsn_fast.plan import network_flop
 
 BATCH = 4

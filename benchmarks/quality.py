@@ -27,7 +27,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ncsn_fast import Sampler, data, sigmas
+from ncsn_fast import Sampler, data
+from ncsn_fast.diffusion import schedule
 from ncsn_fast.files import atomic_write
 from ncsn_fast.metrics import digit_figures
 from ncsn_fast.samplers import methods
@@ -95,7 +96,7 @@ class Mixture:
         centres = torch.cat([first, first.flip(-1), first.flip(-2)], dim=1)
         self.centres, self.deviation = centres.flatten(1).double(), deviation
         self.weights = torch.arange(1.0, 11.0, dtype=torch.float64) / 55
-        ladder = sigmas.derive(centres)
+        ladder = schedule.derive(centres)
         self.model = SimpleNamespace(  # what a method asks of a ScoreModel
             sigmas=torch.from_numpy(
                 np.geomspace(ladder.sigma_begin, ladder.sigma_end, ladder.n_sigmas)

@@ -19,9 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ncsn_fast.diffusion.schedule import check_ladder
 from ncsn_fast.files import atomic_write
 from ncsn_fast.models.score import ModelConfig, ScoreModel
-from ncsn_fast.sigmas import check_ladder
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"

@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from ncsn_fast.diffusion.schedule import Schedule
 from ncsn_fast.ops.noise import check_uint32
 from ncsn_fast.sampler import Sampler
 from ncsn_fast.samplers import methods
 from ncsn_fast.samplers.predictor_corrector import Corrector, Norm, Order, Predictor
 from ncsn_fast.samplers.solvers import Chain
-from ncsn_fast.sigmas import Schedule
 
 
 @dataclasses.dataclass(frozen=True)

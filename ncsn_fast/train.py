@@ -20,9 +20,10 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from ncsn_fast import checkpoint, cli, data, files, sigmas, toy
+from ncsn_fast import checkpoint, cli, data, files, toy
 from ncsn_fast.batches import batches
 from ncsn_fast.configs import CONFIGS, TrainConfig
+from ncsn_fast.diffusion import schedule
 from ncsn_fast.models.score import ModelConfig
 from ncsn_fast.models.unet import TIME_ARCHS, Clock
 from ncsn_fast.trainer import Journal, LevelLosses, Trainer, TrainingError
@@ -45,19 +46,19 @@ def resolve_ladder(config: TrainConfig, images: data.Images) -> ModelConfig:
         sigma_begin = float(clock.std(1.0))
     elif sigma_begin <= 0:
         chosen = None
-        if len(images) > sigmas.EXACT_LIMIT:
+        if len(images) > schedule.EXACT_LIMIT:
             order = torch.randperm(
                 len(images), generator=torch.Generator().manual_seed(config.seed)
             )
-            chosen = order[: sigmas.SUBSET_SIZE].tolist()
-        sigma_begin = sigmas.max_pairwise_distance(data.stack(images, chosen))
+            chosen = order[: schedule.SUBSET_SIZE].tolist()
+        sigma_begin = schedule.max_pairwise_distance(data.stack(images, chosen))
     dim = config.channels * config.image_size**2
     if n <= 0:
-        n = sigmas.n_levels(sigma_begin, config.sigma_end, dim, config.overlap)
-    ladder = sigmas.geometric(sigma_begin, config.sigma_end, n)
+        n = schedule.n_levels(sigma_begin, config.sigma_end, dim, config.overlap)
+    ladder = schedule.geometric(sigma_begin, config.sigma_end, n)
     # Technique 4 speaks of the code's form of the step; the paper's halves it.
     form = 2 if config.langevin_form == "paper" else 1
-    epsilon = config.epsilon or form * sigmas.epsilon_for(ladder, config.n_steps_each)
+    epsilon = config.epsilon or form * schedule.epsilon_for(ladder, config.n_steps_each)
     log.info(
         "ladder: sigma %.4g -> %.4g in %d levels, T = %d, epsilon = %.4g",
         sigma_begin, config.sigma_end, n, config.n_steps_each, epsilon,

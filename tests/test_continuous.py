@@ -10,7 +10,7 @@ import torch
 import ncsn_fast
 from ncsn_fast import Sampler, checkpoint, cli, data, train
 from ncsn_fast.configs import CONFIGS, TrainConfig
-from ncsn_fast.continuous import continuous_score_matching, random_times
+from ncsn_fast.diffusion.objectives import continuous_score_matching, random_times
 from ncsn_fast.models.unet import VERSIONS, Clock
 from ncsn_fast.trainer import Trainer
 

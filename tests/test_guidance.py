@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ncsn_fast import ops
+from ncsn_fast.diffusion.sde import VP, SubVP
 from ncsn_fast.ops.noise import Stream
 from ncsn_fast.samplers import fast
 from ncsn_fast.samplers.adaptive import adaptive
@@ -28,7 +29,6 @@ from ncsn_fast.samplers.plain import contract_noise, per_sample
 from ncsn_fast.samplers.predictor_corrector import predictor_corrector
 from ncsn_fast.samplers.program import Chains, run
 from ncsn_fast.samplers.sde import vp_ancestral, vp_reverse_diffusion
-from ncsn_fast.sde import VP, SubVP
 
 SHAPE, D = (3, 4, 4), 48
 OPERATORS = {

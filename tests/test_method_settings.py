@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ncsn_fast import ModelConfig, ScoreModel, sigmas
+from ncsn_fast import ModelConfig, ScoreModel
+from ncsn_fast.diffusion import schedule
 from ncsn_fast.samplers import methods
 from ncsn_fast.samplers.langevin import annealed_langevin, consistent_annealed, refine_ladder
 from ncsn_fast.samplers.program import Program
@@ -49,7 +50,7 @@ def test_another_ladder_gets_its_step_from_technique_4(models, arch):
     program = methods.build("ald", models[arch], 3, {"n_steps_each": 2})
     own = models[arch].sigmas.double().numpy()
     ladder = np.geomspace(own[0], own[-1], 3)
-    expected = annealed_langevin(ladder, sigmas.epsilon_for(ladder, 2), 2)
+    expected = annealed_langevin(ladder, schedule.epsilon_for(ladder, 2), 2)
     assert same(program, expected)
     assert program.nfe == 7
 

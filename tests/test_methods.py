@@ -9,13 +9,14 @@ from drawing import tiny
 from PIL import Image
 
 import ncsn_fast
-from ncsn_fast import ModelConfig, Sampler, ScoreModel, sample, sigmas
+from ncsn_fast import ModelConfig, Sampler, ScoreModel, sample
+from ncsn_fast.diffusion import schedule
+from ncsn_fast.diffusion.sde import VE
 from ncsn_fast.images import sample_path, to_uint8
 from ncsn_fast.ops import noise
 from ncsn_fast.ops.noise import Stream
 from ncsn_fast.samplers import fast, methods
 from ncsn_fast.samplers import sde as chains
-from ncsn_fast.sde import VE
 
 NEW = ["fast", "euler", "heun", "dpmpp", "em", "reverse", "ancestral"]
 LADDER_METHODS = [name for name in NEW if name != "em"]
@@ -56,7 +57,7 @@ def test_defaults_are_the_builders(models):
     model, own = models["ncsnv2"], own_ladder(models["ncsnv2"])
 
     def spaced(n):
-        return sigmas.spaced(own, n, "geometric")
+        return schedule.spaced(own, n, "geometric")
 
     expected = {
         "fast": fast.fast(spaced(30)),
@@ -75,7 +76,7 @@ def test_defaults_are_the_builders(models):
 def test_options_reach_the_builders(models):
     model, own = models["ncsnv2"], own_ladder(models["ncsnv2"])
     bent = {"schedule": "karras", "rho": 3.0}
-    ladder, churn = sigmas.karras(own[0], own[-1], 7, 3.0), fast.Churn(3.0, 0.1, 4.0, 1.1)
+    ladder, churn = schedule.karras(own[0], own[-1], 7, 3.0), fast.Churn(3.0, 0.1, 4.0, 1.1)
     churned = {"churn": 3.0, "s_min": 0.1, "s_max": 4.0, "s_noise": 1.1}
     for name, given, expected in (
         ("euler", {**bent, **churned}, fast.euler(ladder, churn=churn)),
@@ -96,9 +97,9 @@ def test_ladders_of_every_kind(models, name):
     user = methods.build(name, model, None, {"sigmas": [5.0, 1.0, 0.1]})
     assert user.sigma[0] == 5.0
     assert set(user.sigma.tolist()) == {5.0, 1.0, 0.1}
-    for schedule in ("ladder", "geometric", "karras", "polynomial"):
-        program = methods.build(name, model, 9, {"schedule": schedule})
-        expected = sigmas.spaced(own, 9, schedule)
+    for spacing in ("ladder", "geometric", "karras", "polynomial"):
+        program = methods.build(name, model, 9, {"schedule": spacing})
+        expected = schedule.spaced(own, 9, spacing)
         np.testing.assert_array_equal(np.unique(program.sigma), expected[::-1])
     assert methods.build(name, model, 1, {}).nfe == 1
     assert methods.build(name, model, 9, {"denoise": False}).nfe in (8, 9, 16)

@@ -7,8 +7,9 @@ import torch
 from golden import FOLDER
 
 import ncsn_fast
-from ncsn_fast import CheckpointError, convert, sigmas
+from ncsn_fast import CheckpointError, convert
 from ncsn_fast.configs import CONFIGS
+from ncsn_fast.diffusion import schedule
 from ncsn_fast.published import _sampling_settings
 
 X = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -110,7 +111,7 @@ def test_overrides_win(tmp_path):
     model = ncsn_fast.load(path, image_size=(24, 24), epsilon=3e-6, sigma_begin=9.0, n_sigmas=6)
     assert model.image_shape == (1, 24, 24)
     assert model.config.epsilon == 3e-6
-    assert torch.equal(model.sigmas, sigmas.geometric(9.0, 0.01, 6))
+    assert torch.equal(model.sigmas, schedule.geometric(9.0, 0.01, 6))
     ncsn = published(tiny.model(arch="ncsn"), path=tmp_path / "y.pth")
     assert float(ncsn_fast.load(ncsn, sigma_begin=20.0).sigmas[0]) == 20
     for bad in ({"ngf": 8}, {"colour": 1}, {"sigma_begin": "x"}, {"epsilon": -1.0}, {"ngf": None}):

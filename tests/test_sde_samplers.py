@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from gaussian import Data, moments
 
+from ncsn_fast.diffusion.sde import VE, VP, SubVP
 from ncsn_fast.samplers.fast import euler
 from ncsn_fast.samplers.sde import (
     ancestral,
@@ -12,7 +13,6 @@ from ncsn_fast.samplers.sde import (
     vp_ancestral,
     vp_reverse_diffusion,
 )
-from ncsn_fast.sde import VE, VP, SubVP
 
 TUTORIAL, SONG = VE(0.01, 22.0, "clean"), VE.power(25.0)
 DATA = Data(mean=0.5)

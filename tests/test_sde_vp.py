@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy.stats import chi2
 
+from ncsn_fast.diffusion.sde import VE, VP, SubVP
 from ncsn_fast.likelihood import log_likelihood
 from ncsn_fast.samplers import vp
 from ncsn_fast.samplers.adaptive import adaptive
@@ -20,7 +21,6 @@ from ncsn_fast.samplers.program import Chains, initial_state, run
 from ncsn_fast.samplers.runge_kutta import solve
 from ncsn_fast.samplers.sde import euler_maruyama, vp_ancestral, vp_reverse_diffusion
 from ncsn_fast.samplers.vp import as_ve, rows
-from ncsn_fast.sde import VE, VP, SubVP
 
 SDES = [VP(), SubVP(), VP(0.4, 9.0), VP(3.0, 3.0)]
 each = pytest.mark.parametrize("sde", SDES, ids=repr)

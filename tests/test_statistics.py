@@ -8,12 +8,16 @@ import torch
 from scipy.special import expit
 from scipy.stats import chi2
 
-from ncsn_fast import sigmas
+from ncsn_fast.diffusion import schedule
 from ncsn_fast.samplers.langevin import annealed_langevin, consistent_annealed, refine_ladder
 from ncsn_fast.samplers.program import Chains, initial_state, run
 
-CIFAR10 = {"sigmas": sigmas.geometric(50.0, 0.01, 232).double().numpy(), "epsilon": 6.2e-6, "t": 5}
-NCSN = {"sigmas": sigmas.geometric(1.0, 0.01, 10).double().numpy(), "epsilon": 2e-5, "t": 100}
+CIFAR10 = {
+    "sigmas": schedule.geometric(50.0, 0.01, 232).double().numpy(),
+    "epsilon": 6.2e-6,
+    "t": 5,
+}
+NCSN = {"sigmas": schedule.geometric(1.0, 0.01, 10).double().numpy(), "epsilon": 2e-5, "t": 100}
 SPREADS = [0.0, 0.25, 0.5]  # standard deviation of the data
 TAIL = 1e-5  # chance of a band to be left, per test; the seeds are fixed
 

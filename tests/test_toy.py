@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ncsn_fast import cli, objectives, toy, train
+from ncsn_fast import cli, toy, train
+from ncsn_fast.diffusion import objectives
 from ncsn_fast.toy import MIXTURE, Mixture, ToyOptions
 
 SIGMA = 0.5

@@ -11,9 +11,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import ncsn_fast
-from ncsn_fast import checkpoint, data, sigmas, train
+from ncsn_fast import checkpoint, data, train
 from ncsn_fast.data import MemoryImages
-from ncsn_fast.objectives import denoising_score_matching
+from ncsn_fast.diffusion import schedule
+from ncsn_fast.diffusion.objectives import denoising_score_matching
 from ncsn_fast.trainer import LevelLosses, Trainer
 
 
@@ -129,7 +130,7 @@ def test_a_ladder_is_derived_from_the_data(caplog):
     config = tiny.train_config(sigma_begin=0.0, n_sigmas=0, epsilon=0.0)
     with caplog.at_level(logging.INFO):
         found = train.resolve_ladder(config, images)
-    expected = sigmas.derive(tiny.IMAGES, n_steps_each=5)
+    expected = schedule.derive(tiny.IMAGES, n_steps_each=5)
     assert (found.sigma_begin, found.n_sigmas) == (expected.sigma_begin, expected.n_sigmas)
     assert found.epsilon == pytest.approx(expected.epsilon)
     assert found.sigma_begin == pytest.approx(

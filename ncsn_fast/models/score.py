@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ncsn_fast import sigmas as ladders
+from ncsn_fast.diffusion import schedule as ladders
 from ncsn_fast.models.refinenet import ARCHITECTURES, RefineNet
 from ncsn_fast.models.unet import TIME_ARCHS, Clock, TimeUNet
 

@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ncsn_fast.diffusion.schedule import check_ladder
 from ncsn_fast.samplers.program import Column, Program, table
-from ncsn_fast.sigmas import check_ladder
 
 # eta = 1 - ratio^CAS_EXPONENT: the exponent that the released CIFAR-10 step of consistent annealed
 # sampling (eta = 5.6e-6 / 0.01^2 on the ratio 0.9638) corresponds to.

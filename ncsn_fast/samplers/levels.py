@@ -8,10 +8,10 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ncsn_fast import sigmas as ladders
+from ncsn_fast.diffusion import schedule as ladders
+from ncsn_fast.diffusion.schedule import Schedule
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.samplers.program import Column
-from ncsn_fast.sigmas import Schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Levels:
 
     Attributes:
         steps: number of noise levels.   sigmas: all of them, descending.
-        schedule, rho: how they are spaced between the ends of the model's ladder (sigmas.spaced).
+        schedule, rho: how they are spaced between the ends of the model's ladder (schedule.spaced).
         sigma_start: the noise level to start at, instead of the first of the model's.
     """
 

@@ -27,9 +27,9 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from ncsn_fast.diffusion.schedule import check_ladder
 from ncsn_fast.ops.noise import Stream
 from ncsn_fast.samplers.plain import Constrain, Draw, OnStep, Result, Score, per_sample
-from ncsn_fast.sigmas import check_ladder
 
 Predictor = Literal["reverse_diffusion", "ancestral", "flow", "none"]
 Corrector = Literal["langevin", "annealed"]

@@ -11,9 +11,9 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ncsn_fast.diffusion.schedule import check_ladder
+from ncsn_fast.diffusion.sde import SDE, VP, SubVP
 from ncsn_fast.samplers.program import Column, Program, table
-from ncsn_fast.sde import SDE, VP, SubVP
-from ncsn_fast.sigmas import check_ladder
 
 
 def euler_maruyama(sde: SDE, n: int, *, t_end: float = 1e-3, denoise: bool = True) -> Program:

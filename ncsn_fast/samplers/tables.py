@@ -8,14 +8,14 @@ from typing import Literal, cast
 
 import numpy as np
 
-from ncsn_fast import sigmas as ladders
+from ncsn_fast.diffusion import schedule as ladders
+from ncsn_fast.diffusion.sde import VE
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.samplers import fast as few
 from ncsn_fast.samplers import sde as chains
 from ncsn_fast.samplers.langevin import annealed_langevin, consistent_annealed, refine_ladder
 from ncsn_fast.samplers.levels import Levels
 from ncsn_fast.samplers.program import Column, Program
-from ncsn_fast.sde import VE
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ The tables of `samplers/sde.py` are its own samplers; `rows` is the network that
     from ncsn_fast.samplers.program import Chains, initial_state, run
     from ncsn_fast.samplers.sde import vp_ancestral
     from ncsn_fast.samplers.vp import as_ve, rows
-    from ncsn_fast.sde import VP
+    from ncsn_fast.diffusion.sde import VP
 
     sde, samples = VP(), torch.arange(8)
     program = vp_ancestral(sde, 200)
@@ -42,8 +42,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ncsn_fast.diffusion.sde import SDE
 from ncsn_fast.samplers.plain import per_sample
-from ncsn_fast.sde import SDE
 
 TimeScore = Callable[[Tensor, Tensor], Tensor]  # (x (B, ...), t (B,)) -> grad log p_t, shape of x
 

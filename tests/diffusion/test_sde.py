@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ncsn_fast.sde import VE, VP, SubVP
+from ncsn_fast.diffusion.sde import VE, VP, SubVP
 
 T = [1e-5, 1e-3, 1e-2, 0.1, 0.5, 0.9, 1.0]
 TUTORIAL = VE(0.01, 22.0, "clean")

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ncsn_fast import objectives
+from ncsn_fast.diffusion import objectives
 
 # Data N(m, s^2 I) in D dimensions and the score -(x - a) / b^2.
 D, M, S, A, B, SIGMA = 3, 0.3, 0.8, 0.1, 1.2, 0.5

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ncsn_fast import sigmas
+from ncsn_fast.diffusion import schedule
 
 # dimension, sigma_1, published L, T, L for C = 0.5, best epsilon, its variance ratio
 PUBLISHED = {
@@ -33,35 +33,37 @@ def farthest(images):
 @published
 def test_technique2_number_of_levels(row):
     dim, sigma_begin, _, _, n, _, _ = row
-    assert sigmas.n_levels(sigma_begin, 0.01, dim) == n
+    assert schedule.n_levels(sigma_begin, 0.01, dim) == n
 
 
 @published
 def test_published_ladders_have_one_overlap(row):
     dim, sigma_begin, n = row[:3]
     ratio = (sigma_begin / 0.01) ** (1 / (n - 1))
-    assert 0.5660 <= sigmas.overlap(ratio, dim) <= 0.5671
-    assert sigmas.n_levels(sigma_begin, 0.01, dim, sigmas.overlap(ratio, dim)) == n
+    assert 0.5660 <= schedule.overlap(ratio, dim) <= 0.5671
+    assert schedule.n_levels(sigma_begin, 0.01, dim, schedule.overlap(ratio, dim)) == n
 
 
 def test_technique2_ratio():
-    assert sigmas.level_ratio(3072) == pytest.approx(1.039796, abs=5e-7)
-    assert sigmas.overlap(1.668101, 3072) == pytest.approx(0, abs=1e-12)  # NCSN of 2019
-    assert 1 + math.log(5000) / math.log(sigmas.level_ratio(3072)) == pytest.approx(219.2, abs=0.05)
+    assert schedule.level_ratio(3072) == pytest.approx(1.039796, abs=5e-7)
+    assert schedule.overlap(1.668101, 3072) == pytest.approx(0, abs=1e-12)  # NCSN of 2019
+    assert 1 + math.log(5000) / math.log(schedule.level_ratio(3072)) == pytest.approx(
+        219.2, abs=0.05
+    )
 
 
 @pytest.mark.parametrize("dim", [5, 64, 3072, 3 * 1024**2])
 @pytest.mark.parametrize("c", [0.05, 0.5, 0.9])
 def test_level_ratio_solves_its_equation(dim, c):
-    ratio = sigmas.level_ratio(dim, c)
+    ratio = schedule.level_ratio(dim, c)
     assert ratio > 1
-    assert sigmas.overlap(ratio, dim) == pytest.approx(c, abs=1e-9)
+    assert schedule.overlap(ratio, dim) == pytest.approx(c, abs=1e-9)
 
 
 def test_more_overlap_or_more_dimensions_mean_more_levels():
-    by_overlap = [sigmas.n_levels(50, 0.01, 3072, c) for c in (0.1, 0.3, 0.5, 0.7, 0.9)]
-    by_dimension = [sigmas.n_levels(50, 0.01, d) for d in (5, 10, 100, 1000, 10000)]
-    by_range = [sigmas.n_levels(s, 0.01, 3072) for s in (0.01, 0.1, 1, 10, 100)]
+    by_overlap = [schedule.n_levels(50, 0.01, 3072, c) for c in (0.1, 0.3, 0.5, 0.7, 0.9)]
+    by_dimension = [schedule.n_levels(50, 0.01, d) for d in (5, 10, 100, 1000, 10000)]
+    by_range = [schedule.n_levels(s, 0.01, 3072) for s in (0.01, 0.1, 1, 10, 100)]
     for counts in (by_overlap, by_dimension, by_range):
         assert all(a < b for a, b in itertools.pairwise(counts))
     assert by_range[0] == 1
@@ -70,35 +72,35 @@ def test_more_overlap_or_more_dimensions_mean_more_levels():
 @pytest.mark.parametrize("c", [0.0, 1.0, -0.2, 0.9999])
 def test_impossible_overlaps_are_refused(c):
     with pytest.raises(ValueError, match=r"overlap C must be in \(0, 0\.99"):
-        sigmas.level_ratio(3072, c)
+        schedule.level_ratio(3072, c)
 
 
 def test_data_of_very_few_dimensions_have_no_ratio():
     with pytest.raises(ValueError, match=r"no ratio reaches .* 4 dimensions; give n_sigmas"):
-        sigmas.level_ratio(4)
+        schedule.level_ratio(4)
 
 
 @published
 def test_technique4(row):
     _, sigma_begin, n, t, _, epsilon, ratio = row
-    ladder = sigmas.geometric(sigma_begin, 0.01, n)
-    found = sigmas.epsilon_for(ladder, t)
+    ladder = schedule.geometric(sigma_begin, 0.01, n)
+    found = schedule.epsilon_for(ladder, t)
     assert found == pytest.approx(epsilon, rel=2.5e-3)  # the table has three figures
     gamma = (sigma_begin / 0.01) ** (1 / (n - 1))
-    assert sigmas.variance_ratio(found, gamma, t, 0.01) == pytest.approx(ratio, abs=6e-4)
+    assert schedule.variance_ratio(found, gamma, t, 0.01) == pytest.approx(ratio, abs=6e-4)
     around = found * np.linspace(0.5, 1.5, 101)
-    assert min(sigmas.variance_ratio(e, gamma, t, 0.01) for e in around) >= (
-        sigmas.variance_ratio(found, gamma, t, 0.01) * (1 - 1e-12)
+    assert min(schedule.variance_ratio(e, gamma, t, 0.01) for e in around) >= (
+        schedule.variance_ratio(found, gamma, t, 0.01) * (1 - 1e-12)
     )
 
 
 @pytest.mark.parametrize(("t", "epsilon"), [(3, 6.619e-6), (5, 6.184e-6), (10, 5.302e-6)])
 def test_technique4_for_other_numbers_of_steps(t, epsilon):
-    assert sigmas.technique4(5000 ** (1 / 231), t, 0.01) == pytest.approx(epsilon, rel=1e-4)
+    assert schedule.technique4(5000 ** (1 / 231), t, 0.01) == pytest.approx(epsilon, rel=1e-4)
 
 
 def test_technique4_scales_with_the_smallest_sigma():
-    small, large = (sigmas.technique4(1.04, 5, s) for s in (0.01, 0.1))
+    small, large = (schedule.technique4(1.04, 5, s) for s in (0.01, 0.1))
     assert large / small == pytest.approx(100, rel=1e-6)
 
 
@@ -108,32 +110,32 @@ def test_technique4_follows_a_variance_by_the_recursion():
     v = ratio**2
     for _ in range(t):
         v = (1 - eta) ** 2 * v + 2 * eta
-    assert sigmas.variance_ratio(eta * 0.2**2, ratio, t, 0.2) == pytest.approx(v, rel=1e-12)
+    assert schedule.variance_ratio(eta * 0.2**2, ratio, t, 0.2) == pytest.approx(v, rel=1e-12)
 
 
 def test_technique4_needs_a_step():
     with pytest.raises(ValueError, match="n_steps_each must be at least 1; got 0"):
-        sigmas.technique4(1.04, 0, 0.01)
+        schedule.technique4(1.04, 0, 0.01)
 
 
 def test_technique4_of_one_level_is_undefined():
     with pytest.raises(ValueError, match="neighbours of ratio 1; give epsilon yourself"):
-        sigmas.epsilon_for([0.5], 5)
+        schedule.epsilon_for([0.5], 5)
 
 
 @pytest.mark.parametrize("ratio", [1.02, 1.7, 20.0])
 def test_technique4_with_one_step(ratio):
     """T = 1: (1 - eta)^2 gamma^2 + 2 eta is least at eta = 1 - 1 / gamma^2."""
-    assert sigmas.technique4(ratio, 1, 0.1) / 0.01 == pytest.approx(1 - ratio**-2, rel=1e-4)
+    assert schedule.technique4(ratio, 1, 0.1) / 0.01 == pytest.approx(1 - ratio**-2, rel=1e-4)
 
 
 def test_geometric_ladder():
-    ladder = sigmas.geometric(50.0, 0.01, 232)
+    ladder = schedule.geometric(50.0, 0.01, 232)
     assert ladder.dtype == torch.float32
     assert len(ladder) == 232
     assert ladder[[0, -1]].tolist() == pytest.approx([50.0, 0.01], rel=1e-6)
     np.testing.assert_allclose(ladder[1:] / ladder[:-1], 5000 ** (-1 / 231), rtol=1e-5)
-    assert sigmas.geometric(3.0, 0.1, 1).tolist() == [3.0]
+    assert schedule.geometric(3.0, 0.1, 1).tolist() == [3.0]
 
 
 @pytest.mark.parametrize(
@@ -148,7 +150,7 @@ def test_geometric_ladder():
 )
 def test_bad_geometric_ladders_are_refused(arguments, words):
     with pytest.raises(ValueError, match=words):
-        sigmas.geometric(*arguments)
+        schedule.geometric(*arguments)
 
 
 @pytest.mark.parametrize(
@@ -165,11 +167,11 @@ def test_bad_geometric_ladders_are_refused(arguments, words):
 )
 def test_bad_ladders_are_refused(ladder, words):
     with pytest.raises(ValueError, match=words):
-        sigmas.check_ladder(np.array(ladder))
+        schedule.check_ladder(np.array(ladder))
 
 
 def test_check_ladder_keeps_the_values():
-    ladder = sigmas.check_ladder(torch.tensor([3.0, 0.5]))
+    ladder = schedule.check_ladder(torch.tensor([3.0, 0.5]))
     assert ladder.dtype == np.float64
     assert ladder.tolist() == [3.0, 0.5]
 
@@ -177,43 +179,47 @@ def test_check_ladder_keeps_the_values():
 def test_karras_ladders():
     """The published example, and the figures of 18 levels from 50 to .01."""
     np.testing.assert_allclose(
-        sigmas.karras(80, 0.002, 5), [80, 17.527832, 2.515219, 0.16975276, 0.002], rtol=5e-7
+        schedule.karras(80, 0.002, 5), [80, 17.527832, 2.515219, 0.16975276, 0.002], rtol=5e-7
     )
-    ladder = sigmas.karras(50, 0.01, 18)
+    ladder = schedule.karras(50, 0.01, 18)
     np.testing.assert_allclose(ladder[:3], [50, 37.19039, 27.30334], rtol=5e-7)
     np.testing.assert_allclose(ladder[-3:], [0.05615642, 0.02498809, 0.01], rtol=5e-7)
     assert (ladder[0], ladder[-1], ladder.dtype) == (50, 0.01, np.float64)
 
 
 def test_polynomial_ladders():
-    np.testing.assert_allclose(sigmas.polynomial(8, 0.5, 5, 1.0), [8, 4, 2, 1, 0.5], rtol=1e-14)
-    np.testing.assert_allclose(sigmas.polynomial(16, 1, 3, 2.0), [16, 2, 1], rtol=1e-14)
+    np.testing.assert_allclose(schedule.polynomial(8, 0.5, 5, 1.0), [8, 4, 2, 1, 0.5], rtol=1e-14)
+    np.testing.assert_allclose(schedule.polynomial(16, 1, 3, 2.0), [16, 2, 1], rtol=1e-14)
 
 
-@pytest.mark.parametrize("schedule", ["ladder", "geometric", "karras", "polynomial"])
+@pytest.mark.parametrize("spacing", ["ladder", "geometric", "karras", "polynomial"])
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 231, 232])
-def test_spaced_ladders_keep_their_ends(schedule, n):
-    own = sigmas.geometric(50.0, 0.01, 232)
-    ladder = sigmas.spaced(own, n, schedule)
-    assert len(sigmas.check_ladder(ladder)) == n
+def test_spaced_ladders_keep_their_ends(spacing, n):
+    own = schedule.geometric(50.0, 0.01, 232)
+    ladder = schedule.spaced(own, n, spacing)
+    assert len(schedule.check_ladder(ladder)) == n
     assert ladder[0] == own[0].double()
     assert n == 1 or ladder[-1] == own[-1].double()
-    if schedule == "ladder":
+    if spacing == "ladder":
         assert np.isin(ladder, own.double().numpy()).all()
         places = np.searchsorted(-own.double().numpy(), -ladder)
         assert n < 3 or np.diff(places).max() - np.diff(places).min() <= 1
-    np.testing.assert_array_equal(sigmas.spaced(own, n, schedule, None), ladder)
+    np.testing.assert_array_equal(schedule.spaced(own, n, spacing, None), ladder)
 
 
 def test_spaced_ladders_take_their_rho():
     own = [50.0, 1.0, 0.01]
-    for name, function in (("karras", sigmas.karras), ("polynomial", sigmas.polynomial)):
-        np.testing.assert_array_equal(sigmas.spaced(own, 9, name, 3.0), function(50, 0.01, 9, 3.0))
-    np.testing.assert_array_equal(sigmas.spaced(own, 9, "karras"), sigmas.karras(50, 0.01, 9, 7.0))
-    np.testing.assert_allclose(
-        sigmas.karras(50, 0.01, 9, 1e6), np.geomspace(50, 0.01, 9), rtol=1e-3
+    for name, function in (("karras", schedule.karras), ("polynomial", schedule.polynomial)):
+        np.testing.assert_array_equal(
+            schedule.spaced(own, 9, name, 3.0), function(50, 0.01, 9, 3.0)
+        )
+    np.testing.assert_array_equal(
+        schedule.spaced(own, 9, "karras"), schedule.karras(50, 0.01, 9, 7.0)
     )
-    assert sigmas.spaced([0.3], 1, "karras").tolist() == [0.3]
+    np.testing.assert_allclose(
+        schedule.karras(50, 0.01, 9, 1e6), np.geomspace(50, 0.01, 9), rtol=1e-3
+    )
+    assert schedule.spaced([0.3], 1, "karras").tolist() == [0.3]
 
 
 @pytest.mark.parametrize(
@@ -233,14 +239,14 @@ def test_spaced_ladders_take_their_rho():
 )
 def test_bad_schedules_are_refused(arguments, words):
     with pytest.raises(ValueError, match=words):
-        sigmas.spaced([5.0, 1.0, 0.1], *arguments)
+        schedule.spaced([5.0, 1.0, 0.1], *arguments)
 
 
 def test_one_level_has_nothing_between_its_ends():
     with pytest.raises(ValueError, match=r"descending; got sigmas\[0\]=0.3 <= sigmas\[1\]=0.3"):
-        sigmas.spaced([0.3], 2, "karras")
+        schedule.spaced([0.3], 2, "karras")
     with pytest.raises(ValueError, match="expected 0 < sigma_end <= sigma_begin"):
-        sigmas.karras(0.1, 1.0, 3)
+        schedule.karras(0.1, 1.0, 3)
 
 
 @pytest.mark.parametrize("block", [1, 7, 40, 4096])
@@ -249,7 +255,7 @@ def test_largest_distance_is_that_of_brute_force(kind, block):
     images = spread(41, 3, 5, 2, offset=100.0 if kind == "offset" else 0.0)
     if kind == "uint8":
         images = (images * 255).round().to(torch.uint8)
-    found = sigmas.max_pairwise_distance(images, block=block)
+    found = schedule.max_pairwise_distance(images, block=block)
     assert found == pytest.approx(farthest(images), rel=1e-12)
 
 
@@ -259,16 +265,16 @@ def test_largest_distance_wherever_the_pair_is(place):
     images[place[0]] += 0.7
     images[place[1]] -= 0.7
     expected = float((images[place[0]].double() - images[place[1]].double()).norm())
-    assert sigmas.max_pairwise_distance(images, block=7) == pytest.approx(expected, rel=1e-12)
+    assert schedule.max_pairwise_distance(images, block=7) == pytest.approx(expected, rel=1e-12)
 
 
 def test_largest_distance_of_equal_images_is_zero():
-    assert sigmas.max_pairwise_distance(torch.full((5, 1, 3, 3), 0.3), block=2) == 0
+    assert schedule.max_pairwise_distance(torch.full((5, 1, 3, 3), 0.3), block=2) == 0
 
 
 def test_one_image_has_no_distance():
     with pytest.raises(ValueError, match="at least two images; got 1"):
-        sigmas.max_pairwise_distance(spread(1, 1, 2, 2))
+        schedule.max_pairwise_distance(spread(1, 1, 2, 2))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -276,34 +282,34 @@ def test_images_that_are_no_numbers_are_refused(bad):
     images = spread(3, 1, 2, 2)
     images[1, 0, 1, 1] = bad
     with pytest.raises(ValueError, match="NaN or infinite"):
-        sigmas.max_pairwise_distance(images)
+        schedule.max_pairwise_distance(images)
 
 
 def test_large_sets_are_judged_by_a_random_subset(monkeypatch):
-    monkeypatch.setattr(sigmas, "EXACT_LIMIT", 30)
-    monkeypatch.setattr(sigmas, "SUBSET_SIZE", 12)
+    monkeypatch.setattr(schedule, "EXACT_LIMIT", 30)
+    monkeypatch.setattr(schedule, "SUBSET_SIZE", 12)
     images = torch.arange(31.0)[:, None, None, None]
-    assert sigmas.max_pairwise_distance(images[:30]) == 29  # at the limit: every pair
-    found = {sigmas.max_pairwise_distance(images, seed=s) for s in range(8)}
-    assert found == {sigmas.max_pairwise_distance(images, seed=s) for s in range(8)}
+    assert schedule.max_pairwise_distance(images[:30]) == 29  # at the limit: every pair
+    found = {schedule.max_pairwise_distance(images, seed=s) for s in range(8)}
+    assert found == {schedule.max_pairwise_distance(images, seed=s) for s in range(8)}
     assert len(found) > 1
     assert all(11 <= distance <= 30 for distance in found)  # 12 different ones span 11 or more
 
 
 def test_published_limits():
-    assert (sigmas.EXACT_LIMIT, sigmas.SUBSET_SIZE) == (60_000, 10_000)
+    assert (schedule.EXACT_LIMIT, schedule.SUBSET_SIZE) == (60_000, 10_000)
 
 
 def test_derive_puts_the_techniques_together():
     images = spread(20, 1, 6, 6)
-    ladder = sigmas.derive(images, sigma_end=0.02, c=0.6, n_steps_each=3)
+    ladder = schedule.derive(images, sigma_end=0.02, c=0.6, n_steps_each=3)
     assert ladder.sigma_begin == pytest.approx(farthest(images))
     assert ladder.sigma_end == 0.02
-    assert ladder.n_sigmas == sigmas.n_levels(ladder.sigma_begin, 0.02, 36, 0.6)
+    assert ladder.n_sigmas == schedule.n_levels(ladder.sigma_begin, 0.02, 36, 0.6)
     gamma = (ladder.sigma_begin / 0.02) ** (1 / (ladder.n_sigmas - 1))
-    assert ladder.epsilon == pytest.approx(sigmas.technique4(gamma, 3, 0.02), rel=1e-5)
+    assert ladder.epsilon == pytest.approx(schedule.technique4(gamma, 3, 0.02), rel=1e-5)
 
 
 def test_derive_refuses_equal_images():
     with pytest.raises(ValueError, match=r"nearly.* equal.*give sigma_begin and n_sigmas yourself"):
-        sigmas.derive(torch.full((3, 1, 4, 4), 0.5))
+        schedule.derive(torch.full((3, 1, 4, 4), 0.5))

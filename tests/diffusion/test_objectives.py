@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ncsn_fast.objectives import denoising_score_matching, random_levels
+from ncsn_fast.diffusion.objectives import denoising_score_matching, random_levels
 
 # Data N(m, s^2 I) in D dimensions and the score -(x - a) / b^2.
 D, M, S, A, SIGMA = 3, 0.3, 0.8, 0.1, 0.5

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from ncsn_fast import objectives
-from ncsn_fast.continuous import continuous_score_matching
+from ncsn_fast.diffusion import objectives
+from ncsn_fast.diffusion.objectives import continuous_score_matching
+from ncsn_fast.diffusion.sde import VE
 from ncsn_fast.models.unet import VERSIONS, Clock
-from ncsn_fast.sde import VE
 
 D, M, S, A, B, SIGMA = 3, 0.3, 0.8, 0.1, 1.2, 0.5
 SIGNS = [(-1.0, 0.5), (1.0, 0.5)]  # nodes and weights: exact to degree 3

@@ -6,11 +6,11 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from ncsn_fast import sigmas
 from ncsn_fast.configs import CONFIGS
+from ncsn_fast.diffusion import schedule
+from ncsn_fast.diffusion.sde import VE, VP
 from ncsn_fast.samplers.fast import dpm_solver_pp, euler, heun
 from ncsn_fast.samplers.langevin import consistent_annealed, refine_ladder
-from ncsn_fast.sde import VE, VP
 
 # config: ratio of neighbours, its overlap C, T, Technique 4's epsilon and variance ratio
 TECHNIQUES = {
@@ -30,15 +30,17 @@ def test_techniques_of_the_released_configurations(name):
     found = (config.sigma_begin / config.sigma_end) ** (1 / (config.n_sigmas - 1))
     dimensions = config.channels * config.image_size**2
     assert found == pytest.approx(ratio, abs=6e-7)
-    assert sigmas.overlap(found, dimensions) == pytest.approx(overlap, abs=5e-5)
+    assert schedule.overlap(found, dimensions) == pytest.approx(overlap, abs=5e-5)
     if epsilon is None:
         return
     assert config.n_steps_each == t
-    best = sigmas.technique4(found, t, config.sigma_end)
+    best = schedule.technique4(found, t, config.sigma_end)
     assert best == pytest.approx(epsilon, rel=5e-4)
-    assert sigmas.variance_ratio(best, found, t, config.sigma_end) == pytest.approx(least, abs=6e-6)
+    assert schedule.variance_ratio(best, found, t, config.sigma_end) == pytest.approx(
+        least, abs=6e-6
+    )
     if name == "church":  # whose released step does not follow the technique
-        assert sigmas.variance_ratio(config.epsilon, found, t, 0.01) == pytest.approx(
+        assert schedule.variance_ratio(config.epsilon, found, t, 0.01) == pytest.approx(
             1.0247, abs=5e-5
         )
         assert config.epsilon > 2 * best
@@ -72,7 +74,7 @@ def test_the_error_function_is_a_misprint_of_the_normal_distribution():
     ratio, dimensions = 5000 ** (1 / 231), 3072
     shift, three = math.sqrt(2 * dimensions) * (ratio - 1), 3 * ratio
     assert math.erf(shift + three) - math.erf(shift - three) == pytest.approx(1.19, abs=0.005)
-    assert sigmas.overlap(ratio, dimensions) == pytest.approx(0.567, abs=0.0005)
+    assert schedule.overlap(ratio, dimensions) == pytest.approx(0.567, abs=0.0005)
 
 
 @pytest.mark.parametrize(("ratio", "dimensions"), [(1.04, 3072), (1.3, 5), (2.0, 1), (1.0, 3)])
@@ -80,7 +82,7 @@ def test_overlap_is_the_mass_within_three_deviations(ratio, dimensions):
     """Both ends of the interval count in few dimensions, where the ladder's are some 6 away."""
     phi, shift = NormalDist().cdf, math.sqrt(2 * dimensions) * (ratio - 1)
     expected = phi(shift + 3 * ratio) - phi(shift - 3 * ratio)
-    assert sigmas.overlap(ratio, dimensions) == pytest.approx(expected, rel=1e-12)
+    assert schedule.overlap(ratio, dimensions) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize(("sigma_begin", "n", "n_sigma", "epsilon", "gamma", "beta"), [

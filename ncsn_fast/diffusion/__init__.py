@@ -1,0 +1,1 @@
+"""The mathematics of diffusion, without a network: SDEs, noise schedules, objectives."""
