@@ -27,9 +27,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ncsn_fast import Sampler, data
+from ncsn_fast import Sampler
+from ncsn_fast.data import datasets
+from ncsn_fast.data.files import atomic_write
 from ncsn_fast.diffusion import schedule
-from ncsn_fast.files import atomic_write
 from ncsn_fast.metrics import digit_figures
 from ncsn_fast.samplers import methods
 from ncsn_fast.samplers.plain import Procedure
@@ -91,7 +92,7 @@ class Mixture:
     shape = (3, 16, 16)
 
     def __init__(self, deviation: float) -> None:
-        images, labels = data.digits("train", self.shape[-1])
+        images, labels = datasets.digits("train", self.shape[-1])
         first = torch.stack([images[labels == k][0] for k in range(10)]) / 255
         centres = torch.cat([first, first.flip(-1), first.flip(-2)], dim=1)
         self.centres, self.deviation = centres.flatten(1).double(), deviation

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ncsn_fast import data
+from ncsn_fast.data import datasets
+from ncsn_fast.data.files import atomic_write
+from ncsn_fast.data.images import as_tensor
 from ncsn_fast.engines.batch_size import default_batch_size
-from ncsn_fast.files import atomic_write
-from ncsn_fast.images import as_tensor
 from ncsn_fast.jobs import SamplingError
 from ncsn_fast.likelihood import Likelihood, Trace, dequantise, log_likelihood
 from ncsn_fast.models.score import ScoreModel
@@ -158,7 +158,7 @@ def _likelihood(
 
 def bits_per_dimension(
     score: Score,
-    images: data.Images,
+    images: datasets.Images,
     indices: Sequence[int],
     settings: LikelihoodSettings,
     *,
@@ -180,7 +180,7 @@ def bits_per_dimension(
     for first in range(0, len(indices), batch_size):
         part = list(indices[first : first + batch_size])
         keys = torch.tensor(part, dtype=torch.int64)
-        levels = data.stack(images, part)
+        levels = datasets.stack(images, part)
         x = dequantise(levels, bits=BITS, data_range=DATA_RANGE, seed=settings.seed, samples=keys)
         yield part, _likelihood(score, x, keys, settings, device)
 
@@ -243,7 +243,7 @@ def _line(values: dict[str, Any]) -> str:
 
 def measure(
     score: Score,
-    images: data.Images,
+    images: datasets.Images,
     indices: Sequence[int],
     settings: LikelihoodSettings,
     record: Record,

@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ncsn_fast.data.files import atomic_write
 from ncsn_fast.diffusion.schedule import check_ladder
-from ncsn_fast.files import atomic_write
 from ncsn_fast.models.score import ModelConfig, ScoreModel
 
 CONFIG_NAME = "config.json"

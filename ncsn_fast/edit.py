@@ -14,7 +14,7 @@ import tyro
 from torch import Tensor
 
 from ncsn_fast import cli
-from ncsn_fast.images import save_grid
+from ncsn_fast.data.images import save_grid
 from ncsn_fast.inputs import MASKS, import_function, make_mask, read_images
 from ncsn_fast.ops.noise import Stream, normal, sample_indices
 from ncsn_fast.options import ModelOptions, SamplingOptions, check_count, check_png

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ncsn_fast.images import Output, convert
+from ncsn_fast.data.images import Output, convert
 from ncsn_fast.jobs import Callback, Job
 from ncsn_fast.models.score import each_sigma
 from ncsn_fast.ops.noise import Stream, check_uint32, normal, sample_indices

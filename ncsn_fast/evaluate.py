@@ -19,7 +19,7 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-from ncsn_fast import cli, data, engines
+from ncsn_fast import cli, engines
 from ncsn_fast.bits import (
     BITS,
     DATA_RANGE,
@@ -29,10 +29,11 @@ from ncsn_fast.bits import (
     measure,
     model_ends,
 )
+from ncsn_fast.data import datasets
+from ncsn_fast.data.files import atomic_write
+from ncsn_fast.data.images import save_grid
 from ncsn_fast.features import load_extractor
-from ncsn_fast.files import atomic_write
 from ncsn_fast.folders import SETTINGS_NAME, claim_folder, read_files, write_files
-from ncsn_fast.images import save_grid
 from ncsn_fast.judge import BATCH, Judge, describe_source, open_source
 from ncsn_fast.likelihood import Trace
 from ncsn_fast.loading import resolve_model
@@ -215,7 +216,7 @@ def judge_samples(options: EvaluateOptions) -> dict[str, Any]:
     return {"model": model.digest(), **found, "sampling": _sampling(options, sampler, program.nfe)}
 
 
-def _show(options: EvaluateOptions, samples: Tensor, searched: data.Images | None) -> None:
+def _show(options: EvaluateOptions, samples: Tensor, searched: datasets.Images | None) -> None:
     """The pictures that were asked for."""
     if options.grid is not None:
         save_grid(samples[:SHOWN], options.grid)

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ncsn_fast.data.files import atomic_write
 from ncsn_fast.features import Extractor
-from ncsn_fast.files import atomic_write
 from ncsn_fast.metrics import Statistics, statistics_distance
 
 LEAST_FOR_FID = 10_000  # Fréchet distances of fewer samples are not called FID here

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from ncsn_fast import data
+from ncsn_fast.data import datasets
 
 MASKS = ("left", "right", "top", "bottom", "centre")
 
@@ -32,13 +32,13 @@ def read_images(source: str, n: int, shape: tuple[int, ...]) -> Tensor:
         )
     path = Path(source).expanduser()
     if source == "digits" and channels == 1:
-        images = data.digits("held-out", height)[0][:n]
-    elif path.is_file() and path.suffix.lower() in data.SUFFIXES:
-        transform = data.Transform(height, channels)
-        images = data.read_image(path, transform)[None]
+        images = datasets.digits("held-out", height)[0][:n]
+    elif path.is_file() and path.suffix.lower() in datasets.SUFFIXES:
+        transform = datasets.Transform(height, channels)
+        images = datasets.read_image(path, transform)[None]
     else:
-        opened = data.open_images(source, size=height, channels=channels)
-        images = data.stack(opened, list(range(min(n, len(opened)))))
+        opened = datasets.open_images(source, size=height, channels=channels)
+        images = datasets.stack(opened, list(range(min(n, len(opened)))))
     return images.to(torch.float32) / 255
 
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ncsn_fast import data
+from ncsn_fast.data import datasets
+from ncsn_fast.data.images import to_uint8
 from ncsn_fast.features import Extractor, sha256
 from ncsn_fast.fidelity import Fidelity, load_statistics, save_statistics
-from ncsn_fast.images import to_uint8
 from ncsn_fast.models.score import ScoreModel
 
 log = logging.getLogger(__name__)
@@ -24,18 +24,18 @@ BATCH = 256  # images read at once
 DIGESTED = 64  # images that tell a source from others
 
 
-def open_source(source: str, model: ScoreModel) -> data.Images:
-    """Images of the model's size: digits:train, digits:held-out, or what data.open_images takes."""
+def open_source(source: str, model: ScoreModel) -> datasets.Images:
+    """Images of the model's size: digits:train, digits:held-out, or what datasets.open_images takes."""
     channels, height, width = model.image_shape
     if height != width:
         raise ValueError(f"images are read as squares; this model works on {height}x{width} pixels")
     if source == "digits:held-out" and channels == 1:
-        return data.MemoryImages(data.digits("held-out", height)[0])
+        return datasets.MemoryImages(datasets.digits("held-out", height)[0])
     source = "digits" if source in ("digits:train", "digits:held-out") else source
-    return data.open_images(source, size=height, channels=channels)
+    return datasets.open_images(source, size=height, channels=channels)
 
 
-def describe_source(source: str, images: data.Images) -> dict[str, Any]:
+def describe_source(source: str, images: datasets.Images) -> dict[str, Any]:
     """What tells a source's images from others, without reading all of them, for JSON.
 
     data: its name, of files the absolute path.   images: their number.   images_sha256: of the
@@ -45,19 +45,19 @@ def describe_source(source: str, images: data.Images) -> dict[str, Any]:
     n, path, found = len(images), Path(source).expanduser(), hashlib.sha256()
     for i in sorted({round(k * (n - 1) / (DIGESTED - 1)) for k in range(DIGESTED)}):
         found.update(images[i].numpy().tobytes())
-    if isinstance(images, data.FileImages):
+    if isinstance(images, datasets.FileImages):
         files = [(p.relative_to(path).as_posix(), p.stat().st_size) for p in images.paths]
         found.update(json.dumps(files).encode())
-    if isinstance(images, data.FileImages | data.ZipImages):
+    if isinstance(images, datasets.FileImages | datasets.ZipImages):
         source = str(path.resolve())
     return {"data": source, "images": n, "images_sha256": found.hexdigest()}
 
 
-def batches(images: data.Images, what: str, *, progress: bool) -> Iterator[Tensor]:
+def batches(images: datasets.Images, what: str, *, progress: bool) -> Iterator[Tensor]:
     """All images, uint8 (B, C, H, W), with a progress bar."""
     with tqdm(total=len(images), desc=what, unit="image", disable=not progress) as bar:
         for first in range(0, len(images), BATCH):
-            batch = data.stack(images, list(range(first, min(first + BATCH, len(images)))))
+            batch = datasets.stack(images, list(range(first, min(first + BATCH, len(images)))))
             yield batch
             bar.update(len(batch))
 

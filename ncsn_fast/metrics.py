@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ncsn_fast import data
+from ncsn_fast.data import datasets
 
 Matrix = NDArray[np.float64]
 ROWS, ELEMENTS = 1024, 1 << 23  # of a block that distances are computed for
@@ -81,7 +81,7 @@ def _nearest(samples: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
     return nearest.values, nearest.indices
 
 
-def nearest_images(samples: Tensor, images: data.Images) -> tuple[Tensor, list[int]]:
+def nearest_images(samples: Tensor, images: datasets.Images) -> tuple[Tensor, list[int]]:
     """Each sample's nearest image (N, C, H, W) in [0, 1], and its index, in Euclidean distance.
 
     Args:
@@ -92,7 +92,7 @@ def nearest_images(samples: Tensor, images: data.Images) -> tuple[Tensor, list[i
     found, indices = torch.empty_like(samples), torch.full((len(samples),), -1)
     size = max(1, ELEMENTS // samples[0].numel())
     for first in range(0, len(images), size):
-        block = data.stack(images, list(range(first, min(first + size, len(images))))) / 255
+        block = datasets.stack(images, list(range(first, min(first + size, len(images))))) / 255
         distance, index = _nearest(samples, block)
         nearer = distance < best
         best[nearer], indices[nearer] = distance[nearer], first + index[nearer]
@@ -111,7 +111,7 @@ def digit_classifier(size: int) -> object:
     from sklearn.multiclass import OneVsRestClassifier
     from sklearn.svm import SVC
 
-    images, labels = data.digits("train", size)
+    images, labels = datasets.digits("train", size)
     svm = OneVsRestClassifier(SVC(kernel="rbf", C=10.0, gamma="scale"))
     return svm.fit(eight_by_eight(images / 255), labels.numpy())
 
@@ -147,8 +147,8 @@ class DigitFigures:
 def digit_figures(samples: Tensor) -> DigitFigures:
     """Figures of samples (N, 1, S, S) in [0, 1] of a model of the digits."""
     size = samples.shape[-1]
-    train, _ = data.digits("train", size)
-    held_out, labels = data.digits("held-out", size)
+    train, _ = datasets.digits("train", size)
+    held_out, labels = datasets.digits("held-out", size)
     train, held_out = train / 255, held_out / 255
     svm = digit_classifier(size)
     margin_real = svm.decision_function(eight_by_eight(held_out))  # type: ignore[attr-defined]

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ncsn_fast.images import Output, as_mask, as_tensor, check_output, convert
+from ncsn_fast.data.images import Output, as_mask, as_tensor, check_output, convert
 from ncsn_fast.jobs import Callback, Job
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops.noise import sample_indices

@@ -21,7 +21,7 @@ import tyro
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ncsn_fast import files
+from ncsn_fast.data import files
 from ncsn_fast.diffusion import objectives
 from ncsn_fast.ops import noise
 from ncsn_fast.ops.noise import Stream

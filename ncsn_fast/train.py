@@ -20,9 +20,10 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from ncsn_fast import checkpoint, cli, data, files, toy
-from ncsn_fast.batches import batches
+from ncsn_fast import checkpoint, cli, toy
 from ncsn_fast.configs import CONFIGS, TrainConfig
+from ncsn_fast.data import datasets, files
+from ncsn_fast.data.loader import batches
 from ncsn_fast.diffusion import schedule
 from ncsn_fast.models.score import ModelConfig
 from ncsn_fast.models.unet import TIME_ARCHS, Clock
@@ -38,7 +39,7 @@ FREE_ON_RESUME = {
 }  # fmt: skip
 
 
-def resolve_ladder(config: TrainConfig, images: data.Images) -> ModelConfig:
+def resolve_ladder(config: TrainConfig, images: datasets.Images) -> ModelConfig:
     """The model's configuration; Techniques 1, 2 and 4 derive what the config leaves open."""
     sigma_begin, n = config.sigma_begin, config.n_sigmas
     if sigma_begin <= 0 and config.arch in TIME_ARCHS:
@@ -51,7 +52,7 @@ def resolve_ladder(config: TrainConfig, images: data.Images) -> ModelConfig:
                 len(images), generator=torch.Generator().manual_seed(config.seed)
             )
             chosen = order[: schedule.SUBSET_SIZE].tolist()
-        sigma_begin = schedule.max_pairwise_distance(data.stack(images, chosen))
+        sigma_begin = schedule.max_pairwise_distance(datasets.stack(images, chosen))
     dim = config.channels * config.image_size**2
     if n <= 0:
         n = schedule.n_levels(sigma_begin, config.sigma_end, dim, config.overlap)
@@ -141,7 +142,9 @@ def stop_requests() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def fit(trainer: Trainer, images: data.Images, journal: Journal, *, progress: bool = True) -> bool:
+def fit(
+    trainer: Trainer, images: datasets.Images, journal: Journal, *, progress: bool = True
+) -> bool:
     """Trains until config.steps, and saves; False if it was asked to stop before."""
     config = trainer.config
     stream = batches(
@@ -160,7 +163,7 @@ def fit(trainer: Trainer, images: data.Images, journal: Journal, *, progress: bo
         while trainer.step < config.steps and not stop:
             try:
                 batch = next(stream)
-            except data.DataError:
+            except datasets.DataError:
                 journal.save(trainer)
                 raise
             losses.add(*trainer.train_step(batch))
@@ -190,7 +193,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress: bool = True) -
         torch.set_num_threads(config.threads)
     device = pick_device(config.device)
     run = Path(config.runs) / config.name
-    images = data.open_images(
+    images = datasets.open_images(
         config.data,
         size=config.image_size,
         channels=config.channels,

@@ -15,14 +15,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ncsn_fast import checkpoint
 from ncsn_fast.configs import TrainConfig
+from ncsn_fast.data.files import atomic_write, remove_leftovers
+from ncsn_fast.data.images import save_grid
 from ncsn_fast.diffusion.objectives import (
     continuous_score_matching,
     denoising_score_matching,
     random_levels,
     random_times,
 )
-from ncsn_fast.files import atomic_write, remove_leftovers
-from ncsn_fast.images import save_grid
 from ncsn_fast.jobs import SamplingError
 from ncsn_fast.models.score import ModelConfig, ScoreModel
 from ncsn_fast.sampler import Sampler

@@ -10,7 +10,7 @@ import tiny
 import torch
 from PIL import Image
 
-from ncsn_fast import Sampler, bits, data
+from ncsn_fast import Sampler, bits
 from ncsn_fast.bits import (
     LikelihoodSettings,
     Record,
@@ -19,6 +19,7 @@ from ncsn_fast.bits import (
     measure,
     model_ends,
 )
+from ncsn_fast.data import datasets
 from ncsn_fast.jobs import SamplingError
 from ncsn_fast.likelihood import Likelihood, dequantise, log_likelihood
 
@@ -39,7 +40,7 @@ def closed_form(indices) -> torch.Tensor:
 def measured(indices, **options):
     options = {"batch_size": 3, "progress": False, **options}
     record = options.pop("record", None) or Record()
-    images = data.MemoryImages(LEVELS)
+    images = datasets.MemoryImages(LEVELS)
     return measure(GAUSSIAN.score, images, indices, SETTINGS, record, **options)
 
 
@@ -64,8 +65,8 @@ def test_gaussian_pixels_have_the_printed_bits():
     data_score = exact.Gaussian(mean=0.5, spread=s).score
     record = Record()
     found = measure(
-        data_score, data.MemoryImages(levels), range(40), LikelihoodSettings(1e-3, 2000.0), record,
-        batch_size=40, progress=False,
+        data_score, datasets.MemoryImages(levels), range(40), LikelihoodSettings(1e-3, 2000.0),
+        record, batch_size=40, progress=False,
     )["bpd"]  # fmt: skip
     expected = 0.5 * math.log2(2 * math.pi * math.e * s**2) + 8
     assert expected == pytest.approx(9.047096 - 2, abs=1e-6)
@@ -84,7 +85,7 @@ def test_no_smoothed_data_have_fewer_bits_than_the_head_of_the_file_says():
 
 
 def test_an_image_keeps_its_bits_in_any_batch():
-    images = data.MemoryImages(LEVELS)
+    images = datasets.MemoryImages(LEVELS)
     together = next(bits_per_dimension(GAUSSIAN.score, images, range(10), SETTINGS, batch_size=10))[
         1
     ]
@@ -94,14 +95,14 @@ def test_an_image_keeps_its_bits_in_any_batch():
 
 
 def test_ctrl_c_loses_no_finished_batch(tmp_path, monkeypatch):
-    path, stack = tmp_path / "bits.jsonl", data.stack
+    path, stack = tmp_path / "bits.jsonl", datasets.stack
 
     def interrupted(images, indices):
         if 6 in indices:
             raise KeyboardInterrupt
         return stack(images, indices)
 
-    monkeypatch.setattr(data, "stack", interrupted)
+    monkeypatch.setattr(datasets, "stack", interrupted)
     found = measured(range(10), record=Record(path))
     assert not found["complete"]
     assert found["bpd"]["n"] == 6
@@ -110,7 +111,7 @@ def test_ctrl_c_loses_no_finished_batch(tmp_path, monkeypatch):
     with open(path, "a") as file:
         file.write('{"index": 6, "bpd": 3.')  # what a kill leaves
     read = []
-    monkeypatch.setattr(data, "stack", lambda im, i: (read.extend(i), stack(im, i))[1])
+    monkeypatch.setattr(datasets, "stack", lambda im, i: (read.extend(i), stack(im, i))[1])
     resumed = measured(range(10), record=Record(path))
     assert read == [6, 7, 8, 9]
     assert resumed["complete"]
@@ -178,7 +179,11 @@ def test_an_image_without_likelihood_is_named_by_its_index(monkeypatch):
     text = r"no likelihood of image 8 with rtol 1e-05 and atol 1e-05: .*row 2 .*looser tolerances"
     with pytest.raises(SamplingError, match=text):
         for _ in bits_per_dimension(
-            Wall(8).score, data.MemoryImages(LEVELS), [0, 1, 2, 3, 6, 7, 8], SETTINGS, batch_size=4
+            Wall(8).score,
+            datasets.MemoryImages(LEVELS),
+            [0, 1, 2, 3, 6, 7, 8],
+            SETTINGS,
+            batch_size=4,
         ):
             pass
     model = tiny.model(image_size=(4, 4))

@@ -12,8 +12,9 @@ import tiny
 import torch
 
 import ncsn_fast
-from ncsn_fast import CheckpointError, ScoreModel, checkpoint, files
+from ncsn_fast import CheckpointError, ScoreModel, checkpoint
 from ncsn_fast.checkpoint import CONFIG_NAME, WEIGHTS_NAME
+from ncsn_fast.data import files
 from ncsn_fast.trainer import Journal, Trainer
 
 X = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -15,8 +15,9 @@ from PIL import Image
 
 import ncsn_fast
 from ncsn_fast import __main__ as dispatcher
-from ncsn_fast import cache, cli, configs, convert, data, doctor, edit, evaluate, sample, train
-from ncsn_fast.images import make_grid, to_uint8
+from ncsn_fast import cache, cli, configs, convert, doctor, edit, evaluate, sample, train
+from ncsn_fast.data import datasets
+from ncsn_fast.data.images import make_grid, to_uint8
 
 
 @pytest.fixture
@@ -96,7 +97,7 @@ def tiles(path, columns: int) -> list[np.ndarray]:
 
 def test_edit_inpaint(model):
     assert edit.main(["inpaint", *eager("--n", "3", "--mask", "top", "--out", "e.png")]) == 0
-    originals = data.digits("held-out", 8)[0][:3, 0].numpy()
+    originals = datasets.digits("held-out", 8)[0][:3, 0].numpy()
     grid = tiles("e.png", 3)
     assert len(grid) == 9
     for original, known, result in zip(originals, grid[:3], grid[3:6], strict=True):
@@ -129,7 +130,7 @@ def test_edit_interpolate_and_denoise(model):
     assert np.array_equal(np.stack(tiles("interpolated.png", 3)), frames)
     assert edit.main(["denoise", *eager("--n", "4", "--sigma", "0.2")]) == 0
     grid = np.stack(tiles("denoised.png", 4)).reshape(3, 4, 8, 8)
-    assert np.array_equal(grid[0], data.digits("held-out", 8)[0][:4, 0].numpy())
+    assert np.array_equal(grid[0], datasets.digits("held-out", 8)[0][:4, 0].numpy())
     assert not np.array_equal(grid[1], grid[0])
 
 
@@ -151,7 +152,7 @@ def test_evaluate(model, capsys):
     assert written["figures"]["n"] == written["sampling"]["n"] == 20
     assert (written["sampling"]["seed"], written["sampling"]["nfe"]) == (5, 9)
     below = tiles("n.png", 16)[16:]
-    train_digits = {d.tobytes() for d in data.digits("train", 8)[0].numpy()}
+    train_digits = {d.tobytes() for d in datasets.digits("train", 8)[0].numpy()}
     assert all(tile.tobytes() in train_digits for tile in below)
 
 

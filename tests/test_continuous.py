@@ -8,8 +8,9 @@ import tiny
 import torch
 
 import ncsn_fast
-from ncsn_fast import Sampler, checkpoint, cli, data, train
+from ncsn_fast import Sampler, checkpoint, cli, train
 from ncsn_fast.configs import CONFIGS, TrainConfig
+from ncsn_fast.data import datasets
 from ncsn_fast.diffusion.objectives import continuous_score_matching, random_times
 from ncsn_fast.models.unet import VERSIONS, Clock
 from ncsn_fast.trainer import Trainer
@@ -27,7 +28,7 @@ IMAGES = torch.randint(
 def trainer(name="mnist-sde", **changes):
     row = CONFIGS[name]
     config = TrainConfig(**{**vars(row), **SETTINGS, **changes})
-    found = train.resolve_ladder(config, data.MemoryImages(IMAGES))
+    found = train.resolve_ladder(config, datasets.MemoryImages(IMAGES))
     return Trainer(config, found, torch.device("cpu"))
 
 
@@ -102,7 +103,7 @@ def test_step_is_adam_on_the_mean_loss(name):
 
 def test_the_loss_falls():
     t = trainer(lr=2e-3, ngf=8)
-    digits = data.digits("train", 28)[0]
+    digits = datasets.digits("train", 28)[0]
     losses = [t.train_step(digits[(8 * i) % 1400 :][:8])[1].mean() for i in range(60)]
     assert torch.stack(losses[-15:]).mean() < 0.7 * torch.stack(losses[:5]).mean()
 

@@ -13,8 +13,9 @@ from PIL import Image
 from torch.nn.functional import avg_pool2d
 
 import ncsn_fast
-from ncsn_fast import cli, data, edit
-from ncsn_fast.images import to_uint8
+from ncsn_fast import cli, edit
+from ncsn_fast.data import datasets
+from ncsn_fast.data.images import to_uint8
 from ncsn_fast.inputs import import_function
 from ncsn_fast.ops.noise import Stream, normal
 from ncsn_fast.samplers.operators import gaussian_blur
@@ -39,7 +40,7 @@ def colour(tmp_path, monkeypatch):
 
 
 def digits(n, size=8):
-    return data.digits("held-out", size)[0][:n].float() / 255
+    return datasets.digits("held-out", size)[0][:n].float() / 255
 
 
 def run(line, rows):

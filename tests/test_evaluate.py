@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 
 import ncsn_fast
-from ncsn_fast import bits, cli, data, evaluate
+from ncsn_fast import bits, cli, evaluate
 from ncsn_fast.bits import image_log_likelihood
+from ncsn_fast.data import datasets
+from ncsn_fast.data.images import make_grid, sample_path, to_uint8
 from ncsn_fast.features import load_extractor
 from ncsn_fast.folders import write_files
-from ncsn_fast.images import make_grid, sample_path, to_uint8
 from ncsn_fast.metrics import digit_figures, frechet_distance
 
 FAST_BITS = ("--bpd", "--rtol", "1e-2", "--atol", "1e-2", "--quiet")
@@ -72,7 +73,7 @@ def levels(model, n=20, **options) -> torch.Tensor:
 def test_digits_against_held_out_ones(model, capsys):
     found = drawn("--extractor", "digits", "--seed", "5", "--out", "f.json", capsys=capsys)
     assert json.loads(Path("f.json").read_text()) == found
-    held_out = features(data.digits("held-out", 8)[0])
+    held_out = features(datasets.digits("held-out", 8)[0])
     expected = frechet_distance(features(levels(model, seed=5)), held_out)
     assert found["figures"]["frechet_distance"] == pytest.approx(expected, rel=1e-6)
     assert found["figures"]["n"] == found["sampling"]["n"] == 20
@@ -105,7 +106,7 @@ def test_colour_images_of_any_size_as_reference(colour, capsys, kind):
                 archive.write(path)
     options = ("--extractor", "digits", "--reference", source)
     found = drawn(*options, "--save-reference", "s.npz", "--grid", "g.png", capsys=capsys)
-    references = data.stack(data.open_images("photos", size=8, channels=3))
+    references = datasets.stack(datasets.open_images("photos", size=8, channels=3))
     expected = frechet_distance(features(levels(colour)), features(references))
     assert found["figures"]["frechet_distance"] == pytest.approx(expected, rel=1e-6)
     assert found["reference"]["n"] == 25
@@ -123,7 +124,7 @@ def test_neighbours_are_searched_in_the_users_images(colour, capsys):
     drawn(*options, "--neighbours", "n.png", "--data", "photos", capsys=capsys)
     grid = np.asarray(Image.open("n.png"))
     assert grid.shape == (2 * 50 + 2, 16 * 50 + 2, 3)
-    photos = data.stack(data.open_images("photos", size=8, channels=3))
+    photos = datasets.stack(datasets.open_images("photos", size=8, channels=3))
     samples = ncsn_fast.Sampler(colour, engine="eager").sample(16, progress=False)
     nearest = torch.cdist(samples.flatten(1), photos.flatten(1) / 255).argmin(1)
     expected = make_grid(torch.cat((samples, photos[nearest] / 255)), 16)
@@ -164,7 +165,7 @@ def test_digit_figures_of_a_folder(model, capsys):
 def test_bits_of_held_out_digits(in_tmp, capsys):
     model = smooth()
     found = run(*FAST_BITS[:-1], "--n", "5", "--start", "2", "--seed", "3", capsys=capsys)
-    images = data.digits("held-out", 4)[0][2:7]
+    images = datasets.digits("held-out", 4)[0][2:7]
     expected = image_log_likelihood(model, images, seed=3, start=2, rtol=1e-2, atol=1e-2).bpd
     assert found["bpd"]["mean"] == pytest.approx(float(expected.mean()), rel=1e-4)
     assert found["bpd"]["standard_error"] == pytest.approx(float(expected.std() / 5**0.5), rel=1e-2)
@@ -178,21 +179,21 @@ def test_bits_of_ones_own_images_resume(colour, capsys, monkeypatch):
     smooth(channels=3)
     options = ("--data", "photos", "--out-dir", "bits", "--batch-size", "4")
     whole = run(*FAST_BITS[:-1], *options[:2], *options[4:], "--n", "10", capsys=capsys)
-    stack = data.stack
+    stack = datasets.stack
 
     def interrupted(images, indices):
         if 8 in indices:
             raise KeyboardInterrupt
         return stack(images, indices)
 
-    monkeypatch.setattr(data, "stack", interrupted)
+    monkeypatch.setattr(datasets, "stack", interrupted)
     words = [*FAST_BITS, *options, "--n", "10", "--model", "model", "--out", "b.json"]
     assert cli.run(lambda: evaluate.main(words)) == 130
     early = json.loads(capsys.readouterr().out)
     assert json.loads(Path("b.json").read_text()) == early
     assert (early["complete"], early["bpd"]["n"]) == (False, 8)
     read = []
-    monkeypatch.setattr(data, "stack", lambda im, i: (read.extend(i), stack(im, i))[1])
+    monkeypatch.setattr(datasets, "stack", lambda im, i: (read.extend(i), stack(im, i))[1])
     assert evaluate.main(words) == 0
     assert read == [8, 9]
     late = json.loads(capsys.readouterr().out)
@@ -225,7 +226,7 @@ def test_exact_traces(in_tmp, capsys):
     rough = {"rtol": 0.5, "atol": 0.5}
     words = ("--bpd", "--trace", "exact", "--rtol", "0.5", "--atol", "0.5", "--n", "1")
     found = run(*words, capsys=capsys)
-    image = data.digits("held-out", 4)[0][:1]
+    image = datasets.digits("held-out", 4)[0][:1]
     expected = image_log_likelihood(model, image, trace="exact", **rough).bpd
     assert found["trace"] == "exact"
     assert found["bpd"]["mean"] == float(expected)

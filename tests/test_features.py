@@ -10,8 +10,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from ncsn_fast import data
 from ncsn_fast.checkpoint import CheckpointError
+from ncsn_fast.data import datasets
 from ncsn_fast.features import AT_ONCE, DIGIT_FEATURES, DigitNet, load_extractor
 from ncsn_fast.models import inception
 from ncsn_fast.models.inception import FIDInception
@@ -34,7 +34,7 @@ def test_digits_extractor_is_small_and_names_held_out_digits_as_its_file_says():
     assert extractor.sha256 == hashlib.sha256(DIGIT_FEATURES.read_bytes()).hexdigest()
     assert (extractor.name, extractor.num_features, extractor.classes) == ("digits", 32, 10)
     assert sum(p.numel() for p in DigitNet().parameters()) == 21_546
-    images, labels = data.digits("held-out", 16)
+    images, labels = datasets.digits("held-out", 16)
     right = float((extractor(images)[1].argmax(1) == labels).double().mean())
     with safetensors.safe_open(DIGIT_FEATURES, "pt") as file:
         assert right == pytest.approx(float(file.metadata()["held_out_accuracy"]), abs=1.1 / 360)
@@ -42,14 +42,14 @@ def test_digits_extractor_is_small_and_names_held_out_digits_as_its_file_says():
 
 
 def test_digits_extractor_has_features_of_mean_square_one_on_what_it_learnt():
-    features, _ = load_extractor("digits")(data.digits("train", 16)[0])
+    features, _ = load_extractor("digits")(datasets.digits("train", 16)[0])
     assert float(features.square().mean()) == pytest.approx(1, rel=1e-4)
     assert float(features.std(dim=0).min()) > 0.1  # none is dead
 
 
 def test_digits_extractor_takes_any_size_and_grey_is_three_equal_channels():
     extractor = load_extractor("digits")
-    images, labels = data.digits("held-out", 28)
+    images, labels = datasets.digits("held-out", 28)
     features, logits = extractor(images)
     assert float((logits.argmax(1) == labels).double().mean()) > 0.95
     torch.testing.assert_close(extractor(images.repeat(1, 3, 1, 1))[0], features)
@@ -266,7 +266,7 @@ def test_code_in_a_pth_file_is_not_run(tmp_path):
 
 
 def test_logits_of_the_digits_are_spread_over_the_classes():
-    _, logits = load_extractor("digits")(data.digits("train", 16)[0])
+    _, logits = load_extractor("digits")(datasets.digits("train", 16)[0])
     share = logits.softmax(1).mean(0).numpy()
     entropy = -(share * np.log(share)).sum()
     assert math.log(10) - 0.01 < entropy <= math.log(10)

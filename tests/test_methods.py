@@ -10,9 +10,9 @@ from PIL import Image
 
 import ncsn_fast
 from ncsn_fast import ModelConfig, Sampler, ScoreModel, sample
+from ncsn_fast.data.images import sample_path, to_uint8
 from ncsn_fast.diffusion import schedule
 from ncsn_fast.diffusion.sde import VE
-from ncsn_fast.images import sample_path, to_uint8
 from ncsn_fast.ops import noise
 from ncsn_fast.ops.noise import Stream
 from ncsn_fast.samplers import fast, methods

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from ncsn_fast import data, metrics
+from ncsn_fast import metrics
+from ncsn_fast.data import datasets
 from ncsn_fast.metrics import (
     digit_figures,
     frechet_distance,
@@ -75,7 +76,7 @@ def test_nearest_distances():
 
 
 def test_blocks_do_not_change_the_nearest(monkeypatch):
-    train, held_out = (data.digits(split, 8)[0] for split in ("train", "held-out"))
+    train, held_out = (datasets.digits(split, 8)[0] for split in ("train", "held-out"))
     samples = held_out[:50] / 255
     distances, indices = nearest_distances(samples, train / 255)
     whole = torch.cdist(samples.flatten(1).double(), (train / 255).flatten(1).double())
@@ -84,21 +85,23 @@ def test_blocks_do_not_change_the_nearest(monkeypatch):
     monkeypatch.setattr(metrics, "ROWS", 7)
     monkeypatch.setattr(metrics, "ELEMENTS", 100 * 64 + 1)  # blocks of 100 images
     assert torch.equal(nearest_distances(samples, train / 255)[1], indices)
-    found, where = nearest_images(samples, data.MemoryImages(train))
+    found, where = nearest_images(samples, datasets.MemoryImages(train))
     assert where == indices.tolist()
     assert torch.equal(found, train[indices] / 255)
 
 
 def test_one_image_larger_than_a_block_is_a_block(monkeypatch):
     monkeypatch.setattr(metrics, "ELEMENTS", 1)
-    images = data.MemoryImages(torch.tensor([0, 90, 200], dtype=torch.uint8).reshape(3, 1, 1, 1))
+    images = datasets.MemoryImages(
+        torch.tensor([0, 90, 200], dtype=torch.uint8).reshape(3, 1, 1, 1)
+    )
     found, where = nearest_images(torch.tensor([0.3, 0.9]).reshape(2, 1, 1, 1), images)
     assert where == [1, 2]
     assert (found.flatten() * 255).tolist() == pytest.approx([90, 200])
 
 
 def test_digit_figures_tell_real_from_noise_and_from_copies():
-    train, held_out = (data.digits(split, 16)[0] / 255 for split in ("train", "held-out"))
+    train, held_out = (datasets.digits(split, 16)[0] / 255 for split in ("train", "held-out"))
     real = digit_figures(held_out)
     assert real.held_out_accuracy > 0.97
     assert real.frechet == pytest.approx(0, abs=1e-3)

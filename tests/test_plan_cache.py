@@ -33,7 +33,7 @@ from plan_cases import (
     warnings,
 )  # fmt: skip
 
-from ncsn_fast import files
+from ncsn_fast.data import files
 from ncsn_fast.engines import plan_files, sealed
 from ncsn_fast.engines.base import EngineError
 from ncsn_fast.engines.plan_cache import (

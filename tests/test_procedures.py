@@ -10,7 +10,7 @@ from drawing import draw, photos, tiny
 from PIL import Image
 
 from ncsn_fast import Sampler, sample
-from ncsn_fast.images import sample_path, to_uint8
+from ncsn_fast.data.images import sample_path, to_uint8
 from ncsn_fast.jobs import Job, run_job
 from ncsn_fast.ops import noise
 from ncsn_fast.ops.noise import Stream

@@ -15,7 +15,7 @@ import tiny
 import torch
 
 from ncsn_fast import SamplingError, checkpoint, cli, train, trainer
-from ncsn_fast.data import DataError
+from ncsn_fast.data.datasets import DataError
 from ncsn_fast.trainer import Journal, Trainer, TrainingError
 
 
@@ -54,9 +54,9 @@ def test_other_settings_are_refused_on_resume(in_tmp):
 
 def test_other_data_are_refused_on_resume(in_tmp, monkeypatch):
     assert train.main(tiny.arguments()) == 0
-    digits = train.data.open_images("digits", size=8, channels=1)
-    fewer = train.data.MemoryImages(digits.images[:-1])
-    monkeypatch.setattr(train.data, "open_images", lambda *args, **options: fewer)
+    digits = train.datasets.open_images("digits", size=8, channels=1)
+    fewer = train.datasets.MemoryImages(digits.images[:-1])
+    monkeypatch.setattr(train.datasets, "open_images", lambda *args, **options: fewer)
     with pytest.raises(TrainingError, match="trained on 1437 images, and the data now has 1436"):
         train.main([*tiny.arguments(steps=6), "--resume"])
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from ncsn_fast import cli, engines, sample, shards
 from ncsn_fast.cli import UsageError
-from ncsn_fast.files import atomic_write, remove_leftovers
+from ncsn_fast.data.files import atomic_write, remove_leftovers
 from ncsn_fast.shards import Shard, Team
 
 LAUNCH = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}

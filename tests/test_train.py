@@ -11,8 +11,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import ncsn_fast
-from ncsn_fast import checkpoint, data, train
-from ncsn_fast.data import MemoryImages
+from ncsn_fast import checkpoint, train
+from ncsn_fast.data import datasets
+from ncsn_fast.data.datasets import MemoryImages
 from ncsn_fast.diffusion import schedule
 from ncsn_fast.diffusion.objectives import denoising_score_matching
 from ncsn_fast.trainer import LevelLosses, Trainer
@@ -120,7 +121,7 @@ def test_losses_by_level():
 
 def test_the_loss_falls():
     t = tiny.trainer(lr=5e-3)
-    digits = data.digits("train", 8)[0]
+    digits = datasets.digits("train", 8)[0]
     losses = [t.train_step(digits[(8 * i) % 1400 :][:8])[1].mean() for i in range(80)]
     assert torch.stack(losses[-20:]).mean() < 0.75 * torch.stack(losses[:10]).mean()
 

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ncsn_fast import data
+from ncsn_fast.data import datasets
+from ncsn_fast.data.files import atomic_write
 from ncsn_fast.features import DIGIT_FEATURES, DigitNet
-from ncsn_fast.files import atomic_write
 
 STEPS, BATCH_SIZE, LR, SEED = 1500, 64, 3e-3, 0
 
@@ -24,7 +24,7 @@ STEPS, BATCH_SIZE, LR, SEED = 1500, 64, 3e-3, 0
 def train() -> DigitNet:
     """The extractor after STEPS of AdamW, whose rate falls to zero as a cosine."""
     torch.manual_seed(SEED)
-    images, labels = data.digits("train", 16)
+    images, labels = datasets.digits("train", 16)
     padded = F.pad(images.float() / 255, (1, 1, 1, 1))
     net = DigitNet()
     optimiser = torch.optim.AdamW(net.parameters(), lr=LR, weight_decay=1e-2)
@@ -53,7 +53,7 @@ def scaled(net: DigitNet, images: Tensor) -> DigitNet:
 
 def accuracy(net: DigitNet) -> float:
     """Share of the held-out digits that it names rightly."""
-    images, labels = data.digits("held-out", 16)
+    images, labels = datasets.digits("held-out", 16)
     with torch.no_grad():
         return float((net(images.float() / 255)[1].argmax(1) == labels).double().mean())
 

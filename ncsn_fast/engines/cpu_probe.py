@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from ncsn_fast import files
+from ncsn_fast.data import files
 from ncsn_fast.engines.base import DTYPES
 from ncsn_fast.engines.cpu_plan import CpuPlan
 from ncsn_fast.engines.graph import ConvolutionOf, Graph

@@ -19,7 +19,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from ncsn_fast import files
+from ncsn_fast.data import files
 from ncsn_fast.engines import cpu_probe, plan_files
 from ncsn_fast.engines.plan_files import Entry, path_of
 from ncsn_fast.engines.sealed import (

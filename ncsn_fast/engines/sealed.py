@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ncsn_fast import files
+from ncsn_fast.data import files
 from ncsn_fast.engines.base import EngineError
 
 _MAGIC = b"ncsnplan"

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ncsn_fast import files
+from ncsn_fast.data import files
 from ncsn_fast.engines import sealed
 from ncsn_fast.engines.plan_cache import PlanCache
 

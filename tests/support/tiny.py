@@ -56,7 +56,7 @@ def model(seed: int = 0, **changes: Any) -> ScoreModel:
 def trainer(**changes: Any) -> Trainer:
     """A run on IMAGES, before its first step."""
     from ncsn_fast import train
-    from ncsn_fast.data import MemoryImages
+    from ncsn_fast.data.datasets import MemoryImages
     from ncsn_fast.trainer import Trainer
 
     config = train_config(**changes)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ncsn_fast.files import atomic_write
+from ncsn_fast.data.files import atomic_write
 
 UInt8 = NDArray[np.uint8]
 Output = Literal["pt", "np", "pil"]

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ncsn_fast import images
-from ncsn_fast.images import as_tensor, make_grid, sample_path, save_grid, save_png, to_pil
+from ncsn_fast.data import images
+from ncsn_fast.data.images import as_tensor, make_grid, sample_path, save_grid, save_png, to_pil
 
 
 def field(*shape, seed=0):

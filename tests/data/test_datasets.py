@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ncsn_fast import data
-from ncsn_fast.batches import batch_indices, batches
-from ncsn_fast.data import DataError, Transform
+from ncsn_fast.data import datasets
+from ncsn_fast.data.datasets import DataError, Transform
+from ncsn_fast.data.loader import batch_indices, batches
 
 
 def picture(width: int, height: int, seed: int = 0, mode: str = "RGB") -> Image.Image:
@@ -48,7 +48,7 @@ def archive(folder: Path) -> Path:
 
 
 def opened(source, **options):
-    return data.open_images(source, **{"size": 8, "channels": 3, **options})
+    return datasets.open_images(source, **{"size": 8, "channels": 3, **options})
 
 
 @pytest.mark.parametrize("size", [(20, 20), (30, 20), (20, 31)])
@@ -81,11 +81,11 @@ def test_transform_enlarges_and_survives_odd_pictures():
 def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     deep = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1024
     Image.fromarray(deep).save(tmp_path / "deep.png")
-    grey = data.read_image(tmp_path / "deep.png", Transform(8, 1))[0]
+    grey = datasets.read_image(tmp_path / "deep.png", Transform(8, 1))[0]
     assert torch.equal(grey, torch.from_numpy((deep >> 8).astype(np.uint8)))
     Image.fromarray(np.zeros((8, 8), np.float32)).save(tmp_path / "float.tif")
     with pytest.raises(DataError, match=r"float\.tif: floating-point"):
-        data.read_image(tmp_path / "float.tif", Transform(8, 1))
+        datasets.read_image(tmp_path / "float.tif", Transform(8, 1))
 
 
 def test_folder_in_order_of_names(folder):
@@ -97,8 +97,10 @@ def test_folder_in_order_of_names(folder):
 
 
 def test_zip_equals_folder(folder, archive):
-    assert torch.equal(data.stack(opened(archive)), data.stack(opened(folder)))
-    assert torch.equal(data.stack(opened(archive), [4, 1]), data.stack(opened(folder))[[4, 1]])
+    assert torch.equal(datasets.stack(opened(archive)), datasets.stack(opened(folder)))
+    assert torch.equal(
+        datasets.stack(opened(archive), [4, 1]), datasets.stack(opened(folder))[[4, 1]]
+    )
 
 
 def test_zip_can_be_sent_to_a_process(archive):
@@ -132,7 +134,7 @@ def test_corrupt_archive_is_named(archive):
     content[100:140] = b"x" * 40
     archive.write_bytes(content)
     with pytest.raises(DataError, match=r"images\.zip:0\.png"):
-        data.stack(opened(archive))
+        datasets.stack(opened(archive))
     archive.write_bytes(content[:200])
     with pytest.raises(DataError, match=r"cannot read .*images\.zip as a zip archive"):
         opened(archive)
@@ -179,13 +181,13 @@ def test_hugging_face_data_set(folder, tmp_path, monkeypatch):
 
 
 def test_digits_are_split_by_class():
-    train, held_out = (data.digits(split, 8) for split in ("train", "held-out"))
+    train, held_out = (datasets.digits(split, 8) for split in ("train", "held-out"))
     assert (len(train[0]), len(held_out[0])) == (1437, 360)
     share = [torch.bincount(labels) / len(labels) for _, labels in (train, held_out)]
     torch.testing.assert_close(share[0], share[1], rtol=0, atol=3e-3)
     seen = {image.numpy().tobytes() for image in train[0]}
     assert sum(image.numpy().tobytes() in seen for image in held_out[0]) == 0
-    assert data.digits("train", 16)[0].shape == (1437, 1, 16, 16)
+    assert datasets.digits("train", 16)[0].shape == (1437, 1, 16, 16)
     assert (train[0].min(), train[0].max()) == (0, 255)
 
 

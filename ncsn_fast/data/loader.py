@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from ncsn_fast.data import DataError, Images, MemoryImages
+from ncsn_fast.data.datasets import DataError, Images, MemoryImages
 
 
 def batch_indices(

@@ -1,0 +1,1 @@
+"""Images in and out: data sets, loaders, PNG files, atomic writes."""
