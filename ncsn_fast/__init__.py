@@ -2,9 +2,9 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from ncsn_fast.checkpoint import CheckpointError
+from ncsn_fast.checkpoints.loading import load
+from ncsn_fast.checkpoints.model_folder import CheckpointError
 from ncsn_fast.engines import EngineError, EngineUnavailable
-from ncsn_fast.loading import load
 from ncsn_fast.models.score import ModelConfig, ScoreModel
 from ncsn_fast.onnx_export import export_onnx
 from ncsn_fast.sampler import Sampler, SamplingError

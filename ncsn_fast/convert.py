@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from ncsn_fast import checkpoint, cli
-from ncsn_fast.loading import load
+from ncsn_fast import cli
+from ncsn_fast.checkpoints import model_folder
+from ncsn_fast.checkpoints.loading import load
 from ncsn_fast.models.score import ModelConfig
 
 _STORED = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -62,11 +63,11 @@ class ConvertOptions:
 def main(args: list[str] | None = None) -> int:
     """Command line; exit code 0."""
     options = cli.parse(ConvertOptions, args, "ncsn_fast.convert", "Write a model folder.")
-    if checkpoint.is_run(options.folder):
+    if model_folder.is_run(options.folder):
         raise ValueError(f"{options.folder} is a training run; write the model folder elsewhere")
     model = load(options.source, weights=options.weights, **options.overrides())
-    checkpoint.save_model(model, options.folder, dtype=_STORED[options.dtype])
-    print(f"{options.folder}: {checkpoint.CONFIG_NAME}, {checkpoint.WEIGHTS_NAME}")
+    model_folder.save_model(model, options.folder, dtype=_STORED[options.dtype])
+    print(f"{options.folder}: {model_folder.CONFIG_NAME}, {model_folder.WEIGHTS_NAME}")
     return 0
 
 

@@ -29,6 +29,7 @@ from ncsn_fast.bits import (
     measure,
     model_ends,
 )
+from ncsn_fast.checkpoints.loading import resolve_model
 from ncsn_fast.data import datasets
 from ncsn_fast.data.files import atomic_write
 from ncsn_fast.data.images import save_grid
@@ -36,7 +37,6 @@ from ncsn_fast.features import load_extractor
 from ncsn_fast.folders import SETTINGS_NAME, claim_folder, read_files, write_files
 from ncsn_fast.judge import BATCH, Judge, describe_source, open_source
 from ncsn_fast.likelihood import Trace
-from ncsn_fast.loading import resolve_model
 from ncsn_fast.metrics import digit_figures, nearest_images
 from ncsn_fast.ops import noise
 from ncsn_fast.options import ModelOptions, SamplingOptions, check_count, check_png

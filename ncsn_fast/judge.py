@@ -25,7 +25,7 @@ DIGESTED = 64  # images that tell a source from others
 
 
 def open_source(source: str, model: ScoreModel) -> datasets.Images:
-    """Images of the model's size: digits:train, digits:held-out, or what datasets.open_images takes."""
+    """Images of the model's size: digits:train, digits:held-out, or as datasets.open_images."""
     channels, height, width = model.image_shape
     if height != width:
         raise ValueError(f"images are read as squares; this model works on {height}x{width} pixels")

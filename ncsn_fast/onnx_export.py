@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
+from ncsn_fast.checkpoints.loading import resolve_model
 from ncsn_fast.data.files import atomic_write
 from ncsn_fast.engines.base import EngineUnavailable
 from ncsn_fast.engines.onnx_model import make_onnx
 from ncsn_fast.engines.ort import OrtEngine
 from ncsn_fast.engines.precision import BOUNDS
-from ncsn_fast.loading import resolve_model
 from ncsn_fast.models.score import ScoreModel
 
 _BATCH = 4  # images at a time, where the file leaves their number open

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ncsn_fast import engines, jobs
 from ncsn_fast.bits import image_log_likelihood
+from ncsn_fast.checkpoints.loading import resolve_model
 from ncsn_fast.data.images import Output, as_tensor, check_output, convert
 from ncsn_fast.editor import Editor
 from ncsn_fast.engines.base import Engine, EngineError, dtype_name
@@ -21,7 +22,6 @@ from ncsn_fast.engines.cuda_graphs import empty_cache
 from ncsn_fast.engines.settings import progress_shown, torch_threads
 from ncsn_fast.jobs import Callback, Job, Progress, Report, SamplingError
 from ncsn_fast.likelihood import Likelihood
-from ncsn_fast.loading import resolve_model
 from ncsn_fast.models.score import ScoreModel, each_sigma
 from ncsn_fast.ops import noise
 from ncsn_fast.plan import Plan, make_plan

@@ -8,7 +8,8 @@ import pytest
 import torch
 from drawing import CLOSE, NFE, draw, photos, tiny
 
-from ncsn_fast import Sampler, SamplingError, checkpoint
+from ncsn_fast import Sampler, SamplingError
+from ncsn_fast.checkpoints import model_folder
 from ncsn_fast.engines.eager import EagerEngine
 from ncsn_fast.ops import noise
 from ncsn_fast.ops.noise import Stream
@@ -231,15 +232,18 @@ def test_without_a_model_the_newest_run_is_taken_else_the_shipped_one(
     tmp_path, monkeypatch, caplog
 ):
     shipped, run = tmp_path / "shipped", tmp_path / "runs" / "mine"
-    checkpoint.save_model(tiny(), shipped)
-    monkeypatch.setattr("ncsn_fast.loading.SHIPPED", shipped)
+    model_folder.save_model(tiny(), shipped)
+    monkeypatch.setattr("ncsn_fast.checkpoints.loading.SHIPPED", shipped)
     monkeypatch.chdir(tmp_path)
     with caplog.at_level(logging.INFO):
         assert Sampler(device="cpu").model.config.n_sigmas == 4
     assert "the shipped digits model" in caplog.text
     (tmp_path / "runs").mkdir()
-    monkeypatch.setattr("ncsn_fast.loading.newest_run", lambda f: run if f.exists() else None)
-    monkeypatch.setattr("ncsn_fast.loading.load", lambda source: tiny(n_sigmas=7) if source == run
+    monkeypatch.setattr(
+        "ncsn_fast.checkpoints.loading.newest_run", lambda f: run if f.exists() else None
+    )
+    monkeypatch.setattr("ncsn_fast.checkpoints.loading.load", lambda source: tiny(n_sigmas=7) if
+    source == run
                         else pytest.fail(f"loaded {source}"))  # fmt: skip
     with caplog.at_level(logging.INFO):
         assert Sampler(device="cpu").model.config.n_sigmas == 7
@@ -248,7 +252,7 @@ def test_without_a_model_the_newest_run_is_taken_else_the_shipped_one(
 
 def test_a_model_folder_is_taken_as_it_is(tmp_path):
     model = tiny(n_sigmas=5)
-    checkpoint.save_model(model, tmp_path / "m")
+    model_folder.save_model(model, tmp_path / "m")
     sampler = Sampler(str(tmp_path / "m"), engine="eager", batch_size=1)
     assert torch.equal(draw(sampler), draw(Sampler(model, engine="eager", batch_size=1)))
 

@@ -160,14 +160,14 @@ class ScoreModel(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Writes a model folder (config.json and model.safetensors) and returns it."""
-        from ncsn_fast.checkpoint import save_model  # imports this module
+        from ncsn_fast.checkpoints.model_folder import save_model  # imports this module
 
         return save_model(self, folder)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> ScoreModel:
         """Reads a model folder; CheckpointError if it is not one, or does not fit."""
-        from ncsn_fast.checkpoint import load_model_folder  # imports this module
+        from ncsn_fast.checkpoints.model_folder import load_model_folder  # imports this module
 
         return load_model_folder(Path(folder).expanduser())
 

@@ -11,15 +11,8 @@ import torch
 from tutorial import CONFIG, A, published
 
 import ncsn_fast
-from ncsn_fast import (
-    CheckpointError,
-    EngineUnavailable,
-    ModelConfig,
-    Sampler,
-    ScoreModel,
-    checkpoint,
-    convert,
-)
+from ncsn_fast import CheckpointError, EngineUnavailable, ModelConfig, Sampler, ScoreModel, convert
+from ncsn_fast.checkpoints import model_folder
 from ncsn_fast.configs import CONFIGS
 from ncsn_fast.models.unet import TIME_ARCHS, VERSIONS, TimeUNet
 from ncsn_fast.plan import network_flop
@@ -246,7 +239,7 @@ def test_model_folder_round_trip(tmp_path, arch):
 @archs
 def test_folder_of_low_precision_keeps_the_frequencies(tmp_path, arch):
     model, x = published(arch), field(2, 1, 28, 28)
-    loaded = ncsn_fast.load(checkpoint.save_model(model, tmp_path, dtype=torch.bfloat16))
+    loaded = ncsn_fast.load(model_folder.save_model(model, tmp_path, dtype=torch.bfloat16))
     key = "embed.W" if arch == "unet_a" else "embed.0.W"
     assert torch.equal(loaded.net.state_dict()[key], model.net.state_dict()[key])
     t = torch.tensor([0.3, 1.0])

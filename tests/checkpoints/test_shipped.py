@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import ncsn_fast
-from ncsn_fast.loading import SHIPPED
+from ncsn_fast.checkpoints.loading import SHIPPED
 from ncsn_fast.metrics import digit_figures
 from ncsn_fast.models.score import ModelConfig
 

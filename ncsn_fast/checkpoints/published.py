@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ncsn_fast.checkpoint import CheckpointError, Weights, build_model, check_tensors
+from ncsn_fast.checkpoints.model_folder import CheckpointError, Weights, build_model, check_tensors
 from ncsn_fast.configs import CONFIGS, TrainConfig
 from ncsn_fast.diffusion import schedule as ladders
 from ncsn_fast.models.score import TIME_STYLE, ModelConfig, ScoreModel

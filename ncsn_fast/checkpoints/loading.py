@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from ncsn_fast.checkpoint import (
+from ncsn_fast.checkpoints.model_folder import (
     CHECKPOINTS,
     CONFIG_NAME,
     WEIGHTS_NAME,
@@ -19,11 +19,11 @@ from ncsn_fast.checkpoint import (
     read_run_file,
     read_torch,
 )
+from ncsn_fast.checkpoints.published import from_published
 from ncsn_fast.models.score import ScoreModel
-from ncsn_fast.published import from_published
 
 log = logging.getLogger(__name__)
-SHIPPED = Path(__file__).parent / "assets" / "digits"
+SHIPPED = Path(__file__).parents[1] / "assets" / "digits"
 
 
 def load(

@@ -12,8 +12,9 @@ import tiny
 import torch
 
 import ncsn_fast
-from ncsn_fast import CheckpointError, ScoreModel, checkpoint
-from ncsn_fast.checkpoint import CONFIG_NAME, WEIGHTS_NAME
+from ncsn_fast import CheckpointError, ScoreModel
+from ncsn_fast.checkpoints import model_folder
+from ncsn_fast.checkpoints.model_folder import CONFIG_NAME, WEIGHTS_NAME
 from ncsn_fast.data import files
 from ncsn_fast.trainer import Journal, Trainer
 
@@ -40,7 +41,7 @@ def test_model_folder_round_trip(tmp_path, arch):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_folder_of_low_precision_loads_as_float32(tmp_path, dtype):
     model = tiny.model()
-    loaded = ncsn_fast.load(checkpoint.save_model(model, tmp_path, dtype=dtype))
+    loaded = ncsn_fast.load(model_folder.save_model(model, tmp_path, dtype=dtype))
     assert torch.equal(loaded.sigmas, model.sigmas)
     rounded = {k: v.to(dtype).float() for k, v in model.net.state_dict().items()}
     assert all(torch.equal(v, rounded[k]) for k, v in loaded.net.state_dict().items())
@@ -183,33 +184,33 @@ def run(tmp_path):
 
 def test_run_folder(run):
     folder, trainer = run
-    assert checkpoint.read_run(folder).step == 2
+    assert model_folder.read_run(folder).step == 2
     assert same_weights(ncsn_fast.load(folder), trainer.averaged())
     raw = ncsn_fast.load(folder, weights="raw")
     assert same_weights(raw, trainer.model)
     assert not same_weights(raw, trainer.averaged())
-    newest = checkpoint.checkpoint_paths(folder)[-1]
+    newest = model_folder.checkpoint_paths(folder)[-1]
     assert same_weights(ncsn_fast.load(newest), trainer.averaged())
 
 
 def test_newest_run(run, tmp_path):
     folder, _ = run
     older = shutil.copytree(folder, tmp_path / "older")
-    for path in checkpoint.checkpoint_paths(older):
+    for path in model_folder.checkpoint_paths(older):
         os.utime(path, (1, 1))
     (tmp_path / "empty").mkdir()
-    assert checkpoint.newest_run(tmp_path) == folder
-    assert checkpoint.newest_run(tmp_path / "nowhere") is None
+    assert model_folder.newest_run(tmp_path) == folder
+    assert model_folder.newest_run(tmp_path / "nowhere") is None
 
 
 def test_damaged_newest_checkpoint_names_the_one_before(run):
     folder, _ = run
-    older, newest = checkpoint.checkpoint_paths(folder)
+    older, newest = model_folder.checkpoint_paths(folder)
     newest.write_bytes(newest.read_bytes()[:-1000])
     with pytest.raises(CheckpointError, match=f"{newest.name} .*complete.*from {older.name}"):
         ncsn_fast.load(folder)
     newest.unlink()
-    assert checkpoint.read_run(folder).step == 1
+    assert model_folder.read_run(folder).step == 1
 
 
 @pytest.mark.parametrize(
@@ -223,7 +224,7 @@ def test_damaged_newest_checkpoint_names_the_one_before(run):
     ],
 )
 def test_foreign_run_checkpoint(run, damage, text):
-    path = checkpoint.checkpoint_paths(run[0])[-1]
+    path = model_folder.checkpoint_paths(run[0])[-1]
     contents = torch.load(path, weights_only=True)
     damage(contents)
     torch.save(contents, path)

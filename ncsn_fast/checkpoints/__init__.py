@@ -1,0 +1,1 @@
+"""Models in files: model folders, training runs, published checkpoints."""
