@@ -30,7 +30,7 @@ from ncsn_fast.jobs import SamplingError
 from ncsn_fast.likelihood import Likelihood, Trace, dequantise, log_likelihood
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops import noise
-from ncsn_fast.samplers.plain import Score, SolverError
+from ncsn_fast.samplers.procedure import Score, SolverError
 
 BITS, DATA_RANGE = 8, (0.0, 1.0)  # of images as this package reads them
 MOST_AT_ONCE = 64  # images in a batch: their gradients take memory, too

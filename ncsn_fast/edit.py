@@ -20,8 +20,8 @@ from ncsn_fast.ops.noise import Stream, normal, sample_indices
 from ncsn_fast.options import ModelOptions, SamplingOptions, check_count, check_png
 from ncsn_fast.restorer import Inpainting, Restoration
 from ncsn_fast.sampler import Sampler
-from ncsn_fast.samplers.editing import start_level
 from ncsn_fast.samplers.operators import Grey, Operator, block_mean, gaussian_blur
+from ncsn_fast.samplers.program_transforms import start_level
 
 MEASURING = 7  # the stream of the noise that commands add to what they measure
 Grid = tuple[Tensor, int]  # images, and how many make a row

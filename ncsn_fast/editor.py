@@ -15,8 +15,12 @@ from ncsn_fast.models.score import each_sigma
 from ncsn_fast.ops.noise import Stream, check_uint32, normal, sample_indices
 from ncsn_fast.restorer import Restorer, check_range
 from ncsn_fast.samplers import methods
-from ncsn_fast.samplers.editing import check_draws_noise, interpolation_weights, start_level
 from ncsn_fast.samplers.guidance import Conditional, Gradient, check_labels, classifier_gradient
+from ncsn_fast.samplers.program_transforms import (
+    check_draws_noise,
+    interpolation_weights,
+    start_level,
+)
 
 
 class Editor(Restorer):

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ncsn_fast.engines.base import Engine
 from ncsn_fast.samplers.constraints import ConstrainedUpdate, Constraint, KnownPixels, impose
-from ncsn_fast.samplers.plain import Guide, Procedure, SolverError
+from ncsn_fast.samplers.procedure import Guide, Procedure, SolverError
 from ncsn_fast.samplers.program import Chains, Program, initial_state
 from ncsn_fast.watch import UNITS, Callback, Progress, SamplingError, Watch
 
@@ -150,7 +150,7 @@ def _run(
     if isinstance(program, Program):
         if constraint is not None and program.reference_noise is None:
             raise ValueError(
-                f"this {program.name} imposes nothing; see samplers/editing.inpainting"
+                f"this {program.name} imposes nothing; see samplers/program_transforms.inpainting"
             )
         update = None if constraint is None else ConstrainedUpdate(constraint)
         options: dict[str, Any] = {"update": update, "guide": guide, "on_level": watch.level_done}

@@ -21,7 +21,7 @@ from torch import Tensor
 from ncsn_fast import ops
 from ncsn_fast.ops import noise
 from ncsn_fast.ops.noise import Stream
-from ncsn_fast.samplers.plain import Score, per_sample
+from ncsn_fast.samplers.procedure import Score, per_sample
 from ncsn_fast.samplers.runge_kutta import solve
 
 Trace = Literal["rademacher", "gaussian", "exact"]

@@ -13,7 +13,7 @@ from ncsn_fast.ops.noise import check_uint32
 from ncsn_fast.sampler import Sampler
 from ncsn_fast.samplers import methods
 from ncsn_fast.samplers.predictor_corrector import Corrector, Norm, Order, Predictor
-from ncsn_fast.samplers.solvers import Chain
+from ncsn_fast.samplers.procedure_methods import Chain
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ncsn_fast import ops
 from ncsn_fast.engines.base import Engine
 from ncsn_fast.models.score import ScoreModel
-from ncsn_fast.samplers.plain import Procedure
+from ncsn_fast.samplers.procedure import Procedure
 from ncsn_fast.samplers.program import Chains, Program, table
 
 

@@ -13,11 +13,11 @@ from ncsn_fast.jobs import Callback, Job
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops.noise import sample_indices
 from ncsn_fast.samplers import methods
-from ncsn_fast.samplers.editing import inpainting
 from ncsn_fast.samplers.guidance import Both, Imposed, Projected
 from ncsn_fast.samplers.operators import Grey, Mask, Operator, block_mean, gaussian_blur
-from ncsn_fast.samplers.plain import Guide, Procedure, check_guide
+from ncsn_fast.samplers.procedure import Guide, Procedure, check_guide
 from ncsn_fast.samplers.program import Program
+from ncsn_fast.samplers.program_transforms import inpainting
 
 Inpainting = Literal["ncsnv2", "ncsn", "projected"]
 Restoration = Literal["imposed", "projected"]
@@ -75,9 +75,9 @@ class Restorer(abc.ABC):
             mask: True (or non-zero) where a pixel is known; any shape that broadcasts to the
                 images.
             variant: "ncsnv2" or "ncsn": the published way of imposing known pixels
-                (samplers/editing.py), which pc does after every update; "projected": by the score
-                (see `restore`). None: "ncsnv2", or "projected" with a method that imposes nothing
-                (ode, adaptive).
+                (samplers/program_transforms.py), which pc does after every update; "projected": by
+                the score (see `restore`). None: "ncsnv2", or "projected" with a method that imposes
+                nothing (ode, adaptive).
         """
         if variant is not None and variant not in get_args(Inpainting):
             raise ValueError(f"variant must be 'projected', 'ncsnv2' or 'ncsn'; got {variant!r}")

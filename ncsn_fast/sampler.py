@@ -26,7 +26,7 @@ from ncsn_fast.models.score import ScoreModel, each_sigma
 from ncsn_fast.ops import noise
 from ncsn_fast.plan import Plan, make_plan
 from ncsn_fast.samplers import methods
-from ncsn_fast.samplers.plain import Guide, Procedure, check_guide
+from ncsn_fast.samplers.procedure import Guide, Procedure, check_guide
 from ncsn_fast.samplers.program import Program
 
 log = logging.getLogger(__name__)

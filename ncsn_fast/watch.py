@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ncsn_fast.samplers.plain import Procedure
+from ncsn_fast.samplers.procedure import Procedure
 from ncsn_fast.samplers.program import Chains, Program
 
 UNITS = 100  # of a progress bar, for a micro-batch of a sampler that is no table

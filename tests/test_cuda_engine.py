@@ -18,7 +18,7 @@ from ncsn_fast.jobs import Job, run_job
 from ncsn_fast.models.refinenet import ARCHITECTURES
 from ncsn_fast.ops import backends
 from ncsn_fast.samplers import methods
-from ncsn_fast.samplers.editing import inpainting, interpolation_weights
+from ncsn_fast.samplers.program_transforms import inpainting, interpolation_weights
 
 # Rounding grows along a chain, and states begin at sigma 5.
 CLOSE = {"rtol": 0.0, "atol": 2e-3}

@@ -10,7 +10,7 @@ from ncsn_fast.engines.cuda import CudaEngine
 from ncsn_fast.engines.eager import EagerEngine
 from ncsn_fast.jobs import Job, run_job
 from ncsn_fast.ops import backends
-from ncsn_fast.samplers.editing import interpolation_weights
+from ncsn_fast.samplers.program_transforms import interpolation_weights
 
 pytestmark = [
     pytest.mark.gpu,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ncsn_fast.engines.settings import torch_threads
 from ncsn_fast.models.score import ScoreModel
-from ncsn_fast.samplers.plain import (
+from ncsn_fast.samplers.procedure import (
     Constrain,
     Guide,
     OnStep,

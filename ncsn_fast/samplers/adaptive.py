@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ncsn_fast.ops.noise import Stream
-from ncsn_fast.samplers.plain import (
+from ncsn_fast.samplers.procedure import (
     Draw,
     OnStep,
     Result,

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ncsn_fast.samplers.operators import Operator
-from ncsn_fast.samplers.plain import Guide, Score, per_sample
+from ncsn_fast.samplers.procedure import Guide, Score, per_sample
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

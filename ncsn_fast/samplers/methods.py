@@ -12,9 +12,9 @@ import numpy as np
 
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops import noise
-from ncsn_fast.samplers import solvers, tables
-from ncsn_fast.samplers.levels import Levels
-from ncsn_fast.samplers.plain import Procedure
+from ncsn_fast.samplers import procedure_methods, program_methods
+from ncsn_fast.samplers.level_selection import Levels
+from ncsn_fast.samplers.procedure import Procedure
 from ncsn_fast.samplers.program import Program
 
 log = logging.getLogger(__name__)
@@ -43,21 +43,31 @@ class Method:
 
 
 METHODS: dict[str, Method] = {
-    "ald": Method(tables.ald, "annealed Langevin dynamics, Song & Ermon 2019/2020", ("sigmas",)),
-    "fast": Method(tables.fast, "DPM-Solver++(2M) with eta = 4: ald's quality, few evaluations"),
-    "cas": Method(
-        tables.cas, "consistent annealed sampling, Jolicoeur-Martineau et al. 2021", ("sigmas",)
+    "ald": Method(
+        program_methods.ald, "annealed Langevin dynamics, Song & Ermon 2019/2020", ("sigmas",)
     ),
-    "euler": Method(tables.euler, "Euler's method on the probability flow; DDIM, Song et al."),
-    "heun": Method(tables.heun, "Heun's method, with churn; EDM, Karras et al. 2022"),
-    "dpmpp": Method(tables.dpmpp, "DPM-Solver++(2M), Lu et al. 2022"),
-    "em": Method(tables.em, "Euler-Maruyama on the reverse SDE, Song et al. 2021", ()),
-    "reverse": Method(tables.reverse, "reverse diffusion sampling, Song et al. 2021"),
-    "ancestral": Method(tables.ancestral, "ancestral sampling, Song et al. 2021"),
-    "pc": Method(solvers.pc, "predictor-corrector sampling, Song et al. 2021"),
-    "ode": Method(solvers.ode, "probability flow by adaptive Runge-Kutta, Song et al. 2021", ()),
+    "fast": Method(
+        program_methods.fast, "DPM-Solver++(2M) with eta = 4: ald's quality, few evaluations"
+    ),
+    "cas": Method(
+        program_methods.cas,
+        "consistent annealed sampling, Jolicoeur-Martineau et al. 2021",
+        ("sigmas",),
+    ),
+    "euler": Method(
+        program_methods.euler, "Euler's method on the probability flow; DDIM, Song et al."
+    ),
+    "heun": Method(program_methods.heun, "Heun's method, with churn; EDM, Karras et al. 2022"),
+    "dpmpp": Method(program_methods.dpmpp, "DPM-Solver++(2M), Lu et al. 2022"),
+    "em": Method(program_methods.em, "Euler-Maruyama on the reverse SDE, Song et al. 2021", ()),
+    "reverse": Method(program_methods.reverse, "reverse diffusion sampling, Song et al. 2021"),
+    "ancestral": Method(program_methods.ancestral, "ancestral sampling, Song et al. 2021"),
+    "pc": Method(procedure_methods.pc, "predictor-corrector sampling, Song et al. 2021"),
+    "ode": Method(
+        procedure_methods.ode, "probability flow by adaptive Runge-Kutta, Song et al. 2021", ()
+    ),
     "adaptive": Method(
-        solvers.adaptive, "adaptive steps on the SDE, Jolicoeur-Martineau et al. 2021", ()
+        procedure_methods.adaptive, "adaptive steps on the SDE, Jolicoeur-Martineau et al. 2021", ()
     ),
 }
 

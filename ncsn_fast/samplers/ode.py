@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ncsn_fast.samplers.plain import OnStep, Result, Score, per_sample
+from ncsn_fast.samplers.procedure import OnStep, Result, Score, per_sample
 from ncsn_fast.samplers.runge_kutta import solve
 
 

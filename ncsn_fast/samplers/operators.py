@@ -24,7 +24,7 @@ import torch
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
-from ncsn_fast.samplers.plain import SolverError, per_sample
+from ncsn_fast.samplers.procedure import SolverError, per_sample
 
 Damping = Tensor | float  # a number, or one per sample (B,)
 TOLERANCE, MAX_ITERATIONS = 1e-5, 200  # of conjugate gradients

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ncsn_fast.diffusion.schedule import check_ladder
 from ncsn_fast.ops.noise import Stream
-from ncsn_fast.samplers.plain import Constrain, Draw, OnStep, Result, Score, per_sample
+from ncsn_fast.samplers.procedure import Constrain, Draw, OnStep, Result, Score, per_sample
 
 Predictor = Literal["reverse_diffusion", "ancestral", "flow", "none"]
 Corrector = Literal["langevin", "annealed"]

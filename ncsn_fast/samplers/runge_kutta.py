@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ncsn_fast.samplers.plain import SolverError, per_sample, rms, stopped
+from ncsn_fast.samplers.procedure import SolverError, per_sample, rms, stopped
 
 # Time (B,) float64 and state (B, ...) -> slope, shape of the state.
 Slope = Callable[[Tensor, Tensor], Tensor]

@@ -3,10 +3,10 @@
 A score model s(x, t) of a VP- or sub-VP-SDE runs in two ways. (Networks that predict the noise have
 s = -net(x, 999 t) / std(t), as published.)
 
-The tables of `samplers/sde.py` are its own samplers; `rows` is the network that they call:
+The tables of `samplers/reverse_sde.py` are its own samplers; `rows` is the network that they call:
 
     from ncsn_fast.samplers.program import Chains, initial_state, run
-    from ncsn_fast.samplers.sde import vp_ancestral
+    from ncsn_fast.samplers.reverse_sde import vp_ancestral
     from ncsn_fast.samplers.vp import as_ve, rows
     from ncsn_fast.diffusion.sde import VP
 
@@ -43,7 +43,7 @@ import torch
 from torch import Tensor
 
 from ncsn_fast.diffusion.sde import SDE
-from ncsn_fast.samplers.plain import per_sample
+from ncsn_fast.samplers.procedure import per_sample
 
 TimeScore = Callable[[Tensor, Tensor], Tensor]  # (x (B, ...), t (B,)) -> grad log p_t, shape of x
 

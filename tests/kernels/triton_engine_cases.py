@@ -10,7 +10,7 @@ from triton_common import DEVICE
 from ncsn_fast.engines import precision
 from ncsn_fast.engines.cuda import CudaEngine
 from ncsn_fast.engines.eager import EagerEngine
-from ncsn_fast.samplers.editing import inpainting, interpolation_weights
+from ncsn_fast.samplers.program_transforms import inpainting, interpolation_weights
 
 
 def engine(of, dtype="fp32", kind=CudaEngine):

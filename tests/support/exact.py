@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from ncsn_fast.samplers.plain import per_sample
+from ncsn_fast.samplers.procedure import per_sample
 
 
 class Gaussian:

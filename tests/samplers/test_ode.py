@@ -10,7 +10,7 @@ import torch
 from scipy.integrate import solve_ivp
 
 from ncsn_fast.samplers.ode import probability_flow
-from ncsn_fast.samplers.plain import SolverError, per_sample
+from ncsn_fast.samplers.procedure import SolverError, per_sample
 from ncsn_fast.samplers.runge_kutta import ERROR, FIFTH, NODES, STAGES, solve
 
 SCHEDULES = {"course": exact.COURSE, "song": exact.SONG, "vesde": exact.VESDE}

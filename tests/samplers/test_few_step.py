@@ -11,7 +11,7 @@ from gaussian import Data, follow, moments
 from ncsn_fast.diffusion import schedule
 from ncsn_fast.ops import noise
 from ncsn_fast.ops.noise import Stream
-from ncsn_fast.samplers.fast import (
+from ncsn_fast.samplers.few_step import (
     FAST_ETA,
     FAST_STEPS,
     Churn,

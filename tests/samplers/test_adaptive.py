@@ -9,7 +9,7 @@ import torch
 
 from ncsn_fast.ops.noise import Stream
 from ncsn_fast.samplers.adaptive import adaptive
-from ncsn_fast.samplers.plain import SolverError, contract_noise
+from ncsn_fast.samplers.procedure import SolverError, contract_noise
 
 LOW, HIGH = 0.01, 50.0
 

@@ -12,8 +12,8 @@ from ncsn_fast import ops
 from ncsn_fast.ops import noise
 from ncsn_fast.ops.noise import Stream
 from ncsn_fast.samplers.correctors import CORRECTORS, HMC, MALA, ULA
-from ncsn_fast.samplers.plain import contract_noise, per_sample
 from ncsn_fast.samplers.predictor_corrector import evaluations, predictor_corrector
+from ncsn_fast.samplers.procedure import contract_noise, per_sample
 
 moves = pytest.mark.parametrize("move", CORRECTORS.values(), ids=CORRECTORS)
 TAIL = 1e-5  # chance of a band to be left, per test; the seeds are fixed

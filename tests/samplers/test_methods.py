@@ -15,8 +15,8 @@ from ncsn_fast.diffusion import schedule
 from ncsn_fast.diffusion.sde import VE
 from ncsn_fast.ops import noise
 from ncsn_fast.ops.noise import Stream
-from ncsn_fast.samplers import fast, methods
-from ncsn_fast.samplers import sde as chains
+from ncsn_fast.samplers import few_step, methods
+from ncsn_fast.samplers import reverse_sde as chains
 
 NEW = ["fast", "euler", "heun", "dpmpp", "em", "reverse", "ancestral"]
 LADDER_METHODS = [name for name in NEW if name != "em"]
@@ -60,10 +60,10 @@ def test_defaults_are_the_builders(models):
         return schedule.spaced(own, n, "geometric")
 
     expected = {
-        "fast": fast.fast(spaced(30)),
-        "euler": fast.euler(spaced(50)),
-        "heun": fast.heun(spaced(18)),
-        "dpmpp": fast.dpm_solver_pp(spaced(20), eta=1.0),
+        "fast": few_step.fast(spaced(30)),
+        "euler": few_step.euler(spaced(50)),
+        "heun": few_step.heun(spaced(18)),
+        "dpmpp": few_step.dpm_solver_pp(spaced(20), eta=1.0),
         "em": chains.euler_maruyama(VE.from_sigmas(own), 500),
         "reverse": chains.reverse_diffusion(own),
         "ancestral": chains.ancestral(own),
@@ -76,14 +76,14 @@ def test_defaults_are_the_builders(models):
 def test_options_reach_the_builders(models):
     model, own = models["ncsnv2"], own_ladder(models["ncsnv2"])
     bent = {"schedule": "karras", "rho": 3.0}
-    ladder, churn = schedule.karras(own[0], own[-1], 7, 3.0), fast.Churn(3.0, 0.1, 4.0, 1.1)
+    ladder, churn = schedule.karras(own[0], own[-1], 7, 3.0), few_step.Churn(3.0, 0.1, 4.0, 1.1)
     churned = {"churn": 3.0, "s_min": 0.1, "s_max": 4.0, "s_noise": 1.1}
     for name, given, expected in (
-        ("euler", {**bent, **churned}, fast.euler(ladder, churn=churn)),
-        ("heun", {**bent, **churned}, fast.heun(ladder, churn=churn)),
+        ("euler", {**bent, **churned}, few_step.euler(ladder, churn=churn)),
+        ("heun", {**bent, **churned}, few_step.heun(ladder, churn=churn)),
         ("dpmpp", {**bent, "eta": 0.5, "s_noise": 1.2},
-         fast.dpm_solver_pp(ladder, eta=0.5, s_noise=1.2)),
-        ("fast", {**bent, "eta": 2.0, "s_noise": 0.9}, fast.fast(ladder, eta=2.0, s_noise=0.9)),
+         few_step.dpm_solver_pp(ladder, eta=0.5, s_noise=1.2)),
+        ("fast", {**bent, "eta": 2.0, "s_noise": 0.9}, few_step.fast(ladder, eta=2.0, s_noise=0.9)),
         ("reverse", {**bent, "flow": True}, chains.reverse_diffusion(ladder, flow=True)),
         ("ancestral", {**bent, "eta": 0.3}, chains.ancestral(ladder, 0.3)),
         ("em", {"t_end": 0.01}, chains.euler_maruyama(VE.from_sigmas(own), 7, t_end=0.01)),

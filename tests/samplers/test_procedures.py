@@ -19,10 +19,10 @@ from ncsn_fast.samplers import methods
 from ncsn_fast.samplers.adaptive import adaptive
 from ncsn_fast.samplers.constraints import KnownPixels
 from ncsn_fast.samplers.correctors import CORRECTORS
-from ncsn_fast.samplers.editing import inpainting
 from ncsn_fast.samplers.ode import probability_flow
-from ncsn_fast.samplers.plain import contract_noise
 from ncsn_fast.samplers.predictor_corrector import predictor_corrector
+from ncsn_fast.samplers.procedure import contract_noise
+from ncsn_fast.samplers.program_transforms import inpainting
 
 LOOSE = {"rtol": 0.2, "atol": 0.2}  # few steps, so that rounding does not change their number
 

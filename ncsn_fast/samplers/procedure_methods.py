@@ -12,16 +12,8 @@ import torch
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.samplers.adaptive import adaptive as solver
 from ncsn_fast.samplers.correctors import CORRECTORS
-from ncsn_fast.samplers.levels import Levels
+from ncsn_fast.samplers.level_selection import Levels
 from ncsn_fast.samplers.ode import probability_flow
-from ncsn_fast.samplers.plain import (
-    Constrain,
-    OnStep,
-    Procedure,
-    Result,
-    Score,
-    chains_noise,
-)
 from ncsn_fast.samplers.predictor_corrector import (
     Corrector,
     Move,
@@ -31,6 +23,14 @@ from ncsn_fast.samplers.predictor_corrector import (
     check_options,
     evaluations,
     predictor_corrector,
+)
+from ncsn_fast.samplers.procedure import (
+    Constrain,
+    OnStep,
+    Procedure,
+    Result,
+    Score,
+    chains_noise,
 )
 from ncsn_fast.samplers.program import Chains
 

@@ -9,13 +9,13 @@ import torch
 
 from ncsn_fast.ops.noise import Stream
 from ncsn_fast.samplers.langevin import annealed_langevin
-from ncsn_fast.samplers.plain import contract_noise, per_sample
 from ncsn_fast.samplers.predictor_corrector import (
     annealed_snr,
     evaluations,
     langevin_step,
     predictor_corrector,
 )
+from ncsn_fast.samplers.procedure import contract_noise, per_sample
 from ncsn_fast.samplers.program import Chains, InjectedNoise, run
 
 

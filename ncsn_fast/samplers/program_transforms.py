@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ncsn_fast.samplers.plain import Procedure
+from ncsn_fast.samplers.procedure import Procedure
 from ncsn_fast.samplers.program import Column, Program
 
 InpaintVariant = Literal["ncsnv2", "ncsn"]

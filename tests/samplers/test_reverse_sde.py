@@ -5,8 +5,8 @@ import pytest
 from gaussian import Data, moments
 
 from ncsn_fast.diffusion.sde import VE, VP, SubVP
-from ncsn_fast.samplers.fast import euler
-from ncsn_fast.samplers.sde import (
+from ncsn_fast.samplers.few_step import euler
+from ncsn_fast.samplers.reverse_sde import (
     ancestral,
     euler_maruyama,
     reverse_diffusion,

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ncsn_fast.samplers.program import Column, Program, table
-from ncsn_fast.samplers.sde import steps_of
+from ncsn_fast.samplers.reverse_sde import steps_of
 
 FAST_STEPS, FAST_ETA = 30, 4.0  # levels of `fast`, and the noise of its steps
 

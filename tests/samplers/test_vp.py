@@ -15,11 +15,11 @@ from ncsn_fast.likelihood import log_likelihood
 from ncsn_fast.samplers import vp
 from ncsn_fast.samplers.adaptive import adaptive
 from ncsn_fast.samplers.ode import probability_flow
-from ncsn_fast.samplers.plain import contract_noise, per_sample
 from ncsn_fast.samplers.predictor_corrector import predictor_corrector
+from ncsn_fast.samplers.procedure import contract_noise, per_sample
 from ncsn_fast.samplers.program import Chains, initial_state, run
+from ncsn_fast.samplers.reverse_sde import euler_maruyama, vp_ancestral, vp_reverse_diffusion
 from ncsn_fast.samplers.runge_kutta import solve
-from ncsn_fast.samplers.sde import euler_maruyama, vp_ancestral, vp_reverse_diffusion
 from ncsn_fast.samplers.vp import as_ve, rows
 
 SDES = [VP(), SubVP(), VP(0.4, 9.0), VP(3.0, 3.0)]

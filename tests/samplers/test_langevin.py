@@ -10,9 +10,9 @@ import torch
 from ncsn_fast.engines.cpu import CpuEngine
 from ncsn_fast.engines.eager import EagerEngine
 from ncsn_fast.ops.noise import Stream
-from ncsn_fast.samplers.editing import inpainting, interpolation_weights
 from ncsn_fast.samplers.langevin import annealed_langevin, consistent_annealed, refine_ladder
 from ncsn_fast.samplers.program import Chains, InjectedNoise, run
+from ncsn_fast.samplers.program_transforms import inpainting, interpolation_weights
 
 LADDER = [5.0, 1.7, 0.4, 0.1]
 EPSILON = 3e-4

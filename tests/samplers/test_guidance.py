@@ -10,10 +10,9 @@ import torch
 from ncsn_fast import ops
 from ncsn_fast.diffusion.sde import VP, SubVP
 from ncsn_fast.ops.noise import Stream
-from ncsn_fast.samplers import fast
+from ncsn_fast.samplers import few_step
 from ncsn_fast.samplers.adaptive import adaptive
 from ncsn_fast.samplers.constraints import ConstrainedUpdate
-from ncsn_fast.samplers.editing import inpainting
 from ncsn_fast.samplers.guidance import (
     Both,
     Conditional,
@@ -25,10 +24,11 @@ from ncsn_fast.samplers.guidance import (
 from ncsn_fast.samplers.langevin import annealed_langevin, consistent_annealed
 from ncsn_fast.samplers.ode import probability_flow
 from ncsn_fast.samplers.operators import Grey, Linear, Mask, Operator, block_mean, gaussian_blur
-from ncsn_fast.samplers.plain import contract_noise, per_sample
 from ncsn_fast.samplers.predictor_corrector import predictor_corrector
+from ncsn_fast.samplers.procedure import contract_noise, per_sample
 from ncsn_fast.samplers.program import Chains, run
-from ncsn_fast.samplers.sde import vp_ancestral, vp_reverse_diffusion
+from ncsn_fast.samplers.program_transforms import inpainting
+from ncsn_fast.samplers.reverse_sde import vp_ancestral, vp_reverse_diffusion
 
 SHAPE, D = (3, 4, 4), 48
 OPERATORS = {
@@ -175,8 +175,8 @@ def by_table(program):
 SAMPLERS = {
     "ald": by_table(annealed_langevin(LADDER, 2e-5, 4)),
     "cas": by_table(consistent_annealed(LADDER)),
-    "heun": by_table(fast.heun(LADDER)),
-    "dpmpp": by_table(fast.dpm_solver_pp(LADDER)),
+    "heun": by_table(few_step.heun(LADDER)),
+    "dpmpp": by_table(few_step.dpm_solver_pp(LADDER)),
     "predictor_corrector": lambda score, x, samples: (
         predictor_corrector(score, x, LADDER, contract_noise(3, samples, SHAPE), norm="sample").x
     ),
@@ -248,7 +248,7 @@ def test_vp_states_are_imposed_at_their_scale():
 @pytest.mark.parametrize("variant", ["ncsnv2", "ncsn"])
 @pytest.mark.parametrize("restore", [True, False])
 @pytest.mark.parametrize("build", [
-    lambda: annealed_langevin(LADDER, 2e-5, 3), lambda: fast.dpm_solver_pp(LADDER),
+    lambda: annealed_langevin(LADDER, 2e-5, 3), lambda: few_step.dpm_solver_pp(LADDER),
 ], ids=["ald", "dpmpp"])  # fmt: skip
 def test_imposing_a_mask_is_the_fused_inpainting_bit_for_bit(build, variant, restore):
     program = inpainting(build(), variant, restore=restore)

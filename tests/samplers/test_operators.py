@@ -16,7 +16,7 @@ from ncsn_fast.samplers.operators import (
     conjugate_gradients,
     gaussian_blur,
 )
-from ncsn_fast.samplers.plain import SolverError
+from ncsn_fast.samplers.procedure import SolverError
 
 SHAPE = (3, 6, 4)
 

@@ -11,10 +11,10 @@ import numpy as np
 from ncsn_fast.diffusion import schedule as ladders
 from ncsn_fast.diffusion.sde import VE
 from ncsn_fast.models.score import ScoreModel
-from ncsn_fast.samplers import fast as few
-from ncsn_fast.samplers import sde as chains
+from ncsn_fast.samplers import few_step as few
+from ncsn_fast.samplers import reverse_sde as chains
 from ncsn_fast.samplers.langevin import annealed_langevin, consistent_annealed, refine_ladder
-from ncsn_fast.samplers.levels import Levels
+from ncsn_fast.samplers.level_selection import Levels
 from ncsn_fast.samplers.program import Column, Program
 
 log = logging.getLogger(__name__)
@@ -143,7 +143,7 @@ def fast(
     s_noise: float = 1.0,
     denoise: bool = True,
 ) -> Program:
-    """As good as `ald` in few evaluations: `steps` levels (30), NFE = steps; samplers/fast.py."""
+    """The quality of `ald` in few evaluations: `steps` levels (30), NFE = steps (few_step.py)."""
     ladder = levels.between_the_ends(model, few.FAST_STEPS)
     return few.fast(ladder, eta=eta, s_noise=s_noise, denoise=denoise)
 

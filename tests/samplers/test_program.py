@@ -9,9 +9,9 @@ import torch
 
 from ncsn_fast.ops import noise
 from ncsn_fast.ops.noise import Stream
-from ncsn_fast.samplers.editing import inpainting, interpolation_weights
 from ncsn_fast.samplers.langevin import annealed_langevin, consistent_annealed
 from ncsn_fast.samplers.program import Chains, initial_state, run, table
+from ncsn_fast.samplers.program_transforms import inpainting, interpolation_weights
 
 LADDER = [5.0, 1.7, 0.4, 0.1]
 EPSILON = 3e-4
