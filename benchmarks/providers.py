@@ -21,7 +21,7 @@ from torch import Tensor
 from ncsn_fast import EngineUnavailable, ScoreModel
 from ncsn_fast.engines.base import Engine
 from ncsn_fast.engines.compiled import CompileEngine
-from ncsn_fast.engines.cpu import CpuEngine
+from ncsn_fast.engines.cpu.engine import CpuEngine
 
 Run = Callable[[], Tensor]
 

@@ -213,7 +213,7 @@ PYBIND11_MODULE(_C, m) {
           "(x, f, h, batch, channels, plane, f_bfloat16, f_channels_last, coefficients, seed, samples, "
           "step, noise_weights, mask, known, c_ref, ref_step, net_input, net_bfloat16, "
           "net_channels_last, scale, shift, nonfinite, isa); 0 is no tensor.");
-    py::class_<Plan> plan(m, "Plan", "A network as steps on planned buffers; see ncsn_fast.engines.cpu.");
+    py::class_<Plan> plan(m, "Plan", "A network as steps on planned buffers; see ncsn_fast.engines.cpu.engine.");
     bind_plan(plan);
     bind_kernel(m, plan, "instance_norm_plus", &norm_step,
                 "(x, y, alpha, gamma, beta, batch, channels, plane, channels_last, per_sample, in_bfloat16, "

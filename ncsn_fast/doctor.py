@@ -11,8 +11,9 @@ import torch
 
 import ncsn_fast
 from ncsn_fast import cli, engines, ops
-from ncsn_fast.engines import cpu_probe, trt_api
-from ncsn_fast.engines.plan_cache import PlanCache
+from ncsn_fast.engines.cpu import autotune
+from ncsn_fast.engines.tensorrt import api as trt_api
+from ncsn_fast.engines.tensorrt.plan_cache import PlanCache
 
 # Distributions that bring engines; onnxruntime has two, of which one is installed at most.
 PACKAGES = ("triton", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_cu13")
@@ -70,7 +71,7 @@ def main(args: list[str] | None = None) -> int:
             print(f"{'':17}{row.problem}")
     print()
     if engines.ENGINES["cpu"].unavailable() is None:
-        print(f"engine 'cpu' computes in {cpu_probe.fastest()};")
+        print(f"engine 'cpu' computes in {autotune.fastest()};")
         print("dtype= and NCSN_FAST_CONVOLUTIONS=direct or winograd choose otherwise")
     kind, device, reason = engines.pick("auto", None)
     print(f"engine='auto' is {kind.name!r} on {device}: {reason}")

@@ -11,8 +11,8 @@ import torch
 from ncsn_fast.checkpoints.loading import resolve_model
 from ncsn_fast.data.files import atomic_write
 from ncsn_fast.engines.base import EngineUnavailable
-from ncsn_fast.engines.onnx_model import make_onnx
-from ncsn_fast.engines.ort import OrtEngine
+from ncsn_fast.engines.onnx.engine import OrtEngine
+from ncsn_fast.engines.onnx.model import make_onnx
 from ncsn_fast.engines.precision import BOUNDS
 from ncsn_fast.models.score import ScoreModel
 

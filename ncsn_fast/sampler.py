@@ -16,10 +16,15 @@ from ncsn_fast.bits import image_log_likelihood
 from ncsn_fast.checkpoints.loading import resolve_model
 from ncsn_fast.data.images import Output, as_tensor, check_output, convert
 from ncsn_fast.editor import Editor
-from ncsn_fast.engines.base import Engine, EngineError, dtype_name
-from ncsn_fast.engines.batch_size import default_batch_size
-from ncsn_fast.engines.cuda_graphs import empty_cache
-from ncsn_fast.engines.settings import progress_shown, torch_threads
+from ncsn_fast.engines.base import (
+    Engine,
+    EngineError,
+    default_batch_size,
+    dtype_name,
+    progress_shown,
+    torch_threads,
+)
+from ncsn_fast.engines.cuda.graphs import empty_cache
 from ncsn_fast.jobs import Callback, Job, Progress, Report, SamplingError
 from ncsn_fast.likelihood import Likelihood
 from ncsn_fast.models.score import ScoreModel, each_sigma

@@ -9,9 +9,9 @@ import torch
 
 from ncsn_fast import engines
 from ncsn_fast.checkpoints.loading import resolve_model
-from ncsn_fast.engines.plan_cache import write_plan
-from ncsn_fast.engines.trt import TrtEngine
-from ncsn_fast.engines.trt_options import parse_batch
+from ncsn_fast.engines.tensorrt.engine import TrtEngine
+from ncsn_fast.engines.tensorrt.options import parse_batch
+from ncsn_fast.engines.tensorrt.plan_cache import write_plan
 from ncsn_fast.models.score import ScoreModel
 
 BATCH = "1:64:64"  # where nobody says how many images

@@ -19,7 +19,7 @@ from ncsn_fast import Sampler, ScoreModel
 if TYPE_CHECKING:
     from tensorrt_double import Behaviour
 
-    from ncsn_fast.engines.trt_builder import Settings
+    from ncsn_fast.engines.tensorrt.builder import Settings
 
 # Tests start other pytests. pytest-benchmark refuses to time anything where it finds this.
 os.environ.pop("PYTEST_XDIST_WORKER", None)

@@ -13,7 +13,7 @@ import pytest
 
 from ncsn_fast import __main__ as dispatcher
 from ncsn_fast import cache, cli
-from ncsn_fast.engines.plan_cache import PlanCache
+from ncsn_fast.engines.tensorrt.plan_cache import PlanCache
 
 FACTS: dict[str, Any] = {
     "model": "0123456789abcdef" * 4,

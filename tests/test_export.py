@@ -17,9 +17,9 @@ from onnx.reference import ReferenceEvaluator
 import ncsn_fast
 from ncsn_fast import EngineError, EngineUnavailable, __main__, export, export_onnx, ops
 from ncsn_fast.cli import UsageError
-from ncsn_fast.engines import onnx_model
-from ncsn_fast.engines.onnx_model import make_onnx, read_onnx
-from ncsn_fast.engines.ort import OrtEngine
+from ncsn_fast.engines.onnx import model as onnx_model
+from ncsn_fast.engines.onnx.engine import OrtEngine
+from ncsn_fast.engines.onnx.model import make_onnx, read_onnx
 
 FP32, HALF = 5e-6, {"fp16": 5e-3, "bf16": 4e-2}  # relative errors of f; half: twice the measured
 ELEMENT = {"fp32": "FLOAT", "fp16": "FLOAT16", "bf16": "BFLOAT16"}

@@ -182,9 +182,9 @@ def inductor_bf16(task: Task, *, mode: str) -> Entrant:
 def ours(task: Task, **options: str) -> Entrant:
     """Our engine's loop."""
     try:
-        from ncsn_fast.engines.cuda import CudaEngine
+        from ncsn_fast.engines.cuda.engine import CudaEngine
     except ImportError as error:
-        raise Absent(f"ncsn_fast.engines.cuda cannot be imported: {error}") from error
+        raise Absent(f"ncsn_fast.engines.cuda.engine cannot be imported: {error}") from error
     problem = CudaEngine.unavailable() if task.device.type == "cuda" else None
     if problem is not None:
         raise Absent(problem)

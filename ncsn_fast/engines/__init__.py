@@ -10,11 +10,11 @@ import torch
 
 from ncsn_fast.engines.base import Engine, EngineError, EngineUnavailable, PrecisionError
 from ncsn_fast.engines.compiled import CompileEngine
-from ncsn_fast.engines.cpu import CpuEngine
-from ncsn_fast.engines.cuda import CudaEngine
+from ncsn_fast.engines.cpu.engine import CpuEngine
+from ncsn_fast.engines.cuda.engine import CudaEngine
 from ncsn_fast.engines.eager import EagerEngine
-from ncsn_fast.engines.ort import OrtEngine
-from ncsn_fast.engines.trt import TrtEngine
+from ncsn_fast.engines.onnx.engine import OrtEngine
+from ncsn_fast.engines.tensorrt.engine import TrtEngine
 from ncsn_fast.models.score import ScoreModel
 
 log = logging.getLogger(__name__)

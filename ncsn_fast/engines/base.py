@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import contextvars
 import copy
 import functools
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ncsn_fast.engines.settings import torch_threads
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.samplers.procedure import (
     Constrain,
@@ -25,6 +25,11 @@ from ncsn_fast.samplers.procedure import (
     per_sample,
 )
 from ncsn_fast.samplers.program import Chains, Program, Update, run
+
+# Whether builds that take long show progress.
+progress_shown: contextvars.ContextVar[bool] = contextvars.ContextVar("progress", default=True)
+
+LARGEST_BATCH_SIZE = 256  # images in a micro-batch where nobody says
 
 # Types that networks compute in. tf32: maps are float32, convolutions round what they read.
 DTYPES: dict[str, torch.dtype] = {
@@ -290,3 +295,29 @@ def without_weights(model: ScoreModel) -> ScoreModel:
         for p in model.parameters()
     }
     return copy.deepcopy(model, memo).cpu().eval()
+
+
+@contextlib.contextmanager
+def torch_threads(threads: int | None) -> Iterator[None]:
+    """Runs with this many CPU threads (None: leave them), and puts the old number back."""
+    if threads is None:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def largest_batch_size(shape: tuple[int, int, int], device: torch.device) -> int:
+    """The power of two of images (C, H, W) for which memory for activations is there for sure."""
+    pixels = 65_536 if device.type == "cpu" else 524_288
+    most = max(1, min(LARGEST_BATCH_SIZE, pixels // (shape[1] * shape[2])))
+    return 1 << (most.bit_length() - 1)
+
+
+def default_batch_size(n: int, shape: tuple[int, int, int], device: torch.device) -> int:
+    """The smallest power of two that holds n images, as far as memory allows."""
+    return min(largest_batch_size(shape, device), 1 << max(0, n - 1).bit_length())

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ncsn_fast.engines import foreign
+from ncsn_fast.engines import reference_check
 from ncsn_fast.engines.base import DTYPES, Engine, EngineError, EngineUnavailable, without_weights
 from ncsn_fast.models.layers import InstanceNormPlus
 from ncsn_fast.models.score import ScoreModel
@@ -67,7 +67,7 @@ class CompileEngine(Engine):
             self.replica = _Plain(model, DTYPES[self.dtype]).to(self.device)
         self.replica.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._run = torch.compile(self.replica, dynamic=False, fullgraph=True, mode=mode)
-        self.error, self.levels = foreign.check_precision(self, self.batch_size)
+        self.error, self.levels = reference_check.check_precision(self, self.batch_size)
         self.model = without_weights(model)
 
     def _check_device(self, mode: str) -> None:

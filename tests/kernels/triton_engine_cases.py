@@ -8,7 +8,7 @@ from engine_cases import chains_of, program_of, small
 from triton_common import DEVICE
 
 from ncsn_fast.engines import precision
-from ncsn_fast.engines.cuda import CudaEngine
+from ncsn_fast.engines.cuda.engine import CudaEngine
 from ncsn_fast.engines.eager import EagerEngine
 from ncsn_fast.samplers.program_transforms import inpainting, interpolation_weights
 

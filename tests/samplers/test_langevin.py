@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ncsn_fast.engines.cpu import CpuEngine
+from ncsn_fast.engines.cpu.engine import CpuEngine
 from ncsn_fast.engines.eager import EagerEngine
 from ncsn_fast.ops.noise import Stream
 from ncsn_fast.samplers.langevin import annealed_langevin, consistent_annealed, refine_ladder

@@ -6,7 +6,7 @@ import tiny
 import torch
 
 from ncsn_fast import ScoreModel
-from ncsn_fast.engines.graph import Graph, Map
+from ncsn_fast.engines.lowering.graph import Graph, Map
 from ncsn_fast.models.refinenet import ARCHITECTURES, Architecture, Refine, Stage
 from ncsn_fast.samplers import methods
 from ncsn_fast.samplers.program import Chains, Program

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ncsn_fast.data import files
-from ncsn_fast.engines import sealed
-from ncsn_fast.engines.plan_cache import PlanCache
+from ncsn_fast.engines.tensorrt import signed_file
+from ncsn_fast.engines.tensorrt.plan_cache import PlanCache
 
 if TYPE_CHECKING:
     import pytest
@@ -73,7 +73,11 @@ def race(folder: Path, number: int, barrier: Any) -> None:
 
     barrier.wait(SECONDS)
     stored = PlanCache().fetch(FACTS, make)
-    got = {"content": stored.content.decode(), "built": stored.built, "key": str(sealed.secret())}
+    got = {
+        "content": stored.content.decode(),
+        "built": stored.built,
+        "key": str(signed_file.secret()),
+    }
     (folder / f"{number}.json").write_text(json.dumps(got))
 
 
@@ -85,7 +89,7 @@ def hang(flag: Path, where: str) -> None:
         time.sleep(SECONDS)
 
     if where == "writing":
-        sealed.secret(create=True)
+        signed_file.secret(create=True)
         files.os.fsync = forever
     PlanCache().fetch(FACTS, forever if where == "building" else lambda: (b"unfinished", {}))
 

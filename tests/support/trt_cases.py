@@ -7,9 +7,10 @@ import tensorrt_double
 import torch
 
 from ncsn_fast import Sampler
-from ncsn_fast.engines import trt, trt_api
-from ncsn_fast.engines.plan_cache import PlanCache
-from ncsn_fast.engines.trt import TrtEngine
+from ncsn_fast.engines.tensorrt import api as trt_api
+from ncsn_fast.engines.tensorrt import engine as trt
+from ncsn_fast.engines.tensorrt.engine import TrtEngine
+from ncsn_fast.engines.tensorrt.plan_cache import PlanCache
 
 CPU = torch.device("cpu")
 

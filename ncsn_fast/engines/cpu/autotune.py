@@ -1,0 +1,100 @@
+"""How the CPU engine computes on this machine: timed once, then remembered.
+
+Two choices are open: the type of the maps, and for 3x3 convolutions oneDNN's direct algorithm or
+our Winograd convolution (csrc/include/ncsn_fast/winograd.h). Which is faster depends on the
+processor: bfloat16 wants AMX or AVX-512-BF16; Winograd needs a quarter of the multiplications, and
+multiplies bfloat16 maps in 16-bit fixed point, which every processor has.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from ncsn_fast.data import files
+from ncsn_fast.engines.base import DTYPES
+from ncsn_fast.engines.cpu.plan import CpuPlan
+from ncsn_fast.engines.lowering.graph import ConvolutionOf, Graph
+
+log = logging.getLogger(__name__)
+ALGORITHMS = ("direct", "winograd")
+_GAIN = 1.1  # what is not the plain choice must be faster by more than the timer's noise
+_ROUNDS = 7
+_WAYS = [(dtype, algorithm) for dtype in ("fp32", "bf16") for algorithm in ALGORITHMS]
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Speed of a convolution of these networks in each way, over that in fp32, direct."""
+
+    speed: dict[str, float]
+
+    def algorithm(self, dtype: str) -> str:
+        """The faster algorithm for 3x3 convolutions of maps of this type."""
+        gain = self.speed[f"{dtype} winograd"] / self.speed[f"{dtype} direct"]
+        return "winograd" if gain >= _GAIN else "direct"
+
+    @property
+    def dtype(self) -> str:
+        """The faster type, with the better algorithm in each."""
+        fp32, bf16 = (self.speed[f"{dtype} {self.algorithm(dtype)}"] for dtype in ("fp32", "bf16"))
+        return "bf16" if bf16 / fp32 >= _GAIN else "fp32"
+
+    def __str__(self) -> str:
+        ways = ", ".join(f"{way} {speed:.2g}x" for way, speed in self.speed.items())
+        return f"{self.dtype}, 3x3 convolutions {self.algorithm(self.dtype)} (measured: {ways})"
+
+
+@functools.cache
+def fastest() -> Choice:
+    """The choice for this machine, from the cache or measured now (in well under a second)."""
+    path = files.cache_folder() / f"cpu-{_machine()}.json"
+    try:
+        known = json.loads(path.read_text())
+        return Choice({f"{d} {a}": float(known[f"{d} {a}"]) for d, a in _WAYS})
+    except (OSError, ValueError, KeyError, TypeError):
+        choice = Choice(_measure())
+    try:
+        with files.atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(choice.speed))
+    except OSError as error:
+        log.info("%s; this machine is timed anew next time", error)
+    return choice
+
+
+def _measure() -> dict[str, float]:
+    """Speeds over the first way's; medians of interleaved rounds."""
+    seconds: dict[str, list[float]] = {}
+    with torch.inference_mode():
+        plans = {f"{d} {a}": _convolution(DTYPES[d], a == "winograd") for d, a in _WAYS}
+        for _ in range(_ROUNDS + 1):
+            for way, plan in plans.items():
+                began = time.perf_counter()
+                plan.run()
+                seconds.setdefault(way, []).append(time.perf_counter() - began)
+    medians = {way: statistics.median(times[1:]) for way, times in seconds.items()}
+    first = next(iter(medians.values()))
+    return {way: first / median for way, median in medians.items()}
+
+
+def _convolution(dtype: torch.dtype, winograd: bool) -> CpuPlan:
+    graph = Graph(128, 16, 16)
+    weight = torch.randn(128, 128, 3, 3, generator=torch.Generator().manual_seed(0))
+    graph.output = graph.conv("conv", graph.input, ConvolutionOf(weight))
+    return CpuPlan(graph, 4, dtype, winograd=winograd)
+
+
+def _machine() -> str:
+    """A name for what decides the answer: the processor and the torch."""
+    cpu = Path("/proc/cpuinfo")
+    lines = cpu.read_text().splitlines() if cpu.exists() else []
+    facts = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
+    return hashlib.sha256("\n".join([torch.__version__, *facts]).encode()).hexdigest()[:16]

@@ -1,0 +1,197 @@
+"""engine="cpu": packed convolutions with our C++ kernels between and around them."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import statistics
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ncsn_fast.engines.base import DTYPES, without_weights
+from ncsn_fast.engines.cpu import autotune
+from ncsn_fast.engines.cpu.plan import CpuPlan, Weights, torch_functions
+from ncsn_fast.engines.lowering.graph import lower
+from ncsn_fast.engines.lowering.memory_plan import report
+from ncsn_fast.engines.static_engine import StaticEngine
+from ncsn_fast.models.score import ScoreModel
+from ncsn_fast.ops.extension import forced_isa
+from ncsn_fast.samplers.program import Chains, FusedUpdate, Program, Update
+
+_PROFILE_ROUNDS = 5
+
+
+class CpuEngine(StaticEngine):
+    """A network as a plan of steps on planned memory, run whole by the extension.
+
+    Channels-last. Weights are packed when the engine is built; convolutions are oneDNN's or our
+    Winograd's, and between two of them there is one pass of ours. Sampling makes one call per
+    noise level, in which nothing is allocated and no Python runs. The weights are checked against
+    the reference once.
+
+    Args:
+        convolutions: "direct" (oneDNN) or "winograd" (ours) for 3x3 convolutions; None for the
+            environment's NCSN_FAST_CONVOLUTIONS, or else what is faster on this machine. Winograd
+            keeps four times the weights.
+
+    Raises:
+        UnsupportedNetwork: the network has parts that the plan does not cover (see `refuses`).
+        EngineError: the output differs from the reference by more than precision.BOUNDS.
+    """
+
+    name = "cpu"
+    summary = "packed channels-last convolutions, our C++ kernels between them"
+    dtypes = ("bf16", "fp32")
+    options: ClassVar[dict[str, tuple[str, ...]]] = {"convolutions": autotune.ALGORITHMS}
+
+    def __init__(
+        self, model: ScoreModel, *, convolutions: str | None = None, **settings: Any
+    ) -> None:
+        super().__init__(model, **settings)
+        self.convolutions = _algorithm(convolutions, self.dtype)
+        self._weights: Weights = {}  # shared by all plans
+        self._scale, self._shift = (2.0, -1.0) if model.net.scale_input else (1.0, 0.0)
+        self.release()
+        self.error = self.check_precision()
+        self.model = without_weights(model)  # they are packed: the caller may let go of theirs
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        try:
+            torch_functions()
+        except RuntimeError as error:
+            return f"{error}; install a build of torch 2.9 to 2.13 from pypi.org or pytorch.org"
+        return None
+
+    @classmethod
+    def default_dtype(cls, device: torch.device) -> str:
+        return autotune.fastest().dtype
+
+    def memory(self) -> int:
+        plan = self._plan(self.model.config.image_size)
+        return plan.weight_bytes + plan.map_bytes
+
+    def network(self, x: Tensor, level: Tensor | None) -> Tensor:
+        self.check_call(x, level)
+        with self._busy:
+            plan = self._load(x)
+            if level is not None:
+                plan.set_levels(level)
+            plan.run()
+            return plan.output.clone()
+
+    def stepper(
+        self, program: Program, chains: Chains, levels: Tensor | None, update: Update | None
+    ) -> Callable[[int, int], object]:
+        if update is not None:  # noise of the caller's own
+            return super().stepper(program, chains, levels, update)
+        self.check_images(chains.x)
+        if chains.x.dtype is not torch.float32 or not chains.x.is_contiguous():
+            raise ValueError(
+                f"the state must be contiguous float32, as it is updated in place; got "
+                f"{chains.x.dtype} with strides {chains.x.stride()}"
+            )
+        rows = _Rows(program, levels)
+        if program.has_history and chains.h is None:
+            chains.h = torch.zeros_like(chains.x)
+
+        def run_rows(first: int, stop: int) -> None:
+            if first == 0:
+                FusedUpdate().begin(chains, program)
+            with self._busy:
+                plan = self._load(chains.x)
+                for start, end, level in rows.of_one_level(first, stop):
+                    if level is not None:
+                        plan.set_levels(torch.full((self.batch_size,), level))
+                    self._sample(plan, chains, rows, start, end)
+
+        return run_rows
+
+    def describe(self) -> str:
+        """The plan, one line an operation: shape, milliseconds, GFLOP/s or GB/s, share of all.
+
+        FLOP are those of the direct algorithm, whatever ran.
+        """
+        plan = self._plan(self.model.config.image_size)
+        with self.context(), self._busy:
+            plan.run()
+            rounds = [plan.steps.profile(forced_isa.get()) for _ in range(_PROFILE_ROUNDS)]
+        seconds = [statistics.median(times) for times in zip(*rounds, strict=True)]
+        return (
+            f"{report(plan.lines, seconds, self.dtype)}; "
+            f"weights {plan.weight_bytes / 1e6:.1f} MB, maps {plan.map_bytes / 1e6:.1f} MB"
+        )
+
+    def release(self) -> None:
+        super().release()
+        self._plans: dict[tuple[int, int], CpuPlan] = {}
+
+    def _plan(self, size: tuple[int, int]) -> CpuPlan:
+        if size not in self._plans:
+            graph = lower(self.model.net, *size)
+            self._plans[size] = CpuPlan(
+                graph,
+                self.batch_size,
+                DTYPES[self.dtype],
+                self._weights,
+                winograd=self.convolutions == "winograd",
+            )
+        return self._plans[size]
+
+    def _load(self, x: Tensor) -> CpuPlan:
+        """The plan for images of x's size, with x loaded."""
+        plan = self._plan((x.shape[2], x.shape[3]))
+        plan.load(x, self._scale, self._shift)
+        return plan
+
+    def _sample(self, plan: CpuPlan, chains: Chains, rows: _Rows, start: int, end: int) -> None:
+        n, c, height, width = chains.x.shape
+        floats = (None if t is None else t.float() for t in (chains.noise_weights, chains.known))
+        weights, known = floats
+        keys = (chains.samples, weights, chains.mask, known)
+        held = [None if t is None else t.contiguous() for t in keys]
+        plan.steps.sample(
+            chains.x.data_ptr(), plan.output.data_ptr(), _address(chains.h), (n, height, width, c),
+            self.dtype == "bf16", chains.seed, *map(_address, held), plan.input.data_ptr(),
+            self._scale, self._shift, rows.coefficients[start:].ctypes.data,
+            rows.steps[start:].ctypes.data, end - start, forced_isa.get(),
+        )  # fmt: skip
+
+
+def _algorithm(name: str | None, dtype: str) -> str:
+    name = name or os.environ.get("NCSN_FAST_CONVOLUTIONS") or autotune.fastest().algorithm(dtype)
+    if name not in autotune.ALGORITHMS:
+        raise ValueError(
+            f"convolutions (or NCSN_FAST_CONVOLUTIONS) must be 'direct' or 'winograd'; got {name!r}"
+        )
+    return name
+
+
+class _Rows:
+    """A program's rows as the extension reads them."""
+
+    def __init__(self, program: Program, levels: Tensor | None) -> None:
+        impositions = [program.imposition(k + 1) for k in range(program.nfe)]
+        columns = [program.a, program.b, program.g, program.c, program.p, program.q]
+        scales = np.array([scale for scale, _ in impositions], dtype=np.float64)
+        self.coefficients = np.ascontiguousarray(np.stack([*columns, scales], axis=1), np.float64)
+        self.steps = np.array([(k, step) for k, (_, step) in enumerate(impositions)], np.int64)
+        self.levels = None if levels is None else levels.tolist()
+
+    def of_one_level(self, first: int, stop: int) -> list[tuple[int, int, int | None]]:
+        """(start, end, trained level) of the runs of rows that share a trained level."""
+        if first >= stop:
+            return []
+        if self.levels is None:
+            return [(first, stop, None)]
+        changes = [k for k in range(first + 1, stop) if self.levels[k] != self.levels[k - 1]]
+        bounds = [first, *changes, stop]
+        return [(i, j, self.levels[i]) for i, j in itertools.pairwise(bounds)]
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()

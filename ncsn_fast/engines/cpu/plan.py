@@ -1,0 +1,226 @@
+"""A graph on planned memory: packed convolutions, one arena for all maps, steps in C++."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ncsn_fast.engines.lowering.graph import ConvolutionOf, Graph, Map, NormOf, Op
+from ncsn_fast.engines.lowering.memory_plan import Line, aligned, place
+from ncsn_fast.ops.cpu import winograd_pack, winograd_pays
+from ncsn_fast.ops.extension import _C, forced_isa
+
+_FUNCTIONS = (
+    "aoti_torch_cpu_mkldnn__convolution_pointwise_binary_",
+    "aoti_torch_delete_tensor_object",
+)
+_mkldnn = torch.ops.mkldnn
+
+
+@functools.cache
+def torch_functions() -> tuple[int, ...]:
+    """Addresses of the functions of libtorch's C interface that a plan calls.
+
+    Raises:
+        RuntimeError: this torch has no oneDNN, or does not export them.
+    """
+    if not torch.backends.mkldnn.is_available():
+        raise RuntimeError("this build of torch has no oneDNN")
+    for path in sorted((Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*")):
+        library = ctypes.CDLL(str(path))
+        if all(hasattr(library, name) for name in _FUNCTIONS):
+            return tuple(
+                ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
+                for name in _FUNCTIONS
+            )
+    raise RuntimeError(f"torch {torch.__version__} does not export {' and '.join(_FUNCTIONS)}")
+
+
+# Tensors that an operation computes with, by the operation's name: of a convolution its weight in
+# oneDNN's own layout (the same for every batch size) and its bias, of a norm its parameters.
+Weights = dict[str, list[Tensor]]
+
+
+class CpuPlan:
+    """A graph ready to run on `batch` images in one type.
+
+    Args:
+        weights: those of another plan of the same network and type, to share; what is missing is
+            copied from the network and packed.
+        winograd: run 3x3 convolutions by Winograd's algorithm where it pays.
+
+    Attributes:
+        input, output: (batch, C, H, W) channels-last, in the arena; valid between two runs.
+        lines: what each step is.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        batch: int,
+        dtype: torch.dtype,
+        weights: Weights | None = None,
+        *,
+        winograd: bool = False,
+    ) -> None:
+        self.graph, self.batch, self.dtype, self.winograd = graph, batch, dtype, winograd
+        self.weights: Weights = {} if weights is None else weights
+        self._bfloat16 = dtype is torch.bfloat16
+        self._offsets, size = place(graph, batch, dtype.itemsize)
+        self._arena = aligned(size)
+        self.input, self.output = self._tensor(graph.input), self._tensor(graph.output)
+        self._input = torch.empty(self.input.shape, dtype=torch.float32)  # before rounding
+        self._rows: list[Tensor] = []  # parameters of each image's level
+        self.steps = _C.Plan(*torch_functions())
+        self.lines = [self._add(op) for op in graph.ops]
+
+    def load(self, x: Tensor, scale: float, shift: float) -> None:
+        """input = scale * x + shift, computed in float32 as the sampler update computes it."""
+        self.input.copy_(torch.mul(x, scale, out=self._input).add_(shift))
+
+    def run(self) -> None:
+        """Computes `output` from `input`."""
+        self.steps.run(forced_isa.get())
+
+    def set_levels(self, levels: Tensor) -> None:
+        """Takes the norms' parameters for the level of each image, (batch,) int64."""
+        levels = levels.to("cpu", torch.int64).contiguous()
+        assert len(levels) == self.batch
+        self.steps.set_levels(levels.data_ptr(), self.batch)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights and parameters; shared between plans."""
+        return sum(t.numel() * t.element_size() for ts in self.weights.values() for t in ts)
+
+    @property
+    def map_bytes(self) -> int:
+        """Bytes of the arena and of the buffers beside it."""
+        return sum(t.nbytes for t in (self._arena, self._input, *self._rows))
+
+    def _tensor(self, x: Map) -> Tensor:
+        """(batch, C, H, W), channels-last, in the arena."""
+        n, c, h, w = self._shape(x)
+        flat = self._arena[self._offsets[x] :].view(self.dtype)
+        return flat.as_strided((n, c, h, w), (h * w * c, 1, w * c, c))
+
+    def _shape(self, x: Map) -> tuple[int, int, int, int]:
+        return self.batch, x.channels, x.height, x.width
+
+    def _nhwc(self, x: Map) -> tuple[int, int, int, int]:
+        return self.batch, x.height, x.width, x.channels
+
+    def _address(self, x: Map) -> int:
+        return self._arena.data_ptr() + self._offsets[x]
+
+    def _bytes(self, x: Map) -> int:
+        return math.prod(self._shape(x)) * self.dtype.itemsize
+
+    def _add(self, op: Op) -> Line:
+        kind: str = op.kind
+        if isinstance(op.of, ConvolutionOf):
+            kind = self._add_convolution(op, op.of)
+        elif isinstance(op.of, NormOf):
+            self._add_norm(op, op.of)
+        elif op.kind == "resize_add":
+            self._add_resize(op)
+        else:
+            self._add_elementwise(op)
+        y = op.outputs[0]
+        flop = self.batch * op.of.flop(y) if isinstance(op.of, ConvolutionOf) else 0.0
+        moved = sum(self._bytes(x) for x in (*op.inputs, *op.outputs))
+        return Line(kind, op.name, self._shape(y), flop, moved)
+
+    def _add_convolution(self, op: Op, of: ConvolutionOf) -> str:
+        """Adds the step and returns its kind."""
+        if f"{op.name} (winograd)" in self.weights or self._chooses_winograd(op, of):
+            self._add_winograd(op, of)
+            return "winograd"
+        x, y = op.inputs[0], op.outputs[0]
+        if op.name not in self.weights:
+            self.weights[op.name] = _pack(of, self._shape(x), self.dtype)
+        tensors = [self._tensor(y), self._tensor(x), *self.weights[op.name]]
+        capsules = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(tensors)
+        bias = None if of.bias is None else capsules.pop()
+        self.steps.convolution(
+            op.name, *capsules, bias, (of.padding,) * 2, (of.stride,) * 2, (of.dilation,) * 2,
+            self._address(y), 0 if op.overwrites else self._bytes(y),
+        )  # fmt: skip
+        return "conv"
+
+    def _chooses_winograd(self, op: Op, of: ConvolutionOf) -> bool:
+        """What is packed already stays as it is, for images of every size."""
+        if not self.winograd or op.name in self.weights:
+            return False
+        x, fits = op.inputs[0], of.taps == 3 and of.padding == of.dilation
+        return fits and winograd_pays(x.channels, of.channels, x.height, x.width, of.dilation)
+
+    def _add_winograd(self, op: Op, of: ConvolutionOf) -> None:
+        x, y = op.inputs[0], op.outputs[0]
+        key = f"{op.name} (winograd)"
+        if key not in self.weights:
+            packed = winograd_pack(of.kernel().to("cpu", torch.float32), self.dtype)
+            bias = None if of.bias is None else of.bias.detach().to("cpu", torch.float32, copy=True)
+            self.weights[key] = [t for t in (packed.values, packed.scales, bias) if t is not None]
+        values, *rest = (t.data_ptr() for t in self.weights[key])
+        scales = rest.pop(0) if self._bfloat16 else 0
+        self.steps.winograd_conv(
+            self._address(x), values, scales, rest[0] if rest else 0, self._address(y),
+            self._nhwc(x), y.channels, of.dilation, bool(op.overwrites), self._bfloat16,
+        )  # fmt: skip
+
+    def _add_norm(self, op: Op, of: NormOf) -> None:
+        x, y = op.inputs[0], op.outputs[0]
+        if op.name not in self.weights:
+            self.weights[op.name] = [
+                p.detach().to("cpu", torch.float32, copy=True).contiguous() for p in of.parameters
+            ]
+        rows = self.weights[op.name]
+        if of.by_level:
+            (table,) = rows
+            rows = [torch.zeros(self.batch, x.channels) for _ in range(3)]
+            self._rows += rows
+            self.steps.level_parameters(
+                table.data_ptr(), len(table), x.channels, *(row.data_ptr() for row in rows)
+            )
+        self.steps.instance_norm_plus(
+            self._address(x), self._address(y), *(row.data_ptr() for row in rows), self.batch,
+            x.channels, x.height * x.width, True, of.by_level, self._bfloat16, self._bfloat16,
+            of.elu, 1e-5,
+        )  # fmt: skip
+
+    def _add_resize(self, op: Op) -> None:
+        x, y = op.inputs[0], op.outputs[0]
+        self.steps.resize_add(
+            self._address(x), self._address(y), self._address(y), self._nhwc(x), y.height, y.width,
+            self._bfloat16,
+        )  # fmt: skip
+
+    def _add_elementwise(self, op: Op) -> None:
+        x, y = self._address(op.inputs[0]), self._address(op.outputs[0])
+        count = math.prod(self._shape(op.inputs[0]))
+        if op.kind == "elu":
+            self.steps.add_elu(x, 0, 0, y, count, self._bfloat16)
+        elif op.kind in ("add", "add_elu"):
+            b = self._address(op.inputs[1])
+            elu = self._address(op.outputs[1]) if op.kind == "add_elu" else 0
+            self.steps.add_elu(x, b, y, elu, count, self._bfloat16)
+        elif op.kind == "mean_pool2":
+            self.steps.mean_pool2(x, 0, y, self._nhwc(op.inputs[0]), self._bfloat16)
+        else:
+            pool = {"max_pool5": self.steps.max_pool5, "avg_pool5": self.steps.avg_pool5}[op.kind]
+            pool(x, y, self._nhwc(op.inputs[0]), self._bfloat16)
+
+
+def _pack(of: ConvolutionOf, shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
+    weight = _mkldnn._reorder_convolution_weight(
+        of.kernel().to("cpu", dtype).contiguous(), [of.padding] * 2, [of.stride] * 2,
+        [of.dilation] * 2, 1, list(shape),
+    )  # fmt: skip
+    bias = [] if of.bias is None else [of.bias.detach().to("cpu", dtype, copy=True).contiguous()]
+    return [weight, *bias]

@@ -1,0 +1,124 @@
+"""engine="cuda": cuDNN's convolutions with our kernels between them, sampling in CUDA graphs."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+
+from ncsn_fast.engines.base import DTYPES, without_weights
+from ncsn_fast.engines.cuda import kernels as gpu_kernels
+from ncsn_fast.engines.cuda.graph_engine import GRAPHS, GraphEngine
+from ncsn_fast.engines.cuda.plan import CudaPlan, Weights
+from ncsn_fast.engines.lowering.fusion import fuse
+from ncsn_fast.engines.lowering.graph import lower
+from ncsn_fast.engines.lowering.memory_plan import report
+from ncsn_fast.engines.static_engine import StaticEngine
+from ncsn_fast.models.score import ScoreModel
+from ncsn_fast.ops.backends import DEFAULT_FAMILY
+
+_PROFILE_ROUNDS = 5
+
+
+class CudaEngine(GraphEngine, StaticEngine):
+    """A network as kernel launches on static memory; a sampler's loop as CUDA graphs.
+
+    Channels-last. Between two convolutions there is one pass of ours, and the sampler update makes
+    its noise itself and writes the network's next input. A graph is captured once for a micro-batch
+    and serves every level, seed and call; nothing waits for the GPU inside a level.
+
+    Built on the CPU, for tests, the same steps run uncaptured.
+
+    Args:
+        graph: what is captured: the rows of a noise "level", a "step", the whole "loop" (no
+            callback or progress inside, and memory for every launch), or "none".
+        kernels: "triton", or "cuda" for norm and update in CUDA C++.
+        tune: let cuDNN time its algorithms: "on" may be faster, but two processes may then choose
+            differently and their samples differ by rounding.
+
+    Raises:
+        UnsupportedNetwork: the network has parts that the plan does not cover (see `refuses`).
+        EngineError: the output differs from the reference by more than precision.BOUNDS.
+    """
+
+    name = "cuda"
+    summary = "channels-last convolutions, our GPU kernels between them, CUDA graphs"
+    dtypes = ("bf16", "fp16", "tf32", "fp32")
+    options: ClassVar[dict[str, tuple[str, ...]]] = {
+        "graph": GRAPHS,
+        "kernels": gpu_kernels.FAMILIES,
+        "tune": ("off", "on"),
+    }
+
+    def __init__(
+        self,
+        model: ScoreModel,
+        *,
+        graph: str = "level",
+        kernels: str = DEFAULT_FAMILY,
+        tune: str = "off",
+        **settings: Any,
+    ) -> None:
+        super().__init__(model, **settings)
+        self.check_options({"graph": graph, "kernels": kernels, "tune": tune})
+        self.graph = graph
+        self._kernels = gpu_kernels.load(
+            kernels, self.device, tf32=self.dtype == "tf32", tune=tune == "on"
+        )
+        self._weights: Weights = {}  # shared by all plans
+        self.scale, self.shift = (2.0, -1.0) if model.net.scale_input else (1.0, 0.0)
+        self.release()
+        self.error = self.check_precision()
+        self.model = without_weights(model)  # they are on the GPU: the caller may let go of theirs
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        return gpu_kernels.problem()
+
+    @classmethod
+    def default_dtype(cls, device: torch.device) -> str:
+        gpu = torch.cuda.is_available()
+        emulated = gpu and not torch.cuda.is_bf16_supported(including_emulation=False)
+        return "fp16" if emulated else "bf16"  # before Ampere
+
+    def new_plan(self, size: tuple[int, int]) -> CudaPlan:
+        return CudaPlan(
+            fuse(lower(self.model.net, *size)),
+            self.model.config.channels,
+            self.batch_size,
+            DTYPES[self.dtype],
+            self.device,
+            self._kernels,
+            self._weights,
+        )
+
+    def describe(self) -> str:
+        """The plan, one line an operation: shape, milliseconds, GFLOP/s or GB/s, share of all.
+
+        Launched one by one with a wait after each: short operations look longer than in a graph.
+        """
+        plan = self.loop(self.model.config.image_size).plan
+        assert isinstance(plan, CudaPlan)
+        with self.context(), self._busy:
+            plan.run()
+            rounds = [[self._seconds(s) for s in plan.steps] for _ in range(_PROFILE_ROUNDS)]
+        seconds = [statistics.median(times) for times in zip(*rounds, strict=True)]
+        return (
+            f"{report(plan.lines, seconds, self.dtype)}; "
+            f"weights {plan.weight_bytes / 1e6:.1f} MB, maps {plan.map_bytes / 1e6:.1f} MB"
+        )
+
+    def _seconds(self, step: Callable[[], object]) -> float:
+        if self.device.type == "cuda":
+            before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            before.record()
+            step()
+            after.record()
+            after.synchronize()
+            return before.elapsed_time(after) / 1e3
+        began = time.perf_counter()
+        step()
+        return time.perf_counter() - began

@@ -1,0 +1,124 @@
+"""What engines share whose sampling loop runs on a GPU's static memory, in CUDA graphs."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from ncsn_fast.engines.cuda.loop import MOST_NODES, Loop, LoopPlan
+from ncsn_fast.engines.static_engine import BufferedEngine
+from ncsn_fast.samplers.program import Chains, FusedUpdate, Program, Update
+
+GRAPHS = ("level", "step", "loop", "none")
+
+
+class GraphEngine(BufferedEngine):
+    """An engine that runs rows of a program without the host: network, update, counter.
+
+    On the CPU, for tests, the same steps run uncaptured.
+
+    Attributes:
+        graph: what a CUDA graph holds, one of GRAPHS.
+        scale, shift: the update writes scale * x + shift for the network to read.
+    """
+
+    device_types = ("cuda",)
+    graph: str
+    scale: float = 1.0
+    shift: float = 0.0
+
+    @abc.abstractmethod
+    def new_plan(self, size: tuple[int, int]) -> LoopPlan:
+        """The network on static memory, for micro-batches of images of a size (H, W)."""
+
+    @contextlib.contextmanager
+    def context(self) -> Iterator[None]:
+        with super().context(), self._on_device():
+            yield
+
+    def memory(self) -> int:
+        loop = self.loop(self.model.config.image_size)
+        return loop.plan.weight_bytes + loop.plan.map_bytes + loop.bytes
+
+    def network(self, x: Tensor, level: Tensor | None) -> Tensor:
+        self.check_call(x, level)
+        with self._turn():
+            loop = self.loop((x.shape[2], x.shape[3]))
+            loop.holder = None  # the network's input is no longer that of its chains
+            loop.plan.load(x.to(self.device), self.scale, self.shift)
+            if level is not None:
+                loop.plan.level.copy_(level)
+            loop.plan.run()
+            return loop.plan.output.clone()
+
+    def chunks(self, program: Program) -> list[range]:
+        if self.graph != "loop":
+            return super().chunks(program)
+        nodes = program.nfe * (self.loop(self.model.config.image_size).plan.launches + 2)
+        if nodes > MOST_NODES:
+            raise ValueError(
+                f"graph='loop' would capture {nodes} launches for {program.nfe} evaluations, and "
+                f"at most {MOST_NODES} are taken; use graph='level', which is as fast"
+            )
+        return [range(program.nfe)] if program.nfe else []
+
+    def stepper(
+        self, program: Program, chains: Chains, levels: Tensor | None, update: Update | None
+    ) -> Callable[[int, int], object]:
+        if update is not None:  # noise of the caller's own
+            return super().stepper(program, chains, levels, update)
+        self.check_images(chains.x)
+        if program.has_history and chains.h is None:
+            chains.h = torch.zeros_like(chains.x)
+        holder = object()
+
+        def run_rows(first: int, stop: int) -> None:
+            if first == 0:
+                FusedUpdate().begin(chains, program)
+            with self._turn():
+                loop = self.loop((chains.x.shape[2], chains.x.shape[3]))
+                if first == 0 or loop.holder is not holder or loop.next_row != first:
+                    loop.load(holder, program, chains, levels, first)
+                loop.run(stop)
+                loop.store(chains)
+
+        return run_rows
+
+    def release(self) -> None:
+        if (done := getattr(self, "_done", None)) is not None:
+            done.synchronize()  # what is let go of may still be in use
+        super().release()
+        self._loops: dict[tuple[int, int], Loop] = {}
+        self._done: torch.cuda.Event | None = None  # when the last call has
+
+    def loop(self, size: tuple[int, int]) -> Loop:
+        """The plan for images of a size, and the chains on it; made when it is first needed."""
+        with self._busy:
+            if size not in self._loops:
+                with self._turn(), self._on_device():
+                    plan = self.new_plan(size)
+                    self._loops[size] = Loop(plan, self.scale, self.shift, self.graph)
+            return self._loops[size]
+
+    def _on_device(self) -> contextlib.AbstractContextManager[object]:
+        """Makes the engine's GPU the current one, for libraries that ask for no other."""
+        on_gpu = self.device.type == "cuda"
+        return torch.cuda.device(self.device) if on_gpu else contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """The engine's memory for one call: after the last one, on whatever stream that was."""
+        on_gpu = self.device.type == "cuda"
+        with self._busy:
+            if on_gpu and self._done is not None:
+                torch.cuda.current_stream(self.device).wait_event(self._done)
+            try:
+                yield
+            finally:
+                if on_gpu:
+                    self._done = torch.cuda.Event()
+                    self._done.record(torch.cuda.current_stream(self.device))

@@ -1,0 +1,142 @@
+"""The kernels that a GPU plan is made of, in both of their languages.
+
+Signatures are those of `ncsn_fast.kernels`: channels-last maps, buffers given, nothing allocated.
+On the CPU the same plan runs too, for tests: convolutions and pointwise passes in plain PyTorch,
+norm and update by the extension ("cuda"), or all by Triton's interpreter ("triton").
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ncsn_fast.engines.lowering.graph import ConvolutionOf
+from ncsn_fast.ops import backends, native, reference
+
+FAMILIES = ("triton", "cuda")
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernels:
+    """One function for each kind of operation, and for a row of a sampler's table."""
+
+    convolution: Callable[[Tensor, Tensor, ConvolutionOf, Tensor], object]
+    new_partials: Callable[[Tensor], Tensor]
+    instance_norm_plus: Callable[..., object]
+    pointwise: Callable[[Sequence[Tensor], Tensor | None, Tensor | None, Tensor | None], object]
+    max_pool5: Callable[..., object]
+    avg_pool5: Callable[..., object]
+    mean_pool2: Callable[..., object]
+    resize_add: Callable[..., object]
+    sampler_update_: Callable[..., object]
+    advance: Callable[[Any], object]
+
+
+def problem(device_type: str = "cuda") -> str | None:
+    """Why the kernels cannot run on devices of this type, and what to do; None if they can."""
+    if device_type == "cuda" and not torch.cuda.is_available():
+        return (
+            "torch sees no NVIDIA GPU (torch.cuda.is_available() is False); it needs a GPU, its "
+            "driver and a CUDA build of torch"
+        )
+    if device_type == "cuda" and not torch.backends.cudnn.is_available():
+        return "this build of torch has no cuDNN; install one from pypi.org or pytorch.org"
+    return backends.missing("triton") or None
+
+
+def load(family: str, device: torch.device, *, tf32: bool = False, tune: bool = False) -> Kernels:
+    """The kernels of a family: "triton", or "cuda" with norm and update in CUDA C++.
+
+    Args:
+        tf32: float32 convolutions may round their inputs to TF32.
+        tune: cuDNN times its algorithms and takes the fastest, which may be another one in
+            another process; else its deterministic first choice, so that all processes agree.
+
+    Raises:
+        ValueError: there is no such family.   RuntimeError: the extension was built without CUDA.
+    """
+    if family not in FAMILIES:
+        raise ValueError(f"kernels must be {' or '.join(map(repr, FAMILIES))}; got {family!r}")
+    if device.type == "cpu" and family == "cuda":
+        return _emulated()
+    if family == "cuda" and backends.missing("cuda"):
+        raise RuntimeError(f"kernels='cuda': {backends.missing('cuda')}; or use kernels='triton'")
+    kernels = _triton(_convolution if device.type == "cpu" else _cudnn(tf32=tf32, tune=tune))
+    if family == "triton":
+        return kernels
+    return dataclasses.replace(
+        kernels,
+        new_partials=native.new_partials,
+        instance_norm_plus=native.instance_norm_plus,
+        sampler_update_=native.sampler_update_,
+        advance=native.advance,
+    )
+
+
+def _triton(convolution: Callable[[Tensor, Tensor, ConvolutionOf, Tensor], object]) -> Kernels:
+    from ncsn_fast.kernels import add_elu, mean_pool2, norm_statistics, pool5, resize_add
+    from ncsn_fast.kernels import instance_norm_plus as norm
+    from ncsn_fast.kernels import sampler_update as update
+
+    return Kernels(
+        convolution=convolution,
+        new_partials=norm_statistics.new_partials,
+        instance_norm_plus=norm.instance_norm_plus,
+        pointwise=add_elu.pointwise,
+        max_pool5=pool5.max_pool5,
+        avg_pool5=pool5.avg_pool5,
+        mean_pool2=mean_pool2.mean_pool2,
+        resize_add=resize_add.resize_add,
+        sampler_update_=update.sampler_update_,
+        advance=update.advance,
+    )
+
+
+def _cudnn(*, tf32: bool, tune: bool) -> Callable[[Tensor, Tensor, ConvolutionOf, Tensor], object]:
+    run = torch.ops.aten.cudnn_convolution.out
+
+    def convolution(x: Tensor, weight: Tensor, of: ConvolutionOf, out: Tensor) -> None:
+        padding, stride, dilation = ([n] * 2 for n in (of.padding, of.stride, of.dilation))
+        run(x, weight, padding, stride, dilation, 1, tune, not tune, tf32, out=out)
+
+    return convolution
+
+
+def _convolution(x: Tensor, weight: Tensor, of: ConvolutionOf, out: Tensor) -> None:
+    """Of the CPU."""
+    y = torch.nn.functional.conv2d(x, weight, None, of.stride, of.padding, of.dilation)
+    out.copy_(y)
+
+
+def _emulated() -> Kernels:
+    def writing(function: Callable[..., Tensor]) -> Callable[..., None]:
+        return lambda x, *more, out: out.copy_(function(x, *more))
+
+    return Kernels(
+        convolution=_convolution,
+        new_partials=native.new_partials,
+        instance_norm_plus=native.instance_norm_plus,
+        pointwise=_pointwise,
+        max_pool5=writing(reference.max_pool5),
+        avg_pool5=writing(reference.avg_pool5),
+        mean_pool2=writing(reference.mean_pool2),
+        resize_add=writing(reference.resize_add),
+        sampler_update_=native.sampler_update_,
+        advance=native.advance,
+    )
+
+
+def _pointwise(
+    terms: Sequence[Tensor], bias: Tensor | None, total: Tensor | None, out: Tensor | None
+) -> None:
+    """total = the sum of the terms and of a bias per channel; out = elu(total)."""
+    s = sum((x.float() for x in terms[1:]), terms[0].float())
+    s = s if bias is None else s + bias[:, None, None]
+    if total is not None:
+        total.copy_(s)
+    if out is not None:
+        out.copy_(torch.nn.functional.elu(s))

@@ -1,0 +1,204 @@
+"""The sampling loop of a GPU: network and update, row after row, on static memory.
+
+A captured graph holds addresses and launch shapes, so whatever differs between two rows, two calls
+or two seeds lies in device memory: the program's rows and the counter that says which one is next,
+the trained level of each row, the keys of the noise, the state. One graph serves them all.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ncsn_fast.engines.cuda.graphs import Graphs
+from ncsn_fast.engines.cuda.kernels import Kernels
+from ncsn_fast.kernels.rows import Rows, new_rows
+from ncsn_fast.samplers.program import Chains, Program
+
+MOST_UNROLLED = 32  # rows in one graph of a level; longer levels are several replays
+MOST_NODES = 250_000  # of the graph of a whole loop: some 64 KB of host memory per thousand
+_FEWEST_ROWS = 8192  # all published samplers; half a megabyte
+
+
+class LoopPlan(Protocol):
+    """A network on static memory, whose `run` can be captured: it allocates and reads nothing.
+
+    Attributes:
+        batch: images.   launches: kernels that `run` launches, about.
+        kernels: those whose sampler update runs on the output.
+        input: what the update writes for the network, (batch, C', H, W), C' >= C.
+        output: f, (batch, C, H, W), contiguous or channels-last.
+        level: (batch,), what each image is conditioned on, of the type in which it is read.
+        conditional: whether it is.
+        weight_bytes, map_bytes: of memory.
+    """
+
+    batch: int
+    device: torch.device
+    kernels: Kernels
+    input: Tensor
+    output: Tensor
+    level: Tensor
+
+    @property
+    def conditional(self) -> bool: ...
+
+    @property
+    def launches(self) -> int: ...
+
+    @property
+    def weight_bytes(self) -> int: ...
+
+    @property
+    def map_bytes(self) -> int: ...
+
+    def load(self, x: Tensor, scale: float, shift: float) -> None:
+        """input = scale * x + shift."""
+
+    def run(self) -> None:
+        """Computes `output` from `input` and `level`."""
+
+
+class Loop:
+    """Chains of a micro-batch on the memory of a plan.
+
+    Args:
+        scale, shift: the network's input is scale * x + shift.
+        graph: what a graph holds: a "step", the rows of a "level", the whole "loop", or "none".
+    """
+
+    def __init__(self, plan: LoopPlan, scale: float, shift: float, graph: str) -> None:
+        self.plan, self.scale, self.shift, self.graph = plan, scale, shift, graph
+        n, device = plan.batch, plan.device
+        self.x = torch.zeros(plan.output.shape, device=device)
+        self.nonfinite = torch.zeros(n, dtype=torch.int32, device=device)
+        self.seeds, self.samples = torch.zeros(2, n, dtype=torch.int64, device=device)
+        self.counter = torch.zeros(1, dtype=torch.int32, device=device)
+        # Of those that not every program needs; made when the first does.
+        self.h: Tensor | None = None
+        self.noise_weights: Tensor | None = None
+        self.mask: Tensor | None = None
+        self.known: Tensor | None = None
+        self.holder: object = None  # whose chains these are
+        self.next_row = 0
+        self._reserve(_FEWEST_ROWS)
+
+    def load(
+        self, holder: object, program: Program, chains: Chains, levels: Tensor | None, first: int
+    ) -> None:
+        """Takes a program (in terms of the raw output) and its chains before row `first`."""
+        if program.nfe > self.capacity:
+            self._reserve(program.nfe)
+        rows = _rows(program)
+        for ours, theirs in zip(self.rows[:2], rows[:2], strict=True):
+            ours[: program.nfe].copy_(theirs)
+        if levels is not None:
+            self.row_levels[: program.nfe].copy_(levels)
+        self.seeds.fill_(chains.seed)
+        self.samples.copy_(chains.samples)
+        self.nonfinite.zero_()
+        self.x.copy_(chains.x)
+        self.h = _copied(self.h, chains.h)
+        self.noise_weights = _copied(self.noise_weights, chains.noise_weights)
+        self.mask, self.known = _copied(self.mask, chains.mask), _copied(self.known, chains.known)
+        # Graphs hold the variant of the update that these tensors ask for.
+        self.variant = tuple(t is not None for t in (chains.h, chains.noise_weights, chains.mask))
+        self.plan.load(self.x, self.scale, self.shift)
+        self.holder = holder
+        self._go_to(first)
+
+    def run(self, stop: int) -> None:
+        """Runs the rows up to `stop`, without waiting for them."""
+        most = {"level": MOST_UNROLLED, "loop": stop}.get(self.graph, 1)
+        while self.next_row < stop:
+            n = min(stop - self.next_row, most)
+            self.graphs.repeat(self.variant, n, self.step, self._warm_up)
+            self.next_row += n
+
+    def store(self, chains: Chains) -> None:
+        """Copies the state back to the chains it came from."""
+        chains.x.copy_(self.x)
+        if chains.h is not None and self.h is not None:
+            chains.h.copy_(self.h)
+        if chains.nonfinite is None:
+            chains.nonfinite = torch.empty_like(self.nonfinite)
+        chains.nonfinite.copy_(self.nonfinite)
+
+    def step(self) -> None:
+        """One row: the one that the counter names. Always the same launches."""
+        plan = self.plan
+        if plan.conditional:
+            levels = self.row_levels[:, None].expand(-1, plan.batch)
+            torch.index_select(levels, 0, self.counter, out=plan.level.view(1, -1))
+        plan.run()
+        history, weighted, masked = self.variant
+        plan.kernels.sampler_update_(
+            self.x,
+            plan.output,
+            self.h if history else None,
+            self.rows,
+            seeds=self.seeds,
+            samples=self.samples,
+            noise_weights=self.noise_weights if weighted else None,
+            mask=self.mask if masked else None,
+            known=self.known if masked else None,
+            net_input=plan.input,
+            scale=self.scale,
+            shift=self.shift,
+            nonfinite=self.nonfinite,
+        )
+        plan.kernels.advance(self.rows)
+
+    @property
+    def bytes(self) -> int:
+        """Of the buffers beside the plan's."""
+        tensors = (
+            self.x, self.h, self.noise_weights, self.mask, self.known, self.row_levels, *self.rows
+        )  # fmt: skip
+        return sum(t.nbytes for t in tensors if t is not None)
+
+    def _reserve(self, nfe: int) -> None:
+        """Room for programs of so many rows. Graphs that read the old tables are given up."""
+        self.capacity = 1 << max(nfe - 1, 0).bit_length()
+        shape, device = (self.capacity, 8), self.plan.device
+        self.rows = Rows(
+            torch.zeros(shape, device=device),
+            torch.zeros(self.capacity, 2, dtype=torch.int64, device=device),
+            self.counter,
+        )
+        # One more than rows: what the counter names past the end of the table.
+        self.row_levels = torch.zeros(self.capacity + 1, dtype=self.plan.level.dtype, device=device)
+        self.graphs = Graphs(device, captures=self.graph != "none")
+
+    def _go_to(self, row: int) -> None:
+        self.counter.fill_(row)
+        self.next_row = row
+
+    def _warm_up(self) -> None:
+        """A step past the end of the table, where an update changes nothing."""
+        row = self.next_row
+        self.counter.fill_(self.capacity)
+        self.step()
+        self._go_to(row)
+
+
+def _rows(program: Program) -> Rows:
+    impositions = [program.imposition(k + 1) for k in range(program.nfe)]
+    columns = (program.a, program.b, program.g, program.c, program.p, program.q)
+    coefficients = torch.from_numpy(np.stack(columns, axis=1))
+    c_ref = torch.tensor([scale for scale, _ in impositions], dtype=torch.float64)
+    steps = torch.tensor([(k, step) for k, (_, step) in enumerate(impositions)], dtype=torch.int64)
+    return new_rows(coefficients, c_ref, steps.view(-1, 2), "cpu")
+
+
+def _copied(buffer: Tensor | None, value: Tensor | None) -> Tensor | None:
+    """The static buffer with a value in it; made the first time that there is one."""
+    if value is None:
+        return buffer
+    if buffer is None:
+        kind = torch.bool if value.dtype is torch.bool else torch.float32
+        buffer = torch.empty(value.shape, dtype=kind, device=value.device)
+    return buffer.copy_(value)

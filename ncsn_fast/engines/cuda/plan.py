@@ -1,0 +1,192 @@
+"""A fused graph on static GPU memory: every operation is a kernel launch with its buffers bound."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ncsn_fast.engines.cuda.kernels import Kernels
+from ncsn_fast.engines.lowering.graph import ConvolutionOf, Graph, Map, NormOf, Op, PointwiseOf
+from ncsn_fast.engines.lowering.memory_plan import Line, aligned, place
+
+# What an operation computes with, by its place in the graph: a convolution its weight, a norm its
+# parameters, and the sum of the biases it adds. -1: the parameters of all levels, of all norms.
+Weights = dict[int, list[Tensor]]
+_LEVELS = -1
+
+
+class CudaPlan:
+    """A fused graph ready to run on `batch` images in one type.
+
+    `run` launches kernels and does nothing else: it allocates nothing of ours, reads nothing back
+    and always does the same, so it can be captured in a CUDA graph.
+
+    Args:
+        weights: those of another plan of the same network and type, to share; what is missing is
+            copied from the network.
+
+    Attributes:
+        input: (batch, C', H, W), C' a multiple of 8; channels beyond the image's hold zeros.
+        output: f, (batch, C, H, W), channels-last, padded in the same way in memory.
+        level: (batch,) int64, the level of each image, for networks that are conditioned on it.
+        lines: what each operation is.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        channels: int,
+        batch: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        kernels: Kernels,
+        weights: Weights | None = None,
+    ) -> None:
+        self.graph, self.batch, self.dtype, self.device = graph, batch, dtype, device
+        self.kernels = kernels
+        self.weights: Weights = {} if weights is None else weights
+        self._offsets, size = place(graph, batch, dtype.itemsize)
+        self._arena = aligned(size, device)
+        self.input, output = self._tensor(graph.input), self._tensor(graph.output)
+        self.output = output[:, :channels]
+        self.level = torch.zeros(batch, dtype=torch.int64, device=device)
+        self._parameters = self._level_parameters()
+        self._partials = self._workspace()
+        built = [self._build(i, op) for i, op in enumerate(graph.ops)]
+        self.lines, self.steps = map(list, zip(*built, strict=True))
+
+    def load(self, x: Tensor, scale: float, shift: float) -> None:
+        """input = scale * x + shift, computed in float32 as the sampler update computes it."""
+        self.input[:, : x.shape[1]].copy_(x * scale + shift)
+
+    def run(self) -> None:
+        """Computes `output` from `input` (and `level`)."""
+        if self._parameters is not None:
+            torch.index_select(self.weights[_LEVELS][0], 0, self.level, out=self._parameters)
+        for step in self.steps:
+            step()
+
+    @property
+    def conditional(self) -> bool:
+        return self._parameters is not None
+
+    @property
+    def launches(self) -> int:
+        return len(self.steps)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights and parameters; shared between plans."""
+        return sum(t.nbytes for ts in self.weights.values() for t in ts)
+
+    @property
+    def map_bytes(self) -> int:
+        """Bytes of the arena and of the buffers beside it."""
+        beside = (self._arena, self.level, self._partials, self._parameters)
+        return sum(t.nbytes for t in beside if t is not None)
+
+    def _tensor(self, x: Map) -> Tensor:
+        """(batch, C, H, W), channels-last, in the arena."""
+        n, c, h, w = self._shape(x)
+        flat = self._arena[self._offsets[x] :]
+        flat = flat[: flat.numel() // self.dtype.itemsize * self.dtype.itemsize].view(self.dtype)
+        return flat.as_strided((n, c, h, w), (h * w * c, 1, w * c, c))
+
+    def _shape(self, x: Map) -> tuple[int, int, int, int]:
+        return self.batch, x.channels, x.height, x.width
+
+    def _norms(self) -> list[tuple[int, Op, NormOf]]:
+        ops = enumerate(self.graph.ops)
+        return [(i, op, op.of) for i, op in ops if isinstance(op.of, NormOf)]
+
+    def _level_parameters(self) -> Tensor | None:
+        """Memory for the parameters of all norms for each image's level, if they depend on it."""
+        tables = [of.parameters[0].detach() for _, _, of in self._norms() if of.by_level]
+        if not tables:
+            return None
+        if _LEVELS not in self.weights:
+            self.weights[_LEVELS] = [torch.cat(tables, dim=1).to(self.device, torch.float32)]
+        table = self.weights[_LEVELS][0]
+        return torch.empty(self.batch, table.shape[1], device=self.device)
+
+    def _workspace(self) -> Tensor:
+        """Memory for the statistics of one norm; every norm uses it in its turn."""
+        sizes = [
+            self.kernels.new_partials(self._tensor(op.inputs[0])).numel()
+            for _, op, _ in self._norms()
+        ]
+        return torch.empty(max(sizes, default=0), device=self.device)
+
+    def _build(self, index: int, op: Op) -> tuple[Line, Callable[[], object]]:
+        inputs, outputs = map(list, (map(self._tensor, ms) for ms in (op.inputs, op.outputs)))
+        flop, kernels = 0.0, self.kernels
+        step: Callable[[], object]
+        if isinstance(op.of, ConvolutionOf):
+            (x,), (y,) = inputs, outputs
+            weight = self._convolution_weight(index, op, op.of)
+            flop = self.batch * op.of.flop(op.outputs[0])
+            step = functools.partial(kernels.convolution, x, weight, op.of, y)
+        elif isinstance(op.of, NormOf):
+            step = self._norm(index, op.of, inputs[0], outputs[0])
+        elif isinstance(op.of, PointwiseOf):
+            bias = self._bias(index, op.of.bias, op.inputs[0])
+            total = outputs[0] if op.of.total else None
+            elu = outputs[-1] if op.of.elu else None
+            step = functools.partial(kernels.pointwise, inputs, bias, total, elu)
+        elif op.kind == "resize_add":
+            (x, a), (y,) = inputs, outputs
+            size = (y.shape[2], y.shape[3])
+            step = functools.partial(kernels.resize_add, x, size, a, out=y)
+        else:
+            step = functools.partial(getattr(kernels, op.kind), inputs[0], out=outputs[0])
+        moved = sum(math.prod(self._shape(x)) for x in (*op.inputs, *op.outputs))
+        shape = self._shape(op.outputs[0])
+        return Line(op.kind, op.name, shape, flop, moved * self.dtype.itemsize), step
+
+    def _convolution_weight(self, index: int, op: Op, of: ConvolutionOf) -> Tensor:
+        """The weight, with zeros for the channels that the maps have beyond its own."""
+        if index not in self.weights:
+            weight = of.kernel().to(self.device, torch.float32)
+            more = op.outputs[0].channels - weight.shape[0], op.inputs[0].channels - weight.shape[1]
+            weight = torch.nn.functional.pad(weight, (0, 0, 0, 0, 0, more[1], 0, more[0]))
+            weight = weight.to(self.dtype, memory_format=torch.channels_last)
+            self.weights[index] = [weight]
+        return self.weights[index][0]
+
+    def _norm(self, index: int, of: NormOf, x: Tensor, y: Tensor) -> Callable[[], object]:
+        if of.by_level:
+            gamma, alpha, beta = self._columns(index, x.shape[1])
+        else:
+            if index not in self.weights:
+                self.weights[index] = [self._float32(p) for p in of.parameters]
+            alpha, gamma, beta = self.weights[index][:3]
+        shape = self.kernels.new_partials(x).shape
+        return functools.partial(
+            self.kernels.instance_norm_plus, x, alpha, gamma, beta, elu=of.elu,
+            bias=self._bias(index, of.bias), out=y,
+            partials=self._partials[: math.prod(shape)].view(shape),
+        )  # fmt: skip
+
+    def _columns(self, index: int, channels: int) -> tuple[Tensor, ...]:
+        """gamma, alpha and beta of a norm, (batch, C) each, in the parameters of the level."""
+        assert self._parameters is not None
+        first = 3 * sum(op.inputs[0].channels for i, op, _ in self._norms() if i < index)
+        return self._parameters[:, first : first + 3 * channels].chunk(3, dim=1)
+
+    def _bias(self, index: int, biases: tuple[Tensor, ...], x: Map | None = None) -> Tensor | None:
+        """The sum of biases (C,), float32; with zeros for the channels that x has beyond."""
+        if not biases:
+            return None
+        key = ~index - 1  # beside the weights of the operation, below _LEVELS
+        if key not in self.weights:
+            total = sum((self._float32(b) for b in biases[1:]), self._float32(biases[0]))
+            more = 0 if x is None else x.channels - len(total)
+            self.weights[key] = [torch.nn.functional.pad(total, (0, more))]
+        return self.weights[key][0]
+
+    def _float32(self, x: Tensor) -> Tensor:
+        return x.detach().to(self.device, torch.float32, copy=True).contiguous()

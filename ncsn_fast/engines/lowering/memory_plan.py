@@ -1,0 +1,97 @@
+"""What plans share: the place of every map in one arena, and how a plan is printed."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from ncsn_fast.engines.lowering.graph import Graph, Map
+
+ALIGNMENT = 256  # bytes: what torch's allocators give, and more than any vector or cache line
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One operation of a plan, as `describe` prints it: FLOP and bytes of one run."""
+
+    kind: str
+    name: str
+    shape: tuple[int, int, int, int]
+    flop: float
+    bytes: float
+
+
+def aligned(size: int, device: torch.device | str = "cpu") -> Tensor:
+    """`size` zero bytes that start at a multiple of ALIGNMENT."""
+    memory = torch.zeros(size + ALIGNMENT, dtype=torch.uint8, device=device)
+    return memory[-memory.data_ptr() % ALIGNMENT :]
+
+
+def place(graph: Graph, batch: int, element_size: int) -> tuple[dict[Map, int], int]:
+    """Offsets in bytes of every map in one arena, and the arena's size.
+
+    Maps that an operation writes over one another share memory from the first's birth to the
+    last's death; of the rest, no two that live at the same time overlap. The largest are placed
+    first, each as low as it can be.
+    """
+    owner: dict[Map, Map] = {graph.input: graph.input}
+    span: dict[Map, tuple[int, int]] = {graph.input: (0, len(graph.ops))}
+    dead: set[Map] = set()
+    for time, op in enumerate(graph.ops):
+        for x in op.inputs:
+            assert x not in dead, f"{op.name} reads a map that was overwritten"
+            span[owner[x]] = (span[owner[x]][0], max(span[owner[x]][1], time))
+        taken = dict(op.overwrites)
+        dead |= set(taken.values())
+        for y in op.outputs:
+            owner[y] = owner[taken[y]] if y in taken else y
+            span.setdefault(owner[y], (time, time))
+    span[owner[graph.output]] = (span[owner[graph.output]][0], len(graph.ops))
+
+    def size(x: Map) -> int:
+        count = batch * x.channels * x.height * x.width * element_size
+        return -(-count // ALIGNMENT) * ALIGNMENT
+
+    placed: dict[Map, int] = {}
+    for x in sorted(span, key=size, reverse=True):
+        offset = 0
+        for y in sorted(placed, key=placed.__getitem__):
+            apart = span[x][1] < span[y][0] or span[y][1] < span[x][0]
+            if not apart and placed[y] < offset + size(x) and offset < placed[y] + size(y):
+                offset = placed[y] + size(y)
+        placed[x] = offset
+    total = max(placed[x] + size(x) for x in placed)
+    return {x: placed[owner[x]] for x in owner}, total
+
+
+def report(lines: list[Line], seconds: list[float], dtype: str) -> str:
+    """One line an operation: shape, milliseconds, GFLOP/s or GB/s, share of all."""
+    rows: list[tuple[str, ...]] = [
+        ("operation", "name", "output (N, C, H, W)", "ms", "rate", "share")
+    ]
+    for line, s in zip(lines, seconds, strict=True):
+        amount, unit = (line.flop, "GFLOP/s") if line.flop else (line.bytes, "GB/s")
+        rate = f"{amount / s / 1e9:.0f} {unit}"
+        share = f"{100 * s / sum(seconds):.1f}%"
+        rows.append((line.kind, line.name, str(line.shape), f"{1e3 * s:.3f}", rate, share))
+    convolutions = [(line.flop, s) for line, s in zip(lines, seconds, strict=True) if line.flop]
+    flop, spent = (sum(column) for column in zip(*convolutions, strict=True))
+    total = sum(seconds)
+    return (
+        f"{_table(rows)}\n{len(lines)} operations in {dtype}, {1e3 * total:.2f} ms, "
+        f"{100 * spent / total:.1f}% of it convolutions at {flop / spent / 1e9:.0f} GFLOP/s"
+    )
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    """Rows as aligned columns, the first two to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i < 2 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )

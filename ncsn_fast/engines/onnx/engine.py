@@ -1,0 +1,264 @@
+"""engine="ort": ONNX Runtime, on the CPU or through its CUDA provider.
+
+What is asked of the provider is on its page, "CUDA Execution Provider" of onnxruntime.ai/docs:
+`user_compute_stream`, `use_tf32`, "Performance Tuning" (no synchronisation after a run) and "Using
+CUDA Graphs", with the rules that a captured graph is bound to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import importlib.util
+import threading
+import weakref
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ncsn_fast.engines import reference_check
+from ncsn_fast.engines.base import EngineUnavailable, without_weights
+from ncsn_fast.engines.onnx.model import make_onnx, read_onnx
+from ncsn_fast.engines.static_engine import BufferedEngine
+from ncsn_fast.models.score import ScoreModel
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Session:
+    """An InferenceSession and, on a GPU, the stream that it runs on, without waiting for it.
+
+    The stream is our own: ONNX Runtime takes torch's default one, whose handle is 0, for none.
+    """
+
+    ort: Any
+    stream: torch.cuda.Stream | None = None
+    settings: Any = None  # RunOptions
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Work of the block is queued after that of torch's current stream, and before its next."""
+        if self.stream is None:
+            yield
+            return
+        current = torch.cuda.current_stream(self.stream.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            yield
+        current.wait_stream(self.stream)
+
+
+# Engines of one model share a session, and with it the weights, while one of them lives.
+_SESSIONS: weakref.WeakValueDictionary[tuple[Any, ...], Session] = weakref.WeakValueDictionary()
+
+
+@dataclasses.dataclass
+class _Buffers:
+    """What a session reads and writes for images of one shape, at fixed addresses."""
+
+    session: Session
+    x: Tensor
+    condition: Tensor | None
+    f: Tensor
+    binding: Any
+
+
+class OrtEngine(BufferedEngine):
+    """The network as an ONNX graph, run by ONNX Runtime on buffers that are bound once.
+
+    The graph is written in memory (engines/onnx/model.py) with open sizes, so that one session
+    serves all micro-batches and images. The weights are checked against the reference once.
+
+    Args:
+        onnx: a file that `export_onnx` made of this model, to run instead. The content of one
+            (bytes) is trusted to be that.
+        graph: "on" replays CUDA graphs that ONNX Runtime captures: one launch for a call. Each
+            shape and each of the caller's threads then has a session, with weights of its own.
+
+    Attributes:
+        error: largest relative error of f against the reference, at so many noise `levels`.
+
+    Raises:
+        EngineError: the output differs from the reference by more than precision.BOUNDS, or the
+            file is not one of this model's.
+        EngineUnavailable: the CUDA provider does not start, or cannot capture the graph. ONNX
+            Runtime would go on without it.
+    """
+
+    name = "ort"
+    summary = "ONNX Runtime, its CPU or CUDA provider"
+    dtypes = ("fp16", "fp32")
+    device_types = ("cpu", "cuda")
+    options: ClassVar[dict[str, tuple[str, ...]]] = {"onnx": ("FILE",), "graph": ("off", "on")}
+
+    def __init__(
+        self,
+        model: ScoreModel,
+        *,
+        onnx: str | Path | bytes | None = None,
+        graph: str = "off",
+        **settings: Any,
+    ) -> None:
+        super().__init__(model, **settings)
+        self.check_options({"graph": graph})
+        if graph == "on" and self.device.type == "cpu":
+            raise ValueError("graph='on' is for CUDA graphs; on a CPU leave it 'off'")
+        if graph == "on" and onnx is not None:
+            raise ValueError("graph='on' writes a graph for each shape; leave onnx= out")
+        if onnx is not None and not isinstance(onnx, bytes):
+            onnx = read_onnx(onnx, model, self.dtype)
+        # Graphs of other shapes are written later on, from the weights as they are now.
+        self._source = copy.deepcopy(model).cpu() if graph == "on" else None
+        self._session = None if graph == "on" else self._shared_session(onnx)
+        inputs = [] if self._session is None else self._session.ort.get_inputs()[0].shape
+        self._fixed = {axis: n for axis, n in enumerate(inputs) if isinstance(n, int)}
+        self.release()
+        size = self.batch_size if graph == "on" else self._fixed.get(0)
+        self.error, self.levels = reference_check.check_precision(self, size)
+        self.model = without_weights(model)
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        missing = [name for name in ("onnx", "onnxruntime") if not importlib.util.find_spec(name)]
+        if not missing:
+            return None
+        return f"{' and '.join(missing)} not installed: pip install {' '.join(missing)}"
+
+    @classmethod
+    def check_options(cls, given: Mapping[str, Any]) -> None:
+        files = {k for k, v in given.items() if k == "onnx" and isinstance(v, (str, Path))}
+        super().check_options({k: v for k, v in given.items() if k not in files})
+
+    @classmethod
+    def default_dtype(cls, device: torch.device) -> str:
+        # On CPUs, ONNX Runtime computes fp16 graphs in float32.
+        return "fp32" if device.type == "cpu" else "fp16"
+
+    def release(self) -> None:
+        super().release()
+        self._buffers: dict[tuple[Any, ...], _Buffers] = {}
+
+    def network(self, x: Tensor, level: Tensor | None) -> Tensor:
+        self.check_call(x, level)
+        self._check_shape(x.shape)
+        # A session with a CUDA graph may not be run from several threads.
+        key = (x.shape, None if self._source is None else threading.get_ident())
+        with self._busy:
+            if key not in self._buffers:
+                self._buffers[key] = self._bound(x.shape)
+            buffers = self._buffers[key]
+            f = torch.empty_like(buffers.f)
+            with buffers.session.turn():
+                buffers.x.copy_(x)
+                if buffers.condition is not None and level is not None:
+                    buffers.condition.copy_(level)
+                session = buffers.session
+                session.ort.run_with_iobinding(buffers.binding, session.settings)
+                f.copy_(buffers.f)
+            return f
+
+    def _check_shape(self, shape: torch.Size) -> None:
+        """ValueError unless the graph takes such images."""
+        for axis, fixed in self._fixed.items():
+            if fixed != shape[axis]:
+                option = "batch_size" if axis == 0 else "image size"
+                raise ValueError(
+                    f"the ONNX file was exported for {option} {fixed}; got {shape[axis]}. Export "
+                    "it with --batch dynamic --size dynamic, or use that size"
+                )
+
+    def _bound(self, shape: torch.Size) -> _Buffers:
+        import numpy as np
+
+        session = self._session or self._captured_session(shape)
+        with torch.inference_mode(False):  # written in any mode later
+            x, f = (torch.zeros(shape, device=self.device) for _ in range(2))
+            kind = reference_check.CONDITIONS.get(self.model.conditioning)
+            condition = None
+            if kind is not None:
+                condition = torch.zeros(len(x), dtype=kind, device=self.device)
+        binding = session.ort.io_binding()
+        place = self.device.type, self.device.index or 0
+        for name, tensor in (("x", x), (self.model.conditioning, condition), ("f", f)):
+            if tensor is not None:
+                bind = binding.bind_output if name == "f" else binding.bind_input
+                element = np.int64 if tensor.dtype is torch.int64 else np.float32
+                bind(name, *place, element, tuple(tensor.shape), tensor.data_ptr())
+        return _Buffers(session, x, condition, f, binding)
+
+    def _shared_session(self, content: bytes | None) -> Session:
+        """The session of this model, type, device and number of threads, if one lives, or a new."""
+        threads = self.threads or torch.get_num_threads()
+        if content is not None:
+            return open_session(content, self.device, threads)
+        key = (self.model.digest(), self.dtype, str(self.device), threads)
+        found = _SESSIONS.get(key)
+        if found is None:
+            found = open_session(make_onnx(self.model, dtype=self.dtype), self.device, threads)
+            _SESSIONS[key] = found
+        return found
+
+    def _captured_session(self, shape: torch.Size) -> Session:
+        """A session for images of one shape, at the addresses of its first run."""
+        assert self._source is not None
+        n, _, height, width = shape
+        content = make_onnx(self._source, dtype=self.dtype, batch=n, size=(height, width))
+        return open_session(content, self.device, self.threads or 1, graph=True)
+
+
+def open_session(
+    content: bytes, device: torch.device, threads: int, *, graph: bool = False
+) -> Session:
+    """A session of a device's own provider, and of no other.
+
+    EngineUnavailable: the provider does not start, or cannot capture the graph. By itself ONNX
+    Runtime would warn and go on with another one.
+    """
+    import onnxruntime
+
+    name = PROVIDERS[device.type]
+    remedy = f"use device='cpu', or engine='{'cuda' if device.type == 'cuda' else 'eager'}'"
+    if name not in onnxruntime.get_available_providers():
+        raise EngineUnavailable(
+            f"engine 'ort' cannot run on {device}: this onnxruntime has no {name}; "
+            f"pip install onnxruntime-gpu instead of onnxruntime, or {remedy}"
+        )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors
+    stream, asked, settings = None, {}, None
+    if device.type == "cuda":
+        stream = torch.cuda.Stream(device)
+        asked = {
+            "device_id": str(device.index or 0),
+            "use_tf32": "0",
+            "user_compute_stream": str(stream.cuda_stream),
+            **({"enable_cuda_graph": "1"} if graph else {}),
+        }
+        settings = onnxruntime.RunOptions()
+        settings.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    uncaptured = "engine 'ort' cannot capture this network in a CUDA graph"
+    try:
+        built = onnxruntime.InferenceSession(
+            content, options, providers=[(name, asked)], enable_fallback=0
+        )
+    except Exception as error:  # ONNX Runtime's errors have no other base
+        if not graph:
+            raise
+        raise EngineUnavailable(f"{uncaptured}: {error}; use graph='off'") from error
+    if built.get_providers()[0] != name:
+        raise EngineUnavailable(
+            f"engine 'ort' cannot run on {device}: {name} did not start, so ONNX Runtime took "
+            f"{built.get_providers()[0]}; install CUDA and cuDNN for onnxruntime-gpu, or {remedy}"
+        )
+    if graph and built.get_provider_options()[name].get("enable_cuda_graph") != "1":
+        raise EngineUnavailable(
+            f"{uncaptured}: this onnxruntime did not take the option; pip install --upgrade "
+            "onnxruntime-gpu, or use graph='off'"
+        )
+    return Session(built, stream, settings)

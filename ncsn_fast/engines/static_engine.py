@@ -1,0 +1,49 @@
+"""What engines share that run a network on buffers of their own."""
+
+from __future__ import annotations
+
+import abc
+import copy
+import threading
+
+from ncsn_fast.engines import precision
+from ncsn_fast.engines.base import Engine
+from ncsn_fast.engines.eager import EagerEngine
+from ncsn_fast.engines.lowering.graph import UnsupportedNetwork, lower
+from ncsn_fast.models.score import ScoreModel
+
+
+class BufferedEngine(Engine):
+    """An engine with buffers of fixed sizes, which serve one call at a time."""
+
+    def resized(self, batch_size: int) -> BufferedEngine:
+        other = copy.copy(self)
+        other.batch_size = batch_size
+        other.release()
+        return other
+
+    @abc.abstractmethod
+    def release(self) -> None:
+        self._busy = threading.RLock()
+
+
+class StaticEngine(BufferedEngine):
+    """An engine for the networks that `graph.lower` covers, one plan for each image size."""
+
+    @classmethod
+    def refuses(cls, model: ScoreModel) -> str | None:
+        try:
+            lower(model.net, *model.config.image_size)
+        except UnsupportedNetwork as error:
+            return f"does not run networks with {error}"
+        return None
+
+    def check_precision(self) -> float:
+        """The error of a small plan of the same weights against the reference."""
+        flop = lower(self.model.net, *self.model.config.image_size).flop
+        n = precision.probe_count(self.model, flop)
+        size = min(n, self.batch_size)
+        reference = EagerEngine(
+            self.model, device=self.device, dtype="fp32", batch_size=size, threads=self.threads
+        )
+        return precision.check_precision(self.resized(size), reference, n)

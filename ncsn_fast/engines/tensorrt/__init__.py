@@ -1,0 +1,1 @@
+"""The trt engine: building, caching and running TensorRT engines."""

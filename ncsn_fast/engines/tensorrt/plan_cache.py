@@ -1,0 +1,255 @@
+"""The cache of compiled engines: each is built once, and handed out to nobody but its builder.
+
+One sealed file (sealed.py) for each, `<key>.plan`, in a folder of mode 0700. The key is the sha256
+of the facts that the engine depends on, as canonical JSON, so that an upgrade, another GPU or other
+weights ask for another file and never reuse the old one. What is missing, damaged or of somebody
+else is built anew. The least recently used ones make room.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.resources
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+from ncsn_fast.data import files
+from ncsn_fast.engines.tensorrt import plan_files
+from ncsn_fast.engines.tensorrt.plan_files import Entry, path_of
+from ncsn_fast.engines.tensorrt.signed_file import (
+    PlanRefused,
+    Stored,
+    check_facts,
+    own_folder,
+    plain,
+    read_plan,
+    seal,
+    secret,
+    unseal,
+    write_plan,
+)
+
+log = logging.getLogger(__name__)
+LIMIT = 10 * 2**30  # bytes
+LIMIT_VARIABLE = "NCSN_FAST_CACHE_LIMIT"
+# Below engines/, without ".py": what compiles nothing that is kept in this cache. A folder's name
+# stands for all that is in it.
+_COMPILE_NOTHING = {
+    "__init__", "eager", "compiled", "cpu", "onnx/engine",
+    "tensorrt/signed_file", "tensorrt/plan_cache", "tensorrt/plan_files",
+}  # fmt: skip
+
+
+class PlanCache:
+    """Compiled engines of this user on this machine.
+
+    Processes and threads may share a folder: who builds an engine holds a lock, which the system
+    frees if it is killed.
+
+    Args:
+        folder: None takes $XDG_CACHE_HOME or ~/.cache, ncsn_fast/engines. A folder that is there
+            must be the user's alone: a real folder, of mode 0700.
+        limit: bytes that files may take together. None takes the environment's
+            NCSN_FAST_CACHE_LIMIT ("5GB"), or 10 GiB. A single engine that is larger is kept all the
+            same, alone, with a warning.
+
+    Raises:
+        ValueError: the limit is no size.
+    """
+
+    def __init__(self, folder: str | Path | None = None, *, limit: int | None = None) -> None:
+        default = files.cache_folder() / "engines"
+        self.folder = default if folder is None else Path(folder).expanduser()
+        if limit is None:
+            given = os.environ.get(LIMIT_VARIABLE)
+            limit = plan_files.parse_size(given, LIMIT_VARIABLE) if given else LIMIT
+        if limit < 0:
+            raise ValueError(f"limit of the cache must be at least 0 bytes; got {limit}")
+        self.limit = limit
+
+    def fetch(
+        self, facts: Mapping[str, Any], make: Callable[[], tuple[bytes, dict[str, Any]]]
+    ) -> Stored:
+        """The engine of these facts: the one that is kept, or the one that `make` builds.
+
+        Of many processes that ask at once, one builds and the others wait for it; if it fails, the
+        next one tries. A file that is damaged or somebody else's is replaced, with a warning. Where
+        nothing can be kept (a full disk, a folder that cannot be written) a warning says so, and
+        the engine is handed out all the same.
+
+        Args:
+            make: () -> content and notes. What it raises comes through; nothing is kept then.
+
+        Raises:
+            PlanRefused: folder or key is not ours alone.
+            ValueError: facts or notes are no JSON.
+        """
+        facts = plain(facts)
+        path = path_of(self.folder, facts, "plan")
+        trouble: OSError | None = None
+        with contextlib.ExitStack() as held:
+            try:
+                own_folder(self.folder)
+                secret(create=True)  # what is wrong with it is said before the work, not after
+                found = _find(path, facts, quiet=True)
+                if found is None:
+                    held.enter_context(plan_files.locked(path))
+                    found = _find(path, facts)
+            except OSError as error:
+                trouble, found = error, None
+            if found is not None:
+                return found
+            content, notes = make()
+            notes = plain(notes)
+            if trouble is None:
+                trouble = self._keep(path, content, facts, notes)
+        if trouble is not None:
+            log.warning("the engine just built is used but not kept: %s", trouble)
+        return Stored(content, facts, notes, built=True)
+
+    def get(self, name: str, facts: Mapping[str, Any]) -> bytes | None:
+        """The bytes that `put` was given last under this name and these facts, or None.
+
+        Raises:
+            PlanRefused: folder or key is not ours alone.
+        """
+        facts = plain({"blob": name, "of": facts})
+        try:
+            if not os.path.lexists(self.folder):
+                return None
+            own_folder(self.folder)
+            secret()
+            found = _find(path_of(self.folder, facts, "blob"), facts)
+        except OSError as error:
+            log.warning("%s cannot be read: %s", name, error)
+            return None
+        return None if found is None else found.content
+
+    def put(self, name: str, facts: Mapping[str, Any], content: bytes) -> None:
+        """Keeps bytes (a timing cache) under a name and facts, in place of those before.
+
+        A warning says where they could not be kept.
+
+        Raises:
+            PlanRefused: folder or key is not ours alone.
+        """
+        facts = plain({"blob": name, "of": facts})
+        path = path_of(self.folder, facts, "blob")
+        trouble: OSError | None
+        try:
+            own_folder(self.folder)
+            with plan_files.locked(path):
+                trouble = self._keep(path, content, facts, {})
+        except OSError as error:
+            trouble = error
+        if trouble is not None:
+            log.warning("%s is not kept: %s", name, trouble)
+
+    def entries(self) -> list[Entry]:
+        """What the folder holds, last used first; every file is read and verified.
+
+        Raises:
+            PlanRefused: folder or key is not ours alone.
+        """
+        secret()
+        return [plan_files.entry(group) for group in reversed(plan_files.groups(self.folder))]
+
+    def clear(self, older_than: float | None = None) -> tuple[int, int]:
+        """Deletes what nobody builds at this moment.
+
+        Args:
+            older_than: seconds since the last use; None: everything.
+
+        Returns:
+            Number of engines (and blobs) deleted, and the bytes freed.
+
+        Raises:
+            PlanRefused: the folder is not ours alone.
+        """
+        newest = float("inf") if older_than is None else time.time() - older_than
+        old = [group for group in plan_files.groups(self.folder) if group.last_use < newest]
+        gone = [group for group in old if plan_files.drop(group)]
+        return len(gone), sum(group.size for group in gone)
+
+    def _keep(
+        self, path: Path, content: bytes, facts: dict[str, Any], notes: dict[str, Any]
+    ) -> OSError | None:
+        """Writes a file, whose lock is held, and makes room; what hindered it, or None."""
+        try:
+            files.remove_leftovers(self.folder, {path.name})
+            write_plan(path, content, facts, notes)
+        except OSError as error:
+            return error
+        try:
+            taken = plan_files.make_room(self.folder, self.limit)
+        except (OSError, PlanRefused) as error:
+            log.warning("no room was made in the cache: %s", error)
+            return None
+        if taken > self.limit:
+            said = (plan_files.size_text(size) for size in (taken, self.limit))
+            log.warning(
+                "engines in %s take %s, the limit is %s; %s raises it",
+                *(self.folder, *said, LIMIT_VARIABLE),
+            )
+        return None
+
+
+def kernels_digest() -> str:
+    """sha256 of the sources that decide what a compiled engine computes.
+
+    They are all Python files of kernels/ (our GPU kernels) and of engines/, at any depth, without
+    those that only serve engines which keep nothing here (_COMPILE_NOTHING).
+    """
+    digest = hashlib.sha256()
+    for package, skipped in (("kernels", set()), ("engines", _COMPILE_NOTHING)):
+        for name, content in sorted(_sources(importlib.resources.files(f"ncsn_fast.{package}"))):
+            parents = {name[:i] for i, letter in enumerate(name) if letter == "/"}
+            if not skipped & {name, *parents}:
+                digest.update(f"{package}/{name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def _sources(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, bytes]]:
+    """Name below the folder, without ".py", and content of each Python file, at any depth."""
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from _sources(entry, f"{prefix}{entry.name}/")
+        elif entry.name.endswith(".py"):
+            yield prefix + entry.name.removesuffix(".py"), entry.read_bytes()
+
+
+def _find(path: Path, facts: dict[str, Any], *, quiet: bool = False) -> Stored | None:
+    """The file of these facts, marked as used; None, and a warning, where it is not to be used."""
+    try:
+        stored = read_plan(path, facts)
+    except FileNotFoundError:
+        return None
+    except PlanRefused as error:
+        if not quiet:
+            log.warning("%s %s; it is not used but made anew", error.path, error.reason)
+        return None
+    with contextlib.suppress(OSError):  # a read-only file system
+        os.utime(path)
+    return stored
+
+
+__all__ = [
+    "LIMIT",
+    "LIMIT_VARIABLE",
+    "Entry",
+    "PlanCache",
+    "PlanRefused",
+    "Stored",
+    "check_facts",
+    "kernels_digest",
+    "read_plan",
+    "seal",
+    "unseal",
+    "write_plan",
+]

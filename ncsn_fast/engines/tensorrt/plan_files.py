@@ -1,0 +1,183 @@
+"""Files of a folder of compiled engines: who may touch one, which is the oldest, what they take.
+
+`<key>.plan` is an engine and `<key>.blob` other bytes, both sealed (sealed.py); `<key>.lock` is
+what processes lock while they write one, and what `files.atomic_write` leaves of a killed one
+counts with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from ncsn_fast.engines.tensorrt.signed_file import PlanRefused, canonical, own_folder, read_plan
+
+log = logging.getLogger(__name__)
+_PATIENCE = 3.0  # seconds of waiting for another process before a line says so
+_NAME = re.compile(r"\.?(?P<name>[0-9a-f]{64}\.(?:plan|blob))(?:\.[^.]+\.tmp)?")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of the cache.
+
+    Attributes:
+        path: where it is.
+        size: bytes, with what killed processes left of it.
+        last_use: seconds since 1970.
+        facts, notes: as in Stored; empty where there is a problem.
+        problem: why it would be refused, or None.
+    """
+
+    path: Path
+    size: int
+    last_use: float
+    facts: dict[str, Any]
+    notes: dict[str, Any]
+    problem: str | None
+
+
+@dataclass(frozen=True)
+class Group:
+    """A file of the cache, if it is there, and what killed processes left of it."""
+
+    path: Path
+    parts: dict[Path, os.stat_result]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all parts."""
+        return sum(part.st_size for part in self.parts.values())
+
+    @property
+    def last_use(self) -> float:
+        """Seconds since 1970: a hit sets the time of the file."""
+        return max(part.st_mtime for part in self.parts.values())
+
+
+def path_of(folder: Path, facts: Mapping[str, Any], suffix: str) -> Path:
+    """The file of these facts: its name is their sha256, as canonical JSON."""
+    return folder / f"{hashlib.sha256(canonical(facts).encode()).hexdigest()}.{suffix}"
+
+
+def groups(folder: Path) -> list[Group]:
+    """Files of a folder by the name they have or were to get, least recently used first.
+
+    Raises:
+        PlanRefused: the folder is not ours alone.
+    """
+    if not os.path.lexists(folder):
+        return []
+    own_folder(folder)
+    found: dict[str, dict[Path, os.stat_result]] = {}
+    for file in folder.iterdir():
+        if match := _NAME.fullmatch(file.name):
+            with contextlib.suppress(FileNotFoundError):  # just renamed, or deleted
+                found.setdefault(match["name"], {})[file] = file.lstat()
+    known = [Group(folder / name, parts) for name, parts in found.items() if parts]
+    return sorted(known, key=lambda group: group.last_use)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds the lock of a file of the cache, and says so where that takes long.
+
+    The system frees it if the process is killed.
+    """
+    lock = _lock(path)
+    try:
+        lock.acquire(timeout=_PATIENCE)
+    except filelock.Timeout:
+        log.info("another process builds this engine (%s); waiting for it", path.name)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def drop(group: Group) -> bool:
+    """Deletes files that nobody holds the lock of and nobody has used meanwhile; whether it did.
+
+    The empty lock file stays: to delete it would give two processes two locks of one name.
+    """
+    lock = _lock(group.path)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        return False
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            found = group.path.lstat()
+            if found.st_mtime > group.last_use or stat.S_ISDIR(found.st_mode):
+                return False
+        for part in group.parts:
+            part.unlink(missing_ok=True)
+    finally:
+        lock.release()
+    return True
+
+
+def make_room(folder: Path, limit: int) -> int:
+    """Deletes the least recently used files until the rest is within a limit.
+
+    Those whose lock is held stay: what is being built, and what the caller has just written.
+
+    Returns:
+        Bytes that are left.
+    """
+    known = groups(folder)
+    total = sum(group.size for group in known)
+    for group in known:
+        if total > limit and drop(group):
+            log.info("%s made room: the cache may take %s", group.path.name, size_text(limit))
+            total -= group.size
+    return total
+
+
+def entry(group: Group) -> Entry:
+    """A file, read and verified."""
+    problem, stored = None, None
+    try:
+        stored = read_plan(group.path)
+    except FileNotFoundError:
+        problem = "is unfinished: it is being written, or who wrote it was killed"
+    except PlanRefused as error:
+        problem = error.reason
+    suffix = group.path.suffix.removeprefix(".")
+    if stored is not None and group.path != path_of(group.path.parent, stored.facts, suffix):
+        problem, stored = "was built for something else: its name is not the key of its facts", None
+    facts, notes = (stored.facts, stored.notes) if stored is not None else ({}, {})
+    return Entry(group.path, group.size, group.last_use, facts, notes, problem)
+
+
+def parse_size(text: str, name: str) -> int:
+    """Bytes of "5GB", "512 MiB" or "1000000"; ValueError, with the name of what it is, if not."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt])(i)?)?b?\s*", text, re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"{name} must be a size such as 5GB, 512MiB or 1000000; got {text!r}")
+    number, letter, binary = match.groups()
+    power = " kmgt".index(letter.lower()) if letter else 0
+    return int(float(number) * (1024 if binary else 1000) ** power)
+
+
+def size_text(size: int) -> str:
+    """A number of bytes for people, in powers of 1000."""
+    for power, unit in ((3, "GB"), (2, "MB"), (1, "kB")):
+        if size >= 1000**power:
+            return f"{size / 1000**power:.1f} {unit}"
+    return f"{size} B"
+
+
+def _lock(path: Path) -> filelock.BaseFileLock:
+    return filelock.FileLock(path.with_suffix(".lock"), mode=0o600)

@@ -1,0 +1,163 @@
+"""The engine for GPUs on a GPU: graphs against plain calls, bits, waiting, and full memory."""
+
+import pytest
+import torch
+from engine_cases import LEVELS, chains_of, model, program_of
+
+from ncsn_fast import ModelConfig, Sampler, SamplingError, ScoreModel
+from ncsn_fast.engines import precision
+from ncsn_fast.engines.cuda import kernels as gpu_kernels
+from ncsn_fast.engines.cuda.engine import CudaEngine
+from ncsn_fast.engines.eager import EagerEngine
+from ncsn_fast.jobs import Job, run_job
+from ncsn_fast.ops import backends
+from ncsn_fast.samplers.program_transforms import interpolation_weights
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU, CUDA's torch"),
+]
+FAMILIES = [family for family in gpu_kernels.FAMILIES if not backends.missing(family)]
+DTYPES = ["fp32", "tf32", "bf16", "fp16"]
+CUDA = torch.device("cuda")
+
+
+def engine(of, dtype="bf16", batch_size=2, kind=CudaEngine, **options):
+    return kind(of, device=CUDA, dtype=dtype, batch_size=batch_size, **options)
+
+
+def chains(of, **options):
+    return chains_of(of, device=CUDA, **options)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("arch", ["ncsnv2", "ncsn", "ncsnv2_deepest"])
+def test_networks_are_within_their_bounds(arch, dtype, family):
+    torch.manual_seed(0)
+    of = ScoreModel(ModelConfig(arch=arch, image_size=(32, 32), ngf=64, n_sigmas=LEVELS))
+    if (arch, dtype) == ("ncsn", "bf16"):
+        dtype = "fp16"  # random weights of the 2019 network are beyond bfloat16
+    assert 0 < engine(of, dtype, kernels=family).error <= precision.BOUNDS[dtype]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", ["ald", "cas"])
+@pytest.mark.parametrize("arch", ["ncsnv2", "ncsn"])
+def test_graphs_have_the_bits_of_plain_calls(arch, method, family):
+    of = model(arch)
+    program = program_of(of, method)
+    plain = engine(of, "fp16", graph="none", kernels=family)
+    for seed in (3, 2**32 - 1):
+        expected = plain.run(program, chains(of, seed=seed)).clone()
+        assert torch.isfinite(expected).all()
+        for graph in ("step", "level", "loop"):
+            built = engine(of, "fp16", graph=graph, kernels=family)
+            for _ in range(2):  # the second run replays what the first captured
+                assert torch.equal(built.run(program, chains(of, seed=seed)), expected)
+
+
+def test_seeds_levels_and_calls_share_a_graph():
+    of = model()
+    built, program = engine(of), program_of(of)
+    runs = [built.run(program, chains(of, seed=s)).clone() for s in (1, 2, 1)]
+    assert torch.equal(runs[0], runs[2])
+    assert (runs[0] - runs[1]).abs().max() > 0.01
+    assert len(built.loop((16, 16)).graphs) == 2  # two rows, and the denoising one
+
+
+def test_the_reference_draws_the_same_samples():
+    of = model()
+    program = program_of(of)
+    expected = engine(of, "fp32", kind=EagerEngine).run(program, chains(of))
+    x = engine(of, "fp32").run(program, chains(of))
+    torch.testing.assert_close(x, expected, rtol=0.0, atol=2e-3)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_a_sample_does_not_depend_on_its_batch(dtype):
+    """Nor on its place, nor on how many there are, nor on the shard that draws it."""
+    of = model(ngf=32)
+    sampler = Sampler(of, engine="cuda", dtype=dtype, batch_size=4)
+    all_ten = sampler.sample(10, seed=5, progress=False)
+    assert torch.equal(sampler.sample(3, seed=5, progress=False), all_ten[:3])
+    assert torch.equal(sampler.sample(4, seed=5, start=6, progress=False), all_ten[6:])
+    fresh = Sampler(of, engine="cuda", dtype=dtype, batch_size=4)
+    assert torch.equal(fresh.sample(2, seed=5, start=4, progress=False), all_ten[4:6])
+
+
+def test_families_and_engines_agree():
+    of = model()
+    drawn = [
+        Sampler(of, engine="cuda", dtype="fp32", kernels=family).sample(3, progress=False)
+        for family in FAMILIES
+    ]
+    drawn += [
+        Sampler(of, engine="eager", device=device).sample(3, progress=False)
+        for device in ("cuda", "cpu")
+    ]
+    for other in drawn[1:]:
+        torch.testing.assert_close(other, drawn[0], rtol=0.0, atol=2e-3)
+
+
+def test_nothing_waits_inside_a_level():
+    of = model("ncsn")
+    built, program = engine(of, "fp16"), program_of(of, n_steps_each=5)
+    built.run(program, chains(of))
+    with built.context():
+        levels = torch.zeros(program.nfe, dtype=torch.int64, device=CUDA)
+        run = built.stepper(program, chains(of), levels, None)
+        run(0, 5)  # loads the program, which may wait
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            run(5, 10)
+            run(10, 15)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_lost_chains_are_named_with_and_without_a_callback():
+    of = model()
+    built, program = engine(of, "fp16"), program_of(of)
+    init = torch.rand(5, 3, 16, 16)
+    init[3, 1, 2, 3] = float("nan")
+    job = Job(torch.arange(10, 15), init=init)
+    message = r"sample 13 of seed 7 is no longer finite at level 0 \(sigma 5\)"
+    for callback in (None, lambda progress: None):
+        with pytest.raises(SamplingError, match=message):
+            list(run_job(built, program, job, 7, progress=False, callback=callback))
+
+
+def test_variants_of_the_update_have_graphs_of_their_own():
+    of = model()
+    built, program = engine(of), program_of(of)
+    first = built.run(program, chains(of)).clone()
+    mixed = chains(of)
+    mixed.noise_weights = interpolation_weights(2).float().to(CUDA)
+    second = built.run(program, mixed)
+    assert torch.equal(first[0], second[0])  # weights (1, 0)
+    assert not torch.equal(first[1], second[1])
+    assert torch.equal(built.run(program, chains(of)), first)
+
+
+def test_a_full_gpu_halves_the_micro_batch(caplog):
+    of = model(image_size=(64, 64), ngf=64)
+    expected = Sampler(of, engine="cuda", dtype="fp16", batch_size=128).sample(128, progress=False)
+    torch.cuda.empty_cache()
+    sampler = Sampler(of, engine="cuda", dtype="fp16", batch_size=256)
+    need = sampler.engine_for(256).resized(256).memory()
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 0.85 * need) / total)
+    try:
+        samples = sampler.sample(128, progress=False)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert "going on with 128" in caplog.text
+    assert torch.equal(samples, expected)
+
+
+def test_describe_times_every_operation():
+    built = engine(model())
+    assert built.describe().count("GFLOP/s") > 70
+    assert built.memory() > 0
