@@ -15,7 +15,7 @@ from torch import Tensor
 from workloads import WORKLOADS, expected_output, is_first, make
 
 from ncsn_fast import ScoreModel
-from ncsn_fast.plan import network_flop
+from ncsn_fast.inference.cost import network_flop
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)

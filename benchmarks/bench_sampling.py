@@ -17,9 +17,9 @@ from workloads import WORKLOADS, make
 
 import ncsn_fast
 from ncsn_fast import Sampler, ScoreModel, ops
+from ncsn_fast.inference.cost import network_flop
 from ncsn_fast.ops import noise
 from ncsn_fast.ops.noise import Stream
-from ncsn_fast.plan import network_flop
 from ncsn_fast.samplers import methods
 from ncsn_fast.samplers.program import Program, initial_state
 

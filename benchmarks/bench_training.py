@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ncsn_fast import ops
 from ncsn_fast.diffusion.objectives import denoising_score_matching, random_levels
-from ncsn_fast.plan import network_flop
+from ncsn_fast.inference.cost import network_flop
 
 BATCH = 4
 PROVIDERS = ("published", "reference", "kernel")

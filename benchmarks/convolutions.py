@@ -16,7 +16,7 @@ from race import relative_error
 from torch import Tensor, nn
 
 from ncsn_fast import ScoreModel, ops
-from ncsn_fast.plan import network_flop
+from ncsn_fast.inference.cost import network_flop
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,7 +26,7 @@ from ncsn_fast.data import datasets
 from ncsn_fast.data.files import atomic_write
 from ncsn_fast.data.images import as_tensor
 from ncsn_fast.engines.base import default_batch_size
-from ncsn_fast.jobs import SamplingError
+from ncsn_fast.inference.runner import SamplingError
 from ncsn_fast.likelihood import Likelihood, Trace, dequantise, log_likelihood
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops import noise

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ncsn_fast import cli
 from ncsn_fast.data.images import save_grid
+from ncsn_fast.inference.restorer import Inpainting, Restoration
 from ncsn_fast.inputs import MASKS, import_function, make_mask, read_images
 from ncsn_fast.ops.noise import Stream, normal, sample_indices
 from ncsn_fast.options import ModelOptions, SamplingOptions, check_count, check_png
-from ncsn_fast.restorer import Inpainting, Restoration
 from ncsn_fast.sampler import Sampler
 from ncsn_fast.samplers.operators import Grey, Operator, block_mean, gaussian_blur
 from ncsn_fast.samplers.program_transforms import start_level

@@ -19,7 +19,7 @@ from torch import Tensor
 from ncsn_fast import cli, shards
 from ncsn_fast.data.images import save_grid
 from ncsn_fast.folders import read_files, write_files
-from ncsn_fast.jobs import Report
+from ncsn_fast.inference.runner import Report
 from ncsn_fast.ops import noise
 from ncsn_fast.options import SamplingOptions, check_count, check_png
 from ncsn_fast.sampler import Sampler

@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ncsn_fast import engines, jobs
+from ncsn_fast import engines
 from ncsn_fast.bits import image_log_likelihood
 from ncsn_fast.checkpoints.loading import resolve_model
 from ncsn_fast.data.images import Output, as_tensor, check_output, convert
-from ncsn_fast.editor import Editor
 from ncsn_fast.engines.base import (
     Engine,
     EngineError,
@@ -25,11 +24,13 @@ from ncsn_fast.engines.base import (
     torch_threads,
 )
 from ncsn_fast.engines.cuda.graphs import empty_cache
-from ncsn_fast.jobs import Callback, Job, Progress, Report, SamplingError
+from ncsn_fast.inference import runner
+from ncsn_fast.inference.cost import Plan, make_plan
+from ncsn_fast.inference.editor import Editor
+from ncsn_fast.inference.runner import Callback, Job, Progress, Report, SamplingError
 from ncsn_fast.likelihood import Likelihood
 from ncsn_fast.models.score import ScoreModel, each_sigma
 from ncsn_fast.ops import noise
-from ncsn_fast.plan import Plan, make_plan
 from ncsn_fast.samplers import methods
 from ncsn_fast.samplers.procedure import Guide, Procedure, check_guide
 from ncsn_fast.samplers.program import Program
@@ -252,12 +253,12 @@ class Sampler(Editor):
             engine = self.engine_for(n)
         finally:
             progress_shown.reset(shown)
-        for samples, x, evaluations in jobs.run_job(engine, program, job, seed, **options):
+        for samples, x, evaluations in runner.run_job(engine, program, job, seed, **options):
             seconds += time.perf_counter() - began
             nfe.append(evaluations)
             yield samples, x.clamp(0, 1)
             began = time.perf_counter()
-        self.report = jobs.make_report(self.engine_for(n), program, torch.cat(nfe), seconds)
+        self.report = runner.make_report(self.engine_for(n), program, torch.cat(nfe), seconds)
 
     def _shrink(self, engine: Engine, error: Exception) -> Engine:
         """The engine with half the micro-batch, for a GPU whose memory did not suffice; once."""

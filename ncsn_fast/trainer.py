@@ -23,7 +23,7 @@ from ncsn_fast.diffusion.objectives import (
     random_levels,
     random_times,
 )
-from ncsn_fast.jobs import SamplingError
+from ncsn_fast.inference.runner import SamplingError
 from ncsn_fast.models.score import ModelConfig, ScoreModel
 from ncsn_fast.sampler import Sampler
 

@@ -20,7 +20,7 @@ from ncsn_fast.bits import (
     model_ends,
 )
 from ncsn_fast.data import datasets
-from ncsn_fast.jobs import SamplingError
+from ncsn_fast.inference.runner import SamplingError
 from ncsn_fast.likelihood import Likelihood, dequantise, log_likelihood
 
 GAUSSIAN = exact.Gaussian(mean=0.0, spread=0.5)

@@ -11,9 +11,9 @@ from drawing import CLOSE, NFE, draw, photos, tiny
 from ncsn_fast import Sampler, SamplingError
 from ncsn_fast.checkpoints import model_folder
 from ncsn_fast.engines.eager import EagerEngine
+from ncsn_fast.inference.cost import network_flop
 from ncsn_fast.ops import noise
 from ncsn_fast.ops.noise import Stream
-from ncsn_fast.plan import network_flop
 
 
 def test_a_sample_depends_on_its_index_alone(sampler):

@@ -22,7 +22,7 @@ from gpu.section import Section
 from ncsn_fast import EngineUnavailable, ScoreModel, engines, ops
 from ncsn_fast.engines.base import Engine
 from ncsn_fast.engines.eager import EagerEngine
-from ncsn_fast.plan import network_flop
+from ncsn_fast.inference.cost import network_flop
 from ncsn_fast.samplers.langevin import annealed_langevin
 from ncsn_fast.samplers.program import Chains, InjectedNoise, Program, run
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from ncsn_fast import ModelConfig, ScoreModel, ops
+from ncsn_fast.inference.cost import network_flop
 from ncsn_fast.models.layers import ACTIVATIONS, NORMS, VarianceNorm
 from ncsn_fast.models.refinenet import ARCHITECTURES, RefineNet
-from ncsn_fast.plan import network_flop
 
 GOLDEN = [
     "ncsnv2_32",

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ncsn_fast import Sampler, sample
 from ncsn_fast.data.images import sample_path, to_uint8
-from ncsn_fast.jobs import Job, run_job
+from ncsn_fast.inference.runner import Job, run_job
 from ncsn_fast.ops import noise
 from ncsn_fast.ops.noise import Stream
 from ncsn_fast.sampler import SamplingError

@@ -17,7 +17,7 @@ from ncsn_fast.engines.cuda import loop as cuda_loop
 from ncsn_fast.engines.cuda.engine import CudaEngine
 from ncsn_fast.engines.cuda.graphs import Graphs
 from ncsn_fast.engines.eager import EagerEngine
-from ncsn_fast.jobs import Job, run_job
+from ncsn_fast.inference.runner import Job, run_job
 from ncsn_fast.models.refinenet import ARCHITECTURES
 from ncsn_fast.ops import backends
 from ncsn_fast.samplers import methods

@@ -9,7 +9,7 @@ from ncsn_fast.engines import precision
 from ncsn_fast.engines.cuda import kernels as gpu_kernels
 from ncsn_fast.engines.cuda.engine import CudaEngine
 from ncsn_fast.engines.eager import EagerEngine
-from ncsn_fast.jobs import Job, run_job
+from ncsn_fast.inference.runner import Job, run_job
 from ncsn_fast.ops import backends
 from ncsn_fast.samplers.program_transforms import interpolation_weights
 

@@ -11,8 +11,8 @@ from drawing import TINY, photos, tiny
 from PIL import Image
 
 from ncsn_fast import Sampler, ScoreModel
+from ncsn_fast.inference.restorer import fitted
 from ncsn_fast.ops.noise import Stream, normal
-from ncsn_fast.restorer import fitted
 from ncsn_fast.samplers import methods
 from ncsn_fast.samplers.guidance import Conditional, classifier_gradient
 from ncsn_fast.samplers.operators import (

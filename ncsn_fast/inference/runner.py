@@ -12,10 +12,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ncsn_fast.engines.base import Engine
+from ncsn_fast.inference.monitor import UNITS, Callback, Progress, SamplingError, Watch
 from ncsn_fast.samplers.constraints import ConstrainedUpdate, Constraint, KnownPixels, impose
 from ncsn_fast.samplers.procedure import Guide, Procedure, SolverError
 from ncsn_fast.samplers.program import Chains, Program, initial_state
-from ncsn_fast.watch import UNITS, Callback, Progress, SamplingError, Watch
 
 
 @dataclasses.dataclass(frozen=True)

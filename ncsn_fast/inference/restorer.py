@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ncsn_fast.data.images import Output, as_mask, as_tensor, check_output, convert
-from ncsn_fast.jobs import Callback, Job
+from ncsn_fast.inference.runner import Callback, Job
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops.noise import sample_indices
 from ncsn_fast.samplers import methods
@@ -25,7 +25,7 @@ FITS, ROUNDS = 1e-6, 200  # |A x - y| that is enough, and the most projections t
 
 
 class Restorer(abc.ABC):
-    """The part of Sampler that restores; `editor.py` and `sampler.py` have the rest.
+    """The part of Sampler that restores; `inference/editor.py` and `sampler.py` have the rest.
 
     All methods take what `Sampler.sample` takes: seed, start, method, steps, output, progress,
     callback and the method's own options. Methods with several steps at a level let what is unknown

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ncsn_fast.data.images import Output, convert
-from ncsn_fast.jobs import Callback, Job
+from ncsn_fast.inference.restorer import Restorer, check_range
+from ncsn_fast.inference.runner import Callback, Job
 from ncsn_fast.models.score import each_sigma
 from ncsn_fast.ops.noise import Stream, check_uint32, normal, sample_indices
-from ncsn_fast.restorer import Restorer, check_range
 from ncsn_fast.samplers import methods
 from ncsn_fast.samplers.guidance import Conditional, Gradient, check_labels, classifier_gradient
 from ncsn_fast.samplers.program_transforms import (

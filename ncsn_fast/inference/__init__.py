@@ -1,0 +1,1 @@
+"""A sampling call between Sampler and engine: micro-batches, progress, cost, editing."""
