@@ -31,7 +31,7 @@ from ncsn_fast import Sampler
 from ncsn_fast.data import datasets
 from ncsn_fast.data.files import atomic_write
 from ncsn_fast.diffusion import schedule
-from ncsn_fast.metrics import digit_figures
+from ncsn_fast.evaluation.metrics import digit_figures
 from ncsn_fast.samplers import methods
 from ncsn_fast.samplers.procedure import Procedure
 from ncsn_fast.samplers.program import Chains, initial_state, run

@@ -20,7 +20,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ncsn_fast import cli, engines
-from ncsn_fast.bits import (
+from ncsn_fast.checkpoints.loading import resolve_model
+from ncsn_fast.data import datasets
+from ncsn_fast.data.files import atomic_write
+from ncsn_fast.data.images import save_grid
+from ncsn_fast.evaluation.bits_per_dim import (
     BITS,
     DATA_RANGE,
     LikelihoodSettings,
@@ -29,15 +33,11 @@ from ncsn_fast.bits import (
     measure,
     model_ends,
 )
-from ncsn_fast.checkpoints.loading import resolve_model
-from ncsn_fast.data import datasets
-from ncsn_fast.data.files import atomic_write
-from ncsn_fast.data.images import save_grid
-from ncsn_fast.features import load_extractor
+from ncsn_fast.evaluation.evaluator import BATCH, Judge, describe_source, open_source
+from ncsn_fast.evaluation.features import load_extractor
+from ncsn_fast.evaluation.likelihood import Trace
+from ncsn_fast.evaluation.metrics import digit_figures, nearest_images
 from ncsn_fast.folders import SETTINGS_NAME, claim_folder, read_files, write_files
-from ncsn_fast.judge import BATCH, Judge, describe_source, open_source
-from ncsn_fast.likelihood import Trace
-from ncsn_fast.metrics import digit_figures, nearest_images
 from ncsn_fast.ops import noise
 from ncsn_fast.options import ModelOptions, SamplingOptions, check_count, check_png
 from ncsn_fast.sampler import Sampler

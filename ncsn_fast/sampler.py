@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ncsn_fast import engines
-from ncsn_fast.bits import image_log_likelihood
 from ncsn_fast.checkpoints.loading import resolve_model
 from ncsn_fast.data.images import Output, as_tensor, check_output, convert
 from ncsn_fast.engines.base import (
@@ -24,11 +23,12 @@ from ncsn_fast.engines.base import (
     torch_threads,
 )
 from ncsn_fast.engines.cuda.graphs import empty_cache
+from ncsn_fast.evaluation.bits_per_dim import image_log_likelihood
+from ncsn_fast.evaluation.likelihood import Likelihood
 from ncsn_fast.inference import runner
 from ncsn_fast.inference.cost import Plan, make_plan
 from ncsn_fast.inference.editor import Editor
 from ncsn_fast.inference.runner import Callback, Job, Progress, Report, SamplingError
-from ncsn_fast.likelihood import Likelihood
 from ncsn_fast.models.score import ScoreModel, each_sigma
 from ncsn_fast.ops import noise
 from ncsn_fast.samplers import methods

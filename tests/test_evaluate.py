@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 
 import ncsn_fast
-from ncsn_fast import bits, cli, evaluate
-from ncsn_fast.bits import image_log_likelihood
+from ncsn_fast import cli, evaluate
 from ncsn_fast.data import datasets
 from ncsn_fast.data.images import make_grid, sample_path, to_uint8
-from ncsn_fast.features import load_extractor
+from ncsn_fast.evaluation import bits_per_dim
+from ncsn_fast.evaluation.bits_per_dim import image_log_likelihood
+from ncsn_fast.evaluation.features import load_extractor
+from ncsn_fast.evaluation.metrics import digit_figures, frechet_distance
 from ncsn_fast.folders import write_files
-from ncsn_fast.metrics import digit_figures, frechet_distance
 
 FAST_BITS = ("--bpd", "--rtol", "1e-2", "--atol", "1e-2", "--quiet")
 
@@ -286,7 +287,7 @@ def test_what_cannot_work_is_said_before_anything_is_drawn(line, model, capsys, 
 
     for name in ("stream", "sample"):
         monkeypatch.setattr(ncsn_fast.Sampler, name, never)
-    monkeypatch.setattr(bits, "log_likelihood", never)
+    monkeypatch.setattr(bits_per_dim, "log_likelihood", never)
     Path("words.txt").write_text("words")
     Path("model.png").mkdir()
     words = [*line.split(), "--model", "model", "--quiet"]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ncsn_fast.data import datasets
 from ncsn_fast.data.files import atomic_write
-from ncsn_fast.features import DIGIT_FEATURES, DigitNet
+from ncsn_fast.evaluation.features import DIGIT_FEATURES, DigitNet
 
 STEPS, BATCH_SIZE, LR, SEED = 1500, 64, 3e-3, 0
 

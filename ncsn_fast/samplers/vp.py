@@ -20,7 +20,7 @@ That is a VE model of the same data, with the score m(t) s(m(t) y, t): `as_ve`. 
 score(x, sigma) takes it: the probability flow, likelihoods, predictor-corrector and adaptive
 sampling, MCMC.
 
-    from ncsn_fast.likelihood import log_likelihood
+    from ncsn_fast.evaluation.likelihood import log_likelihood
     from ncsn_fast.samplers.ode import probability_flow
 
     ve = as_ve(score, sde)

@@ -7,7 +7,7 @@ import torch
 
 import ncsn_fast
 from ncsn_fast.checkpoints.loading import SHIPPED
-from ncsn_fast.metrics import digit_figures
+from ncsn_fast.evaluation.metrics import digit_figures
 from ncsn_fast.models.score import ModelConfig
 
 

@@ -11,7 +11,7 @@ import torch
 from scipy.stats import chi2
 
 from ncsn_fast.diffusion.sde import VE, VP, SubVP
-from ncsn_fast.likelihood import log_likelihood
+from ncsn_fast.evaluation.likelihood import log_likelihood
 from ncsn_fast.samplers import vp
 from ncsn_fast.samplers.adaptive import adaptive
 from ncsn_fast.samplers.ode import probability_flow

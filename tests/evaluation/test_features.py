@@ -12,7 +12,7 @@ from torch import nn
 
 from ncsn_fast.checkpoints.model_folder import CheckpointError
 from ncsn_fast.data import datasets
-from ncsn_fast.features import AT_ONCE, DIGIT_FEATURES, DigitNet, load_extractor
+from ncsn_fast.evaluation.features import AT_ONCE, DIGIT_FEATURES, DigitNet, load_extractor
 from ncsn_fast.models import inception
 from ncsn_fast.models.inception import FIDInception
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from ncsn_fast import fidelity
-from ncsn_fast.features import Extractor, load_extractor
-from ncsn_fast.fidelity import Fidelity, load_statistics, save_statistics
-from ncsn_fast.metrics import Statistics, frechet_distance
+from ncsn_fast.evaluation import fidelity
+from ncsn_fast.evaluation.features import Extractor, load_extractor
+from ncsn_fast.evaluation.fidelity import Fidelity, load_statistics, save_statistics
+from ncsn_fast.evaluation.metrics import Statistics, frechet_distance
 
 pytest.importorskip("torchmetrics")
 

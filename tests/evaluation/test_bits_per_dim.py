@@ -10,8 +10,10 @@ import tiny
 import torch
 from PIL import Image
 
-from ncsn_fast import Sampler, bits
-from ncsn_fast.bits import (
+from ncsn_fast import Sampler
+from ncsn_fast.data import datasets
+from ncsn_fast.evaluation import bits_per_dim
+from ncsn_fast.evaluation.bits_per_dim import (
     LikelihoodSettings,
     Record,
     bits_per_dimension,
@@ -19,9 +21,8 @@ from ncsn_fast.bits import (
     measure,
     model_ends,
 )
-from ncsn_fast.data import datasets
+from ncsn_fast.evaluation.likelihood import Likelihood, dequantise, log_likelihood
 from ncsn_fast.inference.runner import SamplingError
-from ncsn_fast.likelihood import Likelihood, dequantise, log_likelihood
 
 GAUSSIAN = exact.Gaussian(mean=0.0, spread=0.5)
 LEVELS = torch.randint(
@@ -216,8 +217,8 @@ def test_networks_that_know_levels_only_have_no_likelihood():
 
 
 def test_images_read_here_have_eight_bits():
-    assert (bits.BITS, bits.DATA_RANGE) == (8, (0.0, 1.0))
-    assert np.iinfo(np.uint8).max == 2**bits.BITS - 1
+    assert (bits_per_dim.BITS, bits_per_dim.DATA_RANGE) == (8, (0.0, 1.0))
+    assert np.iinfo(np.uint8).max == 2**bits_per_dim.BITS - 1
 
 
 def test_samplers_answer_with_their_batch_size_and_options():
@@ -241,7 +242,7 @@ def test_samplers_compute_on_their_device_and_threads(monkeypatch):
         zeros = torch.zeros(len(x))
         return Likelihood(zeros, zeros, zeros, torch.zeros(x.shape), zeros, zeros)
 
-    monkeypatch.setattr(bits, "log_likelihood", spy)
+    monkeypatch.setattr(bits_per_dim, "log_likelihood", spy)
     before = torch.get_num_threads()
     sampler = Sampler(tiny.model(), engine="eager", device="cpu", threads=before + 1)
     levels = LEVELS[:2].repeat(1, 1, 2, 2)

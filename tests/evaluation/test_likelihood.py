@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 
-from ncsn_fast.likelihood import dequantise, log_likelihood, probes, score_and_divergence
+from ncsn_fast.evaluation.likelihood import dequantise, log_likelihood, probes, score_and_divergence
 from ncsn_fast.samplers.procedure import per_sample
 from ncsn_fast.samplers.runge_kutta import solve
 

@@ -1,7 +1,7 @@
 """Log-likelihoods of images under a model, one batch at a time, and their running mean.
 
-Images of 8-bit levels are dequantised (likelihood.py), so that bits per dimension bound what a
-code for the levels needs; float images are densities' arguments as they are.
+Images of 8-bit levels are dequantised (evaluation/likelihood.py), so that bits per dimension bound
+what a code for the levels needs; float images are densities' arguments as they are.
 
 The flow of any network is a normalised density, so its bits bound a code's whether or not the
 network is a score. That of exact scores is the data smoothed by sigma_min, nowhere denser than
@@ -26,8 +26,8 @@ from ncsn_fast.data import datasets
 from ncsn_fast.data.files import atomic_write
 from ncsn_fast.data.images import as_tensor
 from ncsn_fast.engines.base import default_batch_size
+from ncsn_fast.evaluation.likelihood import Likelihood, Trace, dequantise, log_likelihood
 from ncsn_fast.inference.runner import SamplingError
-from ncsn_fast.likelihood import Likelihood, Trace, dequantise, log_likelihood
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops import noise
 from ncsn_fast.samplers.procedure import Score, SolverError

@@ -1,9 +1,10 @@
 """FID, KID and inception scores of images that come in batches, by torchmetrics.
 
 The network runs once per image; its features and logits go to the three metrics. What is kept does
-not grow with the number of images: sums for FID (metrics.py has the distance of what they give,
-which is exact for singular covariances, too), at most KID_MOST images' features of each side for
-KID (of a subset it is as unbiased as of all), and one split's logits for the inception score.
+not grow with the number of images: sums for FID (evaluation/metrics.py has the distance of what
+they give, which is exact for singular covariances, too), at most KID_MOST images' features of each
+side for KID (of a subset it is as unbiased as of all), and one split's logits for the inception
+score.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from ncsn_fast.data.files import atomic_write
-from ncsn_fast.features import Extractor
-from ncsn_fast.metrics import Statistics, statistics_distance
+from ncsn_fast.evaluation.features import Extractor
+from ncsn_fast.evaluation.metrics import Statistics, statistics_distance
 
 LEAST_FOR_FID = 10_000  # Fréchet distances of fewer samples are not called FID here
 KID_SUBSETS, KID_SUBSET_SIZE, KID_MOST = 100, 1000, 5000

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from ncsn_fast import metrics
 from ncsn_fast.data import datasets
-from ncsn_fast.metrics import (
+from ncsn_fast.evaluation import metrics
+from ncsn_fast.evaluation.metrics import (
     digit_figures,
     frechet_distance,
     nearest_distances,
