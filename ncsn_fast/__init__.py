@@ -5,10 +5,10 @@ from importlib.metadata import PackageNotFoundError, version
 from ncsn_fast.checkpoints.loading import load
 from ncsn_fast.checkpoints.model_folder import CheckpointError
 from ncsn_fast.engines import EngineError, EngineUnavailable
+from ncsn_fast.exporters.onnx import export_onnx
+from ncsn_fast.exporters.tensorrt import export_trt
 from ncsn_fast.models.score import ModelConfig, ScoreModel
-from ncsn_fast.onnx_export import export_onnx
 from ncsn_fast.sampler import Sampler, SamplingError
-from ncsn_fast.trt_export import export_trt
 
 try:
     __version__ = version("ncsn_fast")

@@ -14,8 +14,8 @@ from ncsn_fast.cli import UsageError
 from ncsn_fast.engines.base import progress_shown
 from ncsn_fast.engines.onnx.model import FIRST_OPSET, OPSETS
 from ncsn_fast.engines.tensorrt.options import parse_batch, parse_size, parse_workspace
-from ncsn_fast.onnx_export import export_onnx
-from ncsn_fast.trt_export import BATCH, export_trt
+from ncsn_fast.exporters.onnx import export_onnx
+from ncsn_fast.exporters.tensorrt import BATCH, export_trt
 
 OPEN = "dynamic"
 

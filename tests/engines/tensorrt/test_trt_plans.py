@@ -252,7 +252,7 @@ def test_plans_of_another_tensorrt_are_refused(monkeypatch, tmp_path):
 
 
 def test_the_command(knobs, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(ncsn_fast.trt_export, "resolve_model", lambda _: tiny.model())
+    monkeypatch.setattr(ncsn_fast.exporters.tensorrt, "resolve_model", lambda _: tiny.model())
     out = str(tmp_path / "m.plan")
     words = ["--format", "trt", "--out", out, "--batch", "1:2:4", "--dtype", "bf16"]
     assert export.main([*words, "--builder-level", "1", "--workspace", "2", "--refit"]) == 0
