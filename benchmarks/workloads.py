@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ncsn_fast import ModelConfig, ScoreModel, ops
-from ncsn_fast.configs import CONFIGS
 from ncsn_fast.models.refinenet import ARCHITECTURES, Architecture, Refine, Stage
+from ncsn_fast.training.configs import CONFIGS
 
 
 @dataclasses.dataclass(frozen=True)

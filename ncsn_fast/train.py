@@ -20,15 +20,16 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from ncsn_fast import cli, toy
+from ncsn_fast import cli
 from ncsn_fast.checkpoints import model_folder
-from ncsn_fast.configs import CONFIGS, TrainConfig
 from ncsn_fast.data import datasets, files
 from ncsn_fast.data.loader import batches
 from ncsn_fast.diffusion import schedule
 from ncsn_fast.models.score import ModelConfig
 from ncsn_fast.models.unet import TIME_ARCHS, Clock
-from ncsn_fast.trainer import Journal, LevelLosses, Trainer, TrainingError
+from ncsn_fast.training import toy
+from ncsn_fast.training.configs import CONFIGS, TrainConfig
+from ncsn_fast.training.trainer import Journal, LevelLosses, Trainer, TrainingError
 
 log = logging.getLogger("ncsn_fast.train")
 

@@ -15,9 +15,10 @@ from PIL import Image
 
 import ncsn_fast
 from ncsn_fast import __main__ as dispatcher
-from ncsn_fast import cache, cli, configs, convert, doctor, edit, evaluate, sample, train
+from ncsn_fast import cache, cli, convert, doctor, edit, evaluate, sample, train
 from ncsn_fast.data import datasets
 from ncsn_fast.data.images import make_grid, to_uint8
+from ncsn_fast.training import configs
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from ncsn_fast.data import datasets
 from ncsn_fast.data.datasets import MemoryImages
 from ncsn_fast.diffusion import schedule
 from ncsn_fast.diffusion.objectives import denoising_score_matching
-from ncsn_fast.trainer import LevelLosses, Trainer
+from ncsn_fast.training.trainer import LevelLosses, Trainer
 
 
 def weights(model) -> dict[str, torch.Tensor]:

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from ncsn_fast.checkpoints.model_folder import CheckpointError, Weights, build_model, check_tensors
-from ncsn_fast.configs import CONFIGS, TrainConfig
 from ncsn_fast.diffusion import schedule as ladders
 from ncsn_fast.models.score import TIME_STYLE, ModelConfig, ScoreModel
 from ncsn_fast.models.unet import TIME_ARCHS, VERSIONS, Clock
+from ncsn_fast.training.configs import CONFIGS, TrainConfig
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from golden import FOLDER
 import ncsn_fast
 from ncsn_fast import CheckpointError, convert
 from ncsn_fast.checkpoints.published import _sampling_settings
-from ncsn_fast.configs import CONFIGS
 from ncsn_fast.diffusion import schedule
+from ncsn_fast.training.configs import CONFIGS
 
 X = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
 

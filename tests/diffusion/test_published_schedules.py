@@ -6,11 +6,11 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from ncsn_fast.configs import CONFIGS
 from ncsn_fast.diffusion import schedule
 from ncsn_fast.diffusion.sde import VE, VP
 from ncsn_fast.samplers.few_step import dpm_solver_pp, euler, heun
 from ncsn_fast.samplers.langevin import consistent_annealed, refine_ladder
+from ncsn_fast.training.configs import CONFIGS
 
 # config: ratio of neighbours, its overlap C, T, Technique 4's epsilon and variance ratio
 TECHNIQUES = {

@@ -13,11 +13,11 @@ from tutorial import CONFIG, A, published
 import ncsn_fast
 from ncsn_fast import CheckpointError, EngineUnavailable, ModelConfig, Sampler, ScoreModel, convert
 from ncsn_fast.checkpoints import model_folder
-from ncsn_fast.configs import CONFIGS
 from ncsn_fast.inference.cost import network_flop
 from ncsn_fast.models.unet import TIME_ARCHS, VERSIONS, TimeUNet
 from ncsn_fast.samplers import methods
 from ncsn_fast.samplers.program import Chains, initial_state, run
+from ncsn_fast.training.configs import CONFIGS
 
 CLOCKS = {arch: config.clock() for arch, config in CONFIG.items()}
 TIMES = [1e-5, 1e-3, 1e-2, 0.1, 0.5, 0.9, 1.0]

@@ -14,8 +14,8 @@ import torch
 from ncsn_fast import ModelConfig, ScoreModel
 
 if TYPE_CHECKING:
-    from ncsn_fast.configs import TrainConfig
-    from ncsn_fast.trainer import Trainer
+    from ncsn_fast.training.configs import TrainConfig
+    from ncsn_fast.training.trainer import Trainer
 
 SETTINGS: dict[str, Any] = {
     "image_size": 8, "ngf": 4, "batch_size": 8, "n_sigmas": 4, "sigma_begin": 5.0, "steps": 4,
@@ -34,7 +34,7 @@ def arguments(**changes: Any) -> list[str]:
 
 
 def train_config(**changes: Any) -> TrainConfig:
-    from ncsn_fast.configs import TrainConfig
+    from ncsn_fast.training.configs import TrainConfig
 
     return TrainConfig(**{**SETTINGS, **changes})
 
@@ -57,7 +57,7 @@ def trainer(**changes: Any) -> Trainer:
     """A run on IMAGES, before its first step."""
     from ncsn_fast import train
     from ncsn_fast.data.datasets import MemoryImages
-    from ncsn_fast.trainer import Trainer
+    from ncsn_fast.training.trainer import Trainer
 
     config = train_config(**changes)
     return Trainer(config, train.resolve_ladder(config, MemoryImages(IMAGES)), torch.device("cpu"))

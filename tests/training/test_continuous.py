@@ -10,11 +10,11 @@ import torch
 import ncsn_fast
 from ncsn_fast import Sampler, cli, train
 from ncsn_fast.checkpoints import model_folder
-from ncsn_fast.configs import CONFIGS, TrainConfig
 from ncsn_fast.data import datasets
 from ncsn_fast.diffusion.objectives import continuous_score_matching, random_times
 from ncsn_fast.models.unet import VERSIONS, Clock
-from ncsn_fast.trainer import Trainer
+from ncsn_fast.training.configs import CONFIGS, TrainConfig
+from ncsn_fast.training.trainer import Trainer
 
 SETTINGS = {
     "ngf": 4, "batch_size": 8, "n_sigmas": 6, "steps": 4, "log_every": 2, "snapshot_every": 4,

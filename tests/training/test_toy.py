@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ncsn_fast import cli, toy, train
+from ncsn_fast import cli, train
 from ncsn_fast.diffusion import objectives
-from ncsn_fast.toy import MIXTURE, Mixture, ToyOptions
+from ncsn_fast.training import toy
+from ncsn_fast.training.toy import MIXTURE, Mixture, ToyOptions
 
 SIGMA = 0.5
 SHORT = ["--config", "toy", "--steps", "3", "--n", "20", "--width", "8"]

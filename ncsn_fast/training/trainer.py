@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ncsn_fast.checkpoints import model_folder
-from ncsn_fast.configs import TrainConfig
 from ncsn_fast.data.files import atomic_write, remove_leftovers
 from ncsn_fast.data.images import save_grid
 from ncsn_fast.diffusion.objectives import (
@@ -26,6 +25,7 @@ from ncsn_fast.diffusion.objectives import (
 from ncsn_fast.inference.runner import SamplingError
 from ncsn_fast.models.score import ModelConfig, ScoreModel
 from ncsn_fast.sampler import Sampler
+from ncsn_fast.training.configs import TrainConfig
 
 log = logging.getLogger(__name__)
 

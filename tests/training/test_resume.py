@@ -14,10 +14,11 @@ import pytest
 import tiny
 import torch
 
-from ncsn_fast import SamplingError, cli, train, trainer
+from ncsn_fast import SamplingError, cli, train
 from ncsn_fast.checkpoints import model_folder
 from ncsn_fast.data.datasets import DataError
-from ncsn_fast.trainer import Journal, Trainer, TrainingError
+from ncsn_fast.training import trainer
+from ncsn_fast.training.trainer import Journal, Trainer, TrainingError
 
 
 def finished(name: str) -> dict:

@@ -1,0 +1,1 @@
+"""Training: configurations, the loop, the toy figures."""
