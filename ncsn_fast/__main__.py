@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-from ncsn_fast import cli
+from ncsn_fast.cli import command
 
 COMMANDS = {
     "train": "train a model",
@@ -24,7 +24,7 @@ def main() -> int:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in COMMANDS:
         module = importlib.import_module(f"ncsn_fast.{name}")
-        return cli.run(lambda: module.main(sys.argv[2:]))
+        return command.run(lambda: module.main(sys.argv[2:]))
     print(
         "usage: ncsn-fast COMMAND [options]\n",
         *(f"  {n:9} {what}" for n, what in COMMANDS.items()),
@@ -33,7 +33,7 @@ def main() -> int:
     if name in ("-h", "--help"):
         return 0
     print(f"\nerror: no command {name!r}", file=sys.stderr)
-    return cli.USAGE
+    return command.USAGE
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Annotated, Any, cast
 
 import tyro
 
-from ncsn_fast import cli
+from ncsn_fast.cli import command
 from ncsn_fast.engines.tensorrt.plan_cache import Entry, PlanCache
 from ncsn_fast.engines.tensorrt.plan_files import size_text
 
@@ -98,10 +98,10 @@ def _count(number: int) -> str:
 
 def main(args: list[str] | None = None) -> int:
     """Command line; exit code 0, also where a file is refused."""
-    command = cli.parse(cast(Any, Command), args, "ncsn_fast.cache", "Compiled engines, kept.")
+    command = command.parse(cast(Any, Command), args, "ncsn_fast.cache", "Compiled engines, kept.")
     command.run()
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(command.run(main))

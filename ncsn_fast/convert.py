@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from ncsn_fast import cli
 from ncsn_fast.checkpoints import model_folder
 from ncsn_fast.checkpoints.loading import load
+from ncsn_fast.cli import command
 from ncsn_fast.models.score import ModelConfig
 
 _STORED = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -62,7 +62,7 @@ class ConvertOptions:
 
 def main(args: list[str] | None = None) -> int:
     """Command line; exit code 0."""
-    options = cli.parse(ConvertOptions, args, "ncsn_fast.convert", "Write a model folder.")
+    options = command.parse(ConvertOptions, args, "ncsn_fast.convert", "Write a model folder.")
     if model_folder.is_run(options.folder):
         raise ValueError(f"{options.folder} is a training run; write the model folder elsewhere")
     model = load(options.source, weights=options.weights, **options.overrides())
@@ -72,4 +72,4 @@ def main(args: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(command.run(main))

@@ -10,7 +10,8 @@ import sys
 import torch
 
 import ncsn_fast
-from ncsn_fast import cli, engines, ops
+from ncsn_fast import engines, ops
+from ncsn_fast.cli import command
 from ncsn_fast.engines.cpu import autotune
 from ncsn_fast.engines.tensorrt import api as trt_api
 from ncsn_fast.engines.tensorrt.plan_cache import PlanCache
@@ -61,7 +62,7 @@ def _compiled() -> str:
 
 def main(args: list[str] | None = None) -> int:
     """Command line; exit code 0."""
-    cli.parse(DoctorOptions, args, "ncsn_fast.doctor", "What runs on this machine.")
+    command.parse(DoctorOptions, args, "ncsn_fast.doctor", "What runs on this machine.")
     for name, value in facts():
         print(f"{name:24} {value}")
     print("\nengine    runs   what it is, and what is missing")
@@ -79,4 +80,4 @@ def main(args: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(command.run(main))

@@ -13,12 +13,12 @@ import torch
 import tyro
 from torch import Tensor
 
-from ncsn_fast import cli
+from ncsn_fast.cli import command
+from ncsn_fast.cli.arguments import MASKS, import_function, make_mask, read_images
+from ncsn_fast.cli.options import ModelOptions, SamplingOptions, check_count, check_png
 from ncsn_fast.data.images import save_grid
 from ncsn_fast.inference.restorer import Inpainting, Restoration
-from ncsn_fast.inputs import MASKS, import_function, make_mask, read_images
 from ncsn_fast.ops.noise import Stream, normal, sample_indices
-from ncsn_fast.options import ModelOptions, SamplingOptions, check_count, check_png
 from ncsn_fast.sampler import Sampler
 from ncsn_fast.samplers.operators import Grey, Operator, block_mean, gaussian_blur
 from ncsn_fast.samplers.program_transforms import start_level
@@ -279,7 +279,7 @@ def noise_of(images: Tensor, seed: int, start: int) -> Tensor:
 
 def main(args: list[str] | None = None) -> int:
     """Command line; exit code 0."""
-    command = cli.parse(cast(Any, Command), args, "ncsn_fast.edit", "Edit images with a model.")
+    command = command.parse(cast(Any, Command), args, "ncsn_fast.edit", "Edit images with a model.")
     images, columns = command.grid(command.sampler())
     save_grid(images, command.out, columns)
     print(command.out)
@@ -290,4 +290,4 @@ __all__ = ["MASKS", "main", "make_mask"]
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(command.run(main))

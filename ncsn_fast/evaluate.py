@@ -19,8 +19,11 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-from ncsn_fast import cli, engines
+from ncsn_fast import engines
 from ncsn_fast.checkpoints.loading import resolve_model
+from ncsn_fast.cli import command
+from ncsn_fast.cli.options import ModelOptions, SamplingOptions, check_count, check_png
+from ncsn_fast.cli.sample_folder import SETTINGS_NAME, claim_folder, read_files, write_files
 from ncsn_fast.data import datasets
 from ncsn_fast.data.files import atomic_write
 from ncsn_fast.data.images import save_grid
@@ -37,9 +40,7 @@ from ncsn_fast.evaluation.evaluator import BATCH, Judge, describe_source, open_s
 from ncsn_fast.evaluation.features import load_extractor
 from ncsn_fast.evaluation.likelihood import Trace
 from ncsn_fast.evaluation.metrics import digit_figures, nearest_images
-from ncsn_fast.folders import SETTINGS_NAME, claim_folder, read_files, write_files
 from ncsn_fast.ops import noise
-from ncsn_fast.options import ModelOptions, SamplingOptions, check_count, check_png
 from ncsn_fast.sampler import Sampler
 from ncsn_fast.samplers import methods
 
@@ -279,7 +280,7 @@ def measure_bits(options: EvaluateOptions) -> dict[str, Any]:
 
 def main(args: list[str] | None = None) -> int:
     """Command line; exit code 0."""
-    options = cli.parse(
+    options = command.parse(
         EvaluateOptions, args, "ncsn_fast.evaluate",
         "Figures of merit of a model: of its samples, or (--bpd) of the likelihood of images.",
     )  # fmt: skip
@@ -297,4 +298,4 @@ def main(args: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(command.run(main))

@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ncsn_fast import cli
-from ncsn_fast.cli import UsageError
+from ncsn_fast.cli import command
+from ncsn_fast.cli.command import UsageError
 from ncsn_fast.engines.base import progress_shown
 from ncsn_fast.engines.onnx.model import FIRST_OPSET, OPSETS
 from ncsn_fast.engines.tensorrt.options import parse_batch, parse_size, parse_workspace
@@ -101,7 +101,7 @@ def _numbers(name: str, text: str, count: int) -> tuple[int, ...] | None:
 
 def main(args: list[str] | None = None) -> int:
     """Command line; exit code 0."""
-    options = cli.parse(ExportOptions, args, "ncsn_fast.export", "Write a network as a file.")
+    options = command.parse(ExportOptions, args, "ncsn_fast.export", "Write a network as a file.")
     print(_trt(options) if options.format == "trt" else _onnx(options))
     return 0
 
@@ -135,4 +135,4 @@ def _trt(options: ExportOptions) -> object:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(command.run(main))

@@ -1,7 +1,7 @@
 """`python -m ncsn_fast.sample`: draws samples into a grid, or into one file each.
 
 Several processes can share a request, as ranks of torchrun or as --shard of a job array; each
-then writes files for its own samples (shards.py).
+then writes files for its own samples (cli/shards.py).
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import torch
 import tyro
 from torch import Tensor
 
-from ncsn_fast import cli, shards
+from ncsn_fast.cli import command, shards
+from ncsn_fast.cli.options import SamplingOptions, check_count, check_png
+from ncsn_fast.cli.sample_folder import read_files, write_files
 from ncsn_fast.data.images import save_grid
-from ncsn_fast.folders import read_files, write_files
 from ncsn_fast.inference.runner import Report
 from ncsn_fast.ops import noise
-from ncsn_fast.options import SamplingOptions, check_count, check_png
 from ncsn_fast.sampler import Sampler
 
 log = logging.getLogger(__name__)
@@ -154,11 +154,11 @@ def _run(options: SampleOptions, team: shards.Team) -> None:
 
 def main(args: list[str] | None = None) -> int:
     """Command line; exit code 0."""
-    options = cli.parse(SampleOptions, args, "ncsn_fast.sample", "Draw samples from a model.")
+    options = command.parse(SampleOptions, args, "ncsn_fast.sample", "Draw samples from a model.")
     with shards.team(options.part()) as team:
         _run(options, team)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(command.run(main))

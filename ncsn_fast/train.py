@@ -20,8 +20,8 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from ncsn_fast import cli
 from ncsn_fast.checkpoints import model_folder
+from ncsn_fast.cli import command
 from ncsn_fast.data import datasets, files
 from ncsn_fast.data.loader import batches
 from ncsn_fast.diffusion import schedule
@@ -250,19 +250,21 @@ def parse_options(args: list[str]) -> TrainOptions | toy.ToyOptions:
     try:
         name = first.parse_known_args(args)[0].config
     except argparse.ArgumentError as error:
-        raise cli.UsageError(f"{error}; it must be one of {_NAMES}") from error
+        raise command.UsageError(f"{error}; it must be one of {_NAMES}") from error
     if name == "toy":
         about = "Train on the 2-D mixture of NCSN (2019), draw fields and samples into runs/toy."
-        return cli.parse(toy.ToyOptions, args, "ncsn_fast.train", about)
+        return command.parse(toy.ToyOptions, args, "ncsn_fast.train", about)
     if name not in CONFIGS:
-        raise cli.UsageError(f"--config must be one of {_NAMES}; got {name!r}")
+        raise command.UsageError(f"--config must be one of {_NAMES}; got {name!r}")
     default = TrainOptions(config=CONFIGS[name], config_name=name)
     description = (
         "Train a score model. With no options: the digits configuration, into runs/digits."
     )
-    options = cli.parse(TrainOptions, args, "ncsn_fast.train", description, default)
+    options = command.parse(TrainOptions, args, "ncsn_fast.train", description, default)
     if not options.config.data and not options.dry_run:
-        raise cli.UsageError(f"--config {name} needs images: --data FOLDER, FILE.zip or hf:NAME")
+        raise command.UsageError(
+            f"--config {name} needs images: --data FOLDER, FILE.zip or hf:NAME"
+        )
     return options
 
 
@@ -275,7 +277,7 @@ def train_toy(options: toy.ToyOptions) -> int:
     for name, figure in figures.items():
         print(f"{name}: {figure:.3f}")
     print(f"{'trained' if finished else 'stopped and drawn'}: {run}/fields.png, samples.png")
-    return 0 if finished else cli.INTERRUPTED
+    return 0 if finished else command.INTERRUPTED
 
 
 def main(args: list[str] | None = None) -> int:
@@ -301,4 +303,4 @@ def main(args: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(command.run(main))

@@ -16,7 +16,7 @@ from onnx.reference import ReferenceEvaluator
 
 import ncsn_fast
 from ncsn_fast import EngineError, EngineUnavailable, __main__, export, export_onnx, ops
-from ncsn_fast.cli import UsageError
+from ncsn_fast.cli.command import UsageError
 from ncsn_fast.engines.onnx import model as onnx_model
 from ncsn_fast.engines.onnx.engine import OrtEngine
 from ncsn_fast.engines.onnx.model import make_onnx, read_onnx

@@ -74,6 +74,7 @@ def same(a: Any, b: Any) -> bool:
 
 def run_trainer(arguments: list[str]) -> None:
     """`python -m ncsn_fast.train`, as the body of a process."""
-    from ncsn_fast import cli, train
+    from ncsn_fast import train
+    from ncsn_fast.cli import command
 
-    sys.exit(cli.run(lambda: train.main(arguments)))
+    sys.exit(command.run(lambda: train.main(arguments)))

@@ -8,8 +8,9 @@ import tiny
 import torch
 
 import ncsn_fast
-from ncsn_fast import Sampler, cli, train
+from ncsn_fast import Sampler, train
 from ncsn_fast.checkpoints import model_folder
+from ncsn_fast.cli import command
 from ncsn_fast.data import datasets
 from ncsn_fast.diffusion.objectives import continuous_score_matching, random_times
 from ncsn_fast.models.unet import VERSIONS, Clock
@@ -155,7 +156,7 @@ def test_ladder_of_a_run_starts_at_the_last_time():
     ],
 )
 def test_settings_that_do_not_fit(options, words, capsys):
-    assert cli.run(lambda: train.main([*options, "--dry-run"])) == 2
+    assert command.run(lambda: train.main([*options, "--dry-run"])) == 2
     assert words in " ".join(capsys.readouterr().err.split())
 
 

@@ -14,8 +14,9 @@ import pytest
 import tiny
 import torch
 
-from ncsn_fast import SamplingError, cli, train
+from ncsn_fast import SamplingError, train
 from ncsn_fast.checkpoints import model_folder
+from ncsn_fast.cli import command
 from ncsn_fast.data.datasets import DataError
 from ncsn_fast.training import trainer
 from ncsn_fast.training.trainer import Journal, Trainer, TrainingError
@@ -74,7 +75,7 @@ def test_interrupt_saves_and_can_be_resumed(in_tmp, monkeypatch, capsys):
     assert train.main(tiny.arguments(name="whole", steps=6)) == 0
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train_step", interrupted)
-        assert cli.run(lambda: train.main(tiny.arguments(steps=6))) == 130
+        assert command.run(lambda: train.main(tiny.arguments(steps=6))) == 130
     assert "stopped and saved: runs/digits" in capsys.readouterr().out
     assert model_folder.read_run(Path("runs/digits")).step == 3
     assert train.main([*tiny.arguments(steps=6), "--resume"]) == 0
@@ -91,7 +92,7 @@ def test_nan_loss_names_step_and_level(in_tmp, monkeypatch, capsys):
         return step(self, images)
 
     monkeypatch.setattr(Trainer, "train_step", poisoned)
-    assert cli.run(lambda: train.main(tiny.arguments(steps=9, snapshot_every=2))) == 1
+    assert command.run(lambda: train.main(tiny.arguments(steps=9, snapshot_every=2))) == 1
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("error: the loss is nan at step 3, level ")
     assert "--lr" in said

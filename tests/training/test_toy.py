@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ncsn_fast import cli, train
+from ncsn_fast import train
+from ncsn_fast.cli import command
 from ncsn_fast.diffusion import objectives
 from ncsn_fast.training import toy
 from ncsn_fast.training.toy import MIXTURE, Mixture, ToyOptions
@@ -190,7 +191,7 @@ def test_interrupted_draws_what_it_learnt(in_tmp, monkeypatch, capsys):
         return losses(*arguments)
 
     monkeypatch.setattr(toy, "losses", interrupting)
-    assert cli.run(lambda: train.main(SHORT)) == 130
+    assert command.run(lambda: train.main(SHORT)) == 130
     assert len(calls) == 2
     assert "stopped and drawn: runs/toy" in capsys.readouterr().out
     assert (in_tmp / "runs" / "toy" / "samples.png").exists()
@@ -210,7 +211,7 @@ USAGE = {
 @pytest.mark.parametrize("case", USAGE)
 def test_usage_errors(case, in_tmp, capsys):
     options, text = USAGE[case]
-    assert cli.run(lambda: train.main(["--config", "toy", *options])) == 2
+    assert command.run(lambda: train.main(["--config", "toy", *options])) == 2
     said = capsys.readouterr().err
     assert text in said
     assert said.count("\n") == 1
@@ -218,7 +219,7 @@ def test_usage_errors(case, in_tmp, capsys):
 
 
 def failure(capsys):
-    assert cli.run(lambda: train.main([*SHORT, "--runs", "here"])) == 1
+    assert command.run(lambda: train.main([*SHORT, "--runs", "here"])) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("error: ")
     return last

@@ -15,7 +15,7 @@ from trt_cases import engine, install, plans, sampler
 
 import ncsn_fast
 from ncsn_fast import EngineError, Sampler, export, export_trt
-from ncsn_fast.cli import UsageError
+from ncsn_fast.cli.command import UsageError
 from ncsn_fast.engines.onnx import model as onnx_model
 from ncsn_fast.engines.tensorrt import api as trt_api
 from ncsn_fast.engines.tensorrt import engine as trt

@@ -11,14 +11,15 @@ import torch
 from PIL import Image
 
 import ncsn_fast
-from ncsn_fast import cli, evaluate
+from ncsn_fast import evaluate
+from ncsn_fast.cli import command
+from ncsn_fast.cli.sample_folder import write_files
 from ncsn_fast.data import datasets
 from ncsn_fast.data.images import make_grid, sample_path, to_uint8
 from ncsn_fast.evaluation import bits_per_dim
 from ncsn_fast.evaluation.bits_per_dim import image_log_likelihood
 from ncsn_fast.evaluation.features import load_extractor
 from ncsn_fast.evaluation.metrics import digit_figures, frechet_distance
-from ncsn_fast.folders import write_files
 
 FAST_BITS = ("--bpd", "--rtol", "1e-2", "--atol", "1e-2", "--quiet")
 
@@ -189,7 +190,7 @@ def test_bits_of_ones_own_images_resume(colour, capsys, monkeypatch):
 
     monkeypatch.setattr(datasets, "stack", interrupted)
     words = [*FAST_BITS, *options, "--n", "10", "--model", "model", "--out", "b.json"]
-    assert cli.run(lambda: evaluate.main(words)) == 130
+    assert command.run(lambda: evaluate.main(words)) == 130
     early = json.loads(capsys.readouterr().out)
     assert json.loads(Path("b.json").read_text()) == early
     assert (early["complete"], early["bpd"]["n"]) == (False, 8)
@@ -262,7 +263,7 @@ IDLE = {
 
 @pytest.mark.parametrize("line", IDLE)
 def test_options_that_would_change_nothing_are_refused(line, in_tmp, capsys):
-    assert cli.run(lambda: evaluate.main(line.split())) == 2
+    assert command.run(lambda: evaluate.main(line.split())) == 2
     assert IDLE[line] in capsys.readouterr().err
 
 
@@ -291,7 +292,7 @@ def test_what_cannot_work_is_said_before_anything_is_drawn(line, model, capsys, 
     Path("words.txt").write_text("words")
     Path("model.png").mkdir()
     words = [*line.split(), "--model", "model", "--quiet"]
-    assert cli.run(lambda: evaluate.main(words)) == 1
+    assert command.run(lambda: evaluate.main(words)) == 1
     assert EARLY[line] in capsys.readouterr().err
 
 
@@ -302,11 +303,13 @@ def test_colour_models_need_an_extractor_a_reference_and_data(colour, capsys):
         "--extractor digits --reference photos --neighbours n.png": "--neighbours needs --data",
         "--bpd": "--bpd needs --data",
     }.items():
-        assert cli.run(lambda line=line: evaluate.main([*line.split(), "--model", "model"])) == 1
+        assert (
+            command.run(lambda line=line: evaluate.main([*line.split(), "--model", "model"])) == 1
+        )
         assert text in capsys.readouterr().err
 
 
 def test_the_networks_of_2019_are_refused(in_tmp, capsys):
     tiny.model(arch="ncsn").save_pretrained("model")
-    assert cli.run(lambda: evaluate.main(["--bpd", "--model", "model"])) == 1
+    assert command.run(lambda: evaluate.main(["--bpd", "--model", "model"])) == 1
     assert "no probability flow and no likelihood" in capsys.readouterr().err

@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ncsn_fast.cli.options import SamplingOptions
 from ncsn_fast.data.files import atomic_write, remove_leftovers
 from ncsn_fast.data.images import as_tensor, sample_path, save_png, to_uint8
 from ncsn_fast.ops import noise
-from ncsn_fast.options import SamplingOptions
 from ncsn_fast.sampler import Sampler
 
 SETTINGS_NAME = "settings.json"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ncsn_fast import cli
-from ncsn_fast.cli import UsageError
+from ncsn_fast.cli import command
+from ncsn_fast.cli.command import UsageError
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_usage_errors(case, unicode, capsys, monkeypatch):
     line, text = USAGE[case]
     name, *arguments = line.split()
     module = importlib.import_module(f"ncsn_fast.{name}")
-    assert cli.run(lambda: module.main(arguments)) == 2
+    assert command.run(lambda: module.main(arguments)) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ")
     assert said.count("\n") == 1
@@ -87,7 +87,7 @@ def test_failures(case, in_folder, capsys):
     line, text = FAILURES[case]
     name, *arguments = line.split()
     module = importlib.import_module(f"ncsn_fast.{name}")
-    assert cli.run(lambda: module.main(arguments)) == 1
+    assert command.run(lambda: module.main(arguments)) == 1
     said = capsys.readouterr().err
     assert said.splitlines()[-1].startswith("error: ")
     assert "Traceback" not in said
@@ -99,7 +99,7 @@ def test_exit_codes_of_errors(capsys):
         def main() -> int:
             raise error
 
-        return cli.run(main)
+        return command.run(main)
 
     assert stop(UsageError("no such thing")) == 2
     assert stop(KeyboardInterrupt()) == 130

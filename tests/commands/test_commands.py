@@ -15,7 +15,8 @@ from PIL import Image
 
 import ncsn_fast
 from ncsn_fast import __main__ as dispatcher
-from ncsn_fast import cache, cli, convert, doctor, edit, evaluate, sample, train
+from ncsn_fast import cache, convert, doctor, edit, evaluate, sample, train
+from ncsn_fast.cli import command
 from ncsn_fast.data import datasets
 from ncsn_fast.data.images import make_grid, to_uint8
 from ncsn_fast.training import configs
@@ -185,7 +186,7 @@ def test_convert_to_low_precision(model):
 def test_convert_spares_a_run(model, capsys):
     assert train.main(tiny.arguments()) == 0
     settings = Path("runs/digits/config.json").read_bytes()
-    assert cli.run(lambda: convert.main(["model", "runs/digits"])) == 1
+    assert command.run(lambda: convert.main(["model", "runs/digits"])) == 1
     assert "is a training run; write the model folder elsewhere" in capsys.readouterr().err
     assert Path("runs/digits/config.json").read_bytes() == settings
 

@@ -15,10 +15,11 @@ import torch
 from paths import ROOT
 from PIL import Image
 
-from ncsn_fast import cli, engines, sample, shards
-from ncsn_fast.cli import UsageError
+from ncsn_fast import engines, sample
+from ncsn_fast.cli import command, shards
+from ncsn_fast.cli.command import UsageError
+from ncsn_fast.cli.shards import Shard, Team
 from ncsn_fast.data.files import atomic_write, remove_leftovers
-from ncsn_fast.shards import Shard, Team
 
 LAUNCH = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
 PATIENCE = 120  # seconds, for processes that should be done in a few
@@ -90,7 +91,7 @@ USAGE = {
 @pytest.mark.parametrize("case", USAGE)
 def test_usage_errors(case, capsys):
     line, text = USAGE[case]
-    assert cli.run(lambda: sample.main(words(*line.split()))) == 2
+    assert command.run(lambda: sample.main(words(*line.split()))) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ")
     assert said.count("\n") == 1
@@ -109,7 +110,7 @@ def test_usage_errors(case, capsys):
 def test_launches_that_cannot_be(launch, line, text, monkeypatch, capsys):
     for name, value in launch.items():
         monkeypatch.setenv(name, value)
-    assert cli.run(lambda: sample.main(words(*line.split()))) == 2
+    assert command.run(lambda: sample.main(words(*line.split()))) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert text in said

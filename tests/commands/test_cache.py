@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from ncsn_fast import __main__ as dispatcher
-from ncsn_fast import cache, cli
+from ncsn_fast import cache
+from ncsn_fast.cli import command
 from ncsn_fast.engines.tensorrt.plan_cache import PlanCache
 
 FACTS: dict[str, Any] = {
@@ -48,7 +49,7 @@ def kept() -> PlanCache:
 
 
 def run(*words: str) -> int:
-    return cli.run(lambda: cache.main(list(words)))
+    return command.run(lambda: cache.main(list(words)))
 
 
 def test_list(kept, capsys):

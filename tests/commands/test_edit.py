@@ -13,10 +13,11 @@ from PIL import Image
 from torch.nn.functional import avg_pool2d
 
 import ncsn_fast
-from ncsn_fast import cli, edit
+from ncsn_fast import edit
+from ncsn_fast.cli import command
+from ncsn_fast.cli.arguments import import_function
 from ncsn_fast.data import datasets
 from ncsn_fast.data.images import to_uint8
-from ncsn_fast.inputs import import_function
 from ncsn_fast.ops.noise import Stream, normal
 from ncsn_fast.samplers.operators import gaussian_blur
 
@@ -165,7 +166,7 @@ ERRORS = {
 def test_errors_are_one_line(case, grey, capsys):
     line, code, text = ERRORS[case]
     words = [*line.split(), "--model", "model", "--engine", "eager", "--quiet"]
-    assert cli.run(lambda: edit.main(words)) == code
+    assert command.run(lambda: edit.main(words)) == code
     said = capsys.readouterr().err.splitlines()
     assert said[-1].startswith("error: ")
     assert text in said[-1]

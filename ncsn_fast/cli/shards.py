@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from ncsn_fast import engines
-from ncsn_fast.cli import UsageError
+from ncsn_fast.cli.command import UsageError
 
 # A rank that does not appear is missing: all of a launch start together.
 _START = timedelta(minutes=30)
