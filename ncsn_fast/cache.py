@@ -98,8 +98,8 @@ def _count(number: int) -> str:
 
 def main(args: list[str] | None = None) -> int:
     """Command line; exit code 0, also where a file is refused."""
-    command = command.parse(cast(Any, Command), args, "ncsn_fast.cache", "Compiled engines, kept.")
-    command.run()
+    options = command.parse(cast(Any, Command), args, "ncsn_fast.cache", "Compiled engines, kept.")
+    options.run()
     return 0
 
 

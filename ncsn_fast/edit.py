@@ -279,10 +279,10 @@ def noise_of(images: Tensor, seed: int, start: int) -> Tensor:
 
 def main(args: list[str] | None = None) -> int:
     """Command line; exit code 0."""
-    command = command.parse(cast(Any, Command), args, "ncsn_fast.edit", "Edit images with a model.")
-    images, columns = command.grid(command.sampler())
-    save_grid(images, command.out, columns)
-    print(command.out)
+    options = command.parse(cast(Any, Command), args, "ncsn_fast.edit", "Edit images with a model.")
+    images, columns = options.grid(options.sampler())
+    save_grid(images, options.out, columns)
+    print(options.out)
     return 0
 
 

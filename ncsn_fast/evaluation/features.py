@@ -20,7 +20,7 @@ from ncsn_fast.checkpoints.model_folder import CheckpointError, check_tensors, r
 from ncsn_fast.models.inception import FEATURES as INCEPTION_FEATURES
 from ncsn_fast.models.inception import FIDInception
 
-DIGIT_FEATURES = Path(__file__).parent / "assets" / "digit_features" / "model.safetensors"
+DIGIT_FEATURES = Path(__file__).parents[1] / "assets" / "digit_features" / "model.safetensors"
 AT_ONCE = 16  # images: at 299 x 299 each takes some 15 MB on its way
 WEIGHTS, PROGRAMS = (".safetensors", ".pth"), (".pt", ".ts", ".torchscript")
 

@@ -127,10 +127,10 @@ def test_usage(capsys):
     assert run("list", "--older-than", "3") == 2
 
 
-@pytest.mark.parametrize("command", ["list", "clear"])
-def test_refused_folder(kept, capsys, command):
+@pytest.mark.parametrize("name", ["list", "clear"])
+def test_refused_folder(kept, capsys, name):
     kept.folder.chmod(0o755)
-    assert run(command) == 1
+    assert run(name) == 1
     said = capsys.readouterr()
     assert said.err.startswith(f"error: {kept.folder}: is open to other users (mode 0755); ")
     assert said.out == ""

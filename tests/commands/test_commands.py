@@ -213,15 +213,15 @@ COMMANDS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_explains_every_option(command, capsys, monkeypatch):
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_explains_every_option(name, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "240")
     with pytest.raises(SystemExit) as stop:
-        COMMANDS[command].main([*command.split()[1:], "--help"])
+        COMMANDS[name].main([*name.split()[1:], "--help"])
     assert stop.value.code == 0
     lines = [line.strip("│| ") for line in capsys.readouterr().out.splitlines()]
     options = [i for i, line in enumerate(lines) if re.match("--[a-z]|SOURCE|FOLDER", line)]
-    assert len(options) > 4 or command.split()[0] in ("doctor", "convert", "cache")
+    assert len(options) > 4 or name.split()[0] in ("doctor", "convert", "cache")
     for i, after in itertools.pairwise([*options, len(lines)]):
         explained = re.search(r"  (.{8,}?) \((default: .*?|required)\)", "  ".join(lines[i:after]))
         assert explained, lines[i:after]

@@ -174,12 +174,12 @@ def test_errors_are_one_line(case, grey, capsys):
 
 
 @pytest.mark.parametrize(
-    "command", ["inpaint", "colourise", "super-resolve", "deblur", "sdedit", "guide"]
+    "name", ["inpaint", "colourise", "super-resolve", "deblur", "sdedit", "guide"]
 )
-def test_help_explains_every_option(command, capsys, monkeypatch):
+def test_help_explains_every_option(name, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "240")
     with pytest.raises(SystemExit) as stop:
-        edit.main([command, "--help"])
+        edit.main([name, "--help"])
     assert stop.value.code == 0
     lines = [line.strip("│| ") for line in capsys.readouterr().out.splitlines()]
     options = [i for i, line in enumerate(lines) if re.match("--[a-z]", line)]
