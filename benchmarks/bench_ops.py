@@ -33,14 +33,14 @@ class Case:
 
     Attributes:
         runs: how each provider computes it.   expected: what it should be.
-        judged: what is compared instead, for a provider whose own result is random.
+        checked: what is compared instead, for a provider whose own result is random.
     """
 
     runs: dict[str, Callable[[], Tensor]]
     expected: Tensor
     info: dict[str, Any]
     bound: float = 1e-5
-    judged: dict[str, Callable[[], Tensor]] = dataclasses.field(default_factory=dict)
+    checked: dict[str, Callable[[], Tensor]] = dataclasses.field(default_factory=dict)
 
     def builders(self, names: list[str]) -> Builders:
         return {name: functools.partial(self._enter, name) for name in names}
@@ -48,7 +48,7 @@ class Case:
     def _enter(self, name: str) -> Entrant:
         @torch.inference_mode()
         def error() -> float:
-            return relative_error(self.judged.get(name, self.runs[name])(), self.expected)
+            return relative_error(self.checked.get(name, self.runs[name])(), self.expected)
 
         return Entrant(torch.inference_mode()(self.runs[name]), error, self.bound, self.info)
 
@@ -99,8 +99,8 @@ def bench_sampler_update(race: Callable[..., None], provider: str) -> None:
         }
         expected, _ = reference.sampler_update(x.double(), f, None, coefficients, **options)
         info = {"dtype": "fp32", "batch": len(x), "bytes": 3 * x.numel() * x.element_size()}
-        judged = {"torch": lambda: x + 0.01 * f + z * 0.1}
-        return Case(runs, expected, info, judged=judged).builders(heat.names)
+        checked = {"torch": lambda: x + 0.01 * f + z * 0.1}
+        return Case(runs, expected, info, checked=checked).builders(heat.names)
 
     race(builders, "sampler update, 32 images of 32x32", seconds=SECONDS)
 

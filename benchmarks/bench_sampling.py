@@ -42,14 +42,14 @@ class Task:
         whole: the method's options.
         part: more of them, which leave some rows of the whole: these are run, and the others are
             like them.
-        judged: how many of the samples are compared with the reference.
+        checked: how many of the samples are compared with the reference.
     """
 
     model: ScoreModel
     method: str
     whole: dict[str, Any]
     part: dict[str, Any] = dataclasses.field(default_factory=dict)
-    judged: int = IMAGES
+    checked: int = IMAGES
 
     @property
     def program(self) -> Program:
@@ -77,13 +77,13 @@ class Task:
         return sampler.sample(n, method=self.method, progress=False, **options)
 
     def state(self, sampler: Sampler) -> Tensor:
-        """Where the judged chains end, not yet clipped to images."""
+        """Where the checked chains end, not yet clipped to images."""
         states: list[Tensor] = []
-        self.draw(sampler, self.judged, callback=lambda progress: states.append(progress.x))
+        self.draw(sampler, self.checked, callback=lambda progress: states.append(progress.x))
         return states[-1]
 
     def reference(self) -> Tensor:
-        return self.state(self.sampler("eager", self.judged))
+        return self.state(self.sampler("eager", self.checked))
 
 
 @pytest.mark.parametrize("provider", BOUNDS)
@@ -110,7 +110,7 @@ class Work:
 
     def task(self, method: str, *, small: bool) -> Task:
         whole = SMALL[method] if small else {}
-        return Task(self.model(small), method, whole, self.parts.get(method, {}), judged=2)
+        return Task(self.model(small), method, whole, self.parts.get(method, {}), checked=2)
 
 
 # The published loop takes a quarter of an hour and more for 8 images of CIFAR-10: its first noise
@@ -162,11 +162,11 @@ def _enter(name: str, task: Task, expected: Tensor, more: dict[str, Any]) -> Ent
         "flop": IMAGES * evaluations * network_flop(task.model),
         **more,
     }
-    run, judged = _published(task) if name == "published" else _ours(name, task)
-    return Entrant(run, lambda: relative_error(judged(), expected), BOUNDS[name], info)
+    run, checked = _published(task) if name == "published" else _ours(name, task)
+    return Entrant(run, lambda: relative_error(checked(), expected), BOUNDS[name], info)
 
 
-Runs = tuple[Callable[[], Tensor], Callable[[], Tensor]]  # what is timed, and what is judged
+Runs = tuple[Callable[[], Tensor], Callable[[], Tensor]]  # what is timed, and what is checked
 
 
 def _ours(name: str, task: Task) -> Runs:
@@ -180,7 +180,7 @@ def _published(task: Task) -> Runs:
     _, first = np.unique(program.level, return_index=True)
     network.sigmas = torch.from_numpy(program.sigma[first]).float()  # the ladder of this run
     shape = task.model.image_shape
-    samples = noise.sample_indices(0, task.judged)
+    samples = noise.sample_indices(0, task.checked)
 
     def run() -> Tensor:
         return published.sample(network, program, torch.rand(IMAGES, *shape))

@@ -36,7 +36,7 @@ from ncsn_fast.evaluation.bits_per_dim import (
     measure,
     model_ends,
 )
-from ncsn_fast.evaluation.evaluator import BATCH, Judge, describe_source, open_source
+from ncsn_fast.evaluation.evaluator import BATCH, Evaluator, describe_source, open_source
 from ncsn_fast.evaluation.features import load_extractor
 from ncsn_fast.evaluation.likelihood import Trace
 from ncsn_fast.evaluation.metrics import digit_figures, nearest_images
@@ -194,9 +194,9 @@ def judge_samples(options: EvaluateOptions) -> dict[str, Any]:
     if options.neighbours is not None and options.data is None and not digits:
         raise ValueError("--neighbours needs --data: the images that the model learnt from")
     searched = open_source(options.data or "digits:train", model) if options.neighbours else None
-    judge = None
+    evaluator = None
     if options.extractor is not None:
-        judge = Judge(
+        evaluator = Evaluator(
             load_extractor(options.extractor).to(sampler.device),
             options.reference,
             model,
@@ -207,13 +207,16 @@ def judge_samples(options: EvaluateOptions) -> dict[str, Any]:
         )
     kept: list[Tensor] = []  # all of them for the digits' figures, else those that are shown
     for images in draw(options, sampler):
-        if judge is not None:
-            judge.add(images)
-        if judge is None or sum(map(len, kept)) < SHOWN:
+        if evaluator is not None:
+            evaluator.add(images)
+        if evaluator is None or sum(map(len, kept)) < SHOWN:
             kept.append(images)
     samples = torch.cat(kept)
     _show(options, samples, searched)
-    found = judge.figures() if judge else {"figures": dataclasses.asdict(digit_figures(samples))}
+    if evaluator is None:
+        found = {"figures": dataclasses.asdict(digit_figures(samples))}
+    else:
+        found = evaluator.figures()
     return {"model": model.digest(), **found, "sampling": _sampling(options, sampler, program.nfe)}
 
 

@@ -26,7 +26,7 @@ from ncsn_fast.engines.cuda.graphs import empty_cache
 from ncsn_fast.evaluation.bits_per_dim import image_log_likelihood
 from ncsn_fast.evaluation.likelihood import Likelihood
 from ncsn_fast.inference import runner
-from ncsn_fast.inference.cost import Plan, make_plan
+from ncsn_fast.inference.cost import CostEstimate, estimate_cost
 from ncsn_fast.inference.editor import Editor
 from ncsn_fast.inference.runner import Callback, Job, Progress, Report, SamplingError
 from ncsn_fast.models.score import ScoreModel, each_sigma
@@ -174,10 +174,10 @@ class Sampler(Editor):
 
     def plan(
         self, n: int, *, method: str = "ald", steps: int | None = None, **options: Any
-    ) -> Plan:
+    ) -> CostEstimate:
         """What sample(n) will do: network evaluations, micro-batches, FLOP, estimated seconds."""
         program = methods.build(method, self.model, steps, options)
-        return make_plan(self.engine_for(n), program, n)
+        return estimate_cost(self.engine_for(n), program, n)
 
     def _images(self, images: Any, n: int | None = None) -> Tensor:
         x = as_tensor(images, self.model.image_shape)
@@ -253,7 +253,7 @@ class Sampler(Editor):
             engine = self.engine_for(n)
         finally:
             progress_shown.reset(shown)
-        for samples, x, evaluations in runner.run_job(engine, program, job, seed, **options):
+        for samples, x, evaluations in runner.run(engine, program, job, seed, **options):
             seconds += time.perf_counter() - began
             nfe.append(evaluations)
             yield samples, x.clamp(0, 1)

@@ -192,7 +192,7 @@ def _enter_update(section: Section, name: str, states: list[State]) -> Entrant:
     make = _eager_update if name == "torch" else _kernel_update(name, len(states[0].x))
     with torch.no_grad():  # graphs captured under inference mode harm the others before torch 2.11
         probe, before = states[0].clone(), states[0]
-        if name == "torch":  # its own noise is another: judged without
+        if name == "torch":  # its own noise is another: checked without
             make(probe, noise=0.0)()
         else:
             make(probe)()

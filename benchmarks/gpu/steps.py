@@ -150,7 +150,7 @@ def _user_loop(
 
     def error() -> float:
         silent = torch.zeros((), device=task.device)
-        with torch.inference_mode():  # through `one`, so that what is compiled is what is judged
+        with torch.inference_mode():  # through `one`, so that what is compiled is what is checked
             f = one(task.x, silent + 1, silent) - task.x
         return relative_error(f, task.f)
 
@@ -205,7 +205,7 @@ def runtime(task: Task, *, engine: str, **options: str) -> Entrant:
 
 
 def _engine_loop(task: Task, engine: Engine) -> Entrant:
-    """Steps of an engine; judged by its network, and by the state after the rows with their noise.
+    """Steps of an engine; checked by its network, and by the state after the rows with their noise.
 
     Laps go on from level to level, as in sampling: to go back would load the program anew.
     """

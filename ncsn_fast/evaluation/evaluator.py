@@ -62,7 +62,7 @@ def batches(images: datasets.Images, what: str, *, progress: bool) -> Iterator[T
             bar.update(len(batch))
 
 
-class Judge:
+class Evaluator:
     """The reference's statistics first, then the samples as they come.
 
     Args:

@@ -18,7 +18,7 @@ from ncsn_fast.samplers.program import Chains, Program, table
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class CostEstimate:
     """The work of one call.
 
     Attributes:
@@ -70,8 +70,8 @@ def network_flop(model: ScoreModel) -> int:
     return int(counter.get_total_flops())
 
 
-def make_plan(engine: Engine, program: Program | Procedure, n: int) -> Plan:
-    """Plan of running `program` for n samples; times a few steps of it (after as many before)."""
+def estimate_cost(engine: Engine, program: Program | Procedure, n: int) -> CostEstimate:
+    """Estimates the cost of n samples from a few timed steps, run after as many to warm up."""
     if n < 0:
         raise ValueError(f"n must be at least 0; got {n}")
     size = engine.batch_size
@@ -81,7 +81,7 @@ def make_plan(engine: Engine, program: Program | Procedure, n: int) -> Plan:
     seconds = _seconds_of_a_row(engine, one) * evaluations * n_batches
     state = size * math.prod(engine.model.image_shape) * torch.float32.itemsize
     planned, chains = engine.memory(), (2 + one.has_history) * state  # and the result
-    return Plan(
+    return CostEstimate(
         method=program.name,
         engine=engine.name,
         dtype=engine.dtype,

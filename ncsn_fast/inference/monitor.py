@@ -46,7 +46,7 @@ Callback = Callable[[Progress], None]
 
 
 @dataclasses.dataclass
-class _Sighting:
+class _Check:
     """Which chains were lost at the end of a level; `lost` holds once `ready` has happened."""
 
     level: int
@@ -55,7 +55,7 @@ class _Sighting:
     ready: torch.cuda.Event | None
 
 
-class Watch:
+class Monitor:
     """After each level, or step: advances the bar, refuses NaN, tells the callback.
 
     A GPU is asked about a level when the next one is under way, so that it never waits for the
@@ -72,7 +72,7 @@ class Watch:
     ) -> None:
         self.program, self.chains, self.count = program, chains, count
         self.bar, self.callback = bar, callback
-        self.sightings: list[_Sighting] = []
+        self.checks: list[_Check] = []
         self.steps, self.units = 0, 0
         self.n_levels = 0
         if isinstance(program, Program):
@@ -100,7 +100,7 @@ class Watch:
     def finish(self) -> None:
         """After the last step of a sampler that is no table."""
         self._advance(UNITS)
-        self.sightings.append(self._look(self.steps, float(self.program.sigma[-1]), self.chains.x))
+        self.checks.append(self._look(self.steps, float(self.program.sigma[-1]), self.chains.x))
 
     def _advance(self, units: int) -> None:
         self.bar.update(max(units - self.units, 0))
@@ -108,8 +108,8 @@ class Watch:
 
     def _tell(self, level: int, sigma: float, nfe: int, x: Tensor) -> None:
         self.bar.set_postfix(sigma=f"{sigma:.3g}", refresh=False)
-        self.sightings.append(self._look(level, sigma, x))
-        self.check(all_but=0 if self.callback or self.sightings[-1].ready is None else 1)
+        self.checks.append(self._look(level, sigma, x))
+        self.check(all_but=0 if self.callback or self.checks[-1].ready is None else 1)
         if self.callback is not None:
             samples = self.chains.samples[: self.count].clone().cpu()
             state = x[: self.count].clone()
@@ -119,8 +119,8 @@ class Watch:
 
     def check(self, all_but: int = 0) -> None:
         """SamplingError if a chain was lost in any level but the last `all_but`."""
-        while len(self.sightings) > all_but:
-            seen = self.sightings.pop(0)
+        while len(self.checks) > all_but:
+            seen = self.checks.pop(0)
             if seen.ready is not None:
                 seen.ready.synchronize()
             if bool(seen.lost.any()):
@@ -131,14 +131,14 @@ class Watch:
                     "model, or its weights are damaged"
                 )
 
-    def _look(self, level: int, sigma: float, x: Tensor) -> _Sighting:
+    def _look(self, level: int, sigma: float, x: Tensor) -> _Check:
         lost = self.chains.nonfinite
         if lost is None:
             lost = ~torch.isfinite(x).flatten(1).all(dim=1)
         if lost.is_cpu:
-            return _Sighting(level, sigma, lost.clone(), None)
+            return _Check(level, sigma, lost.clone(), None)
         copied = torch.empty(lost.shape, dtype=lost.dtype, pin_memory=True)
         copied.copy_(lost, non_blocking=True)
         ready = torch.cuda.Event()
         ready.record(torch.cuda.current_stream(lost.device))
-        return _Sighting(level, sigma, copied, ready)
+        return _Check(level, sigma, copied, ready)

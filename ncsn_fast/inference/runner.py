@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ncsn_fast.engines.base import Engine
-from ncsn_fast.inference.monitor import UNITS, Callback, Progress, SamplingError, Watch
+from ncsn_fast.inference.monitor import UNITS, Callback, Monitor, Progress, SamplingError
 from ncsn_fast.samplers.constraints import ConstrainedUpdate, Constraint, KnownPixels, impose
 from ncsn_fast.samplers.procedure import Guide, Procedure, SolverError
 from ncsn_fast.samplers.program import Chains, Program, initial_state
@@ -79,7 +79,7 @@ class Job:
             )
 
 
-class Drawn(NamedTuple):
+class MicroBatch(NamedTuple):
     """A micro-batch: sample indices (B,), final states on the CPU, evaluations of each (B,)."""
 
     samples: Tensor
@@ -87,7 +87,7 @@ class Drawn(NamedTuple):
     nfe: Tensor
 
 
-def run_job(
+def run(
     engine: Engine,
     program: Program | Procedure,
     job: Job,
@@ -96,7 +96,7 @@ def run_job(
     progress: bool,
     callback: Callback | None = None,
     shrink: Callable[[Engine, Exception], Engine] | None = None,
-) -> Iterator[Drawn]:
+) -> Iterator[MicroBatch]:
     """Yields what was drawn, micro-batch by micro-batch.
 
     The last micro-batch is padded, not shrunk, so that results do not depend on how work was split.
@@ -116,12 +116,12 @@ def run_job(
             try:
                 chains = job.chains(rows, program, seed, engine)
                 chains.count = count
-                watch = Watch(program, chains, count, bar, callback)
-                x, nfe = _run(engine, program, job, rows, chains, watch)
-                drawn = Drawn(job.samples[first : first + count], x[:count].cpu(), nfe[:count])
-                watch.check()
+                monitor = Monitor(program, chains, count, bar, callback)
+                x, nfe = _run(engine, program, job, rows, chains, monitor)
+                drawn = MicroBatch(job.samples[first : first + count], x[:count].cpu(), nfe[:count])
+                monitor.check()
             except RuntimeError as error:
-                chains = watch = None  # type: ignore[assignment]  # let go of what they hold
+                chains = monitor = None  # type: ignore[assignment]  # let go of what they hold
                 if shrink is None or not _is_out_of_memory(error):
                     raise
                 engine = shrink(engine, error.with_traceback(None))
@@ -142,7 +142,7 @@ def _run(
     job: Job,
     rows: Tensor,
     chains: Chains,
-    watch: Watch,
+    monitor: Monitor,
 ) -> tuple[Tensor, Tensor]:
     """Final states of a micro-batch, and the evaluations of each sample (B,) on the CPU."""
     guide = None if job.guide is None else job.guide.rows(rows, engine.device)
@@ -153,7 +153,7 @@ def _run(
                 f"this {program.name} imposes nothing; see samplers/program_transforms.inpainting"
             )
         update = None if constraint is None else ConstrainedUpdate(constraint)
-        options: dict[str, Any] = {"update": update, "guide": guide, "on_level": watch.level_done}
+        options: dict[str, Any] = {"update": update, "guide": guide, "on_level": monitor.level_done}
         x = engine.run(program, chains, **options)
         return x, torch.full((len(x),), program.nfe)
     if constraint is None and chains.mask is not None and chains.known is not None:
@@ -168,13 +168,13 @@ def _run(
         constrain = functools.partial(impose, constraint, chains)
     try:
         result = engine.solve(
-            program, chains, guide=guide, constrain=constrain, on_step=watch.step_done
+            program, chains, guide=guide, constrain=constrain, on_step=monitor.step_done
         )
     except SolverError as error:
         index = int(chains.samples.cpu()[error.row])
         raise SamplingError(f"sample {index} of seed {chains.seed}: {error}") from error
     chains.x = result.x
-    watch.finish()
+    monitor.finish()
     return result.x, result.nfe.cpu()
 
 
@@ -198,6 +198,12 @@ def make_report(
 
 
 __all__ = [
-    "Callback", "Drawn", "Job", "Progress", "Report", "SamplingError",
-    "make_report", "run_job",
+    "Callback",
+    "Job",
+    "MicroBatch",
+    "Progress",
+    "Report",
+    "SamplingError",
+    "make_report",
+    "run",
 ]  # fmt: skip

@@ -38,7 +38,7 @@ def random_levels(n, seed, high=60):
     return rng.integers(0, high, (n, 4)) + rng.integers(0, 20, (n, 1))
 
 
-def judged(samples, references, batch=7, **options):
+def fidelity_of(samples, references, batch=7, **options):
     found = Fidelity(CORNER, len(samples), len(references), **options)
     for part in images(references).split(batch):
         found.add(part, real=True)
@@ -49,7 +49,7 @@ def judged(samples, references, batch=7, **options):
 
 def test_frechet_distance_is_that_of_the_features():
     a, b = random_levels(60, 0), random_levels(45, 1, high=90)
-    found = judged(a, b)
+    found = fidelity_of(a, b)
     assert found["n"] == 60
     assert found["frechet_distance"] == pytest.approx(frechet_distance(a, b), rel=1e-9)
 
@@ -64,7 +64,7 @@ def test_frechet_distance_is_that_of_torchmetrics():
     other = FrechetInceptionDistance(feature=network, normalize=True)
     for levels, real in ((a, False), (b, True)):
         other.update(torch.from_numpy(levels).double(), real=real)
-    assert judged(a, b)["frechet_distance"] == pytest.approx(float(other.compute()), rel=1e-6)
+    assert fidelity_of(a, b)["frechet_distance"] == pytest.approx(float(other.compute()), rel=1e-6)
 
 
 def test_images_are_at_no_distance_of_themselves():
@@ -72,7 +72,7 @@ def test_images_are_at_no_distance_of_themselves():
     for n in (3, 60):
         a = random_levels(n, 0)
         scale = float(np.trace(np.cov(a, rowvar=False)))
-        assert 0 <= judged(a, a)["frechet_distance"] < 1e-9 * scale
+        assert 0 <= fidelity_of(a, a)["frechet_distance"] < 1e-9 * scale
 
 
 def test_one_sample_has_no_distance():
@@ -85,12 +85,13 @@ def test_one_sample_has_no_distance():
 
 def test_a_shift_of_every_level_is_its_square():
     a = random_levels(50, 2)
-    assert judged(a + np.array([3, 0, 4, 0]), a)["frechet_distance"] == pytest.approx(25, rel=1e-6)
+    found = fidelity_of(a + np.array([3, 0, 4, 0]), a)
+    assert found["frechet_distance"] == pytest.approx(25, rel=1e-6)
 
 
 def test_batches_do_not_matter():
     a, b = random_levels(40, 3), random_levels(30, 4)
-    whole, parts = judged(a, b, batch=64), judged(a, b, batch=3)
+    whole, parts = fidelity_of(a, b, batch=64), fidelity_of(a, b, batch=3)
     for figures in (whole, parts):
         assert figures["kid"].pop("std") > 0
     assert parts["frechet_distance"] == pytest.approx(whole["frechet_distance"], rel=1e-9)
@@ -102,7 +103,7 @@ def test_kid_is_the_unbiased_estimate_of_the_papers_kernel(monkeypatch):
     """Every pair of one subset by hand: MMD^2 with (x.y / 4 + 1)^3 (Binkowski et al. 2018)."""
     monkeypatch.setattr(fidelity, "KID_SUBSETS", 1)
     a, b = (random_levels(8, seed, high=5) for seed in (5, 6))
-    found = judged(a, b, seed=3)["kid"]
+    found = fidelity_of(a, b, seed=3)["kid"]
     assert (found["subset_size"], found["samples"], found["references"]) == (4, 8, 8)
     torch.manual_seed(3)
     y, x = (levels[torch.randperm(8)[:4].numpy()].astype(float) for levels in (b, a))
@@ -122,7 +123,7 @@ def test_kid_keeps_an_even_part_of_many_and_leaves_global_randomness_alone(monke
     a, b = random_levels(25, 7), random_levels(40, 8)
     torch.manual_seed(11)
     before = torch.random.get_rng_state()
-    few = judged(a, b, seed=1)["kid"]
+    few = fidelity_of(a, b, seed=1)["kid"]
     assert torch.equal(torch.random.get_rng_state(), before)
     assert (few["samples"], few["references"], few["subset_size"]) == (10, 10, 10)
     keep = [(i + 1) * 10 // 40 > i * 10 // 40 for i in range(40)]
@@ -131,8 +132,8 @@ def test_kid_keeps_an_even_part_of_many_and_leaves_global_randomness_alone(monke
     monkeypatch.undo()
     monkeypatch.setattr(fidelity, "KID_SUBSET_SIZE", 5)
     monkeypatch.setattr(fidelity, "KID_MOST", 10)
-    by_hand = judged(a[chosen], b[keep], seed=1)["kid"]
-    again = judged(a, b, seed=1)["kid"]
+    by_hand = fidelity_of(a[chosen], b[keep], seed=1)["kid"]
+    again = fidelity_of(a, b, seed=1)["kid"]
     assert again == pytest.approx(by_hand)
 
 
@@ -142,7 +143,7 @@ def test_generators_of_gpus_are_left_alone(monkeypatch):
     monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
     torch.manual_seed(7)
     assert seeded == [7]
-    assert judged(random_levels(20, 7), random_levels(20, 8))["kid"]["std"] > 0
+    assert fidelity_of(random_levels(20, 7), random_levels(20, 8))["kid"]["std"] > 0
     assert seeded == [7]
 
 
@@ -150,9 +151,9 @@ def test_inception_score_of_sure_and_of_unsure_samples():
     """exp(mean KL): the number of classes where each is sure and they are even; else 1."""
     even = np.repeat(np.eye(4, dtype=int)[:3] * 200, 10, axis=0)  # 3 classes, logits 200 apart
     spread = even[np.arange(30).reshape(3, 10).T.ravel()]  # 0, 1, 2, 0, 1, 2, ...
-    found = judged(spread, spread)["inception_score"]
+    found = fidelity_of(spread, spread)["inception_score"]
     assert found == pytest.approx({"mean": 3, "std": 0, "splits": 10}, abs=1e-9)
-    unsure = judged(np.full((30, 4), 7), spread)["inception_score"]
+    unsure = fidelity_of(np.full((30, 4), 7), spread)["inception_score"]
     assert unsure == pytest.approx({"mean": 1, "std": 0, "splits": 10}, abs=1e-9)
 
 
@@ -163,7 +164,7 @@ def test_inception_score_is_that_of_its_splits():
     for k in range(10):
         p = logits[k * 33 // 10 : (k + 1) * 33 // 10].softmax(1)
         scores.append(float((p * (p / p.mean(0)).log()).sum(1).mean().exp()))
-    found = judged(a, a, batch=4)["inception_score"]
+    found = fidelity_of(a, a, batch=4)["inception_score"]
     assert found["mean"] == pytest.approx(np.mean(scores), rel=1e-6)
     assert found["std"] == pytest.approx(np.std(scores), rel=1e-6)
 
@@ -229,13 +230,13 @@ def test_files_that_are_no_statistics(tmp_path):
 
 def test_what_may_be_called_fid(monkeypatch):
     a = random_levels(40, 12)
-    assert "not comparable with published FIDs" in judged(a, a)["note"]
+    assert "not comparable with published FIDs" in fidelity_of(a, a)["note"]
     monkeypatch.setattr(fidelity, "LEAST_FOR_FID", 40)
-    found = judged(a, a)
+    found = fidelity_of(a, a)
     assert found["fid"] == pytest.approx(0, abs=1e-9)
     assert "note" not in found
     assert "frechet_distance" not in found
-    few = judged(a, a[:4])
+    few = fidelity_of(a, a[:4])
     assert "fewer images than 4 features: the covariance is singular" in few["note"]
     digits = Fidelity(load_extractor("digits"), 40, 40)
     for real in (False, True):

@@ -116,7 +116,7 @@ def test_digit_figures_tell_real_from_noise_and_from_copies():
     assert copies.nearest_train == pytest.approx(0, abs=1e-5)
 
     noise = torch.rand(360, 1, 16, 16, generator=torch.Generator().manual_seed(0))
-    judged = digit_figures(noise)
-    assert judged.recognised < 0.2
-    assert judged.frechet > 20 * judged.frechet_train
-    assert judged.nearest_train > 2 * judged.nearest_train_held_out
+    found = digit_figures(noise)
+    assert found.recognised < 0.2
+    assert found.frechet > 20 * found.frechet_train
+    assert found.nearest_train > 2 * found.nearest_train_held_out

@@ -11,7 +11,8 @@ from PIL import Image
 
 from ncsn_fast import Sampler, sample
 from ncsn_fast.data.images import sample_path, to_uint8
-from ncsn_fast.inference.runner import Job, run_job
+from ncsn_fast.inference import runner
+from ncsn_fast.inference.runner import Job
 from ncsn_fast.ops import noise
 from ncsn_fast.ops.noise import Stream
 from ncsn_fast.sampler import SamplingError
@@ -234,7 +235,8 @@ class Tilt:
 
 def run(sampler, n, method, options, **job):
     program = methods.build(method, sampler.model, None, options)
-    parts = run_job(sampler.engine_for(n), program, Job(torch.arange(n), **job), 3, progress=False)
+    engine, job = sampler.engine_for(n), Job(torch.arange(n), **job)
+    parts = runner.run(engine, program, job, 3, progress=False)
     return torch.cat([part.x for part in parts])
 
 
@@ -268,7 +270,7 @@ def test_constraints_on_pixels_are_the_tables_own(sampler, method, variant):
         {"mask": mask, "known": known},
         {"constraint": KnownPixels(mask, known)},
     ):
-        drawn = run_job(engine, program, Job(torch.arange(3), **job), 3, progress=False)
+        drawn = runner.run(engine, program, Job(torch.arange(3), **job), 3, progress=False)
         parts.append(torch.cat([part.x for part in drawn]))
     assert torch.equal(parts[1][mask], known[mask])
     assert torch.allclose(parts[0], parts[1], atol=1e-4)

@@ -76,7 +76,7 @@ TABLES = [
 )
 @pytest.mark.parametrize("t_end", [1e-3, 0.2])
 def test_tables_on_a_score(sde, build, t_end):
-    """Drawn mean and variance of 65536 pixels are those of the table's recursion."""
+    """MicroBatch mean and variance of 65536 pixels are those of the table's recursion."""
     n, samples = 60, torch.arange(64)
     program = build(sde, n, t_end=t_end)
     x = initial_state(program, 3, samples, (1, 16, 64))

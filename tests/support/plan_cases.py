@@ -50,7 +50,7 @@ def flip_last(path: Path) -> None:
 SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "flipped": (flip_last, "is damaged"),
     "cut": (lambda path: os.truncate(path, 100), "is damaged"),
-    "empty": (lambda path: os.truncate(path, 0), "is no sealed file"),
+    "empty": (lambda path: os.truncate(path, 0), "is no signed file"),
     "group reads": (lambda path: path.chmod(0o640), "is open to other users (mode 0640)"),
     "others write": (lambda path: path.chmod(0o602), "is open to other users (mode 0602)"),
     "link": (spoil_link, "is a symbolic link"),

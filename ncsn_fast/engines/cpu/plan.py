@@ -1,4 +1,4 @@
-"""A graph on planned memory: packed convolutions, one arena for all maps, steps in C++."""
+"""A graph on planned memory: packed convolutions, one buffer for all maps, steps in C++."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ncsn_fast.engines.lowering.graph import ConvolutionOf, Graph, Map, NormOf, Op
-from ncsn_fast.engines.lowering.memory_plan import Line, aligned, place
+from ncsn_fast.engines.lowering.memory_plan import Line, aligned, plan_memory
 from ncsn_fast.ops.cpu import winograd_pack, winograd_pays
 from ncsn_fast.ops.extension import _C, forced_isa
 
@@ -55,7 +55,7 @@ class CpuPlan:
         winograd: run 3x3 convolutions by Winograd's algorithm where it pays.
 
     Attributes:
-        input, output: (batch, C, H, W) channels-last, in the arena; valid between two runs.
+        input, output: (batch, C, H, W) channels-last, in that buffer; valid between two runs.
         lines: what each step is.
     """
 
@@ -71,7 +71,7 @@ class CpuPlan:
         self.graph, self.batch, self.dtype, self.winograd = graph, batch, dtype, winograd
         self.weights: Weights = {} if weights is None else weights
         self._bfloat16 = dtype is torch.bfloat16
-        self._offsets, size = place(graph, batch, dtype.itemsize)
+        self._offsets, size = plan_memory(graph, batch, dtype.itemsize)
         self._arena = aligned(size)
         self.input, self.output = self._tensor(graph.input), self._tensor(graph.output)
         self._input = torch.empty(self.input.shape, dtype=torch.float32)  # before rounding
@@ -100,11 +100,11 @@ class CpuPlan:
 
     @property
     def map_bytes(self) -> int:
-        """Bytes of the arena and of the buffers beside it."""
+        """Bytes of the maps' buffer and of those beside it."""
         return sum(t.nbytes for t in (self._arena, self._input, *self._rows))
 
     def _tensor(self, x: Map) -> Tensor:
-        """(batch, C, H, W), channels-last, in the arena."""
+        """(batch, C, H, W), channels-last, in that buffer."""
         n, c, h, w = self._shape(x)
         flat = self._arena[self._offsets[x] :].view(self.dtype)
         return flat.as_strided((n, c, h, w), (h * w * c, 1, w * c, c))

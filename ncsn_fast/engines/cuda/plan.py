@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ncsn_fast.engines.cuda.kernels import Kernels
 from ncsn_fast.engines.lowering.graph import ConvolutionOf, Graph, Map, NormOf, Op, PointwiseOf
-from ncsn_fast.engines.lowering.memory_plan import Line, aligned, place
+from ncsn_fast.engines.lowering.memory_plan import Line, aligned, plan_memory
 
 # What an operation computes with, by its place in the graph: a convolution its weight, a norm its
 # parameters, and the sum of the biases it adds. -1: the parameters of all levels, of all norms.
@@ -49,7 +49,7 @@ class CudaPlan:
         self.graph, self.batch, self.dtype, self.device = graph, batch, dtype, device
         self.kernels = kernels
         self.weights: Weights = {} if weights is None else weights
-        self._offsets, size = place(graph, batch, dtype.itemsize)
+        self._offsets, size = plan_memory(graph, batch, dtype.itemsize)
         self._arena = aligned(size, device)
         self.input, output = self._tensor(graph.input), self._tensor(graph.output)
         self.output = output[:, :channels]
@@ -85,12 +85,12 @@ class CudaPlan:
 
     @property
     def map_bytes(self) -> int:
-        """Bytes of the arena and of the buffers beside it."""
+        """Bytes of the maps' buffer and of those beside it."""
         beside = (self._arena, self.level, self._partials, self._parameters)
         return sum(t.nbytes for t in beside if t is not None)
 
     def _tensor(self, x: Map) -> Tensor:
-        """(batch, C, H, W), channels-last, in the arena."""
+        """(batch, C, H, W), channels-last, in that buffer."""
         n, c, h, w = self._shape(x)
         flat = self._arena[self._offsets[x] :]
         flat = flat[: flat.numel() // self.dtype.itemsize * self.dtype.itemsize].view(self.dtype)

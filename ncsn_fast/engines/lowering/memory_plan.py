@@ -1,4 +1,4 @@
-"""What plans share: the place of every map in one arena, and how a plan is printed."""
+"""What plans share: the place of every map in one buffer, and how a plan is printed."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def aligned(size: int, device: torch.device | str = "cpu") -> Tensor:
     return memory[-memory.data_ptr() % ALIGNMENT :]
 
 
-def place(graph: Graph, batch: int, element_size: int) -> tuple[dict[Map, int], int]:
-    """Offsets in bytes of every map in one arena, and the arena's size.
+def plan_memory(graph: Graph, batch: int, element_size: int) -> tuple[dict[Map, int], int]:
+    """Offsets in bytes of every map in one buffer, and its size.
 
     Maps that an operation writes over one another share memory from the first's birth to the
     last's death; of the rest, no two that live at the same time overlap. The largest are placed

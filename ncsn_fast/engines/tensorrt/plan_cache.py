@@ -1,9 +1,9 @@
 """The cache of compiled engines: each is built once, and handed out to nobody but its builder.
 
-One sealed file (sealed.py) for each, `<key>.plan`, in a folder of mode 0700. The key is the sha256
-of the facts that the engine depends on, as canonical JSON, so that an upgrade, another GPU or other
-weights ask for another file and never reuse the old one. What is missing, damaged or of somebody
-else is built anew. The least recently used ones make room.
+One signed file (signed_file.py) for each, `<key>.plan`, in a folder of mode 0700. The key is the
+sha256 of the facts that the engine depends on, as canonical JSON, so that an upgrade, another GPU
+or other weights ask for another file and never reuse the old one. What is missing, damaged or of
+somebody else is built anew. The least recently used ones make room.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from ncsn_fast.engines.tensorrt.signed_file import (
     own_folder,
     plain,
     read_plan,
-    seal,
     secret,
-    unseal,
+    sign,
+    verify,
     write_plan,
 )
 
@@ -249,7 +249,7 @@ __all__ = [
     "check_facts",
     "kernels_digest",
     "read_plan",
-    "seal",
-    "unseal",
+    "sign",
+    "verify",
     "write_plan",
 ]

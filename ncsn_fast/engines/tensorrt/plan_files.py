@@ -1,7 +1,7 @@
 """Files of a folder of compiled engines: who may touch one, which is the oldest, what they take.
 
-`<key>.plan` is an engine and `<key>.blob` other bytes, both sealed (sealed.py); `<key>.lock` is
-what processes lock while they write one, and what `files.atomic_write` leaves of a killed one
+`<key>.plan` is an engine and `<key>.blob` other bytes, both signed (signed_file.py); `<key>.lock`
+is what processes lock while they write one, and what `files.atomic_write` leaves of a killed one
 counts with it.
 """
 

@@ -1,4 +1,4 @@
-"""Sealed files: compiled engines that only the account that wrote them takes back.
+"""Signed files: compiled engines that only the account that wrote them takes back.
 
 A compiled engine is native code, and to run one that somebody else wrote is to run their program:
 NVIDIA says so of TensorRT's plans, whose own validity check is no protection against tampering. So
@@ -118,7 +118,7 @@ def secret(*, create: bool = False) -> bytes | None:
     return key
 
 
-def seal(content: bytes, facts: Mapping[str, Any], notes: Mapping[str, Any]) -> bytes:
+def sign(content: bytes, facts: Mapping[str, Any], notes: Mapping[str, Any]) -> bytes:
     """The container of a compiled engine, under this user's key, which is made if need be."""
     header = canonical({"facts": dict(facts), "notes": dict(notes)}).encode()
     rest = (len(header).to_bytes(_LENGTH_BYTES, "little"), header, content)
@@ -128,7 +128,7 @@ def seal(content: bytes, facts: Mapping[str, Any], notes: Mapping[str, Any]) -> 
     return b"".join((_PREFIX, _mac(key, *rest), *rest))
 
 
-def unseal(data: bytes, source: str) -> Stored:
+def verify(data: bytes, source: str) -> Stored:
     """What a container holds.
 
     Raises:
@@ -136,9 +136,9 @@ def unseal(data: bytes, source: str) -> Stored:
     """
     view = memoryview(data)
     if len(view) < _START or bytes(view[: len(_MAGIC)]) != _MAGIC:
-        raise PlanRefused(source, "is no sealed file", _REMEDY)
+        raise PlanRefused(source, "is no signed file", _REMEDY)
     if bytes(view[: len(_PREFIX)]) != _PREFIX:
-        raise PlanRefused(source, f"is a sealed file of another version than {_VERSION}", _REMEDY)
+        raise PlanRefused(source, f"is a signed file of another version than {_VERSION}", _REMEDY)
     key = secret()
     if key is None:
         raise PlanRefused(source, f"cannot be yours: you have no key {key_path()}", _REMEDY)
@@ -153,14 +153,14 @@ def unseal(data: bytes, source: str) -> Stored:
 def write_plan(
     path: str | Path, content: bytes, facts: Mapping[str, Any], notes: Mapping[str, Any]
 ) -> None:
-    """Writes a sealed file, mode 0600, atomically. OSError: nothing changed."""
-    sealed = seal(content, facts, notes)
+    """Writes a signed file, mode 0600, atomically. OSError: nothing changed."""
+    signed = sign(content, facts, notes)
     with files.atomic_write(Path(path), mode=0o600) as temporary:
-        temporary.write_bytes(sealed)
+        temporary.write_bytes(signed)
 
 
 def read_plan(path: str | Path, facts: Mapping[str, Any] | None = None) -> Stored:
-    """A sealed file of this user.
+    """A signed file of this user.
 
     Args:
         facts: those that it must have; None: any.
@@ -169,7 +169,7 @@ def read_plan(path: str | Path, facts: Mapping[str, Any] | None = None) -> Store
         PlanRefused: the file is another's, damaged, or of other facts: which, expected and found.
         FileNotFoundError: there is none.
     """
-    stored = unseal(read_private(Path(path), _REMEDY), str(path))
+    stored = verify(read_private(Path(path), _REMEDY), str(path))
     if facts is not None:
         check_facts(stored, facts, path)
     return stored

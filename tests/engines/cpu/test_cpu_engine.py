@@ -24,7 +24,7 @@ from ncsn_fast.engines.cpu.engine import CpuEngine
 from ncsn_fast.engines.cpu.plan import CpuPlan
 from ncsn_fast.engines.eager import EagerEngine
 from ncsn_fast.engines.lowering.graph import Graph, lower
-from ncsn_fast.engines.lowering.memory_plan import place
+from ncsn_fast.engines.lowering.memory_plan import plan_memory
 from ncsn_fast.models.layers import NORMS
 from ncsn_fast.models.refinenet import ARCHITECTURES
 
@@ -105,7 +105,7 @@ def test_what_the_plan_does_not_cover_goes_to_eager(caplog):
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_maps_that_live_together_lie_apart(arch):
     graph = lower(model(arch).net, 16, 32)
-    offsets, total = place(graph, 3, 2)
+    offsets, total = plan_memory(graph, 3, 2)
     spans = lives(graph)
     size = {x: 3 * x.channels * x.height * x.width * 2 for x in spans}
     for x, y in itertools.combinations(spans, 2):
@@ -126,7 +126,7 @@ def test_reading_a_map_that_was_overwritten_is_caught():
     graph.unary("elu", "second", y, in_place=True)
     graph.output = graph.unary("elu", "third", y)
     with pytest.raises(AssertionError, match="third reads a map that was overwritten"):
-        place(graph, 1, 4)
+        plan_memory(graph, 1, 4)
 
 
 def test_bits_are_those_of_every_level_of_instructions():

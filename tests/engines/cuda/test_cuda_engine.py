@@ -17,7 +17,7 @@ from ncsn_fast.engines.cuda import loop as cuda_loop
 from ncsn_fast.engines.cuda.engine import CudaEngine
 from ncsn_fast.engines.cuda.graphs import Graphs
 from ncsn_fast.engines.eager import EagerEngine
-from ncsn_fast.inference.runner import Job, run_job
+from ncsn_fast.inference.runner import Job, run
 from ncsn_fast.models.refinenet import ARCHITECTURES
 from ncsn_fast.ops import backends
 from ncsn_fast.samplers import methods
@@ -247,17 +247,17 @@ def test_a_lost_chain_is_named(captured):
     built, program = engine(of), program_of(of)
     init = torch.rand(5, 3, 16, 16)
     job = Job(torch.arange(10, 15), init=init)
-    assert len(list(run_job(built, program, job, 0, progress=False))) == 3
+    assert len(list(run(built, program, job, 0, progress=False))) == 3
     init[3, 1, 2, 3] = float("nan")
     message = r"sample 13 of seed 7 is no longer finite at level 0 \(sigma 5\)"
     with pytest.raises(SamplingError, match=message):
-        list(run_job(built, program, job, 7, progress=False))
+        list(run(built, program, job, 7, progress=False))
     init[3, 1, 2, 3] = 0.5
     scale = program.a.copy()
     scale[5] = 1e39  # overflows float32 in level 2
     with pytest.raises(SamplingError, match=r"sample 10 of seed 7 .* at level 2 "):
-        list(run_job(built, dataclasses.replace(program, a=scale), job, 7, progress=False))
-    assert len(list(run_job(built, program, job, 0, progress=False))) == 3  # flags are cleared
+        list(run(built, dataclasses.replace(program, a=scale), job, 7, progress=False))
+    assert len(list(run(built, program, job, 0, progress=False))) == 3  # flags are cleared
 
 
 def test_a_loop_of_too_many_launches_is_refused(monkeypatch):

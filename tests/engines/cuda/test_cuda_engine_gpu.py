@@ -9,7 +9,7 @@ from ncsn_fast.engines import precision
 from ncsn_fast.engines.cuda import kernels as gpu_kernels
 from ncsn_fast.engines.cuda.engine import CudaEngine
 from ncsn_fast.engines.eager import EagerEngine
-from ncsn_fast.inference.runner import Job, run_job
+from ncsn_fast.inference.runner import Job, run
 from ncsn_fast.ops import backends
 from ncsn_fast.samplers.program_transforms import interpolation_weights
 
@@ -125,7 +125,7 @@ def test_lost_chains_are_named_with_and_without_a_callback():
     message = r"sample 13 of seed 7 is no longer finite at level 0 \(sigma 5\)"
     for callback in (None, lambda progress: None):
         with pytest.raises(SamplingError, match=message):
-            list(run_job(built, program, job, 7, progress=False, callback=callback))
+            list(run(built, program, job, 7, progress=False, callback=callback))
 
 
 def test_variants_of_the_update_have_graphs_of_their_own():

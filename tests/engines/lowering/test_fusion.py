@@ -7,7 +7,7 @@ import pytest
 
 from ncsn_fast.engines.lowering.fusion import PIXEL, fuse
 from ncsn_fast.engines.lowering.graph import ConvolutionOf, NormOf, PointwiseOf, lower
-from ncsn_fast.engines.lowering.memory_plan import place
+from ncsn_fast.engines.lowering.memory_plan import plan_memory
 from ncsn_fast.models.refinenet import ARCHITECTURES
 
 
@@ -58,7 +58,7 @@ def test_the_ends_are_padded(channels):
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_maps_that_live_together_lie_apart(arch):
     _, graph = graphs(arch)
-    offsets, total = place(graph, 3, 2)
+    offsets, total = plan_memory(graph, 3, 2)
     spans = engine_cases.lives(graph)
     size = {x: 3 * x.channels * x.height * x.width * 2 for x in spans}
     for x, y in itertools.combinations(spans, 2):

@@ -1,4 +1,4 @@
-"""The cache of compiled engines: built once, kept sealed, handed out to nobody but its builder."""
+"""The cache of compiled engines: built once, kept signed, handed out to nobody but its builder."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ from ncsn_fast.engines.tensorrt import plan_files, signed_file
 from ncsn_fast.engines.tensorrt.plan_cache import (
     PlanCache,
     PlanRefused,
-    seal,
-    unseal,
+    sign,
+    verify,
     write_plan,
 )
 
@@ -220,11 +220,11 @@ def test_keys_that_are_not_to_be_trusted(cache, how):
 
 
 def test_a_key_of_another_user(monkeypatch):
-    seal(b"", {}, {})
+    sign(b"", {}, {})
     me = os.getuid()
     monkeypatch.setattr(os, "getuid", lambda: me + 1)
     with pytest.raises(PlanRefused, match=f"cache.key: belongs to user {me}, not {me + 1}"):
-        seal(b"", {}, {})
+        sign(b"", {}, {})
 
 
 @pytest.mark.parametrize("links", [True, False])
@@ -251,7 +251,7 @@ def test_the_key_is_private_without_hard_links(monkeypatch):
     monkeypatch.setattr(files.os, "link", no_links)
     before = os.umask(0)
     try:
-        assert unseal(seal(b"plan", {}, {}), "here").content == b"plan"
+        assert verify(sign(b"plan", {}, {}), "here").content == b"plan"
     finally:
         os.umask(before)
     assert mode(signed_file.key_path()) == 0o600

@@ -1,4 +1,4 @@
-"""Sealed files: only who wrote one takes it back, and only as it was written."""
+"""Signed files: only who wrote one takes it back, and only as it was written."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from plan_cases import FACTS, NOTES, SPOILED
 
 from ncsn_fast.engines.base import EngineError
 from ncsn_fast.engines.tensorrt import signed_file
-from ncsn_fast.engines.tensorrt.plan_cache import PlanRefused, read_plan, seal, unseal, write_plan
+from ncsn_fast.engines.tensorrt.plan_cache import PlanRefused, read_plan, sign, verify, write_plan
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_layout_of_the_container():
-    data = seal(b"\x00content", FACTS, NOTES)
+    data = sign(b"\x00content", FACTS, NOTES)
     key = signed_file.key_path().read_bytes()
     prefix, mac, rest = data[:12], data[12:44], data[44:]
     header = json.dumps({"facts": FACTS, "notes": NOTES}, sort_keys=True, separators=(",", ":"))
@@ -47,53 +47,53 @@ def test_layout_of_the_container():
 )
 @settings(max_examples=50, deadline=None)
 def test_any_content_and_facts_come_back(content, facts):
-    stored = unseal(seal(content, facts, {"facts": facts}), "here")
+    stored = verify(sign(content, facts, {"facts": facts}), "here")
     assert (stored.content, stored.facts, stored.notes) == (content, facts, {"facts": facts})
 
 
 def test_every_flipped_bit_is_refused(monkeypatch):
-    data = seal(b"native code", {"a": 1}, {"b": 2})
+    data = sign(b"native code", {"a": 1}, {"b": 2})
     monkeypatch.setattr(signed_file.json, "loads", lambda _: pytest.fail("parsed before verified"))
     for i in range(len(data)):
         for bit in range(8):
             flipped = bytearray(data)
             flipped[i] ^= 1 << bit
             with pytest.raises(PlanRefused, match="here: is "):
-                unseal(bytes(flipped), "here")
+                verify(bytes(flipped), "here")
 
 
 def test_every_other_length_is_refused():
-    data = seal(b"native code", {"a": 1}, {"b": 2})
+    data = sign(b"native code", {"a": 1}, {"b": 2})
     for length in range(len(data)):
-        with pytest.raises(PlanRefused, match=r"is damaged|is no sealed file"):
-            unseal(data[:length], "here")
+        with pytest.raises(PlanRefused, match=r"is damaged|is no signed file"):
+            verify(data[:length], "here")
     with pytest.raises(PlanRefused, match="is damaged"):
-        unseal(data + b"\x00", "here")
+        verify(data + b"\x00", "here")
 
 
 @given(st.binary(max_size=400), st.sampled_from([b"", b"ncsnplan", b"ncsnplan\x01\x00\x00\x00"]))
 @settings(max_examples=100, deadline=None)
 def test_any_bytes_are_refused(data, start):
     with pytest.raises(PlanRefused):
-        unseal(start + data, "here")
+        verify(start + data, "here")
 
 
 def test_another_version_is_named():
-    data = bytearray(seal(b"native code", FACTS, NOTES))
+    data = bytearray(sign(b"native code", FACTS, NOTES))
     data[8] = 2
     with pytest.raises(PlanRefused, match="another version than 1; delete it and build"):
-        unseal(bytes(data), "here")
+        verify(bytes(data), "here")
 
 
 def test_another_user_is_refused(tmp_path, monkeypatch):
-    data = seal(b"native code", FACTS, NOTES)
+    data = sign(b"native code", FACTS, NOTES)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "other"))
     with pytest.raises(PlanRefused, match="you have no key"):
-        unseal(data, "here")
+        verify(data, "here")
     assert not (tmp_path / "other").exists()
-    seal(b"", {}, {})
+    sign(b"", {}, {})
     with pytest.raises(PlanRefused, match="here: is damaged, or was written by somebody else; del"):
-        unseal(data, "here")
+        verify(data, "here")
 
 
 def test_errors_travel_between_processes():
