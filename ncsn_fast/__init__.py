@@ -3,7 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from ncsn_fast.checkpoints.loading import load
-from ncsn_fast.checkpoints.model_folder import CheckpointError
+from ncsn_fast.checkpoints.torch_file import CheckpointError
 from ncsn_fast.engines import EngineError, EngineUnavailable
 from ncsn_fast.exporters.onnx import export_onnx
 from ncsn_fast.exporters.tensorrt import export_trt

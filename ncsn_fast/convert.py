@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from ncsn_fast.checkpoints import model_folder
+from ncsn_fast.checkpoints import model_folder, training_run
 from ncsn_fast.checkpoints.loading import load
 from ncsn_fast.cli import command
 from ncsn_fast.models.score import ModelConfig
@@ -63,7 +63,7 @@ class ConvertOptions:
 def main(args: list[str] | None = None) -> int:
     """Command line; exit code 0."""
     options = command.parse(ConvertOptions, args, "ncsn_fast.convert", "Write a model folder.")
-    if model_folder.is_run(options.folder):
+    if training_run.is_run(options.folder):
         raise ValueError(f"{options.folder} is a training run; write the model folder elsewhere")
     model = load(options.source, weights=options.weights, **options.overrides())
     model_folder.save_model(model, options.folder, dtype=_STORED[options.dtype])

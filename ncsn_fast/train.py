@@ -20,7 +20,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from ncsn_fast.checkpoints import model_folder
+from ncsn_fast.checkpoints import training_run
 from ncsn_fast.cli import command
 from ncsn_fast.data import datasets, files
 from ncsn_fast.data.loader import batches
@@ -182,7 +182,7 @@ def fit(
                 journal.save(trainer)
                 journal.sample(trainer)
                 saved_at, since, seen = trainer.step, time.perf_counter(), 0
-        if saved_at != trainer.step or not model_folder.is_run(journal.run):
+        if saved_at != trainer.step or not training_run.is_run(journal.run):
             journal.save(trainer)
             if not stop:
                 journal.sample(trainer)
@@ -201,8 +201,8 @@ def train(config: TrainConfig, *, resume: bool = False, progress: bool = True) -
         channels=config.channels,
         centre_crop=config.centre_crop,
     )
-    if resume and model_folder.is_run(run):
-        saved = model_folder.read_run(run)
+    if resume and training_run.is_run(run):
+        saved = training_run.read_run(run)
         check_same_run(config, saved.train_config, run)
         trainer = Trainer(config, saved.model_config, device)
         trainer.load_state_dict(saved.contents)

@@ -6,20 +6,16 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from ncsn_fast.checkpoints.model_folder import (
+from ncsn_fast.checkpoints.model_folder import CONFIG_NAME, WEIGHTS_NAME, load_model_folder
+from ncsn_fast.checkpoints.published import from_published
+from ncsn_fast.checkpoints.torch_file import CheckpointError, Weights, read_torch
+from ncsn_fast.checkpoints.training_run import (
     CHECKPOINTS,
-    CONFIG_NAME,
-    WEIGHTS_NAME,
-    CheckpointError,
-    Weights,
     is_run,
-    load_model_folder,
     newest_run,
     read_run,
     read_run_file,
-    read_torch,
 )
-from ncsn_fast.checkpoints.published import from_published
 from ncsn_fast.models.score import ScoreModel
 
 log = logging.getLogger(__name__)

@@ -1,16 +1,9 @@
-"""Reading and writing models: model folders, run folders, and the authors' published .pth files.
-
-Nothing here unpickles code: every torch.load has weights_only=True.
-"""
+"""Model folders: config.json and model.safetensors."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import pickle
-import warnings
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import safetensors
@@ -19,53 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ncsn_fast.checkpoints.torch_file import CheckpointError
 from ncsn_fast.data.files import atomic_write
 from ncsn_fast.diffusion.schedule import check_ladder
 from ncsn_fast.models.score import ModelConfig, ScoreModel
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
-CHECKPOINTS = "checkpoints"
-_EXACT = ("sigmas", ".W")
-
-Weights = Literal["ema", "raw"]
-
-
-class CheckpointError(ValueError):
-    """A file that cannot be used as a model; the message says why and what to do."""
-
-
-def read_torch(path: Path) -> Any:
-    """torch.load without code execution, on the CPU; CheckpointError for whatever goes wrong."""
-    try:
-        with warnings.catch_warnings(action="ignore"):  # about odd pickles: refused or fine
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} does not exist") from error
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} holds more than tensors (or is no checkpoint), and reading it could run code: "
-            "refused. Re-save its state dicts with torch.save."
-        ) from error
-    except Exception as error:  # damaged bytes make the reader raise nearly anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(
-            f"cannot read {path} as a torch checkpoint ({reason}); is the file complete?"
-        ) from error
-
-
-def check_tensors(entry: Any, where: str) -> dict[str, Tensor]:
-    """`entry` if it is a state dict of plain dense tensors, else CheckpointError."""
-    if not isinstance(entry, dict) or not entry:
-        raise CheckpointError(f"{where} is not a state dict of tensors")
-    for key, value in entry.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise CheckpointError(f"{where} is not a state dict of tensors: see its entry {key!r}")
-        dense = value.layout == torch.strided and value.device.type == "cpu"
-        # A view that repeats few numbers would make a small file ask for any amount of memory.
-        if not dense or value.untyped_storage().nbytes() < value.numel() * value.element_size():
-            raise CheckpointError(f"{where}: {key} is not a plain dense tensor; re-save the file")
-    return entry
+_EXACT = ("sigmas", ".W")  # endings of keys that keep float32 in files of half precision
 
 
 def build_model(config: ModelConfig, state: dict[str, Tensor], where: str) -> ScoreModel:
@@ -157,10 +111,10 @@ def load_model_folder(folder: Path) -> ScoreModel:
         ) from error
     except (safetensors.SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"cannot read {weights} ({error}); is the file complete?") from error
-    return build_model(_config(text, state, str(described)), state, str(weights))
+    return build_model(config_from_json(text, state, str(described)), state, str(weights))
 
 
-def _config(text: str, state: dict[str, Tensor], where: str) -> ModelConfig:
+def config_from_json(text: str, state: dict[str, Tensor], where: str) -> ModelConfig:
     """ModelConfig from JSON, for weights that must have as many sigmas as it says."""
     try:
         values = json.loads(text)
@@ -175,75 +129,11 @@ def _config(text: str, state: dict[str, Tensor], where: str) -> ModelConfig:
         raise CheckpointError(f"cannot use {where}: {error}") from error
 
 
-@dataclasses.dataclass(frozen=True)
-class RunCheckpoint:
-    """One training checkpoint as read from disk; `contents` is Trainer.state_dict()."""
+class _ModelFolders:
+    """The storage behind ScoreModel.save_pretrained and from_pretrained."""
 
-    path: Path
-    step: int
-    model_config: ModelConfig
-    train_config: dict[str, Any]
-    contents: dict[str, Any]
-
-    def model(self, weights: Weights = "ema") -> ScoreModel:
-        """The model with the averaged weights (where there are any) or the raw ones."""
-        state = self.contents["ema"] if weights == "ema" else None
-        state = self.contents["model"] if state is None else state
-        return build_model(self.model_config, state, str(self.path))
+    save = staticmethod(save_model)
+    load = staticmethod(load_model_folder)
 
 
-def checkpoint_paths(run: Path) -> list[Path]:
-    """Checkpoints of a run folder, oldest first."""
-    return sorted((run / CHECKPOINTS).glob("step_*.pt"))
-
-
-def is_run(folder: Path) -> bool:
-    return bool(checkpoint_paths(folder))
-
-
-def newest_run(runs: Path) -> Path | None:
-    """The run below `runs` whose newest checkpoint is the most recent; None if there is none."""
-    if not runs.is_dir():
-        return None
-    found = [folder for folder in runs.iterdir() if folder.is_dir() and is_run(folder)]
-    return max(found, key=lambda run: checkpoint_paths(run)[-1].stat().st_mtime, default=None)
-
-
-def read_run(run: Path) -> RunCheckpoint:
-    """The newest checkpoint of a run folder."""
-    paths = checkpoint_paths(run)
-    if not paths:
-        raise CheckpointError(
-            f"{run} holds no checkpoints; train it first (python -m ncsn_fast.train)"
-        )
-    try:
-        return read_run_file(paths[-1])
-    except CheckpointError as error:
-        if len(paths) == 1:
-            raise
-        raise CheckpointError(
-            f"{error} To go on from {paths[-2].name}, the checkpoint before it, "
-            f"delete {paths[-1].name}."
-        ) from error
-
-
-def read_run_file(path: Path, contents: Any = None) -> RunCheckpoint:
-    """One checkpoint file of a run (its contents, if they have been read already)."""
-    contents = read_torch(path) if contents is None else contents
-    kinds: dict[str, Any] = {
-        "step": int, "model": dict, "ema": (dict, type(None)), "optimizer": dict,
-        "generator": Tensor, "model_config": str, "train_config": str,
-    }  # fmt: skip
-    if not isinstance(contents, dict) or not all(
-        isinstance(contents.get(key, ...), kind) for key, kind in kinds.items()
-    ):
-        raise CheckpointError(f"{path} is not a checkpoint of ncsn_fast.train")
-    for name in ("model", "ema"):
-        if contents[name] is not None:
-            check_tensors(contents[name], f"{path}: its {name} entry")
-    config = _config(contents["model_config"], contents["model"], str(path))
-    try:
-        settings = json.loads(contents["train_config"])
-    except ValueError as error:
-        raise CheckpointError(f"cannot use {path}: {error}") from error
-    return RunCheckpoint(path, contents["step"], config, settings, contents)
+ScoreModel.storage = _ModelFolders()

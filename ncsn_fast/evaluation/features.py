@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ncsn_fast.checkpoints.model_folder import CheckpointError, check_tensors, read_torch
+from ncsn_fast.checkpoints.torch_file import CheckpointError, check_tensors, read_torch
 from ncsn_fast.models.inception import FEATURES as INCEPTION_FEATURES
 from ncsn_fast.models.inception import FIDInception
 

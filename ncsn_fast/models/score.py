@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -131,6 +131,16 @@ def build_network(config: ModelConfig) -> RefineNet | TimeUNet:
     )
 
 
+class ModelStorage(Protocol):
+    """Writing and reading of models; checkpoints/, which imports models/, implements it."""
+
+    def save(self, model: ScoreModel, folder: Path) -> Path:
+        """Writes a model and returns the folder."""
+
+    def load(self, folder: Path) -> ScoreModel:
+        """Reads a model in evaluation mode."""
+
+
 class ScoreModel(nn.Module):
     """score(x, sigma) = grad log p_sigma(x), for x = clean + sigma z.
 
@@ -143,7 +153,10 @@ class ScoreModel(nn.Module):
 
     Attributes:
         sigmas: (n_sigmas,) float32, the ladder.   clock: sigma of t, for "time"; else None.
+        storage: how models are written and read; checkpoints/model_folder.py sets it.
     """
+
+    storage: ClassVar[ModelStorage]
 
     def __init__(self, config: ModelConfig, sigmas: Tensor | None = None) -> None:
         super().__init__()
@@ -160,16 +173,12 @@ class ScoreModel(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Writes a model folder (config.json and model.safetensors) and returns it."""
-        from ncsn_fast.checkpoints.model_folder import save_model  # imports this module
-
-        return save_model(self, folder)
+        return self.storage.save(self, Path(folder))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> ScoreModel:
         """Reads a model folder; CheckpointError if it is not one, or does not fit."""
-        from ncsn_fast.checkpoints.model_folder import load_model_folder  # imports this module
-
-        return load_model_folder(Path(folder).expanduser())
+        return cls.storage.load(Path(folder).expanduser())
 
     @property
     def conditional(self) -> bool:

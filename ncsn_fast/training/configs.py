@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
+from ncsn_fast.models.published_runs import PUBLISHED_RUNS
 from ncsn_fast.models.refinenet import ARCHITECTURES
 from ncsn_fast.models.score import TIME_STYLE, ModelConfig
 from ncsn_fast.models.unet import TIME_ARCHS, check_size
@@ -183,13 +184,10 @@ class TrainConfig:
 
 
 def _published(name: str, **settings: Any) -> TrainConfig:
-    """A published run: 3 channels, flips, Adam 1e-4, batch 128, EMA 0.999; `settings` differ."""
+    """A published run: flips, Adam 1e-4, batch 128, EMA 0.999; `settings` differ."""
     defaults: dict[str, Any] = {
-        "name": name,
         "data": "",
-        "channels": 3,
         "flip": True,
-        "ngf": 128,
         "batch_size": 128,
         "lr": 1e-4,
         "warmup": 0,
@@ -198,96 +196,39 @@ def _published(name: str, **settings: Any) -> TrainConfig:
         "log_every": 100,
         "workers": 4,
     }
-    return TrainConfig(**{**defaults, **settings})
+    return TrainConfig(
+        **{**defaults, **dataclasses.asdict(PUBLISHED_RUNS[name]), "name": name, **settings}
+    )
 
 
 def _ncsn(name: str, **settings: Any) -> TrainConfig:
     """A published run of NCSN (2019)."""
-    defaults = {
-        "arch": "ncsn",
-        "sigma_begin": 1.0,
-        "n_sigmas": 10,
-        "n_steps_each": 100,
-        "epsilon": 2e-5,
-        "lr": 1e-3,
-        "steps": 200_000,
-        "ema": 0.0,
-        "dequantise": True,
-    }
+    defaults = {"lr": 1e-3, "steps": 200_000, "ema": 0.0, "dequantise": True}
     return _published(name, **{**defaults, **settings})
 
 
-def _tutorial(name: str, **settings: Any) -> TrainConfig:
+def _tutorial(name: str) -> TrainConfig:
     """A run of the score-SDE tutorial, on the digits unless data are given.
 
     Its 50 epochs of MNIST are 93 750 steps.
     """
-    defaults: dict[str, Any] = {
-        "data": "digits", "image_size": 28, "channels": 1, "flip": False, "ngf": 32,
-        "act": "swish", "norm": "GroupNorm", "batch_size": 32, "steps": 10_000, "ema": 0.0,
-        "snapshot_every": 1000, "workers": 0,
-    }  # fmt: skip
-    return _published(name, **{**defaults, **settings})
+    return _published(
+        name, data="digits", flip=False, act="swish", norm="GroupNorm", batch_size=32,
+        steps=10_000, ema=0.0, snapshot_every=1000, workers=0,
+    )  # fmt: skip
 
-
-_LSUN_128 = {
-    "image_size": 128,
-    "arch": "ncsnv2_deeper",
-    "sigma_begin": 190.0,
-    "n_sigmas": 1086,
-    "n_steps_each": 3,
-    "epsilon": 1.8e-6,
-    "batch_size": 64,
-    "steps": 150_000,
-}
 
 CONFIGS: dict[str, TrainConfig] = {
     "digits": TrainConfig(),
-    "cifar10": _published(
-        "cifar10", image_size=32, sigma_begin=50.0, n_sigmas=232, epsilon=6.2e-6, steps=300_000
-    ),
-    "celeba": _published(
-        "celeba",
-        image_size=64,
-        centre_crop=140,
-        sigma_begin=90.0,
-        n_sigmas=500,
-        epsilon=3.3e-6,
-        steps=210_000,
-    ),
-    "church": _published(
-        "church",
-        image_size=96,
-        arch="ncsnv2_deeper",
-        sigma_begin=140.0,
-        n_sigmas=788,
-        n_steps_each=4,
-        epsilon=4.9e-6,
-        steps=200_000,
-    ),
-    "bedroom": _published("bedroom", **_LSUN_128),
-    "tower": _published("tower", **_LSUN_128),
-    "ffhq": _published(
-        "ffhq",
-        image_size=256,
-        arch="ncsnv2_deepest",
-        sigma_begin=348.0,
-        n_sigmas=2311,
-        n_steps_each=3,
-        epsilon=9e-7,
-        adam_eps=1e-3,
-        batch_size=32,
-        steps=80_000,
-    ),
-    "ncsn-cifar10": _ncsn("ncsn-cifar10", image_size=32),
-    "ncsn-celeba": _ncsn("ncsn-celeba", image_size=32, centre_crop=140),
-    "ncsn-mnist": _ncsn("ncsn-mnist", image_size=28, channels=1, ngf=64, flip=False),
-    "mnist-sde": _tutorial(
-        "mnist-sde", arch="unet_a", sigma_min=0.01, sigma_max=22.0, sigma_begin=22.0, n_sigmas=99,
-        epsilon=1.1e-5,
-    ),
-    "mnist-sde-b": _tutorial(
-        "mnist-sde-b", arch="unet_b", sigma_min=1.0, sigma_max=25.0, sigma_begin=9.84521,
-        n_sigmas=88, epsilon=1.1e-5,
-    ),
-}  # fmt: skip
+    "cifar10": _published("cifar10", steps=300_000),
+    "celeba": _published("celeba", centre_crop=140, steps=210_000),
+    "church": _published("church", steps=200_000),
+    "bedroom": _published("bedroom", batch_size=64, steps=150_000),
+    "tower": _published("tower", batch_size=64, steps=150_000),
+    "ffhq": _published("ffhq", adam_eps=1e-3, batch_size=32, steps=80_000),
+    "ncsn-cifar10": _ncsn("ncsn-cifar10"),
+    "ncsn-celeba": _ncsn("ncsn-celeba", centre_crop=140),
+    "ncsn-mnist": _ncsn("ncsn-mnist", flip=False),
+    "mnist-sde": _tutorial("mnist-sde"),
+    "mnist-sde-b": _tutorial("mnist-sde-b"),
+}

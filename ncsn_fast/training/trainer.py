@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ncsn_fast.checkpoints import model_folder
+from ncsn_fast.checkpoints import training_run
 from ncsn_fast.data.files import atomic_write, remove_leftovers
 from ncsn_fast.data.images import save_grid
 from ncsn_fast.diffusion.objectives import (
@@ -212,7 +212,7 @@ class Journal:
 
     def __init__(self, run: Path, config: TrainConfig, step: int = 0) -> None:
         self.run, self.config = run, config
-        remove_leftovers(run / model_folder.CHECKPOINTS)
+        remove_leftovers(run / training_run.CHECKPOINTS)
         try:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -231,13 +231,13 @@ class Journal:
     def save(self, trainer: Trainer) -> None:
         """Writes the checkpoint of this step, then drops the oldest beyond `keep`."""
         trainer.check_weights()
-        folder = self.run / model_folder.CHECKPOINTS
+        folder = self.run / training_run.CHECKPOINTS
         # Through memory: torch.save to a full disk does not say what is wrong.
         contents = io.BytesIO()
         torch.save(trainer.state_dict(), contents)
         with atomic_write(folder / f"step_{trainer.step:08d}.pt") as path:
             path.write_bytes(contents.getbuffer())
-        for old in model_folder.checkpoint_paths(self.run)[: -self.config.keep]:
+        for old in training_run.checkpoint_paths(self.run)[: -self.config.keep]:
             old.unlink()
 
     def sample(self, trainer: Trainer) -> None:

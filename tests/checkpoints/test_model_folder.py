@@ -13,7 +13,7 @@ import torch
 
 import ncsn_fast
 from ncsn_fast import CheckpointError, ScoreModel
-from ncsn_fast.checkpoints import model_folder
+from ncsn_fast.checkpoints import model_folder, training_run
 from ncsn_fast.checkpoints.model_folder import CONFIG_NAME, WEIGHTS_NAME
 from ncsn_fast.data import files
 from ncsn_fast.training.trainer import Journal, Trainer
@@ -184,33 +184,33 @@ def run(tmp_path):
 
 def test_run_folder(run):
     folder, trainer = run
-    assert model_folder.read_run(folder).step == 2
+    assert training_run.read_run(folder).step == 2
     assert same_weights(ncsn_fast.load(folder), trainer.averaged())
     raw = ncsn_fast.load(folder, weights="raw")
     assert same_weights(raw, trainer.model)
     assert not same_weights(raw, trainer.averaged())
-    newest = model_folder.checkpoint_paths(folder)[-1]
+    newest = training_run.checkpoint_paths(folder)[-1]
     assert same_weights(ncsn_fast.load(newest), trainer.averaged())
 
 
 def test_newest_run(run, tmp_path):
     folder, _ = run
     older = shutil.copytree(folder, tmp_path / "older")
-    for path in model_folder.checkpoint_paths(older):
+    for path in training_run.checkpoint_paths(older):
         os.utime(path, (1, 1))
     (tmp_path / "empty").mkdir()
-    assert model_folder.newest_run(tmp_path) == folder
-    assert model_folder.newest_run(tmp_path / "nowhere") is None
+    assert training_run.newest_run(tmp_path) == folder
+    assert training_run.newest_run(tmp_path / "nowhere") is None
 
 
 def test_damaged_newest_checkpoint_names_the_one_before(run):
     folder, _ = run
-    older, newest = model_folder.checkpoint_paths(folder)
+    older, newest = training_run.checkpoint_paths(folder)
     newest.write_bytes(newest.read_bytes()[:-1000])
     with pytest.raises(CheckpointError, match=f"{newest.name} .*complete.*from {older.name}"):
         ncsn_fast.load(folder)
     newest.unlink()
-    assert model_folder.read_run(folder).step == 1
+    assert training_run.read_run(folder).step == 1
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_damaged_newest_checkpoint_names_the_one_before(run):
     ],
 )
 def test_foreign_run_checkpoint(run, damage, text):
-    path = model_folder.checkpoint_paths(run[0])[-1]
+    path = training_run.checkpoint_paths(run[0])[-1]
     contents = torch.load(path, weights_only=True)
     damage(contents)
     torch.save(contents, path)

@@ -8,7 +8,7 @@ from golden import FOLDER
 
 import ncsn_fast
 from ncsn_fast import CheckpointError, convert
-from ncsn_fast.checkpoints.published import _sampling_settings
+from ncsn_fast.checkpoints.sampling_settings import with_sampling_settings
 from ncsn_fast.diffusion import schedule
 from ncsn_fast.training.configs import CONFIGS
 
@@ -101,7 +101,7 @@ def test_tables_without_beta(tmp_path):
 def test_settings_of_the_published_runs(name):
     run = CONFIGS[name]
     found = {k: getattr(run, k) for k in ("arch", "channels", "ngf", "n_sigmas", "sigma_begin")}
-    settings = _sampling_settings({**found, "sigma_end": 0.01})
+    settings = with_sampling_settings({**found, "sigma_end": 0.01})
     assert settings["image_size"] == (run.image_size, run.image_size)
     assert (settings["epsilon"], settings["n_steps_each"]) == (run.epsilon, run.n_steps_each)
 

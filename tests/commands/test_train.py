@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import ncsn_fast
 from ncsn_fast import train
-from ncsn_fast.checkpoints import model_folder
+from ncsn_fast.checkpoints import training_run
 from ncsn_fast.data import datasets
 from ncsn_fast.data.datasets import MemoryImages
 from ncsn_fast.diffusion import schedule
@@ -151,7 +151,7 @@ def test_what_a_run_writes(in_tmp, capsys):
     assert train.main(arguments) == 0
     assert "python -m ncsn_fast.sample --model runs/digits" in capsys.readouterr().out
     run = in_tmp / "runs" / "digits"
-    names = [path.name for path in model_folder.checkpoint_paths(run)]
+    names = [path.name for path in training_run.checkpoint_paths(run)]
     assert names == ["step_00000004.pt", "step_00000005.pt"]
     assert len(list((run / "checkpoints").iterdir())) == 2
     settings = json.loads((run / "config.json").read_text())

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from ncsn_fast.checkpoints.model_folder import CheckpointError
+from ncsn_fast.checkpoints.torch_file import CheckpointError
 from ncsn_fast.data import datasets
 from ncsn_fast.evaluation.features import AT_ONCE, DIGIT_FEATURES, DigitNet, load_extractor
 from ncsn_fast.models import inception

@@ -9,7 +9,7 @@ import torch
 
 import ncsn_fast
 from ncsn_fast import Sampler, train
-from ncsn_fast.checkpoints import model_folder
+from ncsn_fast.checkpoints import training_run
 from ncsn_fast.cli import command
 from ncsn_fast.data import datasets
 from ncsn_fast.diffusion.objectives import continuous_score_matching, random_times
@@ -132,7 +132,7 @@ def test_resuming_gives_the_same_weights(in_tmp):
     assert train.main(arguments(name="whole", snapshot_every=2, ema=0.9)) == 0
     assert train.main(arguments(name="parts", snapshot_every=2, ema=0.9, steps=2)) == 0
     assert train.main([*arguments(name="parts", snapshot_every=2, ema=0.9), "--resume"]) == 0
-    whole, parts = (model_folder.read_run(in_tmp / "runs" / n).contents for n in ("whole", "parts"))
+    whole, parts = (training_run.read_run(in_tmp / "runs" / n).contents for n in ("whole", "parts"))
     assert tiny.same(whole["model"], parts["model"])
     assert tiny.same(whole["ema"], parts["ema"])
 

@@ -15,7 +15,7 @@ import tiny
 import torch
 
 from ncsn_fast import SamplingError, train
-from ncsn_fast.checkpoints import model_folder
+from ncsn_fast.checkpoints import training_run
 from ncsn_fast.cli import command
 from ncsn_fast.data.datasets import DataError
 from ncsn_fast.training import trainer
@@ -23,7 +23,7 @@ from ncsn_fast.training.trainer import Journal, Trainer, TrainingError
 
 
 def finished(name: str) -> dict:
-    contents = model_folder.read_run(Path("runs") / name).contents
+    contents = training_run.read_run(Path("runs") / name).contents
     return {key: value for key, value in contents.items() if key != "train_config"}
 
 
@@ -77,7 +77,7 @@ def test_interrupt_saves_and_can_be_resumed(in_tmp, monkeypatch, capsys):
         patch.setattr(Trainer, "train_step", interrupted)
         assert command.run(lambda: train.main(tiny.arguments(steps=6))) == 130
     assert "stopped and saved: runs/digits" in capsys.readouterr().out
-    assert model_folder.read_run(Path("runs/digits")).step == 3
+    assert training_run.read_run(Path("runs/digits")).step == 3
     assert train.main([*tiny.arguments(steps=6), "--resume"]) == 0
     assert tiny.same(finished("digits"), finished("whole"))
     assert signal.getsignal(signal.SIGINT) is before
@@ -96,7 +96,7 @@ def test_nan_loss_names_step_and_level(in_tmp, monkeypatch, capsys):
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("error: the loss is nan at step 3, level ")
     assert "--lr" in said
-    assert model_folder.read_run(Path("runs/digits")).step == 2
+    assert training_run.read_run(Path("runs/digits")).step == 2
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):
@@ -108,7 +108,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
         TrainingError, match=r"net\.end_conv\.bias is no longer finite after step 1"
     ):
         journal.save(t)
-    assert model_folder.read_run(tmp_path).step == 0
+    assert training_run.read_run(tmp_path).step == 0
 
 
 def test_a_model_that_cannot_sample_yet_goes_on(tmp_path, monkeypatch, caplog):
@@ -137,7 +137,7 @@ def test_a_corrupt_image_costs_no_step(tmp_path):
     t = tiny.trainer(batch_size=1, steps=100, snapshot_every=1000)
     with pytest.raises(DataError, match=r"7\.png"):
         train.fit(t, Breaking(), Journal(tmp_path, t.config), progress=False)
-    assert 0 < model_folder.read_run(tmp_path).step == t.step < 20
+    assert 0 < training_run.read_run(tmp_path).step == t.step < 20
 
 
 def test_full_disk_keeps_the_last_checkpoint(tmp_path, full_disk):
@@ -148,7 +148,7 @@ def test_full_disk_keeps_the_last_checkpoint(tmp_path, full_disk):
     with full_disk(10_000), pytest.raises(OSError, match=r"cannot write .*step_00000001\.pt.*room"):
         journal.save(t)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000000.pt"]
-    assert model_folder.read_run(tmp_path).step == 0
+    assert training_run.read_run(tmp_path).step == 0
 
 
 def test_checkpoint_of_another_network():
@@ -169,11 +169,11 @@ def processes() -> BaseContext:
 
 def start(processes: BaseContext) -> BaseProcess:
     """Resumes a run that saves at every step; returns once it has saved again."""
-    before = model_folder.checkpoint_paths(Path("runs/digits"))[-1:]
+    before = training_run.checkpoint_paths(Path("runs/digits"))[-1:]
     arguments = [*tiny.arguments(steps=10**6, snapshot_every=1, threads=1), "--resume"]
     process = processes.Process(target=tiny.run_trainer, args=(arguments,))
     process.start()
-    while model_folder.checkpoint_paths(Path("runs/digits"))[-1:] == before and process.is_alive():
+    while training_run.checkpoint_paths(Path("runs/digits"))[-1:] == before and process.is_alive():
         time.sleep(0.01)
     assert process.is_alive()
     return process
@@ -186,7 +186,7 @@ def test_killed_at_any_moment_and_interrupted(in_tmp, processes):
         time.sleep(moment.random() * 0.2)
         process.kill()
         process.join()
-        saved = model_folder.read_run(run)
+        saved = training_run.read_run(run)
         assert saved.step > reached
         saved.model()
         reached = saved.step
@@ -194,5 +194,5 @@ def test_killed_at_any_moment_and_interrupted(in_tmp, processes):
     os.kill(process.pid, signal.SIGINT)
     process.join()
     assert process.exitcode == 130
-    assert model_folder.read_run(run).step > reached
+    assert training_run.read_run(run).step > reached
     assert not [p for p in (run / "checkpoints").iterdir() if p.suffix == ".tmp"]

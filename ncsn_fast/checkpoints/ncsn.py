@@ -1,0 +1,65 @@
+"""NCSN (2019) and NCSNv2 (2020): the network of a published state dict, from keys and shapes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ncsn_fast.checkpoints.sampling_settings import with_sampling_settings
+from ncsn_fast.checkpoints.torch_file import CheckpointError
+from ncsn_fast.models.score import ModelConfig
+
+
+def infer_config(state: dict[str, Tensor], overrides: dict[str, Any], path: Path) -> ModelConfig:
+    """ModelConfig from keys and shapes, completed by a published run that fits, and overrides."""
+    first, table, ladder = (
+        state.get(k) for k in ("begin_conv.weight", "normalizer.embed.weight", "sigmas")
+    )
+    levels = ladder if table is None else table
+    if first is None or first.ndim != 4 or levels is None or levels.ndim == 0 or len(levels) == 0:
+        raise CheckpointError(
+            f"{path} is not an NCSN or NCSNv2 checkpoint: it lacks begin_conv.weight, or both "
+            "sigmas and normalizer.embed.weight"
+        )
+    suffix = "_deepest" if _has(state, "res31.") else "_deeper" if _has(state, "res5.") else ""
+    ngf, channels = first.shape[:2]
+    begin, end = 1.0, 0.01  # NCSN (2019), which stores no ladder
+    if ladder is not None and ladder.ndim == 1 and len(ladder):
+        begin, end = float(ladder[0]), float(ladder[-1])
+    found: dict[str, Any] = {
+        "arch": ("ncsnv2" if table is None else "ncsn") + suffix,
+        "channels": channels, "ngf": ngf, "norm": _norm(state),
+        "n_sigmas": len(levels), "sigma_begin": begin, "sigma_end": end,
+    }  # fmt: skip
+    try:
+        complete = with_sampling_settings({**found, **overrides})
+        return ModelConfig.from_dict({**complete, **overrides})
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def _has(state: dict[str, Tensor], prefix: str) -> bool:
+    return any(key.startswith(prefix) for key in state)
+
+
+def _norm(state: dict[str, Tensor]) -> str:
+    keys = {key.removeprefix("normalizer.") for key in state if key.startswith("normalizer.")}
+    if "running_mean" in keys:
+        return "BatchNorm"
+    if keys == {"alpha"}:
+        return "VarianceNorm"
+    return "InstanceNorm++" if keys else "InstanceNorm"
+
+
+def full_table(key: str, table: Tensor, state: dict[str, Tensor]) -> Tensor:
+    """Completes embedding tables of norms without bias, 2C columns (gamma, alpha), by zeros."""
+    if not key.endswith("embed.weight") or table.ndim != 2 or not _without_bias(state):
+        return table
+    return torch.cat((table, table.new_zeros(len(table), table.shape[1] // 2)), dim=1)
+
+
+def _without_bias(state: dict[str, Tensor]) -> bool:
+    return state["normalizer.embed.weight"].shape[1:] == (2 * len(state["begin_conv.weight"]),)

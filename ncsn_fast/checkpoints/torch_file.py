@@ -1,0 +1,50 @@
+"""Files of torch.save, read without running code, and the error for all unusable model files."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Weights = Literal["ema", "raw"]
+
+
+class CheckpointError(ValueError):
+    """A file that cannot be used as a model; the message says why and what to do."""
+
+
+def read_torch(path: Path) -> Any:
+    """torch.load without code execution, on the CPU; CheckpointError for whatever goes wrong."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # about odd pickles: refused or fine
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist") from error
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds more than tensors (or is no checkpoint), and reading it could run code: "
+            "refused. Re-save its state dicts with torch.save."
+        ) from error
+    except Exception as error:  # damaged bytes make the reader raise nearly anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(
+            f"cannot read {path} as a torch checkpoint ({reason}); is the file complete?"
+        ) from error
+
+
+def check_tensors(entry: Any, where: str) -> dict[str, Tensor]:
+    """`entry` if it is a state dict of plain dense tensors, else CheckpointError."""
+    if not isinstance(entry, dict) or not entry:
+        raise CheckpointError(f"{where} is not a state dict of tensors")
+    for key, value in entry.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise CheckpointError(f"{where} is not a state dict of tensors: see its entry {key!r}")
+        dense = value.layout == torch.strided and value.device.type == "cpu"
+        # A view that repeats few numbers would make a small file ask for any amount of memory.
+        if not dense or value.untyped_storage().nbytes() < value.numel() * value.element_size():
+            raise CheckpointError(f"{where}: {key} is not a plain dense tensor; re-save the file")
+    return entry
