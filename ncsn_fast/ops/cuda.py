@@ -6,9 +6,7 @@ rest. Checks of arguments come before (`ops.checks`).
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,10 +20,12 @@ def instance_norm_plus(
     x: Tensor, alpha: Tensor, gamma: Tensor, beta: Tensor, elu: bool, eps: float
 ) -> Tensor:
     """In x's memory format: kernels take channels-last maps, others are copied there and back."""
-    names = {"triton": "kernels.instance_norm_plus", "cuda": "native"}
-    kernels: Any = importlib.import_module(f"ncsn_fast.{names[family(DEFAULT_FAMILY)]}")
+    if family(DEFAULT_FAMILY) == "triton":
+        from ncsn_fast.kernels.instance_norm_plus import instance_norm_plus as launch
+    else:
+        from ncsn_fast.ops.native import instance_norm_plus as launch
     maps = x.contiguous(memory_format=torch.channels_last)
-    y: Tensor = kernels.instance_norm_plus(maps, alpha, gamma, beta, elu=elu, eps=eps)
+    y: Tensor = launch(maps, alpha, gamma, beta, elu=elu, eps=eps)
     return y.contiguous(memory_format=memory_format(x))
 
 

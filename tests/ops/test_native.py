@@ -8,7 +8,7 @@ from paths import ROOT
 from torch import Tensor
 
 from ncsn_fast import _C, ops
-from ncsn_fast.ops import native, reference
+from ncsn_fast.ops import cuda, native, reference
 
 
 def noise_like(*shape: int, seed: int = 0) -> Tensor:
@@ -135,3 +135,23 @@ def test_what_the_extension_refuses():
         _C.norm_tiles(3, 4, 3)
     with pytest.raises(ValueError, match="sizes must not be negative"):
         _C.norm_tiles(-3, 4, 0)
+
+
+@pytest.mark.parametrize(
+    ("family", "module"), [("cuda", "ops.native"), ("triton", "kernels.instance_norm_plus")]
+)
+def test_the_family_that_is_asked_for_is_called(monkeypatch, family, module):
+    if family == "triton":
+        pytest.importorskip("triton")
+    launched = []
+
+    def launch(x, *parameters, elu, eps):
+        launched.append((len(parameters), elu, eps))
+        return x + 1
+
+    monkeypatch.setattr(f"ncsn_fast.{module}.instance_norm_plus", launch)
+    x, rows = torch.rand(2, 3, 4, 5), torch.ones(2, 3)
+    with ops.backend(family):
+        y = cuda.instance_norm_plus(x, rows, rows, rows, True, 1e-5)
+    assert launched == [(3, True, 1e-5)]
+    assert torch.equal(y, x + 1)
