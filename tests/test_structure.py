@@ -176,3 +176,49 @@ def test_tests_lie_where_the_tested_lies():
     folders = {p.name for p in (ROOT / "tests").iterdir() if p.is_dir() and p.name[0] not in "._"}
     tested = {p.name for p in (ROOT / "ncsn_fast").iterdir() if p.is_dir()}
     assert folders <= tested | others
+
+
+def documented_tree() -> set[str]:
+    """Folders and files that ARCHITECTURE.md's tree names, as paths from the root."""
+    block = (ROOT / "ARCHITECTURE.md").read_text().split("```")[1]
+    found, parents = set(), [""]
+    for line in block.strip("\n").splitlines():
+        depth = (len(line) - len(line.lstrip(" "))) // 2
+        names = re.match(r"[\w./ -]*?(?=\s{4,}|\s{2,}\S+ |$)", line.strip())
+        assert names, line
+        del parents[depth + 1 :]
+        for name in names[0].split():
+            found.add(parents[depth] + name.rstrip("/"))
+            if name.endswith("/"):
+                parents.append(parents[depth] + name)
+    return found
+
+
+def test_the_tree_in_the_documentation_is_the_tree_of_folders():
+    named = documented_tree()
+    missing = {path for path in named if not (ROOT / path).exists()}
+    assert not missing
+    folders = set()
+    for top in ("kernels", "csrc", "ncsn_fast", "benchmarks", "tests", "tools", "docs", "cmake"):
+        folders.add(top)
+        if top == "tests":  # those of ncsn_fast/
+            continue
+        for path in (ROOT / top).rglob("*"):
+            name = path.relative_to(ROOT).as_posix()
+            if path.is_dir() and not re.search(r"__pycache__|/\.|assets/|/kernels$", name):
+                folders.add(name)
+    folders.remove("csrc/include")  # named with its only folder
+    assert folders == {path for path in named if (ROOT / path).is_dir()}
+    commands = {f"ncsn_fast/{name}.py" for name in COMMANDS if name != "__main__"}
+    assert commands < named
+
+
+def test_files_that_the_documentation_names_exist():
+    """Paths in ARCHITECTURE.md and CONTRIBUTING.md, from the root, ncsn_fast/ or engines/."""
+    for page in ("ARCHITECTURE.md", "CONTRIBUTING.md"):
+        paths = set(
+            re.findall(r"`([\w./]+/[\w.]+\.(?:py|h|cpp|cu|md))`", (ROOT / page).read_text())
+        )
+        tops = (ROOT, ROOT / "ncsn_fast", ROOT / "ncsn_fast" / "engines")
+        missing = {p for p in paths if not any((top / p).exists() for top in tops)}
+        assert not {p for p in missing if "NAME" not in p}, page
