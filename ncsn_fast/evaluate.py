@@ -179,7 +179,7 @@ def draw(options: EvaluateOptions, sampler: Sampler) -> Iterator[Tensor]:
             bar.update(len(images))
 
 
-def judge_samples(options: EvaluateOptions) -> dict[str, Any]:
+def evaluate_samples(options: EvaluateOptions) -> dict[str, Any]:
     """Draws, judges and shows samples; the figures for JSON."""
     sampler = options.sampler()
     model = sampler.model
@@ -289,7 +289,7 @@ def main(args: list[str] | None = None) -> int:
     )  # fmt: skip
     files = (options.out, options.grid, options.neighbours, options.save_reference)
     check_writable(*files, folder=options.out_dir)
-    figures = measure_bits(options) if options.bpd else judge_samples(options)
+    figures = measure_bits(options) if options.bpd else evaluate_samples(options)
     text = json.dumps(figures, indent=2)
     print(text)
     if options.out is not None:

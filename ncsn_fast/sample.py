@@ -80,21 +80,23 @@ def _how(sampler: Sampler) -> str:
     return f", {_evaluations(r)} ({r.method}), {r.seconds:.1f} s, engine {r.engine} {r.dtype}"
 
 
-def _write(options: SampleOptions, team: shards.Team, sampler: Sampler, folder: Path) -> None:
+def _write(
+    options: SampleOptions, state: shards.DistributedState, sampler: Sampler, folder: Path
+) -> None:
     """This process's files; then, for all processes, the closing line and the grid."""
-    size, parts = _batch_size(options, sampler), team.shard.count
+    size, parts = _batch_size(options, sampler), state.shard.count
     busy = min(parts, -(-options.n // size))
     if busy < parts:
         log.info(
             "%d micro-batches of %d for %d processes: %d of them have nothing to draw (give a "
             "smaller --batch-size to share out more)", busy, size, parts, parts - busy,
         )  # fmt: skip
-    done = write_files(sampler, options, folder, team.shard.block(options.n, size))
-    written, there = team.totals(*done)
-    if not team.leads:
+    done = write_files(sampler, options, folder, state.shard.block(options.n, size))
+    written, there = state.totals(*done)
+    if not state.is_main_process:
         return
-    who = f", by {parts} ranks" if team.group is not None else ""
-    who = f" (shard {team.shard} of {options.n} samples)" if options.shard else who
+    who = f", by {parts} ranks" if state.group is not None else ""
+    who = f" (shard {state.shard} of {options.n} samples)" if options.shard else who
     print(f"{folder}: {written} samples written, {there} were there{who}")
     if options.out is not None:
         indices = noise.sample_indices(options.start, options.n).tolist()
@@ -115,32 +117,32 @@ def _batch_size(options: SampleOptions, sampler: Sampler) -> int:
     return sampler.batch_size
 
 
-def _plan(options: SampleOptions, team: shards.Team, sampler: Sampler) -> None:
+def _plan(options: SampleOptions, state: shards.DistributedState, sampler: Sampler) -> None:
     """Prints what this process, the first of its team, would do; no other has more."""
-    block = team.shard.block(options.n, _batch_size(options, sampler))
-    if team.shard.count > 1:
-        print(f"part {team.shard} of {options.n} samples, which is for this process:")
+    block = state.shard.block(options.n, _batch_size(options, sampler))
+    if state.shard.count > 1:
+        print(f"part {state.shard} of {options.n} samples, which is for this process:")
     print(sampler.plan(len(block), **options.method_options()))
 
 
-def _run(options: SampleOptions, team: shards.Team) -> None:
+def _run(options: SampleOptions, state: shards.DistributedState) -> None:
     options = dataclasses.replace(
         options,
-        device=team.device(options.engine, options.device),
-        quiet=options.quiet or not team.leads,
+        device=state.device(options.engine, options.device),
+        quiet=options.quiet or not state.is_main_process,
     )
-    with team.one_first():
+    with state.local_main_process_first():
         sampler = options.sampler()
-        if team.group is not None:
+        if state.group is not None:
             # Times a new machine and remembers; ranks that do so at once would disagree.
             sampler.engine_class.default_dtype(sampler.device)
-    several = team.group is not None or options.shard is not None
+    several = state.group is not None or options.shard is not None
     folder = options.out_dir or (FOLDER if several else None)
     if options.plan:
-        if team.leads:
-            _plan(options, team, sampler)
+        if state.is_main_process:
+            _plan(options, state, sampler)
     elif folder is not None:
-        _write(options, team, sampler, folder)
+        _write(options, state, sampler, folder)
     else:
         images = sampler.sample(
             options.n,
@@ -155,8 +157,8 @@ def _run(options: SampleOptions, team: shards.Team) -> None:
 def main(args: list[str] | None = None) -> int:
     """Command line; exit code 0."""
     options = command.parse(SampleOptions, args, "ncsn_fast.sample", "Draw samples from a model.")
-    with shards.team(options.part()) as team:
-        _run(options, team)
+    with shards.distributed(options.part()) as state:
+        _run(options, state)
     return 0
 
 

@@ -23,11 +23,11 @@ from ncsn_fast import engines
 from ncsn_fast.cli.command import UsageError
 
 # A rank that does not appear is missing: all of a launch start together.
-_START = timedelta(minutes=30)
+_INIT_TIMEOUT = timedelta(minutes=30)
 # A rank that is still drawing is not: on a resumed run one may have everything to do, and another
 # nothing. A rank that dies is noticed at once, by its closed connections; only one whose machine
 # vanishes without a word is waited for in vain. Gloo counts milliseconds in 31 bits: < 24.8 days.
-_PATIENCE = timedelta(days=20)
+_COLLECTIVE_TIMEOUT = timedelta(days=20)
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 
@@ -67,7 +67,7 @@ def parse(text: str) -> Shard:
 
 
 @dataclasses.dataclass(frozen=True)
-class Team:
+class DistributedState:
     """The processes that draw one request, as one of them sees it.
 
     Attributes:
@@ -82,27 +82,27 @@ class Team:
     local_count: int = 1
 
     @property
-    def leads(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this process speaks for all of them."""
         return self.group is None or self.shard.index == 0
 
     @contextlib.contextmanager
-    def one_first(self) -> Iterator[None]:
+    def local_main_process_first(self) -> Iterator[None]:
         """One rank of each machine goes ahead; the others follow when it is through."""
         if self.group is None:
             yield
         elif self.local_rank == 0:
             yield
-            self._meet()
+            self._barrier()
         else:
-            self._meet()
+            self._barrier()
             yield
 
     def totals(self, *counts: int) -> list[int]:
         """Sums over all ranks, once every one of them is here."""
         sums = torch.tensor(counts, dtype=torch.int64)
         if self.group is not None:
-            with _others_alive():
+            with _explain_peer_failure():
                 dist.all_reduce(sums, group=self.group)
         return [int(s) for s in sums]
 
@@ -125,13 +125,13 @@ class Team:
         torch.cuda.set_device(self.local_rank)  # or each rank would keep a context on the first
         return f"cuda:{self.local_rank}"
 
-    def _meet(self) -> None:
-        with _others_alive():
+    def _barrier(self) -> None:
+        with _explain_peer_failure():
             dist.barrier(group=self.group)
 
 
 @contextlib.contextmanager
-def team(shard: Shard | None) -> Iterator[Team]:
+def distributed(shard: Shard | None) -> Iterator[DistributedState]:
     """The team of this process: ranks if torchrun (or whatever sets its variables) started it.
 
     Args:
@@ -140,9 +140,9 @@ def team(shard: Shard | None) -> Iterator[Team]:
     Raises:
         UsageError: both at once, or only some of the variables.
     """
-    found = _launched(os.environ)
+    found = _from_environment(os.environ)
     if found is None:
-        yield Team(shard or Shard())
+        yield DistributedState(shard or Shard())
         return
     if shard is not None:
         raise UsageError(
@@ -153,14 +153,14 @@ def team(shard: Shard | None) -> Iterator[Team]:
     level = package.level
     package.setLevel(level if found.shard.index == 0 else logging.ERROR)
     try:
-        yield dataclasses.replace(found, group=_connect())
+        yield dataclasses.replace(found, group=_init_process_group())
     finally:
         package.setLevel(level)
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
-def _launched(environment: Mapping[str, str]) -> Team | None:
+def _from_environment(environment: Mapping[str, str]) -> DistributedState | None:
     """The team that the environment describes, not yet connected; None if it describes none."""
     missing = [name for name in _VARIABLES if not environment.get(name)]
     if missing:
@@ -178,16 +178,16 @@ def _launched(environment: Mapping[str, str]) -> Team | None:
     if not 0 <= local <= rank < world:
         given = ", ".join(f"{name}={environment[name]}" for name in _VARIABLES)
         raise UsageError(f"a launch counts its ranks from 0 below WORLD_SIZE; got {given}")
-    return Team(Shard(rank, world), None, local, local_count)
+    return DistributedState(Shard(rank, world), None, local, local_count)
 
 
-def _connect() -> dist.ProcessGroup:
+def _init_process_group() -> dist.ProcessGroup:
     """All ranks of the launch, over gloo: they exchange a few numbers, never images."""
     if not (dist.is_available() and dist.is_gloo_available()):
         raise RuntimeError("this build of torch has no gloo to connect ranks; use --shard instead")
     try:
-        dist.init_process_group("gloo", timeout=_START)
-        group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        dist.init_process_group("gloo", timeout=_INIT_TIMEOUT)
+        group = dist.new_group(backend="gloo", timeout=_COLLECTIVE_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise RuntimeError(
             f"the ranks cannot reach each other: {_first_line(error)}. Start them with torchrun "
@@ -199,7 +199,7 @@ def _connect() -> dist.ProcessGroup:
 
 
 @contextlib.contextmanager
-def _others_alive() -> Iterator[None]:
+def _explain_peer_failure() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:

@@ -62,9 +62,9 @@ class CompileEngine(Engine):
         self.check_options({"mode": mode})
         self._check_device(mode)
         self._graphs = mode in _GRAPHS
-        self._busy = threading.Lock()  # one call at a time, whatever its size
+        self._lock = threading.Lock()  # one call at a time, whatever its size
         with torch.inference_mode(False):  # the compiler wants to know of changes
-            self.replica = _Plain(model, DTYPES[self.dtype]).to(self.device)
+            self.replica = _CompilableModel(model, DTYPES[self.dtype]).to(self.device)
         self.replica.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._run = torch.compile(self.replica, dynamic=False, fullgraph=True, mode=mode)
         self.error, self.levels = reference_check.check_precision(self, self.batch_size)
@@ -123,8 +123,8 @@ class CompileEngine(Engine):
         import torch._dynamo.exc
 
         self.check_call(x, level)
-        x, level = _one_form(x, None if self.model.conditioning == "none" else level)
-        with self._busy:
+        x, level = _with_usual_strides(x, None if self.model.conditioning == "none" else level)
+        with self._lock:
             if self._graphs:
                 torch.compiler.cudagraph_mark_step_begin()
             try:
@@ -134,7 +134,7 @@ class CompileEngine(Engine):
             return f.clone() if self._graphs else f  # the next replay overwrites it
 
 
-def _one_form(x: Tensor, level: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def _with_usual_strides(x: Tensor, level: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Both with the strides that are usual for their shapes, or torch would compile once more.
 
     Those of a single channel or image, say, are anything, and those of an expanded level 0.
@@ -167,15 +167,15 @@ def _failure(error: Exception) -> str:
     return f"torch.compile fails here: {first} {cause}".strip() + "; use engine='eager'"
 
 
-class _Plain(nn.Module):
+class _CompilableModel(nn.Module):
     """A copy of a model for compilers: no ops of ours, convolutions in a type; gives float32."""
 
     def __init__(self, model: ScoreModel, dtype: torch.dtype) -> None:
         super().__init__()
         self.net = copy.deepcopy(model.net).eval().requires_grad_(False)
         for module in self.net.modules():
-            if type(module) in _PLAIN:
-                module.__class__ = _PLAIN[type(module)]
+            if type(module) in _REPLACEMENTS:
+                module.__class__ = _REPLACEMENTS[type(module)]
             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
                 module.to(dtype)
 
@@ -183,7 +183,7 @@ class _Plain(nn.Module):
         return self.net(x, level).float()
 
 
-class _PlainNorm(InstanceNormPlus):
+class _CompilableNorm(InstanceNormPlus):
     def forward(self, x: Tensor, level: Tensor | None = None, *, elu: bool = False) -> Tensor:
         return reference.instance_norm_plus(x, *self.parameters_at(level), elu=elu)
 
@@ -193,13 +193,13 @@ class _Convolution(nn.Conv2d):
         return super().forward(x.to(self.weight.dtype))
 
 
-class _Transposed(nn.ConvTranspose2d):
+class _ConvolutionTranspose(nn.ConvTranspose2d):
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         return super().forward(x.to(self.weight.dtype), output_size)
 
 
-_PLAIN: Mapping[type[nn.Module], type[nn.Module]] = {
-    InstanceNormPlus: _PlainNorm,
+_REPLACEMENTS: Mapping[type[nn.Module], type[nn.Module]] = {
+    InstanceNormPlus: _CompilableNorm,
     nn.Conv2d: _Convolution,
-    nn.ConvTranspose2d: _Transposed,
+    nn.ConvTranspose2d: _ConvolutionTranspose,
 }

@@ -16,12 +16,14 @@ from ncsn_fast.models.score import ScoreModel
 # Relative error of f that each type may have.
 BOUNDS = {"fp32": 1e-5, "tf32": 5e-3, "bf16": 2e-2, "fp16": 5e-3}
 _FLOP = 2.5e11  # of the reference's work in a check: a second or two on a CPU
-_FEWEST = 3
+_MIN_LEVELS = 3
 
 
 def probe_count(model: ScoreModel, flop: float) -> int:
     """Noise levels that a check visits: all of them, or as many as its budget of work allows."""
-    return int(np.clip(_FLOP / max(flop, 1.0), min(_FEWEST, len(model.sigmas)), len(model.sigmas)))
+    return int(
+        np.clip(_FLOP / max(flop, 1.0), min(_MIN_LEVELS, len(model.sigmas)), len(model.sigmas))
+    )
 
 
 def probes(model: ScoreModel, n: int) -> tuple[Tensor, Tensor]:

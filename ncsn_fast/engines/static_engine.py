@@ -24,7 +24,7 @@ class BufferedEngine(Engine):
 
     @abc.abstractmethod
     def release(self) -> None:
-        self._busy = threading.RLock()
+        self._lock = threading.RLock()
 
 
 class StaticEngine(BufferedEngine):

@@ -33,7 +33,7 @@ from ncsn_fast.ops import noise
 from ncsn_fast.samplers.procedure import Score, SolverError
 
 BITS, DATA_RANGE = 8, (0.0, 1.0)  # of images as this package reads them
-MOST_AT_ONCE = 64  # images in a batch: their gradients take memory, too
+MAX_BATCH_SIZE = 64  # images in a batch: their gradients take memory, too
 
 
 def model_ends(model: ScoreModel) -> tuple[float, float]:
@@ -127,7 +127,7 @@ def image_log_likelihood(
 
 def batch_size_for(n: int, model: ScoreModel) -> int:
     """Images at once, where the caller does not say."""
-    return min(MOST_AT_ONCE, default_batch_size(n, model.image_shape, model.device))
+    return min(MAX_BATCH_SIZE, default_batch_size(n, model.image_shape, model.device))
 
 
 def _check_batch_size(size: int) -> None:

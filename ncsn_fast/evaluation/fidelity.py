@@ -1,10 +1,10 @@
-"""FID, KID and inception scores of images that come in batches, by torchmetrics.
+"""FID, KID and inception scores of images that arrive in batches, computed by torchmetrics.
 
-The network runs once per image; its features and logits go to the three metrics. What is kept does
-not grow with the number of images: sums for FID (evaluation/metrics.py has the distance of what
-they give, which is exact for singular covariances, too), at most KID_MOST images' features of each
-side for KID (of a subset it is as unbiased as of all), and one split's logits for the inception
-score.
+The network runs once per image; its features and logits feed the three metrics. Memory does not
+grow with the number of images. FID keeps sums; evaluation/metrics.py computes the distance from
+them, exactly even for singular covariances. KID keeps the features of at most KID_MAX_IMAGES images
+per side; on a subset it is as unbiased as on all images. The inception score keeps the logits of
+one split.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from ncsn_fast.data.files import atomic_write
 from ncsn_fast.evaluation.features import Extractor
 from ncsn_fast.evaluation.metrics import Statistics, statistics_distance
 
-LEAST_FOR_FID = 10_000  # Fréchet distances of fewer samples are not called FID here
-KID_SUBSETS, KID_SUBSET_SIZE, KID_MOST = 100, 1000, 5000
+MIN_SAMPLES_FOR_FID = 10_000  # Fréchet distances of fewer samples are not called FID here
+KID_SUBSETS, KID_SUBSET_SIZE, KID_MAX_IMAGES = 100, 1000, 5000
 IS_SPLITS = 10
 
 
@@ -76,7 +76,7 @@ def load_statistics(path: Path, extractor: Extractor) -> Statistics:
     return Statistics(mu, sigma, int(entries.get("n", 0)))
 
 
-class _Given(nn.Module):
+class _PrecomputedFeatures(nn.Module):
     """Features as they are, where torchmetrics expects a network."""
 
     def __init__(self, num_features: int) -> None:
@@ -102,13 +102,13 @@ class Fidelity:
         self.extractor, self.seed = extractor, seed
         self.total = {False: n, True: n_references or 0}
         self.added = {False: 0, True: 0}
-        given = _Given(extractor.num_features)
+        given = _PrecomputedFeatures(extractor.num_features)
         self._fid = _metric("fid", "FrechetInceptionDistance", feature=given, normalize=True)
         self._references: Statistics | None = None
         self._kid: Any = None
         self._is: Any = None
         self._scores: list[float] = []
-        self.subset_size = min(KID_SUBSET_SIZE, KID_MOST, min(n, n_references or 0) // 2)
+        self.subset_size = min(KID_SUBSET_SIZE, KID_MAX_IMAGES, min(n, n_references or 0) // 2)
         if self.subset_size > 1:
             self._kid = _metric(
                 "kid", "KernelInceptionDistance",
@@ -129,7 +129,7 @@ class Fidelity:
         self._fid.update(features, real=real)
         if self._kid is not None:
             i = torch.arange(first, first + len(images), device=features.device)
-            most = min(total, KID_MOST)
+            most = min(total, KID_MAX_IMAGES)
             kept = (i + 1) * most // total > i * most // total  # evenly: `most` of all
             self._kid.update(features[kept], real=real)
         if logits is not None and self._is is not None and not real:
@@ -173,7 +173,7 @@ class Fidelity:
         features, else `frechet_distance`; `note` says what they cannot be compared with.
         """
         n = self.added[False]
-        comparable = n >= LEAST_FOR_FID and self.extractor.inception
+        comparable = n >= MIN_SAMPLES_FOR_FID and self.extractor.inception
         name = "fid" if comparable else "frechet_distance"
         distance = statistics_distance(self.statistics(real=False), self.statistics(real=True))
         found: dict[str, Any] = {"n": n, name: distance}
@@ -185,7 +185,7 @@ class Fidelity:
 
     def _note(self, n: int) -> str:
         notes = []
-        if n < LEAST_FOR_FID:
+        if n < MIN_SAMPLES_FOR_FID:
             notes.append(f"of {n} samples: not comparable with published FIDs, which use 50 000")
         if not self.extractor.inception:
             notes.append("not of Inception features: not comparable with any published FID")
@@ -206,8 +206,8 @@ class Fidelity:
             "std": float(std),
             "subsets": KID_SUBSETS,
             "subset_size": self.subset_size,
-            "samples": min(KID_MOST, self.total[False]),
-            "references": min(KID_MOST, self.total[True]),
+            "samples": min(KID_MAX_IMAGES, self.total[False]),
+            "references": min(KID_MAX_IMAGES, self.total[True]),
         }
 
     def _score_figures(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from PIL import Image
 from ncsn_fast import engines, sample
 from ncsn_fast.cli import command, shards
 from ncsn_fast.cli.command import UsageError
-from ncsn_fast.cli.shards import Shard, Team
+from ncsn_fast.cli.shards import DistributedState, Shard
 from ncsn_fast.data.files import atomic_write, remove_leftovers
 
 LAUNCH = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
@@ -120,8 +120,8 @@ def test_launches_that_cannot_be(launch, line, text, monkeypatch, capsys):
 def test_other_peoples_variables_are_no_launch(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
     monkeypatch.setenv("RANK", "0")
-    with shards.team(None) as team:
-        assert (team.group, team.leads, team.totals(3, 4)) == (None, True, [3, 4])
+    with shards.distributed(None) as state:
+        assert (state.group, state.is_main_process, state.totals(3, 4)) == (None, True, [3, 4])
 
 
 def test_each_rank_has_a_gpu_of_its_own(monkeypatch):
@@ -130,17 +130,17 @@ def test_each_rank_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     group = object()
-    ranks = [Team(Shard(i, 4), group, i % 2, 2) for i in range(4)]  # two machines
+    ranks = [DistributedState(Shard(i, 4), group, i % 2, 2) for i in range(4)]  # two machines
     assert [rank.device("auto", None) for rank in ranks] == ["cuda:0", "cuda:1"] * 2
     assert ranks[1].device("eager", "cuda") == "cuda:1"
     assert taken == [0, 1, 0, 1, 1]
     assert ranks[1].device("auto", "cpu") == "cpu"
     assert ranks[1].device("cpu", None) is None
-    assert Team(Shard(1, 4)).device("auto", "cuda:1") == "cuda:1"  # of a job array
+    assert DistributedState(Shard(1, 4)).device("auto", "cuda:1") == "cuda:1"  # of a job array
     with pytest.raises(UsageError, match=r"--device cuda:1 would put all ranks on one GPU"):
         ranks[0].device("auto", "cuda:1")
     with pytest.raises(UsageError, match=r"3 ranks on this machine, but torch sees 2 GPUs.*cpu"):
-        Team(Shard(0, 3), group, 0, 3).device("auto", None)
+        DistributedState(Shard(0, 3), group, 0, 3).device("auto", None)
     assert engines.pick("auto", "cpu")[1].type == "cpu"
 
 

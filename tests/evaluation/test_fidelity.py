@@ -119,7 +119,7 @@ def test_kid_is_the_unbiased_estimate_of_the_papers_kernel(monkeypatch):
 
 
 def test_kid_keeps_an_even_part_of_many_and_leaves_global_randomness_alone(monkeypatch):
-    monkeypatch.setattr(fidelity, "KID_MOST", 10)
+    monkeypatch.setattr(fidelity, "KID_MAX_IMAGES", 10)
     a, b = random_levels(25, 7), random_levels(40, 8)
     torch.manual_seed(11)
     before = torch.random.get_rng_state()
@@ -131,7 +131,7 @@ def test_kid_keeps_an_even_part_of_many_and_leaves_global_randomness_alone(monke
     chosen = [(i + 1) * 10 // 25 > i * 10 // 25 for i in range(25)]
     monkeypatch.undo()
     monkeypatch.setattr(fidelity, "KID_SUBSET_SIZE", 5)
-    monkeypatch.setattr(fidelity, "KID_MOST", 10)
+    monkeypatch.setattr(fidelity, "KID_MAX_IMAGES", 10)
     by_hand = fidelity_of(a[chosen], b[keep], seed=1)["kid"]
     again = fidelity_of(a, b, seed=1)["kid"]
     assert again == pytest.approx(by_hand)
@@ -231,7 +231,7 @@ def test_files_that_are_no_statistics(tmp_path):
 def test_what_may_be_called_fid(monkeypatch):
     a = random_levels(40, 12)
     assert "not comparable with published FIDs" in fidelity_of(a, a)["note"]
-    monkeypatch.setattr(fidelity, "LEAST_FOR_FID", 40)
+    monkeypatch.setattr(fidelity, "MIN_SAMPLES_FOR_FID", 40)
     found = fidelity_of(a, a)
     assert found["fid"] == pytest.approx(0, abs=1e-9)
     assert "note" not in found

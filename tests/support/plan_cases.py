@@ -76,7 +76,7 @@ def race(folder: Path, number: int, barrier: Any) -> None:
     got = {
         "content": stored.content.decode(),
         "built": stored.built,
-        "key": str(signed_file.secret()),
+        "key": str(signed_file.signing_key()),
     }
     (folder / f"{number}.json").write_text(json.dumps(got))
 
@@ -89,7 +89,7 @@ def hang(flag: Path, where: str) -> None:
         time.sleep(SECONDS)
 
     if where == "writing":
-        signed_file.secret(create=True)
+        signed_file.signing_key(create=True)
         files.os.fsync = forever
     PlanCache().fetch(FACTS, forever if where == "building" else lambda: (b"unfinished", {}))
 

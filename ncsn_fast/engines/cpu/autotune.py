@@ -22,13 +22,13 @@ import torch
 from ncsn_fast.data import files
 from ncsn_fast.engines.base import DTYPES
 from ncsn_fast.engines.cpu.plan import CpuPlan
-from ncsn_fast.engines.lowering.graph import ConvolutionOf, Graph
+from ncsn_fast.engines.lowering.graph import ConvolutionSpec, Graph
 
 log = logging.getLogger(__name__)
 ALGORITHMS = ("direct", "winograd")
 _GAIN = 1.1  # what is not the plain choice must be faster by more than the timer's noise
 _ROUNDS = 7
-_WAYS = [(dtype, algorithm) for dtype in ("fp32", "bf16") for algorithm in ALGORITHMS]
+_VARIANTS = [(dtype, algorithm) for dtype in ("fp32", "bf16") for algorithm in ALGORITHMS]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ def fastest() -> Choice:
     path = files.cache_folder() / f"cpu-{_machine()}.json"
     try:
         known = json.loads(path.read_text())
-        return Choice({f"{d} {a}": float(known[f"{d} {a}"]) for d, a in _WAYS})
+        return Choice({f"{d} {a}": float(known[f"{d} {a}"]) for d, a in _VARIANTS})
     except (OSError, ValueError, KeyError, TypeError):
         choice = Choice(_measure())
     try:
@@ -74,7 +74,7 @@ def _measure() -> dict[str, float]:
     """Speeds over the first way's; medians of interleaved rounds."""
     seconds: dict[str, list[float]] = {}
     with torch.inference_mode():
-        plans = {f"{d} {a}": _convolution(DTYPES[d], a == "winograd") for d, a in _WAYS}
+        plans = {f"{d} {a}": _convolution(DTYPES[d], a == "winograd") for d, a in _VARIANTS}
         for _ in range(_ROUNDS + 1):
             for way, plan in plans.items():
                 began = time.perf_counter()
@@ -88,7 +88,7 @@ def _measure() -> dict[str, float]:
 def _convolution(dtype: torch.dtype, winograd: bool) -> CpuPlan:
     graph = Graph(128, 16, 16)
     weight = torch.randn(128, 128, 3, 3, generator=torch.Generator().manual_seed(0))
-    graph.output = graph.conv("conv", graph.input, ConvolutionOf(weight))
+    graph.output = graph.conv("conv", graph.input, ConvolutionSpec(weight))
     return CpuPlan(graph, 4, dtype, winograd=winograd)
 
 

@@ -16,7 +16,7 @@ from ncsn_fast.engines.base import DTYPES, without_weights
 from ncsn_fast.engines.cpu import autotune
 from ncsn_fast.engines.cpu.plan import CpuPlan, Weights, torch_functions
 from ncsn_fast.engines.lowering.graph import lower
-from ncsn_fast.engines.lowering.memory_plan import report
+from ncsn_fast.engines.lowering.memory_plan import format_profile
 from ncsn_fast.engines.static_engine import StaticEngine
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops.extension import forced_isa
@@ -77,7 +77,7 @@ class CpuEngine(StaticEngine):
 
     def network(self, x: Tensor, level: Tensor | None) -> Tensor:
         self.check_call(x, level)
-        with self._busy:
+        with self._lock:
             plan = self._load(x)
             if level is not None:
                 plan.set_levels(level)
@@ -102,7 +102,7 @@ class CpuEngine(StaticEngine):
         def run_rows(first: int, stop: int) -> None:
             if first == 0:
                 FusedUpdate().begin(chains, program)
-            with self._busy:
+            with self._lock:
                 plan = self._load(chains.x)
                 for start, end, level in rows.of_one_level(first, stop):
                     if level is not None:
@@ -117,12 +117,12 @@ class CpuEngine(StaticEngine):
         FLOP are those of the direct algorithm, whatever ran.
         """
         plan = self._plan(self.model.config.image_size)
-        with self.context(), self._busy:
+        with self.context(), self._lock:
             plan.run()
             rounds = [plan.steps.profile(forced_isa.get()) for _ in range(_PROFILE_ROUNDS)]
         seconds = [statistics.median(times) for times in zip(*rounds, strict=True)]
         return (
-            f"{report(plan.lines, seconds, self.dtype)}; "
+            f"{format_profile(plan.costs, seconds, self.dtype)}; "
             f"weights {plan.weight_bytes / 1e6:.1f} MB, maps {plan.map_bytes / 1e6:.1f} MB"
         )
 

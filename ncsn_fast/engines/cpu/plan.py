@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ncsn_fast.engines.lowering.graph import ConvolutionOf, Graph, Map, NormOf, Op
-from ncsn_fast.engines.lowering.memory_plan import Line, aligned, plan_memory
+from ncsn_fast.engines.lowering.graph import ConvolutionSpec, Graph, Map, NormSpec, Op
+from ncsn_fast.engines.lowering.memory_plan import OpCost, aligned, plan_memory
 from ncsn_fast.ops.cpu import winograd_pack, winograd_pays
 from ncsn_fast.ops.extension import _C, forced_isa
 
@@ -72,12 +72,12 @@ class CpuPlan:
         self.weights: Weights = {} if weights is None else weights
         self._bfloat16 = dtype is torch.bfloat16
         self._offsets, size = plan_memory(graph, batch, dtype.itemsize)
-        self._arena = aligned(size)
+        self._buffer = aligned(size)
         self.input, self.output = self._tensor(graph.input), self._tensor(graph.output)
         self._input = torch.empty(self.input.shape, dtype=torch.float32)  # before rounding
         self._rows: list[Tensor] = []  # parameters of each image's level
         self.steps = _C.Plan(*torch_functions())
-        self.lines = [self._add(op) for op in graph.ops]
+        self.costs = [self._add(op) for op in graph.ops]
 
     def load(self, x: Tensor, scale: float, shift: float) -> None:
         """input = scale * x + shift, computed in float32 as the sampler update computes it."""
@@ -101,12 +101,12 @@ class CpuPlan:
     @property
     def map_bytes(self) -> int:
         """Bytes of the maps' buffer and of those beside it."""
-        return sum(t.nbytes for t in (self._arena, self._input, *self._rows))
+        return sum(t.nbytes for t in (self._buffer, self._input, *self._rows))
 
     def _tensor(self, x: Map) -> Tensor:
         """(batch, C, H, W), channels-last, in that buffer."""
         n, c, h, w = self._shape(x)
-        flat = self._arena[self._offsets[x] :].view(self.dtype)
+        flat = self._buffer[self._offsets[x] :].view(self.dtype)
         return flat.as_strided((n, c, h, w), (h * w * c, 1, w * c, c))
 
     def _shape(self, x: Map) -> tuple[int, int, int, int]:
@@ -116,72 +116,76 @@ class CpuPlan:
         return self.batch, x.height, x.width, x.channels
 
     def _address(self, x: Map) -> int:
-        return self._arena.data_ptr() + self._offsets[x]
+        return self._buffer.data_ptr() + self._offsets[x]
 
     def _bytes(self, x: Map) -> int:
         return math.prod(self._shape(x)) * self.dtype.itemsize
 
-    def _add(self, op: Op) -> Line:
+    def _add(self, op: Op) -> OpCost:
         kind: str = op.kind
-        if isinstance(op.of, ConvolutionOf):
-            kind = self._add_convolution(op, op.of)
-        elif isinstance(op.of, NormOf):
-            self._add_norm(op, op.of)
+        if isinstance(op.spec, ConvolutionSpec):
+            kind = self._add_convolution(op, op.spec)
+        elif isinstance(op.spec, NormSpec):
+            self._add_norm(op, op.spec)
         elif op.kind == "resize_add":
             self._add_resize(op)
         else:
             self._add_elementwise(op)
         y = op.outputs[0]
-        flop = self.batch * op.of.flop(y) if isinstance(op.of, ConvolutionOf) else 0.0
+        flop = self.batch * op.spec.flop(y) if isinstance(op.spec, ConvolutionSpec) else 0.0
         moved = sum(self._bytes(x) for x in (*op.inputs, *op.outputs))
-        return Line(kind, op.name, self._shape(y), flop, moved)
+        return OpCost(kind, op.name, self._shape(y), flop, moved)
 
-    def _add_convolution(self, op: Op, of: ConvolutionOf) -> str:
+    def _add_convolution(self, op: Op, spec: ConvolutionSpec) -> str:
         """Adds the step and returns its kind."""
-        if f"{op.name} (winograd)" in self.weights or self._chooses_winograd(op, of):
-            self._add_winograd(op, of)
+        if f"{op.name} (winograd)" in self.weights or self._chooses_winograd(op, spec):
+            self._add_winograd(op, spec)
             return "winograd"
         x, y = op.inputs[0], op.outputs[0]
         if op.name not in self.weights:
-            self.weights[op.name] = _pack(of, self._shape(x), self.dtype)
+            self.weights[op.name] = _pack(spec, self._shape(x), self.dtype)
         tensors = [self._tensor(y), self._tensor(x), *self.weights[op.name]]
         capsules = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(tensors)
-        bias = None if of.bias is None else capsules.pop()
+        bias = None if spec.bias is None else capsules.pop()
         self.steps.convolution(
-            op.name, *capsules, bias, (of.padding,) * 2, (of.stride,) * 2, (of.dilation,) * 2,
+            op.name, *capsules, bias, (spec.padding,) * 2, (spec.stride,) * 2, (spec.dilation,) * 2,
             self._address(y), 0 if op.overwrites else self._bytes(y),
         )  # fmt: skip
         return "conv"
 
-    def _chooses_winograd(self, op: Op, of: ConvolutionOf) -> bool:
+    def _chooses_winograd(self, op: Op, spec: ConvolutionSpec) -> bool:
         """What is packed already stays as it is, for images of every size."""
         if not self.winograd or op.name in self.weights:
             return False
-        x, fits = op.inputs[0], of.taps == 3 and of.padding == of.dilation
-        return fits and winograd_pays(x.channels, of.channels, x.height, x.width, of.dilation)
+        x, fits = op.inputs[0], spec.taps == 3 and spec.padding == spec.dilation
+        return fits and winograd_pays(x.channels, spec.channels, x.height, x.width, spec.dilation)
 
-    def _add_winograd(self, op: Op, of: ConvolutionOf) -> None:
+    def _add_winograd(self, op: Op, spec: ConvolutionSpec) -> None:
         x, y = op.inputs[0], op.outputs[0]
         key = f"{op.name} (winograd)"
         if key not in self.weights:
-            packed = winograd_pack(of.kernel().to("cpu", torch.float32), self.dtype)
-            bias = None if of.bias is None else of.bias.detach().to("cpu", torch.float32, copy=True)
+            packed = winograd_pack(spec.kernel().to("cpu", torch.float32), self.dtype)
+            bias = (
+                None
+                if spec.bias is None
+                else spec.bias.detach().to("cpu", torch.float32, copy=True)
+            )
             self.weights[key] = [t for t in (packed.values, packed.scales, bias) if t is not None]
         values, *rest = (t.data_ptr() for t in self.weights[key])
         scales = rest.pop(0) if self._bfloat16 else 0
         self.steps.winograd_conv(
             self._address(x), values, scales, rest[0] if rest else 0, self._address(y),
-            self._nhwc(x), y.channels, of.dilation, bool(op.overwrites), self._bfloat16,
+            self._nhwc(x), y.channels, spec.dilation, bool(op.overwrites), self._bfloat16,
         )  # fmt: skip
 
-    def _add_norm(self, op: Op, of: NormOf) -> None:
+    def _add_norm(self, op: Op, spec: NormSpec) -> None:
         x, y = op.inputs[0], op.outputs[0]
         if op.name not in self.weights:
             self.weights[op.name] = [
-                p.detach().to("cpu", torch.float32, copy=True).contiguous() for p in of.parameters
+                p.detach().to("cpu", torch.float32, copy=True).contiguous() for p in spec.parameters
             ]
         rows = self.weights[op.name]
-        if of.by_level:
+        if spec.by_level:
             (table,) = rows
             rows = [torch.zeros(self.batch, x.channels) for _ in range(3)]
             self._rows += rows
@@ -190,8 +194,8 @@ class CpuPlan:
             )
         self.steps.instance_norm_plus(
             self._address(x), self._address(y), *(row.data_ptr() for row in rows), self.batch,
-            x.channels, x.height * x.width, True, of.by_level, self._bfloat16, self._bfloat16,
-            of.elu, 1e-5,
+            x.channels, x.height * x.width, True, spec.by_level, self._bfloat16, self._bfloat16,
+            spec.elu, 1e-5,
         )  # fmt: skip
 
     def _add_resize(self, op: Op) -> None:
@@ -217,10 +221,12 @@ class CpuPlan:
             pool(x, y, self._nhwc(op.inputs[0]), self._bfloat16)
 
 
-def _pack(of: ConvolutionOf, shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
+def _pack(spec: ConvolutionSpec, shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
     weight = _mkldnn._reorder_convolution_weight(
-        of.kernel().to("cpu", dtype).contiguous(), [of.padding] * 2, [of.stride] * 2,
-        [of.dilation] * 2, 1, list(shape),
+        spec.kernel().to("cpu", dtype).contiguous(), [spec.padding] * 2, [spec.stride] * 2,
+        [spec.dilation] * 2, 1, list(shape),
     )  # fmt: skip
-    bias = [] if of.bias is None else [of.bias.detach().to("cpu", dtype, copy=True).contiguous()]
+    bias = (
+        [] if spec.bias is None else [spec.bias.detach().to("cpu", dtype, copy=True).contiguous()]
+    )
     return [weight, *bias]

@@ -15,7 +15,7 @@ from ncsn_fast.engines.cuda.graph_engine import GRAPHS, GraphEngine
 from ncsn_fast.engines.cuda.plan import CudaPlan, Weights
 from ncsn_fast.engines.lowering.fusion import fuse
 from ncsn_fast.engines.lowering.graph import lower
-from ncsn_fast.engines.lowering.memory_plan import report
+from ncsn_fast.engines.lowering.memory_plan import format_profile
 from ncsn_fast.engines.static_engine import StaticEngine
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops.backends import DEFAULT_FAMILY
@@ -102,12 +102,12 @@ class CudaEngine(GraphEngine, StaticEngine):
         """
         plan = self.loop(self.model.config.image_size).plan
         assert isinstance(plan, CudaPlan)
-        with self.context(), self._busy:
+        with self.context(), self._lock:
             plan.run()
             rounds = [[self._seconds(s) for s in plan.steps] for _ in range(_PROFILE_ROUNDS)]
         seconds = [statistics.median(times) for times in zip(*rounds, strict=True)]
         return (
-            f"{report(plan.lines, seconds, self.dtype)}; "
+            f"{format_profile(plan.costs, seconds, self.dtype)}; "
             f"weights {plan.weight_bytes / 1e6:.1f} MB, maps {plan.map_bytes / 1e6:.1f} MB"
         )
 

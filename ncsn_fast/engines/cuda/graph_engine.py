@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from ncsn_fast.engines.cuda.loop import MOST_NODES, Loop, LoopPlan
+from ncsn_fast.engines.cuda.loop import MAX_NODES, Loop, LoopPlan
 from ncsn_fast.engines.static_engine import BufferedEngine
 from ncsn_fast.samplers.program import Chains, FusedUpdate, Program, Update
 
@@ -37,7 +37,7 @@ class GraphEngine(BufferedEngine):
 
     @contextlib.contextmanager
     def context(self) -> Iterator[None]:
-        with super().context(), self._on_device():
+        with super().context(), self._current_device():
             yield
 
     def memory(self) -> int:
@@ -46,7 +46,7 @@ class GraphEngine(BufferedEngine):
 
     def network(self, x: Tensor, level: Tensor | None) -> Tensor:
         self.check_call(x, level)
-        with self._turn():
+        with self._exclusive_use():
             loop = self.loop((x.shape[2], x.shape[3]))
             loop.holder = None  # the network's input is no longer that of its chains
             loop.plan.load(x.to(self.device), self.scale, self.shift)
@@ -59,10 +59,10 @@ class GraphEngine(BufferedEngine):
         if self.graph != "loop":
             return super().chunks(program)
         nodes = program.nfe * (self.loop(self.model.config.image_size).plan.launches + 2)
-        if nodes > MOST_NODES:
+        if nodes > MAX_NODES:
             raise ValueError(
                 f"graph='loop' would capture {nodes} launches for {program.nfe} evaluations, and "
-                f"at most {MOST_NODES} are taken; use graph='level', which is as fast"
+                f"at most {MAX_NODES} are taken; use graph='level', which is as fast"
             )
         return [range(program.nfe)] if program.nfe else []
 
@@ -79,7 +79,7 @@ class GraphEngine(BufferedEngine):
         def run_rows(first: int, stop: int) -> None:
             if first == 0:
                 FusedUpdate().begin(chains, program)
-            with self._turn():
+            with self._exclusive_use():
                 loop = self.loop((chains.x.shape[2], chains.x.shape[3]))
                 if first == 0 or loop.holder is not holder or loop.next_row != first:
                     loop.load(holder, program, chains, levels, first)
@@ -93,32 +93,32 @@ class GraphEngine(BufferedEngine):
             done.synchronize()  # what is let go of may still be in use
         super().release()
         self._loops: dict[tuple[int, int], Loop] = {}
-        self._done: torch.cuda.Event | None = None  # when the last call has
+        self._last_call: torch.cuda.Event | None = None  # when the last call has
 
     def loop(self, size: tuple[int, int]) -> Loop:
         """The plan for images of a size, and the chains on it; made when it is first needed."""
-        with self._busy:
+        with self._lock:
             if size not in self._loops:
-                with self._turn(), self._on_device():
+                with self._exclusive_use(), self._current_device():
                     plan = self.new_plan(size)
                     self._loops[size] = Loop(plan, self.scale, self.shift, self.graph)
             return self._loops[size]
 
-    def _on_device(self) -> contextlib.AbstractContextManager[object]:
+    def _current_device(self) -> contextlib.AbstractContextManager[object]:
         """Makes the engine's GPU the current one, for libraries that ask for no other."""
         on_gpu = self.device.type == "cuda"
         return torch.cuda.device(self.device) if on_gpu else contextlib.nullcontext()
 
     @contextlib.contextmanager
-    def _turn(self) -> Iterator[None]:
+    def _exclusive_use(self) -> Iterator[None]:
         """The engine's memory for one call: after the last one, on whatever stream that was."""
         on_gpu = self.device.type == "cuda"
-        with self._busy:
-            if on_gpu and self._done is not None:
-                torch.cuda.current_stream(self.device).wait_event(self._done)
+        with self._lock:
+            if on_gpu and self._last_call is not None:
+                torch.cuda.current_stream(self.device).wait_event(self._last_call)
             try:
                 yield
             finally:
                 if on_gpu:
-                    self._done = torch.cuda.Event()
-                    self._done.record(torch.cuda.current_stream(self.device))
+                    self._last_call = torch.cuda.Event()
+                    self._last_call.record(torch.cuda.current_stream(self.device))

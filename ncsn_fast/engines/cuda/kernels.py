@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ncsn_fast.engines.lowering.graph import ConvolutionOf
+from ncsn_fast.engines.lowering.graph import ConvolutionSpec
 from ncsn_fast.ops import backends, native, reference
 
 FAMILIES = ("triton", "cuda")
@@ -24,7 +24,7 @@ FAMILIES = ("triton", "cuda")
 class Kernels:
     """One function for each kind of operation, and for a row of a sampler's table."""
 
-    convolution: Callable[[Tensor, Tensor, ConvolutionOf, Tensor], object]
+    convolution: Callable[[Tensor, Tensor, ConvolutionSpec, Tensor], object]
     new_partials: Callable[[Tensor], Tensor]
     instance_norm_plus: Callable[..., object]
     pointwise: Callable[[Sequence[Tensor], Tensor | None, Tensor | None, Tensor | None], object]
@@ -77,7 +77,7 @@ def load(family: str, device: torch.device, *, tf32: bool = False, tune: bool = 
     )
 
 
-def _triton(convolution: Callable[[Tensor, Tensor, ConvolutionOf, Tensor], object]) -> Kernels:
+def _triton(convolution: Callable[[Tensor, Tensor, ConvolutionSpec, Tensor], object]) -> Kernels:
     from ncsn_fast.kernels import add_elu, mean_pool2, norm_statistics, pool5, resize_add
     from ncsn_fast.kernels import instance_norm_plus as norm
     from ncsn_fast.kernels import sampler_update as update
@@ -96,19 +96,21 @@ def _triton(convolution: Callable[[Tensor, Tensor, ConvolutionOf, Tensor], objec
     )
 
 
-def _cudnn(*, tf32: bool, tune: bool) -> Callable[[Tensor, Tensor, ConvolutionOf, Tensor], object]:
+def _cudnn(
+    *, tf32: bool, tune: bool
+) -> Callable[[Tensor, Tensor, ConvolutionSpec, Tensor], object]:
     run = torch.ops.aten.cudnn_convolution.out
 
-    def convolution(x: Tensor, weight: Tensor, of: ConvolutionOf, out: Tensor) -> None:
-        padding, stride, dilation = ([n] * 2 for n in (of.padding, of.stride, of.dilation))
+    def convolution(x: Tensor, weight: Tensor, spec: ConvolutionSpec, out: Tensor) -> None:
+        padding, stride, dilation = ([n] * 2 for n in (spec.padding, spec.stride, spec.dilation))
         run(x, weight, padding, stride, dilation, 1, tune, not tune, tf32, out=out)
 
     return convolution
 
 
-def _convolution(x: Tensor, weight: Tensor, of: ConvolutionOf, out: Tensor) -> None:
+def _convolution(x: Tensor, weight: Tensor, spec: ConvolutionSpec, out: Tensor) -> None:
     """Of the CPU."""
-    y = torch.nn.functional.conv2d(x, weight, None, of.stride, of.padding, of.dilation)
+    y = torch.nn.functional.conv2d(x, weight, None, spec.stride, spec.padding, spec.dilation)
     out.copy_(y)
 
 

@@ -18,9 +18,9 @@ from ncsn_fast.engines.cuda.kernels import Kernels
 from ncsn_fast.kernels.rows import Rows, new_rows
 from ncsn_fast.samplers.program import Chains, Program
 
-MOST_UNROLLED = 32  # rows in one graph of a level; longer levels are several replays
-MOST_NODES = 250_000  # of the graph of a whole loop: some 64 KB of host memory per thousand
-_FEWEST_ROWS = 8192  # all published samplers; half a megabyte
+MAX_UNROLLED = 32  # rows in one graph of a level; longer levels are several replays
+MAX_NODES = 250_000  # of the graph of a whole loop: some 64 KB of host memory per thousand
+_MIN_ROWS = 8192  # all published samplers; half a megabyte
 
 
 class LoopPlan(Protocol):
@@ -84,7 +84,7 @@ class Loop:
         self.known: Tensor | None = None
         self.holder: object = None  # whose chains these are
         self.next_row = 0
-        self._reserve(_FEWEST_ROWS)
+        self._reserve(_MIN_ROWS)
 
     def load(
         self, holder: object, program: Program, chains: Chains, levels: Tensor | None, first: int
@@ -112,7 +112,7 @@ class Loop:
 
     def run(self, stop: int) -> None:
         """Runs the rows up to `stop`, without waiting for them."""
-        most = {"level": MOST_UNROLLED, "loop": stop}.get(self.graph, 1)
+        most = {"level": MAX_UNROLLED, "loop": stop}.get(self.graph, 1)
         while self.next_row < stop:
             n = min(stop - self.next_row, most)
             self.graphs.repeat(self.variant, n, self.step, self._warm_up)

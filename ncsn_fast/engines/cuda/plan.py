@@ -10,8 +10,15 @@ import torch
 from torch import Tensor
 
 from ncsn_fast.engines.cuda.kernels import Kernels
-from ncsn_fast.engines.lowering.graph import ConvolutionOf, Graph, Map, NormOf, Op, PointwiseOf
-from ncsn_fast.engines.lowering.memory_plan import Line, aligned, plan_memory
+from ncsn_fast.engines.lowering.graph import (
+    ConvolutionSpec,
+    Graph,
+    Map,
+    NormSpec,
+    Op,
+    PointwiseSpec,
+)
+from ncsn_fast.engines.lowering.memory_plan import OpCost, aligned, plan_memory
 
 # What an operation computes with, by its place in the graph: a convolution its weight, a norm its
 # parameters, and the sum of the biases it adds. -1: the parameters of all levels, of all norms.
@@ -50,14 +57,14 @@ class CudaPlan:
         self.kernels = kernels
         self.weights: Weights = {} if weights is None else weights
         self._offsets, size = plan_memory(graph, batch, dtype.itemsize)
-        self._arena = aligned(size, device)
+        self._buffer = aligned(size, device)
         self.input, output = self._tensor(graph.input), self._tensor(graph.output)
         self.output = output[:, :channels]
         self.level = torch.zeros(batch, dtype=torch.int64, device=device)
         self._parameters = self._level_parameters()
         self._partials = self._workspace()
         built = [self._build(i, op) for i, op in enumerate(graph.ops)]
-        self.lines, self.steps = map(list, zip(*built, strict=True))
+        self.costs, self.steps = map(list, zip(*built, strict=True))
 
     def load(self, x: Tensor, scale: float, shift: float) -> None:
         """input = scale * x + shift, computed in float32 as the sampler update computes it."""
@@ -86,26 +93,26 @@ class CudaPlan:
     @property
     def map_bytes(self) -> int:
         """Bytes of the maps' buffer and of those beside it."""
-        beside = (self._arena, self.level, self._partials, self._parameters)
+        beside = (self._buffer, self.level, self._partials, self._parameters)
         return sum(t.nbytes for t in beside if t is not None)
 
     def _tensor(self, x: Map) -> Tensor:
         """(batch, C, H, W), channels-last, in that buffer."""
         n, c, h, w = self._shape(x)
-        flat = self._arena[self._offsets[x] :]
+        flat = self._buffer[self._offsets[x] :]
         flat = flat[: flat.numel() // self.dtype.itemsize * self.dtype.itemsize].view(self.dtype)
         return flat.as_strided((n, c, h, w), (h * w * c, 1, w * c, c))
 
     def _shape(self, x: Map) -> tuple[int, int, int, int]:
         return self.batch, x.channels, x.height, x.width
 
-    def _norms(self) -> list[tuple[int, Op, NormOf]]:
+    def _norms(self) -> list[tuple[int, Op, NormSpec]]:
         ops = enumerate(self.graph.ops)
-        return [(i, op, op.of) for i, op in ops if isinstance(op.of, NormOf)]
+        return [(i, op, op.spec) for i, op in ops if isinstance(op.spec, NormSpec)]
 
     def _level_parameters(self) -> Tensor | None:
         """Memory for the parameters of all norms for each image's level, if they depend on it."""
-        tables = [of.parameters[0].detach() for _, _, of in self._norms() if of.by_level]
+        tables = [spec.parameters[0].detach() for _, _, spec in self._norms() if spec.by_level]
         if not tables:
             return None
         if _LEVELS not in self.weights:
@@ -121,21 +128,21 @@ class CudaPlan:
         ]
         return torch.empty(max(sizes, default=0), device=self.device)
 
-    def _build(self, index: int, op: Op) -> tuple[Line, Callable[[], object]]:
+    def _build(self, index: int, op: Op) -> tuple[OpCost, Callable[[], object]]:
         inputs, outputs = map(list, (map(self._tensor, ms) for ms in (op.inputs, op.outputs)))
         flop, kernels = 0.0, self.kernels
         step: Callable[[], object]
-        if isinstance(op.of, ConvolutionOf):
+        if isinstance(op.spec, ConvolutionSpec):
             (x,), (y,) = inputs, outputs
-            weight = self._convolution_weight(index, op, op.of)
-            flop = self.batch * op.of.flop(op.outputs[0])
-            step = functools.partial(kernels.convolution, x, weight, op.of, y)
-        elif isinstance(op.of, NormOf):
-            step = self._norm(index, op.of, inputs[0], outputs[0])
-        elif isinstance(op.of, PointwiseOf):
-            bias = self._bias(index, op.of.bias, op.inputs[0])
-            total = outputs[0] if op.of.total else None
-            elu = outputs[-1] if op.of.elu else None
+            weight = self._convolution_weight(index, op, op.spec)
+            flop = self.batch * op.spec.flop(op.outputs[0])
+            step = functools.partial(kernels.convolution, x, weight, op.spec, y)
+        elif isinstance(op.spec, NormSpec):
+            step = self._norm(index, op.spec, inputs[0], outputs[0])
+        elif isinstance(op.spec, PointwiseSpec):
+            bias = self._bias(index, op.spec.bias, op.inputs[0])
+            total = outputs[0] if op.spec.total else None
+            elu = outputs[-1] if op.spec.elu else None
             step = functools.partial(kernels.pointwise, inputs, bias, total, elu)
         elif op.kind == "resize_add":
             (x, a), (y,) = inputs, outputs
@@ -145,29 +152,29 @@ class CudaPlan:
             step = functools.partial(getattr(kernels, op.kind), inputs[0], out=outputs[0])
         moved = sum(math.prod(self._shape(x)) for x in (*op.inputs, *op.outputs))
         shape = self._shape(op.outputs[0])
-        return Line(op.kind, op.name, shape, flop, moved * self.dtype.itemsize), step
+        return OpCost(op.kind, op.name, shape, flop, moved * self.dtype.itemsize), step
 
-    def _convolution_weight(self, index: int, op: Op, of: ConvolutionOf) -> Tensor:
+    def _convolution_weight(self, index: int, op: Op, spec: ConvolutionSpec) -> Tensor:
         """The weight, with zeros for the channels that the maps have beyond its own."""
         if index not in self.weights:
-            weight = of.kernel().to(self.device, torch.float32)
+            weight = spec.kernel().to(self.device, torch.float32)
             more = op.outputs[0].channels - weight.shape[0], op.inputs[0].channels - weight.shape[1]
             weight = torch.nn.functional.pad(weight, (0, 0, 0, 0, 0, more[1], 0, more[0]))
             weight = weight.to(self.dtype, memory_format=torch.channels_last)
             self.weights[index] = [weight]
         return self.weights[index][0]
 
-    def _norm(self, index: int, of: NormOf, x: Tensor, y: Tensor) -> Callable[[], object]:
-        if of.by_level:
+    def _norm(self, index: int, spec: NormSpec, x: Tensor, y: Tensor) -> Callable[[], object]:
+        if spec.by_level:
             gamma, alpha, beta = self._columns(index, x.shape[1])
         else:
             if index not in self.weights:
-                self.weights[index] = [self._float32(p) for p in of.parameters]
+                self.weights[index] = [self._float32(p) for p in spec.parameters]
             alpha, gamma, beta = self.weights[index][:3]
         shape = self.kernels.new_partials(x).shape
         return functools.partial(
-            self.kernels.instance_norm_plus, x, alpha, gamma, beta, elu=of.elu,
-            bias=self._bias(index, of.bias), out=y,
+            self.kernels.instance_norm_plus, x, alpha, gamma, beta, elu=spec.elu,
+            bias=self._bias(index, spec.bias), out=y,
             partials=self._partials[: math.prod(shape)].view(shape),
         )  # fmt: skip
 

@@ -18,17 +18,17 @@ from collections import Counter
 from torch import Tensor
 
 from ncsn_fast.engines.lowering.graph import (
-    ConvolutionOf,
+    ConvolutionSpec,
     Graph,
     Kind,
     Map,
-    NormOf,
+    NormSpec,
     Op,
-    PointwiseOf,
+    PointwiseSpec,
 )
 
 PIXEL = 8
-_MOST_TERMS = 3  # maps that one pointwise operation adds
+_MAX_TERMS = 3  # maps that one pointwise operation adds
 _IN_PLACE: tuple[Kind, ...] = ("norm", "pointwise", "resize_add")
 
 
@@ -68,12 +68,12 @@ class _Fusion:
 
     def _rewrite(self, op: Op) -> None:
         x = op.inputs[0]
-        if isinstance(op.of, ConvolutionOf):
-            self._convolution(op, op.of)
-        elif isinstance(op.of, NormOf):
+        if isinstance(op.spec, ConvolutionSpec):
+            self._convolution(op, op.spec)
+        elif isinstance(op.spec, NormSpec):
             value = self._short(op.name, x, carries_bias=not self.readers[x])
-            of = dataclasses.replace(op.of, bias=value.bias)
-            self._emit("norm", op, value.terms, of)
+            spec = dataclasses.replace(op.spec, bias=value.bias)
+            self._emit("norm", op, value.terms, spec)
         elif op.kind == "elu":
             self._activate(op, x, op.outputs[0])
         elif op.kind == "add":
@@ -88,15 +88,15 @@ class _Fusion:
         else:
             self._emit(op.kind, op, (self._map(op.name, x),), None)
 
-    def _convolution(self, op: Op, of: ConvolutionOf) -> None:
+    def _convolution(self, op: Op, spec: ConvolutionSpec) -> None:
         x, (y,) = self._map(op.name, op.inputs[0]), op.outputs
-        channels = _padded(of.channels) if y is self.graph.output else of.channels
+        channels = _padded(spec.channels) if y is self.graph.output else spec.channels
         written = Map(channels, y.height, y.width)
-        bare = dataclasses.replace(of, bias=None)
-        self.new.ops.append(Op("conv", op.name, (x,), (written,), of=bare))
-        value = _Value((written,), () if of.bias is None else (of.bias,))
+        bare = dataclasses.replace(spec, bias=None)
+        self.new.ops.append(Op("conv", op.name, (x,), (written,), spec=bare))
+        value = _Value((written,), () if spec.bias is None else (spec.bias,))
         if len(op.inputs) == 2:
-            into = self._fewer(op.name, op.inputs[1], _MOST_TERMS - 1)
+            into = self._fewer(op.name, op.inputs[1], _MAX_TERMS - 1)
             value = _Value((*into.terms, written), into.bias + value.bias)
         self.values[y] = value
 
@@ -105,7 +105,7 @@ class _Fusion:
         for x in (a, b):  # what is read again later is computed once
             if self.readers[x] and not self.values[x].is_map:
                 self._map(op.name, x)
-        first = self._fewer(op.name, a, _MOST_TERMS - len(self._fewer(op.name, b, 1).terms))
+        first = self._fewer(op.name, a, _MAX_TERMS - len(self._fewer(op.name, b, 1).terms))
         second = self.values[b]
         return _Value(first.terms + second.terms, first.bias + second.bias)
 
@@ -142,18 +142,18 @@ class _Fusion:
         kind: Kind,
         op: Op,
         inputs: tuple[Map, ...],
-        of: NormOf | None,
+        spec: NormSpec | None,
         bias: tuple[Tensor, ...] = (),
     ) -> None:
         (y,) = op.outputs
         written = dataclasses.replace(y)
-        self.new.ops.append(Op(kind, op.name, inputs, (written,), of=of))
+        self.new.ops.append(Op(kind, op.name, inputs, (written,), spec=spec))
         self.values[y] = _Value((written,), bias)
 
     def _pointwise(self, name: str, value: _Value, *, total: bool, elu: bool) -> tuple[Map, ...]:
         outputs = tuple(dataclasses.replace(value.terms[0]) for _ in range(total + elu))
-        of = PointwiseOf(total, elu, value.bias)
-        self.new.ops.append(Op("pointwise", name, value.terms, outputs, of=of))
+        spec = PointwiseSpec(total, elu, value.bias)
+        self.new.ops.append(Op("pointwise", name, value.terms, outputs, spec=spec))
         return outputs
 
 

@@ -37,7 +37,7 @@ class Map:
 
 
 @dataclasses.dataclass(frozen=True)
-class ConvolutionOf:
+class ConvolutionSpec:
     """What a convolution computes with: weight (C_out, C_in, k, k) and bias (C_out,) or None.
 
     Stride 1; or, if `pooled`, with the mean of 2x2 squares after it: one convolution of k + 1 taps
@@ -77,7 +77,7 @@ class ConvolutionOf:
 
 
 @dataclasses.dataclass(frozen=True)
-class NormOf:
+class NormSpec:
     """IN++ with or without ELU.
 
     parameters: alpha, gamma and beta (C,); or, by_level, one table (levels, 3 C) of gamma, alpha
@@ -91,7 +91,7 @@ class NormOf:
 
 
 @dataclasses.dataclass(frozen=True)
-class PointwiseOf:
+class PointwiseSpec:
     """The sum of one to three maps and of biases (C,); its ELU; or both, in this order."""
 
     total: bool
@@ -113,7 +113,7 @@ class Op:
     inputs: tuple[Map, ...]
     outputs: tuple[Map, ...]
     overwrites: tuple[tuple[Map, Map], ...] = ()
-    of: ConvolutionOf | NormOf | PointwiseOf | None = None
+    spec: ConvolutionSpec | NormSpec | PointwiseSpec | None = None
 
 
 class UnsupportedNetwork(ValueError):
@@ -130,24 +130,26 @@ class Graph:
     @property
     def flop(self) -> float:
         """Of the convolutions, for one image."""
-        return sum(op.of.flop(op.outputs[0]) for op in self.ops if isinstance(op.of, ConvolutionOf))
+        return sum(
+            op.spec.flop(op.outputs[0]) for op in self.ops if isinstance(op.spec, ConvolutionSpec)
+        )
 
-    def conv(self, name: str, x: Map, of: ConvolutionOf, *, into: Map | None = None) -> Map:
+    def conv(self, name: str, x: Map, spec: ConvolutionSpec, *, into: Map | None = None) -> Map:
         """The convolution of x, or `into` plus it."""
-        reach = of.dilation * (of.taps - 1) + 1 - 2 * of.padding
-        height, width = ((size - reach) // of.stride + 1 for size in (x.height, x.width))
-        y = Map(of.channels, height, width)
+        reach = spec.dilation * (spec.taps - 1) + 1 - 2 * spec.padding
+        height, width = ((size - reach) // spec.stride + 1 for size in (x.height, x.width))
+        y = Map(spec.channels, height, width)
         inputs = (x,) if into is None else (x, into)
-        self.ops.append(Op("conv", name, inputs, (y,), () if into is None else ((y, into),), of))
+        self.ops.append(Op("conv", name, inputs, (y,), () if into is None else ((y, into),), spec))
         return y
 
     def unary(
-        self, kind: Kind, name: str, x: Map, *, in_place: bool = False, of: NormOf | None = None
+        self, kind: Kind, name: str, x: Map, *, in_place: bool = False, spec: NormSpec | None = None
     ) -> Map:
         """An operation from one map to one of its size (half of it, for mean_pool2)."""
         shrink = 2 if kind == "mean_pool2" else 1
         y = Map(x.channels, x.height // shrink, x.width // shrink)
-        self.ops.append(Op(kind, name, (x,), (y,), ((y, x),) if in_place else (), of))
+        self.ops.append(Op(kind, name, (x,), (y,), ((y, x),) if in_place else (), spec))
         return y
 
     def add(self, name: str, a: Map, b: Map) -> Map:
@@ -197,11 +199,11 @@ def lower(net: nn.Module, height: int, width: int) -> Graph:
     return graph
 
 
-def _conv(module: nn.Module, *, pooled: bool = False) -> ConvolutionOf:
+def _conv(module: nn.Module, *, pooled: bool = False) -> ConvolutionSpec:
     assert isinstance(module, nn.Conv2d)
     padding = module.padding[0]
     assert isinstance(padding, int)
-    return ConvolutionOf(module.weight, module.bias, padding, module.dilation[0], pooled)
+    return ConvolutionSpec(module.weight, module.bias, padding, module.dilation[0], pooled)
 
 
 def _norm(
@@ -209,13 +211,13 @@ def _norm(
 ) -> Map:
     if isinstance(norm, layers.InstanceNormPlus):
         by_level = norm.conditional
-        of = NormOf(
+        spec = NormSpec(
             (norm.embed.weight,) if by_level else (norm.alpha, norm.gamma, norm.beta), by_level, elu
         )
     else:  # instance norm is IN++ with alpha 0, gamma 1, beta 0
         zeros = torch.zeros(x.channels)
-        of = NormOf((zeros, torch.ones(x.channels), zeros), False, elu)
-    return graph.unary("norm", name, x, in_place=in_place, of=of)
+        spec = NormSpec((zeros, torch.ones(x.channels), zeros), False, elu)
+    return graph.unary("norm", name, x, in_place=in_place, spec=spec)
 
 
 def _residual_block(graph: Graph, name: str, block: layers.ResidualBlock, x: Map) -> Map:
@@ -281,11 +283,11 @@ def _multi_scale_fusion(
     for i, (x, conv) in enumerate(zip(xs, msf.convs, strict=True)):
         if msf.style.n_levels:
             x = _norm(graph, f"{name}.norms.{i}", x, msf.norms[i], elu=False, in_place=True)
-        of, label = _conv(conv), f"{name}.convs.{i}"
+        spec, label = _conv(conv), f"{name}.convs.{i}"
         if total is None or (x.height, x.width) == (total.height, total.width):
-            total = graph.conv(label, x, of, into=total)
+            total = graph.conv(label, x, spec, into=total)
         else:
-            total = graph.resize_add(f"{name}.resize", graph.conv(label, x, of), total)
+            total = graph.resize_add(f"{name}.resize", graph.conv(label, x, spec), total)
     assert total is not None
     return total
 

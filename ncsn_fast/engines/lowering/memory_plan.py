@@ -13,7 +13,7 @@ ALIGNMENT = 256  # bytes: what torch's allocators give, and more than any vector
 
 
 @dataclasses.dataclass(frozen=True)
-class Line:
+class OpCost:
     """One operation of a plan, as `describe` prints it: FLOP and bytes of one run."""
 
     kind: str
@@ -66,21 +66,21 @@ def plan_memory(graph: Graph, batch: int, element_size: int) -> tuple[dict[Map, 
     return {x: placed[owner[x]] for x in owner}, total
 
 
-def report(lines: list[Line], seconds: list[float], dtype: str) -> str:
+def format_profile(costs: list[OpCost], seconds: list[float], dtype: str) -> str:
     """One line an operation: shape, milliseconds, GFLOP/s or GB/s, share of all."""
     rows: list[tuple[str, ...]] = [
         ("operation", "name", "output (N, C, H, W)", "ms", "rate", "share")
     ]
-    for line, s in zip(lines, seconds, strict=True):
-        amount, unit = (line.flop, "GFLOP/s") if line.flop else (line.bytes, "GB/s")
+    for cost, s in zip(costs, seconds, strict=True):
+        amount, unit = (cost.flop, "GFLOP/s") if cost.flop else (cost.bytes, "GB/s")
         rate = f"{amount / s / 1e9:.0f} {unit}"
         share = f"{100 * s / sum(seconds):.1f}%"
-        rows.append((line.kind, line.name, str(line.shape), f"{1e3 * s:.3f}", rate, share))
-    convolutions = [(line.flop, s) for line, s in zip(lines, seconds, strict=True) if line.flop]
+        rows.append((cost.kind, cost.name, str(cost.shape), f"{1e3 * s:.3f}", rate, share))
+    convolutions = [(cost.flop, s) for cost, s in zip(costs, seconds, strict=True) if cost.flop]
     flop, spent = (sum(column) for column in zip(*convolutions, strict=True))
     total = sum(seconds)
     return (
-        f"{_table(rows)}\n{len(lines)} operations in {dtype}, {1e3 * total:.2f} ms, "
+        f"{_table(rows)}\n{len(costs)} operations in {dtype}, {1e3 * total:.2f} ms, "
         f"{100 * spent / total:.1f}% of it convolutions at {flop / spent / 1e9:.0f} GFLOP/s"
     )
 

@@ -41,7 +41,7 @@ class Session:
     settings: Any = None  # RunOptions
 
     @contextlib.contextmanager
-    def turn(self) -> Iterator[None]:
+    def on_stream(self) -> Iterator[None]:
         """Work of the block is queued after that of torch's current stream, and before its next."""
         if self.stream is None:
             yield
@@ -148,12 +148,12 @@ class OrtEngine(BufferedEngine):
         self._check_shape(x.shape)
         # A session with a CUDA graph may not be run from several threads.
         key = (x.shape, None if self._source is None else threading.get_ident())
-        with self._busy:
+        with self._lock:
             if key not in self._buffers:
-                self._buffers[key] = self._bound(x.shape)
+                self._buffers[key] = self._bind(x.shape)
             buffers = self._buffers[key]
             f = torch.empty_like(buffers.f)
-            with buffers.session.turn():
+            with buffers.session.on_stream():
                 buffers.x.copy_(x)
                 if buffers.condition is not None and level is not None:
                     buffers.condition.copy_(level)
@@ -172,10 +172,10 @@ class OrtEngine(BufferedEngine):
                     "it with --batch dynamic --size dynamic, or use that size"
                 )
 
-    def _bound(self, shape: torch.Size) -> _Buffers:
+    def _bind(self, shape: torch.Size) -> _Buffers:
         import numpy as np
 
-        session = self._session or self._captured_session(shape)
+        session = self._session or self._graph_session(shape)
         with torch.inference_mode(False):  # written in any mode later
             x, f = (torch.zeros(shape, device=self.device) for _ in range(2))
             kind = reference_check.CONDITIONS.get(self.model.conditioning)
@@ -203,7 +203,7 @@ class OrtEngine(BufferedEngine):
             _SESSIONS[key] = found
         return found
 
-    def _captured_session(self, shape: torch.Size) -> Session:
+    def _graph_session(self, shape: torch.Size) -> Session:
         """A session for images of one shape, at the addresses of its first run."""
         assert self._source is not None
         n, _, height, width = shape

@@ -22,10 +22,10 @@ from ncsn_fast.engines.base import EngineError, EngineUnavailable
 from ncsn_fast.ops import backends
 
 _log = logging.getLogger(__name__)
-LEAST, BEYOND = (10, 16), (12, 0)
+MIN_VERSION, MAX_VERSION = (10, 16), (12, 0)
 _REQUIREMENTS = {"tensorrt": "'tensorrt>=10.16,<12'", "onnx": "onnx"}
 TESTED = ("10.16", "11.4")  # whose interfaces the tests hold every call to
-_MOST_REASONS = 3
+_MAX_REASONS = 3
 _DRIVER = Path("/proc/driver/nvidia/version")
 T = TypeVar("T")
 
@@ -63,7 +63,7 @@ def load() -> ModuleType:
             f"pip install --force-reinstall {_REQUIREMENTS['tensorrt']}"
         ) from error
     version = tuple(int(part) for part in trt.__version__.split(".")[:2])
-    if not LEAST <= version < BEYOND:
+    if not MIN_VERSION <= version < MAX_VERSION:
         raise EngineUnavailable(
             f"tensorrt {trt.__version__} is not from 10.16 to 11: "
             f"pip install {_REQUIREMENTS['tensorrt']}"
@@ -74,7 +74,7 @@ def load() -> ModuleType:
 
 
 @functools.cache
-def log_of(trt: ModuleType) -> Any:
+def get_logger(trt: ModuleType) -> Any:
     """TensorRT's log, which keeps errors until they are asked for: `reasons()`.
 
     One for the whole process, as TensorRT has it: whatever later ones are given, it goes on with
@@ -97,7 +97,7 @@ def log_of(trt: ModuleType) -> Any:
         def reasons(self) -> str:
             """What was logged as an error since the last call, shortened."""
             errors, self.errors = self.errors, []
-            shown = errors[:_MOST_REASONS]
+            shown = errors[:_MAX_REASONS]
             if len(errors) > len(shown):
                 shown.append(f"and {len(errors) - len(shown)} more")
             return "; ".join(shown) or "it gave no reason"

@@ -20,12 +20,12 @@ from typing import Any
 from tqdm import tqdm
 
 from ncsn_fast.engines.base import EngineError, progress_shown
-from ncsn_fast.engines.tensorrt.api import checked, create, log_of
+from ncsn_fast.engines.tensorrt.api import checked, create, get_logger
 
 _log = logging.getLogger(__name__)
 LEVELS = range(6)
 Size = tuple[int, int]
-_MOST_BARS = 3  # phases nest some five deep
+_MAX_BARS = 3  # phases nest some five deep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +132,7 @@ def build_plan(
         EngineUnavailable: there is no working driver.
         KeyboardInterrupt: Ctrl-C; TensorRT is stopped at its next step.
     """
-    log, began = log_of(trt), time.perf_counter()
+    log, began = get_logger(trt), time.perf_counter()
     log.errors.clear()
     builder = create(trt.Builder, log)
     typed = trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
@@ -200,7 +200,7 @@ def _new_monitor(trt: ModuleType) -> Any:
             self.stopped = False
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            shown = progress_shown.get() and len(self.bars) < _MOST_BARS
+            shown = progress_shown.get() and len(self.bars) < _MAX_BARS
             self.bars[phase_name] = tqdm(
                 total=num_steps,
                 desc=phase_name,

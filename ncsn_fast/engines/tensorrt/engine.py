@@ -25,7 +25,10 @@ from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops.backends import DEFAULT_FAMILY
 
 log = logging.getLogger(__name__)
-GATE, CORNERS = 12, 3  # noise levels of a comparison with the reference; for other image sizes
+CHECK_LEVELS, OTHER_SIZE_LEVELS = (
+    12,
+    3,
+)  # noise levels of a comparison with the reference; for other image sizes
 _ONNX_TYPES = {"tf32": "fp32"}
 _FREE = ("batch", "size", "workspace", "plan")  # options whose values are not a few words
 
@@ -107,7 +110,7 @@ class TrtEngine(GraphEngine):
         self.release()
         with self.context():
             if plan is not None:
-                self._read(plan)
+                self._load_file(plan)
             else:
                 self.batch_size = self.fitting(self.batch_size)
                 self.settings = Settings(
@@ -117,7 +120,7 @@ class TrtEngine(GraphEngine):
                     workspace=None if workspace is None else parse_workspace(workspace),
                     refit=refit == "on",
                 )
-                self._obtain()
+                self._load_or_build()
         self.model = without_weights(model)
 
     @property
@@ -158,7 +161,7 @@ class TrtEngine(GraphEngine):
             self.release()
             other.settings = dataclasses.replace(self.settings, profile=other._default_profile())
             with other.context():
-                other._obtain()
+                other._load_or_build()
         return other
 
     def fitting(self, batch_size: int) -> int:
@@ -190,7 +193,7 @@ class TrtEngine(GraphEngine):
         notes = {**self.origin.notes, "model": self._source.digest(), "error": self.error}
         return self._network.serialize(), self.origin.facts, notes
 
-    def _obtain(self) -> None:
+    def _load_or_build(self) -> None:
         """Takes the engine from the cache, or builds, checks and stores it."""
         onnx = self._onnx()
         facts = self._facts(onnx)
@@ -200,9 +203,9 @@ class TrtEngine(GraphEngine):
             refused = self._cache.get("refused", exact)
             if refused is not None:
                 raise PrecisionError(refused.decode())
-            plan, seconds = self._built(onnx)
+            plan, seconds = self._build(onnx)
             try:
-                self._take(plan)
+                self._load_plan(plan)
             except PrecisionError as error:
                 again = f"{error} (found by an earlier build: `ncsn-fast cache clear` forgets it)"
                 self._cache.put("refused", exact, again.encode())
@@ -211,10 +214,10 @@ class TrtEngine(GraphEngine):
 
         stored = self._cache.fetch(facts, make)
         if not stored.built:
-            self._take(stored.content, self._new_weights(stored, onnx))
+            self._load_plan(stored.content, self._weights_to_refit(stored, onnx))
         self.origin = dataclasses.replace(stored, content=b"")
 
-    def _built(self, onnx: bytes) -> tuple[bytes, float]:
+    def _build(self, onnx: bytes) -> tuple[bytes, float]:
         """A new plan, and the seconds that it took."""
         if self.device.type == "cuda":
             empty_cache()  # TensorRT allocates beside torch
@@ -226,14 +229,14 @@ class TrtEngine(GraphEngine):
             self._cache.put("timings", machine, built.timings)
         return built.plan, built.seconds
 
-    def _read(self, path: str | Path) -> None:
+    def _load_file(self, path: str | Path) -> None:
         """Takes the engine from a file of the user's."""
         found, self.settings = read_file(path)
         self._batch = self.profile.batch
         onnx = self._onnx()
         check_facts(found, self._facts(onnx), path)
         self.batch_size = self.fitting(self.batch_size)
-        self._take(found.content, self._new_weights(found, onnx))
+        self._load_plan(found.content, self._weights_to_refit(found, onnx))
         self.origin = dataclasses.replace(found, content=b"")
 
     def _facts(self, onnx: bytes) -> dict[str, Any]:
@@ -244,11 +247,11 @@ class TrtEngine(GraphEngine):
         notes = {"model": self._source.digest(), "arch": self._source.config.arch}
         return notes | {"error": self.error, "levels": self.levels, "seconds": round(seconds, 1)}
 
-    def _new_weights(self, stored: Stored, onnx: bytes) -> bytes | None:
+    def _weights_to_refit(self, stored: Stored, onnx: bytes) -> bytes | None:
         """The ONNX model, if a stored plan holds the weights of another model."""
         return None if stored.notes.get("model") == self._source.digest() else onnx
 
-    def _take(self, plan: bytes, weights: bytes | None = None) -> None:
+    def _load_plan(self, plan: bytes, weights: bytes | None = None) -> None:
         """Loads a plan, with other weights if there are any, and checks what it computes."""
         self._network = TrtNetwork(self._trt, plan)
         if weights is not None:
@@ -262,8 +265,8 @@ class TrtEngine(GraphEngine):
         if known < convolutions or not convolutions:
             words = "TensorRT's inspector tells the types of %d of %d convolutions, of others not"
             log.warning(words, known, convolutions)
-        self.levels = min(GATE, len(self._source.sigmas))
-        levels = {size: min(CORNERS, self.levels) for size in self.profile.size}
+        self.levels = min(CHECK_LEVELS, len(self._source.sigmas))
+        levels = {size: min(OTHER_SIZE_LEVELS, self.levels) for size in self.profile.size}
         levels[own] = self.levels
         self.error = max(
             reference_check.largest_error(

@@ -25,12 +25,12 @@ from ncsn_fast.engines.tensorrt.plan_files import Entry, path_of
 from ncsn_fast.engines.tensorrt.signed_file import (
     PlanRefused,
     Stored,
+    as_json,
     check_facts,
-    own_folder,
-    plain,
+    ensure_private_folder,
     read_plan,
-    secret,
     sign,
+    signing_key,
     verify,
     write_plan,
 )
@@ -90,13 +90,13 @@ class PlanCache:
             PlanRefused: folder or key is not ours alone.
             ValueError: facts or notes are no JSON.
         """
-        facts = plain(facts)
+        facts = as_json(facts)
         path = path_of(self.folder, facts, "plan")
         trouble: OSError | None = None
         with contextlib.ExitStack() as held:
             try:
-                own_folder(self.folder)
-                secret(create=True)  # what is wrong with it is said before the work, not after
+                ensure_private_folder(self.folder)
+                signing_key(create=True)  # what is wrong with it is said before the work, not after
                 found = _find(path, facts, quiet=True)
                 if found is None:
                     held.enter_context(plan_files.locked(path))
@@ -106,7 +106,7 @@ class PlanCache:
             if found is not None:
                 return found
             content, notes = make()
-            notes = plain(notes)
+            notes = as_json(notes)
             if trouble is None:
                 trouble = self._keep(path, content, facts, notes)
         if trouble is not None:
@@ -119,12 +119,12 @@ class PlanCache:
         Raises:
             PlanRefused: folder or key is not ours alone.
         """
-        facts = plain({"blob": name, "of": facts})
+        facts = as_json({"blob": name, "of": facts})
         try:
             if not os.path.lexists(self.folder):
                 return None
-            own_folder(self.folder)
-            secret()
+            ensure_private_folder(self.folder)
+            signing_key()
             found = _find(path_of(self.folder, facts, "blob"), facts)
         except OSError as error:
             log.warning("%s cannot be read: %s", name, error)
@@ -139,11 +139,11 @@ class PlanCache:
         Raises:
             PlanRefused: folder or key is not ours alone.
         """
-        facts = plain({"blob": name, "of": facts})
+        facts = as_json({"blob": name, "of": facts})
         path = path_of(self.folder, facts, "blob")
         trouble: OSError | None
         try:
-            own_folder(self.folder)
+            ensure_private_folder(self.folder)
             with plan_files.locked(path):
                 trouble = self._keep(path, content, facts, {})
         except OSError as error:
@@ -157,7 +157,7 @@ class PlanCache:
         Raises:
             PlanRefused: folder or key is not ours alone.
         """
-        secret()
+        signing_key()
         return [plan_files.entry(group) for group in reversed(plan_files.groups(self.folder))]
 
     def clear(self, older_than: float | None = None) -> tuple[int, int]:
@@ -187,7 +187,7 @@ class PlanCache:
         except OSError as error:
             return error
         try:
-            taken = plan_files.make_room(self.folder, self.limit)
+            taken = plan_files.evict(self.folder, self.limit)
         except (OSError, PlanRefused) as error:
             log.warning("no room was made in the cache: %s", error)
             return None

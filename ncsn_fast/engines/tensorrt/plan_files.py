@@ -20,10 +20,15 @@ from typing import Any
 
 import filelock
 
-from ncsn_fast.engines.tensorrt.signed_file import PlanRefused, canonical, own_folder, read_plan
+from ncsn_fast.engines.tensorrt.signed_file import (
+    PlanRefused,
+    canonical,
+    ensure_private_folder,
+    read_plan,
+)
 
 log = logging.getLogger(__name__)
-_PATIENCE = 3.0  # seconds of waiting for another process before a line says so
+_NOTICE_AFTER = 3.0  # seconds of waiting for another process before a line says so
 _NAME = re.compile(r"\.?(?P<name>[0-9a-f]{64}\.(?:plan|blob))(?:\.[^.]+\.tmp)?")
 
 
@@ -78,7 +83,7 @@ def groups(folder: Path) -> list[Group]:
     """
     if not os.path.lexists(folder):
         return []
-    own_folder(folder)
+    ensure_private_folder(folder)
     found: dict[str, dict[Path, os.stat_result]] = {}
     for file in folder.iterdir():
         if match := _NAME.fullmatch(file.name):
@@ -96,7 +101,7 @@ def locked(path: Path) -> Iterator[None]:
     """
     lock = _lock(path)
     try:
-        lock.acquire(timeout=_PATIENCE)
+        lock.acquire(timeout=_NOTICE_AFTER)
     except filelock.Timeout:
         log.info("another process builds this engine (%s); waiting for it", path.name)
         lock.acquire()
@@ -128,7 +133,7 @@ def drop(group: Group) -> bool:
     return True
 
 
-def make_room(folder: Path, limit: int) -> int:
+def evict(folder: Path, limit: int) -> int:
     """Deletes the least recently used files until the rest is within a limit.
 
     Those whose lock is held stay: what is being built, and what the caller has just written.

@@ -14,7 +14,7 @@ from torch import Tensor
 from ncsn_fast.engines.base import EngineError, PrecisionError
 from ncsn_fast.engines.cuda.kernels import Kernels
 from ncsn_fast.engines.reference_check import CONDITIONS
-from ncsn_fast.engines.tensorrt.api import checked, create, log_of
+from ncsn_fast.engines.tensorrt.api import checked, create, get_logger
 
 _ANEW = "clear the cache with `ncsn-fast cache clear`, or export the plan anew on this machine"
 
@@ -48,7 +48,7 @@ class TrtNetwork:
     """
 
     def __init__(self, trt: ModuleType, plan: bytes) -> None:
-        self._trt, self._log = trt, log_of(trt)
+        self._trt, self._log = trt, get_logger(trt)
         self._log.errors.clear()
         self._runtime = create(trt.Runtime, self._log)
         engine = self._runtime.deserialize_cuda_engine(plan)
@@ -235,7 +235,7 @@ class TrtPlan:
         self._network = network
         self.context, self._maps = network.new_context(inputs, self.output)
         # TensorRT waits for the GPU after every call on the default stream.
-        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._side_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     @property
     def launches(self) -> int:
@@ -256,11 +256,11 @@ class TrtPlan:
 
     def run(self) -> None:
         """Computes `output` from `input` and `level`, on the current stream or in step with it."""
-        if self._side is None:
+        if self._side_stream is None:
             return self._network.execute(self.context, 0)
         current = torch.cuda.current_stream(self.device)
         if current != torch.cuda.default_stream(self.device):
             return self._network.execute(self.context, current.cuda_stream)
-        self._side.wait_stream(current)
-        self._network.execute(self.context, self._side.cuda_stream)
-        current.wait_stream(self._side)
+        self._side_stream.wait_stream(current)
+        self._network.execute(self.context, self._side_stream.cuda_stream)
+        current.wait_stream(self._side_stream)

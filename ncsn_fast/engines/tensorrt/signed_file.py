@@ -87,7 +87,7 @@ def canonical(value: Any) -> str:
     return text
 
 
-def plain(value: Mapping[str, Any]) -> dict[str, Any]:
+def as_json(value: Mapping[str, Any]) -> dict[str, Any]:
     """A mapping as it comes back from JSON: tuples are lists."""
     return json.loads(canonical(dict(value)))
 
@@ -98,7 +98,7 @@ def key_path() -> Path:
     return Path(root) / "ncsn_fast" / "cache.key"
 
 
-def secret(*, create: bool = False) -> bytes | None:
+def signing_key(*, create: bool = False) -> bytes | None:
     """The user's key, 32 random bytes; None where there is none yet, unless one shall be made.
 
     Of many processes that make it at once, one does. OSError: it cannot be kept.
@@ -122,7 +122,7 @@ def sign(content: bytes, facts: Mapping[str, Any], notes: Mapping[str, Any]) -> 
     """The container of a compiled engine, under this user's key, which is made if need be."""
     header = canonical({"facts": dict(facts), "notes": dict(notes)}).encode()
     rest = (len(header).to_bytes(_LENGTH_BYTES, "little"), header, content)
-    key = secret(create=True)
+    key = signing_key(create=True)
     if key is None:
         raise OSError(errno.ENOENT, "the key vanished when it had been made", str(key_path()))
     return b"".join((_PREFIX, _mac(key, *rest), *rest))
@@ -139,7 +139,7 @@ def verify(data: bytes, source: str) -> Stored:
         raise PlanRefused(source, "is no signed file", _REMEDY)
     if bytes(view[: len(_PREFIX)]) != _PREFIX:
         raise PlanRefused(source, f"is a signed file of another version than {_VERSION}", _REMEDY)
-    key = secret()
+    key = signing_key()
     if key is None:
         raise PlanRefused(source, f"cannot be yours: you have no key {key_path()}", _REMEDY)
     if not hmac.compare_digest(view[len(_PREFIX) : _START], _mac(key, view[_START:])):
@@ -177,7 +177,7 @@ def read_plan(path: str | Path, facts: Mapping[str, Any] | None = None) -> Store
 
 def check_facts(stored: Stored, facts: Mapping[str, Any], path: str | Path) -> None:
     """PlanRefused unless what was read from a file has these facts; says which, and which not."""
-    expected = plain(facts)
+    expected = as_json(facts)
     names = sorted(
         name
         for name in {*expected, *stored.facts}
@@ -186,7 +186,7 @@ def check_facts(stored: Stored, facts: Mapping[str, Any], path: str | Path) -> N
     )
     if names:
         differences = ", ".join(
-            f"{name} expected {_said(expected, name)}, found {_said(stored.facts, name)}"
+            f"{name} expected {_shown(expected, name)}, found {_shown(stored.facts, name)}"
             for name in names
         )
         raise PlanRefused(path, f"was built for something else: {differences}", _REMEDY)
@@ -215,7 +215,7 @@ def read_private(path: Path, remedy: str) -> bytes:
         os.close(descriptor)
 
 
-def own_folder(folder: Path) -> None:
+def ensure_private_folder(folder: Path) -> None:
     """Makes a folder of mode 0700, or checks that the one that is there is ours alone.
 
     Raises:
@@ -259,5 +259,5 @@ def _mac(key: bytes, *pieces: bytes | memoryview) -> bytes:
     return mac.digest()
 
 
-def _said(facts: dict[str, Any], name: str) -> str:
+def _shown(facts: dict[str, Any], name: str) -> str:
     return repr(facts[name]) if name in facts else "nothing"

@@ -75,7 +75,7 @@ def test_convolutions_can_be_forced(monkeypatch):
         built = CpuEngine(of, device=CPU, dtype="fp32", batch_size=1, convolutions=name)
         monkeypatch.setenv("NCSN_FAST_CONVOLUTIONS", name)
         assert engine(of).convolutions == built.convolutions == name
-        kinds[name] = {line.kind for line in built._plan((16, 16)).lines}
+        kinds[name] = {cost.kind for cost in built._plan((16, 16)).costs}
     assert "winograd" in kinds["winograd"]
     assert "winograd" not in kinds["direct"]
     monkeypatch.setenv("NCSN_FAST_CONVOLUTIONS", "fft")

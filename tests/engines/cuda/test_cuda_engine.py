@@ -143,7 +143,7 @@ def test_a_graph_is_captured_once(captured):
 
 
 def test_long_levels_are_several_graphs(captured, monkeypatch):
-    monkeypatch.setattr(cuda_loop, "MOST_UNROLLED", 4)
+    monkeypatch.setattr(cuda_loop, "MAX_UNROLLED", 4)
     of = model(n_sigmas=2)
     program = program_of(of, n_steps_each=11)
     x = engine(of).run(program, chains_of(of))
@@ -152,7 +152,7 @@ def test_long_levels_are_several_graphs(captured, monkeypatch):
 
 
 def test_programs_of_more_rows_get_longer_tables(captured, monkeypatch):
-    monkeypatch.setattr(cuda_loop, "_FEWEST_ROWS", 4)
+    monkeypatch.setattr(cuda_loop, "_MIN_ROWS", 4)
     of = model("ncsn", n_sigmas=3)
     built, short, long = engine(of), program_of(of, "cas"), program_of(of, n_steps_each=7)
     expected = engine(of).run(long, chains_of(of))
@@ -265,7 +265,7 @@ def test_a_loop_of_too_many_launches_is_refused(monkeypatch):
     built = engine(of, graph="loop")
     program = program_of(of)
     launches = program.nfe * (len(built.loop((16, 16)).plan.steps) + 2)
-    monkeypatch.setattr(graph_engine, "MOST_NODES", launches - 1)
+    monkeypatch.setattr(graph_engine, "MAX_NODES", launches - 1)
     with pytest.raises(ValueError, match=f"would capture {launches} launches for 13 .*'level'"):
         built.run(program, chains_of(of))
 

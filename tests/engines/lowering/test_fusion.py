@@ -6,7 +6,7 @@ import engine_cases
 import pytest
 
 from ncsn_fast.engines.lowering.fusion import PIXEL, fuse
-from ncsn_fast.engines.lowering.graph import ConvolutionOf, NormOf, PointwiseOf, lower
+from ncsn_fast.engines.lowering.graph import ConvolutionSpec, NormSpec, PointwiseSpec, lower
 from ncsn_fast.engines.lowering.memory_plan import plan_memory
 from ncsn_fast.models.refinenet import ARCHITECTURES
 
@@ -20,8 +20,8 @@ def graphs(arch, **fields):
 def test_convolutions_only_write(arch):
     lowered, fused = graphs(arch)
     for op in fused.ops:
-        if isinstance(op.of, ConvolutionOf):
-            assert op.of.bias is None
+        if isinstance(op.spec, ConvolutionSpec):
+            assert op.spec.bias is None
             assert len(op.inputs) == 1
             assert not op.overwrites
     assert fused.flop == lowered.flop
@@ -31,17 +31,22 @@ def test_convolutions_only_write(arch):
 def test_every_bias_is_added_once(arch):
     """Biases may be added together; MSF's go to what reads the sum, both ends of a resize too."""
     lowered, fused = graphs(arch)
-    expected = [op.of.bias for op in lowered.ops if isinstance(op.of, ConvolutionOf)]
-    found = [b for op in fused.ops if isinstance(op.of, (NormOf, PointwiseOf)) for b in op.of.bias]
+    expected = [op.spec.bias for op in lowered.ops if isinstance(op.spec, ConvolutionSpec)]
+    found = [
+        b
+        for op in fused.ops
+        if isinstance(op.spec, (NormSpec, PointwiseSpec))
+        for b in op.spec.bias
+    ]
     assert sorted(id(b) for b in found) == sorted(id(b) for b in expected if b is not None)
 
 
 def test_there_is_one_pass_between_two_convolutions():
     """But for a sum that a norm reads, what two blocks read, and pools, which take whole maps."""
     lowered, fused = graphs("ncsnv2")
-    convolutions = sum(isinstance(op.of, ConvolutionOf) for op in fused.ops)
+    convolutions = sum(isinstance(op.spec, ConvolutionSpec) for op in fused.ops)
     passes = len(fused.ops) - convolutions
-    assert convolutions == sum(isinstance(op.of, ConvolutionOf) for op in lowered.ops) == 75
+    assert convolutions == sum(isinstance(op.spec, ConvolutionSpec) for op in lowered.ops) == 75
     assert passes == 87  # 17 norms, 8 pools, a mean and a resize; 60 sums and activations
     assert sum(op.kind == "pointwise" for op in fused.ops) == 60
 
@@ -52,7 +57,7 @@ def test_the_ends_are_padded(channels):
     assert fused.input.channels == fused.output.channels == -(-channels // PIXEL) * PIXEL
     first, last = fused.ops[0], fused.ops[-2]
     assert (first.name, last.name) == ("begin_conv", "end_conv")
-    assert first.of.weight.shape[1] == last.of.weight.shape[0] == channels
+    assert first.spec.weight.shape[1] == last.spec.weight.shape[0] == channels
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

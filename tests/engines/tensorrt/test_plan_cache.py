@@ -234,13 +234,13 @@ def test_the_first_key_stays(monkeypatch, links):
 
     def meanwhile(size: int) -> bytes:
         monkeypatch.setattr(signed_file.secrets, "token_bytes", draw)
-        first.append(signed_file.secret(create=True))
+        first.append(signed_file.signing_key(create=True))
         return draw(size)
 
     if not links:
         monkeypatch.setattr(files.os, "link", no_links)
     monkeypatch.setattr(signed_file.secrets, "token_bytes", meanwhile)
-    assert signed_file.secret(create=True) == first[0] == signed_file.key_path().read_bytes()
+    assert signed_file.signing_key(create=True) == first[0] == signed_file.key_path().read_bytes()
 
 
 def no_links(*_: Any) -> None:
@@ -317,7 +317,7 @@ def test_of_eight_processes_one_builds(processes, tmp_path):
 def test_who_waits_builds_when_the_builder_is_killed(
     cache, processes, tmp_path, caplog, monkeypatch, where
 ):
-    monkeypatch.setattr(plan_files, "_PATIENCE", 0.05)
+    monkeypatch.setattr(plan_files, "_NOTICE_AFTER", 0.05)
     caplog.set_level(logging.INFO)
     got: list[Any] = []
     waiter = threading.Thread(target=lambda: got.append(cache.fetch(FACTS, build(b"second"))))

@@ -17,7 +17,7 @@ from ncsn_fast.engines.cuda.graphs import Graphs
 from ncsn_fast.engines.tensorrt import api as trt_api
 from ncsn_fast.engines.tensorrt import builder as trt_builder
 from ncsn_fast.engines.tensorrt import engine as trt
-from ncsn_fast.engines.tensorrt.engine import GATE, TrtEngine
+from ncsn_fast.engines.tensorrt.engine import CHECK_LEVELS, TrtEngine
 from ncsn_fast.engines.tensorrt.runtime import Layer
 
 
@@ -66,7 +66,7 @@ def test_types(knobs, builds, arch, dtype):
 
 
 def test_a_dozen_levels_are_compared(knobs):
-    assert engine(tiny.model(n_sigmas=20)).levels == GATE == 12
+    assert engine(tiny.model(n_sigmas=20)).levels == CHECK_LEVELS == 12
 
 
 def test_fp16_is_what_nobody_asked_for(knobs):
