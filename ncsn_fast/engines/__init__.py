@@ -1,4 +1,4 @@
-"""Engines by name: which exist, which run on this machine, and which one `auto` means."""
+"""Registry of engines: which exist, which run on this machine, and which one `auto` picks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ENGINES: dict[str, type[Engine]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Availability:
-    """One row of `doctor`'s table: problem is None where the engine runs."""
+    """A row of `doctor`'s table; `problem` is None if the engine runs here."""
 
     name: str
     summary: str
@@ -38,16 +38,16 @@ class Availability:
 
 
 def availability() -> list[Availability]:
-    """Every engine of the design, and whether it runs on this machine."""
+    """Lists every engine and whether it runs on this machine."""
     return [Availability(name, kind.summary, kind.unavailable()) for name, kind in ENGINES.items()]
 
 
 def named(name: str) -> type[Engine]:
-    """The engine class of a name.
+    """Returns the engine class registered under a name.
 
     Raises:
-        EngineUnavailable: it cannot run here; names those that can.
-        ValueError: there is none of that name.
+        EngineUnavailable: the engine cannot run here; the message lists those that can.
+        ValueError: no engine has this name.
     """
     if name not in ENGINES:
         raise ValueError(f"engine must be auto, {', '.join(ENGINES)}; got {name!r}")
@@ -65,15 +65,15 @@ def named(name: str) -> type[Engine]:
 def pick(
     name: str, device: str | torch.device | None, model: ScoreModel | None = None
 ) -> tuple[type[Engine], torch.device, str]:
-    """The engine class of a name, the device it shall run on, and the reason for the choice.
+    """Returns the engine class for a name, its device, and the reason for the choice.
 
     Args:
-        device: None takes what the engine prefers: a GPU, where it can use one and there is one.
-        model: what it shall run; "auto" passes over engines that refuse it.
+        device: None for the engine's preference: a GPU if it supports one and one is present.
+        model: the model to run; "auto" skips engines that refuse it.
 
     Raises:
-        EngineUnavailable: the engine cannot run here; names those that can.
-        ValueError: there is no engine of that name, or it does not run on that device.
+        EngineUnavailable: the engine cannot run here; the message lists those that can.
+        ValueError: no engine has this name, or it does not run on that device.
     """
     gpu = torch.cuda.is_available()
     if device is not None and torch.device(device).type == "cuda":
@@ -94,17 +94,17 @@ def pick(
             f"engine {name!r} runs on {' or '.join(kind.device_types)}; got device {str(device)!r}"
         )
     device = torch.device(device)
-    if device.type == "cuda" and device.index is None:  # whatever is current later on
-        begun = torch.cuda.is_initialized()  # asking would begin it, on the first GPU
+    if device.type == "cuda" and device.index is None:  # the current device may change later
+        begun = torch.cuda.is_initialized()  # current_device() would initialise CUDA
         device = torch.device("cuda", torch.cuda.current_device() if begun else 0)
     return kind, device, reason
 
 
 def build(kind: type[Engine], model: ScoreModel, dtype: str | None, **settings: Any) -> Engine:
-    """An engine in the given type.
+    """Builds an engine in the given dtype.
 
-    With None, in the fastest type in which the model keeps its precision; a warning tells where
-    that is not the engine's own choice.
+    With dtype None, uses the fastest dtype that meets the precision bound for this model, and warns
+    if that is not the engine's default.
     """
     chosen = dtype or kind.default_dtype(settings["device"])
     slower = kind.dtypes[kind.dtypes.index(chosen) + 1 :] if dtype is None else ()
@@ -127,7 +127,7 @@ def _check_gpu(device: torch.device) -> None:
 
 
 def _automatic(best: type[Engine], model: ScoreModel | None) -> tuple[str, str]:
-    """The engine that "auto" takes where `best` is our own for the device, and why."""
+    """Returns the engine that "auto" takes, and why; `best` is our own for the device."""
     problem = best.unavailable() or (None if model is None else best.refuses(model))
     if problem is not None:
         return "eager", f"engine {best.name!r} {problem}"

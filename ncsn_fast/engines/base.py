@@ -1,4 +1,4 @@
-"""What an engine is: a fast network call for one model, and the loop around it."""
+"""Engine: a fast network call for one model, and the sampling loop around it."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from ncsn_fast.samplers.procedure import (
 )
 from ncsn_fast.samplers.program import Chains, Program, Update, run
 
-# Whether builds that take long show progress.
+# Whether long builds show a progress bar.
 progress_shown: contextvars.ContextVar[bool] = contextvars.ContextVar("progress", default=True)
 
-LARGEST_BATCH_SIZE = 256  # images in a micro-batch where nobody says
+LARGEST_BATCH_SIZE = 256  # default limit on images per micro-batch
 
-# Types that networks compute in. tf32: maps are float32, convolutions round what they read.
+# Compute dtypes. tf32: feature maps are float32, convolutions round their inputs to TF32.
 DTYPES: dict[str, torch.dtype] = {
     "fp32": torch.float32,
     "tf32": torch.float32,
@@ -41,9 +41,10 @@ DTYPES: dict[str, torch.dtype] = {
 
 
 def dtype_name(dtype: str | torch.dtype, kind: type[Engine]) -> str:
-    """Our name of a type ("fp32", torch.float32, "float32", ...) that an engine class computes in.
+    """Returns our name of a dtype ("fp32", torch.float32, "float32", ...) for an engine class.
 
-    ValueError names the types it has.
+    Raises:
+        ValueError: the engine does not support the dtype; the message lists those it does.
     """
     aliases = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
     given = str(dtype).removeprefix("torch.")
@@ -56,33 +57,33 @@ def dtype_name(dtype: str | torch.dtype, kind: type[Engine]) -> str:
 
 
 class EngineUnavailable(RuntimeError):
-    """A named engine that cannot run here; the message says what is missing and which would run."""
+    """Error of a named engine that cannot run here; says what is missing and what would run."""
 
 
 class EngineError(RuntimeError):
-    """An engine that cannot be built as asked, or does not compute what the reference does."""
+    """Error of an engine that cannot be built as requested or does not match the reference."""
 
 
 class PrecisionError(EngineError):
-    """An engine whose type, or whose arithmetic in it, is not precise enough for the model."""
+    """Error of an engine whose dtype or arithmetic is not precise enough for the model."""
 
 
 class Engine(abc.ABC):
-    """A model made ready to run on micro-batches of a fixed size.
+    """A model prepared to run on micro-batches of a fixed size.
 
     Args:
-        model: the ScoreModel. Engines run a copy made when they are built: neither the model nor
-            its training mode is changed, and later changes to it are not seen.
-        dtype: type the network computes in.   batch_size: images in a micro-batch.
+        model: the ScoreModel. Engines run a copy made at construction: neither the model nor its
+            training mode is changed, and later changes to it have no effect.
+        dtype: compute dtype of the network.   batch_size: images per micro-batch.
         threads: CPU threads; None for torch's setting.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
-    dtypes: ClassVar[tuple[str, ...]] = ("fp32",)  # from the fastest to the most precise
+    dtypes: ClassVar[tuple[str, ...]] = ("fp32",)  # from fastest to most precise
     device_types: ClassVar[tuple[str, ...]] = ("cpu",)
-    caches: ClassVar[bool] = False  # keeps what it builds, in the folder compile_cache
-    options: ClassVar[dict[str, tuple[str, ...]]] = {}  # settings of its own, and their values
+    caches: ClassVar[bool] = False  # stores built engines in the folder compile_cache
+    options: ClassVar[dict[str, tuple[str, ...]]] = {}  # engine-specific options and their values
 
     def __init__(
         self,
@@ -97,7 +98,7 @@ class Engine(abc.ABC):
         self.batch_size, self.threads = batch_size, threads
 
     def resized(self, batch_size: int) -> Engine:
-        """The same engine for micro-batches of another size, sharing its weights."""
+        """Returns this engine for another micro-batch size, sharing its weights."""
         other = copy.copy(self)
         other.batch_size = batch_size
         return other
@@ -105,16 +106,16 @@ class Engine(abc.ABC):
     @classmethod
     @abc.abstractmethod
     def unavailable(cls) -> str | None:
-        """None if the engine runs on this machine, else what is missing and how to get it."""
+        """Returns None if the engine runs here, else what is missing and how to get it."""
 
     @classmethod
     def refuses(cls, model: ScoreModel) -> str | None:
-        """None if the engine runs this model, else which part of it is not covered."""
+        """Returns None if the engine runs this model, else the part it does not support."""
         return None
 
     @classmethod
     def check_options(cls, given: Mapping[str, Any]) -> None:
-        """ValueError unless the engine has such options with such values."""
+        """Raises ValueError unless the engine has these options and allows these values."""
         known = "; ".join(f"{k}: {', '.join(v)}" for k, v in cls.options.items()) or "none"
         for name, value in given.items():
             if value not in cls.options.get(name, ()):
@@ -124,38 +125,38 @@ class Engine(abc.ABC):
 
     @classmethod
     def default_dtype(cls, device: torch.device) -> str:
-        """The type that the engine takes by itself on a device of this machine."""
+        """Returns the default dtype of the engine on a device of this machine."""
         return cls.dtypes[0]
 
     @classmethod
     def type_of_file(cls, options: Mapping[str, Any]) -> str | None:
-        """The type of what is in a file that the options name; None where they name none."""
+        """Returns the dtype stored in the plan file that the options name, if any."""
         return None
 
     def fitting(self, batch_size: int) -> int:
-        """The size of micro-batch nearest to this one that the engine takes."""
+        """Returns the supported micro-batch size nearest to this one."""
         return batch_size
 
     def release(self) -> None:
-        """Frees the memory of micro-batches; weights stay, and the engine can go on."""
+        """Frees the memory of micro-batches; weights stay, and the engine remains usable."""
         return None
 
     def memory(self) -> int | None:
-        """Bytes that a running micro-batch needs beside the model; None where nobody plans them."""
+        """Returns the bytes that a running micro-batch needs beside the model; None if unknown."""
         return None
 
     def describe(self) -> str:
-        """What the engine runs, an operation a line; for most engines, one line in all."""
+        """Describes the engine: one line per operation, or a single line for most engines."""
         return f"engine {self.name}, {self.dtype}, on {self.device}: {self.summary}"
 
     def check_images(self, x: Tensor) -> None:
-        """ValueError unless x is a micro-batch of images that the network takes."""
+        """Raises ValueError unless x is a micro-batch of images that the network accepts."""
         self.model.net.check_input(x)
         if len(x) != self.batch_size:
             raise ValueError(f"this engine runs batches of {self.batch_size}; got {len(x)} images")
 
     def check_call(self, x: Tensor, level: Tensor | None) -> None:
-        """ValueError unless `network` takes these."""
+        """Raises ValueError unless `network` accepts these arguments."""
         self.check_images(x)
         seen = self.model.conditioning
         if seen != "none" and level is None:
@@ -164,15 +165,15 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def network(self, x: Tensor, level: Tensor | None) -> Tensor:
-        """Raw output f for x (batch_size, C, H, W) float32.
+        """Returns the raw network output f for x (batch_size, C, H, W) float32.
 
-        level is what ScoreModel.condition gives, (batch_size,): int64 levels, float32 times, or
-        None for networks that are not conditioned.
+        level is the result of ScoreModel.condition, (batch_size,): int64 levels, float32 times, or
+        None for unconditioned networks.
         """
 
     @contextlib.contextmanager
     def context(self) -> Iterator[None]:
-        """Settings under which this engine computes, whatever the caller's are."""
+        """Sets the state in which this engine computes, whatever the caller's settings."""
         autocast = torch.autocast(self.device.type, enabled=False)
         with torch.inference_mode(), autocast, torch_threads(self.threads):
             yield
@@ -189,8 +190,8 @@ class Engine(abc.ABC):
     ) -> Tensor:
         """Runs a program (in terms of sigma * score) on a micro-batch; returns the final state.
 
-        on_level is called after each of `chunks`, with the number of rows done, outside of
-        `context`. With a guide the network is called row by row, and the guide asked each time.
+        on_level is called after each of `chunks`, outside `context`, with the number of rows done.
+        With a guide, the network and the guide are called for every row.
         """
         if guide is None:
             run_rows = self._own_steps(program, chains, update)
@@ -207,7 +208,7 @@ class Engine(abc.ABC):
     def _own_steps(
         self, program: Program, chains: Chains, update: Update | None
     ) -> Callable[[int, int], object]:
-        """What runs rows of a program, with the factor to the score put into the table."""
+        """Returns a function that runs rows, with the factor from f to score put into the table."""
         sigma = torch.from_numpy(program.sigma)
         factor = np.asarray(self.model.score_factor(sigma), dtype=np.float64)
         scaled = program.scaled(program.sigma * factor)
@@ -225,18 +226,18 @@ class Engine(abc.ABC):
         constrain: Constrain | None = None,
         on_step: OnStep | None = None,
     ) -> Result:
-        """Runs a sampler that is no table on a micro-batch; on_step is called inside `context`."""
+        """Runs a procedure (a sampler that is not a table); on_step is called inside `context`."""
         with self.context():
             return procedure.solve(self.guided(guide), chains, constrain, on_step)
 
     def guided(self, guide: Guide | None) -> Score:
-        """The score of this engine's network, as a guide would have it."""
+        """Returns the score of this engine's network, modified by the guide."""
         return self.score if guide is None else functools.partial(guide.score, self.score)
 
     def score(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """grad log p_sigma(x), shape of x (batch_size, C, H, W), on the engine's device.
+        """Returns grad log p_sigma(x), shape of x (batch_size, C, H, W), on the engine's device.
 
-        sigma is (batch_size,). To be called inside `context`.
+        sigma is (batch_size,). Call it inside `context`.
         """
         condition = self.model.condition(sigma)
         f = self.network(x, None if condition is None else condition.to(self.device))
@@ -244,16 +245,16 @@ class Engine(abc.ABC):
         return f.float() * per_sample(factor.expand(len(x)), x)
 
     def chunks(self, program: Program) -> list[range]:
-        """The rows between two callbacks: those of a level."""
+        """Splits the rows of a program at its callbacks: one range per noise level."""
         return list(program.level_rows())
 
     def stepper(
         self, program: Program, chains: Chains, levels: Tensor | None, update: Update | None
     ) -> Callable[[int, int], object]:
-        """What runs rows first .. stop-1 of a program on the chains, in place.
+        """Returns a function that runs rows first .. stop-1 of a program on the chains, in place.
 
-        The program is in terms of the raw output; levels (K,) are the rows' conditions, as of
-        ScoreModel.condition.
+        The program is in terms of the raw output f; levels (K,) are the rows' conditions, as
+        returned by ScoreModel.condition.
         """
 
         def network(x: Tensor, k: int) -> Tensor:
@@ -264,7 +265,7 @@ class Engine(abc.ABC):
         )
 
     def output(self, x: Tensor, level: Tensor | None) -> Tensor:
-        """Raw output f for any number of images, in padded micro-batches; float32 on the CPU."""
+        """Returns f for any number of images, in padded micro-batches; float32 on the CPU."""
         parts = []
         with self.context():
             for i in range(0, len(x), self.batch_size):
@@ -279,7 +280,7 @@ class Engine(abc.ABC):
 def _guided_steps(
     program: Program, chains: Chains, update: Update | None, score: Score
 ) -> Callable[[int, int], object]:
-    """What runs rows of a program on a score, evaluation by evaluation."""
+    """Returns a function that runs rows of a program, calling the score at each one."""
 
     def network(x: Tensor, k: int) -> Tensor:
         sigma = float(program.sigma[k])
@@ -289,7 +290,7 @@ def _guided_steps(
 
 
 def without_weights(model: ScoreModel) -> ScoreModel:
-    """A copy whose parameters have shapes, but one number each behind them."""
+    """Copies the model with storage-free parameters: all shapes, one number of memory each."""
     memo: dict[int, Any] = {
         id(p): nn.Parameter(torch.zeros(()).expand(p.shape), requires_grad=False)
         for p in model.parameters()
@@ -299,7 +300,7 @@ def without_weights(model: ScoreModel) -> ScoreModel:
 
 @contextlib.contextmanager
 def torch_threads(threads: int | None) -> Iterator[None]:
-    """Runs with this many CPU threads (None: leave them), and puts the old number back."""
+    """Sets the number of CPU threads (None: unchanged) and restores the old one afterwards."""
     if threads is None:
         yield
         return
@@ -312,12 +313,12 @@ def torch_threads(threads: int | None) -> Iterator[None]:
 
 
 def largest_batch_size(shape: tuple[int, int, int], device: torch.device) -> int:
-    """The power of two of images (C, H, W) for which memory for activations is there for sure."""
+    """Returns a power-of-two batch size for images (C, H, W) whose activations fit in memory."""
     pixels = 65_536 if device.type == "cpu" else 524_288
     most = max(1, min(LARGEST_BATCH_SIZE, pixels // (shape[1] * shape[2])))
     return 1 << (most.bit_length() - 1)
 
 
 def default_batch_size(n: int, shape: tuple[int, int, int], device: torch.device) -> int:
-    """The smallest power of two that holds n images, as far as memory allows."""
+    """Returns the smallest power of two that holds n images, up to `largest_batch_size`."""
     return min(largest_batch_size(shape, device), 1 << max(0, n - 1).bit_length())

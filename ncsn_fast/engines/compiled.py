@@ -1,4 +1,4 @@
-"""engine="compile": the network in torch.compile, on the CPU or a GPU."""
+"""engine="compile": the network compiled by torch.compile, on the CPU or a GPU."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ from ncsn_fast.models.layers import InstanceNormPlus
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops import backends, reference
 
-_GRAPHS = ("reduce-overhead", "max-autotune")  # modes that make CUDA graphs
-_COMPILERS = {"darwin": "clang++", "win32": "cl"}  # torch's choice; elsewhere g++
-_SHAPES = 1 << 16  # torch would refuse to compile for a ninth shape
+_GRAPHS = ("reduce-overhead", "max-autotune")  # modes that use CUDA graphs
+_COMPILERS = {"darwin": "clang++", "win32": "cl"}  # torch's defaults; g++ elsewhere
+_SHAPES = 1 << 16  # recompile limit; by default torch stops after eight shapes
 
 
 class CompileEngine(Engine):
-    """The model's own modules as torch.compile has them, channels-last.
+    """The model's modules compiled by torch.compile, channels-last.
 
-    Fused ops are written out for the compiler. Convolutions and the maps between them are of the
-    engine's type; norms compute their statistics in float32, and the time's embedding is float32
-    throughout. Compiling takes from some seconds to minutes, once for each shape: the first call
-    with another micro-batch (`resized`) or image size compiles anew, and so does another number of
-    threads. On the CPU weights are frozen into what is compiled, so that each shape holds a packed
-    copy of its own. What torch caches on disk shortens it the next time (TORCHINDUCTOR_CACHE_DIR).
+    Fused ops are written out in plain PyTorch for the compiler. Convolutions and the maps between
+    them use the engine's dtype; norms compute their statistics in float32, and the time embedding
+    is float32 throughout. Compilation takes seconds to minutes per shape: a new micro-batch size
+    (`resized`), image size or number of threads compiles again at its first call. On the CPU,
+    weights are frozen into the compiled code, so each shape holds its own packed copy. torch's disk
+    cache (TORCHINDUCTOR_CACHE_DIR) shortens later compilations.
 
     Args:
-        mode: that of torch.compile. "max-autotune" and "reduce-overhead" make CUDA graphs: they
-            want a GPU and one thread of the caller's.
+        mode: mode of torch.compile. "max-autotune" and "reduce-overhead" use CUDA graphs: they need
+            a GPU, and all calls must come from one thread.
 
     Attributes:
-        error: largest relative error of f against the reference, at so many noise `levels`.
+        error: largest relative error of f against the reference, over `levels` noise levels.
 
     Raises:
         EngineError: the output differs from the reference by more than precision.BOUNDS, or the
-            CPU does not compute in the type.
+            CPU does not support the dtype.
         EngineUnavailable: torch.compile fails here.
     """
 
@@ -63,7 +63,7 @@ class CompileEngine(Engine):
         self._check_device(mode)
         self._graphs = mode in _GRAPHS
         self._lock = threading.Lock()  # one call at a time, whatever its size
-        with torch.inference_mode(False):  # the compiler wants to know of changes
+        with torch.inference_mode(False):  # inference tensors have no version counters
             self.replica = _CompilableModel(model, DTYPES[self.dtype]).to(self.device)
         self.replica.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._run = torch.compile(self.replica, dynamic=False, fullgraph=True, mode=mode)
@@ -98,7 +98,7 @@ class CompileEngine(Engine):
 
     @classmethod
     def default_dtype(cls, device: torch.device) -> str:
-        """bf16 on a GPU that has it (fp16 before Ampere), fp32 on the CPU."""
+        """Returns bf16 on a GPU that supports it (fp16 before Ampere), fp32 on the CPU."""
         if device.type == "cpu":
             return "fp32"
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
@@ -135,9 +135,10 @@ class CompileEngine(Engine):
 
 
 def _with_usual_strides(x: Tensor, level: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Both with the strides that are usual for their shapes, or torch would compile once more.
+    """Gives both tensors the usual strides of their shapes, to avoid recompilation.
 
-    Those of a single channel or image, say, are anything, and those of an expanded level 0.
+    Strides along a dimension of size 1 are arbitrary, and those of an expanded level are 0; torch
+    would compile for each of them.
     """
     _, c, h, w = x.shape
     x = x.contiguous(memory_format=torch.channels_last)
@@ -147,7 +148,7 @@ def _with_usual_strides(x: Tensor, level: Tensor | None) -> tuple[Tensor, Tensor
 
 @contextlib.contextmanager
 def _cudnn(precision: str) -> Iterator[None]:
-    """How cuDNN, and Triton's convolutions with it, read float32: "ieee" or "tf32"."""
+    """Sets the float32 precision of cuDNN and of Triton convolutions: "ieee" or "tf32"."""
     places: Any = torch.backends.cudnn, torch.backends.cudnn.conv  # type: ignore[attr-defined]
     before = [place.fp32_precision for place in places]
     for place in places:
@@ -160,15 +161,15 @@ def _cudnn(precision: str) -> Iterator[None]:
 
 
 def _failure(error: Exception) -> str:
-    """What went wrong, from the many lines that torch has to say, and what to do."""
+    """Condenses torch's error report to one line with a remedy."""
     first, *rest = str(error).strip().splitlines() or [type(error).__name__]
-    # Where torch lies below a folder with a space in its name, say, it cannot link.
+    # For example, linking fails if the path of torch contains a space.
     cause = next((line.strip() for line in rest if "cannot" in line or "error:" in line), "")
     return f"torch.compile fails here: {first} {cause}".strip() + "; use engine='eager'"
 
 
 class _CompilableModel(nn.Module):
-    """A copy of a model for compilers: no ops of ours, convolutions in a type; gives float32."""
+    """A copy of a model for compilers: plain PyTorch, convolutions in one dtype, float32 output."""
 
     def __init__(self, model: ScoreModel, dtype: torch.dtype) -> None:
         super().__init__()

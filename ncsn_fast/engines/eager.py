@@ -1,4 +1,4 @@
-"""engine="eager": plain PyTorch in float32; the reference for all others."""
+"""engine="eager": plain PyTorch in float32, the reference for all other engines."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ncsn_fast.models.score import ScoreModel
 
 
 class EagerEngine(Engine):
-    """The model's own modules, every fused op replaced by its plain PyTorch statement.
+    """The model's own modules with every fused op replaced by its plain PyTorch definition.
 
-    Channels-last, because oneDNN's convolutions then give the same bits on any number of threads.
+    Channels-last, so that oneDNN's convolutions give the same bits for any number of threads.
     """
 
     name = "eager"
@@ -45,11 +45,11 @@ class EagerEngine(Engine):
 
 @contextlib.contextmanager
 def _full_float32(device: torch.device) -> Iterator[None]:
-    """Keeps cuDNN from computing float32 convolutions in TF32, its default."""
+    """Disables TF32 in the float32 convolutions of cuDNN, where it is the default."""
     if device.type != "cuda":
         yield
         return
-    # Not allow_tf32: reading it raises where the caller has set this newer name of it.
+    # Not allow_tf32: reading it raises if the caller has set its successor, fp32_precision.
     settings: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
     before = settings.fp32_precision
     settings.fp32_precision = "ieee"

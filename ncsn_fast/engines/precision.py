@@ -1,4 +1,4 @@
-"""Whether an engine computes what the reference does, over the ladder of noise, on real images."""
+"""Precision check: compares an engine with the reference on noisy images over the noise levels."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from torch import Tensor
 from ncsn_fast.engines.base import Engine, EngineError, PrecisionError
 from ncsn_fast.models.score import ScoreModel
 
-# Relative error of f that each type may have.
+# Allowed relative error of f for each dtype.
 BOUNDS = {"fp32": 1e-5, "tf32": 5e-3, "bf16": 2e-2, "fp16": 5e-3}
-_FLOP = 2.5e11  # of the reference's work in a check: a second or two on a CPU
+_FLOP = 2.5e11  # work budget of the reference in a check: a second or two on a CPU
 _MIN_LEVELS = 3
 
 
 def probe_count(model: ScoreModel, flop: float) -> int:
-    """Noise levels that a check visits: all of them, or as many as its budget of work allows."""
+    """Returns how many noise levels a check visits: all, or as many as its FLOP budget allows."""
     return int(
         np.clip(_FLOP / max(flop, 1.0), min(_MIN_LEVELS, len(model.sigmas)), len(model.sigmas))
     )
 
 
 def probes(model: ScoreModel, n: int) -> tuple[Tensor, Tensor]:
-    """Noisy photographs (n, C, H, W) float32 and their levels (n,) int64, all over the ladder."""
+    """Returns noisy photographs (n, C, H, W) float32 and their levels (n,) int64, evenly spread."""
     levels = torch.from_numpy(np.linspace(0, len(model.sigmas) - 1, n).round().astype(np.int64))
     generator = torch.Generator().manual_seed(0)
     images = torch.stack([_crop(model.image_shape, generator) for _ in range(n)])
@@ -36,11 +36,11 @@ def probes(model: ScoreModel, n: int) -> tuple[Tensor, Tensor]:
 
 
 def check_precision(engine: Engine, reference: Engine, n: int) -> float:
-    """Largest relative error of f against a reference engine, over n levels.
+    """Returns the largest relative error of f against a reference engine, over n levels.
 
     Raises:
         PrecisionError: the error exceeds BOUNDS at some sigma.
-        EngineError: the reference itself gives no numbers.
+        EngineError: the output of the reference itself is not finite.
     """
     x, levels = probes(engine.model, n)
     condition = engine.model.condition(engine.model.sigmas[levels.to(engine.model.device)])
@@ -65,7 +65,7 @@ def check_precision(engine: Engine, reference: Engine, n: int) -> float:
 
 
 def _crop(shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
-    """A random square of a photograph, resized to (C, H, W) in [0, 1]."""
+    """Crops a random square of a photograph and resizes it to (C, H, W) in [0, 1]."""
     channels, height, width = shape
     photo = _photographs()[int(torch.randint(2, (), generator=generator))]
     side = min(photo.size)
@@ -76,7 +76,7 @@ def _crop(shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
 
 
 def _photographs() -> list[Image.Image]:
-    """The two photographs that scikit-learn carries, read without importing it."""
+    """Loads the two sample photographs of scikit-learn, without importing scikit-learn."""
     spec = importlib.util.find_spec("sklearn")
     assert spec is not None
     assert spec.origin is not None

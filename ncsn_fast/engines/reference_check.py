@@ -1,4 +1,4 @@
-"""What engines share that give the network to a compiler or runtime of someone else."""
+"""Precision check of engines that hand the network to an external compiler or runtime."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ncsn_fast.engines.base import Engine
 from ncsn_fast.engines.eager import EagerEngine
 from ncsn_fast.models.score import ScoreModel
 
-# What networks are conditioned on (ScoreModel.conditioning), as graphs take it.
+# Condition inputs of exported graphs, by ScoreModel.conditioning.
 CONDITIONS = {"level": torch.int64, "time": torch.float32}
 
 
 class ContiguousEngine(EagerEngine):
-    """The reference on contiguous maps: torch's channels-last group norm loses two digits."""
+    """The reference on contiguous maps: channels-last group norm in torch loses two digits."""
 
     def __init__(self, model: ScoreModel, **settings: Any) -> None:
         super().__init__(model, **settings)
@@ -33,10 +33,11 @@ class ContiguousEngine(EagerEngine):
 def largest_error(
     engine: Engine, model: ScoreModel, size: tuple[int, int], levels: int, batch: int
 ) -> float:
-    """Of f over noise levels, for images of a size (H, W), in micro-batches of `batch`.
+    """Returns the largest error of f over noise levels, for images of one size (H, W).
 
     Args:
-        model: the one that the engine was built of, with its weights.
+        model: the model that the engine was built from, with its weights.
+        levels: number of noise levels.   batch: images per micro-batch.
 
     Raises:
         EngineError: see precision.check_precision.
@@ -52,12 +53,12 @@ def largest_error(
 
 
 def check_precision(engine: Engine, size: int | None = None) -> tuple[float, int]:
-    """The largest error of f against the reference, and the number of levels it was seen at.
+    """Returns the largest error of f against the reference, and the number of levels checked.
 
     Args:
-        engine: one whose `model` still has its weights.
-        size: images of the engine's micro-batch in the check; None for as many as there are levels
-            to see, at most its own.
+        engine: its `model` must still have its weights.
+        size: images per micro-batch in the check; None for one per level, at most the engine's
+            own number.
 
     Raises:
         EngineError: see precision.check_precision.

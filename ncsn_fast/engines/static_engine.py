@@ -1,4 +1,4 @@
-"""What engines share that run a network on buffers of their own."""
+"""Base classes of engines that run a network on preallocated buffers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ncsn_fast.models.score import ScoreModel
 
 
 class BufferedEngine(Engine):
-    """An engine with buffers of fixed sizes, which serve one call at a time."""
+    """An engine with buffers of fixed sizes, which serves one call at a time."""
 
     def resized(self, batch_size: int) -> BufferedEngine:
         other = copy.copy(self)
@@ -28,7 +28,7 @@ class BufferedEngine(Engine):
 
 
 class StaticEngine(BufferedEngine):
-    """An engine for the networks that `graph.lower` covers, one plan for each image size."""
+    """An engine for the networks that `graph.lower` supports, with one plan per image size."""
 
     @classmethod
     def refuses(cls, model: ScoreModel) -> str | None:
@@ -39,7 +39,7 @@ class StaticEngine(BufferedEngine):
         return None
 
     def check_precision(self) -> float:
-        """The error of a small plan of the same weights against the reference."""
+        """Returns the error of a small plan with the same weights against the reference."""
         flop = lower(self.model.net, *self.model.config.image_size).flop
         n = precision.probe_count(self.model, flop)
         size = min(n, self.batch_size)

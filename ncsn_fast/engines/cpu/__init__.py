@@ -1,1 +1,1 @@
-"""The cpu engine."""
+"""CPU engine: plans, autotuning and execution."""

@@ -1,9 +1,9 @@
-"""How the CPU engine computes on this machine: timed once, then remembered.
+"""Autotuning of the CPU engine: times its alternatives once per machine and caches the result.
 
-Two choices are open: the type of the maps, and for 3x3 convolutions oneDNN's direct algorithm or
-our Winograd convolution (csrc/include/ncsn_fast/winograd.h). Which is faster depends on the
-processor: bfloat16 wants AMX or AVX-512-BF16; Winograd needs a quarter of the multiplications, and
-multiplies bfloat16 maps in 16-bit fixed point, which every processor has.
+Two choices are timed: the dtype of feature maps, and for 3x3 convolutions oneDNN's direct algorithm
+or our Winograd convolution (csrc/include/ncsn_fast/winograd.h). Which is faster depends on the
+processor: bfloat16 needs AMX or AVX-512-BF16; Winograd needs a quarter of the multiplications and
+multiplies bfloat16 maps in 16-bit fixed point, which every processor supports.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ from ncsn_fast.engines.lowering.graph import ConvolutionSpec, Graph
 
 log = logging.getLogger(__name__)
 ALGORITHMS = ("direct", "winograd")
-_GAIN = 1.1  # what is not the plain choice must be faster by more than the timer's noise
+_GAIN = 1.1  # required speedup over the default, above the noise of the timer
 _ROUNDS = 7
 _VARIANTS = [(dtype, algorithm) for dtype in ("fp32", "bf16") for algorithm in ALGORITHMS]
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """Speed of a convolution of these networks in each way, over that in fp32, direct."""
+    """Speeds of a typical convolution in each variant, relative to direct fp32."""
 
     speed: dict[str, float]
 
     def algorithm(self, dtype: str) -> str:
-        """The faster algorithm for 3x3 convolutions of maps of this type."""
+        """Returns the faster algorithm for 3x3 convolutions in this dtype."""
         gain = self.speed[f"{dtype} winograd"] / self.speed[f"{dtype} direct"]
         return "winograd" if gain >= _GAIN else "direct"
 
     @property
     def dtype(self) -> str:
-        """The faster type, with the better algorithm in each."""
+        """The faster dtype, each with its better algorithm."""
         fp32, bf16 = (self.speed[f"{dtype} {self.algorithm(dtype)}"] for dtype in ("fp32", "bf16"))
         return "bf16" if bf16 / fp32 >= _GAIN else "fp32"
 
@@ -55,7 +55,7 @@ class Choice:
 
 @functools.cache
 def fastest() -> Choice:
-    """The choice for this machine, from the cache or measured now (in well under a second)."""
+    """Returns the choice for this machine, from the cache or timed now (well under a second)."""
     path = files.cache_folder() / f"cpu-{_machine()}.json"
     try:
         known = json.loads(path.read_text())
@@ -71,7 +71,7 @@ def fastest() -> Choice:
 
 
 def _measure() -> dict[str, float]:
-    """Speeds over the first way's; medians of interleaved rounds."""
+    """Returns speeds relative to the first variant: medians of interleaved rounds."""
     seconds: dict[str, list[float]] = {}
     with torch.inference_mode():
         plans = {f"{d} {a}": _convolution(DTYPES[d], a == "winograd") for d, a in _VARIANTS}
@@ -93,7 +93,7 @@ def _convolution(dtype: torch.dtype, winograd: bool) -> CpuPlan:
 
 
 def _machine() -> str:
-    """A name for what decides the answer: the processor and the torch."""
+    """Returns a hash of what decides the choice: the processor and the version of torch."""
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text().splitlines() if cpu.exists() else []
     facts = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})

@@ -1,4 +1,4 @@
-"""engine="cpu": packed convolutions with our C++ kernels between and around them."""
+"""engine="cpu": packed convolutions with our fused C++ kernels between them."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ _PROFILE_ROUNDS = 5
 
 
 class CpuEngine(StaticEngine):
-    """A network as a plan of steps on planned memory, run whole by the extension.
+    """A network as a plan of steps on preallocated memory, executed by the C++ extension.
 
-    Channels-last. Weights are packed when the engine is built; convolutions are oneDNN's or our
-    Winograd's, and between two of them there is one pass of ours. Sampling makes one call per
-    noise level, in which nothing is allocated and no Python runs. The weights are checked against
-    the reference once.
+    Channels-last. Weights are packed when the engine is built. Convolutions run in oneDNN or in our
+    Winograd kernel, with one fused pass of ours between two of them. Sampling calls the extension
+    once per noise level; inside, nothing is allocated and no Python runs. The weights are checked
+    against the reference once.
 
     Args:
         convolutions: "direct" (oneDNN) or "winograd" (ours) for 3x3 convolutions; None for the
-            environment's NCSN_FAST_CONVOLUTIONS, or else what is faster on this machine. Winograd
-            keeps four times the weights.
+            environment variable NCSN_FAST_CONVOLUTIONS, else the faster one on this machine.
+            Winograd stores four times the weights.
 
     Raises:
-        UnsupportedNetwork: the network has parts that the plan does not cover (see `refuses`).
+        UnsupportedNetwork: the plan does not support a part of the network (see `refuses`).
         EngineError: the output differs from the reference by more than precision.BOUNDS.
     """
 
@@ -57,7 +57,7 @@ class CpuEngine(StaticEngine):
         self._scale, self._shift = (2.0, -1.0) if model.net.scale_input else (1.0, 0.0)
         self.release()
         self.error = self.check_precision()
-        self.model = without_weights(model)  # they are packed: the caller may let go of theirs
+        self.model = without_weights(model)  # packed copies remain; the caller may free theirs
 
     @classmethod
     def unavailable(cls) -> str | None:
@@ -87,7 +87,7 @@ class CpuEngine(StaticEngine):
     def stepper(
         self, program: Program, chains: Chains, levels: Tensor | None, update: Update | None
     ) -> Callable[[int, int], object]:
-        if update is not None:  # noise of the caller's own
+        if update is not None:  # noise that the caller supplies
             return super().stepper(program, chains, levels, update)
         self.check_images(chains.x)
         if chains.x.dtype is not torch.float32 or not chains.x.is_contiguous():
@@ -112,9 +112,9 @@ class CpuEngine(StaticEngine):
         return run_rows
 
     def describe(self) -> str:
-        """The plan, one line an operation: shape, milliseconds, GFLOP/s or GB/s, share of all.
+        """Describes the plan, one line per operation: shape, milliseconds, GFLOP/s or GB/s, share.
 
-        FLOP are those of the direct algorithm, whatever ran.
+        FLOP are those of the direct algorithm, whichever ran.
         """
         plan = self._plan(self.model.config.image_size)
         with self.context(), self._lock:
@@ -143,7 +143,7 @@ class CpuEngine(StaticEngine):
         return self._plans[size]
 
     def _load(self, x: Tensor) -> CpuPlan:
-        """The plan for images of x's size, with x loaded."""
+        """Returns the plan for images of the size of x, with x loaded."""
         plan = self._plan((x.shape[2], x.shape[3]))
         plan.load(x, self._scale, self._shift)
         return plan
@@ -172,7 +172,7 @@ def _algorithm(name: str | None, dtype: str) -> str:
 
 
 class _Rows:
-    """A program's rows as the extension reads them."""
+    """A program's rows in the memory layout of the extension."""
 
     def __init__(self, program: Program, levels: Tensor | None) -> None:
         impositions = [program.imposition(k + 1) for k in range(program.nfe)]
@@ -183,7 +183,7 @@ class _Rows:
         self.levels = None if levels is None else levels.tolist()
 
     def of_one_level(self, first: int, stop: int) -> list[tuple[int, int, int | None]]:
-        """(start, end, trained level) of the runs of rows that share a trained level."""
+        """Returns (start, end, trained level) of each run of rows with the same level."""
         if first >= stop:
             return []
         if self.levels is None:

@@ -1,4 +1,4 @@
-"""A graph on planned memory: packed convolutions, one buffer for all maps, steps in C++."""
+"""Plan of a network for the CPU: packed weights, one buffer for all feature maps, C++ steps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _mkldnn = torch.ops.mkldnn
 
 @functools.cache
 def torch_functions() -> tuple[int, ...]:
-    """Addresses of the functions of libtorch's C interface that a plan calls.
+    """Returns the addresses of the functions of libtorch's C interface that a plan calls.
 
     Raises:
         RuntimeError: this torch has no oneDNN, or does not export them.
@@ -41,22 +41,22 @@ def torch_functions() -> tuple[int, ...]:
     raise RuntimeError(f"torch {torch.__version__} does not export {' and '.join(_FUNCTIONS)}")
 
 
-# Tensors that an operation computes with, by the operation's name: of a convolution its weight in
-# oneDNN's own layout (the same for every batch size) and its bias, of a norm its parameters.
+# Weights by operation name: a convolution's weight in oneDNN's packed layout (the same for every
+# batch size) and bias, or a norm's parameters.
 Weights = dict[str, list[Tensor]]
 
 
 class CpuPlan:
-    """A graph ready to run on `batch` images in one type.
+    """A graph ready to run on `batch` images in one dtype.
 
     Args:
-        weights: those of another plan of the same network and type, to share; what is missing is
+        weights: weights of another plan of the same network and dtype, to share; missing ones are
             copied from the network and packed.
         winograd: run 3x3 convolutions by Winograd's algorithm where it pays.
 
     Attributes:
-        input, output: (batch, C, H, W) channels-last, in that buffer; valid between two runs.
-        lines: what each step is.
+        input, output: (batch, C, H, W) channels-last, in the plan's buffer; valid between two runs.
+        costs: kind, shape, FLOP and bytes of each step.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class CpuPlan:
         self.costs = [self._add(op) for op in graph.ops]
 
     def load(self, x: Tensor, scale: float, shift: float) -> None:
-        """input = scale * x + shift, computed in float32 as the sampler update computes it."""
+        """Sets input = scale * x + shift, computed in float32 as in the sampler update."""
         self.input.copy_(torch.mul(x, scale, out=self._input).add_(shift))
 
     def run(self) -> None:
@@ -88,23 +88,23 @@ class CpuPlan:
         self.steps.run(forced_isa.get())
 
     def set_levels(self, levels: Tensor) -> None:
-        """Takes the norms' parameters for the level of each image, (batch,) int64."""
+        """Sets the norms' parameters for the level of each image, (batch,) int64."""
         levels = levels.to("cpu", torch.int64).contiguous()
         assert len(levels) == self.batch
         self.steps.set_levels(levels.data_ptr(), self.batch)
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of weights and parameters; shared between plans."""
+        """Bytes of weights and parameters, shared between plans."""
         return sum(t.numel() * t.element_size() for ts in self.weights.values() for t in ts)
 
     @property
     def map_bytes(self) -> int:
-        """Bytes of the maps' buffer and of those beside it."""
+        """Bytes of the feature-map buffer and the auxiliary buffers."""
         return sum(t.nbytes for t in (self._buffer, self._input, *self._rows))
 
     def _tensor(self, x: Map) -> Tensor:
-        """(batch, C, H, W), channels-last, in that buffer."""
+        """Returns a map as a (batch, C, H, W) channels-last view of the buffer."""
         n, c, h, w = self._shape(x)
         flat = self._buffer[self._offsets[x] :].view(self.dtype)
         return flat.as_strided((n, c, h, w), (h * w * c, 1, w * c, c))
@@ -137,7 +137,7 @@ class CpuPlan:
         return OpCost(kind, op.name, self._shape(y), flop, moved)
 
     def _add_convolution(self, op: Op, spec: ConvolutionSpec) -> str:
-        """Adds the step and returns its kind."""
+        """Adds a convolution step and returns its kind."""
         if f"{op.name} (winograd)" in self.weights or self._chooses_winograd(op, spec):
             self._add_winograd(op, spec)
             return "winograd"
@@ -154,7 +154,7 @@ class CpuPlan:
         return "conv"
 
     def _chooses_winograd(self, op: Op, spec: ConvolutionSpec) -> bool:
-        """What is packed already stays as it is, for images of every size."""
+        """Returns whether to use Winograd; packed weights keep their algorithm at every size."""
         if not self.winograd or op.name in self.weights:
             return False
         x, fits = op.inputs[0], spec.taps == 3 and spec.padding == spec.dilation

@@ -1,1 +1,1 @@
-"""The cuda engine, and the sampling loop in CUDA graphs."""
+"""CUDA engine, and the sampling loop in CUDA graphs."""

@@ -1,4 +1,4 @@
-"""engine="cuda": cuDNN's convolutions with our kernels between them, sampling in CUDA graphs."""
+"""engine="cuda": cuDNN convolutions, our fused kernels between them, sampling in CUDA graphs."""
 
 from __future__ import annotations
 
@@ -24,23 +24,24 @@ _PROFILE_ROUNDS = 5
 
 
 class CudaEngine(GraphEngine, StaticEngine):
-    """A network as kernel launches on static memory; a sampler's loop as CUDA graphs.
+    """A network as kernel launches on static memory, with sampling loops as CUDA graphs.
 
-    Channels-last. Between two convolutions there is one pass of ours, and the sampler update makes
-    its noise itself and writes the network's next input. A graph is captured once for a micro-batch
-    and serves every level, seed and call; nothing waits for the GPU inside a level.
+    Channels-last. One fused pass of ours runs between two convolutions; the sampler update
+    generates its own noise and writes the network's next input. A graph is captured once per
+    micro-batch size and serves every level, seed and call; within a level nothing waits for the
+    GPU.
 
-    Built on the CPU, for tests, the same steps run uncaptured.
+    On the CPU, for tests, the same steps run uncaptured.
 
     Args:
-        graph: what is captured: the rows of a noise "level", a "step", the whole "loop" (no
-            callback or progress inside, and memory for every launch), or "none".
+        graph: scope of a captured graph: the rows of a noise "level", one "step", the whole "loop"
+            (no callback or progress inside, and memory for every launch), or "none".
         kernels: "triton", or "cuda" for norm and update in CUDA C++.
-        tune: let cuDNN time its algorithms: "on" may be faster, but two processes may then choose
-            differently and their samples differ by rounding.
+        tune: "on" lets cuDNN time its algorithms. It may be faster, but two processes may choose
+            differently, and their samples then differ by rounding.
 
     Raises:
-        UnsupportedNetwork: the network has parts that the plan does not cover (see `refuses`).
+        UnsupportedNetwork: the plan does not support a part of the network (see `refuses`).
         EngineError: the output differs from the reference by more than precision.BOUNDS.
     """
 
@@ -72,7 +73,7 @@ class CudaEngine(GraphEngine, StaticEngine):
         self.scale, self.shift = (2.0, -1.0) if model.net.scale_input else (1.0, 0.0)
         self.release()
         self.error = self.check_precision()
-        self.model = without_weights(model)  # they are on the GPU: the caller may let go of theirs
+        self.model = without_weights(model)  # the GPU has copies; the caller may free theirs
 
     @classmethod
     def unavailable(cls) -> str | None:
@@ -96,9 +97,10 @@ class CudaEngine(GraphEngine, StaticEngine):
         )
 
     def describe(self) -> str:
-        """The plan, one line an operation: shape, milliseconds, GFLOP/s or GB/s, share of all.
+        """Describes the plan, one line per operation: shape, milliseconds, GFLOP/s or GB/s, share.
 
-        Launched one by one with a wait after each: short operations look longer than in a graph.
+        Operations are launched one at a time and waited for: short ones look slower than in a
+        graph.
         """
         plan = self.loop(self.model.config.image_size).plan
         assert isinstance(plan, CudaPlan)

@@ -1,4 +1,4 @@
-"""What engines share whose sampling loop runs on a GPU's static memory, in CUDA graphs."""
+"""Base class of engines that run the sampling loop on static GPU memory, in CUDA graphs."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ GRAPHS = ("level", "step", "loop", "none")
 
 
 class GraphEngine(BufferedEngine):
-    """An engine that runs rows of a program without the host: network, update, counter.
+    """An engine that runs program rows without the host: network, update, row counter.
 
     On the CPU, for tests, the same steps run uncaptured.
 
     Attributes:
-        graph: what a CUDA graph holds, one of GRAPHS.
-        scale, shift: the update writes scale * x + shift for the network to read.
+        graph: scope of a captured CUDA graph, one of GRAPHS.
+        scale, shift: the update writes scale * x + shift as the network's input.
     """
 
     device_types = ("cuda",)
@@ -33,7 +33,7 @@ class GraphEngine(BufferedEngine):
 
     @abc.abstractmethod
     def new_plan(self, size: tuple[int, int]) -> LoopPlan:
-        """The network on static memory, for micro-batches of images of a size (H, W)."""
+        """Returns the network on static memory, for micro-batches of images of a size (H, W)."""
 
     @contextlib.contextmanager
     def context(self) -> Iterator[None]:
@@ -48,7 +48,7 @@ class GraphEngine(BufferedEngine):
         self.check_call(x, level)
         with self._exclusive_use():
             loop = self.loop((x.shape[2], x.shape[3]))
-            loop.holder = None  # the network's input is no longer that of its chains
+            loop.holder = None  # the network input no longer belongs to the loaded chains
             loop.plan.load(x.to(self.device), self.scale, self.shift)
             if level is not None:
                 loop.plan.level.copy_(level)
@@ -69,7 +69,7 @@ class GraphEngine(BufferedEngine):
     def stepper(
         self, program: Program, chains: Chains, levels: Tensor | None, update: Update | None
     ) -> Callable[[int, int], object]:
-        if update is not None:  # noise of the caller's own
+        if update is not None:  # noise that the caller supplies
             return super().stepper(program, chains, levels, update)
         self.check_images(chains.x)
         if program.has_history and chains.h is None:
@@ -90,13 +90,13 @@ class GraphEngine(BufferedEngine):
 
     def release(self) -> None:
         if (done := getattr(self, "_done", None)) is not None:
-            done.synchronize()  # what is let go of may still be in use
+            done.synchronize()  # the GPU may still use the buffers
         super().release()
         self._loops: dict[tuple[int, int], Loop] = {}
-        self._last_call: torch.cuda.Event | None = None  # when the last call has
+        self._last_call: torch.cuda.Event | None = None  # recorded at its end
 
     def loop(self, size: tuple[int, int]) -> Loop:
-        """The plan for images of a size, and the chains on it; made when it is first needed."""
+        """Returns the sampling loop for images of a size, created at first use."""
         with self._lock:
             if size not in self._loops:
                 with self._exclusive_use(), self._current_device():
@@ -105,13 +105,13 @@ class GraphEngine(BufferedEngine):
             return self._loops[size]
 
     def _current_device(self) -> contextlib.AbstractContextManager[object]:
-        """Makes the engine's GPU the current one, for libraries that ask for no other."""
+        """Makes the engine's GPU the current one, for libraries that use no other."""
         on_gpu = self.device.type == "cuda"
         return torch.cuda.device(self.device) if on_gpu else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def _exclusive_use(self) -> Iterator[None]:
-        """The engine's memory for one call: after the last one, on whatever stream that was."""
+        """Holds the engine's memory for one call, after the previous call on any stream."""
         on_gpu = self.device.type == "cuda"
         with self._lock:
             if on_gpu and self._last_call is not None:

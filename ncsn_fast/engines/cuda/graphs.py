@@ -1,4 +1,4 @@
-"""Repeats a step through CUDA graphs, each captured once and replayed ever after."""
+"""Repeated steps as CUDA graphs, each captured once and replayed from then on."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Callable, Hashable
 
 import torch
 
-_CAPTURING = threading.Lock()  # a capture tolerates no other one in its process
+_CAPTURING = threading.Lock()  # one capture at a time in a process
 
 
 Call = Callable[[], object]
 
 
 class Graphs:
-    """Graphs of one and of several calls of a step, captured when they are first needed.
+    """CUDA graphs of one or several calls of a step, captured at first use.
 
-    On the CPU, where there are no graphs, and without `captures`, the calls are made one by one.
+    On the CPU, and with captures=False, the calls are made one by one.
     """
 
     def __init__(self, device: torch.device, *, captures: bool) -> None:
@@ -24,20 +24,20 @@ class Graphs:
         self.captures = captures and device.type == "cuda"
         self._replays: dict[tuple[Hashable, int], Call] = {}
         self._pool = torch.cuda.graph_pool_handle() if self.captures else None
-        # Of this device: torch's own capture stream is on the device of the process's first.
+        # torch's default capture stream is on the device of the process's first capture.
         self._stream = torch.cuda.Stream(device) if self.captures else None
 
     def __len__(self) -> int:
         return len(self._replays)
 
     def repeat(self, key: Hashable, calls: int, step: Call, warm_up: Call) -> None:
-        """Makes so many calls of a step.
+        """Calls a step `calls` times.
 
         Args:
-            key: what the step depends on; equal keys mean the same step.
-            warm_up: one call of the step that leaves no trace. It comes before a capture, because
-                kernels are compiled and algorithms picked in the first call, and no capture may
-                contain that.
+            key: identifies the step; equal keys mean the same step.
+            warm_up: a call of the step without side effects. It runs before a capture, because the
+                first
+                call compiles kernels and selects algorithms, which a capture must not contain.
         """
         if (key, calls) not in self._replays:
             self._replays[key, calls] = self._capture(calls, step, warm_up)
@@ -64,6 +64,6 @@ class Graphs:
 
 
 def empty_cache() -> None:
-    """Gives torch's unused GPU memory back, when no capture is under way."""
+    """Releases torch's unused GPU memory while no capture is under way."""
     with _CAPTURING:
         torch.cuda.empty_cache()

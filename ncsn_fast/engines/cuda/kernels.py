@@ -1,8 +1,8 @@
-"""The kernels that a GPU plan is made of, in both of their languages.
+"""GPU kernels of a plan, in Triton or CUDA C++.
 
-Signatures are those of `ncsn_fast.kernels`: channels-last maps, buffers given, nothing allocated.
-On the CPU the same plan runs too, for tests: convolutions and pointwise passes in plain PyTorch,
-norm and update by the extension ("cuda"), or all by Triton's interpreter ("triton").
+Signatures match `ncsn_fast.kernels`: channels-last maps, buffers given, nothing allocated. For
+tests, the same plan also runs on the CPU: convolutions and pointwise passes in plain PyTorch with
+norm and update in the extension ("cuda"), or everything in Triton's interpreter ("triton").
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FAMILIES = ("triton", "cuda")
 
 @dataclasses.dataclass(frozen=True)
 class Kernels:
-    """One function for each kind of operation, and for a row of a sampler's table."""
+    """A function for each kind of operation, and for a row of a sampler's table."""
 
     convolution: Callable[[Tensor, Tensor, ConvolutionSpec, Tensor], object]
     new_partials: Callable[[Tensor], Tensor]
@@ -37,7 +37,7 @@ class Kernels:
 
 
 def problem(device_type: str = "cuda") -> str | None:
-    """Why the kernels cannot run on devices of this type, and what to do; None if they can."""
+    """Returns why the kernels cannot run on this device type and what to do; None if they can."""
     if device_type == "cuda" and not torch.cuda.is_available():
         return (
             "torch sees no NVIDIA GPU (torch.cuda.is_available() is False); it needs a GPU, its "
@@ -49,15 +49,15 @@ def problem(device_type: str = "cuda") -> str | None:
 
 
 def load(family: str, device: torch.device, *, tf32: bool = False, tune: bool = False) -> Kernels:
-    """The kernels of a family: "triton", or "cuda" with norm and update in CUDA C++.
+    """Returns the kernels of a family: "triton", or "cuda" with norm and update in CUDA C++.
 
     Args:
-        tf32: float32 convolutions may round their inputs to TF32.
-        tune: cuDNN times its algorithms and takes the fastest, which may be another one in
-            another process; else its deterministic first choice, so that all processes agree.
+        tf32: allow float32 convolutions to round their inputs to TF32.
+        tune: let cuDNN time its algorithms and take the fastest, which may differ between
+            processes; otherwise it takes its deterministic first choice, so that all agree.
 
     Raises:
-        ValueError: there is no such family.   RuntimeError: the extension was built without CUDA.
+        ValueError: unknown family.   RuntimeError: the extension was built without CUDA.
     """
     if family not in FAMILIES:
         raise ValueError(f"kernels must be {' or '.join(map(repr, FAMILIES))}; got {family!r}")
@@ -109,7 +109,7 @@ def _cudnn(
 
 
 def _convolution(x: Tensor, weight: Tensor, spec: ConvolutionSpec, out: Tensor) -> None:
-    """Of the CPU."""
+    """Runs a convolution on the CPU."""
     y = torch.nn.functional.conv2d(x, weight, None, spec.stride, spec.padding, spec.dilation)
     out.copy_(y)
 
@@ -135,7 +135,7 @@ def _emulated() -> Kernels:
 def _pointwise(
     terms: Sequence[Tensor], bias: Tensor | None, total: Tensor | None, out: Tensor | None
 ) -> None:
-    """total = the sum of the terms and of a bias per channel; out = elu(total)."""
+    """Computes total = the sum of the terms and a bias per channel, and out = elu(total)."""
     s = sum((x.float() for x in terms[1:]), terms[0].float())
     s = s if bias is None else s + bias[:, None, None]
     if total is not None:

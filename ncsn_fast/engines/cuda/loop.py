@@ -1,8 +1,8 @@
-"""The sampling loop of a GPU: network and update, row after row, on static memory.
+"""Sampling loop on a GPU: network and update, row after row, on static memory.
 
-A captured graph holds addresses and launch shapes, so whatever differs between two rows, two calls
-or two seeds lies in device memory: the program's rows and the counter that says which one is next,
-the trained level of each row, the keys of the noise, the state. One graph serves them all.
+A captured graph fixes addresses and launch shapes, so everything that differs between rows, calls
+or seeds lies in device memory: the program's rows, the counter of the next row, the trained level
+of each row, the noise keys and the state. One graph serves them all.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from ncsn_fast.engines.cuda.kernels import Kernels
 from ncsn_fast.kernels.rows import Rows, new_rows
 from ncsn_fast.samplers.program import Chains, Program
 
-MAX_UNROLLED = 32  # rows in one graph of a level; longer levels are several replays
-MAX_NODES = 250_000  # of the graph of a whole loop: some 64 KB of host memory per thousand
-_MIN_ROWS = 8192  # all published samplers; half a megabyte
+MAX_UNROLLED = 32  # rows in one graph of a level; longer levels replay it
+MAX_NODES = 250_000  # in the graph of a whole loop: some 64 KB of host memory per thousand
+_MIN_ROWS = 8192  # initial capacity, enough for all published samplers; half a megabyte
 
 
 class LoopPlan(Protocol):
-    """A network on static memory, whose `run` can be captured: it allocates and reads nothing.
+    """A network on static memory, for CUDA graphs: `run` allocates nothing and reads nothing back.
 
     Attributes:
-        batch: images.   launches: kernels that `run` launches, about.
-        kernels: those whose sampler update runs on the output.
-        input: what the update writes for the network, (batch, C', H, W), C' >= C.
+        batch: number of images.   launches: kernels that `run` launches, approximately.
+        kernels: provide the sampler update that runs on the output.
+        input: network input, which the update writes, (batch, C', H, W), C' >= C.
         output: f, (batch, C, H, W), contiguous or channels-last.
-        level: (batch,), what each image is conditioned on, of the type in which it is read.
-        conditional: whether it is.
-        weight_bytes, map_bytes: of memory.
+        level: (batch,), condition of each image, in the dtype that the network reads.
+        conditional: whether the network reads `level`.
+        weight_bytes, map_bytes: memory of weights and feature maps.
     """
 
     batch: int
@@ -56,18 +56,19 @@ class LoopPlan(Protocol):
     def map_bytes(self) -> int: ...
 
     def load(self, x: Tensor, scale: float, shift: float) -> None:
-        """input = scale * x + shift."""
+        """Sets input = scale * x + shift."""
 
     def run(self) -> None:
         """Computes `output` from `input` and `level`."""
 
 
 class Loop:
-    """Chains of a micro-batch on the memory of a plan.
+    """Chains of a micro-batch on the static memory of a plan.
 
     Args:
         scale, shift: the network's input is scale * x + shift.
-        graph: what a graph holds: a "step", the rows of a "level", the whole "loop", or "none".
+        graph: scope of a captured graph: a "step", the rows of a "level", the whole "loop", or
+            "none".
     """
 
     def __init__(self, plan: LoopPlan, scale: float, shift: float, graph: str) -> None:
@@ -77,19 +78,19 @@ class Loop:
         self.nonfinite = torch.zeros(n, dtype=torch.int32, device=device)
         self.seeds, self.samples = torch.zeros(2, n, dtype=torch.int64, device=device)
         self.counter = torch.zeros(1, dtype=torch.int32, device=device)
-        # Of those that not every program needs; made when the first does.
+        # Optional buffers, allocated by the first program that needs them.
         self.h: Tensor | None = None
         self.noise_weights: Tensor | None = None
         self.mask: Tensor | None = None
         self.known: Tensor | None = None
-        self.holder: object = None  # whose chains these are
+        self.holder: object = None  # token of the run whose chains are loaded
         self.next_row = 0
         self._reserve(_MIN_ROWS)
 
     def load(
         self, holder: object, program: Program, chains: Chains, levels: Tensor | None, first: int
     ) -> None:
-        """Takes a program (in terms of the raw output) and its chains before row `first`."""
+        """Loads a program (in terms of the raw output f) and its chains before row `first`."""
         if program.nfe > self.capacity:
             self._reserve(program.nfe)
         rows = _rows(program)
@@ -104,7 +105,7 @@ class Loop:
         self.h = _copied(self.h, chains.h)
         self.noise_weights = _copied(self.noise_weights, chains.noise_weights)
         self.mask, self.known = _copied(self.mask, chains.mask), _copied(self.known, chains.known)
-        # Graphs hold the variant of the update that these tensors ask for.
+        # A captured graph is specific to the update variant that these tensors select.
         self.variant = tuple(t is not None for t in (chains.h, chains.noise_weights, chains.mask))
         self.plan.load(self.x, self.scale, self.shift)
         self.holder = holder
@@ -119,7 +120,7 @@ class Loop:
             self.next_row += n
 
     def store(self, chains: Chains) -> None:
-        """Copies the state back to the chains it came from."""
+        """Copies the state back to the chains that were loaded."""
         chains.x.copy_(self.x)
         if chains.h is not None and self.h is not None:
             chains.h.copy_(self.h)
@@ -128,7 +129,7 @@ class Loop:
         chains.nonfinite.copy_(self.nonfinite)
 
     def step(self) -> None:
-        """One row: the one that the counter names. Always the same launches."""
+        """Runs the row that the counter selects, always with the same launches."""
         plan = self.plan
         if plan.conditional:
             levels = self.row_levels[:, None].expand(-1, plan.batch)
@@ -154,14 +155,14 @@ class Loop:
 
     @property
     def bytes(self) -> int:
-        """Of the buffers beside the plan's."""
+        """Bytes of the loop's own buffers, without the plan's."""
         tensors = (
             self.x, self.h, self.noise_weights, self.mask, self.known, self.row_levels, *self.rows
         )  # fmt: skip
         return sum(t.nbytes for t in tensors if t is not None)
 
     def _reserve(self, nfe: int) -> None:
-        """Room for programs of so many rows. Graphs that read the old tables are given up."""
+        """Allocates tables for programs of `nfe` rows; drops graphs that read the old ones."""
         self.capacity = 1 << max(nfe - 1, 0).bit_length()
         shape, device = (self.capacity, 8), self.plan.device
         self.rows = Rows(
@@ -169,7 +170,7 @@ class Loop:
             torch.zeros(self.capacity, 2, dtype=torch.int64, device=device),
             self.counter,
         )
-        # One more than rows: what the counter names past the end of the table.
+        # One extra element, read when the counter is past the end of the table.
         self.row_levels = torch.zeros(self.capacity + 1, dtype=self.plan.level.dtype, device=device)
         self.graphs = Graphs(device, captures=self.graph != "none")
 
@@ -178,7 +179,7 @@ class Loop:
         self.next_row = row
 
     def _warm_up(self) -> None:
-        """A step past the end of the table, where an update changes nothing."""
+        """Runs a step past the end of the table, where an update changes nothing."""
         row = self.next_row
         self.counter.fill_(self.capacity)
         self.step()
@@ -195,7 +196,7 @@ def _rows(program: Program) -> Rows:
 
 
 def _copied(buffer: Tensor | None, value: Tensor | None) -> Tensor | None:
-    """The static buffer with a value in it; made the first time that there is one."""
+    """Copies a value to its static buffer, allocated at first use."""
     if value is None:
         return buffer
     if buffer is None:

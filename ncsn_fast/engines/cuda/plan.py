@@ -1,4 +1,4 @@
-"""A fused graph on static GPU memory: every operation is a kernel launch with its buffers bound."""
+"""Plan of a fused graph for the GPU: each operation is a kernel launch with bound buffers."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from ncsn_fast.engines.lowering.graph import (
 )
 from ncsn_fast.engines.lowering.memory_plan import OpCost, aligned, plan_memory
 
-# What an operation computes with, by its place in the graph: a convolution its weight, a norm its
-# parameters, and the sum of the biases it adds. -1: the parameters of all levels, of all norms.
+# Weights by operation index: a convolution's weight, a norm's parameters, or the sum of the biases
+# that the operation adds. Key -1: the parameters of all norms at all levels.
 Weights = dict[int, list[Tensor]]
 _LEVELS = -1
 
 
 class CudaPlan:
-    """A fused graph ready to run on `batch` images in one type.
+    """A fused graph ready to run on `batch` images in one dtype.
 
-    `run` launches kernels and does nothing else: it allocates nothing of ours, reads nothing back
-    and always does the same, so it can be captured in a CUDA graph.
+    `run` only launches kernels: it allocates nothing of ours, reads nothing back and always does
+    the same, so a CUDA graph can capture it.
 
     Args:
-        weights: those of another plan of the same network and type, to share; what is missing is
+        weights: weights of another plan of the same network and dtype, to share; missing ones are
             copied from the network.
 
     Attributes:
-        input: (batch, C', H, W), C' a multiple of 8; channels beyond the image's hold zeros.
-        output: f, (batch, C, H, W), channels-last, padded in the same way in memory.
-        level: (batch,) int64, the level of each image, for networks that are conditioned on it.
-        lines: what each operation is.
+        input: (batch, C', H, W), C' a multiple of 8; channels beyond the image's are zero.
+        output: f, (batch, C, H, W), channels-last, in memory padded the same way.
+        level: (batch,) int64, the level of each image, for networks conditioned on it.
+        costs: kind, shape, FLOP and bytes of each operation.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class CudaPlan:
         self.costs, self.steps = map(list, zip(*built, strict=True))
 
     def load(self, x: Tensor, scale: float, shift: float) -> None:
-        """input = scale * x + shift, computed in float32 as the sampler update computes it."""
+        """Sets input = scale * x + shift, computed in float32 as in the sampler update."""
         self.input[:, : x.shape[1]].copy_(x * scale + shift)
 
     def run(self) -> None:
@@ -87,17 +87,17 @@ class CudaPlan:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of weights and parameters; shared between plans."""
+        """Bytes of weights and parameters, shared between plans."""
         return sum(t.nbytes for ts in self.weights.values() for t in ts)
 
     @property
     def map_bytes(self) -> int:
-        """Bytes of the maps' buffer and of those beside it."""
+        """Bytes of the feature-map buffer and the auxiliary buffers."""
         beside = (self._buffer, self.level, self._partials, self._parameters)
         return sum(t.nbytes for t in beside if t is not None)
 
     def _tensor(self, x: Map) -> Tensor:
-        """(batch, C, H, W), channels-last, in that buffer."""
+        """Returns a map as a (batch, C, H, W) channels-last view of the buffer."""
         n, c, h, w = self._shape(x)
         flat = self._buffer[self._offsets[x] :]
         flat = flat[: flat.numel() // self.dtype.itemsize * self.dtype.itemsize].view(self.dtype)
@@ -111,7 +111,7 @@ class CudaPlan:
         return [(i, op, op.spec) for i, op in ops if isinstance(op.spec, NormSpec)]
 
     def _level_parameters(self) -> Tensor | None:
-        """Memory for the parameters of all norms for each image's level, if they depend on it."""
+        """Allocates the parameters of all norms for each image's level, if they depend on it."""
         tables = [spec.parameters[0].detach() for _, _, spec in self._norms() if spec.by_level]
         if not tables:
             return None
@@ -121,7 +121,7 @@ class CudaPlan:
         return torch.empty(self.batch, table.shape[1], device=self.device)
 
     def _workspace(self) -> Tensor:
-        """Memory for the statistics of one norm; every norm uses it in its turn."""
+        """Allocates the buffer of statistics that all norms use in turn."""
         sizes = [
             self.kernels.new_partials(self._tensor(op.inputs[0])).numel()
             for _, op, _ in self._norms()
@@ -155,7 +155,7 @@ class CudaPlan:
         return OpCost(op.kind, op.name, shape, flop, moved * self.dtype.itemsize), step
 
     def _convolution_weight(self, index: int, op: Op, spec: ConvolutionSpec) -> Tensor:
-        """The weight, with zeros for the channels that the maps have beyond its own."""
+        """Returns the weight, zero-padded to the channels of its maps."""
         if index not in self.weights:
             weight = spec.kernel().to(self.device, torch.float32)
             more = op.outputs[0].channels - weight.shape[0], op.inputs[0].channels - weight.shape[1]
@@ -179,13 +179,13 @@ class CudaPlan:
         )  # fmt: skip
 
     def _columns(self, index: int, channels: int) -> tuple[Tensor, ...]:
-        """gamma, alpha and beta of a norm, (batch, C) each, in the parameters of the level."""
+        """Returns gamma, alpha and beta of a norm, (batch, C) each, for the images' levels."""
         assert self._parameters is not None
         first = 3 * sum(op.inputs[0].channels for i, op, _ in self._norms() if i < index)
         return self._parameters[:, first : first + 3 * channels].chunk(3, dim=1)
 
     def _bias(self, index: int, biases: tuple[Tensor, ...], x: Map | None = None) -> Tensor | None:
-        """The sum of biases (C,), float32; with zeros for the channels that x has beyond."""
+        """Returns the sum of biases (C,) in float32, zero-padded to the channels of x."""
         if not biases:
             return None
         key = ~index - 1  # beside the weights of the operation, below _LEVELS

@@ -1,1 +1,1 @@
-"""From a network to a list of operations on maps: what the cpu and cuda engines run."""
+"""Lowering of a network to operations on feature maps, which the cpu and cuda engines run."""

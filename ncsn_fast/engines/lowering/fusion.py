@@ -1,13 +1,13 @@
-"""The operations of a network as a GPU runs them: one pass between two convolutions.
+"""Fusion for the GPU: one pointwise pass between two convolutions.
 
-cuDNN's convolutions write and do nothing else, so what the lowered graph lets them do besides moves
-into the pass that follows: biases, residual sums and ELU are one pointwise operation, or nothing at
-all where a norm, a resize or another sum takes the bias along. Exact in real arithmetic:
+cuDNN's convolutions only write their output, so the biases, residual sums and ELU of the lowered
+graph move into the pass that follows: one pointwise operation, or none if a norm, a resize or
+another sum absorbs the bias. Exact in real arithmetic:
 
-- biases of maps that are added, normalised or resized (its weights sum to 1) are carried on;
-- the sum that a convolution made in its destination is made by what reads it first;
-- the image and the network's output have a multiple of PIXEL channels, zeros beyond their own,
-  which is what the matrix units read and write 16 bytes at a time.
+- biases of maps that are added, normalised or resized (the weights sum to 1) are carried forward;
+- a sum that a convolution accumulated in its destination is computed by its first reader;
+- image and output channels are zero-padded to a multiple of PIXEL, because tensor cores read and
+  write 16 bytes at a time.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from ncsn_fast.engines.lowering.graph import (
 )
 
 PIXEL = 8
-_MAX_TERMS = 3  # maps that one pointwise operation adds
+_MAX_TERMS = 3  # most maps that one pointwise operation adds
 _IN_PLACE: tuple[Kind, ...] = ("norm", "pointwise", "resize_add")
 
 
 @dataclasses.dataclass(frozen=True)
 class _Value:
-    """A map of the lowered graph, not yet computed: the sum of maps and of biases."""
+    """A pending map of the lowered graph: the sum of maps and of biases."""
 
     terms: tuple[Map, ...]
     bias: tuple[Tensor, ...] = ()
@@ -45,7 +45,7 @@ class _Value:
 
 
 def fuse(graph: Graph) -> Graph:
-    """The same function of the image; the graph's convolutions only write, with no bias."""
+    """Returns an equivalent graph whose convolutions have no bias and only write their output."""
     return _reuse_memory(_Fusion(graph).run())
 
 
@@ -110,7 +110,7 @@ class _Fusion:
         return _Value(first.terms + second.terms, first.bias + second.bias)
 
     def _activate(self, op: Op, x: Map, y: Map) -> None:
-        """y = elu(x); x itself is written too, if it is read again and is no map yet."""
+        """Emits y = elu(x), and x as well if it is read again and is no map yet."""
         value = self.values[x]
         written = bool(self.readers[x]) and not value.is_map
         outputs = self._pointwise(f"{op.name}", value, total=written, elu=True)
@@ -119,20 +119,20 @@ class _Fusion:
             self.values[x] = _Value((outputs[0],))
 
     def _map(self, name: str, x: Map) -> Map:
-        """x as one map, computed now if it is not yet."""
+        """Returns x as one map, emitting its sum if there is none yet."""
         if not self.values[x].is_map:
             outputs = self._pointwise(f"{name}.sum", self.values[x], total=True, elu=False)
             self.values[x] = _Value(tuple(outputs))
         return self.values[x].terms[0]
 
     def _fewer(self, name: str, x: Map, most: int) -> _Value:
-        """x as a sum of at most so many maps, and of biases."""
+        """Returns x as a sum of at most `most` maps, and of biases."""
         if len(self.values[x].terms) > most:
             self._map(name, x)
         return self.values[x]
 
     def _short(self, name: str, x: Map, *, carries_bias: bool = True) -> _Value:
-        """x as one map, with its biases if they are carried on."""
+        """Returns x as one map, with its biases if the reader can absorb them."""
         if not carries_bias and self.values[x].bias:
             self._map(name, x)
         return self._fewer(name, x, 1)
@@ -158,7 +158,7 @@ class _Fusion:
 
 
 def _reuse_memory(graph: Graph) -> Graph:
-    """Outputs take the memory of inputs that nothing reads afterwards, where kernels allow it."""
+    """Lets outputs overwrite inputs that nothing reads afterwards, where kernels allow it."""
     last = {x: i for i, op in enumerate(graph.ops) for x in op.inputs}
     last[graph.input] = last[graph.output] = len(graph.ops)
     for i, op in enumerate(graph.ops):

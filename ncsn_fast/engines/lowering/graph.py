@@ -1,13 +1,13 @@
-"""A network of the NCSN family as a list of operations between feature maps.
+"""Lowered graph of an NCSN-family network: operations between feature maps, in order.
 
-Lowering decides what is fused and what is written in place; it knows nothing of memory, types or
-kernels (engines/cpu/plan.py does). Exact rewritings that it makes, in real arithmetic:
+Lowering decides what is fused and what is computed in place; memory, dtypes and kernels are left to
+the plans (engines/cpu/plan.py). Rewritings, exact in real arithmetic:
 
-- a residual sum is a convolution that adds to its destination;
-- a 3x3 convolution and the mean of 2x2 squares are one 4x4 convolution with stride 2, which has
-  16 taps for every 36; the 1x1 shortcut beside it runs after the mean, on a quarter of the pixels;
-- the sum of a chained residual pool is (x + path2) + path1, so that each sum is fused into what
-  writes or reads it anyway; resizing to the same size disappears.
+- a residual sum is a convolution that accumulates into its destination;
+- a 3x3 convolution followed by a 2x2 mean is one 4x4 convolution with stride 2, which has 16 taps
+  instead of 36; the 1x1 shortcut beside it runs after the mean, on a quarter of the pixels;
+- the sum of a chained residual pool is computed as (x + path2) + path1, so that each sum is fused
+  into an operation that writes or reads it anyway; resizing to the same size is dropped.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Kind = Literal[
 
 @dataclasses.dataclass(eq=False)
 class Map:
-    """Feature maps that one operation writes; N is left open."""
+    """Feature maps (N, channels, height, width) that one operation writes; N is left open."""
 
     channels: int
     height: int
@@ -38,10 +38,10 @@ class Map:
 
 @dataclasses.dataclass(frozen=True)
 class ConvolutionSpec:
-    """What a convolution computes with: weight (C_out, C_in, k, k) and bias (C_out,) or None.
+    """Parameters of a convolution: weight (C_out, C_in, k, k), and bias (C_out,) or None.
 
-    Stride 1; or, if `pooled`, with the mean of 2x2 squares after it: one convolution of k + 1 taps
-    a side with stride 2.
+    Stride 1. If `pooled`, a 2x2 mean follows; both run as one convolution with k + 1 taps a side
+    and stride 2.
     """
 
     weight: Tensor
@@ -63,11 +63,11 @@ class ConvolutionSpec:
         return self.weight.shape[0]
 
     def flop(self, y: Map) -> float:
-        """Of one image with output y; 2 per multiply-add."""
+        """Returns the FLOP for one image with output y; 2 per multiply-add."""
         return 2.0 * y.height * y.width * self.channels * self.weight.shape[1] * self.taps**2
 
     def kernel(self) -> Tensor:
-        """The weight that is run, (C_out, C_in, taps, taps)."""
+        """Returns the weight that is run, (C_out, C_in, taps, taps)."""
         if not self.pooled:
             return self.weight.detach()
         w = self.weight.detach().double()
@@ -78,10 +78,10 @@ class ConvolutionSpec:
 
 @dataclasses.dataclass(frozen=True)
 class NormSpec:
-    """IN++ with or without ELU.
+    """Parameters of IN++, with or without ELU.
 
-    parameters: alpha, gamma and beta (C,); or, by_level, one table (levels, 3 C) of gamma, alpha
-    and beta.   bias: what is added to the input first, (C,) each.
+    parameters: alpha, gamma and beta, (C,) each; if by_level, one table (levels, 3 C) of gamma,
+    alpha and beta.   bias: biases (C,) that are added to the input first.
     """
 
     parameters: tuple[Tensor, ...]
@@ -92,7 +92,7 @@ class NormSpec:
 
 @dataclasses.dataclass(frozen=True)
 class PointwiseSpec:
-    """The sum of one to three maps and of biases (C,); its ELU; or both, in this order."""
+    """A pointwise pass: the sum of one to three maps and biases (C,), its ELU, or both in order."""
 
     total: bool
     elu: bool
@@ -101,11 +101,12 @@ class PointwiseSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Op:
-    """One operation.
+    """One operation of a graph.
 
     Attributes:
         overwrites: pairs (output, input): the output takes the memory of an input, which nothing
-            may read afterwards. A convolution that overwrites adds to what is there.
+            may read afterwards. A convolution that overwrites accumulates into it.
+        spec: parameters of a convolution, norm or pointwise pass.
     """
 
     kind: Kind
@@ -117,11 +118,11 @@ class Op:
 
 
 class UnsupportedNetwork(ValueError):
-    """A network that this lowering does not cover; the message says which part."""
+    """Error of a network that lowering does not support; the message names the part."""
 
 
 class Graph:
-    """Operations in the order they run; `input` and `output` are the network's."""
+    """Operations in execution order, and the network's `input` and `output` maps."""
 
     def __init__(self, channels: int, height: int, width: int) -> None:
         self.ops: list[Op] = []
@@ -129,13 +130,13 @@ class Graph:
 
     @property
     def flop(self) -> float:
-        """Of the convolutions, for one image."""
+        """FLOP of the convolutions, for one image."""
         return sum(
             op.spec.flop(op.outputs[0]) for op in self.ops if isinstance(op.spec, ConvolutionSpec)
         )
 
     def conv(self, name: str, x: Map, spec: ConvolutionSpec, *, into: Map | None = None) -> Map:
-        """The convolution of x, or `into` plus it."""
+        """Appends a convolution of x, accumulated into `into` if given."""
         reach = spec.dilation * (spec.taps - 1) + 1 - 2 * spec.padding
         height, width = ((size - reach) // spec.stride + 1 for size in (x.height, x.width))
         y = Map(spec.channels, height, width)
@@ -146,35 +147,36 @@ class Graph:
     def unary(
         self, kind: Kind, name: str, x: Map, *, in_place: bool = False, spec: NormSpec | None = None
     ) -> Map:
-        """An operation from one map to one of its size (half of it, for mean_pool2)."""
+        """Appends an operation that keeps the size of x (halves it, for mean_pool2)."""
         shrink = 2 if kind == "mean_pool2" else 1
         y = Map(x.channels, x.height // shrink, x.width // shrink)
         self.ops.append(Op(kind, name, (x,), (y,), ((y, x),) if in_place else (), spec))
         return y
 
     def add(self, name: str, a: Map, b: Map) -> Map:
-        """a + b, in the memory of a."""
+        """Appends a + b, in the memory of a."""
         y = dataclasses.replace(a)
         self.ops.append(Op("add", name, (a, b), (y,), ((y, a),)))
         return y
 
     def add_elu(self, name: str, a: Map, b: Map) -> tuple[Map, Map]:
-        """a + b in the memory of a, and its ELU in the memory of b."""
+        """Appends a + b in the memory of a, and its ELU in the memory of b."""
         total, y = dataclasses.replace(a), dataclasses.replace(b)
         self.ops.append(Op("add_elu", name, (a, b), (total, y), ((total, a), (y, b))))
         return total, y
 
     def resize_add(self, name: str, x: Map, a: Map) -> Map:
-        """a plus x resized to a's size, in the memory of a."""
+        """Appends a plus x resized to the size of a, in the memory of a."""
         y = dataclasses.replace(a)
         self.ops.append(Op("resize_add", name, (x, a), (y,), ((y, a),)))
         return y
 
 
 def lower(net: nn.Module, height: int, width: int) -> Graph:
-    """The operations of a RefineNet on images of this size.
+    """Lowers a RefineNet to a graph for images of this size.
 
-    UnsupportedNetwork: its activation is not ELU, or its norm neither IN++ nor instance norm.
+    Raises:
+        UnsupportedNetwork: its activation is not ELU, or its norm neither IN++ nor instance norm.
     """
     if not isinstance(net, RefineNet):
         raise UnsupportedNetwork("conditioning on time")
@@ -238,7 +240,7 @@ def _residual_block(graph: Graph, name: str, block: layers.ResidualBlock, x: Map
 def _residual_conv_unit(
     graph: Graph, name: str, unit: layers.ResidualConvUnit, x: Map, path: Map | None = None
 ) -> Map:
-    """The unit on x, or on x + path."""
+    """Lowers the unit on x, or on x + path."""
     for block in range(unit.n_blocks):
         first, second = (f"{block + 1}_{stage + 1}" for stage in range(unit.N_STAGES))
         if unit.style.n_levels:
@@ -263,7 +265,7 @@ def _residual_conv_unit(
 def _chained_residual_pool(
     graph: Graph, name: str, crp: layers.ChainedResidualPool, x: Map
 ) -> tuple[Map, Map]:
-    """Two maps whose sum is the block's output."""
+    """Lowers the block; returns two maps whose sum is its output."""
     pool: Kind = "avg_pool5" if crp.style.n_levels else "max_pool5"
 
     def pooled(stage: int, path: Map) -> Map:

@@ -1,4 +1,4 @@
-"""What plans share: the place of every map in one buffer, and how a plan is printed."""
+"""Memory planning (all feature maps of a graph in one buffer), and the tables of `describe`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 from ncsn_fast.engines.lowering.graph import Graph, Map
 
-ALIGNMENT = 256  # bytes: what torch's allocators give, and more than any vector or cache line
+ALIGNMENT = 256  # bytes, as in torch's allocators; more than any vector or cache line
 
 
 @dataclasses.dataclass(frozen=True)
 class OpCost:
-    """One operation of a plan, as `describe` prints it: FLOP and bytes of one run."""
+    """FLOP and bytes of one operation of a plan, as `describe` prints them."""
 
     kind: str
     name: str
@@ -24,17 +24,17 @@ class OpCost:
 
 
 def aligned(size: int, device: torch.device | str = "cpu") -> Tensor:
-    """`size` zero bytes that start at a multiple of ALIGNMENT."""
+    """Allocates `size` zero bytes, aligned to ALIGNMENT."""
     memory = torch.zeros(size + ALIGNMENT, dtype=torch.uint8, device=device)
     return memory[-memory.data_ptr() % ALIGNMENT :]
 
 
 def plan_memory(graph: Graph, batch: int, element_size: int) -> tuple[dict[Map, int], int]:
-    """Offsets in bytes of every map in one buffer, and its size.
+    """Returns the offset in bytes of every map in one shared buffer, and the buffer's size.
 
-    Maps that an operation writes over one another share memory from the first's birth to the
-    last's death; of the rest, no two that live at the same time overlap. The largest are placed
-    first, each as low as it can be.
+    Maps that overwrite one another share memory from the birth of the first to the death of the
+    last; among the others, none that live at the same time overlap. Greedy: largest maps first,
+    each at the lowest offset that is free.
     """
     owner: dict[Map, Map] = {graph.input: graph.input}
     span: dict[Map, tuple[int, int]] = {graph.input: (0, len(graph.ops))}
@@ -67,7 +67,7 @@ def plan_memory(graph: Graph, batch: int, element_size: int) -> tuple[dict[Map, 
 
 
 def format_profile(costs: list[OpCost], seconds: list[float], dtype: str) -> str:
-    """One line an operation: shape, milliseconds, GFLOP/s or GB/s, share of all."""
+    """Formats a profile: shape, milliseconds, GFLOP/s or GB/s, and share of each operation."""
     rows: list[tuple[str, ...]] = [
         ("operation", "name", "output (N, C, H, W)", "ms", "rate", "share")
     ]
@@ -86,7 +86,7 @@ def format_profile(costs: list[OpCost], seconds: list[float], dtype: str) -> str
 
 
 def _table(rows: list[tuple[str, ...]]) -> str:
-    """Rows as aligned columns, the first two to the left."""
+    """Formats rows as aligned columns, the first two to the left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(

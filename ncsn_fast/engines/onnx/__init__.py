@@ -1,1 +1,1 @@
-"""Networks as ONNX models, and the ort engine that runs them in ONNX Runtime."""
+"""ONNX models of the networks, and the ort engine, which runs them in ONNX Runtime."""

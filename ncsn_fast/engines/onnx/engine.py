@@ -1,8 +1,8 @@
 """engine="ort": ONNX Runtime, on the CPU or through its CUDA provider.
 
-What is asked of the provider is on its page, "CUDA Execution Provider" of onnxruntime.ai/docs:
+The provider options are documented on "CUDA Execution Provider" of onnxruntime.ai/docs:
 `user_compute_stream`, `use_tf32`, "Performance Tuning" (no synchronisation after a run) and "Using
-CUDA Graphs", with the rules that a captured graph is bound to.
+CUDA Graphs", with the constraints on a captured graph.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Session:
-    """An InferenceSession and, on a GPU, the stream that it runs on, without waiting for it.
+    """An InferenceSession and, on a GPU, the stream on which it runs asynchronously.
 
-    The stream is our own: ONNX Runtime takes torch's default one, whose handle is 0, for none.
+    The stream is our own: ONNX Runtime takes torch's default stream, whose handle is 0, for none.
     """
 
     ort: Any
@@ -42,7 +42,7 @@ class Session:
 
     @contextlib.contextmanager
     def on_stream(self) -> Iterator[None]:
-        """Work of the block is queued after that of torch's current stream, and before its next."""
+        """Orders the block's work after torch's current stream, and before what follows on it."""
         if self.stream is None:
             yield
             return
@@ -53,13 +53,13 @@ class Session:
         current.wait_stream(self.stream)
 
 
-# Engines of one model share a session, and with it the weights, while one of them lives.
+# Engines of one model share a session, and with it the weights, as long as one of them lives.
 _SESSIONS: weakref.WeakValueDictionary[tuple[Any, ...], Session] = weakref.WeakValueDictionary()
 
 
 @dataclasses.dataclass
 class _Buffers:
-    """What a session reads and writes for images of one shape, at fixed addresses."""
+    """Inputs and outputs of a session for images of one shape, at fixed addresses."""
 
     session: Session
     x: Tensor
@@ -71,23 +71,23 @@ class _Buffers:
 class OrtEngine(BufferedEngine):
     """The network as an ONNX graph, run by ONNX Runtime on buffers that are bound once.
 
-    The graph is written in memory (engines/onnx/model.py) with open sizes, so that one session
-    serves all micro-batches and images. The weights are checked against the reference once.
+    The graph is written in memory (engines/onnx/model.py) with dynamic sizes, so that one session
+    serves all micro-batches and image sizes. The weights are checked against the reference once.
 
     Args:
-        onnx: a file that `export_onnx` made of this model, to run instead. The content of one
-            (bytes) is trusted to be that.
-        graph: "on" replays CUDA graphs that ONNX Runtime captures: one launch for a call. Each
-            shape and each of the caller's threads then has a session, with weights of its own.
+        onnx: a file that `export_onnx` wrote for this model, to run instead. Its content, passed as
+            bytes, is trusted without a check.
+        graph: "on" replays CUDA graphs that ONNX Runtime captures: one launch per call. Each shape
+            and each calling thread then has a session with its own weights.
 
     Attributes:
-        error: largest relative error of f against the reference, at so many noise `levels`.
+        error: largest relative error of f against the reference, over `levels` noise levels.
 
     Raises:
         EngineError: the output differs from the reference by more than precision.BOUNDS, or the
-            file is not one of this model's.
+            file was not written for this model.
         EngineUnavailable: the CUDA provider does not start, or cannot capture the graph. ONNX
-            Runtime would go on without it.
+            Runtime would continue without it.
     """
 
     name = "ort"
@@ -112,7 +112,7 @@ class OrtEngine(BufferedEngine):
             raise ValueError("graph='on' writes a graph for each shape; leave onnx= out")
         if onnx is not None and not isinstance(onnx, bytes):
             onnx = read_onnx(onnx, model, self.dtype)
-        # Graphs of other shapes are written later on, from the weights as they are now.
+        # Graphs of other shapes are written later, from the weights as they are now.
         self._source = copy.deepcopy(model).cpu() if graph == "on" else None
         self._session = None if graph == "on" else self._shared_session(onnx)
         inputs = [] if self._session is None else self._session.ort.get_inputs()[0].shape
@@ -163,7 +163,7 @@ class OrtEngine(BufferedEngine):
             return f
 
     def _check_shape(self, shape: torch.Size) -> None:
-        """ValueError unless the graph takes such images."""
+        """Raises ValueError unless the graph accepts images of this shape."""
         for axis, fixed in self._fixed.items():
             if fixed != shape[axis]:
                 option = "batch_size" if axis == 0 else "image size"
@@ -176,7 +176,7 @@ class OrtEngine(BufferedEngine):
         import numpy as np
 
         session = self._session or self._graph_session(shape)
-        with torch.inference_mode(False):  # written in any mode later
+        with torch.inference_mode(False):  # to be written in any mode later
             x, f = (torch.zeros(shape, device=self.device) for _ in range(2))
             kind = reference_check.CONDITIONS.get(self.model.conditioning)
             condition = None
@@ -192,7 +192,7 @@ class OrtEngine(BufferedEngine):
         return _Buffers(session, x, condition, f, binding)
 
     def _shared_session(self, content: bytes | None) -> Session:
-        """The session of this model, type, device and number of threads, if one lives, or a new."""
+        """Returns the live session for this model, dtype, device and threads, or a new one."""
         threads = self.threads or torch.get_num_threads()
         if content is not None:
             return open_session(content, self.device, threads)
@@ -204,7 +204,7 @@ class OrtEngine(BufferedEngine):
         return found
 
     def _graph_session(self, shape: torch.Size) -> Session:
-        """A session for images of one shape, at the addresses of its first run."""
+        """Opens a session for one shape; its CUDA graph keeps the addresses of the first run."""
         assert self._source is not None
         n, _, height, width = shape
         content = make_onnx(self._source, dtype=self.dtype, batch=n, size=(height, width))
@@ -214,10 +214,11 @@ class OrtEngine(BufferedEngine):
 def open_session(
     content: bytes, device: torch.device, threads: int, *, graph: bool = False
 ) -> Session:
-    """A session of a device's own provider, and of no other.
+    """Opens a session with the device's own provider and no fallback.
 
-    EngineUnavailable: the provider does not start, or cannot capture the graph. By itself ONNX
-    Runtime would warn and go on with another one.
+    Raises:
+        EngineUnavailable: the provider does not start, or cannot capture the graph. ONNX Runtime
+            would warn and continue with another one.
     """
     import onnxruntime
 

@@ -1,9 +1,9 @@
-"""ONNX files of our networks: made in memory, and read back with suspicion.
+"""ONNX files of our networks: written in memory, and validated when read.
 
-A file holds f, the network's raw output; the factor to the score is applied outside, so that one
-graph serves every noise level. Weights are embedded, under their keys in the state dict. The meta
-data say of which model it is (`ScoreModel.digest`), its configuration and ladder, and what wrote
-it.
+A file holds f, the raw output of the network; the factor to the score is applied outside, so that
+one graph serves every noise level. Weights are embedded under their state-dict keys. The metadata
+name the model (`ScoreModel.digest`), its configuration and noise levels, and the versions that
+wrote the file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ncsn_fast.engines.onnx.network import write
 from ncsn_fast.engines.onnx.writer import CONSTANTS, Writer
 from ncsn_fast.models.score import ScoreModel
 
-LIMIT = 2**31 - 2**24  # bytes that a protobuf message can have, less what nodes may take
+LIMIT = 2**31 - 2**24  # bytes of weights: the limit of protobuf, less room for the nodes
 OPSETS = range(20, 24)
 FIRST_OPSET = {"fp32": 20, "fp16": 20, "bf16": 22}  # before 22, convolutions have no bfloat16
 _KINDS = {
@@ -31,7 +31,7 @@ _KINDS = {
     torch.bfloat16: "BFLOAT16",
     torch.int64: "INT64",
 }
-_IDENTITY = ("model", "config", "dtype")  # meta data that a file of ours cannot lack
+_IDENTITY = ("model", "config", "dtype")  # metadata that every file of ours has
 
 
 def make_onnx(
@@ -42,18 +42,18 @@ def make_onnx(
     size: tuple[int, int] | None = None,
     opset: int | None = None,
 ) -> bytes:
-    """The network's raw output f as an ONNX model, checked by onnx.checker.
+    """Returns the network's raw output f as an ONNX model, checked by onnx.checker.
 
-    Inputs are "x" (N, C, H, W) float32 and, for networks that see it, "level" (N,) int64 or "time"
-    (N,) float32; the output is "f" (N, C, H, W) float32.
+    Inputs are "x" (N, C, H, W) float32 and, for networks conditioned on it, "level" (N,) int64 or
+    "time" (N,) float32; the output is "f" (N, C, H, W) float32.
 
     Args:
-        dtype: "fp32", "fp16" or "bf16": type of feature maps and convolutions.
-        batch: N; None leaves it open.   size: (H, W); None leaves them open.
-        opset: version of the operators; None for the oldest that has the type.
+        dtype: "fp32", "fp16" or "bf16": dtype of feature maps and convolutions.
+        batch: N; None for dynamic.   size: (H, W); None for dynamic.
+        opset: version of the operators; None for the oldest that supports the dtype.
 
     Raises:
-        ValueError: there is no such type, shape or opset, or the file would exceed 2 GB.
+        ValueError: invalid dtype, shape or opset, or the file would exceed 2 GB.
     """
     if dtype not in FIRST_OPSET:
         raise ValueError(f"dtype must be {', '.join(FIRST_OPSET)}; got {dtype!r}")
@@ -84,7 +84,7 @@ def make_onnx(
 
 
 def describe(model: ScoreModel, dtype: str) -> dict[str, str]:
-    """The meta data of a model's file."""
+    """Returns the metadata of a model's file."""
     own = "1" if model.conditional else "1 / sigma"
     return {
         "model": model.digest(),
@@ -99,9 +99,11 @@ def describe(model: ScoreModel, dtype: str) -> dict[str, str]:
 
 
 def read_onnx(path: str | Path, model: ScoreModel, dtype: str) -> bytes:
-    """A file that `make_onnx` made of this very model in this type.
+    """Reads a file that `make_onnx` wrote for this very model and dtype.
 
-    EngineError: it is none, holds another model or type, or refers to other files.
+    Raises:
+        EngineError: it was not written by make_onnx, holds another model or dtype, or refers to
+            other files.
     """
     path = Path(path).expanduser()
     again = "write it anew with `python -m ncsn_fast.export`"
@@ -135,9 +137,9 @@ def read_onnx(path: str | Path, model: ScoreModel, dtype: str) -> bytes:
 
 
 def graph_digest(content: bytes, *, weights: bool = True) -> str:
-    """SHA-256 of what an ONNX model of ours computes, and not of who wrote it with what.
+    """Returns the SHA-256 of what an ONNX model of ours computes, whichever versions wrote it.
 
-    Without weights, models that differ in their parameters alone have the same.
+    Without weights, models that differ only in their parameters have the same digest.
     """
     import onnx
 
@@ -151,7 +153,7 @@ def graph_digest(content: bytes, *, weights: bool = True) -> str:
 
 
 def _refers_elsewhere(proto: Any) -> bool:
-    """Whether a tensor lies in another file, or anywhere but among the initialisers."""
+    """Returns whether a tensor lies in another file, or anywhere but among the initialisers."""
     elsewhere = ("t", "g", "sparse_tensor", "tensors", "graphs", "sparse_tensors")
     graph = proto.graph
     return (
@@ -205,7 +207,7 @@ def _proto(graph: Writer, model: ScoreModel, shape: tuple[int | str, ...], opset
 
 
 def package_version(name: str) -> str:
-    """Of an installed distribution; "unknown" where there is none."""
+    """Returns the version of an installed distribution, or "unknown"."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:  # a source tree that was never installed

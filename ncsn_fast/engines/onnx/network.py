@@ -1,13 +1,13 @@
-"""The networks in standard ONNX operators.
+"""ONNX graphs of the networks, in standard operators.
 
-Convolutions, pools, sums and activations between them are of the graph's type; norms, embeddings of
-the time and bilinear resizing are float32 always: sums of squares do not survive 8 bits, and
-TensorRT neither resizes bfloat16 maps nor convolves them transposed, so in graphs of that type
+Convolutions, pools, sums and activations between them use the graph's dtype. Norms, time embeddings
+and bilinear resizing are always float32: sums of squares do not survive a mantissa of 8 bits, and
+TensorRT neither resizes bfloat16 maps nor convolves them transposed, so in bfloat16 graphs
 transposed convolutions are float32 too. So are image, time and output. Nothing depends on the
-number or size of images, so either may stay open; where both are fixed, maps are resized to
-constant sizes, and no node of a RefineNet computes with shapes, which runtimes do on the CPU. Two
-rewritings, exact in real arithmetic: a mean of 2x2 squares comes before a 1x1 convolution, and
-resizing to the same size disappears.
+number or size of images, so either may be dynamic; if both are fixed, maps are resized to constant
+sizes, and no node of a RefineNet computes with shapes, which runtimes do on the CPU. Two
+rewritings, exact in real arithmetic: a 2x2 mean moves before a 1x1 convolution, and resizing to the
+same size is dropped.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from ncsn_fast.models.refinenet import RefineNet
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.models.unet import TimeUNet
 
-EPS = 1e-5  # of all norms that do not say
+EPS = 1e-5  # of all norms without one of their own
 
 
 def write(
     model: ScoreModel, dtype: torch.dtype, shape: tuple[int, int, int] | None = None
 ) -> Writer:
-    """The graph of f: "x" (N, C, H, W) float32 and "level" int64 or "time" float32 (N,) -> "f".
+    """Writes the graph of f: "x" (N, C, H, W) float32, "level" int64 or "time" float32 (N,) -> "f".
 
-    shape is (N, H, W) where all of it is fixed.
+    shape is (N, H, W) if it is fixed.
     """
     w = Writer(model, dtype, shape)
     x = Value("x", torch.float32)
@@ -156,7 +156,7 @@ def _unet_stage(w: Writer, net: TimeUNet, stage: unet.Stage, x: Value, embedding
 
 
 def _embed(w: Writer, embed: nn.Module, t: Value) -> Value:
-    """[sin, cos] of 2 pi t W, in the order that the network multiplies in; a linear layer."""
+    """Writes a linear layer of [sin, cos] of 2 pi t W, multiplied in the network's order."""
     if isinstance(embed, nn.Sequential):
         features, linear = embed
         return _linear(w, linear, _embed(w, features, t))
@@ -174,7 +174,7 @@ def _linear(w: Writer, linear: nn.Module, x: Value) -> Value:
 
 
 def _conv(w: Writer, module: nn.Module, x: Value) -> Value:
-    """A convolution, transposed or not, or one with the mean of 2x2 squares."""
+    """Writes a convolution: plain, transposed, or with a 2x2 mean."""
     if isinstance(module, layers.ConvMeanPool):
         if module.conv.kernel_size == (1, 1):  # the same after the mean, on a quarter of the pixels
             return _conv(w, module.conv, _mean_pool2(w, module, x))
@@ -204,7 +204,7 @@ def _mean_pool2(w: Writer, module: nn.Module, x: Value) -> Value:
 
 
 def _resize(w: Writer, x: Value, like: Value, channels: int) -> Value:
-    """x resized to the height and width of another map."""
+    """Resizes x to the height and width of another map."""
     if x.halvings == like.halvings:
         return x
     shape = w.shape(like)
@@ -221,7 +221,7 @@ def _resize(w: Writer, x: Value, like: Value, channels: int) -> Value:
 
 
 def activate(w: Writer, style: layers.Style, x: Value) -> Value:
-    """A key of layers.ACTIVATIONS."""
+    """Writes the activation of a style, a key of layers.ACTIVATIONS."""
     if style.act_name == "swish":
         return swish(w, x)
     kind, alpha = {"elu": ("Elu", 1.0), "relu": ("Relu", None), "lrelu": ("LeakyRelu", 0.2)}[
@@ -231,21 +231,21 @@ def activate(w: Writer, style: layers.Style, x: Value) -> Value:
 
 
 def swish(w: Writer, x: Value) -> Value:
-    """x * sigmoid(x)."""
+    """Writes x * sigmoid(x)."""
     return w.op("Mul", x, w.op("Sigmoid", x))
 
 
 def normalise_act(
     w: Writer, style: layers.Style, norm: nn.Module, x: Value, level: Value | None
 ) -> Value:
-    """The activation of a normalised map, in the graph's type."""
+    """Writes a norm and its activation; the result has the graph's dtype."""
     y = normalise(w, norm, x, level)
     with w.inside(norm):
         return w.low(activate(w, style, y))
 
 
 def normalise(w: Writer, norm: nn.Module, x: Value, level: Value | None) -> Value:
-    """A norm of the published configurations, or a group norm; its result is float32."""
+    """Writes a norm of the published configurations, or a group norm; the result is float32."""
     x = w.fp32(x)
     with w.inside(norm):
         if isinstance(norm, layers.InstanceNormPlus):
@@ -274,9 +274,9 @@ def _mean_square(w: Writer, x: Value, *axes: int) -> Value:
 def _instance_norm_plus(
     w: Writer, norm: layers.InstanceNormPlus, x: Value, level: Value | None
 ) -> Value:
-    """IN++ as an affine map of each channel: (x - mean) * A[n, c] + B[n, c].
+    """Writes IN++ as an affine map of each channel: (x - mean) * A[n, c] + B[n, c].
 
-    A = gamma / sqrt(var + eps), B = gamma * alpha * (mean - m) / sqrt(v + eps) + beta. Centred
+    A = gamma / sqrt(var + eps), B = gamma * alpha * (mean - m) / sqrt(v + eps) + beta. x is centred
     before it is scaled, as in the reference: x * A would cancel badly for a large mean.
     """
     if norm.conditional:
@@ -300,7 +300,7 @@ def _instance_norm_plus(
 
 
 def _column(w: Writer, parameter: nn.Parameter) -> Value:
-    """A parameter of channels (C,) as (C, 1, 1)."""
+    """Reshapes a parameter of channels (C,) to (C, 1, 1)."""
     return w.op("Reshape", w.tensor(parameter), w.ints(-1, 1, 1))
 
 
@@ -312,7 +312,7 @@ def _variance_norm(w: Writer, norm: layers.VarianceNorm, x: Value) -> Value:
 
 
 def _others(w: Writer, x: Value) -> Value:
-    """Pixels of a map but one."""
+    """Writes the number of pixels of a map, minus one."""
     shape = w.shape(x)
     if shape is not None:
         return w.scalar(float(shape[1] * shape[2] - 1))

@@ -1,6 +1,6 @@
-"""ONNX graphs as plain data: nodes, constants and types; nothing here needs the onnx package.
+"""ONNX graphs as plain data: nodes, constants and dtypes, without the onnx package.
 
-engines/onnx/network.py writes networks with it, engines/onnx/model.py makes them files.
+engines/onnx/network.py writes networks with it; engines/onnx/model.py turns them into files.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from torch import Tensor, nn
 
 @dataclasses.dataclass(frozen=True)
 class Value:
-    """A tensor of the graph; `halvings` of the image's height and width lead to a map's."""
+    """A tensor of the graph; a map has the image's height and width, halved `halvings` times."""
 
     name: str
     dtype: torch.dtype
     halvings: int = 0
 
 
-CONSTANTS = "constants/"  # before the names of what is no parameter of the module
-NOTHING = Value("", torch.float32)  # an optional input that is left out
+CONSTANTS = "constants/"  # name prefix of constants that are not parameters of the module
+NOTHING = Value("", torch.float32)  # an optional input that is omitted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,15 +39,15 @@ class Node:
 
 
 class Writer:
-    """Collects the nodes and constants of a module's graph.
+    """Nodes and constants of a module's graph, collected one operator at a time.
 
     Args:
-        module: whose parameters and buffers go in under the names of its state dict.
-        dtype: of feature maps and of what convolves them; everything else is float32.
-        shape: (N, H, W) of the images where all of it is fixed.
+        module: its parameters and buffers are stored under their state-dict keys.
+        dtype: of feature maps and the parameters of convolutions; all else is float32.
+        shape: (N, H, W) of the images if all of it is fixed.
 
     Attributes:
-        scope: name of the submodule that is being written; nodes are named after it.
+        scope: name of the submodule being written, from which nodes get their names.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Writer:
 
     @contextlib.contextmanager
     def inside(self, module: nn.Module) -> Iterator[None]:
-        """Nodes are those of this submodule."""
+        """Names the nodes of the block after this submodule."""
         before, self.scope = self.scope, self._modules[id(module)]
         yield
         self.scope = before
@@ -78,7 +78,7 @@ class Writer:
         name: str | None = None,
         **attributes: Any,
     ) -> Value:
-        """Appends an operator; its result is of its first input's type and size, unless told."""
+        """Appends an operator; the result has its first input's dtype and size, unless given."""
         if name is None:
             name = f"{self.scope}/{kind}"
             self._uses[name] = self._uses.get(name, 0) + 1
@@ -90,14 +90,14 @@ class Writer:
         return Value(name, dtype or first.dtype, first.halvings + halve)
 
     def shape(self, x: Value) -> tuple[int, int, int] | None:
-        """(N, H, W) of a map that `halvings` lead to; None where the images' is open."""
+        """Returns (N, H, W) of a map; None if the shape of the images is dynamic."""
         if self._shape is None:
             return None
         n, height, width = self._shape
         return n, height >> x.halvings, width >> x.halvings
 
     def cast(self, x: Value, dtype: torch.dtype) -> Value:
-        """x in another type; x itself, if it is of that type."""
+        """Casts x to another dtype; returns x itself if it has that dtype."""
         return x if x.dtype is dtype else self.op("Cast", x, dtype=dtype, to=dtype)
 
     def fp32(self, x: Value) -> Value:
@@ -107,22 +107,22 @@ class Writer:
         return self.cast(x, self.dtype)
 
     def tensor(self, tensor: Tensor, dtype: torch.dtype = torch.float32) -> Value:
-        """A parameter or buffer, under its key in the state dict."""
+        """Adds a parameter or buffer, under its state-dict key."""
         key = self._keys[id(tensor)]
         self.constants[key] = tensor.detach().to("cpu", dtype).contiguous()
         return Value(key, dtype)
 
     def scalar(self, number: float) -> Value:
-        """A float32 constant."""
+        """Adds a float32 constant."""
         return self._constant(f"{CONSTANTS}{number!r}", torch.tensor(number, dtype=torch.float32))
 
     def ints(self, *numbers: int) -> Value:
-        """An int64 vector: axes or a shape."""
+        """Adds an int64 vector: axes or a shape."""
         name = CONSTANTS + "_".join(map(str, numbers))
         return self._constant(f"{name}_i", torch.tensor(numbers, dtype=torch.int64))
 
     def index(self, number: int) -> Value:
-        """An int64 scalar: an index."""
+        """Adds an int64 scalar: an index."""
         return self._constant(f"{CONSTANTS}{number}_at", torch.tensor(number, dtype=torch.int64))
 
     def _constant(self, name: str, tensor: Tensor) -> Value:
@@ -130,13 +130,13 @@ class Writer:
         return Value(name, tensor.dtype)
 
     def mean(self, x: Value, *axes: int) -> Value:
-        """Mean over axes, which stay as 1."""
+        """Appends the mean over axes, which keep size 1."""
         return self.op("ReduceMean", x, self.ints(*axes), keepdims=1)
 
     def total(self, x: Value, *axes: int) -> Value:
-        """Sum over axes, which stay as 1."""
+        """Appends the sum over axes, which keep size 1."""
         return self.op("ReduceSum", x, self.ints(*axes), keepdims=1)
 
     def rooted(self, variance: Value, eps: float) -> Value:
-        """sqrt(variance + eps)."""
+        """Appends sqrt(variance + eps)."""
         return self.op("Sqrt", self.op("Add", variance, self.scalar(eps)))

@@ -1,1 +1,1 @@
-"""The trt engine: building, caching and running TensorRT engines."""
+"""TensorRT engine: building, caching and running plans."""

@@ -1,8 +1,8 @@
-"""TensorRT's Python module: found or explained, its log, and what a plan of it depends on.
+"""TensorRT's Python module: import, log, errors, and the machine facts that a plan depends on.
 
-Everything in `engines/trt*.py` takes the module as a parameter, `trt`: `tensorrt` 10 or 11, or what
-has its interface (tensorrt_rtx; the double of the tests). Most of its functions report failure by
-None or False, and the reason in a log; here both become one exception.
+Everything in `engines/tensorrt/` takes the module as a parameter, `trt`: `tensorrt` 10 or 11, or a
+module with the same interface (tensorrt_rtx; the test double). Most of its functions report failure
+by returning None or False, with the reason in a log; here both become one exception.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from ncsn_fast.ops import backends
 _log = logging.getLogger(__name__)
 MIN_VERSION, MAX_VERSION = (10, 16), (12, 0)
 _REQUIREMENTS = {"tensorrt": "'tensorrt>=10.16,<12'", "onnx": "onnx"}
-TESTED = ("10.16", "11.4")  # whose interfaces the tests hold every call to
+TESTED = ("10.16", "11.4")  # versions whose interfaces the tests check every call against
 _MAX_REASONS = 3
 _DRIVER = Path("/proc/driver/nvidia/version")
 T = TypeVar("T")
 
 
 def problem() -> str | None:
-    """Why the engine cannot run here, and what to do; None if it can. Imports tensorrt at last."""
+    """Returns why the engine cannot run here and what to do, or None; imports tensorrt last."""
     lacks = []
     if not torch.cuda.is_available():
         lacks.append(
@@ -51,9 +51,10 @@ def problem() -> str | None:
 
 
 def load() -> ModuleType:
-    """The module `tensorrt`.
+    """Imports `tensorrt`.
 
-    EngineUnavailable: it does not import, or its version is not from LEAST to BEYOND.
+    Raises:
+        EngineUnavailable: it does not import, or its version is not in [MIN_VERSION, MAX_VERSION).
     """
     try:
         trt = importlib.import_module("tensorrt")
@@ -75,10 +76,10 @@ def load() -> ModuleType:
 
 @functools.cache
 def get_logger(trt: ModuleType) -> Any:
-    """TensorRT's log, which keeps errors until they are asked for: `reasons()`.
+    """Returns TensorRT's logger, which keeps errors until `reasons()` asks for them.
 
-    One for the whole process, as TensorRT has it: whatever later ones are given, it goes on with
-    its first. Warnings and the rest go to Python's log.
+    One for the whole process: TensorRT keeps using the first logger, whichever it is given later.
+    Warnings and lower severities go to Python's logging.
     """
 
     class Log(trt.ILogger):  # type: ignore[name-defined]
@@ -95,7 +96,7 @@ def get_logger(trt: ModuleType) -> Any:
                 _log.debug("%s", msg)
 
         def reasons(self) -> str:
-            """What was logged as an error since the last call, shortened."""
+            """Returns the errors logged since the last call, shortened."""
             errors, self.errors = self.errors, []
             shown = errors[:_MAX_REASONS]
             if len(errors) > len(shown):
@@ -106,9 +107,10 @@ def get_logger(trt: ModuleType) -> Any:
 
 
 def create(kind: Any, log: Any) -> Any:
-    """A Builder or Runtime.
+    """Creates a Builder or Runtime.
 
-    EngineUnavailable: without a working driver their constructors raise TypeError.
+    Raises:
+        EngineUnavailable: there is no working driver (their constructors raise TypeError).
     """
     try:
         return kind(log)
@@ -121,19 +123,23 @@ def create(kind: Any, log: Any) -> Any:
 
 
 def checked(value: T | None, failed: str, log: Any, remedy: str) -> T:
-    """The value, unless TensorRT said None or False by it: then EngineError with its reasons."""
+    """Returns the value, unless it is None or False, by which TensorRT reports failure.
+
+    Raises:
+        EngineError: the call failed; with TensorRT's reasons.
+    """
     if value is None or value is False:
         raise EngineError(f"TensorRT {failed}: {log.reasons()}; {remedy}")
     return value
 
 
 def driver() -> str:
-    """What Linux says of NVIDIA's driver, in one line."""
+    """Returns the version line of NVIDIA's Linux driver."""
     return _DRIVER.read_text().splitlines()[0] if _DRIVER.exists() else "unknown"
 
 
 def machine(trt: ModuleType, device: torch.device) -> dict[str, Any]:
-    """Of what a plan or its timings depend on: versions, driver and GPU."""
+    """Returns the versions, driver and GPU that a plan and its timings depend on."""
     facts: dict[str, Any] = {"tensorrt": trt.__version__, "cuda": torch.version.cuda}
     facts["driver"] = driver()
     if device.type != "cuda":

@@ -1,8 +1,8 @@
-"""ONNX content to a TensorRT plan.
+"""Building a TensorRT plan from an ONNX model.
 
-Networks are strongly typed: the precision is that of the ONNX graph, and no builder flag changes
-it (TensorRT 11 has no such flags any more). TF32 alone is a flag, on by default, and cleared here
-unless it was asked for.
+Networks are strongly typed: the ONNX graph sets the precision, and no builder flag changes it
+(TensorRT 11 has no such flags any more). Only TF32 is a flag, on by default, and cleared here
+unless requested.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from ncsn_fast.engines.tensorrt.api import checked, create, get_logger
 _log = logging.getLogger(__name__)
 LEVELS = range(6)
 Size = tuple[int, int]
-_MAX_BARS = 3  # phases nest some five deep
+_MAX_BARS = 3  # phases nest about five deep
 
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """Least, usual and largest shapes of a plan; it is tuned for the usual one.
+    """Smallest, usual and largest shapes of a plan, which is tuned for the usual one.
 
     Attributes:
-        batch: numbers of images.   size: (H, W) of them.
+        batch: numbers of images.   size: their (H, W).
     """
 
     batch: tuple[int, int, int]
@@ -53,7 +53,7 @@ class Profile:
 
     @property
     def fixed_batch(self) -> int | None:
-        """The number of images, where there is only one."""
+        """The number of images if there is only one, else None."""
         return self.batch[0] if self.batch[0] == self.batch[2] else None
 
     @property
@@ -61,13 +61,13 @@ class Profile:
         return self.size[0] if self.size[0] == self.size[2] else None
 
     def holds(self, batch: int, size: Size) -> bool:
-        """Whether a micro-batch of images of a size fits."""
+        """Returns whether a micro-batch of images of a size fits."""
         (least, _, most), low, high = self.batch, self.size[0], self.size[2]
         within = all(a <= n <= b for a, n, b in zip(low, size, high, strict=True))
         return least <= batch <= most and within
 
     def shapes(self, name: str, channels: int) -> list[tuple[int, ...]]:
-        """Least, usual and largest shape of the input of a name."""
+        """Returns the smallest, usual and largest shape of a named input."""
         if name != "x":
             return [(n,) for n in self.batch]
         return [(n, channels, *size) for n, size in zip(self.batch, self.size, strict=True)]
@@ -78,19 +78,19 @@ class Profile:
 
 
 def _short(triple: Sequence[object]) -> str:
-    """All three, or one if they are the same."""
+    """Joins the three, or shows one if they are equal."""
     return ":".join(map(str, triple if len(set(triple)) > 1 else triple[:1]))
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How a plan is built.
+    """Settings that a plan is built with.
 
     Attributes:
-        tf32: convolutions of float32 maps may round what they read to TF32.
-        level: 0 to 5: how much time the builder takes to find faster kernels; TensorRT's own is 3.
-        workspace: bytes that a layer may use beside its maps; None for all that the GPU has.
-        refit: weights can be exchanged later, and are therefore not folded into one another.
+        tf32: convolutions of float32 maps may round their inputs to TF32.
+        level: 0 to 5, time the builder takes to find faster kernels; TensorRT's default is 3.
+        workspace: bytes that a layer may use beside its maps; None for all of the GPU's memory.
+        refit: weights can be replaced later, and are therefore not folded into one another.
     """
 
     profile: Profile
@@ -106,7 +106,7 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-    """What a build gives; timings are TensorRT's, for the next build on the same GPU."""
+    """Result of a build; the timings are TensorRT's, for the next build on the same GPU."""
 
     plan: bytes
     timings: bytes | None
@@ -121,16 +121,16 @@ def build_plan(
     timings: bytes | None = None,
     adjust: Callable[[Any], object] | None = None,
 ) -> Built:
-    """The plan of an ONNX model for the current GPU, with a progress bar on terminals.
+    """Builds the plan of an ONNX model for the current GPU, with a progress bar on terminals.
 
     Args:
-        onnx: what `onnx_model.make_onnx` gives.   timings: those of an earlier build.
+        onnx: result of `onnx.model.make_onnx`.   timings: those of an earlier build.
         adjust: called with the IBuilderConfig before the build.
 
     Raises:
         EngineError: TensorRT cannot parse or build it; with its own reasons.
         EngineUnavailable: there is no working driver.
-        KeyboardInterrupt: Ctrl-C; TensorRT is stopped at its next step.
+        KeyboardInterrupt: Ctrl-C; TensorRT stops at its next step.
     """
     log, began = get_logger(trt), time.perf_counter()
     log.errors.clear()
@@ -138,7 +138,9 @@ def build_plan(
     typed = trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
     network = builder.create_network(1 << int(typed))
     parser = trt.OnnxParser(network, log)
-    if not parser.parse(onnx) or network.num_outputs == 0:  # of nothing at all it makes nothing
+    if (
+        not parser.parse(onnx) or network.num_outputs == 0
+    ):  # an empty file parses to an empty network
         errors = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
         raise EngineError(
             f"TensorRT {trt.__version__} does not take this network: {errors or log.reasons()}; "
@@ -170,7 +172,7 @@ def build_plan(
 
 def _configure(trt: ModuleType, config: Any, settings: Settings) -> None:
     config.builder_optimization_level = settings.level
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the check of types
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for check_types
     if settings.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace)
     (config.set_flag if settings.tf32 else config.clear_flag)(trt.BuilderFlag.TF32)
@@ -179,7 +181,7 @@ def _configure(trt: ModuleType, config: Any, settings: Settings) -> None:
 
 
 def _set_profile(builder: Any, config: Any, network: Any, shapes: Profile, log: Any) -> None:
-    """One profile for all inputs whose sizes the ONNX model leaves open, if there are any."""
+    """Sets one profile for all inputs with dynamic sizes, if there are any."""
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
     channels = next(tuple(x.shape)[1] for x in inputs if x.name == "x")
     profile = builder.create_optimization_profile()
@@ -191,7 +193,7 @@ def _set_profile(builder: Any, config: Any, network: Any, shapes: Profile, log: 
 
 
 def _new_monitor(trt: ModuleType) -> Any:
-    """TensorRT's progress as bars; `stop()` ends the build at its next step."""
+    """Returns a monitor that shows TensorRT's progress; `stop()` ends the build at its next step."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined]
         def __init__(self) -> None:
@@ -206,7 +208,7 @@ def _new_monitor(trt: ModuleType) -> Any:
                 desc=phase_name,
                 position=len(self.bars),
                 leave=False,
-                disable=None if shown else True,  # None: on terminals alone
+                disable=None if shown else True,  # None: only on terminals
             )
 
         def step_complete(self, phase_name: str, step: int) -> bool:
@@ -232,9 +234,9 @@ def _new_monitor(trt: ModuleType) -> Any:
 
 @contextlib.contextmanager
 def _stopped_by_ctrl_c(monitor: Any) -> Iterator[None]:
-    """Ctrl-C stops the build; KeyboardInterrupt comes at the end, not in the midst of TensorRT.
+    """Stops the build on Ctrl-C and raises KeyboardInterrupt after it, not inside TensorRT.
 
-    Signals are the main thread's: in others, Ctrl-C is not heard before the build has ended.
+    Only the main thread receives signals: elsewhere, Ctrl-C takes effect after the build.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,4 +1,4 @@
-"""What a TensorRT plan depends on, as facts of the cache, and plan files with such facts."""
+"""Facts that a TensorRT plan depends on, which form its cache key, and plan files with facts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def facts_of(
     dtype: str,
     settings: Settings,
 ) -> dict[str, Any]:
-    """Everything that the plan of a model's ONNX content depends on."""
+    """Returns everything that the plan of a model's ONNX content depends on."""
     refit = settings.refit
     return {
         "kind": _KIND,
@@ -48,10 +48,11 @@ def facts_of(
 
 
 def read_file(path: str | Path) -> tuple[Stored, Settings]:
-    """A plan file of this user's, and how it was built.
+    """Reads a plan file of this user, and the settings it was built with.
 
     Raises:
-        EngineError: there is no such file.   PlanRefused: it is another's, damaged, or no plan.
+        EngineError: there is no such file.
+        PlanRefused: it belongs to another user, is damaged, or is no plan.
     """
     path = Path(path).expanduser()
     if not path.is_file():

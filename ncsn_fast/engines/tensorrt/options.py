@@ -1,4 +1,4 @@
-"""Shapes and sizes as words: "1:64:256" images of "32,32:64,64:128,128", a workspace in GB."""
+"""Parsing of shape options: "1:64:256" images, sizes "32,32:64,64:128,128", a workspace in GB."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ T = TypeVar("T")
 
 
 def parse_batch(text: str | int) -> tuple[int, int, int]:
-    """Least, usual and largest number of images of "1:64:256"; "64" is all three."""
+    """Parses "1:64:256" as smallest, usual and largest number of images; "64" is all three."""
     form = "a number of images, or least:usual:largest"
     return _triple("batch", str(text), _count, form, lambda n: (n,))
 
 
 def parse_size(text: str) -> tuple[Size, Size, Size]:
-    """Least, usual and largest (H, W) of "32,32:64,64:128,128"; "64,64" is all three."""
+    """Parses "32,32:64,64:128,128" as smallest, usual and largest (H, W); "64,64" is all three."""
     return _triple("size", text, _pair, "H,W, or least:usual:largest of those", lambda pair: pair)
 
 
 def parse_workspace(text: str | float) -> int:
-    """Bytes of a number of GB."""
+    """Converts a number of GB to bytes."""
     try:
         gigabytes = float(text)
     except ValueError:
@@ -39,7 +39,7 @@ def _triple(
     form: str,
     numbers: Callable[[T], tuple[int, ...]],
 ) -> tuple[T, T, T]:
-    """Three of them, or one three times, none of whose numbers fall."""
+    """Parses three values, or one for all three; their numbers must not decrease."""
     parts = text.split(":")
     try:
         least, usual, largest = map(parse, parts * 3 if len(parts) == 1 else parts)
