@@ -1,1 +1,1 @@
-"""How good a model is: likelihood, fidelity, class statistics."""
+"""Quality of a model: likelihood, fidelity, class statistics."""

@@ -1,11 +1,12 @@
-"""Log-likelihoods of images under a model, one batch at a time, and their running mean.
+"""Log-likelihoods of images under a model, batch by batch, and their running mean.
 
-Images of 8-bit levels are dequantised (evaluation/likelihood.py), so that bits per dimension bound
-what a code for the levels needs; float images are densities' arguments as they are.
+8-bit images are dequantised (evaluation/likelihood.py), so that bits per dimension bound the code
+length of the original levels; float images are evaluated as they are.
 
-The flow of any network is a normalised density, so its bits bound a code's whether or not the
-network is a score. That of exact scores is the data smoothed by sigma_min, nowhere denser than
-(2 pi sigma_min^2)^(-D/2), so it has at least log2(sigma_min sqrt(2 pi)) + 8 bits: 2.68 at 0.01.
+The flow of any network is a normalised density, so its bits bound a code length whether or not the
+network is a score. With exact scores, the density is that of the data smoothed by sigma_min, nowhere
+above (2 pi sigma_min^2)^(-D/2), so bits per dimension are at least log2(sigma_min sqrt(2 pi)) + 8:
+2.68 at sigma_min = 0.01.
 """
 
 from __future__ import annotations
@@ -33,17 +34,17 @@ from ncsn_fast.ops import noise
 from ncsn_fast.samplers.procedure import Score, SolverError
 
 BITS, DATA_RANGE = 8, (0.0, 1.0)  # of images as this package reads them
-MAX_BATCH_SIZE = 64  # images in a batch: their gradients take memory, too
+MAX_BATCH_SIZE = 64  # images per batch; gradients take memory, too
 
 
 def model_ends(model: ScoreModel) -> tuple[float, float]:
-    """sigma_min and sigma_max of the model's probability flow.
+    """Returns sigma_min and sigma_max of the model's probability flow.
 
-    The ends of its ladder or, where it knows the time, the noise at the ends of the times that it
-    was trained on.
+    These are the ends of its noise levels or, if it is conditioned on time, the noise at the ends
+    of the times that it was trained on.
 
     Raises:
-        ValueError: the network knows no levels between its own.
+        ValueError: the network is only defined at its discrete levels.
     """
     if model.conditioning == "level":
         raise ValueError(
@@ -58,7 +59,7 @@ def model_ends(model: ScoreModel) -> tuple[float, float]:
 
 @dataclasses.dataclass(frozen=True)
 class LikelihoodSettings:
-    """How a likelihood is computed: what decides its value, but for the images and the model.
+    """Settings that determine a likelihood, besides the images and the model.
 
     Attributes:
         sigma_min, sigma_max: ends of the flow.
@@ -89,21 +90,21 @@ def image_log_likelihood(
     batch_size: int | None = None,
     device: torch.device | str | None = None,
 ) -> Likelihood:
-    """Likelihood of a caller's images under a model; fields (N, ...) on the CPU.
+    """Computes the likelihood of images under a model; fields (N, ...) on the CPU.
 
     Args:
         images: uint8 tensor (N, C, H, W), uint8 array (N, H, W, C) or PIL images, which are
-            dequantised; or a float tensor (N, C, H, W), taken as it is: density in units of
+            dequantised; or a float tensor (N, C, H, W), evaluated as it is: density in units of
             [0, 1], and bits for 8-bit levels.
         seed, start: keys of the dequantisation and of the probes: image i is sample start + i, and
             its likelihood does not depend on its neighbours.
         sigma_min, sigma_max: ends of the flow; None for the model's (`model_ends`).
         trace, n_probes, rtol, atol: see likelihood.log_likelihood.
-        batch_size: images at once; None for what suits their size.
-        device: where to compute, with a copy of a model that is elsewhere; None: where it is.
+        batch_size: images at once; None for a size that fits them.
+        device: where to compute, with a copy of the model if it is elsewhere; None for the model's.
 
     Raises:
-        ValueError: unfit images, or a model without a probability flow (NCSN 2019).
+        ValueError: unsuitable images, or a model without a probability flow (NCSN 2019).
         SamplingError: the flow of an image cannot be followed; the message says which.
     """
     low, high = model_ends(model)
@@ -126,7 +127,7 @@ def image_log_likelihood(
 
 
 def batch_size_for(n: int, model: ScoreModel) -> int:
-    """Images at once, where the caller does not say."""
+    """Returns the default number of images per batch."""
     return min(MAX_BATCH_SIZE, default_batch_size(n, model.image_shape, model.device))
 
 
@@ -143,7 +144,7 @@ def _likelihood(
     device: torch.device | str,
     start: int = 0,
 ) -> Likelihood:
-    """Of one batch (B, C, H, W), on a device; where it fails, the image is key - start."""
+    """Computes the likelihood of one batch (B, C, H, W); errors name the image key - start."""
     options = dataclasses.asdict(settings)
     ends = options.pop("sigma_min"), options.pop("sigma_max")
     options |= {"samples": keys.to(device), "bits": BITS, "data_range": DATA_RANGE}
@@ -165,7 +166,7 @@ def bits_per_dimension(
     batch_size: int,
     device: torch.device | str = "cpu",
 ) -> Iterator[tuple[list[int], Likelihood]]:
-    """Likelihoods of a data set's 8-bit images: (indices, Likelihood) of each batch, in order.
+    """Yields (indices, Likelihood) of each batch of a data set's 8-bit images, in order.
 
     Image i is sample i of the seed, so that its value depends on no other image, up to rounding.
 
@@ -186,7 +187,7 @@ def bits_per_dimension(
 
 
 class Record:
-    """Likelihoods of a data set's images: in memory, and as JSON lines in a file if there is one.
+    """Likelihoods of the images of a data set, in memory and optionally as JSON lines in a file.
 
     Attributes:
         found: image index -> {"index", "bpd", "nfe"}.
@@ -202,13 +203,13 @@ class Record:
                 values = json.loads(line)
                 self.found[values["index"]] = {k: values[k] for k in ("index", "bpd", "nfe")}
             except (ValueError, KeyError, TypeError):
-                continue  # half a line, where a process was killed: that image is done again
+                continue  # a truncated line of a killed process: redo that image
         if "".join(lines) != (text := "".join(map(_line, self.found.values()))):
             with atomic_write(path) as temporary:
                 temporary.write_text(text)
 
     def add(self, indices: list[int], likelihood: Likelihood) -> None:
-        """Keeps a batch."""
+        """Adds a batch."""
         values = zip(indices, likelihood.bpd.tolist(), likelihood.nfe.tolist(), strict=True)
         new = [{"index": i, "bpd": bpd, "nfe": nfe} for i, bpd, nfe in values]
         self.found |= {entry["index"]: entry for entry in new}
@@ -217,10 +218,10 @@ class Record:
                 file.write("".join(map(_line, new)))
 
     def figures(self, indices: Sequence[int]) -> dict[str, Any]:
-        """Mean over those of `indices` that are found, for JSON.
+        """Returns means over those of `indices` that are recorded, for JSON.
 
-        bpd: its mean, the standard error s / sqrt(n) of that, and n.   nfe: mean network
-        evaluations per image.   (None: not enough images.)
+        bpd: mean, its standard error s / sqrt(n), and n.   nfe: mean network evaluations per image.
+        (None: not enough images.)
         """
         rows = [self.found[i] for i in indices if i in self.found]
         bpd, nfe = (
@@ -252,9 +253,9 @@ def measure(
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Completes a record for these images; its figures, shown while they grow, and `complete`.
+    """Completes a record for these images; returns its figures and `complete`.
 
-    Ctrl-C ends it early: what is done is in the record, and `complete` is false.
+    Ctrl-C ends it early: finished images are in the record, and `complete` is false.
     """
     todo, complete = [i for i in indices if i not in record.found], True
     stream = bits_per_dimension(score, images, todo, settings, batch_size=batch_size, device=device)
@@ -273,7 +274,7 @@ def measure(
 
 
 def _shown(bpd: dict[str, Any]) -> str:
-    """Mean and standard error, for people."""
+    """Formats mean and standard error."""
     if bpd["mean"] is None:
         return "no image"
     error = bpd["standard_error"]

@@ -1,4 +1,4 @@
-"""Samples of any model against a reference: what `evaluate --extractor` does, step by step."""
+"""Evaluation of samples against a reference, as in `evaluate --extractor`."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from ncsn_fast.models.score import ScoreModel
 
 log = logging.getLogger(__name__)
 BATCH = 256  # images read at once
-DIGESTED = 64  # images that tell a source from others
+DIGESTED = 64  # images whose digest identifies a source
 
 
 def open_source(source: str, model: ScoreModel) -> datasets.Images:
-    """Images of the model's size: digits:train, digits:held-out, or as datasets.open_images."""
+    """Opens images at the model's size: digits:train, digits:held-out, or as in open_images."""
     channels, height, width = model.image_shape
     if height != width:
         raise ValueError(f"images are read as squares; this model works on {height}x{width} pixels")
@@ -36,11 +36,11 @@ def open_source(source: str, model: ScoreModel) -> datasets.Images:
 
 
 def describe_source(source: str, images: datasets.Images) -> dict[str, Any]:
-    """What tells a source's images from others, without reading all of them, for JSON.
+    """Returns a description, for JSON, that identifies a source without reading all images.
 
-    data: its name, of files the absolute path.   images: their number.   images_sha256: of the
-    pixels of at most 64 images, evenly spread with the first and the last among them, and of the
-    names and sizes of all files of a folder.
+    data: its name; for files, the absolute path.   images: their number.   images_sha256: digest of
+    the pixels of at most 64 images, evenly spread from first to last, and of the names and sizes of
+    all files of a folder.
     """
     n, path, found = len(images), Path(source).expanduser(), hashlib.sha256()
     for i in sorted({round(k * (n - 1) / (DIGESTED - 1)) for k in range(DIGESTED)}):
@@ -54,7 +54,7 @@ def describe_source(source: str, images: datasets.Images) -> dict[str, Any]:
 
 
 def batches(images: datasets.Images, what: str, *, progress: bool) -> Iterator[Tensor]:
-    """All images, uint8 (B, C, H, W), with a progress bar."""
+    """Yields all images as uint8 (B, C, H, W), with a progress bar."""
     with tqdm(total=len(images), desc=what, unit="image", disable=not progress) as bar:
         for first in range(0, len(images), BATCH):
             batch = datasets.stack(images, list(range(first, min(first + BATCH, len(images)))))
@@ -63,16 +63,16 @@ def batches(images: datasets.Images, what: str, *, progress: bool) -> Iterator[T
 
 
 class Evaluator:
-    """The reference's statistics first, then the samples as they come.
+    """Evaluator of samples: computes the reference's statistics first, then adds samples.
 
     Args:
-        source: images (open_source), or an .npz file of mu and sigma; None for the held-out digits,
-            which only the extractor of the digits takes.
-        n: how many samples will come.
-        save: where to write the reference's mu and sigma.
+        source: images (open_source), or an .npz file of mu and sigma; None for the held-out
+            digits, which only the digits' extractor accepts.
+        n: number of samples that will be added.
+        save: where to write mu and sigma of the reference.
 
     Attributes:
-        reference: what the samples are compared with, for JSON.
+        reference: description of the reference, for JSON.
     """
 
     def __init__(
@@ -110,12 +110,12 @@ class Evaluator:
             save_statistics(save, self.fidelity.statistics(real=True), extractor)
 
     def add(self, images: Tensor) -> None:
-        """Samples (B, C, H, W) in [0, 1]; they are quantised as PNG files are."""
+        """Adds samples (B, C, H, W) in [0, 1], quantised as in PNG files."""
         levels = torch.from_numpy(to_uint8(images)).permute(0, 3, 1, 2)
         self.fidelity.add(levels, real=False)
 
     def figures(self) -> dict[str, Any]:
-        """Figures, extractor and reference for JSON; a log line says the first of them."""
+        """Returns figures, extractor and reference for JSON, and logs the first figure."""
         figures, extractor = self.fidelity.figures(), self.fidelity.extractor
         name = "fid" if "fid" in figures else "frechet_distance"
         log.info(

@@ -1,7 +1,7 @@
-"""Feature extractors for FID, KID and inception scores: what sees the images, and its SHA-256.
+"""Feature extractors for FID, KID and inception scores, with the SHA-256 of their weights.
 
-Figures of two extractors cannot be compared, so each carries its name and the hash of its weights.
-None is ever downloaded.
+Figures of two extractors cannot be compared, so each carries the extractor's name and the hash of
+its weights. None is ever downloaded.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from ncsn_fast.models.inception import FEATURES as INCEPTION_FEATURES
 from ncsn_fast.models.inception import FIDInception
 
 DIGIT_FEATURES = Path(__file__).parents[1] / "assets" / "digit_features" / "model.safetensors"
-AT_ONCE = 16  # images: at 299 x 299 each takes some 15 MB on its way
+AT_ONCE = 16  # images per batch: at 299 x 299, each needs about 15 MB
 WEIGHTS, PROGRAMS = (".safetensors", ".pth"), (".pt", ".ts", ".torchscript")
 
 
 class DigitNet(nn.Module):
-    """Images (N, C, H, W) in [0, 1] -> 32 features and 10 logits; 21 546 parameters.
+    """Digit classifier: images (N, C, H, W) in [0, 1] -> 32 features, 10 logits; 21 546 parameters.
 
-    They are made grey and resized to 16 x 16, the size of the digits that it learnt
-    (tools/train_digit_features.py). Features are scaled: their mean square on those is 1.
+    Images are converted to grey and resized to 16 x 16, the size of its training digits
+    (tools/train_digit_features.py). Features are scaled to a mean square of 1 on those.
     """
 
     def __init__(self) -> None:
@@ -50,10 +50,10 @@ class DigitNet(nn.Module):
 
 
 class TorchScript(nn.Module):
-    """A user's program: uint8 images (N, 3, H, W) -> features (N, F), or (features, logits).
+    """A user's TorchScript program: uint8 images (N, 3, H, W) -> features (N, F), or with logits.
 
-    One whose forward takes `return_features`, as the detectors of StyleGAN2-ADA and EDM do, is
-    asked for features, and, where it takes `no_output_bias` too, for class probabilities.
+    If its forward takes `return_features`, as in the detectors of StyleGAN2-ADA and EDM, it is
+    called for features, and, if it takes `no_output_bias` too, for class probabilities.
     """
 
     def __init__(self, path: Path) -> None:
@@ -91,13 +91,13 @@ class TorchScript(nn.Module):
 
 
 class Extractor(nn.Module):
-    """What an image is judged by.
+    """A feature extractor with the identity of its weights.
 
     Attributes:
         place: a scalar on the device of the weights.
         name: digits, inception or torchscript.   sha256: of the file that holds the weights.
-        num_features: length F of its features.   classes: of its logits; 0 if it has none.
-        inception: whether they can be Inception's, so that Fréchet distances may be called FID.
+        num_features: number of features F.   classes: number of logits; 0 if it has none.
+        inception: whether features can be Inception's, so that distances may be called FID.
     """
 
     place: Tensor
@@ -112,7 +112,7 @@ class Extractor(nn.Module):
         self.classes = 0 if logits is None else logits.shape[1]
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Features (N, F) and logits (N, K) or None, float32, of uint8 images (N, 1 or 3, H, W).
+        """Returns features (N, F) and logits (N, K) or None, float32, of uint8 (N, 1 or 3, H, W).
 
         Grey images are repeated in three channels.
         """
@@ -145,18 +145,18 @@ class Extractor(nn.Module):
         return features.float(), None if logits is None else logits.float()
 
     def describe(self) -> dict[str, Any]:
-        """What belongs beside every figure, for JSON."""
+        """Returns the facts to state with every figure, for JSON."""
         return {"name": self.name, "sha256": self.sha256, "features": self.num_features}
 
 
 def load_extractor(source: str | Path) -> Extractor:
-    """The extractor that `digits` or a file names.
+    """Loads the extractor `digits` or one from a file.
 
     Weights of the FID's Inception network (.safetensors, .pth) hold no code. A TorchScript program
     (.pt, .ts) is code, which runs: use files whose origin you trust.
 
     Raises:
-        CheckpointError: unreadable files, and weights that do not fit, with the keys that differ.
+        CheckpointError: an unreadable file, or weights that do not fit, with the keys that differ.
     """
     if str(source) == "digits":
         network = _with_weights(DigitNet(), DIGIT_FEATURES)
@@ -180,13 +180,13 @@ def load_extractor(source: str | Path) -> Extractor:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
+    """Returns the SHA-256 of a file, hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _with_weights(network: nn.Module, path: Path) -> nn.Module:
-    """The network with a file's weights, every key and shape checked."""
+    """Loads a file's weights into a network, checking every key and shape."""
     if path.suffix == ".pth":
         state = check_tensors(read_torch(path), str(path))
     else:

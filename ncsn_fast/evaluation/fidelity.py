@@ -23,13 +23,13 @@ from ncsn_fast.data.files import atomic_write
 from ncsn_fast.evaluation.features import Extractor
 from ncsn_fast.evaluation.metrics import Statistics, statistics_distance
 
-MIN_SAMPLES_FOR_FID = 10_000  # Fréchet distances of fewer samples are not called FID here
+MIN_SAMPLES_FOR_FID = 10_000  # with fewer samples, a Fréchet distance is not called FID
 KID_SUBSETS, KID_SUBSET_SIZE, KID_MAX_IMAGES = 100, 1000, 5000
 IS_SPLITS = 10
 
 
 def save_statistics(path: Path, statistics: Statistics, extractor: Extractor) -> None:
-    """Writes mu and sigma, under their usual names, with n and what extracted the features."""
+    """Writes mu and sigma under their usual names, with n and the extractor."""
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         np.savez(
             file,
@@ -42,10 +42,11 @@ def save_statistics(path: Path, statistics: Statistics, extractor: Extractor) ->
 
 
 def load_statistics(path: Path, extractor: Extractor) -> Statistics:
-    """Statistics from an npz file with `mu` and `sigma`; nothing in it is ever unpickled.
+    """Reads `mu` and `sigma` from an npz file, without unpickling anything.
 
-    ValueError unless they are finite, of the extractor's shape, sigma is symmetric and, where the
-    file says what extracted the features, it was this extractor.
+    Raises:
+        ValueError: they are not finite, not of the extractor's size, sigma is not symmetric, or the
+            file names another extractor.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -77,7 +78,7 @@ def load_statistics(path: Path, extractor: Extractor) -> Statistics:
 
 
 class _PrecomputedFeatures(nn.Module):
-    """Features as they are, where torchmetrics expects a network."""
+    """Identity, in place of the network that torchmetrics expects."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -88,11 +89,11 @@ class _PrecomputedFeatures(nn.Module):
 
 
 class Fidelity:
-    """How far samples are from references, and how they look to a classifier.
+    """FID, KID and inception score of samples against references.
 
     Args:
-        n, n_references: how many samples and reference images will be added; the last is None where
-            statistics are given instead.
+        n, n_references: numbers of samples and reference images to be added; n_references is None
+            if statistics are given instead.
         seed: of KID's subsets.
     """
 
@@ -120,7 +121,7 @@ class Fidelity:
             metric.to(extractor.place.device)
 
     def add(self, images: Tensor, *, real: bool) -> None:
-        """One batch of uint8 images (N, 1 or 3, H, W): references (real) or samples."""
+        """Adds a batch of uint8 images (N, 1 or 3, H, W): references (real) or samples."""
         first, total = self.added[real], self.total[real]
         if first + len(images) > total:
             raise ValueError(f"expected {total} images; got {first + len(images)}")
@@ -137,7 +138,7 @@ class Fidelity:
         self.added[real] += len(images)
 
     def _add_logits(self, row: int, logits: Tensor) -> None:
-        """Logits (N, K) of samples row, row + 1, ...; at the end of a split, its score."""
+        """Adds logits (N, K) of samples row, row + 1, ...; scores each split at its end."""
         ends = {k * self.total[False] // IS_SPLITS for k in range(1, IS_SPLITS + 1)} - {0}
         cuts = [end - row for end in sorted(ends) if row < end < row + len(logits)]
         for part in logits.tensor_split(cuts):
@@ -148,11 +149,11 @@ class Fidelity:
                 self._is.reset()
 
     def use_references(self, statistics: Statistics) -> None:
-        """Takes the references' statistics from elsewhere."""
+        """Uses given statistics of the references."""
         self._references = statistics
 
     def statistics(self, *, real: bool) -> Statistics:
-        """Of the images added so far, two at least; or the references' that were given."""
+        """Returns statistics of the images added so far (at least two), or the given references."""
         if real and self._references is not None:
             return self._references
         if (n := self.added[real]) < 2:
@@ -167,10 +168,10 @@ class Fidelity:
         return Statistics(mu.numpy(), sigma.numpy(), n)
 
     def figures(self) -> dict[str, Any]:
-        """The figures, and what they are of, for JSON.
+        """Returns all figures with their conditions, for JSON.
 
-        Fréchet distances are called `fid` where they are of enough samples and of Inception
-        features, else `frechet_distance`; `note` says what they cannot be compared with.
+        A Fréchet distance is called `fid` if it is of enough samples and of Inception features,
+        else `frechet_distance`; `note` says what it cannot be compared with.
         """
         n = self.added[False]
         comparable = n >= MIN_SAMPLES_FOR_FID and self.extractor.inception
@@ -229,9 +230,10 @@ def _metric(module: str, name: str, **options: Any) -> Any:
 
 
 def _quiet(call: Callable[[], Any], seed: int = 0) -> Any:
-    """Without torchmetrics' remarks on memory; generators are left as they were.
+    """Calls torchmetrics without its warnings on memory; random generators are left unchanged.
 
-    It draws from the CPU's default one, which is seeded alone: torch.manual_seed reseeds GPUs, too.
+    It draws from the CPU's default generator; only that one is seeded, as torch.manual_seed would
+    reseed GPUs, too.
     """
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore", UserWarning)

@@ -29,7 +29,7 @@ Trace = Literal["rademacher", "gaussian", "exact"]
 
 @dataclasses.dataclass(frozen=True)
 class Likelihood:
-    """Of each sample of a batch:
+    """Likelihood of each sample of a batch.
 
     Attributes:
         nll: (B,) float64, -log p(x) in nats.   bpd: (B,) float64, bits per dimension.
@@ -54,7 +54,7 @@ def dequantise(
     seed: int = 0,
     samples: Tensor | None = None,
 ) -> Tensor:
-    """low + (high - low) (k + u) / 2^bits, u uniform on [0, 1): float32, shape of the levels.
+    """Returns low + (high - low) (k + u) / 2^bits, u uniform on [0, 1): float32, shape of levels.
 
     Args:
         levels: integers k in [0, 2^bits), (B, ...).
@@ -90,17 +90,17 @@ def log_likelihood(
     atol: float = 1e-5,
     max_steps: int = 10_000,
 ) -> Likelihood:
-    """Likelihood of x (B, ...), whose units are those of the score; see the head of this file.
+    """Computes the likelihood of x (B, ...), in the units of the score; see the module docstring.
 
     Args:
         score: (x, sigma (B,)) -> score, differentiable in x (ScoreModel.score is; engines are not).
-        x: float32 or float64; dequantised, where it came in grey levels (`dequantise`).
+        x: float32 or float64; grey levels must be dequantised first (`dequantise`).
         sigma_min, sigma_max: ends of the path.
-        trace: the divergence: "exact", or estimated with "rademacher" probes (+1 or -1 each) or
-            "gaussian" ones. `n_probes` of them; "exact" takes none.
+        trace: divergence: "exact", or estimated with `n_probes` "rademacher" (+1 or -1 each) or
+            "gaussian" probes.
         seed, samples: keys of the probes; samples (B,) are the indices, None for 0 .. B-1.
-        prior_mean, prior_std: the Gaussian that stands for the data at sigma_max; None: sigma_max.
-        bits, data_range: how many grey levels the data had, and between which values of x they lie.
+        prior_mean, prior_std: Gaussian prior at sigma_max; prior_std None for sigma_max.
+        bits, data_range: bits of the original grey levels, and the range of x that they span.
     """
     low, high = _check_range(bits, data_range)
     if not 0 < sigma_min < sigma_max < math.inf:
@@ -133,7 +133,7 @@ def log_likelihood(
 
 
 def probes(trace: Trace, n_probes: int, x: Tensor, seed: int, samples: Tensor) -> list[Tensor]:
-    """Vectors v, each broadcasting to x: sum (exact) or mean of v^T J v is, or estimates, tr J."""
+    """Returns vectors v, each broadcasting to x: the sum (exact) or mean of v^T J v gives tr J."""
     if trace == "exact":
         dimensions = math.prod(x.shape[1:])
         basis = torch.eye(dimensions, dtype=x.dtype, device=x.device)
@@ -152,7 +152,7 @@ def probes(trace: Trace, n_probes: int, x: Tensor, seed: int, samples: Tensor) -
 def score_and_divergence(
     score: Score, x: Tensor, sigma: Tensor, probes: list[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """score(x, sigma), and the sum over probes of v^T (d score / d x) v, (B,) float64."""
+    """Returns score(x, sigma), and the sum over probes of v^T (d score / d x) v, (B,) float64."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         s = score(x, sigma)
@@ -169,7 +169,7 @@ def score_and_divergence(
 
 
 def _log_normal(x: Tensor, mean: Tensor | float, std: float) -> Tensor:
-    """log N(x; mean, std^2 I), (B,) float64."""
+    """Returns log N(x; mean, std^2 I), (B,) float64."""
     squares = ((x.double() - mean) / std).square().flatten(1)
     return -0.5 * squares.sum(1) - squares.shape[1] * math.log(std * math.sqrt(2 * math.pi))
 

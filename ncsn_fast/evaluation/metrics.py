@@ -1,4 +1,4 @@
-"""Figures of merit: Fréchet distance, nearest neighbours, and a classifier's view of samples."""
+"""Metrics of samples: Fréchet distance, nearest neighbours, classifier statistics."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torch import Tensor
 from ncsn_fast.data import datasets
 
 Matrix = NDArray[np.float64]
-ROWS, ELEMENTS = 1024, 1 << 23  # of a block that distances are computed for
+ROWS, ELEMENTS = 1024, 1 << 23  # of a block in which distances are computed
 
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """What a Fréchet distance needs of one side.
+    """Mean and covariance of features, for a Fréchet distance.
 
     Attributes:
         mu, sigma: mean (F,) and covariance (F, F) of its features.   n: images; 0 if unknown.
@@ -31,14 +31,14 @@ class Statistics:
 
 
 def statistics_of(features: Matrix) -> Statistics:
-    """Mean and unbiased covariance of features (N, F), in float64."""
+    """Returns mean and unbiased covariance of features (N, F), in float64."""
     features = features.astype(np.float64)
     sigma = np.atleast_2d(np.cov(features, rowvar=False))
     return Statistics(features.mean(axis=0), sigma, len(features))
 
 
 def frechet_distance(a: Matrix, b: Matrix) -> float:
-    """Fréchet distance of the Gaussians fitted to two feature sets (N, F), in float64."""
+    """Computes the Fréchet distance of Gaussians fitted to two feature sets (N, F), in float64."""
     if min(len(a), len(b)) < 2:
         raise ValueError(
             f"a Fréchet distance needs two samples on each side; got {len(a)} and {len(b)}"
@@ -47,7 +47,7 @@ def frechet_distance(a: Matrix, b: Matrix) -> float:
 
 
 def statistics_distance(a: Statistics, b: Statistics) -> float:
-    """Fréchet distance of two Gaussians; never negative, and the same both ways up to rounding.
+    """Computes the Fréchet distance of two Gaussians: non-negative, symmetric up to rounding.
 
     |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))   (Dowson & Landau 1982; Heusel et al. 2017)
 
@@ -60,13 +60,13 @@ def statistics_distance(a: Statistics, b: Statistics) -> float:
 
 
 def _root(sigma: Matrix) -> Matrix:
-    """Symmetric square root of a covariance (F, F)."""
+    """Returns the symmetric square root of a covariance (F, F)."""
     values, vectors = np.linalg.eigh(sigma)
     return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
 
 
 def nearest_distances(samples: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
-    """Euclidean distance (N,) float64 of each sample to its nearest reference; its index (N,).
+    """Returns the Euclidean distance (N,) float64 to the nearest reference, and its index (N,).
 
     Samples and references are (N, ...) and (M, ...); no N x M table is kept.
     """
@@ -82,11 +82,11 @@ def _nearest(samples: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def nearest_images(samples: Tensor, images: datasets.Images) -> tuple[Tensor, list[int]]:
-    """Each sample's nearest image (N, C, H, W) in [0, 1], and its index, in Euclidean distance.
+    """Returns the nearest image (N, C, H, W) in [0, 1] of each sample (Euclidean), and its index.
 
     Args:
         samples: (N, C, H, W) in [0, 1].
-        images: what is searched, block by block, so that it need not fit in memory.
+        images: images to search, block by block, so that they need not fit in memory.
     """
     best = torch.full((len(samples),), torch.inf, dtype=torch.float64)
     found, indices = torch.empty_like(samples), torch.full((len(samples),), -1)
@@ -101,13 +101,13 @@ def nearest_images(samples: Tensor, images: datasets.Images) -> tuple[Tensor, li
 
 
 def eight_by_eight(images: Tensor) -> Matrix:
-    """Digits (N, 1, H, W) in [0, 1] as 64 features: their own 8x8 scan, by area averaging."""
+    """Returns 64 features of digits (N, 1, H, W) in [0, 1]: the 8x8 image, by area averaging."""
     return F.adaptive_avg_pool2d(images.float(), 8).flatten(1).double().numpy()
 
 
 @functools.cache
 def digit_classifier(size: int) -> object:
-    """One-vs-rest RBF-SVM on the training digits, enlarged to `size` and seen at 8x8."""
+    """Trains a one-vs-rest RBF-SVM on the training digits, enlarged to `size`, reduced to 8x8."""
     from sklearn.multiclass import OneVsRestClassifier
     from sklearn.svm import SVC
 
@@ -118,16 +118,16 @@ def digit_classifier(size: int) -> object:
 
 @dataclasses.dataclass(frozen=True)
 class DigitFigures:
-    """How good samples of the digits are.
+    """Quality of samples of a digits model.
 
     Attributes:
-        n: samples judged.
-        class_share: share of the samples that the classifier puts in each of the ten classes.
-        recognised: share whose largest one-vs-rest margin exceeds the 5th percentile of real
-            held-out digits'.
+        n: number of samples.
+        class_share: share of the samples in each of the ten classes, by the classifier.
+        recognised: share whose largest one-vs-rest margin exceeds the 5th percentile of held-out
+            digits.
         held_out_accuracy: the classifier's accuracy on held-out digits.
-        frechet: samples to held-out digits, in 8x8 pixel space.   frechet_train: training digits to
-            held-out.
+        frechet: distance of samples to held-out digits, in 8x8 pixel space.
+        frechet_train: distance of training digits to held-out digits.
         nearest_train: median distance of a sample to its nearest training digit.
         nearest_train_held_out: the same for held-out digits; copies would be far below it.
         copies: share of the samples nearer to a training digit than 99 % of held-out digits are.
@@ -145,7 +145,7 @@ class DigitFigures:
 
 
 def digit_figures(samples: Tensor) -> DigitFigures:
-    """Figures of samples (N, 1, S, S) in [0, 1] of a model of the digits."""
+    """Computes the figures of samples (N, 1, S, S) in [0, 1] of a digits model."""
     size = samples.shape[-1]
     train, _ = datasets.digits("train", size)
     held_out, labels = datasets.digits("held-out", size)

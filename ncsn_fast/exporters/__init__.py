@@ -1,1 +1,1 @@
-"""Models written as files for other runtimes."""
+"""Exporters: models as files for other runtimes."""

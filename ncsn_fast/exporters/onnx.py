@@ -1,4 +1,4 @@
-"""Writing a model's network as an ONNX file, and comparing what was written with PyTorch."""
+"""Export of a network as an ONNX file, compared with PyTorch."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from ncsn_fast.engines.onnx.model import make_onnx
 from ncsn_fast.engines.precision import BOUNDS
 from ncsn_fast.models.score import ScoreModel
 
-_BATCH = 4  # images at a time, where the file leaves their number open
+_BATCH = 4  # images per batch in the check, if the file leaves N dynamic
 
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """Result of an export.
 
     Attributes:
-        error: largest relative error of f against PyTorch over the ladder; None for bf16, which
-            ONNX Runtime does not run on a CPU: its graph was checked, its numbers were not.
-        levels: noise levels, all over the ladder, at which they were compared.
+        error: largest relative error of f against PyTorch over the noise levels; None for bf16,
+            which ONNX Runtime does not run on a CPU: the graph is checked, its numbers are not.
+        levels: number of noise levels compared, evenly spread.
     """
 
     path: Path
@@ -55,24 +55,24 @@ def export_onnx(
     size: tuple[int, int] | None = None,
     opset: int | None = None,
 ) -> Exported:
-    """Writes the raw output f of a model's network as an ONNX file, once it has been checked.
+    """Exports the raw output f of a model's network as an ONNX file, after checking it.
 
-    score = f / sigma for networks of the NCSNv2 family and those that see a time; score = f for
+    score = f / sigma for networks of the NCSNv2 family and those conditioned on time; score = f for
     NCSN (2019). Inputs are "x" (N, C, H, W) float32, data in [0, 1] plus noise, and "level" (N,)
-    int64 or "time" (N,) float32 for networks that see them; the output is "f" float32.
+    int64 or "time" (N,) float32 for networks conditioned on it; the output is "f" float32.
 
     Args:
-        model: what `ncsn_fast.load` takes, or a ScoreModel; None as for Sampler.
+        model: anything that `ncsn_fast.load` accepts, or a ScoreModel; None as for Sampler.
         path: the file. It is replaced whole, or not at all.
-        dtype: "fp32", "fp16" or "bf16" for convolutions and what is between them; norms and
-            bilinear resizing are float32 always.
-        batch: N; None leaves it open.   size: (H, W); None leaves them open.
-        opset: 20 to 23 (bf16: from 22); None for the oldest that has the type.
+        dtype: "fp32", "fp16" or "bf16" for convolutions and the maps between them; norms and
+            bilinear resizing are always float32.
+        batch: N; None for dynamic.   size: (H, W); None for dynamic.
+        opset: 20 to 23 (bf16: from 22); None for the oldest that supports the dtype.
 
     Raises:
         EngineUnavailable: onnx or onnxruntime is missing.
         EngineError: ONNX Runtime's f differs from PyTorch's by more than precision.BOUNDS.
-        ValueError: there is no such type, shape or opset, or the weights exceed 2 GB.
+        ValueError: invalid dtype, shape or opset, or the weights exceed 2 GB.
     """
     model, path = resolve_model(model), Path(path).expanduser()
     problem = OrtEngine.unavailable()

@@ -1,4 +1,4 @@
-"""Building a model's TensorRT engine into a file, for this user and this GPU."""
+"""Export of a model's TensorRT engine to a file, for this user and this GPU."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from ncsn_fast.engines.tensorrt.options import parse_batch
 from ncsn_fast.engines.tensorrt.plan_cache import write_plan
 from ncsn_fast.models.score import ScoreModel
 
-BATCH = "1:64:64"  # where nobody says how many images
+BATCH = "1:64:64"  # default shapes of the batch
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportedPlan:
-    """What was written.
+    """Result of an export.
 
     Attributes:
-        shapes: that the engine takes.   seconds: that TensorRT took, maybe in an earlier call.
-        error: largest relative error of f against PyTorch, at `levels` levels over the ladder.
+        shapes: shapes that the engine accepts.
+        seconds: build time of TensorRT, possibly in an earlier call.
+        error: largest relative error of f against PyTorch, over `levels` noise levels.
     """
 
     path: Path
@@ -56,19 +57,19 @@ def export_trt(
     device: str | torch.device | None = None,
     compile_cache: str | Path | None = None,
 ) -> ExportedPlan:
-    """Builds a model's TensorRT engine, checks it, and writes it as a file.
+    """Builds a model's TensorRT engine, checks it, and writes it to a file.
 
-    `Sampler(model, engine="trt", plan=path)` runs it. The file carries a code that only this user's
-    key gives: a plan is native code, so none from elsewhere is loaded.
+    `Sampler(model, engine="trt", plan=path)` runs it. The file is signed with this user's key: a
+    plan is native code, so files from elsewhere are not loaded.
 
     Args:
-        model: what `ncsn_fast.load` takes, or a ScoreModel; None as for Sampler.
+        model: anything that `ncsn_fast.load` accepts, or a ScoreModel; None as for Sampler.
         path: the file. It is replaced whole, or not at all.
         dtype: "fp16", "bf16", "tf32" or "fp32".
         batch: numbers of images, "least:usual:largest", or one.
         size: "H,W:H,W:H,W" or "H,W"; None for the model's.
-        workspace, builder_level, refit: as of TrtEngine.
-        compile_cache: folder of the cache of engines, where it may be found already.
+        workspace, builder_level, refit: as for TrtEngine.
+        compile_cache: folder of the engine cache, which may already hold it.
 
     Raises:
         EngineUnavailable: TensorRT or a GPU is missing.

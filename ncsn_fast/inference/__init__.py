@@ -1,1 +1,1 @@
-"""A sampling call between Sampler and engine: micro-batches, progress, cost, editing."""
+"""Between Sampler and engine, a sampling call: micro-batches, progress, cost, editing."""

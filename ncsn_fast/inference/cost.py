@@ -1,4 +1,4 @@
-"""What a sampling call will do, before it does it."""
+"""Estimated cost of a sampling call, before it runs."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from ncsn_fast.samplers.program import Chains, Program, table
 
 @dataclasses.dataclass(frozen=True)
 class CostEstimate:
-    """The work of one call.
+    """Estimated work of one call.
 
     Attributes:
-        nfe: network evaluations per sample; None where they show afterwards.
-        batch_size, n_batches: micro-batches, the last one padded.
+        nfe: network evaluations per sample; None if only the run shows them.
+        batch_size, n_batches: micro-batches; the last one is padded.
         flop: of all network evaluations, padding included (2 per multiply-add, convolutions only);
-            of one evaluation of every sample, where nfe is None.
-        seconds: estimate from a few timed steps on this machine, now; as `flop`.
+            of one evaluation of every sample if nfe is None.
+        seconds: estimate for the same work, from a few steps timed on this machine.
         memory: bytes that the engine and the chains of a micro-batch need beside the model; None
-            where the engine does not plan them.
+            if the engine does not plan them.
     """
 
     method: str
@@ -58,7 +58,7 @@ class CostEstimate:
 
 
 def network_flop(model: ScoreModel) -> int:
-    """FLOP of one network evaluation of one image, counted on shapes alone."""
+    """Returns the FLOP of one network evaluation of one image, counted on the meta device."""
     with torch.device("meta"):
         shadow = ScoreModel(model.config)
     x = torch.empty(1, *model.image_shape, device="meta")
@@ -71,7 +71,7 @@ def network_flop(model: ScoreModel) -> int:
 
 
 def estimate_cost(engine: Engine, program: Program | Procedure, n: int) -> CostEstimate:
-    """Estimates the cost of n samples from a few timed steps, run after as many to warm up."""
+    """Estimates the cost of n samples from a few timed steps, after a warm-up of as many."""
     if n < 0:
         raise ValueError(f"n must be at least 0; got {n}")
     size = engine.batch_size
@@ -97,13 +97,13 @@ def estimate_cost(engine: Engine, program: Program | Procedure, n: int) -> CostE
 
 
 def _one_row(procedure: Procedure) -> Program:
-    """A table of one row, which takes about as long as an evaluation and a step of a procedure."""
+    """Returns a table of one row, which takes about as long as a step of a procedure."""
     one = np.ones(1)
     return table(procedure.name, procedure.sigma[:1], np.zeros(1, np.int64), b=one, c=one)
 
 
 def _seconds_of_a_row(engine: Engine, program: Program) -> float:
-    """Network and update; on a GPU of several rows, as one alone would show the way to it."""
+    """Times network and update; on a GPU over several rows, so that launch overhead is hidden."""
     part = program.head(16 if engine.device.type == "cuda" else 1)
     if not part.nfe:
         return 0.0

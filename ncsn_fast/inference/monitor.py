@@ -1,4 +1,4 @@
-"""What looks after chains on their way: the progress bar, the NaN check, the caller's callback."""
+"""Monitor of running chains: the progress bar, the check for NaN, the user's callback."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from torch import Tensor
 from ncsn_fast.samplers.procedure import Procedure
 from ncsn_fast.samplers.program import Chains, Program
 
-UNITS = 100  # of a progress bar, for a micro-batch of a sampler that is no table
+UNITS = 100  # of the progress bar, for a micro-batch of a procedure
 
 
 class SamplingError(RuntimeError):
-    """Chains that left the finite numbers; the message says which sample and where."""
+    """Error of chains that are no longer finite; the message says which sample and where."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """What a callback is told after each noise level.
+    """Information passed to the callback after each noise level.
 
     Attributes:
-        level, n_levels: index of the level just finished (the final denoise counts as one), and how
-            many there are; steps, and 0, where a sampler chooses them as it goes.
-        sigma: its noise level; the largest in the micro-batch, where samples have their own.
+        level, n_levels: index of the level just finished (the final denoising counts as one), and
+            the number of levels; for samplers that choose their steps, the step and 0.
+        sigma: its noise level; the largest in the micro-batch if samples differ.
         nfe: network evaluations done per sample.
         samples: (B,) indices of this micro-batch's samples.
         x: a copy of their chains' state (B, C, H, W).
@@ -47,7 +47,7 @@ Callback = Callable[[Progress], None]
 
 @dataclasses.dataclass
 class _Check:
-    """Which chains were lost at the end of a level; `lost` holds once `ready` has happened."""
+    """The chains that were not finite after a level; `lost` is valid once `ready` has happened."""
 
     level: int
     sigma: float
@@ -56,10 +56,10 @@ class _Check:
 
 
 class Monitor:
-    """After each level, or step: advances the bar, refuses NaN, tells the callback.
+    """Callback of every level or step: advances the bar, checks for NaN, calls the user's callback.
 
-    A GPU is asked about a level when the next one is under way, so that it never waits for the
-    answer; with a callback at once, before the callback sees the state.
+    The result of a check on a GPU is read while the next level runs, so that the GPU never waits.
+    With a callback it is read at once, before the callback sees the state.
     """
 
     def __init__(
@@ -81,14 +81,14 @@ class Monitor:
             self.n_levels = len(program.sigma)
 
     def level_done(self, done: int) -> None:
-        """After rows of a table."""
+        """Handles the end of a level, after `done` rows of a table."""
         assert isinstance(self.program, Program)
         level, sigma = int(self.program.level[done - 1]), float(self.program.sigma[done - 1])
         self.bar.update()
         self._tell(level, sigma, done, self.chains.x)
 
     def step_done(self, nfe: int, sigma: float, x: Tensor) -> None:
-        """After a step of a sampler that is no table, from inside of its engine's context."""
+        """Handles the end of a procedure's step, inside its engine's context."""
         first, last = float(self.program.sigma[0]), float(self.program.sigma[-1])
         way = math.log(first / last)
         share = math.log(first / max(sigma, last)) / way if way else 1.0
@@ -98,7 +98,7 @@ class Monitor:
         self.steps += 1
 
     def finish(self) -> None:
-        """After the last step of a sampler that is no table."""
+        """Handles the end of a procedure."""
         self._advance(UNITS)
         self.checks.append(self._look(self.steps, float(self.program.sigma[-1]), self.chains.x))
 
@@ -118,7 +118,7 @@ class Monitor:
             )
 
     def check(self, all_but: int = 0) -> None:
-        """SamplingError if a chain was lost in any level but the last `all_but`."""
+        """Raises SamplingError if a chain was lost in any level but the last `all_but`."""
         while len(self.checks) > all_but:
             seen = self.checks.pop(0)
             if seen.ready is not None:

@@ -1,4 +1,4 @@
-"""One call's worth of chains: cut into micro-batches of a fixed size, run and reported."""
+"""Runner of a sampling call: cuts its chains into micro-batches of a fixed size and runs them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from ncsn_fast.samplers.program import Chains, Program, initial_state
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """How a call went: network evaluations, images, seconds of work, what did it.
+    """Summary of a call: method, network evaluations, images, seconds, engine.
 
     Attributes:
-        nfe: network evaluations per sample; their mean, where samples differ.
-        nfe_most: the largest of any sample, which is what its micro-batch took.
+        nfe: network evaluations per sample; the mean if samples differ.
+        nfe_most: the largest of any sample, which determines the work of its micro-batch.
     """
 
     method: str
@@ -44,8 +44,8 @@ class Job:
     Attributes:
         samples: (n,) int64, the sample index that keys each chain's noise.
         noise_weights, mask, known: as in Chains.   init: initial state, or None for the program's.
-        constraint: what is known beside pixels, imposed where the sampler imposes known pixels.
-        guide: what changes the score.
+        constraint: other known measurements, imposed where the sampler imposes known pixels.
+        guide: changes the score.
     """
 
     samples: Tensor
@@ -59,7 +59,7 @@ class Job:
     def chains(
         self, rows: Tensor, program: Program | Procedure, seed: int, engine: Engine
     ) -> Chains:
-        """The chains of some rows, at their start, on the engine's device."""
+        """Returns the chains of some rows in their initial state, on the engine's device."""
 
         def take(value: Tensor | None) -> Tensor | None:
             return None if value is None else value[rows].to(engine.device)
@@ -80,7 +80,7 @@ class Job:
 
 
 class MicroBatch(NamedTuple):
-    """A micro-batch: sample indices (B,), final states on the CPU, evaluations of each (B,)."""
+    """Result of a micro-batch: sample indices (B,), final states on the CPU, evaluations (B,)."""
 
     samples: Tensor
     x: Tensor
@@ -97,13 +97,14 @@ def run(
     callback: Callback | None = None,
     shrink: Callable[[Engine, Exception], Engine] | None = None,
 ) -> Iterator[MicroBatch]:
-    """Yields what was drawn, micro-batch by micro-batch.
+    """Runs a job and yields its results, micro-batch by micro-batch.
 
-    The last micro-batch is padded, not shrunk, so that results do not depend on how work was split.
+    The last micro-batch is padded rather than shrunk, so that results do not depend on how the work
+    was split.
 
     Args:
-        shrink: called when a GPU's memory does not suffice; returns an engine for smaller
-            micro-batches, with which the work goes on where it was, or raises.
+        shrink: called when the GPU runs out of memory; returns an engine for smaller
+            micro-batches, with which the run continues, or raises.
     """
     n, first = len(job.samples), 0
     unit = "level" if isinstance(program, Program) else "%"
@@ -121,7 +122,7 @@ def run(
                 drawn = MicroBatch(job.samples[first : first + count], x[:count].cpu(), nfe[:count])
                 monitor.check()
             except RuntimeError as error:
-                chains = monitor = None  # type: ignore[assignment]  # let go of what they hold
+                chains = monitor = None  # type: ignore[assignment]  # free their memory
                 if shrink is None or not _is_out_of_memory(error):
                     raise
                 engine = shrink(engine, error.with_traceback(None))
@@ -132,7 +133,7 @@ def run(
 
 
 def _units(engine: Engine, program: Program | Procedure) -> int:
-    """Of the progress bar, for a micro-batch."""
+    """Returns the units of the progress bar for one micro-batch."""
     return len(engine.chunks(program)) if isinstance(program, Program) else UNITS
 
 
@@ -144,7 +145,7 @@ def _run(
     chains: Chains,
     monitor: Monitor,
 ) -> tuple[Tensor, Tensor]:
-    """Final states of a micro-batch, and the evaluations of each sample (B,) on the CPU."""
+    """Runs a micro-batch; returns its final states, and evaluations (B,) on the CPU."""
     guide = None if job.guide is None else job.guide.rows(rows, engine.device)
     constraint = None if job.constraint is None else job.constraint.rows(rows, engine.device)
     if isinstance(program, Program):
@@ -179,7 +180,7 @@ def _run(
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a GPU's memory did not suffice; cuDNN, TensorRT and the driver only say so."""
+    """Returns whether the GPU ran out of memory; some libraries say so only in their message."""
     words = ("out of memory", "outofmemory", "failed to allocate", "unable to find an engine")
     return isinstance(error, torch.OutOfMemoryError) or any(w in str(error).lower() for w in words)
 
@@ -187,7 +188,7 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 def make_report(
     engine: Engine, program: Program | Procedure, nfe: Tensor, seconds: float
 ) -> Report:
-    """Report of a call that took so many seconds and evaluations (n,)."""
+    """Makes the Report of a call that took so many seconds and evaluations (n,)."""
     mean: int | float = program.nfe or 0
     if program.nfe is None and len(nfe):
         mean = float(nfe.double().mean())

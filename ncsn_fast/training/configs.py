@@ -1,4 +1,4 @@
-"""Training configurations: one flat dataclass, and the published settings in one table."""
+"""Training configurations: a flat dataclass, and a table of the published settings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ncsn_fast.models.refinenet import ARCHITECTURES
 from ncsn_fast.models.score import TIME_STYLE, ModelConfig
 from ncsn_fast.models.unet import TIME_ARCHS, check_size
 
-# Numeric fields of TrainConfig: smallest value, and the value that they stay below.
+# Numeric fields of TrainConfig: smallest value, and exclusive upper bound.
 _BOUNDS: tuple[tuple[str, float, float], ...] = (
     *((name, 1, math.inf) for name in (
         "image_size", "ngf", "n_steps_each", "batch_size", "steps", "log_every", "snapshot_every",
@@ -31,7 +31,7 @@ _BOUNDS: tuple[tuple[str, float, float], ...] = (
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Everything a training run depends on; 0 means that the run derives the value."""
+    """Configuration of a training run; 0 means that the run derives the value."""
 
     name: str = "digits"
     """Run name; the run is written to <runs>/<name>."""
@@ -160,7 +160,7 @@ class TrainConfig:
             )
 
     def model_config(self, *, sigma_begin: float, n_sigmas: int, epsilon: float) -> ModelConfig:
-        """The model this run trains, with the ladder filled in."""
+        """Returns the configuration of the run's model, with the noise levels filled in."""
         return ModelConfig(
             arch=self.arch,
             image_size=(self.image_size, self.image_size),
@@ -184,7 +184,7 @@ class TrainConfig:
 
 
 def _published(name: str, **settings: Any) -> TrainConfig:
-    """A published run: flips, Adam 1e-4, batch 128, EMA 0.999; `settings` differ."""
+    """Returns a published run: flips, Adam 1e-4, batch 128, EMA 0.999; or as set."""
     defaults: dict[str, Any] = {
         "data": "",
         "flip": True,
@@ -202,13 +202,13 @@ def _published(name: str, **settings: Any) -> TrainConfig:
 
 
 def _ncsn(name: str, **settings: Any) -> TrainConfig:
-    """A published run of NCSN (2019)."""
+    """Returns a published run of NCSN (2019)."""
     defaults = {"lr": 1e-3, "steps": 200_000, "ema": 0.0, "dequantise": True}
     return _published(name, **{**defaults, **settings})
 
 
 def _tutorial(name: str) -> TrainConfig:
-    """A run of the score-SDE tutorial, on the digits unless data are given.
+    """Returns a run of the score-SDE tutorial, on the digits unless data are given.
 
     Its 50 epochs of MNIST are 93 750 steps.
     """

@@ -1,9 +1,9 @@
-"""The toy of NCSN (2019) in two dimensions: `python -m ncsn_fast.train --config toy`.
+"""Toy experiment of NCSN (2019) in two dimensions: `python -m ncsn_fast.train --config toy`.
 
-A small network learns the score of 0.8 N((5, 5), I) + 0.2 N((-5, -5), I) by score matching (the
-paper's figure 2), and the paper's two samplers start from U[-8, 8]^2 with the exact scores (figure
-3): Langevin dynamics keeps the weights of its start, annealed Langevin dynamics finds 0.8 and 0.2.
-Here the annealed one is also run with scores that were learnt.
+A small network learns the score of 0.8 N((5, 5), I) + 0.2 N((-5, -5), I) by score matching (figure
+2 of the paper). The paper's two samplers start from U[-8, 8]^2 with exact scores (figure 3):
+Langevin dynamics keeps the weights of its start, annealed Langevin dynamics finds 0.8 and 0.2. Here
+annealed Langevin dynamics also runs with the learnt scores.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ from ncsn_fast.ops.noise import Stream
 from ncsn_fast.samplers.langevin import annealed_langevin
 from ncsn_fast.samplers.program import Chains, Program, run
 
-SIGMAS = np.geomspace(20.0, 1.0, 10)  # of the components: the last level is the data
+SIGMAS = np.geomspace(
+    20.0, 1.0, 10
+)  # standard deviations of the components; the last level is the data
 EPSILON, N_STEPS_EACH = 0.1, 100  # in the paper's form of the step
 EXTENT = 8.0  # chains start in [-8, 8]^2, and fields are drawn there
 DENOISED = 0.2  # share of the variance of a level that denoising score matching removes
@@ -38,7 +40,7 @@ LevelScore = Callable[[Tensor, float], Tensor]  # (x (N, 2), sigma of the compon
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """Isotropic Gaussians: weights (K,), means (K, D), all of standard deviation sigma.
+    """Mixture of isotropic Gaussians: weights (K,), means (K, D), one standard deviation sigma.
 
     Adding N(0, tau^2) noise gives the same mixture at sqrt(sigma^2 + tau^2), so that scores are
     exact at every noise level.
@@ -49,24 +51,24 @@ class Mixture:
     sigma: float = 1.0
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Exact draws (n, D) float32."""
+        """Draws n exact samples (n, D) float32."""
         k = torch.multinomial(torch.tensor(self.weights), n, replacement=True, generator=generator)
         means = torch.tensor(self.means)
         return means[k] + self.sigma * torch.randn(n, means.shape[1], generator=generator)
 
     def _joint(self, x: Tensor, sigma: float) -> Tensor:
-        """log of weight times density of each component at x (N, D), (N, K)."""
+        """Returns log of weight times density of each component, (N, K), at x (N, D)."""
         means, weights = x.new_tensor(self.means), x.new_tensor(self.weights)
         squares = (x[:, None] - means).square().sum(2)
         scale = 0.5 * x.shape[1] * math.log(2 * math.pi * sigma**2)
         return weights.log() - 0.5 * squares / sigma**2 - scale
 
     def log_density(self, x: Tensor, sigma: float | None = None) -> Tensor:
-        """log p(x) (N,) of x (N, D); with `sigma`, of components that wide instead."""
+        """Returns log p(x) (N,) at x (N, D); `sigma` replaces the width of the components."""
         return self._joint(x, self.sigma if sigma is None else sigma).logsumexp(1)
 
     def score(self, x: Tensor, sigma: float | None = None) -> Tensor:
-        """grad log p(x) (N, D); with `sigma`, of components that wide instead."""
+        """Returns grad log p(x) (N, D); `sigma` replaces the width of the components."""
         sigma = self.sigma if sigma is None else sigma
         share = self._joint(x, sigma).softmax(1)
         return (share @ x.new_tensor(self.means) - x) / sigma**2
@@ -76,10 +78,10 @@ MIXTURE = Mixture(weights=(0.8, 0.2), means=((5.0, 5.0), (-5.0, -5.0)))
 
 
 class ScoreMLP(nn.Module):
-    """(x (N, 2), sigma) -> score (N, 2): three layers with softplus between, as in the paper.
+    """Score network (x (N, 2), sigma) -> (N, 2): three layers with softplus, as in the paper.
 
-    The paper's network knows one level. This one serves all: x comes in units of the mixture's
-    spread, log sigma is a third input, and the output is divided by sigma, as NCSNv2 does.
+    The paper's network knows one level. This one serves all: x is divided by the spread of the
+    mixture, log sigma is a third input, and the output is divided by sigma, as in NCSNv2.
     """
 
     def __init__(self, width: int) -> None:
@@ -98,7 +100,7 @@ class ScoreMLP(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class ToyOptions:
-    """The command line of `python -m ncsn_fast.train --config toy`."""
+    """Command-line options of `python -m ncsn_fast.train --config toy`."""
 
     config: Literal["toy"] = "toy"
     """The two-dimensional toy; the other configurations train on images."""
@@ -140,7 +142,7 @@ class ToyOptions:
 def losses(
     objective: str, net: ScoreMLP, means: Tensor, sigma: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """Losses (N,) of draws with component means (N, 2) and widths sigma (N,), times sigma^2.
+    """Returns losses (N,), times sigma^2, of draws with means (N, 2) and widths sigma (N,).
 
     Denoising takes DENOISED of the variance from the noise that it removes and the rest from the
     data, so that every objective learns the same score.
@@ -170,7 +172,7 @@ def fit(
 ) -> tuple[ScoreMLP, bool]:
     """Trains a network on the levels SIGMAS, until options.steps or until `stop` is not empty.
 
-    Returns it, and whether it reached options.steps.
+    Returns the network, and whether it reached options.steps.
     """
     torch.manual_seed(options.seed)  # initial weights
     net = ScoreMLP(options.width)
@@ -195,7 +197,7 @@ def fit(
 
 
 def draw(program: Program, score: LevelScore, n: int, seed: int) -> Tensor:
-    """Samples (n, 2) of a sampler that starts from U[-8, 8]^2."""
+    """Draws samples (n, 2) with a program that starts from U[-8, 8]^2."""
     samples = noise.sample_indices(0, n)
     start = EXTENT * (2 * noise.uniform(seed, samples, Stream.INITIAL, 0, (1, 1, 2)) - 1)
 
@@ -208,7 +210,7 @@ def draw(program: Program, score: LevelScore, n: int, seed: int) -> Tensor:
 
 
 def sample_all(net: LevelScore, n: int, seed: int) -> dict[str, Tensor]:
-    """The samples (n, 2) of the paper's figure 3, and of annealing with learnt scores, by title."""
+    """Draws, by title, the samples (n, 2) of figure 3, and those of annealing with learnt scores."""
     options: dict[str, Any] = {"epsilon": EPSILON, "denoise": False, "form": "paper"}
     steps = len(SIGMAS) * N_STEPS_EACH
     plain = annealed_langevin(SIGMAS[-1:], n_steps_each=steps, **options)
@@ -222,12 +224,12 @@ def sample_all(net: LevelScore, n: int, seed: int) -> dict[str, Tensor]:
 
 
 def share(x: Tensor) -> float:
-    """Share of samples (n, 2) on the side of (5, 5); 0.8 of the mixture's."""
+    """Returns the share of samples (n, 2) on the side of (5, 5); 0.8 for the mixture."""
     return float((x.sum(1) > 0).double().mean())
 
 
 def field_error(net: LevelScore, n: int = 20_000, seed: int = 1) -> float:
-    """E || learnt - true score ||^2 / E || true score ||^2 over the data."""
+    """Returns E || learnt - true score ||^2 / E || true score ||^2 over the data."""
     x = MIXTURE.sample(n, torch.Generator().manual_seed(seed))
     with torch.no_grad():
         true, learnt = MIXTURE.score(x), net(x, MIXTURE.sigma)
@@ -235,7 +237,11 @@ def field_error(net: LevelScore, n: int = 20_000, seed: int = 1) -> float:
 
 
 def figure_class() -> Any:
-    """matplotlib's Figure; RuntimeError where it is not installed."""
+    """Returns matplotlib's Figure.
+
+    Raises:
+        RuntimeError: matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -258,7 +264,7 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def save_fields(net: LevelScore, path: Path) -> None:
-    """PNG of the true and the learnt score, in one scale, over the density (figure 2)."""
+    """Writes a PNG of true and learnt score, at one scale, over the density (figure 2)."""
     fine, coarse = torch.linspace(-EXTENT, EXTENT, 161), torch.linspace(-EXTENT, EXTENT, 21)
     density = MIXTURE.log_density(torch.cartesian_prod(fine, fine)).exp().reshape(161, 161)
     at = torch.cartesian_prod(coarse, coarse)
@@ -274,7 +280,7 @@ def save_fields(net: LevelScore, path: Path) -> None:
 
 
 def save_samples(samples: dict[str, Tensor], path: Path) -> None:
-    """PNG with a panel for each kind of samples, and the share of them at (5, 5) (figure 3)."""
+    """Writes a PNG with a panel per kind of samples, and their share at (5, 5) (figure 3)."""
     titles = [f"{name}\n{share(x):.2f} at (5, 5)" for name, x in samples.items()]
     figure, panels = _panels(titles, EXTENT + 1)
     for panel, x in zip(panels, samples.values(), strict=True):
@@ -285,9 +291,9 @@ def save_samples(samples: dict[str, Tensor], path: Path) -> None:
 def train_and_draw(
     options: ToyOptions, folder: Path, stop: Sequence[int] = (), *, progress: bool = True
 ) -> tuple[bool, dict[str, float]]:
-    """Writes config.json, fields.png, samples.png and figures.json.
+    """Trains and draws; writes config.json, fields.png, samples.png and figures.json.
 
-    Returns whether training reached options.steps, and those figures: the error of the learnt field
+    Returns whether training reached options.steps, and the figures: the error of the learnt field
     and the shares of samples at (5, 5).
     """
     with files.atomic_write(folder / "config.json") as path:

@@ -1,4 +1,4 @@
-"""The parts of a training run: its state and step, its statistics, and what it writes."""
+"""Parts of a training run: its state and step, its statistics, and its output."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ REMEDY = "The last checkpoint is intact: --resume it with a smaller --lr or with
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; the message says why and what to do."""
+    """Error of a training run that cannot continue; the message says why and what to do."""
 
 
 class Trainer:
-    """Weights, moving average, optimiser and random numbers of a run, and the step it takes."""
+    """State of a run (weights, moving average, optimiser, random numbers) and its step."""
 
     def __init__(
         self, config: TrainConfig, model_config: ModelConfig, device: torch.device
@@ -56,10 +56,10 @@ class Trainer:
             self.ema.update_parameters(self.model)  # the average starts at the initial weights
         self.generator = torch.Generator().manual_seed(config.seed)
         self.step = 0
-        self.n_images = 0  # of the data set that the order of batches is drawn over
+        self.n_images = 0  # of the data set; determines the order of batches
 
     def ema_decay(self) -> float:
-        """Decay m of the average at this step: theta' = m theta' + (1 - m) theta."""
+        """Returns the decay m of the average at this step: theta' = m theta' + (1 - m) theta."""
         n = self.step + 1
         return (
             min(self.config.ema, (1 + n) / (10 + n)) if self.config.ema_warmup else self.config.ema
@@ -69,7 +69,7 @@ class Trainer:
         get_ema_multi_avg_fn(self.ema_decay())(averaged, current, n_averaged)
 
     def learning_rate(self) -> float:
-        """Adam's rate at this step: linear warm-up, then constant or a cosine to 0."""
+        """Returns Adam's rate at this step: linear warm-up, then constant or a cosine to 0."""
         c = self.config
         rate = c.lr * min(1.0, (self.step + 1) / max(c.warmup, 1))
         if c.decay:
@@ -77,7 +77,7 @@ class Trainer:
         return rate
 
     def prepare(self, images: Tensor) -> Tensor:
-        """uint8 (B, C, H, W) -> float32 in [0, 1] on the device, augmented as configured."""
+        """Converts uint8 (B, C, H, W) to float32 in [0, 1] on the device, augmented as configured."""
         x = images.to(torch.float32) / 255
         if self.config.flip:
             flipped = torch.rand(len(x), generator=self.generator) < 0.5
@@ -87,7 +87,7 @@ class Trainer:
         return x.to(self.device, non_blocking=True, memory_format=torch.channels_last)
 
     def train_step(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """One optimiser step; returns the levels and losses (B,) of its images."""
+        """Takes one optimiser step; returns the levels and losses (B,) of its images."""
         self.model.train()  # a snapshot that samples from it left it in evaluation mode
         x = self.prepare(images)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.autocast):
@@ -106,7 +106,7 @@ class Trainer:
         return level.cpu(), losses.detach().cpu()
 
     def _losses(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Levels, those nearest to the times where the network sees the time, and losses (B,)."""
+        """Returns levels (B,), the nearest ones for networks conditioned on time, and losses (B,)."""
         model, clock = self.model, self.model.clock
         if clock is not None:
             t = random_times(len(x), clock.t_min, self.generator).to(self.device)
@@ -132,7 +132,7 @@ class Trainer:
         )
 
     def check_weights(self) -> None:
-        """TrainingError if a weight is no longer finite."""
+        """Raises TrainingError if a weight is no longer finite."""
         for name, weight in self.model.named_parameters():
             if not bool(torch.isfinite(weight).all()):
                 raise TrainingError(
@@ -140,13 +140,13 @@ class Trainer:
                 )
 
     def averaged(self) -> ScoreModel:
-        """The model that samples are drawn from: the moving average where there is one."""
+        """Returns the model to sample from: the moving average if there is one."""
         module = self.model if self.ema is None else self.ema.module
         assert isinstance(module, ScoreModel)
         return module
 
     def state_dict(self) -> dict[str, Any]:
-        """All that continuing bit for bit needs; the data order follows from seed and step."""
+        """Returns all that an exact resumption needs; the data order follows from seed and step."""
         return {
             "step": self.step,
             "n_images": self.n_images,
@@ -159,7 +159,11 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from state_dict(); TrainingError if it belongs to another network."""
+        """Restores a state of state_dict().
+
+        Raises:
+            TrainingError: it belongs to another network.
+        """
         try:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -173,7 +177,7 @@ class Trainer:
 
 
 class LevelLosses:
-    """Losses since the last reset: their mean, and the mean in each of a few bands of levels."""
+    """Mean losses since the last reset: of all levels, and of each band of levels."""
 
     N_BANDS = 8
 
@@ -186,7 +190,7 @@ class LevelLosses:
         self.total, self.count = torch.zeros(self.n_bands), torch.zeros(self.n_bands)
 
     def add(self, level: Tensor, losses: Tensor) -> None:
-        """Losses (B,) of images at levels (B,)."""
+        """Adds losses (B,) of images at levels (B,)."""
         band = self.bands[level]
         self.total.index_add_(0, band, losses.float())
         self.count.index_add_(0, band, torch.ones(len(band)))
@@ -195,7 +199,7 @@ class LevelLosses:
         return float(self.total.sum() / self.count.sum())
 
     def scalars(self) -> dict[str, float]:
-        """TensorBoard scalars: the loss, and each band's that occurred (band 0: largest sigmas)."""
+        """Returns TensorBoard scalars: the loss, and that of each band seen (0: largest sigmas)."""
         means = (self.total / self.count).tolist()
         bands = {
             f"loss_by_level/band_{i}": value for i, value in enumerate(means) if value == value
@@ -204,10 +208,11 @@ class LevelLosses:
 
 
 class Journal:
-    """What a run writes: TensorBoard scalars and images, sample grids, the newest checkpoints.
+    """Output of a run: TensorBoard scalars and images, sample grids, the newest checkpoints.
 
     Args:
-        step: where the run stands; what a killed process logged beyond it is dropped.
+        step: current step of the run; TensorBoard entries of a killed process beyond it are
+            dropped.
     """
 
     def __init__(self, run: Path, config: TrainConfig, step: int = 0) -> None:

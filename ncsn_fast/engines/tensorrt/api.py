@@ -134,7 +134,7 @@ def checked(value: T | None, failed: str, log: Any, remedy: str) -> T:
 
 
 def driver() -> str:
-    """Returns the version line of NVIDIA's Linux driver."""
+    """Returns the version line of NVIDIA's Linux driver, or "unknown"."""
     return _DRIVER.read_text().splitlines()[0] if _DRIVER.exists() else "unknown"
 
 

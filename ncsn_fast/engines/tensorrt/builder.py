@@ -138,9 +138,8 @@ def build_plan(
     typed = trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
     network = builder.create_network(1 << int(typed))
     parser = trt.OnnxParser(network, log)
-    if (
-        not parser.parse(onnx) or network.num_outputs == 0
-    ):  # an empty file parses to an empty network
+    # An empty file parses to an empty network.
+    if not parser.parse(onnx) or network.num_outputs == 0:
         errors = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
         raise EngineError(
             f"TensorRT {trt.__version__} does not take this network: {errors or log.reasons()}; "
@@ -193,7 +192,7 @@ def _set_profile(builder: Any, config: Any, network: Any, shapes: Profile, log: 
 
 
 def _new_monitor(trt: ModuleType) -> Any:
-    """Returns a monitor that shows TensorRT's progress; `stop()` ends the build at its next step."""
+    """Returns a monitor with progress bars; its `stop()` ends the build at the next step."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined]
         def __init__(self) -> None:

@@ -28,38 +28,39 @@ log = logging.getLogger(__name__)
 CHECK_LEVELS, OTHER_SIZE_LEVELS = (
     12,
     3,
-)  # noise levels of a comparison with the reference; for other image sizes
+)  # noise levels checked: at the model's image size, at others
 _ONNX_TYPES = {"tf32": "fp32"}
-_FREE = ("batch", "size", "workspace", "plan")  # options whose values are not a few words
+_FREE = ("batch", "size", "workspace", "plan")  # options with free-form values
 
 
 class TrtEngine(GraphEngine):
-    """Any network, built by TensorRT for this GPU once and kept in a cache of the user's own.
+    """Any network, built by TensorRT for this GPU once and kept in a cache of this user.
 
-    The ONNX model says the types (engines/onnx/network.py). Each build and each load is compared
-    with the reference at a dozen noise levels, and the types of its convolutions are read back from
-    TensorRT's inspector. Sampling runs TensorRT's kernels and our update in one CUDA graph.
+    The ONNX model sets the dtypes (engines/onnx/network.py). Each build and each load is compared
+    with the reference at a dozen noise levels, and the dtypes of its convolutions are read back
+    from TensorRT's inspector. Sampling runs TensorRT's kernels and our update in one CUDA graph.
 
     Args:
-        graph, kernels: as of CudaEngine; kernels are those of the update.
-        batch: numbers of images "least:usual:largest", or one; micro-batches keep to them. None:
-            tuned for batch_size, and for all from 1 to what an engine takes by itself.
+        graph, kernels: as for CudaEngine; `kernels` provide the update.
+        batch: numbers of images "least:usual:largest", or one; limits micro-batches. None: tuned
+            for batch_size, from 1 to the largest default batch size.
         size: "H,W:H,W:H,W" or "H,W" of images; None for the model's.
         workspace: GB that a layer may use beside its maps; None for all there is.
         builder_level: 0 to 5, how long TensorRT searches for faster kernels; None for 3.
-        refit: "on" builds an engine for all models of this structure, whose weights can be put in.
-        plan: a file that `export --format trt` wrote for this model on this machine; it brings
+        refit: "on" builds an engine for all models of this structure, whose weights can be
+            replaced.
+        plan: a file that `export --format trt` wrote for this model on this machine; it sets
             shapes, workspace, builder level and refit.
         compile_cache: folder of the cache; None for ~/.cache/ncsn_fast/engines.
 
     Attributes:
-        settings: how it was built, the shapes that it takes among them.
-        error: largest relative error of f against the reference, at `levels` noise levels.
+        settings: settings of the build, including the supported shapes.
+        error: largest relative error of f against the reference, over `levels` noise levels.
         origin: facts and notes of the plan, and whether this object built it.
 
     Raises:
         EngineError: TensorRT cannot build it.
-        PrecisionError: it computes something else than the reference, or in other types.
+        PrecisionError: it does not match the reference, or computes in other dtypes.
         PlanRefused: the plan file is not of this user, machine, model or version.
     """
 
@@ -125,7 +126,7 @@ class TrtEngine(GraphEngine):
 
     @property
     def profile(self) -> Profile:
-        """The shapes that the engine takes."""
+        """The shapes that the engine accepts."""
         return self.settings.profile
 
     @classmethod
@@ -179,7 +180,7 @@ class TrtEngine(GraphEngine):
         return TrtPlan(self._network, shape, self.model.conditioning, self.device, self._kernels)
 
     def describe(self) -> str:
-        """The engine's shapes, memory and error, and its layers, one a line, with their types."""
+        """Describes shapes, memory, error, and each layer with its dtype on a line."""
         network = self._network
         facts = (
             f"TensorRT {self._trt.__version__}, {self.dtype}, {self.profile}; "
@@ -189,15 +190,15 @@ class TrtEngine(GraphEngine):
         return "\n".join([facts, *map(str, network.layers())])
 
     def serialize(self) -> tuple[bytes, dict[str, Any], dict[str, Any]]:
-        """The plan as it is now, its facts and its notes, for a file."""
+        """Returns the current plan, its facts and its notes, to be written to a file."""
         notes = {**self.origin.notes, "model": self._source.digest(), "error": self.error}
         return self._network.serialize(), self.origin.facts, notes
 
     def _load_or_build(self) -> None:
-        """Takes the engine from the cache, or builds, checks and stores it."""
+        """Loads the engine from the cache, or builds, checks and stores it."""
         onnx = self._onnx()
         facts = self._facts(onnx)
-        exact = {**facts, "model": self._source.digest()}  # precision is a matter of weights, too
+        exact = {**facts, "model": self._source.digest()}  # precision depends on the weights, too
 
         def make() -> tuple[bytes, dict[str, Any]]:
             refused = self._cache.get("refused", exact)
@@ -218,7 +219,7 @@ class TrtEngine(GraphEngine):
         self.origin = dataclasses.replace(stored, content=b"")
 
     def _build(self, onnx: bytes) -> tuple[bytes, float]:
-        """A new plan, and the seconds that it took."""
+        """Builds a plan; returns it and the seconds taken."""
         if self.device.type == "cuda":
             empty_cache()  # TensorRT allocates beside torch
         machine = trt_api.machine(self._trt, self.device)
@@ -230,7 +231,7 @@ class TrtEngine(GraphEngine):
         return built.plan, built.seconds
 
     def _load_file(self, path: str | Path) -> None:
-        """Takes the engine from a file of the user's."""
+        """Loads the engine from a plan file."""
         found, self.settings = read_file(path)
         self._batch = self.profile.batch
         onnx = self._onnx()
@@ -243,16 +244,16 @@ class TrtEngine(GraphEngine):
         return facts_of(self._trt, self.device, self._source, onnx, self.dtype, self.settings)
 
     def _notes(self, seconds: float) -> dict[str, Any]:
-        """What is worth knowing of a build."""
+        """Returns information about a build that is not part of its key."""
         notes = {"model": self._source.digest(), "arch": self._source.config.arch}
         return notes | {"error": self.error, "levels": self.levels, "seconds": round(seconds, 1)}
 
     def _weights_to_refit(self, stored: Stored, onnx: bytes) -> bytes | None:
-        """The ONNX model, if a stored plan holds the weights of another model."""
+        """Returns the ONNX model if a stored plan holds the weights of another model."""
         return None if stored.notes.get("model") == self._source.digest() else onnx
 
     def _load_plan(self, plan: bytes, weights: bytes | None = None) -> None:
-        """Loads a plan, with other weights if there are any, and checks what it computes."""
+        """Loads a plan, refits it with other weights if given, and checks its output and dtypes."""
         self._network = TrtNetwork(self._trt, plan)
         if weights is not None:
             self._network.refit(weights)

@@ -1,9 +1,9 @@
-"""The cache of compiled engines: each is built once, and handed out to nobody but its builder.
+"""Cache of compiled engines: each is built once, and loaded only by the user who built it.
 
-One signed file (signed_file.py) for each, `<key>.plan`, in a folder of mode 0700. The key is the
-sha256 of the facts that the engine depends on, as canonical JSON, so that an upgrade, another GPU
-or other weights ask for another file and never reuse the old one. What is missing, damaged or of
-somebody else is built anew. The least recently used ones make room.
+Each is one signed file (signed_file.py), `<key>.plan`, in a folder of mode 0700. The key is the
+SHA-256 of the facts that the engine depends on, as canonical JSON, so that an upgrade, another GPU
+or other weights give another file and never reuse the old one. A missing or damaged file, or one of
+another user, is built anew. The least recently used files are evicted.
 """
 
 from __future__ import annotations
@@ -38,8 +38,7 @@ from ncsn_fast.engines.tensorrt.signed_file import (
 log = logging.getLogger(__name__)
 LIMIT = 10 * 2**30  # bytes
 LIMIT_VARIABLE = "NCSN_FAST_CACHE_LIMIT"
-# Below engines/, without ".py": what compiles nothing that is kept in this cache. A folder's name
-# stands for all that is in it.
+# Modules below engines/ (without ".py", or whole folders) that do not affect a cached engine.
 _COMPILE_NOTHING = {
     "__init__", "eager", "compiled", "cpu", "onnx/engine",
     "tensorrt/signed_file", "tensorrt/plan_cache", "tensorrt/plan_files",
@@ -49,18 +48,18 @@ _COMPILE_NOTHING = {
 class PlanCache:
     """Compiled engines of this user on this machine.
 
-    Processes and threads may share a folder: who builds an engine holds a lock, which the system
-    frees if it is killed.
+    Processes and threads may share a folder: a lock, which the system frees if its holder is
+    killed, lets one of them build an engine.
 
     Args:
-        folder: None takes $XDG_CACHE_HOME or ~/.cache, ncsn_fast/engines. A folder that is there
-            must be the user's alone: a real folder, of mode 0700.
-        limit: bytes that files may take together. None takes the environment's
-            NCSN_FAST_CACHE_LIMIT ("5GB"), or 10 GiB. A single engine that is larger is kept all the
-            same, alone, with a warning.
+        folder: None for ncsn_fast/engines in $XDG_CACHE_HOME or ~/.cache. An existing folder must
+            belong to the user alone: a real folder, of mode 0700.
+        limit: bytes that all files may take together. None for the environment variable
+            NCSN_FAST_CACHE_LIMIT ("5GB"), or 10 GiB. A single engine above the limit is kept,
+            alone, with a warning.
 
     Raises:
-        ValueError: the limit is no size.
+        ValueError: the limit is not a size.
     """
 
     def __init__(self, folder: str | Path | None = None, *, limit: int | None = None) -> None:
@@ -76,19 +75,19 @@ class PlanCache:
     def fetch(
         self, facts: Mapping[str, Any], make: Callable[[], tuple[bytes, dict[str, Any]]]
     ) -> Stored:
-        """The engine of these facts: the one that is kept, or the one that `make` builds.
+        """Returns the engine with these facts, from the cache or built by `make`.
 
-        Of many processes that ask at once, one builds and the others wait for it; if it fails, the
-        next one tries. A file that is damaged or somebody else's is replaced, with a warning. Where
-        nothing can be kept (a full disk, a folder that cannot be written) a warning says so, and
-        the engine is handed out all the same.
+        If several processes ask at once, one builds and the others wait; if it fails, the next one
+        tries. A file that is damaged or belongs to another user is replaced, with a warning. If
+        nothing can be stored (full disk, read-only folder), a warning says so and the engine is
+        returned all the same.
 
         Args:
-            make: () -> content and notes. What it raises comes through; nothing is kept then.
+            make: () -> content and notes. Its exceptions propagate, and nothing is stored.
 
         Raises:
-            PlanRefused: folder or key is not ours alone.
-            ValueError: facts or notes are no JSON.
+            PlanRefused: folder or key does not belong to this user alone.
+            ValueError: facts or notes are not JSON.
         """
         facts = as_json(facts)
         path = path_of(self.folder, facts, "plan")
@@ -96,7 +95,7 @@ class PlanCache:
         with contextlib.ExitStack() as held:
             try:
                 ensure_private_folder(self.folder)
-                signing_key(create=True)  # what is wrong with it is said before the work, not after
+                signing_key(create=True)  # fail before the build, not after
                 found = _find(path, facts, quiet=True)
                 if found is None:
                     held.enter_context(plan_files.locked(path))
@@ -114,10 +113,10 @@ class PlanCache:
         return Stored(content, facts, notes, built=True)
 
     def get(self, name: str, facts: Mapping[str, Any]) -> bytes | None:
-        """The bytes that `put` was given last under this name and these facts, or None.
+        """Returns the bytes last stored by `put` under this name and these facts, or None.
 
         Raises:
-            PlanRefused: folder or key is not ours alone.
+            PlanRefused: folder or key does not belong to this user alone.
         """
         facts = as_json({"blob": name, "of": facts})
         try:
@@ -132,12 +131,12 @@ class PlanCache:
         return None if found is None else found.content
 
     def put(self, name: str, facts: Mapping[str, Any], content: bytes) -> None:
-        """Keeps bytes (a timing cache) under a name and facts, in place of those before.
+        """Stores bytes (a timing cache) under a name and facts, replacing earlier ones.
 
-        A warning says where they could not be kept.
+        Warns if they cannot be stored.
 
         Raises:
-            PlanRefused: folder or key is not ours alone.
+            PlanRefused: folder or key does not belong to this user alone.
         """
         facts = as_json({"blob": name, "of": facts})
         path = path_of(self.folder, facts, "blob")
@@ -152,25 +151,25 @@ class PlanCache:
             log.warning("%s is not kept: %s", name, trouble)
 
     def entries(self) -> list[Entry]:
-        """What the folder holds, last used first; every file is read and verified.
+        """Lists the files of the folder, last used first; each is read and verified.
 
         Raises:
-            PlanRefused: folder or key is not ours alone.
+            PlanRefused: folder or key does not belong to this user alone.
         """
         signing_key()
         return [plan_files.entry(group) for group in reversed(plan_files.groups(self.folder))]
 
     def clear(self, older_than: float | None = None) -> tuple[int, int]:
-        """Deletes what nobody builds at this moment.
+        """Deletes cached files, except those being built at this moment.
 
         Args:
-            older_than: seconds since the last use; None: everything.
+            older_than: seconds since the last use; None for everything.
 
         Returns:
             Number of engines (and blobs) deleted, and the bytes freed.
 
         Raises:
-            PlanRefused: the folder is not ours alone.
+            PlanRefused: the folder does not belong to this user alone.
         """
         newest = float("inf") if older_than is None else time.time() - older_than
         old = [group for group in plan_files.groups(self.folder) if group.last_use < newest]
@@ -180,7 +179,7 @@ class PlanCache:
     def _keep(
         self, path: Path, content: bytes, facts: dict[str, Any], notes: dict[str, Any]
     ) -> OSError | None:
-        """Writes a file, whose lock is held, and makes room; what hindered it, or None."""
+        """Writes a file whose lock is held, then evicts others; returns its OSError, or None."""
         try:
             files.remove_leftovers(self.folder, {path.name})
             write_plan(path, content, facts, notes)
@@ -201,10 +200,10 @@ class PlanCache:
 
 
 def kernels_digest() -> str:
-    """sha256 of the sources that decide what a compiled engine computes.
+    """Returns the SHA-256 of the sources that determine what a compiled engine computes.
 
-    They are all Python files of kernels/ (our GPU kernels) and of engines/, at any depth, without
-    those that only serve engines which keep nothing here (_COMPILE_NOTHING).
+    These are all Python files of kernels/ (our GPU kernels) and of engines/, at any depth, except
+    those that only serve engines which are not cached here (_COMPILE_NOTHING).
     """
     digest = hashlib.sha256()
     for package, skipped in (("kernels", set()), ("engines", _COMPILE_NOTHING)):
@@ -216,7 +215,7 @@ def kernels_digest() -> str:
 
 
 def _sources(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, bytes]]:
-    """Name below the folder, without ".py", and content of each Python file, at any depth."""
+    """Yields the path below the folder, without ".py", and the content of each Python file."""
     for entry in folder.iterdir():
         if entry.is_dir():
             yield from _sources(entry, f"{prefix}{entry.name}/")
@@ -225,7 +224,7 @@ def _sources(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, bytes
 
 
 def _find(path: Path, facts: dict[str, Any], *, quiet: bool = False) -> Stored | None:
-    """The file of these facts, marked as used; None, and a warning, where it is not to be used."""
+    """Reads the file with these facts, marking it as used; warns and returns None if refused."""
     try:
         stored = read_plan(path, facts)
     except FileNotFoundError:

@@ -1,8 +1,8 @@
-"""Files of a folder of compiled engines: who may touch one, which is the oldest, what they take.
+"""Files of a folder of compiled engines: locks, last use, sizes and eviction.
 
-`<key>.plan` is an engine and `<key>.blob` other bytes, both signed (signed_file.py); `<key>.lock`
-is what processes lock while they write one, and what `files.atomic_write` leaves of a killed one
-counts with it.
+`<key>.plan` is an engine and `<key>.blob` other bytes, both signed (signed_file.py). `<key>.lock`
+is locked by the process that writes one of them. Leftovers of `files.atomic_write` in a killed
+process count with their file.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ncsn_fast.engines.tensorrt.signed_file import (
 )
 
 log = logging.getLogger(__name__)
-_NOTICE_AFTER = 3.0  # seconds of waiting for another process before a line says so
+_NOTICE_AFTER = 3.0  # seconds of waiting for another process before logging it
 _NAME = re.compile(r"\.?(?P<name>[0-9a-f]{64}\.(?:plan|blob))(?:\.[^.]+\.tmp)?")
 
 
@@ -37,10 +37,10 @@ class Entry:
     """A file of the cache.
 
     Attributes:
-        path: where it is.
-        size: bytes, with what killed processes left of it.
+        path: its path.
+        size: bytes, including leftovers of killed processes.
         last_use: seconds since 1970.
-        facts, notes: as in Stored; empty where there is a problem.
+        facts, notes: as in Stored; empty if there is a problem.
         problem: why it would be refused, or None.
     """
 
@@ -54,7 +54,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Group:
-    """A file of the cache, if it is there, and what killed processes left of it."""
+    """A file of the cache, if it exists, with the leftovers of killed processes."""
 
     path: Path
     parts: dict[Path, os.stat_result]
@@ -66,20 +66,20 @@ class Group:
 
     @property
     def last_use(self) -> float:
-        """Seconds since 1970: a hit sets the time of the file."""
+        """Seconds since 1970; a cache hit sets the modification time of the file."""
         return max(part.st_mtime for part in self.parts.values())
 
 
 def path_of(folder: Path, facts: Mapping[str, Any], suffix: str) -> Path:
-    """The file of these facts: its name is their sha256, as canonical JSON."""
+    """Returns the path for these facts: its name is their SHA-256, as canonical JSON."""
     return folder / f"{hashlib.sha256(canonical(facts).encode()).hexdigest()}.{suffix}"
 
 
 def groups(folder: Path) -> list[Group]:
-    """Files of a folder by the name they have or were to get, least recently used first.
+    """Lists the files of a folder with their leftovers, least recently used first.
 
     Raises:
-        PlanRefused: the folder is not ours alone.
+        PlanRefused: the folder does not belong to this user alone.
     """
     if not os.path.lexists(folder):
         return []
@@ -95,9 +95,9 @@ def groups(folder: Path) -> list[Group]:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds the lock of a file of the cache, and says so where that takes long.
+    """Holds the lock of a file of the cache, and logs a long wait.
 
-    The system frees it if the process is killed.
+    The system frees the lock if the process is killed.
     """
     lock = _lock(path)
     try:
@@ -112,9 +112,9 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def drop(group: Group) -> bool:
-    """Deletes files that nobody holds the lock of and nobody has used meanwhile; whether it did.
+    """Deletes a file unless it is locked or was used meanwhile; returns whether it did.
 
-    The empty lock file stays: to delete it would give two processes two locks of one name.
+    The empty lock file stays: if it were deleted, two processes could hold two locks of one name.
     """
     lock = _lock(group.path)
     try:
@@ -134,12 +134,12 @@ def drop(group: Group) -> bool:
 
 
 def evict(folder: Path, limit: int) -> int:
-    """Deletes the least recently used files until the rest is within a limit.
+    """Deletes the least recently used files until the rest is within the limit.
 
-    Those whose lock is held stay: what is being built, and what the caller has just written.
+    Files whose lock is held stay: those being built, and the one that the caller has just written.
 
     Returns:
-        Bytes that are left.
+        Bytes that remain.
     """
     known = groups(folder)
     total = sum(group.size for group in known)
@@ -151,7 +151,7 @@ def evict(folder: Path, limit: int) -> int:
 
 
 def entry(group: Group) -> Entry:
-    """A file, read and verified."""
+    """Reads and verifies a file."""
     problem, stored = None, None
     try:
         stored = read_plan(group.path)
@@ -167,7 +167,11 @@ def entry(group: Group) -> Entry:
 
 
 def parse_size(text: str, name: str) -> int:
-    """Bytes of "5GB", "512 MiB" or "1000000"; ValueError, with the name of what it is, if not."""
+    """Parses "5GB", "512 MiB" or "1000000" as bytes.
+
+    Raises:
+        ValueError: not a size; the message contains `name`.
+    """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt])(i)?)?b?\s*", text, re.IGNORECASE)
     if match is None:
         raise ValueError(f"{name} must be a size such as 5GB, 512MiB or 1000000; got {text!r}")
@@ -177,7 +181,7 @@ def parse_size(text: str, name: str) -> int:
 
 
 def size_text(size: int) -> str:
-    """A number of bytes for people, in powers of 1000."""
+    """Formats a number of bytes, in powers of 1000."""
     for power, unit in ((3, "GB"), (2, "MB"), (1, "kB")):
         if size >= 1000**power:
             return f"{size / 1000**power:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""A TensorRT plan at work: deserialised, inspected, refitted, and run on static memory."""
+"""TensorRT plans at run time: deserialised, inspected, refitted, and run on static memory."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _ANEW = "clear the cache with `ncsn-fast cache clear`, or export the plan anew o
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A layer of a built engine, as its inspector tells it.
+    """A layer of a built engine, as reported by its inspector.
 
     Attributes:
         kind: TensorRT's name of it.   nodes: names of the ONNX nodes that it computes.
-        dtype: "fp32", "fp16" or "bf16", which its weights have, else what its kernel reads, else
-            its first input, unless it casts that; None where nothing of that is told.
+        dtype: "fp32", "fp16" or "bf16": that of its weights, else of its kernel's inputs, else of
+            its first input unless it casts that; None if nothing is reported.
     """
 
     name: str
@@ -39,9 +39,9 @@ class Layer:
 
 
 class TrtNetwork:
-    """A deserialised plan, which contexts of several sizes share.
+    """A deserialised plan, shared by contexts of several sizes.
 
-    A plan is native code: whoever calls this has made sure where it is from.
+    A plan is native code: the caller must have verified its origin.
 
     Raises:
         EngineError: TensorRT refuses the plan.   EngineUnavailable: there is no working driver.
@@ -57,7 +57,7 @@ class TrtNetwork:
 
     @property
     def memory(self) -> int:
-        """Bytes of maps of a context of the largest shapes."""
+        """Bytes of maps of a context with the largest shapes."""
         return int(self.engine.device_memory_size_v2)
 
     @property
@@ -65,10 +65,10 @@ class TrtNetwork:
         return int(self.engine.num_layers)
 
     def new_context(self, inputs: dict[str, Tensor], output: Tensor) -> tuple[Any, Tensor]:
-        """A context that reads these tensors and writes f, and the memory of its maps.
+        """Returns a context that reads these tensors and writes f, and the memory of its maps.
 
-        The memory is torch's, and what TensorRT needs for these shapes: less than for its largest,
-        as far as its layers can do with less.
+        The memory is torch's, sized for these shapes: less than for the largest ones, as far as the
+        layers can do with less.
         """
         log, device = self._log, output.device
         log.errors.clear()
@@ -83,7 +83,7 @@ class TrtNetwork:
         handle = 0 if stream is None else stream.cuda_stream
         try:
             context.set_optimization_profile_async(0, handle)
-        except RuntimeError as error:  # it never says False
+        except RuntimeError as error:  # it never returns False
             words = f"TensorRT does not take its own profile: {log.reasons()}; {_ANEW}"
             raise EngineError(words) from error
         if stream is not None:
@@ -98,9 +98,9 @@ class TrtNetwork:
         size = context.update_device_memory_size_for_shapes()
         memory = torch.empty(max(size, 1), dtype=torch.uint8, device=device)
         context.set_device_memory(memory.data_ptr(), memory.nbytes)
-        if log.errors:  # neither of the two says so
+        if log.errors:  # neither of the two calls reports it
             raise EngineError(f"TensorRT takes no memory for its maps: {log.reasons()}; {_ANEW}")
-        # What makes engines tell their layers in detail would make every call slower.
+        # Detailed layer information in NVTX would make every call slower.
         context.nvtx_verbosity = self._trt.ProfilingVerbosity.NONE
         return context, memory
 
@@ -110,9 +110,10 @@ class TrtNetwork:
         checked(context.execute_async_v3(stream), "could not run", self._log, remedy)
 
     def refit(self, onnx: bytes) -> None:
-        """Puts the weights of an ONNX model of the same structure into the engine.
+        """Replaces the weights by those of an ONNX model of the same structure.
 
-        EngineError: it was not built for that, or the model is another one.
+        Raises:
+            EngineError: the engine was not built for that, or the model has another structure.
         """
         remedy, log = "build a plan of this model", self._log
         try:
@@ -124,7 +125,7 @@ class TrtNetwork:
         checked(refitter.refit_cuda_engine(), "could not refit", log, remedy)
 
     def serialize(self) -> bytes:
-        """The plan, with the weights that are in it now, and open to others if it was."""
+        """Returns the plan with its current weights, refittable if it was."""
         config, flags = self.engine.create_serialization_config(), self._trt.SerializationFlag
         config.clear_flag(flags.EXCLUDE_WEIGHTS)
         if self.engine.refittable:
@@ -133,7 +134,7 @@ class TrtNetwork:
         return bytes(checked(plan, "cannot serialise", self._log, _ANEW))
 
     def layers(self, context: Any = None) -> list[Layer]:
-        """What the plan computes, layer by layer; without details if it was built without.
+        """Lists the layers of the plan, without details if it was built without.
 
         With a context, at its shapes.
         """
@@ -146,9 +147,10 @@ class TrtNetwork:
 
 
 def check_types(layers: list[Layer], dtype: str) -> tuple[int, int]:
-    """How many convolutions are known to compute in a type, and how many there are.
+    """Returns how many convolutions are known to compute in a dtype, and how many there are.
 
-    PrecisionError: one computes in another type, which strong typing should exclude.
+    Raises:
+        PrecisionError: one computes in another dtype, which strong typing should exclude.
     """
     expected = {"tf32": "fp32"}.get(dtype, dtype)
     # In bfloat16 graphs, transposed ones are float32 (engines/onnx/network.py).
@@ -164,7 +166,7 @@ def check_types(layers: list[Layer], dtype: str) -> tuple[int, int]:
 
 
 def _operator(node: str) -> str:
-    """Conv of "net.res1.0.conv1/Conv_2"."""
+    """Returns the operator in a node's name: Conv of "net.res1.0.conv1/Conv_2"."""
     return node.rpartition("/")[2].partition("_")[0]
 
 
@@ -182,10 +184,10 @@ def _layer(entry: Any) -> Layer:
 
 
 def _dtype(entry: dict[str, Any], *, inputs: bool) -> str | None:
-    """The type of a layer's weights, else that which its kernel's name says, else of its input."""
+    """Returns the dtype of a layer's weights, else of its kernel's name, else of its input."""
     weights = entry.get("Weights")
     told = [weights.get("Type", "")] if isinstance(weights, dict) else []
-    # "sm80_xmma_fprop_implicit_gemm_f16f16_f16f32_f32_nhwckrsc_nhwc": it reads two of the first.
+    # "sm80_xmma_fprop_implicit_gemm_f16f16_f16f32_f32_nhwckrsc_nhwc": both operands are f16.
     kernel = re.search(r"_(bf16|tf32|f16|f32)(?:bf16|tf32|f16|f32)_", entry.get("TacticName", ""))
     told += [kernel[1]] if kernel else []
     told += [port.get("Format/Datatype", "") for port in entry.get("Inputs", ())[:1] if inputs]
@@ -193,9 +195,9 @@ def _dtype(entry: dict[str, Any], *, inputs: bool) -> str | None:
 
 
 def _type(text: str) -> str | None:
-    """Our name of a type in the inspector's words: "Half", "Row major linear FP16 format", ...
+    """Converts an inspector's dtype ("Half", "Row major linear FP16 format", ...) to our name.
 
-    None of others, such as "N/A due to dynamic shapes".
+    None for others, such as "N/A due to dynamic shapes".
     """
     words = text.lower()
     for name, spellings in (
@@ -209,9 +211,9 @@ def _type(text: str) -> str | None:
 
 
 class TrtPlan:
-    """An engine on buffers for a micro-batch of one shape: cuda_loop.LoopPlan.
+    """An engine on buffers for a micro-batch of one shape: a cuda.loop.LoopPlan.
 
-    Contiguous float32 in and out. It has a context of its own, whose shape and addresses never
+    Input and output are contiguous float32. Its own context has a shape and addresses that never
     change, so that CUDA graphs of it stay valid.
 
     Args:
@@ -251,11 +253,11 @@ class TrtPlan:
         return sum(tensor.nbytes for tensor in buffers)
 
     def load(self, x: Tensor, scale: float, shift: float) -> None:
-        """input = scale * x + shift."""
+        """Sets input = scale * x + shift."""
         self.input.copy_(x * scale + shift)
 
     def run(self) -> None:
-        """Computes `output` from `input` and `level`, on the current stream or in step with it."""
+        """Computes `output` from `input` and `level`, on the current stream or ordered with it."""
         if self._side_stream is None:
             return self._network.execute(self.context, 0)
         current = torch.cuda.current_stream(self.device)

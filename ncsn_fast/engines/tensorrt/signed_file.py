@@ -1,15 +1,15 @@
-"""Signed files: compiled engines that only the account that wrote them takes back.
+"""Signed files: compiled engines that are only loaded by the account that wrote them.
 
-A compiled engine is native code, and to run one that somebody else wrote is to run their program:
-NVIDIA says so of TensorRT's plans, whose own validity check is no protection against tampering. So
-bytes are kept with an HMAC-SHA256 whose key lies in the user's configuration folder, and are handed
-out only if it matches and if nobody else could have written the file:
+A compiled engine is native code, and running someone else's is running their program: NVIDIA says
+so of TensorRT plans, whose own validity check does not protect against tampering. So content is
+stored with an HMAC-SHA256, whose key lies in the user's configuration folder, and is returned only
+if the HMAC matches and nobody else could have written the file:
 
     magic, version (12 bytes) | HMAC of all the rest and of these 12 (32) |
     length of the header (8, little-endian) | header: facts and notes, JSON | content
 
-Nothing behind the HMAC is looked at before it has been verified. It protects from files of others,
-damage and mix-ups; not from programs that run as the same user, which can read the key.
+Nothing after the HMAC is parsed before it is verified. This protects from files of others, damage
+and mix-ups; not from programs that run as the same user, which can read the key.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ _REMEDY = "delete it and build the engine anew on this machine"
 _KEY_BYTES = _MAC_BYTES = 32
 _LENGTH_BYTES = 8
 _START = len(_PREFIX) + _MAC_BYTES
-# A link is not followed, a pipe is not waited for. What a system lacks it cannot be asked for.
+# Neither follow a link nor wait for a pipe, on systems that have these flags.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
 class PlanRefused(EngineError):
-    """A compiled engine, a folder of them or the key that is not to be trusted.
+    """Error of a compiled engine, a folder of them or a signing key that is not trusted.
 
     Attributes: path, reason, remedy; the message is all three.
     """
@@ -57,13 +57,13 @@ class PlanRefused(EngineError):
 
 @dataclass(frozen=True)
 class Stored:
-    """A compiled engine, or other bytes, and what is known of it.
+    """A compiled engine, or other bytes, with facts and notes.
 
     Attributes:
         content: the engine itself (a TensorRT plan).
-        facts: what it depends on. Equal facts, equal key.
-        notes: what is worth knowing and no part of the key: error measured, seconds it took.
-        built: made by this call.
+        facts: everything it depends on. Equal facts, equal key.
+        notes: information that is not part of the key: measured error, build time.
+        built: whether this call built it.
     """
 
     content: bytes
@@ -73,9 +73,10 @@ class Stored:
 
 
 def canonical(value: Any) -> str:
-    """The one JSON text of a value: sorted names, no spaces, ASCII.
+    """Returns the canonical JSON of a value: sorted keys, no spaces, ASCII.
 
-    ValueError for what JSON cannot say: NaN, bytes, arrays, names that are no strings.
+    Raises:
+        ValueError: JSON cannot represent it: NaN, bytes, arrays, keys that are not strings.
     """
     try:
         text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -88,20 +89,25 @@ def canonical(value: Any) -> str:
 
 
 def as_json(value: Mapping[str, Any]) -> dict[str, Any]:
-    """A mapping as it comes back from JSON: tuples are lists."""
+    """Returns a mapping as it comes back from JSON: tuples become lists."""
     return json.loads(canonical(dict(value)))
 
 
 def key_path() -> Path:
-    """Where the key is: $XDG_CONFIG_HOME or ~/.config, ncsn_fast/cache.key."""
+    """Returns the path of the signing key: ncsn_fast/cache.key in $XDG_CONFIG_HOME or ~/.config."""
     root = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
     return Path(root) / "ncsn_fast" / "cache.key"
 
 
 def signing_key(*, create: bool = False) -> bytes | None:
-    """The user's key, 32 random bytes; None where there is none yet, unless one shall be made.
+    """Returns the signing key of the user, 32 random bytes; None if it does not exist.
 
-    Of many processes that make it at once, one does. OSError: it cannot be kept.
+    With `create`, a missing key is created; of several processes that do so at once, one succeeds
+    and all get its key.
+
+    Raises:
+        PlanRefused: the file does not belong to this user alone, or is no key.
+        OSError: the key cannot be stored.
     """
     path = key_path()
     remedy = "delete it: a new one is made, and engines are built anew"
@@ -119,7 +125,7 @@ def signing_key(*, create: bool = False) -> bytes | None:
 
 
 def sign(content: bytes, facts: Mapping[str, Any], notes: Mapping[str, Any]) -> bytes:
-    """The container of a compiled engine, under this user's key, which is made if need be."""
+    """Returns a signed file of a compiled engine, under this user's key, created if missing."""
     header = canonical({"facts": dict(facts), "notes": dict(notes)}).encode()
     rest = (len(header).to_bytes(_LENGTH_BYTES, "little"), header, content)
     key = signing_key(create=True)
@@ -129,10 +135,10 @@ def sign(content: bytes, facts: Mapping[str, Any], notes: Mapping[str, Any]) -> 
 
 
 def verify(data: bytes, source: str) -> Stored:
-    """What a container holds.
+    """Verifies a signed file and returns its content, facts and notes.
 
     Raises:
-        PlanRefused: no container, of another user, or not as it was written; names the source.
+        PlanRefused: not a signed file, of another user, or modified; the message names the source.
     """
     view = memoryview(data)
     if len(view) < _START or bytes(view[: len(_MAGIC)]) != _MAGIC:
@@ -153,21 +159,26 @@ def verify(data: bytes, source: str) -> Stored:
 def write_plan(
     path: str | Path, content: bytes, facts: Mapping[str, Any], notes: Mapping[str, Any]
 ) -> None:
-    """Writes a signed file, mode 0600, atomically. OSError: nothing changed."""
+    """Writes a signed file atomically, with mode 0600.
+
+    Raises:
+        OSError: it cannot be written; nothing changed.
+    """
     signed = sign(content, facts, notes)
     with files.atomic_write(Path(path), mode=0o600) as temporary:
         temporary.write_bytes(signed)
 
 
 def read_plan(path: str | Path, facts: Mapping[str, Any] | None = None) -> Stored:
-    """A signed file of this user.
+    """Reads a signed file of this user.
 
     Args:
-        facts: those that it must have; None: any.
+        facts: facts that it must have; None for any.
 
     Raises:
-        PlanRefused: the file is another's, damaged, or of other facts: which, expected and found.
-        FileNotFoundError: there is none.
+        PlanRefused: the file is another user's, is damaged, or has other facts; says which facts
+            differ, expected and found.
+        FileNotFoundError: there is no such file.
     """
     stored = verify(read_private(Path(path), _REMEDY), str(path))
     if facts is not None:
@@ -176,7 +187,7 @@ def read_plan(path: str | Path, facts: Mapping[str, Any] | None = None) -> Store
 
 
 def check_facts(stored: Stored, facts: Mapping[str, Any], path: str | Path) -> None:
-    """PlanRefused unless what was read from a file has these facts; says which, and which not."""
+    """Raises PlanRefused unless a stored plan has these facts; says which differ."""
     expected = as_json(facts)
     names = sorted(
         name
@@ -193,10 +204,10 @@ def check_facts(stored: Stored, facts: Mapping[str, Any], path: str | Path) -> N
 
 
 def read_private(path: Path, remedy: str) -> bytes:
-    """Bytes of a regular file that is ours and nobody else's, checked on the open descriptor.
+    """Reads a regular file that belongs to this user alone, checked on the open descriptor.
 
     Raises:
-        PlanRefused: it is not; FileNotFoundError: there is none.
+        PlanRefused: it does not.   FileNotFoundError: there is no such file.
     """
     try:
         descriptor = os.open(path, _FLAGS)
@@ -216,17 +227,17 @@ def read_private(path: Path, remedy: str) -> bytes:
 
 
 def ensure_private_folder(folder: Path) -> None:
-    """Makes a folder of mode 0700, or checks that the one that is there is ours alone.
+    """Creates a folder of mode 0700, or checks that an existing one belongs to this user alone.
 
     Raises:
-        PlanRefused: it is not.
+        PlanRefused: it does not.
     """
     make_folders(folder)
     _check_owner(folder, folder.lstat(), 0o700, "choose another folder")
 
 
 def make_folders(folder: Path) -> None:
-    """Makes a folder and those above it that are missing, all of mode 0700."""
+    """Creates a folder and its missing parents, all of mode 0700."""
     missing = [parent for parent in (folder, *folder.parents) if not os.path.lexists(parent)]
     for path in reversed(missing):
         with contextlib.suppress(FileExistsError):  # another process was faster
@@ -234,7 +245,7 @@ def make_folders(folder: Path) -> None:
 
 
 def _check_owner(path: Path, found: os.stat_result, mode: int, remedy: str) -> None:
-    """Refuses what is not ours alone: a folder if the mode it should have is 0o700, else a file."""
+    """Raises PlanRefused unless a folder (mode 0o700) or regular file is this user's alone."""
     is_kind, kind = (stat.S_ISDIR, "folder") if mode == 0o700 else (stat.S_ISREG, "regular file")
     if not hasattr(os, "getuid"):
         raise PlanRefused(path, "this system does not say whose it is", "use Linux for this engine")
