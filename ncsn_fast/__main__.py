@@ -1,4 +1,4 @@
-"""`ncsn-fast NAME ...` and `python -m ncsn_fast NAME ...`: the commands under one name."""
+"""Entry point of `ncsn-fast NAME ...` and `python -m ncsn_fast NAME ...`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COMMANDS = {
     "evaluate": "figures of merit of a model of the digits",
     "export": "network -> ONNX file",
     "convert": "published .pth or training run -> model folder",
-    "cache": "compiled engines that are kept: list, clear",
+    "cache": "list or clear the cache of compiled engines",
     "doctor": "what runs on this machine",
 }
 

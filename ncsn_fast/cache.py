@@ -1,4 +1,4 @@
-"""`python -m ncsn_fast.cache list|clear`: compiled engines that are kept."""
+"""Command `python -m ncsn_fast.cache list|clear`: the cache of compiled engines."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _HEADINGS = ("size", "last use", "what", "model", "dtype", "shapes", "GPU", "Ten
 
 @dataclasses.dataclass(frozen=True)
 class List:
-    """What is kept: size, last use and what each was built for. Every file is verified."""
+    """List cached engines: size, last use and what each was built for. Every file is verified."""
 
     folder: Path | None = None
     """Folder of the engines; without it ~/.cache/ncsn_fast/engines (below $XDG_CACHE_HOME, where
@@ -46,13 +46,13 @@ class List:
 
 @dataclasses.dataclass(frozen=True)
 class Clear:
-    """Delete what is kept, but for what is being built at this moment."""
+    """Delete cached engines, except those being built at this moment."""
 
     folder: Path | None = None
     """Folder of the engines; without it ~/.cache/ncsn_fast/engines (below $XDG_CACHE_HOME, where
     that is set)."""
     older_than: float = 0.0
-    """Only what was last used more than so many days ago."""
+    """Only engines that were last used more than this many days ago."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.older_than < math.inf:
@@ -72,17 +72,19 @@ Command = (
 
 
 def _row(entry: Entry) -> tuple[str, ...]:
-    """A row of the table; what the facts do not say is a dash."""
+    """Formats a row of the table; unknown facts are a dash."""
     facts = entry.facts.get("of", entry.facts)
     what = entry.facts.get("blob", entry.path.suffix.removeprefix("."))
     used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.last_use))
-    model = _text(facts.get("model", entry.notes.get("model")))[:12]  # refit: whose are in it
+    model = _text(facts.get("model", entry.notes.get("model")))[
+        :12
+    ]  # with refit: that of the weights in it
     known = (_text(facts.get(name)) for name in ("dtype", "shapes", "gpu", "tensorrt"))
     return size_text(entry.size), used, what, model, *known
 
 
 def _text(value: Any) -> str:
-    """A fact in a few characters: [4, 3, 8, 8] is 4x3x8x8; of what has a name, the name."""
+    """Formats a fact in a few characters: [4, 3, 8, 8] as 4x3x8x8, named things as their name."""
     if isinstance(value, dict):
         named = (f"{name} {_text(item)}" for name, item in value.items())
         return _text(value["name"]) if "name" in value else ", ".join(named)
@@ -97,7 +99,7 @@ def _count(number: int) -> str:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Command line; exit code 0, also where a file is refused."""
+    """Runs the command; exit code 0, even if a file is refused."""
     options = command.parse(cast(Any, Command), args, "ncsn_fast.cache", "Compiled engines, kept.")
     options.run()
     return 0

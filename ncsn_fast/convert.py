@@ -1,4 +1,4 @@
-"""`python -m ncsn_fast.convert SOURCE FOLDER`: any model -> a model folder."""
+"""Command `python -m ncsn_fast.convert SOURCE FOLDER`: any model -> a model folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _STORED = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 @dataclasses.dataclass(frozen=True)
 class ConvertOptions:
-    """The command line of `python -m ncsn_fast.convert`."""
+    """Command-line options of `python -m ncsn_fast.convert`."""
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """Published .pth, run folder or model folder."""
@@ -52,7 +52,7 @@ class ConvertOptions:
     """False for models trained on `rescaled` or logit-transformed data."""
 
     def overrides(self) -> dict[str, Any]:
-        """Fields of ModelConfig that were given."""
+        """Returns the fields of ModelConfig that were given."""
         names = {field.name for field in dataclasses.fields(ModelConfig)}
         given = {k: v for k, v in vars(self).items() if k in names and v is not None}
         if self.image_size is not None:
@@ -61,7 +61,7 @@ class ConvertOptions:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Command line; exit code 0."""
+    """Runs the command; exit code 0."""
     options = command.parse(ConvertOptions, args, "ncsn_fast.convert", "Write a model folder.")
     if training_run.is_run(options.folder):
         raise ValueError(f"{options.folder} is a training run; write the model folder elsewhere")

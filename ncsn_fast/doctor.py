@@ -1,4 +1,4 @@
-"""`python -m ncsn_fast.doctor`: what runs on this machine, and what the rest would need."""
+"""Command `python -m ncsn_fast.doctor`: what runs on this machine, and what the rest would need."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from ncsn_fast.engines.cpu import autotune
 from ncsn_fast.engines.tensorrt import api as trt_api
 from ncsn_fast.engines.tensorrt.plan_cache import PlanCache
 
-# Distributions that bring engines; onnxruntime has two, of which one is installed at most.
+# Distributions that provide engines; at most one of the two onnxruntime ones is installed.
 PACKAGES = ("triton", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_cu13")
 
 
 @dataclasses.dataclass(frozen=True)
 class DoctorOptions:
-    """The command line of `python -m ncsn_fast.doctor`; it has no options."""
+    """Command-line options of `python -m ncsn_fast.doctor`; there are none."""
 
 
 def facts() -> list[tuple[str, str]]:
-    """Names and values of everything that decides which engine runs, and how fast."""
+    """Returns name and value of everything that decides which engine runs, and how fast."""
     rows = [
         ("ncsn_fast", ncsn_fast.__version__),
         ("python", platform.python_version()),
@@ -51,7 +51,7 @@ def _version(package: str) -> str:
 
 
 def _compiled() -> str:
-    """What lies in the cache of compiled engines, and where that is."""
+    """Describes the cache of compiled engines: number, folder and size."""
     try:
         folder = PlanCache().folder
         sizes = [path.stat().st_size for path in folder.glob("*.plan")]
@@ -61,7 +61,7 @@ def _compiled() -> str:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Command line; exit code 0."""
+    """Runs the command; exit code 0."""
     command.parse(DoctorOptions, args, "ncsn_fast.doctor", "What runs on this machine.")
     for name, value in facts():
         print(f"{name:24} {value}")

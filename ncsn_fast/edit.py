@@ -1,4 +1,4 @@
-"""`python -m ncsn_fast.edit`: everything one does with images, with before/after grids."""
+"""Command `python -m ncsn_fast.edit`: edits images and writes before/after grids."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from ncsn_fast.sampler import Sampler
 from ncsn_fast.samplers.operators import Grey, Operator, block_mean, gaussian_blur
 from ncsn_fast.samplers.program_transforms import start_level
 
-MEASURING = 7  # the stream of the noise that commands add to what they measure
-Grid = tuple[Tensor, int]  # images, and how many make a row
+MEASURING = 7  # stream of the noise that commands add to measurements
+Grid = tuple[Tensor, int]  # images, and images per row
 
 
 @dataclasses.dataclass(frozen=True)
 class Drawing(SamplingOptions, abc.ABC):
-    """What all commands have that draw."""
+    """Options of all commands that draw samples."""
 
     out: Path = Path("edited.png")
     """Grid to write."""
@@ -39,18 +39,18 @@ class Drawing(SamplingOptions, abc.ABC):
         check_png("--out", self.out)
 
     def drawn(self) -> dict[str, Any]:
-        """How to draw, as keyword arguments of the Sampler's methods."""
+        """Returns sampling options as keyword arguments of the Sampler's methods."""
         settings = {"seed": self.seed, "start": self.start, "progress": not self.quiet}
         return {**settings, **self.method_options()}
 
     @abc.abstractmethod
     def grid(self, sampler: Sampler) -> Grid:
-        """What the command does."""
+        """Returns the grid of the command."""
 
 
 @dataclasses.dataclass(frozen=True)
 class OfImages(Drawing):
-    """What all commands have that begin with images."""
+    """Options of all commands that start from images."""
 
     images: str = "digits"
     """Folder or zip of images, one image file, hf:NAME, or digits (held-out ones that no training
@@ -83,7 +83,7 @@ class Inpaint(OfImages):
 
 @dataclasses.dataclass(frozen=True)
 class Measured(OfImages):
-    """What all commands have that restore images from measurements of them."""
+    """Options of all commands that restore images from measurements of them."""
 
     given: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """The images are such measurements, and are not measured first: no row of originals."""
@@ -101,7 +101,7 @@ class Measured(OfImages):
 
     @abc.abstractmethod
     def operator(self, sampler: Sampler) -> Operator:
-        """What measures."""
+        """Returns the measurement operator."""
 
     def grid(self, sampler: Sampler) -> Grid:
         operator, shape = self.operator(sampler), sampler.model.image_shape
@@ -272,13 +272,13 @@ Command = (
 
 
 def noise_of(images: Tensor, seed: int, start: int) -> Tensor:
-    """The noise that sampling from images starts with, shape of the images."""
+    """Returns the noise that sampling from images starts with, in their shape."""
     samples = sample_indices(start, len(images))
     return normal(seed, samples, Stream.INITIAL, 0, tuple(images.shape[1:]))
 
 
 def main(args: list[str] | None = None) -> int:
-    """Command line; exit code 0."""
+    """Runs the command; exit code 0."""
     options = command.parse(cast(Any, Command), args, "ncsn_fast.edit", "Edit images with a model.")
     images, columns = options.grid(options.sampler())
     save_grid(images, options.out, columns)

@@ -1,7 +1,7 @@
-"""`python -m ncsn_fast.evaluate`: judges samples, or computes bits per dimension of a data set.
+"""Command `python -m ncsn_fast.evaluate`: figures of samples, or bits per dimension of a data set.
 
-Without --extractor, samples of a model of the digits get the figures of its model card; with it,
-samples of any model get FID, KID and the inception score against a reference. --bpd draws nothing.
+Without --extractor, samples of a digits model get the figures of its model card; with it, samples
+of any model get FID, KID and the inception score against a reference. --bpd draws nothing.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ from ncsn_fast.ops import noise
 from ncsn_fast.sampler import Sampler
 from ncsn_fast.samplers import methods
 
-SHOWN, COMPARED = 64, 16  # samples of --grid and of --neighbours
+SHOWN, COMPARED = 64, 16  # number of samples in --grid and in --neighbours
 BITS_NAME = "bits.jsonl"
 TOLERANCE = 1e-5  # of --bpd, as published
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateOptions(SamplingOptions):
-    """The command line of `python -m ncsn_fast.evaluate`."""
+    """Command-line options of `python -m ncsn_fast.evaluate`."""
 
     n: int | None = None
     """Number of samples (1000 if not given), or of images with --bpd (all if not given)."""
@@ -112,16 +112,16 @@ class EvaluateOptions(SamplingOptions):
         return not self.bpd
 
     def samples(self) -> int:
-        """Number of samples."""
+        """Returns the number of samples."""
         return 1000 if self.n is None else self.n
 
     def tolerances(self) -> tuple[float, float]:
-        """rtol and atol of --bpd."""
+        """Returns rtol and atol of --bpd."""
         rtol = TOLERANCE if self.rtol is None else self.rtol
         return rtol, TOLERANCE if self.atol is None else self.atol
 
     def _refuse_idle(self) -> None:
-        """ValueError for options that would change nothing."""
+        """Raises ValueError for options that would have no effect."""
         of_bpd = {"trace", "n_probes"}
         of_extractor = {"reference", "save_reference"}
         shared = {f.name for f in dataclasses.fields(ModelOptions)}
@@ -150,7 +150,7 @@ class EvaluateOptions(SamplingOptions):
 
 
 def check_writable(*files: Path | None, folder: Path | None) -> None:
-    """OSError now, rather than after hours, for what could not be written."""
+    """Raises OSError for paths that cannot be written, before hours of work."""
     named = [path.absolute() for path in files if path is not None]
     for path in named:
         if path.is_dir():
@@ -162,7 +162,7 @@ def check_writable(*files: Path | None, folder: Path | None) -> None:
 
 
 def draw(options: EvaluateOptions, sampler: Sampler) -> Iterator[Tensor]:
-    """The samples in batches (B, C, H, W) in [0, 1], from --out-dir if there is one."""
+    """Yields the samples in batches (B, C, H, W) in [0, 1], from --out-dir if it is given."""
     indices = noise.sample_indices(options.start, options.samples())
     if options.out_dir is None:
         for _, images in sampler.stream(
@@ -180,7 +180,7 @@ def draw(options: EvaluateOptions, sampler: Sampler) -> Iterator[Tensor]:
 
 
 def evaluate_samples(options: EvaluateOptions) -> dict[str, Any]:
-    """Draws, judges and shows samples; the figures for JSON."""
+    """Draws and evaluates samples, and writes the grids; returns the figures for JSON."""
     sampler = options.sampler()
     model = sampler.model
     settings = options.method_options()
@@ -205,7 +205,7 @@ def evaluate_samples(options: EvaluateOptions) -> dict[str, Any]:
             save=options.save_reference,
             progress=not options.quiet,
         )
-    kept: list[Tensor] = []  # all of them for the digits' figures, else those that are shown
+    kept: list[Tensor] = []  # all for the figures of the digits, else those in the grids
     for images in draw(options, sampler):
         if evaluator is not None:
             evaluator.add(images)
@@ -221,7 +221,7 @@ def evaluate_samples(options: EvaluateOptions) -> dict[str, Any]:
 
 
 def _show(options: EvaluateOptions, samples: Tensor, searched: datasets.Images | None) -> None:
-    """The pictures that were asked for."""
+    """Writes the requested grids."""
     if options.grid is not None:
         save_grid(samples[:SHOWN], options.grid)
     if options.neighbours is not None and searched is not None:
@@ -231,7 +231,7 @@ def _show(options: EvaluateOptions, samples: Tensor, searched: datasets.Images |
 
 
 def _sampling(options: EvaluateOptions, sampler: Sampler, nfe: int | None) -> dict[str, Any]:
-    """How the samples were drawn, for JSON; of a folder, what is known of all its files."""
+    """Returns how the samples were drawn, for JSON; of a folder, what is known of all its files."""
     drawn: dict[str, Any] = {"nfe": nfe, "n": options.samples()}
     if options.out_dir is None:
         assert sampler.report is not None
@@ -243,7 +243,7 @@ def _sampling(options: EvaluateOptions, sampler: Sampler, nfe: int | None) -> di
 
 
 def measure_bits(options: EvaluateOptions) -> dict[str, Any]:
-    """--bpd: the figures for JSON. Ctrl-C ends it early, with `complete` false."""
+    """Runs --bpd; returns the figures for JSON. Ctrl-C ends it early, with `complete` false."""
     model = resolve_model(options.model)
     low, high = model_ends(model)
     _, device, _ = engines.pick("eager", options.device, model)
@@ -282,7 +282,7 @@ def measure_bits(options: EvaluateOptions) -> dict[str, Any]:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Command line; exit code 0."""
+    """Runs the command; exit code 0."""
     options = command.parse(
         EvaluateOptions, args, "ncsn_fast.evaluate",
         "Figures of merit of a model: of its samples, or (--bpd) of the likelihood of images.",

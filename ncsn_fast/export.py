@@ -1,4 +1,4 @@
-"""`python -m ncsn_fast.export`: a model's network as a file for other runtimes."""
+"""Command `python -m ncsn_fast.export`: writes a model's network as a file for other runtimes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OPEN = "dynamic"
 
 @dataclasses.dataclass(frozen=True)
 class ExportOptions:
-    """The command line of `python -m ncsn_fast.export`."""
+    """Command-line options of `python -m ncsn_fast.export`."""
 
     out: Path
     """File to write."""
@@ -89,7 +89,7 @@ class ExportOptions:
 
 
 def _numbers(name: str, text: str, count: int) -> tuple[int, ...] | None:
-    """The numbers of an option, or None for "dynamic"."""
+    """Parses the numbers of an option; None for "dynamic"."""
     if text == OPEN:
         return None
     words = text.split(",")
@@ -100,7 +100,7 @@ def _numbers(name: str, text: str, count: int) -> tuple[int, ...] | None:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Command line; exit code 0."""
+    """Runs the command; exit code 0."""
     options = command.parse(ExportOptions, args, "ncsn_fast.export", "Write a network as a file.")
     print(_trt(options) if options.format == "trt" else _onnx(options))
     return 0

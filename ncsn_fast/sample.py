@@ -1,7 +1,7 @@
-"""`python -m ncsn_fast.sample`: draws samples into a grid, or into one file each.
+"""Command `python -m ncsn_fast.sample`: draws samples into a grid, or into one file each.
 
-Several processes can share a request, as ranks of torchrun or as --shard of a job array; each
-then writes files for its own samples (cli/shards.py).
+Several processes can share a request, as ranks of torchrun or as --shard of a job array; each then
+writes the files of its own samples (cli/shards.py).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FOLDER = Path("samples")
 
 @dataclasses.dataclass(frozen=True)
 class SampleOptions(SamplingOptions):
-    """The command line of `python -m ncsn_fast.sample`."""
+    """Command-line options of `python -m ncsn_fast.sample`."""
 
     n: int = 64
     """Number of samples."""
@@ -62,7 +62,7 @@ class SampleOptions(SamplingOptions):
             )
 
     def part(self) -> shards.Shard | None:
-        """What --shard says."""
+        """Returns the value of --shard, or None."""
         return None if self.shard is None else shards.parse(self.shard)
 
 
@@ -73,7 +73,7 @@ def _evaluations(r: Report) -> str:
 
 
 def _how(sampler: Sampler) -> str:
-    """What the last call did, for people; nothing if nothing was drawn."""
+    """Describes the last call; empty if nothing was drawn."""
     r = sampler.report
     if r is None:
         return ""
@@ -83,7 +83,7 @@ def _how(sampler: Sampler) -> str:
 def _write(
     options: SampleOptions, state: shards.DistributedState, sampler: Sampler, folder: Path
 ) -> None:
-    """This process's files; then, for all processes, the closing line and the grid."""
+    """Writes this process's files; then rank 0 prints the totals and writes the grid."""
     size, parts = _batch_size(options, sampler), state.shard.count
     busy = min(parts, -(-options.n // size))
     if busy < parts:
@@ -111,14 +111,17 @@ def _write_grid(images: Tensor, options: SampleOptions, sampler: Sampler) -> Non
 
 
 def _batch_size(options: SampleOptions, sampler: Sampler) -> int:
-    """That of the whole request, also for a part of it, so that a sample's bits are the same."""
+    """Returns the micro-batch size of the whole request.
+
+    Parts use it too, so that a sample has the same bits in each.
+    """
     if sampler.batch_size is None:
         sampler.batch_size = sampler.micro_batch(options.n)
     return sampler.batch_size
 
 
 def _plan(options: SampleOptions, state: shards.DistributedState, sampler: Sampler) -> None:
-    """Prints what this process, the first of its team, would do; no other has more."""
+    """Prints the plan of this process, the first one; no other has more work."""
     block = state.shard.block(options.n, _batch_size(options, sampler))
     if state.shard.count > 1:
         print(f"part {state.shard} of {options.n} samples, which is for this process:")
@@ -134,7 +137,7 @@ def _run(options: SampleOptions, state: shards.DistributedState) -> None:
     with state.local_main_process_first():
         sampler = options.sampler()
         if state.group is not None:
-            # Times a new machine and remembers; ranks that do so at once would disagree.
+            # Times a new machine and caches the result; simultaneous ranks would disagree.
             sampler.engine_class.default_dtype(sampler.device)
     several = state.group is not None or options.shard is not None
     folder = options.out_dir or (FOLDER if several else None)
@@ -155,7 +158,7 @@ def _run(options: SampleOptions, state: shards.DistributedState) -> None:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Command line; exit code 0."""
+    """Runs the command; exit code 0."""
     options = command.parse(SampleOptions, args, "ncsn_fast.sample", "Draw samples from a model.")
     with shards.distributed(options.part()) as state:
         _run(options, state)

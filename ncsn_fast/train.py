@@ -1,4 +1,4 @@
-"""`python -m ncsn_fast.train`: denoising score matching in plain PyTorch."""
+"""Command `python -m ncsn_fast.train`: score matching in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from ncsn_fast.training.trainer import Journal, LevelLosses, Trainer, TrainingEr
 
 log = logging.getLogger("ncsn_fast.train")
 
-# Fields that may change between a run and its resumption: where and how long it runs, and the two
-# remedies for a loss that became NaN.
+# Fields that may change when a run is resumed: where and how long it runs, and the two remedies for
+# a loss that became NaN.
 FREE_ON_RESUME = {
     "name", "runs", "data", "workers", "steps", "device", "threads", "log_every",
     "snapshot_every", "keep", "grid", "lr", "grad_clip",
@@ -42,7 +42,7 @@ FREE_ON_RESUME = {
 
 
 def resolve_ladder(config: TrainConfig, images: datasets.Images) -> ModelConfig:
-    """The model's configuration; Techniques 1, 2 and 4 derive what the config leaves open."""
+    """Returns the model's configuration; Techniques 1, 2 and 4 derive what `config` leaves open."""
     sigma_begin, n = config.sigma_begin, config.n_sigmas
     if sigma_begin <= 0 and config.arch in TIME_ARCHS:
         clock = Clock(TIME_ARCHS[config.arch], config.sigma_min, config.sigma_max)
@@ -59,7 +59,7 @@ def resolve_ladder(config: TrainConfig, images: datasets.Images) -> ModelConfig:
     if n <= 0:
         n = schedule.n_levels(sigma_begin, config.sigma_end, dim, config.overlap)
     ladder = schedule.geometric(sigma_begin, config.sigma_end, n)
-    # Technique 4 speaks of the code's form of the step; the paper's halves it.
+    # Technique 4 uses the step size of the code; the paper's form of the step halves it.
     form = 2 if config.langevin_form == "paper" else 1
     epsilon = config.epsilon or form * schedule.epsilon_for(ladder, config.n_steps_each)
     log.info(
@@ -70,7 +70,11 @@ def resolve_ladder(config: TrainConfig, images: datasets.Images) -> ModelConfig:
 
 
 def pick_device(name: str) -> torch.device:
-    """torch.device of `auto`, `cpu`, `cuda` or `cuda:N`; ValueError where there is no such GPU."""
+    """Returns the torch.device of `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        ValueError: another name, or there is no such GPU.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -89,7 +93,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def new_run_folder(config: TrainConfig | toy.ToyOptions) -> Path:
-    """Makes <runs>/<name>, or the first of <name>-2, <name>-3, ... that no other run has."""
+    """Creates <runs>/<name>, or the first of <name>-2, <name>-3, ... that does not exist."""
     for number in itertools.count(1):
         suffix = "" if number == 1 else f"-{number}"
         folder = Path(config.runs) / f"{config.name}{suffix}"
@@ -102,7 +106,7 @@ def new_run_folder(config: TrainConfig | toy.ToyOptions) -> Path:
 
 
 def check_same_run(config: TrainConfig, saved: dict[str, Any], run: Path) -> None:
-    """TrainingError if `config` would learn something else than the run that it is to resume."""
+    """Raises TrainingError if `config` differs from that of the run to resume."""
     now = dataclasses.asdict(config)
     changed = [k for k in now if k not in FREE_ON_RESUME and k in saved and saved[k] != now[k]]
     if config.decay and saved.get("steps") != config.steps:
@@ -115,7 +119,7 @@ def check_same_run(config: TrainConfig, saved: dict[str, Any], run: Path) -> Non
 
 
 def check_same_data(now: int, then: int | None, run: Path) -> None:
-    """TrainingError if the data set has another size than when the run was saved."""
+    """Raises TrainingError if the size of the data set has changed since the run was saved."""
     if then is not None and then != now:
         raise TrainingError(
             f"{run} was trained on {then} images, and the data now has {now}: batches would come "
@@ -147,7 +151,7 @@ def stop_requests() -> Iterator[list[int]]:
 def fit(
     trainer: Trainer, images: datasets.Images, journal: Journal, *, progress: bool = True
 ) -> bool:
-    """Trains until config.steps, and saves; False if it was asked to stop before."""
+    """Trains until config.steps and saves; returns False if it was stopped before."""
     config = trainer.config
     stream = batches(
         images, config.batch_size, seed=config.seed, start_step=trainer.step, workers=config.workers
@@ -190,7 +194,7 @@ def fit(
 
 
 def train(config: TrainConfig, *, resume: bool = False, progress: bool = True) -> tuple[Path, bool]:
-    """Runs (or resumes) a training run; returns its folder and whether it reached config.steps."""
+    """Runs (or resumes) training; returns the run folder and whether config.steps was reached."""
     if config.threads:
         torch.set_num_threads(config.threads)
     device = pick_device(config.device)
@@ -231,7 +235,7 @@ _CONFIG_HELP = f"Settings to start from, which the options override: {_NAMES} (o
 
 @dataclasses.dataclass(frozen=True)
 class TrainOptions:
-    """The command line of `python -m ncsn_fast.train`."""
+    """Command-line options of `python -m ncsn_fast.train`."""
 
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
     config_name: Annotated[str, tyro.conf.arg(name="config", metavar="NAME", help=_CONFIG_HELP)] = (
@@ -244,7 +248,7 @@ class TrainOptions:
 
 
 def parse_options(args: list[str]) -> TrainOptions | toy.ToyOptions:
-    """Options of the trainer; `--config NAME` picks the row of CONFIGS with the defaults."""
+    """Parses the options; `--config NAME` selects the row of CONFIGS with the defaults."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--config", default="digits")
     try:
@@ -269,7 +273,7 @@ def parse_options(args: list[str]) -> TrainOptions | toy.ToyOptions:
 
 
 def train_toy(options: toy.ToyOptions) -> int:
-    """Trains and draws the toy; what was learnt so far if it is interrupted."""
+    """Trains and draws the toy; if interrupted, draws what was learnt so far."""
     toy.figure_class()  # before the folder is made
     run = new_run_folder(options)
     with stop_requests() as stop:
@@ -281,7 +285,7 @@ def train_toy(options: toy.ToyOptions) -> int:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Command line; exit code 0 when finished, 130 when interrupted (and saved)."""
+    """Runs the command; exit code 0 when finished, 130 when interrupted (and saved)."""
     options = parse_options(sys.argv[1:] if args is None else args)
     if isinstance(options, toy.ToyOptions):
         if options.dry_run:

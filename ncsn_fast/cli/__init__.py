@@ -1,1 +1,1 @@
-"""What the commands share: options, arguments, sample folders, shards."""
+"""Shared parts of the commands: options, arguments, sample folders, shards."""

@@ -1,4 +1,4 @@
-"""What commands are given by name: images, masks, and functions of a user's."""
+"""Command-line arguments that name something: images, masks, functions of the user."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MASKS = ("left", "right", "top", "bottom", "centre")
 
 
 def read_images(source: str, n: int, shape: tuple[int, ...]) -> Tensor:
-    """The first n images of a source, (n, C, H, W) for a shape (C, H, W), float32 in [0, 1].
+    """Reads the first n images of a source, (n, C, H, W) for a shape (C, H, W), float32 in [0, 1].
 
     Args:
         source: a folder or zip, one image file, hf:NAME, or digits (the held-out ones).
@@ -43,7 +43,7 @@ def read_images(source: str, n: int, shape: tuple[int, ...]) -> Tensor:
 
 
 def make_mask(name: str, height: int, width: int) -> Tensor:
-    """Boolean mask (1, H, W), True where known, by name or from an image file."""
+    """Makes a boolean mask (1, H, W), True where known, from a name or an image file."""
     mask = torch.zeros(1, height, width, dtype=torch.bool)
     half_h, half_w, quarter_h, quarter_w = height // 2, width // 2, height // 4, width // 4
     windows = {
@@ -66,10 +66,13 @@ def make_mask(name: str, height: int, width: int) -> Tensor:
 
 
 def import_function(option: str, name: str) -> Callable[..., Any]:
-    """The function that MODULE:NAME says; ValueError, naming the option, if there is none.
+    """Imports the function MODULE:NAME.
 
-    Modules of the working folder are found, too, as by `python -m`; installed commands would not
+    Modules of the working folder are found too, as with `python -m`; installed commands would not
     see them.
+
+    Raises:
+        ValueError: there is no such function; the message names the option.
     """
     module, _, attribute = name.partition(":")
     if not {"", os.getcwd()} & set(sys.path):

@@ -1,4 +1,4 @@
-"""What all commands share: logging, exit codes, and one clear line for a failure."""
+"""Common behaviour of all commands: parsing, logging, exit codes, one-line errors."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ FAILURE, USAGE, INTERRUPTED = 1, 2, 130
 
 
 class UsageError(ValueError):
-    """A command line that cannot mean anything; exit code 2."""
+    """Error of an invalid command line; exit code 2."""
 
 
 def parse(
     options: type[T], args: list[str] | None, prog: str, description: str, default: T | None = None
 ) -> T:
-    """Options (a dataclass) from command-line arguments.
+    """Parses command-line arguments into a dataclass of options.
 
     Raises:
-        UsageError: with one line. SystemExit(0) after --help.
+        UsageError: invalid arguments, in one line.   SystemExit(0): after --help.
     """
     settings: dict[str, Any] = {} if default is None else {"default": default}
     said = io.StringIO()
@@ -43,7 +43,7 @@ def parse(
 
 
 def _first_sentence(box: str) -> str:
-    """What tyro says below the title of its box, up to the first rule, as one line."""
+    """Returns tyro's message, without the title of its box, up to the first rule, as one line."""
     words: list[str] = []
     for line in box.splitlines()[1:]:
         text = line.strip("│╰╯ ")

@@ -1,7 +1,7 @@
-"""Folders of results that grow: one PNG per sample, and a note of what made them.
+"""Folders of results that grow: one PNG per sample, and a file with the settings of all.
 
-A command that was killed is run again and does what is missing; a folder never mixes the results
-of two models, seeds or settings.
+A command that was killed can be repeated and computes only what is missing; a folder never mixes
+results of two models, seeds or settings.
 """
 
 from __future__ import annotations
@@ -28,12 +28,15 @@ SAMPLES = "samples drawn"
 def claim_folder(
     folder: Path, settings: dict[str, Any], what: str, *, ignore: frozenset[str] = frozenset()
 ) -> None:
-    """Writes what a folder's results are made with; ValueError if others are there already.
+    """Writes the settings of a folder's results, or checks that existing ones agree.
 
     Args:
         settings: values for JSON.
         what: the results, for messages, such as "samples drawn".
-        ignore: settings that may differ this time.
+        ignore: settings that may differ.
+
+    Raises:
+        ValueError: the folder holds results with other settings.
     """
     path = folder / SETTINGS_NAME
     if not path.exists():
@@ -61,19 +64,19 @@ def write_files(
     """Draws the samples of a block whose files are missing, one PNG each.
 
     Returns:
-        How many were written, and how many were there.
+        Numbers of files written and of files that existed.
     """
     indices = noise.sample_indices(options.start + block.start, len(block)).tolist()
     missing = {i: path for i in indices if not (path := sample_path(folder, i)).exists()}
     if missing:
-        sampler.engine_for(len(missing))  # which may find that the model needs a slower type
+        sampler.engine_for(len(missing))  # may find that the model needs a slower dtype
     settings = {
         "model": sampler.model.digest(),
         "dtype": sampler.dtype,
         "seed": options.seed,
         **options.method_options(),
     }
-    # The type the network computes in is known only where an engine was built.
+    # The compute dtype is only known if an engine was built.
     claim_folder(folder, settings, SAMPLES, ignore=frozenset(() if missing else ("dtype",)))
     if not missing:
         return 0, len(indices)
@@ -95,7 +98,7 @@ def write_files(
 def read_files(
     folder: Path, indices: list[int], shape: tuple[int, int, int], size: int = 256
 ) -> Iterator[Tensor]:
-    """Samples of a folder by their indices: batches (at most `size`, C, H, W) in [0, 1]."""
+    """Reads samples of a folder by index, in batches (at most `size`, C, H, W) in [0, 1]."""
     for first in range(0, len(indices), size):
         yield as_tensor(
             [_read(sample_path(folder, i)) for i in indices[first : first + size]], shape

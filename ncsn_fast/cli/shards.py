@@ -1,9 +1,9 @@
-"""One request drawn by several processes: which samples are whose, and how ranks meet at the end.
+"""Sampling by several processes: which samples each one draws, and how ranks synchronise.
 
 A request of n samples is cut into micro-batches, and those into one contiguous block for each
-process. Blocks depend on nothing but n, the size of a micro-batch and the number of processes, so
-every file has one writer without a word between them. Ranks of one launch (torchrun) talk twice:
-at the start, so that a machine is measured once, and at the end, for the totals.
+process. Blocks depend only on n, the size of a micro-batch and the number of processes, so every
+file has one writer without communication. Ranks of one launch (torchrun) synchronise twice: at the
+start, so that a machine is timed once, and at the end, for the totals.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ import torch.distributed as dist
 from ncsn_fast import engines
 from ncsn_fast.cli.command import UsageError
 
-# A rank that does not appear is missing: all of a launch start together.
+# All ranks of a launch start together; one that is not there by then is missing.
 _INIT_TIMEOUT = timedelta(minutes=30)
-# A rank that is still drawing is not: on a resumed run one may have everything to do, and another
-# nothing. A rank that dies is noticed at once, by its closed connections; only one whose machine
-# vanishes without a word is waited for in vain. Gloo counts milliseconds in 31 bits: < 24.8 days.
+# Longer than any run: when resuming, one rank may have all the work and another none. A rank that
+# dies closes its connections and is noticed at once; only a machine that vanishes silently leads to
+# this timeout. Gloo counts milliseconds in 31 bits: < 24.8 days.
 _COLLECTIVE_TIMEOUT = timedelta(days=20)
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
@@ -43,9 +43,9 @@ class Shard:
         return f"{self.index}/{self.count}"
 
     def block(self, n: int, size: int) -> range:
-        """The positions among n samples that this part draws: whole micro-batches of `size`.
+        """Returns the positions among n samples of this part, in whole micro-batches of `size`.
 
-        Parts differ by a micro-batch at most, the first ones being the larger; only the last
+        Parts differ by one micro-batch at most, the first ones being larger; only the last
         micro-batch of the request can be incomplete.
         """
         each, more = divmod(-(-n // size), self.count)
@@ -55,7 +55,11 @@ class Shard:
 
 
 def parse(text: str) -> Shard:
-    """Shard from "i/k"; ValueError unless 0 <= i < k."""
+    """Parses "i/k" as a Shard.
+
+    Raises:
+        ValueError: not 0 <= i < k.
+    """
     match = re.fullmatch(r"(\d+)/(\d+)", text, re.ASCII)
     if match is None:
         raise ValueError(f"--shard must be I/K, as in 0/8 for the first of eight; got {text!r}")
@@ -68,12 +72,12 @@ def parse(text: str) -> Shard:
 
 @dataclasses.dataclass(frozen=True)
 class DistributedState:
-    """The processes that draw one request, as one of them sees it.
+    """Place of this process among those that draw one request.
 
     Attributes:
-        shard: this process's part.
-        group: the ranks of a launch; None for a process that has nobody to wait for.
-        local_rank: which of the ranks on this machine.   local_count: how many those are.
+        shard: the part of this process.
+        group: process group of the launch; None for a process on its own or of a job array.
+        local_rank: rank on this machine.   local_count: number of ranks on this machine.
     """
 
     shard: Shard
@@ -83,12 +87,12 @@ class DistributedState:
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this process speaks for all of them."""
+        """Whether this process is rank 0, or is not in a process group."""
         return self.group is None or self.shard.index == 0
 
     @contextlib.contextmanager
     def local_main_process_first(self) -> Iterator[None]:
-        """One rank of each machine goes ahead; the others follow when it is through."""
+        """Runs the block in local rank 0 of each machine first, then in the other ranks."""
         if self.group is None:
             yield
         elif self.local_rank == 0:
@@ -99,7 +103,7 @@ class DistributedState:
             yield
 
     def totals(self, *counts: int) -> list[int]:
-        """Sums over all ranks, once every one of them is here."""
+        """Returns sums over all ranks, and waits for all of them."""
         sums = torch.tensor(counts, dtype=torch.int64)
         if self.group is not None:
             with _explain_peer_failure():
@@ -107,7 +111,11 @@ class DistributedState:
         return [int(s) for s in sums]
 
     def device(self, engine: str, device: str | None) -> str | None:
-        """The device for this process: for ranks that use GPUs, one each."""
+        """Returns the device of this process; ranks on GPUs get one each.
+
+        Raises:
+            UsageError: a device with a number, or fewer GPUs than ranks.
+        """
         if self.group is None or engines.pick(engine, device)[1].type != "cuda":
             return device
         if device is not None and torch.device(device).index is not None:
@@ -122,7 +130,7 @@ class DistributedState:
                 "or give --device cpu (where every rank sees only a GPU of its own, set "
                 "LOCAL_RANK=0 for each)"
             )
-        torch.cuda.set_device(self.local_rank)  # or each rank would keep a context on the first
+        torch.cuda.set_device(self.local_rank)  # else each rank would create a context on GPU 0
         return f"cuda:{self.local_rank}"
 
     def _barrier(self) -> None:
@@ -132,10 +140,10 @@ class DistributedState:
 
 @contextlib.contextmanager
 def distributed(shard: Shard | None) -> Iterator[DistributedState]:
-    """The team of this process: ranks if torchrun (or whatever sets its variables) started it.
+    """Joins the process group if torchrun (or whatever sets its variables) started this process.
 
     Args:
-        shard: what --shard says, or None.
+        shard: value of --shard, or None.
 
     Raises:
         UsageError: both at once, or only some of the variables.
@@ -161,7 +169,7 @@ def distributed(shard: Shard | None) -> Iterator[DistributedState]:
 
 
 def _from_environment(environment: Mapping[str, str]) -> DistributedState | None:
-    """The team that the environment describes, not yet connected; None if it describes none."""
+    """Returns the state that the environment describes, not yet connected, or None."""
     missing = [name for name in _VARIABLES if not environment.get(name)]
     if missing:
         if environment.get("WORLD_SIZE", "1") not in ("", "1"):
@@ -182,7 +190,7 @@ def _from_environment(environment: Mapping[str, str]) -> DistributedState | None
 
 
 def _init_process_group() -> dist.ProcessGroup:
-    """All ranks of the launch, over gloo: they exchange a few numbers, never images."""
+    """Connects all ranks of the launch over gloo: they exchange a few numbers, never images."""
     if not (dist.is_available() and dist.is_gloo_available()):
         raise RuntimeError("this build of torch has no gloo to connect ranks; use --shard instead")
     try:

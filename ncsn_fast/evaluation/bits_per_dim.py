@@ -4,9 +4,9 @@
 length of the original levels; float images are evaluated as they are.
 
 The flow of any network is a normalised density, so its bits bound a code length whether or not the
-network is a score. With exact scores, the density is that of the data smoothed by sigma_min, nowhere
-above (2 pi sigma_min^2)^(-D/2), so bits per dimension are at least log2(sigma_min sqrt(2 pi)) + 8:
-2.68 at sigma_min = 0.01.
+network is a score. With exact scores, the density is that of the data smoothed by sigma_min,
+nowhere above (2 pi sigma_min^2)^(-D/2), so bits per dimension are at least
+log2(sigma_min sqrt(2 pi)) + 8: 2.68 at sigma_min = 0.01.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class Trainer:
         return rate
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Converts uint8 (B, C, H, W) to float32 in [0, 1] on the device, augmented as configured."""
+        """Converts uint8 (B, C, H, W) to augmented float32 images in [0, 1] on the device."""
         x = images.to(torch.float32) / 255
         if self.config.flip:
             flipped = torch.rand(len(x), generator=self.generator) < 0.5
@@ -106,7 +106,7 @@ class Trainer:
         return level.cpu(), losses.detach().cpu()
 
     def _losses(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns levels (B,), the nearest ones for networks conditioned on time, and losses (B,)."""
+        """Returns losses (B,) and their levels (B,), the nearest ones for continuous times."""
         model, clock = self.model, self.model.clock
         if clock is not None:
             t = random_times(len(x), clock.t_min, self.generator).to(self.device)
