@@ -65,14 +65,14 @@ class OfImages(Drawing):
 
 @dataclasses.dataclass(frozen=True)
 class Inpaint(OfImages):
-    """Fill in unknown pixels. Rows of the grid: original, what is known, result."""
+    """Fill in unknown pixels. Rows of the grid: original, known pixels, result."""
 
     mask: str = "left"
-    """What is known: left, right, top, bottom (half), centre (square), or a PNG, white where
+    """Known pixels: left, right, top, bottom (half), centre (square), or a PNG, white where
     known."""
     variant: Inpainting | None = None
-    """How known pixels are imposed: the published ways of 2020 and 2019, or by the score. Without
-    it ncsnv2, or projected with methods that impose nothing (ode, adaptive)."""
+    """How known pixels are imposed: as published in 2020 or 2019, or by projecting the score.
+    Default: ncsnv2, or projected for methods that cannot impose pixels (ode, adaptive)."""
 
     def grid(self, sampler: Sampler) -> Grid:
         images = read_images(self.images, self.n, sampler.model.image_shape)
@@ -86,13 +86,13 @@ class Measured(OfImages):
     """Options of all commands that restore images from measurements of them."""
 
     given: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """The images are such measurements, and are not measured first: no row of originals."""
+    """The images are measurements already and are not measured first; no row of originals."""
     noise: float = 0.0
-    """Standard deviation of the noise on what is measured, in units of the image range [0, 1]; it
+    """Standard deviation of the noise on the measurements, in units of the image range [0, 1]; it
     is added, unless the images are --given."""
     how: Restoration | None = None
-    """What is measured is imposed at every step, or the score projected on it. Without it imposed,
-    but projected with noise and with methods that impose nothing (ode, adaptive)."""
+    """Impose the measurements at every step, or project the score on them. Default: imposed, but
+    projected with noise and for methods that cannot impose them (ode, adaptive)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -191,7 +191,7 @@ class Guide(Drawing):
     n: int = 8
     """Samples of each class."""
     scale: float = 1.0
-    """Times that the classifier's gradient is counted: 1 is Bayes' rule, more sharpens."""
+    """Weight of the classifier's gradient: 1 is Bayes' rule, more sharpens."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

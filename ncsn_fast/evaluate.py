@@ -58,15 +58,15 @@ class EvaluateOptions(SamplingOptions):
     out: Path | None = None
     """JSON file for the figures (they are always printed)."""
     out_dir: Path | None = None
-    """Folder that keeps the work, so that nothing is done twice: one PNG per sample, as `sample`
-    writes them, or the likelihood of each image."""
+    """Folder for finished work, so that nothing is repeated: one PNG per sample, as `sample` writes
+    them, or the likelihood of each image."""
     extractor: str | None = None
     """Compute FID, KID and the inception score from its features: digits (a small network trained
     on them), weights of the FID's Inception network (.safetensors or .pth), or a TorchScript
     program (.pt, .ts), which is code and is run: name only files that you trust. Nothing is
     downloaded."""
     reference: str | None = None
-    """What samples are compared with: a folder, zip, hf:NAME[:SPLIT], digits:train,
+    """Reference of the samples: a folder, zip, hf:NAME[:SPLIT], digits:train,
     digits:held-out (the default of the digits' extractor), or an .npz file with mu and sigma."""
     save_reference: Path | None = None
     """Write the reference's mu and sigma to this .npz file, to be given as --reference later."""

@@ -32,8 +32,8 @@ class ExportOptions:
     format: Literal["onnx", "trt"] = "onnx"
     """onnx: for any runtime; trt: a TensorRT engine for this GPU, this user and these versions."""
     dtype: Literal["fp32", "tf32", "fp16", "bf16"] | None = None
-    """Type of convolutions and what is between them; norms and resizing are float32 always. Without
-    it fp32 for onnx, fp16 for trt (which has tf32, too)."""
+    """Dtype of convolutions and the maps between them; norms and resizing are always float32.
+    Without it fp32 for onnx, fp16 for trt (which has tf32, too)."""
     batch: str = OPEN
     """Images in a batch, or dynamic. trt: least:usual:largest; dynamic is 1:64:64."""
     size: str = OPEN
@@ -46,11 +46,11 @@ class ExportOptions:
     builder_level: Literal[0, 1, 2, 3, 4, 5] | None = None
     """How long TensorRT searches for faster kernels (trt; default 3)."""
     refit: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """An engine whose weights can be exchanged, for all models of this structure (trt)."""
+    """Build an engine whose weights can be replaced, for all models of this structure (trt)."""
     device: str | None = None
     """cuda or cuda:N, the GPU to build for (trt)."""
     compile_cache: Path | None = None
-    """Folder of the cache, where the engine may be already (trt); without it one below ~/.cache."""
+    """Folder of the engine cache (trt); without it one below ~/.cache."""
     quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """No progress bar (trt)."""
 

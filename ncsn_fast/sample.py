@@ -40,13 +40,13 @@ class SampleOptions(SamplingOptions):
     """Folder for one PNG per sample, named by its index; files that exist are not drawn again.
     Several processes always write files (default folder samples)."""
     shard: str | None = None
-    """I/K: draw only part I (counted from 0: 0 .. K-1) of K, for job arrays: one call for each I,
-    with the same --n and --batch-size. `torchrun --nproc-per-node K -m -- ncsn_fast.sample` shares
-    the samples out without it (-- lest it takes --n for an option of its own)."""
+    """I/K: draw only part I (from 0 to K-1) of K, for job arrays: one call for each I, with the
+    same --n and --batch-size. `torchrun --nproc-per-node K -m -- ncsn_fast.sample` divides the
+    samples without it (the -- keeps torchrun from reading --n as its own option)."""
     columns: int | None = None
     """Images per row of the grid."""
     plan: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Print what would be done, and how long it should take, and stop."""
+    """Print the estimated work and time, and stop."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

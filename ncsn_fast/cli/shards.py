@@ -87,7 +87,7 @@ class DistributedState:
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this process is rank 0, or is not in a process group."""
+        """True in rank 0, and outside of a process group."""
         return self.group is None or self.shard.index == 0
 
     @contextlib.contextmanager

@@ -39,7 +39,7 @@ class Report:
 
 @dataclasses.dataclass
 class Job:
-    """All chains of a call; every field has n rows.
+    """Chains of a call; every field has n rows.
 
     Attributes:
         samples: (n,) int64, the sample index that keys each chain's noise.

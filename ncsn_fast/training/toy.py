@@ -210,7 +210,7 @@ def draw(program: Program, score: LevelScore, n: int, seed: int) -> Tensor:
 
 
 def sample_all(net: LevelScore, n: int, seed: int) -> dict[str, Tensor]:
-    """Draws, by title, the samples (n, 2) of figure 3, and of annealing with learnt scores."""
+    """Draws the samples (n, 2) of figure 3 and of annealing with learnt scores, by title."""
     options: dict[str, Any] = {"epsilon": EPSILON, "denoise": False, "form": "paper"}
     steps = len(SIGMAS) * N_STEPS_EACH
     plain = annealed_langevin(SIGMAS[-1:], n_steps_each=steps, **options)

@@ -237,7 +237,7 @@ class Journal:
         """Writes the checkpoint of this step, then drops the oldest beyond `keep`."""
         trainer.check_weights()
         folder = self.run / training_run.CHECKPOINTS
-        # Through memory: torch.save to a full disk does not say what is wrong.
+        # Through memory: torch.save reports no clear error on a full disk.
         contents = io.BytesIO()
         torch.save(trainer.state_dict(), contents)
         with atomic_write(folder / f"step_{trainer.step:08d}.pt") as path:
