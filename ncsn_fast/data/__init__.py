@@ -1,1 +1,1 @@
-"""Images in and out: data sets, loaders, PNG files, atomic writes."""
+"""Image input and output: data sets, loaders, PNG files, atomic writes."""

@@ -1,6 +1,6 @@
-"""Images to train on and to edit: handwritten digits, folders, zip files, Hugging Face data sets.
+"""Data sets for training and editing: digits, folders, zip files, Hugging Face data sets.
 
-Every source is an `Images`: indexable, giving uint8 tensors (C, H, W) of one size.
+Every source is an `Images`: indexable, returning uint8 tensors (C, H, W) of one size.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from PIL import Image
 from torch import Tensor
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
-HELD_OUT = 0.2  # share of the digits that training never sees
+HELD_OUT = 0.2  # fraction of the digits that is held out from training
 
 
 class DataError(ValueError):
-    """Images that cannot be read; the message says which and what to do."""
+    """Error for images that cannot be read; the message names the image and the remedy."""
 
 
 class Images(Protocol):
-    """A data set of images."""
+    """Indexable data set of images."""
 
     def __len__(self) -> int: ...
 
@@ -36,10 +36,10 @@ class Images(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """PIL image -> uint8 (channels, size, size), as the published code prepares its data.
+    """Preprocessing of the published code: PIL image -> uint8 (channels, size, size).
 
-    Centre crop (images smaller than it are left as they are), shorter side to `size` (bilinear),
-    centre crop to a square.
+    Centre crop (smaller images are left unchanged), resize of the shorter side to `size`
+    (bilinear), centre crop to a square.
     """
 
     size: int
@@ -61,7 +61,7 @@ class Transform:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """16-bit grey scaled to 8 bits, where Pillow would clip it; floats are refused."""
+    """Scales 16-bit grey to 8 bits, where Pillow would clip it; rejects floating point."""
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known range; save it with 8 bits")
     if image.mode.startswith("I"):
@@ -75,7 +75,7 @@ def _crop(image: Image.Image, width: int, height: int) -> Image.Image:
 
 
 class MemoryImages:
-    """Images held in one uint8 tensor (N, C, H, W)."""
+    """Data set held in one uint8 tensor (N, C, H, W)."""
 
     def __init__(self, images: Tensor) -> None:
         self.images = images
@@ -88,7 +88,7 @@ class MemoryImages:
 
 
 class FileImages:
-    """Image files of a folder, in any depth, in the order of their names."""
+    """Image files in a folder and its subfolders, sorted by name."""
 
     def __init__(self, folder: Path, transform: Transform) -> None:
         self.transform = transform
@@ -110,7 +110,7 @@ class FileImages:
 
 
 class ZipImages:
-    """Image files of a zip archive, in any depth."""
+    """Image files in a zip archive and its subfolders."""
 
     def __init__(self, path: Path, transform: Transform) -> None:
         self.path, self.transform = path, transform
@@ -128,7 +128,7 @@ class ZipImages:
             raise DataError(f"{path} holds no images ({', '.join(sorted(SUFFIXES))}, in any depth)")
 
     def _open(self) -> zipfile.ZipFile:
-        # One handle per process: a forked worker must not share its parent's file position.
+        # One file handle per process: a forked worker must not share its parent's file position.
         if self._archive is None or self._archive[0] != os.getpid():
             self._archive = (os.getpid(), zipfile.ZipFile(self.path))
         return self._archive[1]
@@ -149,7 +149,7 @@ class ZipImages:
 
 
 class HubImages:
-    """The image column of a Hugging Face data set (`datasets`), by name or local path."""
+    """Image column of a Hugging Face data set (`datasets`), by name or local path."""
 
     def __init__(self, name: str, split: str, transform: Transform) -> None:
         try:
@@ -182,7 +182,7 @@ class HubImages:
 
 
 def read_image(path: Path, transform: Transform) -> Tensor:
-    """One image file as uint8 (C, S, S)."""
+    """Reads an image file as uint8 (C, S, S)."""
     return _decode(lambda: Image.open(path), transform, str(path))
 
 
@@ -195,10 +195,9 @@ def _decode(read: Callable[[], Image.Image], transform: Transform, where: str) -
 
 
 def digits(split: Literal["train", "held-out"] = "train", size: int = 16) -> tuple[Tensor, Tensor]:
-    """Handwritten digits, scikit-learn's UCI scans: uint8 (N, 1, size, size), and labels (N,).
+    """Returns scikit-learn's UCI handwritten digits: uint8 (N, 1, size, size), and labels (N,).
 
-    1797 scans of 8x8 pixels, enlarged bicubically. A fixed fifth, the same share of every class, is
-    held out.
+    1797 scans of 8x8 pixels, resized bicubically. A fixed fifth, stratified by class, is held out.
     """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -216,7 +215,10 @@ def digits(split: Literal["train", "held-out"] = "train", size: int = 16) -> tup
 
 
 def open_images(source: str | Path, *, size: int, channels: int, centre_crop: int = 0) -> Images:
-    """Images from `digits`, a folder, a zip file or `hf:NAME[:SPLIT]`; DataError says why not."""
+    """Opens `digits`, a folder, a zip file or `hf:NAME[:SPLIT]` as a data set.
+
+    Raises DataError if it cannot be opened, with the reason.
+    """
     text = str(source)
     if not text:
         raise DataError(
@@ -243,7 +245,7 @@ def open_images(source: str | Path, *, size: int, channels: int, centre_crop: in
 
 
 def stack(images: Images, indices: list[int] | None = None) -> Tensor:
-    """Images (all, or those of `indices`) in one uint8 tensor (N, C, H, W)."""
+    """Stacks all images, or those at `indices`, into one uint8 tensor (N, C, H, W)."""
     if isinstance(images, MemoryImages):
         return images.images if indices is None else images.images[indices]
     return torch.stack([images[i] for i in (range(len(images)) if indices is None else indices)])

@@ -1,4 +1,4 @@
-"""Files that are either the old one or the new one, whatever happens in between."""
+"""Atomic file writes: a file holds either its old or its new content, never a mixture."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from collections.abc import Container, Iterator
 from pathlib import Path
 
 _SUFFIX = ".tmp"
-# What file systems without hard links answer (FAT, some network and cloud mounts).
+# Errors of file systems without hard links (FAT, some network and cloud mounts).
 _NO_LINKS = (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path, *, overwrite: bool = True, mode: int | None = None) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on success it is flushed to disk and renamed.
+    """Yields a temporary path; on success flushes it to disk and renames it to `path`.
 
-    A kill at any moment leaves the old file, or none. OSError (a full disk, say) says that nothing
-    changed. With overwrite=False a file that is there, or that another process makes meanwhile,
-    stays: of many that write at once, exactly one does. `mode` is the file's from its first moment
-    on; None is what the umask leaves.
+    If the process is killed, the old file remains, or none. OSError (for example a full disk) means
+    that nothing changed. With overwrite=False an existing file is kept, even if another process
+    creates it meanwhile: of several concurrent writers exactly one succeeds. `mode` holds from the
+    file's creation on; None uses the umask.
     """
     temporary: Path | None = None
     try:
@@ -49,11 +49,11 @@ def atomic_write(path: Path, *, overwrite: bool = True, mode: int | None = None)
 
 
 def remove_leftovers(folder: Path, names: Container[str] | None = None) -> None:
-    """Deletes what atomic_write left in a folder when its process was killed.
+    """Deletes temporary files that atomic_write left in a folder when its process was killed.
 
     Args:
-        names: only what was to become one of these files; for folders in which other processes are
-            writing theirs.
+        names: delete only temporary files for these file names; needed in folders that other
+            processes are writing to.
     """
     for leftover in folder.glob(f".*{_SUFFIX}"):
         if names is None or leftover.name[1:].rsplit(".", 2)[0] in names:
@@ -61,15 +61,15 @@ def remove_leftovers(folder: Path, names: Container[str] | None = None) -> None:
 
 
 def _put_once(temporary: Path, path: Path, mode: int) -> None:
-    """Gives a finished file its name, unless a file of that name is there."""
+    """Renames a finished file to `path`, unless `path` exists."""
     try:
-        os.link(temporary, path)  # unlike a rename, refuses a name that is taken
+        os.link(temporary, path)  # unlike a rename, fails if the name exists
     except FileExistsError:
         return
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        # Still one writer only, but a kill just now can leave half a file.
+        # Still exactly one writer, but a kill at this point can leave a partial file.
         with contextlib.suppress(FileExistsError):
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
             with open(descriptor, "wb") as file:
@@ -91,6 +91,9 @@ def _fsync_folder(folder: Path) -> None:
 
 
 def cache_folder() -> Path:
-    """Folder of caches and measurements: ncsn_fast below $XDG_CACHE_HOME, or below ~/.cache."""
+    """Returns the cache folder: $XDG_CACHE_HOME/ncsn_fast, or ~/.cache/ncsn_fast.
+
+    It holds caches and measurements.
+    """
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "ncsn_fast"

@@ -1,4 +1,4 @@
-"""Images in and out: quantisation, grids, PNG files, and whatever a caller hands in as images."""
+"""Image conversion: quantisation, grids, PNG files, validation of a user's images and masks."""
 
 from __future__ import annotations
 
@@ -20,13 +20,16 @@ Output = Literal["pt", "np", "pil"]
 
 
 def to_uint8(images: Tensor) -> UInt8:
-    """(N, C, H, W) in [0, 1] -> (N, H, W, C) uint8: round(255 x), the only quantisation here."""
+    """Quantises (N, C, H, W) in [0, 1] to (N, H, W, C) uint8 by round(255 x).
+
+    The only place where images are quantised.
+    """
     clipped = images.detach().to("cpu", torch.float32).clamp(0, 1)
     return (clipped * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:
-    """(N, C, H, W) in [0, 1] -> one PIL image each (L or RGB)."""
+    """Converts (N, C, H, W) in [0, 1] to a list of PIL images (L or RGB)."""
     return [_pil(image) for image in to_uint8(images)]
 
 
@@ -43,10 +46,12 @@ def _check_channels(channels: int) -> None:
 
 
 def as_tensor(images: Any, shape: tuple[int, int, int]) -> Tensor:
-    """Caller's images as float32 (N, C, H, W); ValueError unless each is of `shape` (C, H, W).
+    """Converts a user's images to float32 (N, C, H, W).
 
-    Takes a float tensor (N, C, H, W) in [0, 1], a uint8 tensor of that shape, a uint8 array (N, H,
-    W, C), or PIL images (one or several).
+    Raises ValueError unless each has `shape` (C, H, W).
+
+    Accepts a float tensor (N, C, H, W) in [0, 1], a uint8 tensor of that shape, a uint8 array (N,
+    H, W, C), or PIL images (one or several).
     """
     if isinstance(images, Image.Image):
         images = [images]
@@ -82,10 +87,10 @@ def as_tensor(images: Any, shape: tuple[int, int, int]) -> Tensor:
 
 
 def as_mask(mask: Any, known: Tensor) -> Tensor:
-    """A caller's mask as booleans of the shape of the images `known`, True where a pixel is known.
+    """Converts a user's mask to booleans of the shape of the images `known`, True where known.
 
-    ValueError unless it is boolean, or 0 and 1, broadcasts to the images, and they are in [0, 1]
-    where they are known.
+    Raises ValueError unless the mask is boolean (or 0 and 1) and broadcasts to the images, and the
+    known pixels are in [0, 1].
     """
     given = torch.as_tensor(mask).detach().to("cpu")
     keep = given.to(torch.bool)
@@ -105,11 +110,11 @@ def as_mask(mask: Any, known: Tensor) -> Tensor:
 def make_grid(
     images: Tensor, columns: int | None = None, *, scale: int | None = None, gap: int = 2
 ) -> UInt8:
-    """Contact sheet (H, W, 3) uint8 of images (N, C, H, W) in [0, 1], row by row.
+    """Returns a contact sheet (H, W, 3) uint8 of images (N, C, H, W) in [0, 1], row by row.
 
     Args:
         columns: images per row; None for a square.
-        scale: integer enlargement (nearest); None enlarges small images to at least 48 pixels.
+        scale: integer upscaling (nearest); None enlarges small images to at least 48 pixels.
     """
     if len(images) == 0:
         raise ValueError("a grid needs at least one image")
@@ -146,18 +151,21 @@ def save_png(array: UInt8, path: Path) -> None:
 
 
 def sample_path(folder: Path, index: int) -> Path:
-    """File of sample `index`; folders hold a thousand files each, as EDM lays them out."""
+    """Returns the path of sample `index`, with a thousand files per folder, like EDM."""
     return folder / f"{index - index % 1000:06d}" / f"{index:06d}.png"
 
 
 def check_output(output: str) -> None:
-    """ValueError unless `convert` knows this kind of output."""
+    """Raises ValueError unless `convert` supports this kind of output."""
     if output not in ("pt", "np", "pil"):
         raise ValueError(f"output must be 'pt', 'np' or 'pil'; got {output!r}")
 
 
 def convert(images: Tensor, output: Output) -> Any:
-    """Images (N, C, H, W) in [0, 1] as they are ("pt"), as uint8 NHWC ("np") or as a PIL list."""
+    """Converts images (N, C, H, W) in [0, 1] to the requested output.
+
+    "pt" returns them unchanged, "np" uint8 NHWC, "pil" a list of PIL images.
+    """
     check_output(output)
     if output == "np":
         return to_uint8(images)

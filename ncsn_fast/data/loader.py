@@ -1,4 +1,4 @@
-"""Batches to train on: their order, which follows from seed and step alone, and their loading."""
+"""Training batches: their order, a pure function of seed and step, and their loading."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ncsn_fast.data.datasets import DataError, Images, MemoryImages
 def batch_indices(
     n: int, batch_size: int, *, seed: int, start_step: int = 0
 ) -> Iterator[list[int]]:
-    """Endless batches of indices: permutations, a pure function of (seed, step)."""
+    """Yields endless batches of indices from permutations, a pure function of (seed, step)."""
     per_epoch = max(1, n // batch_size)
     step = start_step
     while True:
@@ -30,22 +30,25 @@ def batch_indices(
 def batches(
     images: Images, batch_size: int, *, seed: int, start_step: int = 0, workers: int = 0
 ) -> Iterator[Tensor]:
-    """Endless uint8 batches (B, C, H, W) from `start_step` on, decoded by `workers` processes."""
+    """Yields endless uint8 batches (B, C, H, W) from `start_step`.
+
+    `workers` processes decode them.
+    """
     order = batch_indices(len(images), batch_size, seed=seed, start_step=start_step)
     if isinstance(images, MemoryImages):
         return (images.images[indices] for indices in order)
     loader: torch.utils.data.DataLoader[Tensor | DataError] = torch.utils.data.DataLoader(
-        _Guarded(images),
-        batch_sampler=order,  # an endless iterator is a legal sampler
+        _ErrorsAsValues(images),
+        batch_sampler=order,  # an endless iterator is a valid sampler
         num_workers=workers,
         collate_fn=_collate,
-        worker_init_fn=_leave_interrupts,
+        worker_init_fn=_ignore_interrupts,
     )
     return _raising(loader)
 
 
-class _Guarded(torch.utils.data.Dataset[Tensor | DataError]):
-    """Images whose errors travel as values: a worker process would wrap them in its traceback."""
+class _ErrorsAsValues(torch.utils.data.Dataset[Tensor | DataError]):
+    """Data set that returns errors as values; a worker would wrap them in its own traceback."""
 
     def __init__(self, images: Images) -> None:
         self.images = images
@@ -69,6 +72,9 @@ def _raising(batches: Iterable[Tensor | DataError]) -> Iterator[Tensor]:
         yield batch
 
 
-def _leave_interrupts(worker: int) -> None:
-    """Ctrl-C reaches the whole process group; the trainer alone answers it."""
+def _ignore_interrupts(worker: int) -> None:
+    """Ignores Ctrl-C in a worker.
+
+    The signal reaches the whole process group; only the trainer handles it.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,1 +1,1 @@
-"""The mathematics of diffusion, without a network: SDEs, noise schedules, objectives."""
+"""Mathematics of diffusion, independent of any network: SDEs, noise schedules, objectives."""

@@ -1,12 +1,12 @@
 """Score matching objectives: explicit, implicit, denoising and sliced, one loss per sample (N,).
 
-A score is any callable or module, x (N, ...) -> (N, ...), that treats samples alone: row n of the
-result depends on row n of x only (no statistics of the batch). An energy E has the score
+A score is any callable or module, x (N, ...) -> (N, ...), that treats each sample independently:
+row n of the result depends only on row n of x (no batch statistics). An energy E has the score
 `score_of(E)`. D is the number of scalars per sample. Up to a constant that does not depend on the
 score,
     explicit = implicit = sliced (on average over slices),
-and denoising is the explicit loss on the data plus N(0, sigma^2). The loss to minimise is the mean
-over n. Where gradients are enabled, all of them can be differentiated with respect to the score's
+and denoising is the explicit loss on the data plus N(0, sigma^2). The training loss is the mean
+over n. Where gradients are enabled, every loss is differentiable with respect to the score's
 parameters and to x.
 """
 
@@ -24,7 +24,7 @@ Slices = Literal["gaussian", "rademacher", "sphere"]
 
 
 def score_of(energy: Callable[[Tensor], Tensor]) -> Score:
-    """The score -grad E of an energy, x (N, ...) -> (N,); p(x) is proportional to exp(-E(x))."""
+    """Returns the score -grad E of an energy E, x (N, ...) -> (N,), where p(x) ~ exp(-E(x))."""
 
     def score(x: Tensor) -> Tensor:
         differentiable = torch.is_grad_enabled()
@@ -39,7 +39,9 @@ def score_of(energy: Callable[[Tensor], Tensor]) -> Score:
 
 
 def explicit(score: Score, x: Tensor, true_score: Tensor) -> Tensor:
-    """Explicit score matching: l_n = 1/2 || s(x) - grad log p(x) ||^2 (Hyvarinen 2005, eq. 2).
+    """Computes the explicit score matching loss (Hyvarinen 2005, equation 2).
+
+    l_n = 1/2 || s(x) - grad log p(x) ||^2
 
     Args:
         true_score: grad log p(x), shape of x.
@@ -48,7 +50,9 @@ def explicit(score: Score, x: Tensor, true_score: Tensor) -> Tensor:
 
 
 def implicit(score: Score, x: Tensor) -> Tensor:
-    """Implicit score matching: l_n = tr(ds/dx) + 1/2 || s(x) ||^2 (Hyvarinen 2005, eq. 4).
+    """Computes the implicit score matching loss (Hyvarinen 2005, equation 4).
+
+    l_n = tr(ds/dx) + 1/2 || s(x) ||^2
 
     The trace is exact and costs D backward passes. On average over data, explicit - implicit =
     1/2 E || grad log p ||^2.
@@ -58,7 +62,7 @@ def implicit(score: Score, x: Tensor) -> Tensor:
         s = score(y)
         trace = torch.zeros(len(y), dtype=s.dtype, device=s.device)
         for d in range(math.prod(y.shape[1:])):
-            trace = trace + _pulled_back(s.flatten(1)[:, d].sum(), y).flatten(1)[:, d]
+            trace = trace + _gradient(s.flatten(1)[:, d].sum(), y).flatten(1)[:, d]
         loss = trace + _half_square(s)
     return loss if torch.is_grad_enabled() else loss.detach()
 
@@ -72,17 +76,20 @@ def sliced(
     variance_reduced: bool = False,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Sliced score matching: l_n = v^T (ds/dx) v + 1/2 (v^T s)^2, a mean over slices v.
+    """Computes the sliced score matching loss, a mean over random directions v (slices).
 
-    With `variance_reduced`, 1/2 || s ||^2 takes the place of its estimate 1/2 (v^T s)^2 (Song et
-    al. 2019, "Sliced score matching", equations 7 and 8). Both are the implicit loss on average;
-    a slice costs one backward pass. Despite its name, the second form varies more where v^T
-    (ds/dx) v and (v^T s)^2 vary against each other.
+    l_n = v^T (ds/dx) v + 1/2 (v^T s)^2
+
+    With `variance_reduced`, 1/2 || s ||^2 replaces its estimate 1/2 (v^T s)^2 (Song et al. 2019,
+    "Sliced score matching", equations 7 and 8). On average both equal the implicit loss; each slice
+    costs one backward pass. Despite its name, the second form has the larger variance where v^T
+    (ds/dx) v and (v^T s)^2 are negatively correlated.
 
     Args:
-        n_slices: directions v per sample.
-        slices: N(0, I), signs, or uniform on the sphere of radius sqrt(D): E v v^T = I for each.
-        generator: of the slices; None for torch's own. Slices are drawn on its device.
+        n_slices: number of directions v per sample.
+        slices: "gaussian" (N(0, I)), "rademacher" (random signs) or "sphere" (uniform on the sphere
+            of radius sqrt(D)); E v v^T = I for each.
+        generator: generator of the slices, which are drawn on its device; None for torch's default.
     """
     if n_slices < 1:
         raise ValueError(f"n_slices must be at least 1; got {n_slices}")
@@ -93,7 +100,7 @@ def sliced(
         for _ in range(n_slices):
             v = random_slices(slices, y, generator)
             projection = (v * s).flatten(1).sum(1)
-            loss = loss + (_pulled_back(projection.sum(), y) * v).flatten(1).sum(1) / n_slices
+            loss = loss + (_gradient(projection.sum(), y) * v).flatten(1).sum(1) / n_slices
             if not variance_reduced:
                 loss = loss + 0.5 * projection.square() / n_slices
         if variance_reduced:
@@ -102,7 +109,10 @@ def sliced(
 
 
 def random_slices(kind: Slices, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Directions of the shape, type and device of `like` (N, ...), with E v v^T = I per sample."""
+    """Draws directions v with E v v^T = I per sample.
+
+    Shape, dtype and device are those of `like` (N, ...).
+    """
     device = like.device if generator is None else generator.device
     if kind == "rademacher":
         draw = torch.randint(2, like.shape, generator=generator, device=device)
@@ -117,9 +127,10 @@ def random_slices(kind: Slices, like: Tensor, generator: torch.Generator | None 
 
 
 def denoising(score: Score, x: Tensor, sigma: Tensor | float, noise: Tensor) -> Tensor:
-    """Denoising score matching at given noise: l_n = 1/2 || s(x + sigma z) + z / sigma ||^2.
+    """Computes the denoising score matching loss for given noise (Vincent 2011).
 
-    What it learns is the score of the data plus N(0, sigma^2) (Vincent 2011).
+    l_n = 1/2 || s(x + sigma z) + z / sigma ||^2; its minimiser is the score of the data plus
+    N(0, sigma^2).
 
     Args:
         x: clean data (N, ...).   sigma: a number, or (N,).   noise: standard normal z, shape of x.
@@ -139,7 +150,7 @@ def denoising_score_matching(
     *,
     anneal_power: float = 2.0,
 ) -> Tensor:
-    """Denoising score matching over a ladder of noise levels, one loss per sample (N,).
+    """Computes the denoising score matching loss over noise levels, one per sample (N,).
 
     l_n = 1/2 sigma^p || s(x + sigma z, level) + z / sigma ||^2, summed over pixels (Vincent 2011;
     Song & Ermon 2019, equation 5, with lambda(sigma) = sigma^p).
@@ -148,7 +159,7 @@ def denoising_score_matching(
         score_at: (x, level) -> score, shape of x.
         x: clean data (N, ...).   sigmas: (L,).   level: (N,) int64.
         noise: standard normal z, shape of x.
-        anneal_power: p; 2 makes all levels weigh alike.
+        anneal_power: p; 2 gives all levels equal weight.
     """
     sigma = sigmas[level]
     losses = denoising(lambda y: score_at(y, level), x, sigma, noise)
@@ -156,23 +167,23 @@ def denoising_score_matching(
 
 
 def random_levels(n: int, n_sigmas: int, generator: torch.Generator) -> Tensor:
-    """Levels (n,) int64, uniform on 0 .. n_sigmas - 1."""
+    """Draws levels (n,) int64, uniform on 0 .. n_sigmas - 1."""
     return torch.randint(n_sigmas, (n,), generator=generator)
 
 
 def _half_square(residual: Tensor) -> Tensor:
-    """1/2 || r ||^2 per sample (N,), at least in float32: sums do not survive 8 bits."""
+    """Computes 1/2 || r ||^2 per sample (N,), at least in float32 (bfloat16 sums lose too much)."""
     wide = torch.promote_types(residual.dtype, torch.float32)
     return 0.5 * residual.to(wide).square().flatten(1).sum(dim=1)
 
 
 def _with_grad(x: Tensor) -> Tensor:
-    """x, or a leaf of its values where nothing can be differentiated with respect to it."""
+    """Returns x if it requires grad, else a detached copy that does."""
     return x if x.requires_grad else x.detach().requires_grad_()
 
 
-def _pulled_back(value: Tensor, x: Tensor) -> Tensor:
-    """d value / d x, itself differentiable; 0 where value does not depend on x."""
+def _gradient(value: Tensor, x: Tensor) -> Tensor:
+    """Computes the gradient of value with respect to x, differentiable; 0 if independent of x."""
     if not value.requires_grad:
         return torch.zeros_like(x)
     (gradient,) = torch.autograd.grad(value, x, create_graph=True, materialize_grads=True)
@@ -186,10 +197,10 @@ def continuous_score_matching(
     std: Tensor,
     noise: Tensor,
 ) -> Tensor:
-    """Denoising score matching at continuous times, one loss per sample (N,).
+    """Computes the denoising score matching loss at continuous times, one loss per sample (N,).
 
-    l_n = || std(t) s(x + std(t) z, t) + z ||^2, summed over pixels, without a half (Song et al.
-    2021, equation 7, with lambda(t) = std(t)^2, as the tutorial has it). The training loss is the
+    l_n = || std(t) s(x + std(t) z, t) + z ||^2, summed over pixels, without a factor 1/2 (Song et
+    al. 2021, equation 7, with lambda(t) = std(t)^2, as in the tutorial). The training loss is the
     mean over n; a zero score has l_n = number of pixels, on average.
 
     Args:
@@ -203,5 +214,5 @@ def continuous_score_matching(
 
 
 def random_times(n: int, t_min: float, generator: torch.Generator) -> Tensor:
-    """Times (n,) float32, uniform on [t_min, 1)."""
+    """Draws times (n,) float32, uniform on [t_min, 1)."""
     return t_min + (1 - t_min) * torch.rand(n, generator=generator)

@@ -1,8 +1,8 @@
-"""The noise ladder: how many levels, between which sigmas, and with which Langevin step.
+"""Noise schedules: the number of noise levels, their sigmas, and the Langevin step size.
 
-Song & Ermon 2020, "Improved techniques for training score-based generative models":
-Technique 1 chooses the largest sigma, Technique 2 the ratio of neighbours, Technique 4 the step
-size. Samplers of few steps space their levels in other ways (`spaced`).
+Song & Ermon 2020, "Improved techniques for training score-based generative models": Technique 1
+chooses the largest sigma, Technique 2 the ratio of successive sigmas, Technique 4 the step size.
+Few-step samplers use other spacings (`spaced`). "Ladder" means a descending sequence of sigmas.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from scipy.optimize import brentq, minimize_scalar
 from scipy.special import expit, ndtr
 from torch import Tensor
 
-EXACT_LIMIT = 60_000  # Technique 1 uses every pair up to this many images,
-SUBSET_SIZE = 10_000  # and every pair of this many random ones beyond it.
+EXACT_LIMIT = 60_000  # Technique 1 compares all pairs of up to this many images;
+SUBSET_SIZE = 10_000  # of larger data sets it compares all pairs of a random subset this large.
 
 Schedule = Literal["ladder", "geometric", "karras", "polynomial"]
 KARRAS_RHO = 7.0  # Karras et al. 2022, table 1.
@@ -27,7 +27,10 @@ POLYNOMIAL_RHO = 1.5  # On Gaussian data, dpmpp errs 2.6 to 2.8 times less than 
 
 
 def geometric(sigma_begin: float, sigma_end: float, n_sigmas: int) -> Tensor:
-    """Geometric ladder sigma_begin > ... > sigma_end, (n_sigmas,) float32 as published."""
+    """Returns the geometric schedule sigma_begin > ... > sigma_end, (n_sigmas,) float32.
+
+    float32 as published.
+    """
     if n_sigmas < 1:
         raise ValueError(f"n_sigmas must be at least 1; got {n_sigmas}")
     if not 0 < sigma_end <= sigma_begin < math.inf:
@@ -40,7 +43,10 @@ def geometric(sigma_begin: float, sigma_end: float, n_sigmas: int) -> Tensor:
 
 
 def check_ladder(sigmas: Tensor | NDArray[np.floating]) -> NDArray[np.float64]:
-    """The ladder as float64 (L,); ValueError unless positive, finite and strictly descending."""
+    """Returns sigmas as float64 (L,).
+
+    Raises ValueError unless they are positive, finite and strictly descending.
+    """
     ladder = np.asarray(sigmas, dtype=np.float64)
     if ladder.ndim != 1 or ladder.size == 0:
         raise ValueError(f"sigmas must be a non-empty vector; got shape {ladder.shape}")
@@ -59,9 +65,9 @@ def check_ladder(sigmas: Tensor | NDArray[np.floating]) -> NDArray[np.float64]:
 def karras(
     sigma_begin: float, sigma_end: float, n: int, rho: float = KARRAS_RHO
 ) -> NDArray[np.float64]:
-    """Karras et al. 2022, equation 5: (n,) levels evenly spaced in sigma^(1/rho), without the 0.
+    """Returns n levels evenly spaced in sigma^(1/rho), without 0 (Karras et al. 2022, eq. 5).
 
-    A large rho puts more of them at small sigmas; the limit is geometric.
+    A larger rho puts more levels at small sigmas; the limit is geometric.
     """
     ramp = _ramp(sigma_begin, sigma_end, n, rho)
     low, high = sigma_end ** (1 / rho), sigma_begin ** (1 / rho)
@@ -71,7 +77,7 @@ def karras(
 def polynomial(
     sigma_begin: float, sigma_end: float, n: int, rho: float = POLYNOMIAL_RHO
 ) -> NDArray[np.float64]:
-    """(n,) levels whose log sigma is a polynomial of degree rho in the step.
+    """Returns n levels whose log sigma is a polynomial of degree rho in the step.
 
     sigma_end (sigma_begin / sigma_end)^(u^rho) with u from 1 to 0; rho = 1 is geometric.
     """
@@ -80,7 +86,7 @@ def polynomial(
 
 
 def _ramp(sigma_begin: float, sigma_end: float, n: int, rho: float) -> NDArray[np.float64]:
-    """(n,) from 1 down to 0, for arguments that make sense."""
+    """Returns (n,) evenly spaced values from 1 down to 0, after checking the arguments."""
     if n < 1:
         raise ValueError(f"steps must be at least 1; got {n}")
     if not 0 < sigma_end <= sigma_begin < math.inf:
@@ -96,7 +102,7 @@ def _ramp(sigma_begin: float, sigma_end: float, n: int, rho: float) -> NDArray[n
 def _between(
     sigma_begin: float, sigma_end: float, levels: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """The levels with their ends exact."""
+    """Sets both ends exactly, against rounding, and checks the levels."""
     levels[-1], levels[0] = sigma_end, sigma_begin
     return check_ladder(levels)
 
@@ -104,12 +110,12 @@ def _between(
 def spaced(
     sigmas: Tensor | NDArray[np.floating], n: int, schedule: Schedule, rho: float | None = None
 ) -> NDArray[np.float64]:
-    """n levels between the ends of a ladder; one level is its first.
+    """Returns n levels between the ends of a ladder; a single level is its first.
 
     Args:
-        schedule: "ladder" takes levels of the ladder itself, spread evenly over it; the others are
-            `geometric`, `karras` and `polynomial`.
-        rho: of "karras" (None: 7) and "polynomial" (None: 1.5).
+        schedule: "ladder" picks levels of the ladder itself, evenly spread over its indices; the
+            others are `geometric`, `karras` and `polynomial`.
+        rho: for "karras" (None: 7) and "polynomial" (None: 1.5).
     """
     own = check_ladder(sigmas)
     if schedule not in get_args(Schedule):
@@ -131,13 +137,13 @@ def spaced(
 
 
 def max_pairwise_distance(images: Tensor, *, block: int = 2048, seed: int = 0) -> float:
-    """Technique 1: the largest Euclidean distance between two flattened images.
+    """Computes the largest Euclidean distance between two flattened images (Technique 1).
 
-    All pairs up to EXACT_LIMIT images, else all pairs of SUBSET_SIZE random ones (`seed` picks
-    them). Works in blocks, so that memory beyond the images is block^2 floats.
+    Compares all pairs of up to EXACT_LIMIT images, else all pairs of SUBSET_SIZE random ones, drawn
+    with `seed`. Works in blocks, which take block^2 floats beside the images.
 
     Args:
-        images: (N, ...) float in the range the network is trained on, or uint8, which counts as x /
+        images: (N, ...) float in the range the network is trained on, or uint8, which is divided by
             255.
     """
     if len(images) < 2:
@@ -154,7 +160,7 @@ def max_pairwise_distance(images: Tensor, *, block: int = 2048, seed: int = 0) -
     mean = _mean_image(flat, block)
 
     def rows(start: int) -> Tensor:
-        # Distances from the mean image are the same, and cancel less.
+        # Subtracting the mean image keeps distances and reduces cancellation.
         return (flat[start : start + block].to(torch.float32) - mean) * scale
 
     best, pair = -1.0, (0, 0)
@@ -178,13 +184,16 @@ def _mean_image(flat: Tensor, block: int) -> Tensor:
 
 
 def overlap(ratio: float, dim: int) -> float:
-    """Technique 2's C: the share of a level's radii that the next covers, in `dim` dimensions."""
+    """Computes Technique 2's C in `dim` dimensions.
+
+    The share of a level's radii that the next level covers.
+    """
     shift = math.sqrt(2 * dim) * (ratio - 1)
     return float(ndtr(shift + 3 * ratio) - ndtr(shift - 3 * ratio))
 
 
 def level_ratio(dim: int, c: float = 0.5) -> float:
-    """Technique 2: the ratio gamma > 1 of neighbouring sigmas whose overlap is c."""
+    """Computes the ratio gamma > 1 of successive sigmas whose overlap is c (Technique 2)."""
     limit = overlap(1.0, dim)
     if not 0 < c < limit:
         raise ValueError(f"the overlap C must be in (0, {limit:.4f}); got {c}")
@@ -199,12 +208,12 @@ def level_ratio(dim: int, c: float = 0.5) -> float:
 
 
 def n_levels(sigma_begin: float, sigma_end: float, dim: int, c: float = 0.5) -> int:
-    """Number of levels L = 1 + log(sigma_begin / sigma_end) / log gamma, to the nearest integer."""
+    """Computes L = 1 + log(sigma_begin / sigma_end) / log gamma, to the nearest integer."""
     return max(1, round(1 + math.log(sigma_begin / sigma_end) / math.log(level_ratio(dim, c))))
 
 
 def variance_ratio(epsilon: float, ratio: float, n_steps_each: int, sigma_end: float) -> float:
-    """Technique 4's s_T^2 / sigma^2 after T Langevin steps, started from the level above.
+    """Computes Technique 4's s_T^2 / sigma^2 after T Langevin steps, started from the level above.
 
     Args:
         epsilon: step size; alpha_i = epsilon sigma_i^2 / sigma_L^2 in x + alpha s + sqrt(2 alpha)
@@ -218,9 +227,9 @@ def variance_ratio(epsilon: float, ratio: float, n_steps_each: int, sigma_end: f
 
 
 def technique4(ratio: float, n_steps_each: int, sigma_end: float) -> float:
-    """Technique 4: the epsilon in (0, sigma_L^2) whose variance ratio is nearest 1.
+    """Computes the epsilon in (0, sigma_L^2) whose variance ratio is nearest 1 (Technique 4).
 
-    A grid search, refined. ValueError where there is none, as for a single level.
+    Grid search with refinement. Raises ValueError if none exists, as for a single level.
     """
     if n_steps_each < 1:
         raise ValueError(f"n_steps_each must be at least 1; got {n_steps_each}")
@@ -243,7 +252,10 @@ def technique4(ratio: float, n_steps_each: int, sigma_end: float) -> float:
 
 
 def epsilon_for(sigmas: Tensor | NDArray[np.floating], n_steps_each: int) -> float:
-    """Technique 4 for a whole ladder of at least two levels, by its mean (geometric) ratio."""
+    """Computes Technique 4's epsilon for a ladder of at least two levels.
+
+    Uses the ladder's mean (geometric) ratio.
+    """
     ladder = check_ladder(sigmas)
     ratio = (ladder[0] / ladder[-1]) ** (1 / max(len(ladder) - 1, 1))
     return technique4(ratio, n_steps_each, float(ladder[-1]))
@@ -251,7 +263,7 @@ def epsilon_for(sigmas: Tensor | NDArray[np.floating], n_steps_each: int) -> flo
 
 @dataclasses.dataclass(frozen=True)
 class Ladder:
-    """What Techniques 1, 2 and 4 give for a data set."""
+    """Noise schedule that Techniques 1, 2 and 4 give for a data set."""
 
     sigma_begin: float
     sigma_end: float
@@ -262,7 +274,7 @@ class Ladder:
 def derive(
     images: Tensor, *, sigma_end: float = 0.01, c: float = 0.5, n_steps_each: int = 5, seed: int = 0
 ) -> Ladder:
-    """Ladder for images (N, C, H, W) by Techniques 1, 2 and 4."""
+    """Derives the noise schedule for images (N, C, H, W) by Techniques 1, 2 and 4."""
     sigma_begin = max_pairwise_distance(images, seed=seed)
     if sigma_begin <= sigma_end:
         raise ValueError(

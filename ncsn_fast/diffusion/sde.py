@@ -1,4 +1,4 @@
-"""Forward SDEs dx = f(x, t) dt + g(t) dw on t in [0, 1], and what follows from them.
+"""Forward SDEs dx = f(x, t) dt + g(t) dw on t in [0, 1], with their marginals and reverse drifts.
 
 Song et al. 2021, "Score-based generative modeling through stochastic differential equations". All
 three drifts are linear, f(x, t) = rate(t) x, so that x(t) given x(0) is N(m(t) x(0), v(t) I):
@@ -10,11 +10,11 @@ three drifts are linear, f(x, t) = rate(t) x, so that x(t) given x(0) is N(m(t) 
     sigma(t) = sigma_min (sigma_max / sigma_min)^t,    beta(t) = beta_min + t (beta_max - beta_min)
     c(t) = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2
 
-Backwards in time, dx = (f - g^2 s) dt + g dw with the score s; the probability flow, which has the
-same marginals, is dx = (f - g^2 s / 2) dt.
+The reverse SDE is dx = (f - g^2 s) dt + g dw with the score s; the probability flow ODE, which has
+the same marginals, is dx = (f - g^2 s / 2) dt.
 
-t is a number, an array or a tensor, and so are the results; differences of exponentials are taken
-by expm1, so that they hold at small t. A t of shape (N,) belongs to x of shape (N, ...).
+t is a number, an array or a tensor, and results have the same type. Differences of exponentials use
+expm1, so they are accurate at small t. A t of shape (N,) belongs to x of shape (N, ...).
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from torch import Tensor
 
 from ncsn_fast.diffusion.schedule import check_ladder
 
-Array = Any  # a float, a numpy array or a tensor: whatever t is
+Array = Any  # a float, a numpy array or a tensor, as t is
 Column = NDArray[np.float64]
 
 
 def _functions(t: Array) -> Any:
-    """Where exp, expm1 and sqrt of t are found."""
+    """Returns the module whose exp, expm1 and sqrt accept t."""
     return torch if isinstance(t, Tensor) else np
 
 
 def _along(coefficient: Array, x: Array) -> Array:
-    """A coefficient (N,) shaped so that it multiplies x (N, ...); others as they are."""
+    """Reshapes a coefficient (N,) to multiply x (N, ...); returns scalars unchanged."""
     if np.ndim(coefficient) == 1 and x.ndim > 1:
         return coefficient.reshape(-1, *[1] * (x.ndim - 1))
     return coefficient
@@ -49,7 +49,7 @@ def _along(coefficient: Array, x: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class Discretisation:
-    """A chain that imitates an SDE: x_{i+1} = (1 + rate_i) x_i + g_i z, i from 0 to N - 1.
+    """Discretised SDE: x_{i+1} = (1 + rate_i) x_i + g_i z for i = 0 .. N - 1.
 
     Attributes:
         t: (N,) times, ascending.   rate, g: (N,) per step, not per unit of time.
@@ -61,59 +61,59 @@ class Discretisation:
 
 
 class SDE(abc.ABC):
-    """A forward SDE with linear drift."""
+    """Forward SDE with a linear drift."""
 
     @abc.abstractmethod
     def rate(self, t: Array) -> Array:
-        """f(x, t) / x, per unit of time."""
+        """Computes f(x, t) / x, per unit of time."""
 
     @abc.abstractmethod
     def diffusion(self, t: Array) -> Array:
-        """g(t), per square root of time."""
+        """Computes g(t), per square root of time."""
 
     @abc.abstractmethod
     def mean_scale(self, t: Array) -> Array:
-        """m(t): E[x(t) | x(0)] = m(t) x(0)."""
+        """Computes m(t), where E[x(t) | x(0)] = m(t) x(0)."""
 
     @abc.abstractmethod
     def std(self, t: Array) -> Array:
-        """Standard deviation sqrt(v(t)) of x(t) given x(0)."""
+        """Computes the standard deviation sqrt(v(t)) of x(t) given x(0)."""
 
     @abc.abstractmethod
     def time(self, noise_level: Array) -> Array:
-        """The t at which `noise_level` is this one."""
+        """Computes the time t that has this noise level."""
 
     @property
     @abc.abstractmethod
     def prior_std(self) -> float:
-        """Standard deviation of the prior N(0, prior_std^2 I) that stands for x(1)."""
+        """Standard deviation of the prior N(0, prior_std^2 I), which approximates x(1)."""
 
     @abc.abstractmethod
     def discretise(self, n: int, t_end: float = 0.0) -> Discretisation:
-        """The published chain of n steps, at n times from t_end to 1."""
+        """Returns the published discretisation in n steps, at n times from t_end to 1."""
 
     def noise_level(self, t: Array) -> Array:
-        """sqrt(v(t)) / m(t): x(t) / m(t) is x(0) with Gaussian noise of this deviation."""
+        """Computes sqrt(v(t)) / m(t), the noise's standard deviation in x(t) / m(t)."""
         return self.std(t) / self.mean_scale(t)
 
     def drift(self, x: Array, t: Array) -> Array:
-        """f(x, t), shape of x."""
+        """Computes f(x, t), shape of x."""
         return _along(self.rate(t), x) * x
 
     def marginal(self, x0: Array, t: Array) -> tuple[Array, Array]:
-        """Mean (shape of x0) and standard deviation of x(t) given x(0) = x0."""
+        """Computes the mean (shape of x0) and standard deviation of x(t) given x(0) = x0."""
         return _along(self.mean_scale(t), x0) * x0, _along(self.std(t), x0)
 
     def reverse_drift(self, x: Array, score: Array, t: Array) -> Array:
-        """f(x, t) - g(t)^2 score, shape of x; time runs from 1 to 0."""
+        """Computes f(x, t) - g(t)^2 score, shape of x, for time running from 1 to 0."""
         return self.drift(x, t) - _along(self.diffusion(t) ** 2, x) * score
 
     def flow_drift(self, x: Array, score: Array, t: Array) -> Array:
-        """f(x, t) - g(t)^2 score / 2, the probability flow's velocity; shape of x."""
+        """Computes f(x, t) - g(t)^2 score / 2, the drift of the probability flow; shape of x."""
         return self.drift(x, t) - _along(self.diffusion(t) ** 2, x) * score / 2
 
     def prior_log_density(self, x: Tensor) -> Tensor:
-        """log N(x; 0, prior_std^2 I) in nats, (N,) for x (N, ...)."""
+        """Computes log N(x; 0, prior_std^2 I) in nats, (N,) for x (N, ...)."""
         flat = x.flatten(1)
         constant = flat.shape[1] * math.log(math.sqrt(2 * math.pi) * self.prior_std)
         return -flat.square().sum(dim=1) / (2 * self.prior_std**2) - constant
@@ -121,12 +121,13 @@ class SDE(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class VE(SDE):
-    """Variance exploding, sigma(t) = sigma_min (sigma_max / sigma_min)^t.
+    """Variance exploding SDE, sigma(t) = sigma_min (sigma_max / sigma_min)^t.
 
     Args:
-        start: what x(0) is. "noised" (score SDE): data with noise sigma_min already, so that
-            v(t) = sigma(t)^2 counts from the data, and the score at t is the one at noise level
-            sigma(t). "clean" (the MNIST tutorial): the data, v(t) = sigma(t)^2 - sigma_min^2.
+        start: distribution of x(0). "noised" (score SDE): data that already has noise sigma_min, so
+            that v(t) = sigma(t)^2 is measured from the clean data and the score at t is the one at
+            noise level sigma(t). "clean" (the MNIST tutorial): clean data, v(t) = sigma(t)^2 -
+            sigma_min^2.
     """
 
     sigma_min: float = 0.01
@@ -143,7 +144,7 @@ class VE(SDE):
 
     @classmethod
     def from_sigmas(cls, sigmas: ArrayLike | Tensor) -> VE:
-        """The SDE whose noise levels an NCSN or NCSNv2 ladder (L,), L >= 2, samples.
+        """Returns the SDE whose discretisation is an NCSN or NCSNv2 ladder (L,), L >= 2.
 
         sigma(t) is geometric between the ladder's ends, as the published ladders are.
         """
@@ -154,7 +155,7 @@ class VE(SDE):
 
     @classmethod
     def power(cls, base: float) -> VE:
-        """dx = base^t dw from clean data: v(t) = (base^2t - 1) / (2 ln base)."""
+        """Returns dx = base^t dw from clean data: v(t) = (base^2t - 1) / (2 ln base)."""
         if not 1 < base < math.inf:
             raise ValueError(f"base must be greater than 1; got {base}")
         scale = 1 / math.sqrt(2 * math.log(base))
@@ -162,11 +163,11 @@ class VE(SDE):
 
     @property
     def log_ratio(self) -> float:
-        """ln(sigma_max / sigma_min)."""
+        """Logarithm ln(sigma_max / sigma_min)."""
         return math.log(self.sigma_max / self.sigma_min)
 
     def sigma(self, t: Array) -> Array:
-        """sigma(t)."""
+        """Computes sigma(t)."""
         return self.sigma_min * _functions(t).exp(t * self.log_ratio)
 
     def rate(self, t: Array) -> Array:
@@ -195,7 +196,10 @@ class VE(SDE):
         return float(self.std(1.0))
 
     def discretise(self, n: int, t_end: float = 0.0) -> Discretisation:
-        """g_i^2 = std_i^2 - std_{i-1}^2, with std_{-1} = 0: noise on the data themselves."""
+        """Returns the chain with g_i^2 = std_i^2 - std_{i-1}^2.
+
+        std_{-1} = 0: the first step adds noise to clean data.
+        """
         t = _times(n, t_end)
         g = np.sqrt(np.diff(self.std(t) ** 2, prepend=0.0))
         return Discretisation(t, np.zeros(n), g)
@@ -203,7 +207,7 @@ class VE(SDE):
 
 @dataclasses.dataclass(frozen=True)
 class VP(SDE):
-    """Variance preserving; DDPM in the limit of many steps."""
+    """Variance preserving SDE; the limit of DDPM for many steps."""
 
     beta_min: float = 0.1
     beta_max: float = 20.0
@@ -215,11 +219,11 @@ class VP(SDE):
             )
 
     def beta(self, t: Array) -> Array:
-        """beta(t), per unit of time."""
+        """Computes beta(t), per unit of time."""
         return self.beta_min + t * (self.beta_max - self.beta_min)
 
     def log_mean_scale(self, t: Array) -> Array:
-        """c(t)."""
+        """Computes c(t) = log m(t)."""
         return -(t**2) * (self.beta_max - self.beta_min) / 4 - t * self.beta_min / 2
 
     def rate(self, t: Array) -> Array:
@@ -239,7 +243,7 @@ class VP(SDE):
         return self._time_of(_functions(noise_level).log1p(noise_level**2))  # e^-2c - 1 = level^2
 
     def _time_of(self, loss: Array) -> Array:
-        """The t at which -2 c(t) is this: the root of a quadratic, without cancellation."""
+        """Solves -2 c(t) = loss for t, a quadratic, without cancellation."""
         growth = self.beta_max - self.beta_min
         root = _functions(loss).sqrt(self.beta_min**2 + 2 * growth * loss)
         return 2 * loss / (self.beta_min + root)
@@ -249,9 +253,9 @@ class VP(SDE):
         return 1.0
 
     def discretise(self, n: int, t_end: float = 0.0) -> Discretisation:
-        """DDPM's: x_{i+1} = sqrt(1 - beta_i) x_i + sqrt(beta_i) z.
+        """Returns DDPM's chain x_{i+1} = sqrt(1 - beta_i) x_i + sqrt(beta_i) z.
 
-        beta_i runs linearly from beta_min / n to beta_max / n, whatever t_end is.
+        beta_i is linear from beta_min / n to beta_max / n, whatever t_end is.
         """
         t = _times(n, t_end)
         if n <= self.beta_max:
@@ -262,7 +266,7 @@ class VP(SDE):
 
 @dataclasses.dataclass(frozen=True)
 class SubVP(VP):
-    """Sub-VP: the mean of VP, and less variance."""
+    """Sub-VP SDE: the mean of VP with a smaller variance."""
 
     def diffusion(self, t: Array) -> Array:
         functions = _functions(t)
@@ -275,13 +279,13 @@ class SubVP(VP):
         return self._time_of(2 * _functions(noise_level).arcsinh(noise_level / 2))  # -2 sinh c
 
     def discretise(self, n: int, t_end: float = 0.0) -> Discretisation:
-        """Euler's: rate / n and g / sqrt(n)."""
+        """Returns the Euler discretisation: rate / n and g / sqrt(n)."""
         t = _times(n, t_end)
         return Discretisation(t, self.rate(t) / n, self.diffusion(t) / math.sqrt(n))
 
 
 def _times(n: int, t_end: float) -> Column:
-    """(n,) times from t_end up to 1; one time is 1."""
+    """Returns (n,) times from t_end to 1; for n = 1 the time is 1."""
     if n < 1:
         raise ValueError(f"steps must be at least 1; got {n}")
     if not 0 <= t_end < 1:

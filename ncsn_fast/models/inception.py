@@ -1,9 +1,9 @@
-"""The Inception network of the FID (Szegedy et al. 2016; Heusel et al. 2017).
+"""Inception network of the FID (Szegedy et al. 2016; Heusel et al. 2017).
 
-InceptionV3 as the FID's reference weights of 2015-12-05 have it, which differs from the usual one:
-1008 classes, average pools that do not count their padding, and a maximum instead of an average
-in the pool branch of the last block. Names are those of torchvision's and pytorch-fid's state
-dicts. Weights are the user's; none come with this package.
+InceptionV3 as in the FID's reference weights of 2015-12-05. It differs from the usual one: 1008
+classes, average pools that do not count their padding, and a maximum instead of an average in the
+pool branch of the last block. Names are those of torchvision's and pytorch-fid's state dicts. The
+user provides the weights; none come with this package.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SIZE, FEATURES, CLASSES = 299, 2048, 1008
 
 # A convolution: name, output channels, kernel (h, w), stride. Padding keeps the size at stride 1.
 Conv = tuple[str, int, tuple[int, int], int]
-# What follows what in a branch; convolutions that stand side by side are concatenated.
+# A branch: its pool, then its stages; the parallel convolutions of a stage are concatenated.
 Branch = tuple[str, list[list[Conv]]]
 
 POOLS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -38,7 +38,7 @@ def _side_by_side(name: str, width: int) -> list[Conv]:
 
 
 def _block_a(pooled: int) -> list[Branch]:
-    """35 x 35 maps."""
+    """Returns the branches of a 35 x 35 block."""
     triple = [_conv("branch3x3dbl_1", 64), *(_conv(f"branch3x3dbl_{i}", 96, 3) for i in (2, 3))]
     return [
         ("", [_conv("branch1x1", 64)]),
@@ -49,7 +49,7 @@ def _block_a(pooled: int) -> list[Branch]:
 
 
 def _block_b() -> list[Branch]:
-    """35 x 35 to 17 x 17."""
+    """Returns the branches of the block that reduces 35 x 35 to 17 x 17."""
     triple = [_conv("branch3x3dbl_1", 64), _conv("branch3x3dbl_2", 96, 3)]
     return [
         ("", [_conv("branch3x3", 384, 3, stride=2)]),
@@ -59,7 +59,7 @@ def _block_b() -> list[Branch]:
 
 
 def _block_c(width: int) -> list[Branch]:
-    """17 x 17 maps; 7 x 7 convolutions in two parts."""
+    """Returns the branches of a 17 x 17 block, whose 7 x 7 convolutions are factorised."""
     single = [
         _conv("branch7x7_1", width), _conv("branch7x7_2", width, 1, 7),
         _conv("branch7x7_3", 192, 7, 1),
@@ -78,7 +78,7 @@ def _block_c(width: int) -> list[Branch]:
 
 
 def _block_d() -> list[Branch]:
-    """17 x 17 to 8 x 8."""
+    """Returns the branches of the block that reduces 17 x 17 to 8 x 8."""
     factored = [
         _conv("branch7x7x3_1", 192), _conv("branch7x7x3_2", 192, 1, 7),
         _conv("branch7x7x3_3", 192, 7, 1), _conv("branch7x7x3_4", 192, 3, stride=2),
@@ -91,7 +91,7 @@ def _block_d() -> list[Branch]:
 
 
 def _block_e(pool: str) -> list[Branch]:
-    """8 x 8 maps; 3 x 3 convolutions in two parts, side by side."""
+    """Returns the branches of an 8 x 8 block, with parallel 1 x 3 and 3 x 1 convolutions."""
     double = [_conv("branch3x3dbl_1", 448), _conv("branch3x3dbl_2", 384, 3)]
     return [
         ("", [_conv("branch1x1", 320)]),
@@ -126,7 +126,7 @@ class ConvNormReLU(nn.Module):
 
 
 class Mixed(nn.Module):
-    """Branches side by side; see MIXED."""
+    """Inception block: parallel branches, concatenated; see MIXED."""
 
     def __init__(self, c_in: int, branches: list[Branch]) -> None:
         super().__init__()
@@ -150,11 +150,11 @@ class Mixed(nn.Module):
 
 
 class FIDInception(nn.Module):
-    """Images (N, 3, H, W) in [0, 1] -> features (N, 2048) and logits (N, classes).
+    """Inception network: images (N, 3, H, W) in [0, 1] -> features (N, 2048), logits (N, classes).
 
-    They are resized to 299 x 299 (bilinear, corners not aligned, no anti-aliasing) and scaled to
-    [-1, 1], as pytorch-fid does it. Logits leave the classifier's bias out, as those of the
-    published inception scores do (Salimans et al. 2016).
+    Images are resized to 299 x 299 (bilinear, corners not aligned, no anti-aliasing) and scaled to
+    [-1, 1], as in pytorch-fid. Logits omit the classifier's bias, as in the published inception
+    scores (Salimans et al. 2016).
     """
 
     def __init__(self, classes: int = CLASSES) -> None:

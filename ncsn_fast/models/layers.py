@@ -1,7 +1,7 @@
 """Building blocks of the NCSN family: IN++, residual blocks, the parts of a RefineNet block.
 
-Attribute names are those of the published checkpoints' keys. Every block takes `level`: None, or
-the noise level of each sample (N,) int64 for the conditional networks of NCSN (2019).
+Attribute names match the keys of the published checkpoints. Every block takes `level`: the noise
+level index of each sample, (N,) int64, for the conditional networks of NCSN (2019), else None.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class InstanceNormPlus(nn.Module):
         self.conditional = n_levels > 0
 
     def parameters_at(self, level: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """(alpha, gamma, beta), each (C,), or (N, C) when conditional."""
+        """Returns (alpha, gamma, beta), each (C,), or (N, C) if conditional."""
         if not self.conditional:
             return self.alpha, self.gamma, self.beta
         gamma, alpha, beta = self.embed(level).chunk(3, dim=1)
@@ -50,7 +50,7 @@ class InstanceNormPlus(nn.Module):
 
 
 class VarianceNorm(nn.Module):
-    """x / sqrt(unbiased variance over H, W + 1e-5) * alpha: an ablation of published configs."""
+    """Variance norm of published ablations: alpha x / sqrt(unbiased variance over H, W + 1e-5)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 
 
 class Style:
-    """What a network's blocks share: activation, norm, conditioning and the pool of its CRPs.
+    """Settings shared by a network's blocks: activation, norm, conditioning and the CRP's pool.
 
     Args:
         act: a key of ACTIVATIONS.   norm: a key of NORMS.
@@ -96,7 +96,7 @@ class Style:
         return NORMS[self.norm_name](channels)
 
     def norm_act(self, norm: nn.Module, x: Tensor, level: Tensor | None) -> Tensor:
-        """act(norm(x)), in one fused op where it is IN++ with ELU."""
+        """Computes act(norm(x)), as one fused op for IN++ with ELU."""
         if isinstance(norm, InstanceNormPlus):
             if self.act_name == "elu":
                 return norm(x, level, elu=True)
@@ -104,13 +104,17 @@ class Style:
         return self.act(norm(x))
 
     def pool5(self, x: Tensor) -> Tensor:
-        """5x5 pool, stride 1, padding 2: average (zeros counted) when conditional, else maximum."""
+        """Applies the 5x5 pool, stride 1, padding 2.
+
+        Average with zeros counted if conditional, else maximum.
+        """
         if self.n_levels:
             return F.avg_pool2d(x, 5, stride=1, padding=2)
         return F.max_pool2d(x, 5, stride=1, padding=2)
 
 
 def conv3x3(cin: int, cout: int, *, bias: bool = True, dilation: int = 1) -> nn.Conv2d:
+    """Returns a 3x3 convolution that keeps the image size."""
     return nn.Conv2d(cin, cout, 3, padding=dilation, dilation=dilation, bias=bias)
 
 
@@ -126,7 +130,7 @@ class ConvMeanPool(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """norm, act, conv1, norm, act, conv2, plus a shortcut of the un-normalised input.
+    """Residual block: norm, act, conv1, norm, act, conv2, plus a shortcut of the raw input.
 
     `down` halves the resolution, or, with a dilation above 1, keeps it and dilates instead.
     """
@@ -159,7 +163,7 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualConvUnit(nn.Module):
-    """RCU: per block x + conv(act(conv(act(x)))), without bias; norms first when conditional."""
+    """RCU: per block x + conv(act(conv(act(x)))), without bias; norms first if conditional."""
 
     N_STAGES = 2
 
@@ -217,7 +221,7 @@ class ChainedResidualPool(nn.Module):
 
 
 class MultiScaleFusion(nn.Module):
-    """MSF: the sum of a 3x3 convolution of every input, each resized to the first's size.
+    """MSF: sums a 3x3 convolution of every input, each resized to the first's size.
 
     Resizing is bilinear with align_corners; conditional networks normalise before the convolution.
     """
@@ -242,7 +246,7 @@ class MultiScaleFusion(nn.Module):
 
 
 class RefineBlock(nn.Module):
-    """Each input through an RCU, fused by an MSF (if more than one), then CRP and an output RCU."""
+    """RefineNet block: an RCU per input, an MSF (for several inputs), a CRP, an output RCU."""
 
     def __init__(self, cins: list[int], cout: int, style: Style, *, end: bool = False) -> None:
         super().__init__()

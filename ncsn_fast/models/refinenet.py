@@ -1,7 +1,7 @@
 """All networks of NCSN (2019) and NCSNv2 (2020), built from one table of stages.
 
-The network maps data x in [0, 1] to f(x, level). For NCSNv2 f = sigma * score, so the division by
-sigma (Technique 3) is left to the caller; for NCSN f is the score itself (models/score.py).
+A network maps data x in [0, 1] to f(x, level). In NCSNv2 f = sigma * score, and the caller divides
+by sigma (Technique 3); in NCSN f is the score itself (models/score.py).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Refine:
-    """One RefineNet block: fuses stage `skip` with the block before it. `width` in units of ngf."""
+    """RefineNet block that fuses stage `skip` with the previous block; `width` in units of ngf."""
 
     name: str
     skip: str
@@ -34,7 +34,10 @@ class Refine:
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """Stages from fine to coarse, refine blocks as they run; conditional: norms see the level."""
+    """Stages from fine to coarse, and refine blocks in the order they run.
+
+    In a conditional architecture the norms depend on the level.
+    """
 
     stages: tuple[Stage, ...]
     refines: tuple[Refine, ...]
@@ -42,7 +45,7 @@ class Architecture:
 
     @property
     def size_multiple(self) -> int:
-        """Image height and width must be multiples of this: one factor 2 per halving stage."""
+        """Number that image height and width must be a multiple of: 2 per halving stage."""
         return 2 ** sum(stage.down and stage.dilation == 1 for stage in self.stages)
 
 
@@ -91,12 +94,12 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 class RefineNet(nn.Module):
-    """A network of the NCSN family.
+    """Network of the NCSN family.
 
     Args:
         arch: a key of ARCHITECTURES.
         channels: image channels.   ngf: width of the first stage.
-        n_levels: number of noise levels (used by the conditional networks' embeddings).
+        n_levels: number of noise levels (for the embeddings of conditional networks).
         act, norm: names in models/layers.py.
         scale_input: compute 2x - 1 first, for data in [0, 1]; off for `rescaled` or
             logit-transformed data.
@@ -148,8 +151,7 @@ class RefineNet(nn.Module):
                 [widths[refine.skip], *lower], refine.width * ngf, self.style, end=end
             )
             lower = [refine.width * ngf]
-        # Optimiser states index parameters in the published order, in which refine31 follows
-        # refine3.
+        # Optimiser states index parameters in the published order: refine31 after refine3.
         for name in sorted(blocks):
             self.add_module(name, blocks[name])
 
@@ -165,7 +167,7 @@ class RefineNet(nn.Module):
             )
 
     def forward(self, x: Tensor, level: Tensor | None = None) -> Tensor:
-        """f(x, level): shape of x. `level` (N,) int64 is used by the conditional networks only."""
+        """Computes f(x, level), shape of x; only conditional networks read `level` (N,) int64."""
         self.check_input(x)
         if self.arch.conditional and level is None:
             raise ValueError(

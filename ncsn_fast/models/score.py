@@ -1,4 +1,4 @@
-"""ScoreModel: a network, its noise ladder, and how it is conditioned on the noise level."""
+"""ScoreModel: a network, its noise levels, and its conditioning on the noise level."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from ncsn_fast.diffusion import schedule as ladders
 from ncsn_fast.models.refinenet import ARCHITECTURES, RefineNet
 from ncsn_fast.models.unet import TIME_ARCHS, Clock, TimeUNet
 
-# What the networks that are conditioned on time are made of: nothing to choose.
+# Time-conditioned networks have a fixed activation and norm.
 TIME_STYLE: dict[str, Any] = {"act": "swish", "norm": "GroupNorm", "scale_input": False}
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Everything that config.json holds: enough to rebuild the network and to sample from it.
+    """Content of config.json: everything needed to rebuild the network and to sample from it.
 
     epsilon is the Langevin step size in x + alpha s + sqrt(2 alpha) z with alpha_i = epsilon
-    sigma_i^2 / sigma_L^2 (the published `step_lr`); langevin_form "paper" halves alpha, as the
-    formula of the 2019 paper has it. Networks conditioned on time have sigma_min and sigma_max, the
-    ends of their sigma(t) (models/unet.py); their ladder serves the samplers that need one.
+    sigma_i^2 / sigma_L^2 (the published `step_lr`); langevin_form "paper" halves alpha, as in the
+    formula of the 2019 paper. Time-conditioned networks have sigma_min and sigma_max, the ends of
+    their sigma(t) (models/unet.py); their ladder is for samplers that need one.
     """
 
     arch: str = "ncsnv2"
@@ -74,12 +74,15 @@ class ModelConfig:
             )
 
     def clock(self) -> Clock:
-        """Noise level and time of a network that is conditioned on time."""
+        """Returns the mapping between time and noise level of a time-conditioned network."""
         return Clock(TIME_ARCHS[self.arch], self.sigma_min, self.sigma_max)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
-        """Config from JSON values; ValueError names unknown fields and fields of a wrong type."""
+        """Builds the config from JSON values.
+
+        Raises ValueError that names unknown fields and fields of a wrong type.
+        """
         fields = {field.name: field for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - set(fields))
         if unknown:
@@ -88,7 +91,7 @@ class ModelConfig:
         return cls(**kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Values for JSON; sigma_min and sigma_max where the network has them."""
+        """Returns values for JSON; includes sigma_min and sigma_max if the network has them."""
         values = {**dataclasses.asdict(self), "image_size": list(self.image_size)}
         if self.arch not in TIME_ARCHS:
             del values["sigma_min"], values["sigma_max"]
@@ -114,7 +117,10 @@ def _convert(name: str, kind: Any, value: Any) -> Any:
 
 
 def build_network(config: ModelConfig) -> RefineNet | TimeUNet:
-    """The network of a configuration, with fresh weights; ValueError if there is none such."""
+    """Builds the network of a config with random weights.
+
+    ValueError for an unknown architecture.
+    """
     if config.arch in TIME_ARCHS:
         return TimeUNet(TIME_ARCHS[config.arch], channels=config.channels, ngf=config.ngf)
     if config.arch not in ARCHITECTURES:
@@ -142,18 +148,19 @@ class ModelStorage(Protocol):
 
 
 class ScoreModel(nn.Module):
-    """score(x, sigma) = grad log p_sigma(x), for x = clean + sigma z.
+    """Score network: score(x, sigma) = grad log p_sigma(x), for x = clean + sigma z.
 
-    The raw network output f relates to the score by `score_factor`: score = score_factor(sigma) *
-    f. What the network sees of sigma is `condition(sigma)`:
+    `score_factor` converts the raw network output f: score = score_factor(sigma) * f. `condition`
+    converts sigma to the network's second input:
 
-    - "none" (NCSNv2): nothing; f = sigma * score, so any sigma > 0 is legal;
+    - "none" (NCSNv2): no second input; f = sigma * score, so any sigma > 0 is valid;
     - "level" (NCSN 2019): the nearest trained level (in log sigma); f is the score itself;
     - "time" (the tutorial's U-Net): the time t at which the noise is sigma; f = sigma * score.
 
     Attributes:
-        sigmas: (n_sigmas,) float32, the ladder.   clock: sigma of t, for "time"; else None.
-        storage: how models are written and read; checkpoints/model_folder.py sets it.
+        sigmas: (n_sigmas,) float32, descending.
+        clock: mapping between time and sigma, for "time"; else None.
+        storage: reader and writer of models; checkpoints/model_folder.py sets it.
     """
 
     storage: ClassVar[ModelStorage]
@@ -177,41 +184,43 @@ class ScoreModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> ScoreModel:
-        """Reads a model folder; CheckpointError if it is not one, or does not fit."""
+        """Reads a model folder; CheckpointError if it is invalid."""
         return cls.storage.load(Path(folder).expanduser())
 
     @property
     def conditional(self) -> bool:
-        """True where the network sees the index of a trained level, and knows no other."""
+        """Whether the network takes the index of a trained level, and so accepts no other level."""
         return self.conditioning == "level"
 
     @property
     def conditioning(self) -> Literal["none", "level", "time"]:
-        """What the network sees of the noise level."""
+        """Kind of the network's noise level input."""
         if isinstance(self.net, TimeUNet):
             return "time"
         return "level" if self.net.arch.conditional else "none"
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
+        """Shape (C, H, W) of one image."""
         return (self.config.channels, *self.config.image_size)
 
     @property
     def device(self) -> torch.device:
+        """Device of the noise levels and weights."""
         return self.sigmas.device
 
     def nearest_level(self, sigma: Tensor | float) -> Tensor:
-        """Index of the trained level nearest to sigma in log sigma; int64, shape of sigma."""
+        """Returns the index of the trained level nearest in log sigma; int64, shape of sigma."""
         device = sigma.device if isinstance(sigma, Tensor) else self.device
         sigma = torch.as_tensor(sigma, dtype=torch.float64, device=device)
         gaps = (sigma.log()[..., None] - self.sigmas.to(device).double().log()).abs()
         return gaps.argmin(dim=-1)
 
     def condition(self, sigma: Tensor | float) -> Tensor | None:
-        """What the network sees at noise level sigma, in the shape of sigma.
+        """Returns the network's second input at noise level sigma, in the shape of sigma.
 
-        int64 levels, float32 times, or None where it sees nothing; on the device of sigma, or of
-        the model for a number.
+        int64 levels, float32 times, or None for networks without one; on the device of sigma, or of
+        the model if sigma is a number.
         """
         if self.clock is not None:
             device = sigma.device if isinstance(sigma, Tensor) else self.device
@@ -219,13 +228,16 @@ class ScoreModel(nn.Module):
         return self.nearest_level(sigma) if self.conditional else None
 
     def score_factor(self, sigma: Tensor | float) -> Tensor | float:
-        """The factor from the raw network output f to the score at sigma."""
+        """Returns the factor from the raw network output f to the score at sigma."""
         if self.conditional:
             return torch.ones_like(sigma) if isinstance(sigma, Tensor) else 1.0
         return 1.0 / sigma
 
     def digest(self) -> str:
-        """SHA-256 of the configuration and all weights: equal for equal models, wherever stored."""
+        """Returns the SHA-256 of the configuration and all weights.
+
+        Equal models have equal digests.
+        """
         total = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
         for key, value in sorted(self.state_dict().items()):
             total.update(key.encode())
@@ -233,15 +245,15 @@ class ScoreModel(nn.Module):
         return total.hexdigest()
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Raw network output f for x (N, C, H, W).
+        """Computes the raw network output f for x (N, C, H, W).
 
-        `condition` (N,), of the kind that `condition` gives, is read by the networks that are
-        conditioned, and by no other.
+        Conditioned networks read `condition` (N,), as returned by the method `condition`; others
+        ignore it.
         """
         return self.net(x, None if self.conditioning == "none" else condition)
 
     def score_at(self, x: Tensor, level: Tensor | int) -> Tensor:
-        """Score at a trained level: an index in [0, n_sigmas), or one per sample (N,) int64."""
+        """Computes the score at a trained level: an index in [0, n_sigmas), or (N,) int64."""
         level = torch.as_tensor(level, dtype=torch.int64, device=x.device)
         if level.ndim > 1 or (level.ndim == 1 and len(level) != len(x)):
             raise ValueError(
@@ -253,18 +265,21 @@ class ScoreModel(nn.Module):
         return self(x, level) if self.conditional else self._divided(x, self.sigmas[level])
 
     def score(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """Score at noise level sigma > 0: a number, or one per sample (N,)."""
+        """Computes the score at noise level sigma > 0: a number, or one per sample (N,)."""
         sigma = each_sigma(sigma, x)
         if self.conditional:
             return self(x, self.nearest_level(sigma))
         return self._divided(x, sigma)
 
     def _divided(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """f / sigma for the networks whose output is sigma * score; sigma is (N,)."""
+        """Computes f / sigma, for networks with f = sigma * score; sigma is (N,)."""
         return self(x, self.condition(sigma)) / sigma[:, None, None, None]
 
     def score_at_time(self, x: Tensor, t: Tensor | float) -> Tensor:
-        """Score at time t in (0, 1], a number or one per sample (N,), of networks that see it."""
+        """Computes the score at time t in (0, 1]: a number, or one per sample (N,).
+
+        For time-conditioned networks only; others raise ValueError.
+        """
         if self.clock is None:
             raise ValueError(f"{self.config.arch} is not conditioned on time; use score(x, sigma)")
         t = torch.as_tensor(t, dtype=torch.float32, device=x.device).expand(len(x))
@@ -273,15 +288,15 @@ class ScoreModel(nn.Module):
         return self(x, t) / self.clock.std(t).to(x.dtype)[:, None, None, None]
 
     def denoise(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """Tweedie's formula: the posterior mean x + sigma^2 score(x, sigma)."""
+        """Computes the posterior mean x + sigma^2 score(x, sigma) (Tweedie's formula)."""
         sigma = each_sigma(sigma, x)
         return x + sigma.square()[:, None, None, None] * self.score(x, sigma)
 
 
 def each_sigma(sigma: Tensor | float, x: Tensor) -> Tensor:
-    """Noise levels (N,) float32 of x (N, ...), from one number or one per sample.
+    """Broadcasts sigma, a number or one per sample, to noise levels (N,) float32 for x (N, ...).
 
-    ValueError unless they are positive and finite.
+    Raises ValueError unless they are positive and finite.
     """
     sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device)
     if sigma.ndim > 1 or (sigma.ndim == 1 and len(sigma) != len(x)):

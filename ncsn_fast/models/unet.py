@@ -1,7 +1,7 @@
-"""The score-SDE tutorial's network: a U-Net that sees the time t, in both of its public versions.
+"""U-Net of the score-SDE tutorials, conditioned on the time t, in both public versions.
 
-Noise grows with t in (0, 1]: x(t) = x(0) + std(t) z. The raw output is f = std(t) * score, so the
-division by std(t), the tutorial's last step, is left to the caller (models/score.py).
+Noise grows with t in (0, 1]: x(t) = x(0) + std(t) z. The raw output is f = std(t) * score; the
+caller divides by std(t), the last step of the tutorial's network (models/score.py).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 @dataclasses.dataclass(frozen=True)
 class Version:
-    """In what the public versions differ.
+    """Differences between the public versions.
 
     Attributes:
         fourier_scale: standard deviation of the frequencies of the time's Fourier features.
-        linear: a linear layer follows the features.
+        linear: whether a linear layer follows the Fourier features.
         diffusion_is_sigma: dx = sigma(t) dw; else dx = g dw with g^2 = d sigma^2 / dt.
         sigma_min, sigma_max: the published sigma(t) = sigma_min (sigma_max / sigma_min)^t.
         t_min: training draws t uniformly from (t_min, 1).
@@ -44,10 +44,10 @@ TIME_ARCHS: dict[str, str] = {f"unet_{version}": version for version in VERSIONS
 
 
 class Clock:
-    """The noise level of every time, and the time of every noise level.
+    """Mapping between time t and noise level std(t), in both directions.
 
     With k = log(sigma_max / sigma_min):
-        std(t)^2 = sigma_min^2 (e^(2kt) - 1)            version a, which is sigma(t)^2 - sigma_min^2
+        std(t)^2 = sigma_min^2 (e^(2kt) - 1)            version a, equal to sigma(t)^2 - sigma_min^2
         std(t)^2 = sigma_min^2 (e^(2kt) - 1) / (2k)     version b, the integral of sigma(s)^2
     """
 
@@ -64,12 +64,14 @@ class Clock:
         self.t_min = VERSIONS[version].t_min
 
     def std(self, t: Tensor | float) -> Tensor:
-        """Standard deviation of the noise at times t; shape of t, float64."""
+        """Computes the standard deviation of the noise at times t; shape of t, float64."""
         t = torch.as_tensor(t, dtype=torch.float64)
         return self.scale * torch.expm1(self.rate * t).sqrt()
 
     def time(self, std: Tensor | float) -> Tensor:
-        """The time in [0, 1] at which the noise has this standard deviation; float64.
+        """Computes the time in [0, 1] at which the noise has this standard deviation; float64.
+
+        Above std(1) it returns 1, the last time the network was trained on.
 
         1, the last that a network knows, above std(1).
         """
@@ -78,20 +80,20 @@ class Clock:
 
 
 class FourierFeatures(nn.Module):
-    """[sin 2 pi t W, cos 2 pi t W] (N, 2 width), with fixed random frequencies W (width,)."""
+    """Features [sin 2 pi t W, cos 2 pi t W] (N, 2 width), fixed random frequencies W (width,)."""
 
     def __init__(self, width: int, scale: float) -> None:
         super().__init__()
         self.W = nn.Parameter(torch.randn(width) * scale, requires_grad=False)
 
     def forward(self, t: Tensor) -> Tensor:
-        # A phase reaches hundreds of radians: float32 always, and in the published order.
+        # Phases reach hundreds of radians: always float32, in the published order of operations.
         phase = t.float()[:, None] * self.W.float() * 2 * math.pi
         return torch.cat((phase.sin(), phase.cos()), dim=1)
 
 
 class Dense(nn.Module):
-    """A linear layer of the time's embedding, as a bias of feature maps: (N, cout, 1, 1)."""
+    """Linear layer from the time embedding to a bias of feature maps: (N, cout, 1, 1)."""
 
     def __init__(self, cin: int, cout: int) -> None:
         super().__init__()
@@ -103,10 +105,10 @@ class Dense(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """swish(norm(convolution(x) + dense(time))): 3x3, without padding and bias.
+    """Stage of the U-Net: swish(norm(convolution(x) + dense(time))), 3x3, without padding and bias.
 
-    Widths are in units of ngf; `skip` is that of the encoder's maps that the input ends with; `up`
-    is a transposed convolution; a group norm has at most `groups` groups.
+    Widths are in units of ngf. `skip` is the width of the encoder maps concatenated at the end of
+    the input; `up` is a transposed convolution; a group norm has at most `groups` groups.
     """
 
     conv: str
@@ -135,7 +137,7 @@ DECODER = (
 
 
 def check_size(height: int, width: int) -> None:
-    """ValueError unless the decoder's maps have the sizes of the encoder's."""
+    """Raises ValueError unless the decoder's maps have the same sizes as the encoder's."""
     if min(height, width) < 28 or height % 8 != 4 or width % 8 != 4:
         raise ValueError(
             f"this network takes images whose height and width are 28, 36, 44, ... (4 more than a "
@@ -144,15 +146,15 @@ def check_size(height: int, width: int) -> None:
 
 
 class TimeUNet(nn.Module):
-    """The tutorial's U-Net; attribute names are those of its checkpoints' keys.
+    """U-Net of the tutorials; attribute names match the keys of their checkpoints.
 
     Args:
         version: a key of VERSIONS.
         channels: image channels.
-        ngf: width of the first stage, published 32; the time's embedding has 8 ngf numbers.
+        ngf: width of the first stage, 32 as published; the time embedding has width 8 ngf.
     """
 
-    scale_input = False  # data in [0, 1] go in as they are
+    scale_input = False  # takes data in [0, 1] unscaled
 
     def __init__(self, version: str, *, channels: int = 1, ngf: int = 32) -> None:
         super().__init__()
@@ -179,7 +181,7 @@ class TimeUNet(nn.Module):
         check_size(x.shape[2], x.shape[3])
 
     def forward(self, x: Tensor, t: Tensor | None = None) -> Tensor:
-        """f(x, t) = std(t) * score: shape of x. `t` (N,) float, in (0, 1]."""
+        """Computes f(x, t) = std(t) * score, shape of x, for `t` (N,) float in (0, 1]."""
         self.check_input(x)
         if t is None:
             raise ValueError(

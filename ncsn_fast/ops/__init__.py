@@ -1,4 +1,4 @@
-"""The fused operations: normalisation, sampler updates, counter-based noise, and their backends."""
+"""Fused operations: normalisation, sampler updates, counter-based noise, and their backends."""
 
 from ncsn_fast.ops.backends import available, backend, isa
 from ncsn_fast.ops.library import (

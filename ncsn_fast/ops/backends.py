@@ -1,8 +1,8 @@
-"""Which kernels the ops run: the backend asked for, and what this machine has.
+"""Choice of the kernels that run the ops: the requested backend, and what this machine supports.
 
-CUDA tensors have two families of kernels: "triton" (`ncsn_fast.kernels`) and "cuda", those of the
-extension (`ncsn_fast.ops.native`). A family that was asked for and cannot run raises RuntimeError;
-where the choice was left open the other one runs instead, and the log says so once.
+CUDA tensors have two families of kernels: "triton" (`ncsn_fast.kernels`) and "cuda" (the compiled
+extension, `ncsn_fast.ops.native`). If the caller requests a family that cannot run, the op raises
+RuntimeError; if the choice is left open, the other family runs and a warning is logged once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ncsn_fast.ops.extension import _C
 from ncsn_fast.ops.extension import forced_isa as forced_isa
 
 BACKENDS = ("kernels", "reference", "triton", "cuda")
-DEFAULT_FAMILY = "triton"  # of norms: until a committed benchmark on a GPU says otherwise
+DEFAULT_FAMILY = "triton"  # for norms, until a committed GPU benchmark shows "cuda" is faster
 backend_name: ContextVar[str] = ContextVar("ncsn_fast_backend", default="kernels")
 
 _ISA_LEVELS = {"scalar": 0, "avx2": 1, "avx512": 2}
@@ -28,10 +28,10 @@ _logger = logging.getLogger("ncsn_fast")
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Runs the ops of the block on "kernels" (the default) or "reference" (plain PyTorch).
+    """Runs the ops of the `with` block on "kernels" (the default) or "reference" (plain PyTorch).
 
-    "triton" and "cuda" are "kernels" of that family alone for CUDA tensors; where it cannot run,
-    ops raise RuntimeError. CPU tensors have one family.
+    "triton" and "cuda" select one family of kernels for CUDA tensors; if that family cannot run,
+    the ops raise RuntimeError. CPU tensors have only one family.
     """
     if name not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {name!r}")
@@ -44,7 +44,7 @@ def backend(name: str) -> Iterator[None]:
 
 @contextmanager
 def isa(level: str) -> Iterator[None]:
-    """Forces the CPU kernels of the block to "scalar", "avx2" or "avx512"."""
+    """Forces the CPU kernels inside the `with` block to "scalar", "avx2" or "avx512"."""
     usable = _C.isa_levels()
     if level not in usable:
         raise ValueError(f"the levels of this machine are {', '.join(usable)}; got {level!r}")
@@ -56,9 +56,9 @@ def isa(level: str) -> Iterator[None]:
 
 
 def available() -> dict[str, Any]:
-    """How the extension was built, and what this machine offers it.
+    """Returns how the extension was built and what this machine supports.
 
-    Built: `version`, `compiler`, `isa_levels`, `cuda_*`. Here: `isa_usable`, `isa_default`,
+    Build: `version`, `compiler`, `isa_levels`, `cuda_*`. Machine: `isa_usable`, `isa_default`,
     `cuda_devices`.
     """
     return {
@@ -71,7 +71,7 @@ def available() -> dict[str, Any]:
 
 @functools.cache
 def missing(family: str) -> str:
-    """What a family lacks here and how to get it; empty if it can run."""
+    """Returns why a kernel family cannot run and how to install it; "" if it can run."""
     if family == "triton":
         found = importlib.util.find_spec("triton") is not None
         return "" if found else "Triton is not installed: pip install triton (Linux)"
@@ -85,12 +85,12 @@ def missing(family: str) -> str:
 
 @functools.cache
 def _warn(text: str) -> None:
-    """Once per text and process."""
+    """Logs a warning, once per text and process."""
     _logger.warning(text)
 
 
 def family(default: str) -> str:
-    """The family that runs an op: the one asked for, else `default`, else the other one."""
+    """Returns the family that runs an op: the requested one, else `default`, else the other."""
     asked = backend_name.get()
     if asked in ("triton", "cuda"):
         if missing(asked):
@@ -109,7 +109,10 @@ def family(default: str) -> str:
 
 
 def has_triton(what: str) -> bool:
-    """Whether Triton runs what no other family has; a warning, or RuntimeError if asked for."""
+    """Returns whether Triton can run an op that no other family implements; warns if it cannot.
+
+    Raises RuntimeError instead if the caller requested Triton.
+    """
     if backend_name.get() == "triton":
         return family("triton") == "triton"
     if missing("triton"):

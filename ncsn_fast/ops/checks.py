@@ -1,4 +1,7 @@
-"""What the fused ops accept; every refusal says what was expected, what came and how to mend it."""
+"""Argument checks of the fused ops.
+
+Every error names the expected value, the value received and the remedy.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ CUDA_DTYPES = (*KERNEL_DTYPES, torch.float16)
 
 
 class UpdateArguments(NamedTuple):
-    """The arguments of `sampler_update_`, in the order of its schema."""
+    """Arguments of `sampler_update_`, in the order of its schema."""
 
     x: Tensor
     f: Tensor
@@ -36,16 +39,20 @@ class UpdateArguments(NamedTuple):
 
 
 def on_gpu(x: Tensor) -> bool:
-    """Whether the CUDA side runs x's ops; tests send CPU tensors there, to interpreted kernels."""
+    """Returns whether x's ops run on the CUDA backend.
+
+    Tests override it to send CPU tensors to kernels that run under Triton's interpreter.
+    """
     return x.is_cuda
 
 
 def is_dense(x: Tensor) -> bool:
+    """Returns whether x is contiguous or channels-last."""
     return x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
-    """Channels-last where x is and is not contiguous as well; else contiguous."""
+    """Returns channels_last if x has that format and is not also contiguous."""
     if not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
         return torch.channels_last
     return torch.contiguous_format
@@ -66,7 +73,7 @@ def _expect_device(like: Tensor, **tensors: Tensor | None) -> None:
 
 
 def check_norm(x: Tensor, alpha: Tensor, gamma: Tensor, beta: Tensor) -> None:
-    """Raises ValueError or TypeError unless `instance_norm_plus` takes these."""
+    """Raises ValueError or TypeError unless `instance_norm_plus` accepts these arguments."""
     shape, device = x.shape, x.device
     if len(shape) != 4:
         raise ValueError(f"x must have shape (N, C, H, W); got {tuple(shape)}")
@@ -102,13 +109,16 @@ def check_norm_out(x: Tensor, out: Tensor) -> None:
 
 
 def _same_layout(x: Tensor, out: Tensor) -> bool:
-    """Whether both are contiguous, or both channels-last (one channel or one pixel may be both)."""
+    """Returns whether both tensors are contiguous or both are channels-last.
+
+    A map with one channel or one pixel can be both at once.
+    """
     formats = (torch.contiguous_format, torch.channels_last)
     return any(all(t.is_contiguous(memory_format=f) for t in (x, out)) for f in formats)
 
 
 def check_update(u: UpdateArguments) -> None:
-    """Raises ValueError or TypeError unless `sampler_update_` takes these."""
+    """Raises ValueError or TypeError unless `sampler_update_` accepts these arguments."""
     x, f, h = u.x, u.f, u.h
     if x.ndim != 4 or not x.is_contiguous():
         raise ValueError(
@@ -162,9 +172,9 @@ def _check_extras(u: UpdateArguments) -> None:
 
 
 def is_unobserved(*tensors: Tensor) -> bool:
-    """Whether no compiler, dispatch mode or derivative needs to see the op.
+    """Returns whether no compiler, dispatch mode or derivative needs to see the op.
 
-    Such a call goes straight to its kernel: the dispatcher's Python path costs 25 us or more.
+    Such a call skips the dispatcher, whose Python path costs 25 us or more.
     """
     return not (
         torch.compiler.is_compiling()
@@ -176,7 +186,7 @@ def is_unobserved(*tensors: Tensor) -> bool:
 
 
 def in_transform() -> bool:
-    """Whether a torch.func transform is at work, whose tensors have no memory to point at."""
+    """Returns whether a torch.func transform is active; its tensors have no data pointer."""
     if torch.compiler.is_compiling():
         return False
     return torch._C._functorch.peek_interpreter_stack() is not None

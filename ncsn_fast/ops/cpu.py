@@ -1,14 +1,15 @@
-"""What an engine on the CPU runs: C++ kernels into given buffers, 3x3 convolutions among them.
+"""C++ kernels of the CPU engine, which write into preallocated buffers.
 
-Each `NAME_out` is specified by `reference.NAME`. Here there is no dispatcher and no autograd:
+Each `NAME_out` is specified by `reference.NAME`. Calls bypass the dispatcher and autograd:
 
 - Tensors are (N, C, H, W) on the CPU, float32 or bfloat16, all of one dtype and channels-last
   (`elu_out` and `add_elu_out`: all contiguous, or all channels-last). Arithmetic is float32.
-- Nothing is allocated. An output is all of an input's memory where that is allowed, or none of it.
-- Bits depend neither on the level (`ops.isa`), nor on threads, nor on the other samples.
+- Nothing is allocated. Outputs do not overlap inputs; an op that may run in place also accepts an
+  output that is exactly an input's memory.
+- Results are bit-identical for every instruction set (`ops.isa`), thread count and batch.
 - Anything else raises TypeError or ValueError.
 
-Together with `ops.instance_norm_plus_out`, which has its own rules.
+The CPU engine also uses `ops.instance_norm_plus_out`, which documents its own rules.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ncsn_fast.ops.extension import _C, forced_isa
 
 
 def elu_out(x: Tensor, out: Tensor) -> Tensor:
-    """out = elu(x); out may be x."""
+    """Writes out = elu(x); out may be x."""
     _check_flat(x=x, out=out)
     _check_outputs({"x": x}, {"out": out}, in_place=True)
     _C.add_elu(x.data_ptr(), 0, 0, out.data_ptr(), x.numel(), _is_bfloat16(x), forced_isa.get())
@@ -34,7 +35,7 @@ def elu_out(x: Tensor, out: Tensor) -> Tensor:
 def add_elu_out(
     a: Tensor, b: Tensor, *, total: Tensor | None = None, out: Tensor | None = None
 ) -> None:
-    """total = a + b and out = elu(a + b), one or both; each may be a or b."""
+    """Writes total = a + b, out = elu(a + b), or both; each may be a or b."""
     outputs = {k: t for k, t in (("total", total), ("out", out)) if t is not None}
     if not outputs:
         raise ValueError("add_elu_out writes total, out or both; neither was given")
@@ -47,7 +48,7 @@ def add_elu_out(
 
 
 def max_pool5_out(x: Tensor, out: Tensor) -> Tensor:
-    """out = 5x5 maximum, stride 1, padding 2."""
+    """Writes the 5x5 maximum of x, stride 1, padding 2, to out."""
     _check_maps(x.shape, x=x, out=out)
     _check_outputs({"x": x}, {"out": out})
     _C.max_pool5(x.data_ptr(), out.data_ptr(), _nhwc(x), _is_bfloat16(x), forced_isa.get())
@@ -55,7 +56,7 @@ def max_pool5_out(x: Tensor, out: Tensor) -> Tensor:
 
 
 def avg_pool5_out(x: Tensor, out: Tensor) -> Tensor:
-    """out = 5x5 average, stride 1, padding 2, zeros counted."""
+    """Writes the 5x5 average of x, stride 1, zero padding 2 (zeros counted), to out."""
     _check_maps(x.shape, x=x, out=out)
     _check_outputs({"x": x}, {"out": out})
     _C.avg_pool5(x.data_ptr(), out.data_ptr(), _nhwc(x), _is_bfloat16(x), forced_isa.get())
@@ -63,7 +64,10 @@ def avg_pool5_out(x: Tensor, out: Tensor) -> Tensor:
 
 
 def mean_pool2_out(a: Tensor, out: Tensor, *, b: Tensor | None = None) -> Tensor:
-    """out = mean of each 2x2 square of a, or of a + b; height and width are even."""
+    """Writes the mean of each 2x2 square of a, or of a + b, to out.
+
+    Height and width must be even.
+    """
     inputs = {"a": a} if b is None else {"a": a, "b": b}
     _check_maps(a.shape, **inputs)
     n, c, height, width = a.shape
@@ -78,7 +82,7 @@ def mean_pool2_out(a: Tensor, out: Tensor, *, b: Tensor | None = None) -> Tensor
 
 
 def resize_add_out(x: Tensor, out: Tensor, *, a: Tensor | None = None) -> Tensor:
-    """out = a + x resized to out's size, or the resized x alone; out may be a."""
+    """Writes a + resize(x), or resize(x) alone, at the size of out; out may be a."""
     _check_maps(x.shape, x=x)
     if out.ndim != 4 or out.shape[:2] != x.shape[:2]:
         raise ValueError(
@@ -101,7 +105,7 @@ def resize_add_out(x: Tensor, out: Tensor, *, a: Tensor | None = None) -> Tensor
 
 
 class WinogradWeights(NamedTuple):
-    """Weights of a 3x3 convolution, transformed for `winograd_conv_out` by `winograd_pack`."""
+    """3x3 weights transformed by `winograd_pack` for `winograd_conv_out`."""
 
     values: Tensor  # int16 for bfloat16 maps, else float32
     scales: Tensor | None  # float32, for bfloat16 maps
@@ -110,14 +114,17 @@ class WinogradWeights(NamedTuple):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the maps these weights are for."""
+        """Dtype of the maps that these weights apply to."""
         return torch.float32 if self.scales is None else torch.bfloat16
 
 
 def winograd_pack(weight: Tensor, dtype: torch.dtype) -> WinogradWeights:
-    """Transforms (O, I, 3, 3) weights, float32 or bfloat16, for maps of `dtype`: 4 times the size.
+    """Transforms 3x3 convolution weights for maps of `dtype`.
 
-    For bfloat16 maps they become 16-bit integers, which are finer than bfloat16: give float32.
+    Weights are (O, I, 3, 3), float32 or bfloat16; the result takes 4 times the memory.
+
+    For bfloat16 maps the result is 16-bit integers, which are more precise than bfloat16: pass
+    float32 weights.
     """
     if weight.ndim != 4 or weight.shape[2:] != (3, 3) or weight.numel() == 0:
         raise ValueError(f"weight must have shape (O, I, 3, 3); got {tuple(weight.shape)}")
@@ -140,10 +147,11 @@ def winograd_pack(weight: Tensor, dtype: torch.dtype) -> WinogradWeights:
 def winograd_pays(
     in_channels: int, out_channels: int, height: int, width: int, dilation: int
 ) -> bool:
-    """Whether `winograd_conv_out` is faster than a direct convolution of these sizes.
+    """Returns whether `winograd_conv_out` is faster than a direct convolution of these sizes.
 
-    It is not where less than half of its tiles' pixels lie in the map (8x8 maps at dilation 4: 0.4
-    of the speed), nor with few channels.
+    It is slower if less than half of the pixels of its tiles lie inside the map (8x8 maps at
+    dilation
+    4: 0.4 of the speed), or if there are few channels.
     """
 
     def tiled(size: int) -> int:
@@ -163,16 +171,18 @@ def winograd_conv_out(
     dilation: int = 1,
     accumulate: bool = False,
 ) -> Tensor:
-    """out = 3x3 convolution of x, stride 1, padding = dilation; out += it if `accumulate`.
+    """Writes the 3x3 convolution of x, stride 1, padding = dilation, to out.
 
-    An infinity, a NaN or a value above 1e37 in x makes all outputs of the 4x4 tiles that it reaches
+    With `accumulate`, adds it to out instead.
+
+    If x holds an infinity, a NaN or a value above 1e37, every 4x4 output tile that it reaches is
     NaN.
 
     Args:
         x: (N, I, H, W).
         weights: from `winograd_pack` for x's dtype.
         bias: float32 (O,), or None.
-        out: (N, O, H, W), no part of x.
+        out: (N, O, H, W); must not overlap x.
     """
     _check_maps(x.shape, x=x)
     n, channels, height, width = x.shape
@@ -222,7 +232,7 @@ def _check_types(dtype: torch.dtype, tensors: dict[str, Tensor]) -> None:
 
 
 def _check_flat(**tensors: Tensor) -> None:
-    """Raises unless the tensors have one shape, one dtype and one dense layout."""
+    """Raises unless the tensors share one shape, one dtype and one dense layout."""
     first = next(iter(tensors.values()))
     _check_types(first.dtype, tensors)
     if any(t.shape != first.shape for t in tensors.values()):
@@ -237,7 +247,7 @@ def _check_flat(**tensors: Tensor) -> None:
 def _check_maps(
     shape: Sequence[int], dtype: torch.dtype | None = None, /, **tensors: Tensor
 ) -> None:
-    """Raises unless the tensors are channels-last maps of this shape, and of one dtype."""
+    """Raises unless the tensors are channels-last, of this shape and of one dtype."""
     _check_types(dtype or next(iter(tensors.values())).dtype, tensors)
     for name, tensor in tensors.items():
         if tensor.shape != shape or len(shape) != 4:
@@ -253,7 +263,7 @@ def _check_maps(
 def _check_outputs(
     inputs: dict[str, Tensor], outputs: dict[str, Tensor], *, in_place: bool = False
 ) -> None:
-    """Raises where an output shares memory with an input (other than all of it, if in place)."""
+    """Raises if an output overlaps an input (in place: unless it is exactly that input)."""
     rest = list(outputs.items())
     for i, (name, output) in enumerate(rest):
         for other, tensor in (*inputs.items(), *rest[:i]):

@@ -1,7 +1,7 @@
-"""The ops of CUDA tensors: arguments brought to the family of kernels that runs (`ops.backends`).
+"""Ops on CUDA tensors: converts arguments for the selected kernel family (`ops.backends`).
 
-Norms have both families; only Triton has their gradient and the noise, whichever is chosen for the
-rest. Checks of arguments come before (`ops.checks`).
+Both families implement norms and sampler updates; only Triton implements the norm's gradient and
+the noise, whichever family is selected. Arguments have already been checked (`ops.checks`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from ncsn_fast.ops.checks import CUDA_DTYPES, UpdateArguments, is_dense, memory_
 def instance_norm_plus(
     x: Tensor, alpha: Tensor, gamma: Tensor, beta: Tensor, elu: bool, eps: float
 ) -> Tensor:
-    """In x's memory format: kernels take channels-last maps, others are copied there and back."""
+    """Runs the norm and returns a tensor in x's memory format.
+
+    The kernels take channels-last maps; other formats are copied there and back.
+    """
     if family(DEFAULT_FAMILY) == "triton":
         from ncsn_fast.kernels.instance_norm_plus import instance_norm_plus as launch
     else:
@@ -32,12 +35,15 @@ def instance_norm_plus(
 def instance_norm_plus_backward(
     grad: Tensor, x: Tensor, alpha: Tensor, gamma: Tensor, beta: Tensor, elu: bool, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Triton's gradients, that of x in x's memory format. Not itself differentiable."""
+    """Computes the norm's gradients by Triton; that of x has x's memory format.
+
+    Not itself differentiable.
+    """
     from ncsn_fast.kernels.instance_norm_plus_backward import instance_norm_plus_backward as launch
 
     maps = (t.contiguous(memory_format=torch.channels_last) for t in (grad, x))
     grad_x, *rest = launch(*maps, alpha, gamma, beta, elu=elu, eps=eps)
-    # The launcher's are rows of one tensor; outputs of an op may not share memory.
+    # The launcher returns rows of one tensor; outputs of an op may not share memory.
     d_alpha, d_gamma, d_beta = (gradient.clone() for gradient in rest)
     return grad_x.contiguous(memory_format=memory_format(x)), d_alpha, d_gamma, d_beta
 
@@ -45,7 +51,7 @@ def instance_norm_plus_backward(
 def fill(
     kind: str, seed: int, samples: Tensor, stream: int, step: int, shape: Sequence[int]
 ) -> Tensor:
-    """Noise (B, *shape); `kind` is "uniform" or "normal". Reads the samples' range back."""
+    """Returns noise (B, *shape), `kind` "uniform" or "normal"; synchronises to check `samples`."""
     if not has_triton("noise"):
         plain: Tensor = getattr(noise, kind)(seed, samples, stream, step, tuple(shape))
         return plain
@@ -64,7 +70,10 @@ def fill(
 
 
 def sampler_update(u: UpdateArguments) -> None:
-    """In place on x and h; by the extension, unless Triton was asked for or is all there is."""
+    """Updates x and h in place.
+
+    Uses the extension, unless Triton was requested or is the only family available.
+    """
     if family("cuda") == "cuda":
         extension.sampler_update(u, extension.forced_isa.get())
         return

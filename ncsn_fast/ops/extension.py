@@ -1,4 +1,7 @@
-"""Calls of the compiled extension: tensors in, addresses out. Checks come before (`ops.checks`)."""
+"""Calls into the compiled extension, which takes addresses in place of tensors.
+
+Arguments have already been checked (`ops.checks`).
+"""
 
 from __future__ import annotations
 
@@ -20,14 +23,14 @@ except ImportError as error:
         "`pip install .` (in a checkout: `pip install -e .`), which needs a C++20 compiler."
     ) from error
 
-# The level of the CPU kernels that `ops.isa` forces; -1 is the best of this machine.
+# Instruction set forced by `ops.isa`; -1 selects the best one of this machine.
 forced_isa: ContextVar[int] = ContextVar("ncsn_fast_isa", default=-1)
 
 
 def instance_norm_plus(
     x: Tensor, parameters: Sequence[Tensor], out: Tensor, elu: bool, eps: float, isa: int
 ) -> None:
-    """The CPU kernel; x and out are dense and of one layout."""
+    """Runs the CPU kernel; x and out are dense and share one layout."""
     per_sample = any(p.ndim == 2 for p in parameters)
     n, c, height, width = x.shape
     alpha, gamma, beta = (_parameter_rows(p, n, per_sample) for p in parameters)
@@ -59,12 +62,12 @@ def _parameter_rows(parameter: Tensor, n: int, per_sample: bool) -> Tensor:
 
 
 def sampler_update(u: UpdateArguments, isa: int) -> None:
-    """The kernel of x's device, in place on x and h."""
+    """Runs the kernel for x's device, in place on x and h."""
     f = u.f if u.f.dtype in KERNEL_DTYPES else u.f.float()
     f_channels_last = not f.is_contiguous() and f.is_contiguous(memory_format=torch.channels_last)
     f = f if f_channels_last else f.contiguous()
     weights, known = (None if t is None else t.float() for t in (u.noise_weights, u.known))
-    # Bound to a list, so that copies made here live until the kernel has read them.
+    # The list keeps copies made here alive until the kernel has read them.
     held = [None if t is None else t.contiguous() for t in (u.samples, weights, u.mask, known)]
     samples_at, weights_at, mask_at, known_at = map(_address, held)
     batch, channels, height, width = u.x.shape
@@ -80,7 +83,7 @@ def sampler_update(u: UpdateArguments, isa: int) -> None:
 
 
 def _update_kernel(x: Tensor, isa: int) -> tuple[Any, int]:
-    """The kernel for x's device, and its last argument: a level on the CPU, a stream on CUDA."""
+    """Returns the kernel for x's device and its last argument: isa (CPU) or stream (CUDA)."""
     if x.is_cpu:
         return _C.sampler_update, isa
     if not hasattr(_C, "sampler_update_cuda"):
@@ -98,7 +101,7 @@ def _address(x: Tensor | None) -> int:
 def noise(
     kind: str, seed: int, samples: Tensor, stream: int, step: int, shape: Sequence[int], isa: int
 ) -> Tensor:
-    """CPU noise; `kind` is "uniform" or "normal"."""
+    """Returns CPU noise (B, *shape); `kind` is "uniform" or "normal"."""
     samples = samples.to(torch.int64).contiguous()
     out = torch.empty((len(samples), *shape), dtype=torch.float32)
     fill = getattr(_C, kind)
@@ -109,7 +112,7 @@ def noise(
 
 
 def words(seed: int, samples: Tensor, stream: int, step: int, numel: int, isa: int = -1) -> Tensor:
-    """Words of the noise contract as `noise.words` gives them; for tests."""
+    """Returns the Philox words of `noise.words`, computed by the C++ kernel; for tests."""
     samples = samples.to(torch.int64).contiguous()
     out = torch.empty((len(samples), (numel + 3) // 4, 4), dtype=torch.int32)
     _C.philox_words(

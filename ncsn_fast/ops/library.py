@@ -1,15 +1,16 @@
-"""The fused ops: schemas, fake and autograd rules, and the choice of backend.
+"""Fused ops: schemas, fake and autograd rules, and dispatch to a backend.
 
-Each op is specified by the function of its name in `ncsn_fast.ops.reference`. CPU tensors run the
-C++ kernels of `ncsn_fast._C`, CUDA tensors Triton's or the extension's (`ops.cuda`). Rules for
-all:
+Each op is specified by the function of the same name in `ncsn_fast.ops.reference`. CPU tensors run
+the C++ kernels of `ncsn_fast._C`; CUDA tensors run Triton kernels or the extension (`ops.cuda`).
+Common rules:
 
 - float64 always runs the reference: there is no fused float64 kernel.
 - Kernels read contiguous and channels-last tensors; other memory formats are copied first.
 - Any other dtype, shape or device raises TypeError or ValueError; nothing falls back in silence.
 - Inside torch.func transforms (vmap, grad, jacrev) the reference runs; kernels cannot be batched.
-- `with backend("reference")` sends everything to the reference, "triton" or "cuda" CUDA tensors to
-  one family; `with isa("avx2")` forces a level of the CPU kernels. All levels give the same bits.
+- `with backend("reference")` sends everything to the reference; "triton" and "cuda" select one
+  kernel family for CUDA tensors. `with isa("avx2")` forces an instruction set of the CPU kernels;
+  all of them give the same bits.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ from ncsn_fast.ops.checks import (
 def instance_norm_plus(
     x: Tensor, alpha: Tensor, gamma: Tensor, beta: Tensor, *, elu: bool = False, eps: float = 1e-5
 ) -> Tensor:
-    """Instance normalisation++ with an optional ELU; see `reference.instance_norm_plus`.
+    """Applies instance normalisation++ and optionally ELU; see `reference.instance_norm_plus`.
 
-    x is float32, bfloat16, float64, or on CUDA float16; parameters are used in float32 (float64
-    with such an x). Differentiable any number of times.
+    x is float32, bfloat16, float64, or float16 (CUDA only). Parameters are used in float32, or in
+    float64 if x is float64. Differentiable any number of times.
     """
     if in_transform():
         return reference.instance_norm_plus(x, alpha, gamma, beta, elu=elu, eps=eps)
@@ -61,10 +62,10 @@ def instance_norm_plus_out(
     elu: bool = False,
     eps: float = 1e-5,
 ) -> Tensor:
-    """The CPU kernel into a given buffer: no dispatcher, no autograd. For engines.
+    """Applies the CPU kernel into a given buffer, without dispatcher or autograd; for engines.
 
-    x and out are float32 or bfloat16, each its own, of one layout (contiguous or channels-last).
-    out may be x. Returns out.
+    x and out are each float32 or bfloat16 and share one layout (contiguous or channels-last). out
+    may be x. Returns out.
     """
     check_norm(x, alpha, gamma, beta)
     check_norm_out(x, out)
@@ -91,14 +92,14 @@ def sampler_update_(
     shift: float = -1.0,
     nonfinite: Tensor | None = None,
 ) -> None:
-    """`reference.sampler_update` in place on x and h, which are contiguous. Not differentiable.
+    """Applies `reference.sampler_update` in place on contiguous x and h; not differentiable.
 
     Args:
-        f: any floating-point dtype; float32 and bfloat16 are read as they are.
+        f: any floating-point dtype; float32 and bfloat16 are read without a copy.
         net_input: receives scale * x' + shift, the network's next input; shape of x, float32 or
             bfloat16, contiguous or channels-last.
-        nonfinite: (B,) int32, set to 1 where a sample's new state holds a NaN or an infinity and
-            left alone elsewhere.
+        nonfinite: (B,) int32; set to 1 for each sample whose new state holds a NaN or an infinity,
+            otherwise unchanged.
     """
     torch.ops.ncsn_fast.sampler_update_.default(
         x, f, h, coefficients, seed, samples, step, noise_weights, mask, known, c_ref, ref_step,
@@ -109,7 +110,10 @@ def sampler_update_(
 def sampler_update(
     x: Tensor, f: Tensor, h: Tensor | None, coefficients: Sequence[float], **options: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """`sampler_update_` on copies: the new state and history, contiguous. Same options."""
+    """Applies `sampler_update_` to copies and returns the new state and history, contiguous.
+
+    Takes the same options.
+    """
     x_new = x.detach().clone(memory_format=torch.contiguous_format)
     h_new = None if h is None else h.detach().clone(memory_format=torch.contiguous_format)
     sampler_update_(x_new, f.detach(), h_new, coefficients, **options)
@@ -117,12 +121,12 @@ def sampler_update(
 
 
 def uniform(seed: int, samples: Tensor, stream: int, step: int, shape: Sequence[int]) -> Tensor:
-    """Uniforms in [0, 1), float32 (B, *shape); see `noise.uniform`."""
+    """Returns uniforms in [0, 1), float32 (B, *shape); see `noise.uniform`."""
     return torch.ops.ncsn_fast.uniform.default(seed, samples, stream, step, shape)
 
 
 def normal(seed: int, samples: Tensor, stream: int, step: int, shape: Sequence[int]) -> Tensor:
-    """Standard normals, float32 (B, *shape); see `noise.normal`."""
+    """Returns standard normals, float32 (B, *shape); see `noise.normal`."""
     return torch.ops.ncsn_fast.normal.default(seed, samples, stream, step, shape)
 
 
@@ -158,7 +162,7 @@ def _norm_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, ctx.elu, ctx.eps = inputs
     ctx.save_for_backward(*tensors)
     x = tensors[0]
-    ctx.fused = (  # decided here: backward runs in threads that know no context variables
+    ctx.fused = (  # decided here: backward runs in threads that do not see context variables
         checks.on_gpu(x)
         and x.dtype in CUDA_DTYPES
         and backend_name.get() != "reference"

@@ -1,8 +1,8 @@
-"""The two named ops of an engine from the C++ extension, by the signatures of the Triton launchers.
+"""Instance norm and sampler update of the C++ extension, with the Triton launchers' signatures.
 
-CUDA tensors take the CUDA kernels, on the current stream; CPU tensors the CPU kernels, which
-rehearse the same calls. With `out` and `partials` given nothing is allocated, and nothing
-synchronises: calls can be captured in a CUDA graph.
+CUDA tensors run the CUDA kernels on the current stream; CPU tensors run the CPU kernels, so the
+same calls can be tested without a GPU. With `out` and `partials` given, calls neither allocate nor
+synchronise and can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from ncsn_fast.kernels.launch import check_maps
 from ncsn_fast.kernels.rows import ROW_WIDTH, Rows
 from ncsn_fast.ops.extension import _C, forced_isa
 
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # Dtype of csrc
-# Up to these one launch does an instance norm by default, as in kernels/instance_norm_plus.py.
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum Dtype in csrc/
+# Samples up to this size take one launch by default, as in kernels/instance_norm_plus.py.
 SINGLE_BYTES = 32 * 1024
 SINGLE_CHANNELS = 512
 
@@ -32,7 +32,7 @@ def _device(x: Tensor) -> AbstractContextManager[Any]:
 
 
 def _kernel(x: Tensor, on_cpu: str, on_cuda: str) -> tuple[Any, int]:
-    """The kernel of x's device and its last argument: a level on the CPU, a stream on CUDA."""
+    """Returns the kernel for x's device and its last argument: isa (CPU) or stream (CUDA)."""
     if x.is_cpu:
         return getattr(_C, on_cpu), forced_isa.get()
     if not x.is_cuda:
@@ -61,13 +61,13 @@ def _expect(
 
 
 def is_single(x: Tensor) -> bool:
-    """Whether one launch does it by default: a matter of C, H, W and dtype alone."""
+    """Returns whether one launch is the default; depends on C, H, W and dtype only."""
     sample_bytes = x.shape[1] * x.shape[2] * x.shape[3] * x.element_size()
     return x.shape[1] <= SINGLE_CHANNELS and sample_bytes <= SINGLE_BYTES
 
 
 def new_partials(x: Tensor) -> Tensor:
-    """Workspace (N, tiles, 2, C) float32 for `instance_norm_plus` of x; uninitialised."""
+    """Allocates the workspace (N, tiles, 2, C) float32 of `instance_norm_plus`, uninitialised."""
     check_maps(x=x)
     n, c, height, width = x.shape
     tiles = _C.norm_tiles(c, height * width, DTYPES[x.dtype])
@@ -75,7 +75,7 @@ def new_partials(x: Tensor) -> Tensor:
 
 
 def _in_rows(name: str, parameter: Tensor, x: Tensor) -> Tensor:
-    """The parameter in float32 with unit stride."""
+    """Returns the parameter in float32 with unit stride."""
     n, c = x.shape[:2]
     if parameter.shape not in ((c,), (n, c)):
         raise ValueError(
@@ -125,17 +125,17 @@ def instance_norm_plus(
     partials: Tensor | None = None,
     form: Literal["auto", "split", "single"] = "auto",
 ) -> Tensor:
-    """`reference.instance_norm_plus` of a channels-last map in float32, bfloat16 or float16.
+    """Applies `reference.instance_norm_plus` to a channels-last float32, bfloat16 or float16 map.
 
     Args:
-        alpha, gamma, beta: (C,) or (N, C) each; float32 with unit stride is read as it is.
-        bias: (C,) float32: normalises x + bias, which is not written.
+        alpha, gamma, beta: (C,) or (N, C) each; float32 with unit stride is read without a copy.
+        bias: (C,) float32; normalises x + bias without writing it.
         out: receives y; shape of x, channels-last, any of the three dtypes; may be x.
-        partials: workspace from `new_partials(x)`; the CPU kernel has its own.
+        partials: workspace from `new_partials(x)`; unused by the CPU kernel.
         form: two launches ("split"), one ("single", up to 512 channels), or by shape.
 
     Raises:
-        TypeError, ValueError: anything else, saying what is supported. float16 needs a GPU.
+        TypeError, ValueError: for anything else, naming what is supported. float16 needs a GPU.
     """
     out = torch.empty_like(x) if out is None else out
     _check_norm(x, out, form)
@@ -188,12 +188,12 @@ def _check_map(name: str, t: Tensor, x: Tensor, more_channels: bool) -> None:
 
 
 def _strided(t: Tensor | None) -> tuple[int, int, int, int, int, int]:
-    """address, dtype, strides of sample, channel and pixel, channels of a pixel in memory."""
+    """Returns (address, dtype, strides of sample, channel and pixel, channels in memory)."""
     if t is None:
         return 0, 0, 0, 0, 0, 0
     height, width = t.shape[2:]
     pixel = t.stride(3) if width > 1 else t.stride(2) if height > 1 else t.stride(0)
-    # Channels that a slice of whole padded pixels leaves out are its padding.
+    # If x is a channel slice of a padded map, the channels left out are padding.
     whole = t.stride(1) == 1 and pixel >= t.shape[1] and t.storage_offset() % max(pixel, 1) == 0
     end = t.storage_offset() + (t.shape[0] - 1) * t.stride(0) + height * width * pixel
     whole = whole and end * t.element_size() <= t.untyped_storage().nbytes()
@@ -224,9 +224,10 @@ def sampler_update_(
     shift: float = -1.0,
     nonfinite: Tensor | None = None,
 ) -> None:
-    """`reference.sampler_update` in place on x and h, with the row that `rows.counter` names.
+    """Applies `reference.sampler_update` in place on x and h, with the row at `rows.counter`.
 
-    Allocates nothing and reads nothing back: can be captured. The counter stays (`advance`).
+    Neither allocates nor synchronises, so it can be captured in a CUDA graph. The counter does not
+    change; see `advance`.
 
     Args:
         x, h: (B, C, H, W) float32, contiguous.
@@ -234,8 +235,8 @@ def sampler_update_(
             channels of a padded map.
         seeds, samples: (B,) int64 below 2^32, the key of each sample's noise.
         noise_weights: (B, 2) float32.   mask, known: bool and float32, contiguous, shape of x.
-        net_input: receives scale x' + shift; (B, C', H, W), C' >= C, any type and layout that f may
-            have. Channels C and above, and those of its padding, receive zeros.
+        net_input: receives scale x' + shift; (B, C', H, W), C' >= C, any dtype and layout allowed
+            for f. Channels C and above, and its padding, are set to zero.
         nonfinite: (B,) int32, set to 1 where a sample's new state is not finite.
     """
     if x.ndim != 4 or x[:1].numel() >= 2**31:
@@ -268,5 +269,5 @@ def sampler_update_(
 
 
 def advance(rows: Rows) -> None:
-    """Goes to the next row."""
+    """Advances the counter to the next row."""
     rows.counter.add_(1)

@@ -7,13 +7,13 @@ gives four 32-bit words for elements 4q .. 4q+3. From them
     uniform:  (w >> 8) * 2^-24                                        in [0, 1)
     normal :  u1 = ((w_even >> 8) + 1) * 2^-24,  u2 = (w_odd >> 8) * 2^-24,
               r = sqrt(-2 ln u1),  (r cos 2 pi u2, r sin 2 pi u2)     |z| <= 5.77
-Nothing depends on batch size, on the place in the batch, on the device or on the number of
-processes, so sample i of a run of 256 is sample i of a run of 1000, and an interrupted sampler
-resumes exactly.
+Noise does not depend on the batch size, the position in the batch, the device or the number of
+processes. So sample i is the same in a run of 256 and in a run of 1000, and an interrupted sampler
+resumes exactly. This is called the noise contract.
 
-This file is the plain PyTorch statement of the contract. Transcendentals are evaluated in float64
-and rounded once to float32; the C++ and GPU kernels agree with it bit for bit on words and
-uniforms, to 4 ulp on normals.
+This file is its reference implementation in plain PyTorch. Transcendentals are evaluated in float64
+and rounded once to float32. The C++ and GPU kernels match it bit for bit on words and uniforms, and
+to 4 ulp on normals.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ROUNDS = 10
 
 
 class Stream(enum.IntEnum):
-    """Independent uses of randomness within one sample; 7 and above are free for users."""
+    """Independent random streams of one sample; 7 and above are free for users."""
 
     SAMPLER = 0
     INITIAL = 1
@@ -39,11 +39,11 @@ class Stream(enum.IntEnum):
     SECOND = 3
     CORRECTOR = 4
     DEQUANTISATION = 5
-    PROBE = 6  # of a trace
+    PROBE = 6  # Hutchinson's trace estimator
 
 
 def check_uint32(name: str, value: int) -> int:
-    """Returns `value` if it fits in 32 unsigned bits; raises ValueError otherwise."""
+    """Returns `value` if it fits in 32 unsigned bits; otherwise raises ValueError."""
     if not 0 <= value <= _MASK32:
         raise ValueError(
             f"{name} must be in [0, 2**32); got {value}. The noise contract has 32 bits for it."
@@ -52,7 +52,10 @@ def check_uint32(name: str, value: int) -> int:
 
 
 def sample_indices(start: int, n: int, device: torch.device | str = "cpu") -> Tensor:
-    """Indices (n,) int64 of samples start .. start+n-1; ValueError for n < 0 or beyond 32 bits."""
+    """Returns the indices start .. start+n-1 of n samples, (n,) int64.
+
+    Raises ValueError for n < 0 or indices beyond 32 bits.
+    """
     if n < 0:
         raise ValueError(f"n must be at least 0; got {n}")
     if n > 0:
@@ -68,7 +71,10 @@ def _multiply(constant: int, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def philox4x32(counter: tuple[Tensor, ...], key: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Philox4x32-10 on broadcastable int64 tensors that hold uint32 values; four words out."""
+    """Computes Philox4x32-10 and returns its four words.
+
+    All tensors are int64, hold uint32 values and broadcast against each other.
+    """
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
@@ -80,7 +86,10 @@ def philox4x32(counter: tuple[Tensor, ...], key: tuple[Tensor, ...]) -> tuple[Te
 
 
 def words(seed: int, samples: Tensor, stream: int, step: int, numel: int) -> Tensor:
-    """Words (B, ceil(numel / 4), 4), int64 holding uint32, for samples (B,) int64."""
+    """Returns the Philox words of samples (B,) int64.
+
+    Shape (B, ceil(numel / 4), 4), int64 that hold uint32 values.
+    """
     check_uint32("seed", seed)
     check_uint32("step", step)
     check_uint32("stream", stream)
@@ -95,7 +104,7 @@ def words(seed: int, samples: Tensor, stream: int, step: int, numel: int) -> Ten
 
 
 def uniform(seed: int, samples: Tensor, stream: int, step: int, shape: tuple[int, ...]) -> Tensor:
-    """Uniforms in [0, 1), float32 of shape (B, *shape)."""
+    """Returns uniforms in [0, 1), float32 of shape (B, *shape)."""
     numel = math.prod(shape)
     w = words(seed, samples, stream, step, numel)
     u = (w >> 8).to(torch.float32) * 2.0**-24
@@ -103,10 +112,10 @@ def uniform(seed: int, samples: Tensor, stream: int, step: int, shape: tuple[int
 
 
 def box_muller(w_even: Tensor, w_odd: Tensor) -> tuple[Tensor, Tensor]:
-    """Two standard normals (float32) from two words: (r cos 2 pi u2, r sin 2 pi u2)."""
+    """Returns two standard normals (float32) from two words: (r cos 2 pi u2, r sin 2 pi u2)."""
     u1 = ((w_even >> 8) + 1).to(torch.float64) * 2.0**-24
     radius = torch.sqrt(-2.0 * torch.log(u1))
-    # Reduced exactly to a quarter turn, so that zeros of sine and cosine are zeros.
+    # Reduced exactly to a quarter turn, so that sine and cosine are exactly 0 at their zeros.
     quarter_turns = (w_odd >> 8).to(torch.float64) * 2.0**-22
     quadrant = torch.floor(quarter_turns + 0.5)
     angle = (quarter_turns - quadrant) * (math.pi / 2)
@@ -122,7 +131,7 @@ def box_muller(w_even: Tensor, w_odd: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def normal(seed: int, samples: Tensor, stream: int, step: int, shape: tuple[int, ...]) -> Tensor:
-    """Standard normals, float32 of shape (B, *shape)."""
+    """Returns standard normals, float32 of shape (B, *shape)."""
     numel = math.prod(shape)
     w0, w1, w2, w3 = words(seed, samples, stream, step, numel).unbind(-1)
     z = torch.stack((*box_muller(w0, w1), *box_muller(w2, w3)), dim=-1)

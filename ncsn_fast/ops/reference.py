@@ -1,6 +1,6 @@
-"""Every fused op as one plain PyTorch function: the specification, correct in float64.
+"""Reference implementation of every fused op in plain PyTorch; works in float64.
 
-The kernels in csrc/ and kernels/ have these signatures and are tested against these functions.
+The kernels in csrc/ and kernels/ share these signatures and are tested against these functions.
 """
 
 from __future__ import annotations
@@ -16,13 +16,17 @@ from ncsn_fast.ops.noise import Stream
 
 
 def _per_channel(parameter: Tensor, dtype: torch.dtype) -> Tensor:
-    """(C,) or (N, C) -> broadcastable against (N, C)."""
+    """Reshapes (C,) or (N, C) to broadcast against (N, C)."""
     parameter = parameter.to(dtype)
     return parameter if parameter.ndim == 2 else parameter[None, :]
 
 
 def _statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Mean and 1/std of each channel over (H, W); the mean standardised over channels, 1/std."""
+    """Returns the mean and 1/std of each channel, and their standardisation over channels.
+
+    The channel means and 1/std are over (H, W); the last two are the standardised means and 1/std
+    of the means over channels.
+    """
     variance, mean = torch.var_mean(x, dim=(2, 3), correction=0)
     rstd = torch.rsqrt(variance + eps)
     centred = mean - mean.mean(dim=1, keepdim=True)
@@ -35,7 +39,7 @@ def _statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def instance_norm_plus(
     x: Tensor, alpha: Tensor, gamma: Tensor, beta: Tensor, *, elu: bool = False, eps: float = 1e-5
 ) -> Tensor:
-    """Instance normalisation++ (Song & Ermon 2019, appendix A), optionally followed by ELU.
+    """Applies instance normalisation++ (Song & Ermon 2019, appendix A) and optionally ELU.
 
     y = gamma * ((x - mu) / sqrt(var + eps) + alpha * (mu - m) / sqrt(v + eps)) + beta
     mu, var: mean and biased variance over H, W; m, v: mean and unbiased variance of mu over the
@@ -70,7 +74,7 @@ def instance_norm_plus_backward(
     elu: bool = False,
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Vector-Jacobian product of `instance_norm_plus`: gradients of x, alpha, gamma, beta.
+    """Computes the gradients of `instance_norm_plus` with respect to x, alpha, gamma and beta.
 
     Statistics are recomputed from x, so the result is itself differentiable.
     """
@@ -115,49 +119,49 @@ def instance_norm_plus_backward(
 
 
 def _computed(x: Tensor) -> Tensor:
-    """In the type of the arithmetic: float64 as it is, else float32."""
+    """Converts x to the dtype of the arithmetic: float64 if x is float64, else float32."""
     return x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
 
 
 def elu(x: Tensor) -> Tensor:
-    """x where it is positive, exp(x) - 1 elsewhere."""
+    """Computes ELU: x if x > 0, exp(x) - 1 otherwise."""
     return F.elu(_computed(x)).to(x.dtype)
 
 
 def add_elu(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """a + b, and the ELU of that sum before it is rounded to the type of a."""
+    """Returns a + b and elu(a + b), whose sum is not rounded to a's dtype first."""
     total = _computed(a) + _computed(b)
     return total.to(a.dtype), F.elu(total).to(a.dtype)
 
 
 def max_pool5(x: Tensor) -> Tensor:
-    """Maximum of each 5x5 square, stride 1; the squares of border pixels are cut off there."""
+    """Computes the maximum of each 5x5 window, stride 1, clipped at the border."""
     return F.max_pool2d(x, 5, stride=1, padding=2)
 
 
 def avg_pool5(x: Tensor) -> Tensor:
-    """Mean of each 5x5 square, stride 1; outside the map there are zeros, which count."""
+    """Computes the mean of each 5x5 window, stride 1, zero padding 2 (zeros counted)."""
     return F.avg_pool2d(_computed(x), 5, stride=1, padding=2).to(x.dtype)
 
 
 def winograd_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, dilation: int = 1
 ) -> Tensor:
-    """3x3 convolution of stride 1 that keeps the size: (N, I, H, W) to (N, O, H, W)."""
+    """Computes a 3x3 convolution, stride 1, same size: (N, I, H, W) to (N, O, H, W)."""
     return F.conv2d(x, weight, bias, padding=dilation, dilation=dilation)
 
 
 def mean_pool2(a: Tensor, b: Tensor | None = None) -> Tensor:
-    """Mean of each 2x2 square of a, or of a + b; (N, C, H, W) -> (N, C, H / 2, W / 2)."""
+    """Computes the mean of each 2x2 square of a, or of a + b; (N, C, H / 2, W / 2)."""
     total = _computed(a) if b is None else _computed(a) + _computed(b)
     return F.avg_pool2d(total, 2).to(a.dtype)
 
 
 def resize_add(x: Tensor, size: tuple[int, int], a: Tensor | None = None) -> Tensor:
-    """a + x resized to `size`, or the resized x alone: bilinear, with aligned corners.
+    """Returns a + resize(x), or resize(x) alone: bilinear, aligned corners.
 
-    Pixel (i, j) of the output is at (i (h - 1) / (H - 1), j (w - 1) / (W - 1)) of x; an output of
-    one row (or column) takes the first of x.
+    Output pixel (i, j) samples x at (i (h - 1) / (H - 1), j (w - 1) / (W - 1)); an output with one
+    row (or column) takes the first row (or column) of x.
     """
     y = F.interpolate(_computed(x), size=size, mode="bilinear", align_corners=True)
     return (y if a is None else _computed(a) + y).to(x.dtype)
@@ -170,7 +174,7 @@ def combine_row(
     coefficients: tuple[float, float, float, float, float, float],
     z: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """One row of a Program with its noise given: x' = a x + b f + g h + c z and h' = p x + q f."""
+    """Applies one row of a Program, noise given: x' = a x + b f + g h + c z, h' = p x + q f."""
     a, b, g, c, p, q = coefficients
     f = f.to(x.dtype)
     x_new = a * x + b * f
@@ -188,7 +192,7 @@ def row_noise(
     shape: tuple[int, ...],
     noise_weights: Tensor | None = None,
 ) -> Tensor:
-    """Noise z of one row; with noise_weights (B, 2) it is w0 z(stream 0) + w1 z(stream 3)."""
+    """Returns the noise z of one row; with weights (B, 2), w0 z(stream 0) + w1 z(stream 3)."""
     z = noise.normal(seed, samples, Stream.SAMPLER, step, shape)
     if noise_weights is None:
         return z
@@ -198,7 +202,7 @@ def row_noise(
 
 
 def impose_known(x: Tensor, mask: Tensor, known: Tensor, c_ref: float, z: Tensor | None) -> Tensor:
-    """Known pixels (mask True) become known + c_ref z; the others keep x."""
+    """Sets known pixels (mask True) to known + c_ref z; leaves the others unchanged."""
     noised = known if c_ref == 0.0 or z is None else known + c_ref * z.to(known.dtype)
     return torch.where(mask, noised.to(x.dtype), x)
 
@@ -218,7 +222,7 @@ def sampler_update(
     c_ref: float = math.nan,
     ref_step: int = 0,
 ) -> tuple[Tensor, Tensor | None]:
-    """One row of a sampler table, noise included (samplers/program.py).
+    """Applies one row of a sampler program, including its noise (samplers/program.py).
 
     x' = a x + b f + g h + c z,   h' = p x + q f,   coefficients = (a, b, g, c, p, q)
     then, where mask is True and c_ref is not NaN, x' = known + c_ref z_ref.
@@ -230,8 +234,9 @@ def sampler_update(
         seed, samples, step: the noise is z(seed, samples[b], stream, step, element); samples is
             (B,) int64.
         noise_weights: (B, 2); z = w0 z(stream 0) + w1 z(stream 3). None means (1, 0).
-        mask, known: bool and float, shape of x. c_ref, ref_step: scale and step index of the noise
-            of the known pixels (stream 2). NaN leaves x alone.
+        mask, known: bool and float, shape of x.
+        c_ref, ref_step: scale and step index of the noise on known pixels (stream 2); if c_ref is
+            NaN, known pixels are not imposed.
     """
     shape = tuple(x.shape[1:])
     z = row_noise(seed, samples, step, shape, noise_weights) if coefficients[3] != 0.0 else None

@@ -1,0 +1,1 @@
+"""Sampling methods: programs (tables of fixed steps), procedures (all others), editing, MCMC."""

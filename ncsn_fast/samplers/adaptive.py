@@ -1,14 +1,14 @@
-"""The adaptive solver of the reverse VE-SDE of Jolicoeur-Martineau et al. 2021 ("Gotta go fast").
+"""Adaptive solver of the reverse VE-SDE (Jolicoeur-Martineau et al. 2021, "Gotta go fast").
 
 Time t falls from 1 to t_end, sigma(t) = sigma_min (sigma_max / sigma_min)^t, g(t)^2 = dsigma^2/dt.
-An attempt with step h, s the score and one z for both halves:
+An attempt with step h, score s and one z for both halves:
     k1 = h g(t)^2 s(x, t) + g(t) sqrt(h) z                 x'  = x + k1
     k2 = h g(t-h)^2 s(x', t-h) + g(t-h) sqrt(h) z          x'' = x + (k1 + k2) / 2
     E  = rms((k2 - k1) / 2 / max(atol, rtol max(|x'_prev|, |x'|)))      over a sample
-is accepted if E <= 1: x becomes x'', x'_prev x', t becomes t - h. Accepted or not, the next step
-is 0.9 h E^(-0.9), at most what is left. At the end x + sigma^2 s(x, sigma). Two evaluations an
-attempt. Step, acceptance and number of evaluations are each sample's own: it does not know its
-batch.
+is accepted if E <= 1: then x = x'', x'_prev = x', t = t - h. In both cases the next step is
+0.9 h E^(-0.9), limited to the remaining time. The last step is x + sigma^2 s(x, sigma). An attempt
+takes two evaluations. Step size, acceptance and number of evaluations are per sample, so a sample
+does not depend on its batch.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ from ncsn_fast.samplers.procedure import (
     stopped,
 )
 
-FIRST_STEP = 0.01  # of the paper
+FIRST_STEP = 0.01  # as in the paper
 SAFETY, EXPONENT = 0.9, 0.9
 T_END = 1e-5
-SPACING = 1e-6  # this near to t_end is there
+SPACING = 1e-6  # a sample this close to t_end is done
 
 
 @dataclasses.dataclass
 class _State:
-    """Samples on their way: x and the last x' (B, ...), all else (B,); t and h are float64."""
+    """Running samples: x and the previous x' (B, ...), all else (B,); t and h are float64."""
 
-    rows: Tensor  # which rows of the whole batch these are
+    rows: Tensor  # their row indices in the full batch
     t: Tensor
     h: Tensor
     x: Tensor
     previous: Tensor
     nfe: Tensor
-    lost: Tensor  # the error of an attempt was not finite
+    lost: Tensor  # whether an attempt had a non-finite error
 
     def running(self, t_end: float) -> Tensor:
         return (self.t - t_end >= SPACING) & ~self.lost
@@ -59,7 +59,7 @@ class _State:
 
 @dataclasses.dataclass(frozen=True)
 class _Schedule:
-    """sigma(t) and g(t) of a geometric VE-SDE."""
+    """Noise level sigma(t) and diffusion g(t) of a geometric VE-SDE."""
 
     sigma_min: float
     rate: float  # log(sigma_max / sigma_min)
@@ -87,17 +87,17 @@ def adaptive(
     compact: bool = True,
     on_step: OnStep | None = None,
 ) -> Result:
-    """Draws from states x (B, ...) at sigma_max; see the head of this file.
+    """Samples from states x (B, ...) at sigma_max; see the module docstring for the method.
 
     Published (CIFAR-10 in [0, 1], VE, atol = 1/256): rtol 0.01, 0.02, 0.05, 0.1 took 738, 490, 271,
     170 evaluations on average.
 
     Args:
         draw: noise: stream 0, step = number of the attempt, shape of x.
-        denoise: end with x + sigma^2 score(x, sigma) at t_end, for one evaluation more.
+        denoise: end with x + sigma^2 score(x, sigma) at t_end, for one more evaluation.
         max_steps: most attempts of any sample.
-        compact: leave out samples that are done, so that `score` sees fewer and fewer; else it sees
-            all of them until the slowest is done. Their values are the same either way.
+        compact: drop finished samples from the batch, so that `score` sees fewer and fewer; else it
+            sees all of them until the slowest is done. The result is the same.
         on_step: called after every attempt.
 
     Raises:
@@ -142,7 +142,7 @@ def _attempt(
     rtol: float,
     atol: float,
 ) -> None:
-    """One attempt of every sample that is running, in place."""
+    """Attempts one step of every running sample, in place."""
     running, x = state.running(t_end), state.x
     ahead = state.t - state.h
 

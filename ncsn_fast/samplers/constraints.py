@@ -1,8 +1,8 @@
-"""What is known of samples, and how it is imposed on their chains at a noise level.
+"""Constraints: known parts of samples, imposed on the chains at a noise level.
 
-Known pixels of a table are a part of its rows (program.py), which the fused update executes. What
-else is known (colours' grey, averages of pixels), and what samplers that are no tables impose, is a
-Constraint.
+Known pixels in a program are part of its rows (program.py), which the fused update executes. A
+Constraint covers everything else: other knowledge (grey values of colours, averages of pixels), and
+samplers that are not programs.
 """
 
 from __future__ import annotations
@@ -21,17 +21,20 @@ from ncsn_fast.samplers.program import Chains, FusedUpdate, Program
 
 
 class Constraint(Protocol):
-    """What is known of some samples, beside pixels: measurements, and how they are imposed."""
+    """Measurements of some samples, other than known pixels, and how to impose them."""
 
     def rows(self, index: Tensor, device: torch.device) -> Constraint:
-        """That of the samples in these rows (B,), on a device."""
+        """Returns the constraint of the samples in these rows (B,), on a device."""
 
     def impose(self, x: Tensor, sigma: float, z: Tensor | None) -> Tensor:
-        """x (B, ...) with what is known put in at noise level sigma; z: the noise, None at 0."""
+        """Returns x (B, ...) with the constraint imposed at noise level sigma.
+
+        z is the noise, None at sigma = 0.
+        """
 
 
 class ConstrainedUpdate(FusedUpdate):
-    """The fused update, and after it a constraint where the program imposes known pixels."""
+    """Fused update, followed by a constraint wherever the program imposes known pixels."""
 
     def __init__(self, constraint: Constraint) -> None:
         self.constraint = constraint
@@ -49,7 +52,7 @@ class ConstrainedUpdate(FusedUpdate):
 
 
 def impose(constraint: Constraint, chains: Chains, x: Tensor, sigma: float, step: int) -> Tensor:
-    """x with a constraint imposed at noise level sigma, by noise of stream 2."""
+    """Returns x with a constraint imposed at noise level sigma, with noise of stream 2."""
     z = None
     if sigma:
         shape = tuple(x.shape[1:])
@@ -59,7 +62,7 @@ def impose(constraint: Constraint, chains: Chains, x: Tensor, sigma: float, step
 
 @dataclasses.dataclass(frozen=True)
 class KnownPixels:
-    """Pixels that are known, as a Constraint; mask and known are (n, C, H, W)."""
+    """Constraint on known pixels; mask and known are (n, C, H, W)."""
 
     mask: Tensor
     known: Tensor

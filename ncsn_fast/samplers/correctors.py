@@ -1,21 +1,21 @@
-"""ULA, MALA and HMC as correctors: moves of `mcmc.py` for `predictor_corrector.py`.
+"""ULA, MALA and HMC (`mcmc.py`) as correctors for `predictor_corrector.py`.
 
-At noise level sigma they take leapfrog steps of size h = relative_step sigma. The law p_sigma that
-they keep is data plus N(0, sigma^2 I), so that it is nowhere narrower than sigma, and a step that
-suits N(0, sigma^2 I) is stable for all data:
+At noise level sigma they take leapfrog steps of size h = relative_step sigma. Their stationary
+distribution p_sigma is data plus N(0, sigma^2 I), which is nowhere narrower than sigma, so a step
+size that suits N(0, sigma^2 I) is stable for all data:
     ULA    0.32            x + h^2/2 s + h z: the annealed corrector at snr = h / (2 sigma) = 0.16
     MALA   1.65 D^(-1/6)   accepts .574 on N(0, sigma^2 I), and more on wider data
     HMC    1.90 D^(-1/4)   accepts .651 there, at its least favourable length
-for D elements a sample (Roberts & Rosenthal 1998; Beskos et al. 2013). ULA, like the published
-correctors, settles at too large a variance; MALA and HMC keep p_sigma exactly, as far as the score
-is a gradient and its line integral is exact (`targets.Target`).
+for D elements per sample (Roberts & Rosenthal 1998; Beskos et al. 2013). ULA, like the published
+correctors, has too large a stationary variance; MALA and HMC keep p_sigma exactly, provided that
+the score is a gradient and its line integral is exact (`targets.Target`).
 
     corrector = MALA(seed, samples)
     predictor_corrector(score, x, sigmas, contract_noise(seed, samples, shape), corrector=corrector)
 
-With predictor="none" and several corrector_steps that is annealed MCMC. A move uses the first
-n_steps of its steps of noise, streams 0 (momenta) and 4 (decisions), and the predictor none of
-them: one seed serves both.
+With predictor="none" and several corrector_steps this is annealed MCMC. A move uses the first
+n_steps of its noise steps, of streams 0 (momenta) and 4 (decisions), which the predictor does not
+use: one seed serves both.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ OneLevelScore = Callable[[Tensor], Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class _Chain(abc.ABC):
-    """A `Move` made of steps of a Markov chain.
+    """Corrector (a `Move`) made of steps of a Markov chain.
 
     Args:
-        seed, samples: keys of the noise; samples (B,) are the indices of the states, so that a
-            sample moves alike in any batch.
-        relative_step: h / sigma, positive; None for the default at the head of this file.
-        n_steps: steps of the chain a move, each with a momentum of its own.
-        on_move: called with sigma and what the chain says of its steps (acceptance, states that
-            are not finite), after each move.
+        seed, samples: key of the noise; samples (B,) are the sample indices of the states, so that
+            a sample moves alike in any batch.
+        relative_step: h / sigma, positive; None for the default in the module docstring.
+        n_steps: chain steps per move, each with a fresh momentum.
+        on_move: called after each move with sigma and the chain's Result (acceptance, non-finite
+            states).
     """
 
     seed: int
@@ -68,11 +68,11 @@ class _Chain(abc.ABC):
     @property
     @abc.abstractmethod
     def nfe(self) -> int:
-        """Evaluations of the score that a move takes."""
+        """Evaluations of the score per move."""
 
     @abc.abstractmethod
     def default_step(self, dimensions: int) -> float:
-        """h / sigma where none is given, for samples of so many elements."""
+        """Returns the default h / sigma for samples with this many elements."""
 
     @abc.abstractmethod
     def _steps(self, score: OneLevelScore, x: Tensor, h: float, first_step: int) -> Result: ...
@@ -89,7 +89,10 @@ class _Chain(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class ULA(_Chain):
-    """Unadjusted Langevin: variance s^2 / (1 - h^2 / (4 s^2)) on N(0, s^2). NFE = n_steps."""
+    """Unadjusted Langevin, n_steps evaluations per move.
+
+    Its stationary variance on N(0, s^2) is s^2 / (1 - h^2 / (4 s^2)).
+    """
 
     @property
     def nfe(self) -> int:
@@ -110,9 +113,9 @@ class HMC(_Chain):
     """Hamiltonian Monte Carlo. NFE = 1 + n_steps (n_leapfrog + n_points - 2).
 
     Args:
-        n_leapfrog: leapfrog steps before a decision.
-        n_points: of the line integral that stands for log p(y) - log p(x); 2 suffice for Gaussian
-            data, and take no evaluations beyond those of the steps.
+        n_leapfrog: leapfrog steps per accept/reject decision.
+        n_points: quadrature points of the line integral that replaces log p(y) - log p(x); 2
+            suffice for Gaussian data, and take no evaluations beyond those of the steps.
     """
 
     n_leapfrog: int = 5

@@ -1,8 +1,8 @@
-"""Samplers of few steps as tables: Euler's and Heun's methods, DPM-Solver++(2M), and `fast`.
+"""Few-step samplers as programs: Euler's and Heun's methods, DPM-Solver++(2M), and `fast`.
 
-All solve the probability flow dx / dsigma = -sigma s(x, sigma) down a ladder and, with the denoise,
-from its last level to 0, where the denoiser D = x + sigma f stands (f = sigma * score, program.py).
-The history h holds what a method remembers of the row before: Heun's first slope, or D.
+All solve the probability flow dx / dsigma = -sigma s(x, sigma) down the noise levels and, with
+`denoise`, from the last level to 0, where x is the denoiser output D = x + sigma f (f = sigma *
+score, program.py). The history h holds a value from the previous row: Heun's first slope, or D.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from numpy.typing import ArrayLike
 from ncsn_fast.samplers.program import Column, Program, table
 from ncsn_fast.samplers.reverse_sde import steps_of
 
-FAST_STEPS, FAST_ETA = 30, 4.0  # levels of `fast`, and the noise of its steps
+FAST_STEPS, FAST_ETA = 30, 4.0  # number of levels of `fast`, and its eta
 
 
 @dataclasses.dataclass(frozen=True)
 class Churn:
-    """Noise that first raises a step's sigma to (1 + gamma) sigma (EDM's algorithm 2).
+    """Added noise that raises a step's sigma to (1 + gamma) sigma first (EDM's algorithm 2).
 
     Attributes:
         amount: S_churn; gamma = min(S_churn / N, sqrt(2) - 1) for N steps; 0 for none.
-        s_min, s_max: the sigmas where it acts, in the units of the ladder.   s_noise: its scale.
+        s_min, s_max: range of sigmas that get noise.   s_noise: scale of the noise.
     """
 
     amount: float = 0.0
@@ -42,15 +42,15 @@ class Churn:
             raise ValueError(f"expected 0 <= s_min <= s_max; got {self.s_min} and {self.s_max}")
 
     def raised(self, sigma: Column) -> Column:
-        """(1 + gamma) sigma, (N,)."""
+        """Returns (1 + gamma) sigma, (N,)."""
         gamma = min(self.amount / len(sigma), math.sqrt(2) - 1)
         return np.where((self.s_min <= sigma) & (sigma <= self.s_max), sigma * (1 + gamma), sigma)
 
 
 def euler(sigmas: ArrayLike, *, churn: Churn | None = None, denoise: bool = True) -> Program:
-    """Euler's method on the flow: x + (sigma_i - sigma_{i+1}) f, which is DDIM's step.
+    """Returns Euler's method on the probability flow, x + (sigma_i - sigma_{i+1}) f: the DDIM step.
 
-    NFE = L, or L - 1 without the denoise. `heun` says how churn enters.
+    NFE = L, or L - 1 without `denoise`. See `heun` for how churn works.
 
     Args:
         sigmas: (L,) descending.
@@ -61,12 +61,14 @@ def euler(sigmas: ArrayLike, *, churn: Churn | None = None, denoise: bool = True
 
 
 def heun(sigmas: ArrayLike, *, churn: Churn | None = None, denoise: bool = True) -> Program:
-    """Heun's method (EDM: Karras et al. 2022, algorithms 1 and 2), NFE = 2 L - 1, or 2 L - 2.
+    """Returns Heun's method (EDM: Karras et al. 2022, algorithms 1 and 2).
+
+    NFE = 2 L - 1, or 2 L - 2 without `denoise`.
 
     A step is two rows: x' = x + Delta f and, at sigma_{i+1}, x' + Delta (f' - f) / 2, with
-    Delta = sigma_i - sigma_{i+1}; the step to 0 has the first alone. The noise of churn comes with
-    the last row of the step before, which is where the table has noise; the first step starts at
-    its raised sigma at once, N(0, sigma^2).
+    Delta = sigma_i - sigma_{i+1}; the step to 0 has only the first. The noise of churn is added by
+    the last row of the previous step, since a row adds noise at its end; the first step starts
+    directly at its raised sigma, from N(0, sigma^2).
 
     Args:
         sigmas: (L,) descending.
@@ -92,7 +94,7 @@ def heun(sigmas: ArrayLike, *, churn: Churn | None = None, denoise: bool = True)
 
 
 def _churned(sigmas: ArrayLike, churn: Churn, denoise: bool) -> tuple[Column, Column, Column]:
-    """Of each step: the raised sigma it starts at, where it ends, the noise for the next one."""
+    """Returns each step's raised start sigma, end sigma, and noise for the next step."""
     sigma, after = steps_of(sigmas, denoise)
     raised = churn.raised(sigma)
     excess = churn.s_noise * np.sqrt(raised**2 - sigma**2)
@@ -102,12 +104,12 @@ def _churned(sigmas: ArrayLike, churn: Churn, denoise: bool) -> tuple[Column, Co
 def dpm_solver_pp(
     sigmas: ArrayLike, *, eta: float = 0.0, s_noise: float = 1.0, denoise: bool = True
 ) -> Program:
-    """DPM-Solver++(2M) (Lu et al. 2022) in VE form; with eta > 0 its SDE variant (midpoint).
+    """Returns DPM-Solver++(2M) (Lu et al. 2022) in VE form; for eta > 0 its SDE variant (midpoint).
 
     With h_i = ln(sigma_i / sigma_{i+1}) and w = h_i / (2 h_{i-1}):
         x' = (sigma_{i+1} / sigma_i) e^(-eta h) x + (1 - e^(-(1 + eta) h)) ((1 + w) D_i - w D_{i-1})
              + s_noise sigma_{i+1} sqrt(1 - e^(-2 eta h)) z
-    The first step, and the one to 0, have w = 0. NFE = L, or L - 1 without the denoise.
+    The first step and the step to 0 have w = 0. NFE = L, or L - 1 without `denoise`.
 
     Args:
         sigmas: (L,) descending.   eta: 0 for the flow, 1 for the reverse SDE.
@@ -140,17 +142,16 @@ def dpm_solver_pp(
 def fast(
     sigmas: ArrayLike, *, eta: float = FAST_ETA, s_noise: float = 1.0, denoise: bool = True
 ) -> Program:
-    """DPM-Solver++(2M) with more noise than the reverse SDE has: eta = 4.
+    """Returns DPM-Solver++(2M) with more noise than the reverse SDE: eta = 4.
 
-    Every eta has the same marginals where steps are small; the larger it is, the sooner a chain
-    forgets where it came from. Two things are worth forgetting. Chains start at N(0, sigma_1^2),
-    but the data's mean is not 0, which a flow carries into the weights of the modes. And NCSNv2
-    networks are not told the noise level, so that an error of it lasts until fresh noise covers it.
-    But noise moves D from step to step, which extrapolation magnifies: the larger eta, the more
-    steps it takes until the weights of modes are right.
-    `benchmarks/quality.py` measures both, on the shipped model and on mixtures of known weights;
-    FAST_STEPS geometric levels between the ends of the ladder are there as good as annealed
-    Langevin dynamics. NFE = L, or L - 1 without the denoise.
+    For small steps every eta has the same marginals; the larger eta is, the sooner a chain forgets
+    its past. That helps in two ways. Chains start at N(0, sigma_1^2), but the data's mean is not 0,
+    and a flow turns that error into wrong mode weights. And NCSNv2 networks are not conditioned on
+    the noise level, so an error in it persists until fresh noise covers it. On the other hand noise
+    moves D from step to step, and extrapolation amplifies that: the larger eta, the more steps are
+    needed until the mode weights are right. `benchmarks/quality.py` measures both, on the shipped
+    model and on mixtures of known weights; there FAST_STEPS geometric levels between the ends of
+    the ladder are as good as annealed Langevin dynamics. NFE = L, or L - 1 without `denoise`.
 
     Args:
         sigmas: (L,) descending.   eta, s_noise, denoise: as in `dpm_solver_pp`.

@@ -1,19 +1,19 @@
-"""Guides, which turn the score of a model into the score given something, for every sampler.
+"""Guides: conversion of a model's score into a conditional score, for every sampler.
 
 A guide maps score(x, sigma) to another such function. With the denoised image
 D(x) = x + sigma^2 score(x, sigma) = E[x_0 | x],
     Projected    D' = D + A^T (A A^T + (sigma_y / r)^2 I)^-1 (y - A D)
                  score' = (D' - x) / sigma^2,  r^2 = sigma^2 / (1 + (sigma / spread)^2)
     Conditional  score' = score + scale * grad_x log p(label | x, sigma)
-The first holds samples to a measurement y = A x_0 + sigma_y z. For sigma_y = 0 it is range-null
-space sampling (DDNM, Wang et al., ICLR 2023): the last denoised image measures y. With noise it is
-Bayes' rule for x_0 given x, taken as N(D, r^2 I), as PiGDM (Song et al., ICLR 2023) has it, without
-its Jacobian: exact for data N(m, spread^2 I).
-The second is Bayes' rule (Song et al. 2021, appendix I): exact for a classifier of noisy images
-that is.
+`Projected` conditions samples on a measurement y = A x_0 + sigma_y z. For sigma_y = 0 it is
+range-null space sampling (DDNM, Wang et al., ICLR 2023): the last denoised image satisfies the
+measurement. With noise it is Bayes' rule for x_0 given x, approximated as N(D, r^2 I), as in PiGDM
+(Song et al., ICLR 2023) but without its Jacobian; exact for data N(m, spread^2 I).
+`Conditional` is Bayes' rule (Song et al. 2021, appendix I); exact for an exact classifier of noisy
+images.
 
-`Imposed` is no guide but a Constraint: it replaces what is measured of the states at every step, as
-published inpainting and colourisation do.
+`Imposed` is not a guide but a Constraint: it replaces the measured part of the states at every
+step, as in published inpainting and colourisation.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from ncsn_fast.samplers.procedure import Guide, Score, per_sample
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Projected:
-    """Samples that measure y; see the head of this file.
+    """Guide towards samples that satisfy the measurements y; see the module docstring.
 
     Args:
         measurements: y (N, ...), one row per sample.
         noise: sigma_y, the standard deviation of the noise on them, in their unit.
-        spread: the data's standard deviation, which matters only with noise. PiGDM takes 1 for
-            images in [-1, 1], so 0.5 here. That trusts measurements of many pixels, which vary far
-            more than single ones do, too little; without a limit held-out digits come out better.
+        spread: the data's standard deviation; used only if noise > 0. PiGDM takes 1 for images in
+            [-1, 1], which is 0.5 here. That gives too little weight to measurements of many pixels,
+            which vary far more than single pixels; held-out digits come out better without a limit.
     """
 
     operator: Operator
@@ -75,13 +75,13 @@ Gradient = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Conditional:
-    """Samples of a class, or of whatever else `gradient` knows; see the head of this file.
+    """Guide towards a class, or any other condition with a gradient; see the module docstring.
 
     Args:
-        gradient: (x, sigma, labels) -> grad_x log p(label | x, sigma); `classifier_gradient` makes
-            one of a classifier.
+        gradient: (x, sigma, labels) -> grad_x log p(label | x, sigma); `classifier_gradient`
+            returns one for a classifier.
         labels: (N, ...), one row per sample.
-        scale: 1 is Bayes' rule; more sharpens, at the cost of variety.
+        scale: 1 is Bayes' rule; a larger scale sharpens samples and reduces their variety.
     """
 
     gradient: Gradient
@@ -103,15 +103,15 @@ class Conditional:
 
 
 def classifier_gradient(logits: Callable[[Tensor, Tensor], Tensor]) -> Gradient:
-    """grad_x log softmax(logits(x, sigma))[label] for labels (B,) int64, by autograd.
+    """Returns grad_x log softmax(logits(x, sigma))[label] for labels (B,) int64, by autograd.
 
     Args:
-        logits: (x (B, C, H, W), sigma (B,)) -> (B, K), sample by sample: a classifier that was
-            trained on noisy images.
+        logits: (x (B, C, H, W), sigma (B,)) -> (B, K), sample by sample: a classifier trained on
+            noisy images.
     """
 
     def gradient(x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
-        # Engines run in inference mode, whose tensors autograd refuses: it gets copies.
+        # Engines run in inference mode; autograd rejects its tensors, so it gets copies.
         with torch.inference_mode(False), torch.enable_grad():
             at = x.clone().requires_grad_()
             found = logits(at, sigma.clone())
@@ -131,9 +131,10 @@ def check_labels(
     shape: tuple[int, int, int],
     device: torch.device,
 ) -> None:
-    """ValueError unless labels (N,) are classes of a classifier, which is asked about one image.
+    """Raises ValueError unless labels (N,) are integer classes of a classifier.
 
-    On a GPU a label beyond the last would end the process.
+    The number of classes comes from one call of the classifier. On a GPU, a label out of range
+    would abort the process.
     """
     if labels.is_floating_point() or labels.is_complex() or labels.ndim != 1:
         raise ValueError(f"labels must be integers (N,); got {labels.dtype} {tuple(labels.shape)}")
@@ -149,9 +150,9 @@ def check_labels(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Both:
-    """One guide after another: `second` changes the score that `first` has made.
+    """Two guides in sequence: `second` changes the score that `first` returns.
 
-    A projection comes last, because what it has fixed the next guide would move.
+    A projection must come last, since the next guide would undo it.
     """
 
     first: Guide
@@ -169,9 +170,11 @@ class Both:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Imposed:
-    """x + A^T (A A^T)^-1 (y + sigma A z - A x): what is measured, replaced at the state's noise.
+    """Constraint that replaces the measured part of noisy states.
 
-    For a mask the published inpainting, for the grey channel the published colourisation.
+    x + A^T (A A^T)^-1 (y + sigma A z - A x)
+
+    With a mask it is the published inpainting, with the grey channel the published colourisation.
 
     Args:
         measurements: y (N, ...), one row per sample; without noise.
@@ -191,16 +194,16 @@ class Imposed:
 
 
 def variance_preserving(std: Tensor) -> Tensor:
-    """m of a VP-SDE whose noise is `std`: m^2 + std^2 = 1. (Sub-VP: m^2 + std = 1.)"""
+    """Computes m of a VP-SDE with noise `std`: m^2 + std^2 = 1. (Sub-VP: m^2 + std = 1.)"""
     return (1 - std.double().square()).sqrt()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Shrunk:
-    """A guide or constraint for states x = m x_0 + std z, whose mean shrinks, as in VP-SDEs.
+    """Guide or constraint for states x = m x_0 + std z, whose mean shrinks, as in VP-SDEs.
 
-    u = x / m is x_0 with noise sigma = std / m, and grad log p(u) = m grad log p(x): so the inner
-    one sees u at sigma.
+    u = x / m is x_0 with noise sigma = std / m, and grad log p(u) = m grad log p(x); the inner
+    guide or constraint sees u at sigma.
 
     Args:
         inner: a Guide or a Constraint.
@@ -211,7 +214,7 @@ class Shrunk:
     mean_scale: Callable[[Tensor], Tensor] = variance_preserving
 
     def score(self, score: Score, x: Tensor, sigma: Tensor) -> Tensor:
-        """The guided score of x, from the score of x, at noise levels sigma = std (B,)."""
+        """Computes the guided score of x from the score of x, at noise levels sigma = std (B,)."""
         scale = self.mean_scale(sigma)
         m = per_sample(scale, x)
 
@@ -221,7 +224,7 @@ class Shrunk:
         return self.inner.score(unshrunk, x / m, (sigma / scale).to(sigma.dtype)) / m
 
     def impose(self, x: Tensor, sigma: float, z: Tensor | None) -> Tensor:
-        """x with the known part imposed at noise sigma = std."""
+        """Returns x with the constraint imposed at noise sigma = std."""
         m = float(self.mean_scale(torch.tensor(sigma, dtype=torch.float64)))
         return m * self.inner.impose(x / m, sigma / m, z)
 

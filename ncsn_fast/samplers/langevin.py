@@ -1,4 +1,4 @@
-"""Samplers of the NCSN papers as tables: annealed Langevin and consistent annealed sampling."""
+"""Samplers of the NCSN papers as programs: annealed Langevin and consistent annealed sampling."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike
 from ncsn_fast.diffusion.schedule import check_ladder
 from ncsn_fast.samplers.program import Column, Program, table
 
-# eta = 1 - ratio^CAS_EXPONENT: the exponent that the released CIFAR-10 step of consistent annealed
-# sampling (eta = 5.6e-6 / 0.01^2 on the ratio 0.9638) corresponds to.
+# eta = 1 - ratio^CAS_EXPONENT reproduces the released CIFAR-10 step of consistent annealed sampling
+# (eta = 5.6e-6 / 0.01^2 at ratio 0.9638).
 CAS_EXPONENT = 1.563
 
 
@@ -24,7 +24,7 @@ def annealed_langevin(
     denoise: bool = True,
     form: Literal["code", "paper"] = "code",
 ) -> Program:
-    """Annealed Langevin dynamics (Song & Ermon 2019 and 2020, algorithm 1 of both).
+    """Returns annealed Langevin dynamics (Song & Ermon 2019 and 2020, algorithm 1 of both).
 
     At each sigma_i, T times: x + alpha_i s(x, sigma_i) + sqrt(2 alpha_i) z, where
     alpha_i = epsilon sigma_i^2 / sigma_L^2; then, with `denoise`, x + sigma_L^2 s(x, sigma_L), the
@@ -33,8 +33,8 @@ def annealed_langevin(
     Args:
         sigmas: (L,) descending.
         epsilon: step size (the published step_lr).   n_steps_each: T.
-        form: "paper" halves alpha: x + (alpha/2) s + sqrt(alpha) z, the formula that the 2019 paper
-            prints.
+        form: "paper" halves alpha: x + (alpha/2) s + sqrt(alpha) z, the formula printed in the 2019
+            paper.
     """
     ladder = check_ladder(np.asarray(sigmas))
     if not 0 < epsilon < math.inf or n_steps_each < 0:
@@ -57,12 +57,12 @@ def annealed_langevin(
 def consistent_annealed(
     sigmas: ArrayLike, eta: float | None = None, *, denoise: bool = True
 ) -> Program:
-    """Consistent annealed sampling on a geometric ladder (Jolicoeur-Martineau et al. 2021).
+    """Returns consistent annealed sampling on geometric levels (Jolicoeur-Martineau et al. 2021).
 
     x + eta sigma_i^2 s(x, sigma_i) + beta sigma_{i+1} z,  beta = sqrt(1 - ((1 - eta) / gamma)^2),
-    gamma = sigma_{i+1} / sigma_i; no noise at the last level, where `denoise` makes the step
-    sigma_L^2 s instead of eta sigma_L^2 s (one evaluation serves both). For point data the variance
-    is exactly sigma_i^2 at every level. NFE = L.
+    gamma = sigma_{i+1} / sigma_i; no noise at the last level, where with `denoise` the step is
+    sigma_L^2 s instead of eta sigma_L^2 s (one evaluation serves both). For data at a single point
+    the variance is exactly sigma_i^2 at every level. NFE = L.
 
     Args:
         sigmas: (L,) descending and geometric.
@@ -86,7 +86,7 @@ def consistent_annealed(
 
 
 def _common_ratio(ladder: Column) -> float:
-    """sigma_{i+1} / sigma_i of a geometric ladder; ValueError for any other."""
+    """Returns the ratio sigma_{i+1} / sigma_i of a geometric ladder; ValueError for any other."""
     ratio = (ladder[-1] / ladder[0]) ** (1 / max(len(ladder) - 1, 1))
     if len(ladder) > 1 and not np.allclose(ladder[1:] / ladder[:-1], ratio, rtol=1e-4):
         raise ValueError(
@@ -96,7 +96,7 @@ def _common_ratio(ladder: Column) -> float:
 
 
 def refine_ladder(sigmas: ArrayLike, n_sigma: int) -> Column:
-    """A geometric ladder with each step cut into n_sigma: (L - 1) n_sigma + 1 levels."""
+    """Splits each step of a geometric ladder into n_sigma: (L - 1) n_sigma + 1 levels."""
     ladder = check_ladder(np.asarray(sigmas))
     if n_sigma < 1:
         raise ValueError(f"n_sigma must be at least 1; got {n_sigma}")

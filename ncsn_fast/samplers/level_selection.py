@@ -1,4 +1,4 @@
-"""Which noise levels a sampler passes: what a caller may say of them, and a model's own."""
+"""Selection of a sampler's noise levels from the user's options and the model's own levels."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ncsn_fast.samplers.program import Column
 
 @dataclasses.dataclass(frozen=True)
 class Levels:
-    """A caller's wishes; None leaves it to the method.
+    """User's options for the noise levels; None leaves an option to the method.
 
     Attributes:
         steps: number of noise levels.   sigmas: all of them, descending.
-        schedule, rho: how they are spaced between the ends of the model's ladder (schedule.spaced).
-        sigma_start: the noise level to start at, instead of the first of the model's.
+        schedule, rho: spacing between the ends of the model's ladder (schedule.spaced).
+        sigma_start: noise level to start at, instead of the model's first.
     """
 
     steps: int | None = None
@@ -31,7 +31,10 @@ class Levels:
     sigma_start: float | None = None
 
     def own(self, model: ScoreModel) -> Column:
-        """The model's ladder, from sigma_start on; a network that knows levels starts at one."""
+        """Returns the model's ladder from sigma_start on.
+
+        For a level-conditioned network it starts at a trained level.
+        """
         own = model.sigmas.double().cpu().numpy()
         start = self.sigma_start
         if start is None:
@@ -53,9 +56,10 @@ class Levels:
         return np.append(start, below)
 
     def like_the_model(self, model: ScoreModel) -> Column:
-        """The caller's ladder, else the model's, spaced geometrically if `steps` differs.
+        """Returns the user's ladder, else the model's, spaced geometrically if `steps` differs.
 
-        So it is where sigma_start lies between two levels, for methods that need one ratio.
+        It is also spaced geometrically if sigma_start lies between two levels, for methods that
+        need one common ratio.
         """
         if self.sigmas is not None and self.steps is not None:
             raise ValueError("give either steps or sigmas, not both")
@@ -71,12 +75,12 @@ class Levels:
         return np.geomspace(own[0], own[-1], self.steps)
 
     def between_the_ends(self, model: ScoreModel, usual: int | None) -> Column:
-        """The caller's ladder, else `steps` levels between the ends of the model's.
+        """Returns the user's ladder, else `steps` levels between the ends of the model's.
 
-        Without `steps` there are `usual` (None: as many as the model's), fewer where sigma_start
-        leaves out a part of the way, and no more than a level-conditioned network knows. Without
-        `schedule` these are trained levels where the network is conditioned on them or where all
-        are used, else geometric.
+        The default of `steps` is `usual` (None: as many as the model's), reduced in proportion if
+        sigma_start shortens the range, and limited to the trained levels of a level-conditioned
+        network. The default of `schedule` is trained levels if the network is conditioned on them
+        or if all of them are used, else geometric.
         """
         given = self._given()
         if given is not None:
@@ -92,7 +96,7 @@ class Levels:
         return ladders.spaced(own, steps, schedule, self.rho)
 
     def _given(self) -> Column | None:
-        """The ladder that is the caller's own; ValueError if anything else comes with it."""
+        """Returns the user's own ladder, or None; ValueError if another option comes with it."""
         if self.sigmas is None:
             return None
         others = {f.name for f in dataclasses.fields(self)} - {"sigmas"}
@@ -104,7 +108,7 @@ class Levels:
         return ladders.check_ladder(np.asarray(self.sigmas))
 
     def _share(self, model: ScoreModel, usual: int) -> int:
-        """`usual` steps, in proportion to the way that is left, in log sigma; at least 1."""
+        """Returns `usual` steps scaled to the remaining range in log sigma; at least 1."""
         if self.sigma_start is None:
             return usual
         own = model.sigmas.double().cpu().numpy()

@@ -1,14 +1,15 @@
-"""Markov chain Monte Carlo at one noise level: ULA, MALA and HMC, on densities or on scores alone.
+"""Markov chain Monte Carlo at one noise level: ULA, MALA and HMC, for densities or scores alone.
 
-All three move by leapfrog steps of size h from a fresh momentum p ~ N(0, I):
+All three take leapfrog steps of size h from a fresh momentum p ~ N(0, I):
     p += h/2 s(x);   x += h p;   p += h/2 s(x)           (s = grad log p, the score)
-One such step moves x to x + (h^2/2) s + h z. Left uncorrected that is ULA, with h^2 = epsilon of
-the 2019 paper's x + (epsilon/2) s + sqrt(epsilon) z, and h^2/2 = alpha of `langevin.py`. MALA
-accepts it with probability min(1, exp(H0 - H1)), H = -log p(x) + 1/2 ||p||^2; HMC takes several
-steps before it asks.
+One such step moves x to x + (h^2/2) s + h z. Uncorrected this is ULA, with h^2 = epsilon of the
+2019 paper's x + (epsilon/2) s + sqrt(epsilon) z, and h^2/2 = alpha of `langevin.py`. MALA accepts
+it with probability min(1, exp(H0 - H1)), H = -log p(x) + 1/2 ||p||^2; HMC takes several steps per
+accept/reject decision.
 
-Noise follows the project's contract, so that chain i is the same in any batch: step k of a chain
-draws its momentum from stream 0 and its decision from stream 4, and its step size is its own.
+Noise follows the noise contract (ops/noise.py), so chain i is the same in any batch: step k of a
+chain draws its momentum from stream 0 and its decision from stream 4, and each chain has its own
+step size.
 """
 
 from __future__ import annotations
@@ -27,25 +28,26 @@ from ncsn_fast.samplers.targets import Point, Target, per_sample, row_sums, rows
 
 MALA_TARGET, HMC_TARGET = 0.574, 0.651  # optimal acceptance in many dimensions
 
-# Of dual averaging (Hoffman & Gelman 2014) only the weights of the mean are here: its own jumps in
+# Only the averaging weights are those of dual averaging (Hoffman & Gelman 2014): its updates of
 # log h do not fade, and left the acceptance .06 to .1 above its target after 400 steps.
 _GAIN, _FORGETTING = 0.6, 0.75
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a sampler drew; the figures are of the steps after the warm-up.
+    """Result of a sampler; its statistics exclude the warm-up.
 
     Attributes:
         x: last states (N, ...).
-        states: (K, N, ...), every `thin`-th state; None where thin is 0.
-        acceptance: (N,) mean probability of acceptance per chain; 1 for ULA.
-        accepted: (N,) share of proposals that were accepted.
-        nonfinite: (N,) proposals whose energy was NaN or infinite: rejected, and a sign that the
-            step is too large. ULA, which rejects nothing, counts states that are not finite.
-        step_size: (N,) h per chain, as the warm-up left it.
+        states: (K, N, ...), every `thin`-th state; None if thin is 0.
+        acceptance: (N,) mean acceptance probability per chain; 1 for ULA.
+        accepted: (N,) fraction of accepted proposals.
+        nonfinite: (N,) number of proposals with a NaN or infinite energy, which are rejected and
+            indicate too large a step. For ULA, which rejects nothing, the number of non-finite
+            states.
+        step_size: (N,) h per chain, as adapted in the warm-up.
         nfe: score evaluations per chain, warm-up included.
-        next_step: `first_step` of a call that continues these chains, bit for bit.
+        next_step: `first_step` for a call that continues these chains bit for bit.
     """
 
     x: Tensor
@@ -61,7 +63,10 @@ class Result:
 def leapfrog(
     target: Target, start: Point, p: Tensor, h: Tensor, n_leapfrog: int
 ) -> tuple[Point, Tensor]:
-    """n_leapfrog steps of size h (N,) from (x, p): the end and its momentum. Reversed by -p."""
+    """Takes n_leapfrog steps of size h (N,) from (x, p) and returns the end point and its momentum.
+
+    Starting from the end with momentum -p reverses them.
+    """
     point, size = start, per_sample(h, p).to(p.dtype)
     for _ in range(n_leapfrog):
         p = p + 0.5 * size * point.score
@@ -71,24 +76,25 @@ def leapfrog(
 
 
 class _Adaptation:
-    """Step sizes (N,), each led to a target acceptance by its own chain alone.
+    """Step sizes (N,), each adapted to a target acceptance from its own chain alone.
 
     log h_{m+1} = log h_m + m^-0.6 (probability - t) / sqrt(t (1 - t)) for the target t (Robbins &
-    Monro 1951; Andrieu & Thoms 2008, section 4.2). What stays is a geometric mean that forgets the
-    first steps.
+    Monro 1951; Andrieu & Thoms 2008, section 4.2). The final value is a geometric mean in which the
+    first steps have little weight.
     """
 
     def __init__(self, step_size: Tensor, target_acceptance: float) -> None:
         self.target, self.count = target_acceptance, 0
-        # By the spread of a decision: else a small step grows slowly to a high acceptance.
+        # Divided by a decision's standard deviation: else a small step would grow too slowly where
+        # the target acceptance is high.
         self.spread = math.sqrt(target_acceptance * (1 - target_acceptance))
         self.log_h, self.log_mean = step_size.log(), step_size.log()
 
     def update(self, probability: Tensor, *, last: bool) -> Tensor:
-        """The next step sizes, after a proposal accepted with this probability (N,).
+        """Returns the next step sizes, after a proposal accepted with this probability (N,).
 
         Args:
-            last: the warm-up ends here, and the next sizes are to stay.
+            last: whether the warm-up ends here, so that the returned sizes are final.
         """
         self.count += 1
         error = (probability - self.target) / self.spread
@@ -110,13 +116,13 @@ def ula(
     first_step: int = 0,
     thin: int = 0,
 ) -> Result:
-    """Unadjusted Langevin algorithm: x + (h^2/2) s(x) + h z, never rejected.
+    """Runs the unadjusted Langevin algorithm: x + (h^2/2) s(x) + h z, never rejected.
 
-    Its stationary law is off by O(h^2): on N(0, s^2) its variance is s^2 / (1 - h^2 / (4 s^2)),
-    and it diverges for h >= 2 s. NFE = n_warmup + n_steps.
+    Its stationary distribution is off by O(h^2): on N(0, s^2) its variance is
+    s^2 / (1 - h^2 / (4 s^2)), and it diverges for h >= 2 s. NFE = n_warmup + n_steps.
 
     Args:
-        step_size: h, one or (N,).   n_warmup: steps before those that count.   For the others,
+        step_size: h, a number or (N,).   n_warmup: steps that are not counted.   For the others,
             see `hmc`.
     """
     run = _Run(x, step_size, n_steps, n_warmup, seed, samples, first_step, thin)
@@ -136,9 +142,12 @@ def ula(
 def mala(
     target: Target, x: Tensor, *, target_acceptance: float = MALA_TARGET, **options: Any
 ) -> Result:
-    """Metropolis-adjusted Langevin algorithm: ULA's proposals, accepted so that p is kept exactly.
+    """Runs the Metropolis-adjusted Langevin algorithm.
 
-    It is `hmc` with one leapfrog step, and takes its options; at best h^2 falls as D^(-1/3).
+    ULA's proposals, accepted so that p is kept exactly.
+
+    It is `hmc` with one leapfrog step, and takes the same options; the optimal h^2 falls as
+    D^(-1/3).
     """
     return hmc(target, x, n_leapfrog=1, target_acceptance=target_acceptance, **options)
 
@@ -157,21 +166,21 @@ def hmc(
     first_step: int = 0,
     thin: int = 0,
 ) -> Result:
-    """Hamiltonian Monte Carlo (Neal 2011): n_leapfrog steps, then one decision.
+    """Runs Hamiltonian Monte Carlo (Neal 2011): n_leapfrog steps per accept/reject decision.
 
     NFE = 1 + (n_warmup + n_steps) (n_leapfrog + target.extra_nfe).
 
     Args:
-        x: where the chains start (N, ...); kept as it is. The chains have its type and device.
-        step_size: h, one or (N,): of all steps, or the guess that the warm-up starts from.
+        x: initial states (N, ...), not modified. The chains have its dtype and device.
+        step_size: h, a number or (N,): fixed, or the initial guess of the warm-up.
         n_steps: steps after the warm-up.
-        n_warmup: steps that lead each chain's h to target_acceptance; 0 keeps step_size.
+        n_warmup: steps that adapt each chain's h to target_acceptance; 0 keeps step_size.
         seed, samples: noise of chain n is keyed by (seed, samples[n]); None for 0 .. N - 1.
         first_step: index of the first step, to continue from a Result's next_step.
         thin: keep every thin-th state after the warm-up; 0 keeps none.
 
     Raises:
-        ValueError: for values that cannot be, or where density or score is not finite at the start.
+        ValueError: for invalid arguments, or if density or score is not finite at the start.
     """
     if n_leapfrog < 1 or not 0 < target_acceptance < 1:
         raise ValueError(
@@ -217,7 +226,7 @@ def _checked_start(start: Point) -> Point:
 
 
 class _Run:
-    """What the samplers share: checked options, the noise of step k, and what is kept."""
+    """Parts shared by the samplers: option checks, the noise of step k, and kept states."""
 
     def __init__(
         self, x: Tensor, step_size: float | Tensor, n_steps: int, n_warmup: int, seed: int,

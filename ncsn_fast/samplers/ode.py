@@ -1,4 +1,4 @@
-"""The probability flow of VE-SDEs, solved with steps of each sample's own (runge_kutta.py)."""
+"""Probability flow of VE-SDEs, solved with adaptive steps per sample (runge_kutta.py)."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def probability_flow(
 ) -> Result:
     """Transports x from noise level sigma_from to sigma_to along the probability flow of a VE-SDE.
 
-    dx/dsigma = -sigma score(x, sigma) (Song et al. 2021, equation 13, with the standard deviation
-    sigma of the noise in place of time: all VE-SDEs have the same flow). Downward it draws images,
+    dx/dsigma = -sigma score(x, sigma) (Song et al. 2021, equation 13, with the noise's standard
+    deviation sigma in place of time: all VE-SDEs have the same flow). Downward it samples images,
     upward it encodes them.
 
     Args:
         x: states at sigma_from, for samples N(0, sigma_from^2); (B, ...).
-        variable: what is integrated over: sigma, or its logarithm (dx/dlog sigma = -sigma^2 score),
+        variable: integration variable: sigma, or its logarithm (dx/dlog sigma = -sigma^2 score),
             the time of geometric schedules. At the same tolerance the logarithm needs fewer
-            evaluations and errs less (Gaussian data, 50 to 0.01: 104 against 146, a tenth of the
-            error).
-        denoise: ends with x + sigma_to^2 score(x, sigma_to), for one evaluation more.
-        compact: leave out samples that are done, so that `score` sees fewer and fewer; else it sees
-            all of them until the slowest is done.
+            evaluations and is more accurate (Gaussian data, 50 to 0.01: 104 against 146, a tenth of
+            the error).
+        denoise: end with x + sigma_to^2 score(x, sigma_to), for one more evaluation.
+        compact: drop finished samples from the batch, so that `score` sees fewer and fewer; else it
+            sees all of them until the slowest is done.
         on_step: called after every attempt, accepted or not.
     """
     for name, sigma in (("sigma_from", sigma_from), ("sigma_to", sigma_to)):

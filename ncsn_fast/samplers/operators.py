@@ -1,13 +1,13 @@
-"""What is measured of an image: linear operators A with their adjoints, and the solves they need.
+"""Linear measurement operators A of images, their adjoints and the solves that guidance needs.
 
-A measurement is y = A x + noise, for images x (B, C, H, W) and y (B, ...). To hold an image to a
-measurement one needs A, its adjoint (<A x, y> = <x, A^T y>) and (A A^T + damping I)^-1, which
+A measurement is y = A x + noise, for images x (B, C, H, W) and y (B, ...). Conditioning an image on
+a measurement takes A, its adjoint (<A x, y> = <x, A^T y>) and (A A^T + damping I)^-1, combined in
     correct(x, y) = x + A^T (A A^T + damping I)^-1 (y - A x)
-puts together: without damping, the image nearest to x that y could have been measured of (A^T (A
-A^T)^-1 is the pseudo-inverse, and what A cannot see stays that of x).
+Without damping this is the image nearest to x whose measurement is y. (A^T (A A^T)^-1 is the
+pseudo-inverse; the component of x in the null space of A does not change.)
 
 `Mask` (inpainting), `Grey` (colourisation) and `Separable` (block means, Gaussian blur) have closed
-forms; `Linear` takes any linear function, gets its adjoint by autograd where none is given, and
+forms. `Linear` takes any linear function, obtains its adjoint by autograd unless one is given, and
 solves by conjugate gradients.
 """
 
@@ -26,38 +26,44 @@ from torch import Tensor
 
 from ncsn_fast.samplers.procedure import SolverError, per_sample
 
-Damping = Tensor | float  # a number, or one per sample (B,)
-TOLERANCE, MAX_ITERATIONS = 1e-5, 200  # of conjugate gradients
+Damping = Tensor | float  # a number, or (B,)
+TOLERANCE, MAX_ITERATIONS = 1e-5, 200  # conjugate gradients
 
 
 class Operator(abc.ABC):
-    """A linear map A of images, sample by sample."""
+    """Linear map A of images, applied to each sample independently."""
 
     @abc.abstractmethod
     def apply(self, x: Tensor) -> Tensor:
-        """A x, (B, ...), of images x (B, C, H, W)."""
+        """Computes A x, (B, ...), for images x (B, C, H, W)."""
 
     @abc.abstractmethod
     def adjoint(self, y: Tensor) -> Tensor:
-        """A^T y, (B, C, H, W)."""
+        """Computes A^T y, (B, C, H, W)."""
 
     def solve(self, r: Tensor, damping: Damping = 0.0) -> Tensor:
-        """(A A^T + damping I)^-1 r, shape of r; where A A^T has no inverse, its pseudo-inverse."""
+        """Computes (A A^T + damping I)^-1 r, shape of r.
+
+        Uses the pseudo-inverse if A A^T is singular.
+        """
         damping = _along(damping, r)
         return conjugate_gradients(lambda u: self.apply(self.adjoint(u)) + damping * u, r)
 
     def correct(self, x: Tensor, y: Tensor, damping: Damping = 0.0) -> Tensor:
-        """x + A^T (A A^T + damping I)^-1 (y - A x)."""
+        """Computes x + A^T (A A^T + damping I)^-1 (y - A x)."""
         return x + self.adjoint(self.solve(y - self.apply(x), damping))
 
     def rows(self, index: Tensor, device: torch.device) -> Operator:
-        """The operator of some samples (B,), on a device; those that know no samples stay."""
+        """Returns the operator for some samples (B,), on a device.
+
+        Operators without per-sample data return themselves.
+        """
         return self
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Mask(Operator):
-    """Some pixels, with 0 for the others: A = A^T = A A^T.
+    """Selection of the known pixels, with 0 for the others: A = A^T = A A^T.
 
     Args:
         known: boolean (N, C, H, W), or (1, C, H, W) for all samples; True where measured.
@@ -75,7 +81,7 @@ class Mask(Operator):
         return self.apply(r) / (1 + _along(damping, r))
 
     def correct(self, x: Tensor, y: Tensor, damping: Damping = 0.0) -> Tensor:
-        """As Operator.correct; without damping known pixels are y to the bit."""
+        """Computes Operator.correct; without damping known pixels equal y bit for bit."""
         if isinstance(damping, float) and damping == 0.0:
             return torch.where(self.known, y, x)
         return torch.where(self.known, x + (y - x) / (1 + _along(damping, x)), x)
@@ -86,7 +92,7 @@ class Mask(Operator):
 
 @dataclasses.dataclass(frozen=True)
 class Grey(Operator):
-    """The grey picture of a colour image: y (B, 1, H, W) = sum_c w_c x_c, A A^T = |w|^2.
+    """Grey value of a colour image: y (B, 1, H, W) = sum_c w_c x_c, A A^T = |w|^2.
 
     Args:
         weights: w, one per channel. The default is the mean, in [0, 1] for images in [0, 1]; the
@@ -120,9 +126,10 @@ class Grey(Operator):
 class Separable(Operator):
     """Filters along height and width: Y = R X C^T for each channel X (H, W).
 
-    With R = U S V^T and C likewise, A A^T is diagonal in the bases U: its eigenvalues are the
-    products s_i^2 s_j^2. What the filter shrinks to less than `cutoff` of the most counts as
-    unseen, because it would be drowned in rounding: an image keeps it, A x errs by it.
+    With the SVD R = U S V^T, and likewise of C, A A^T is diagonal in the bases U, with eigenvalues
+    s_i^2 s_j^2. Components that the filter attenuates below `cutoff` times the largest are treated
+    as unmeasured, because rounding would dominate them: an image keeps them, at the cost of that
+    error in A x.
 
     Args:
         height: R (h, H) float64.   width: C (w, W) float64.
@@ -149,14 +156,14 @@ class Separable(Operator):
 
     @functools.cached_property
     def _spectrum(self) -> tuple[Tensor, Tensor, Tensor]:
-        """U of both filters, and the eigenvalues of A A^T, (h, w)."""
+        """Returns U of both filters, and the eigenvalues of A A^T, (h, w)."""
         (u, s, _), (v, t, _) = (torch.linalg.svd(m) for m in (self.height, self.width))
         s, t = (torch.cat((a, a.new_zeros(len(b) - len(a)))) for a, b in ((s, u), (t, v)))
         return u, v, s.square()[:, None] * t.square()
 
 
 def block_mean(factor: int, height: int, width: int) -> Separable:
-    """Means of blocks of factor x factor pixels, of images height x width; A A^T = I / factor^2."""
+    """Returns the mean over blocks of factor x factor pixels; A A^T = I / factor^2."""
     if factor < 1 or height % factor or width % factor:
         raise ValueError(f"factor must divide {height} and {width}; got {factor}")
     block = torch.full((1, factor), 1 / factor, dtype=torch.float64)
@@ -170,11 +177,13 @@ def gaussian_blur(
     width: int,
     boundary: Literal["reflect", "nearest", "constant", "wrap"] = "reflect",
 ) -> Separable:
-    """scipy.ndimage.gaussian_filter of standard deviation `std` pixels, of images height x width.
+    """Returns scipy.ndimage.gaussian_filter with standard deviation `std` in pixels.
 
     Args:
-        boundary: SciPy's mode, what lies outside: the image mirrored ("reflect": d c b a | a b c
-            d), its last pixels, black ("constant"), or the image again.
+        height, width: size of the images.
+        boundary: SciPy's mode, which sets the values outside: the mirrored image ("reflect": d c b
+            a | a b c d), its edge pixels ("nearest"), black ("constant"), or the periodic image
+            ("wrap").
     """
     if not 0 < std < np.inf:
         raise ValueError(f"the blur's standard deviation must be positive and finite; got {std}")
@@ -189,11 +198,11 @@ def gaussian_blur(
 
 
 class Linear(Operator):
-    """Any linear function of images, such as a convolution by an own kernel.
+    """Arbitrary linear function of images, such as a convolution with the user's kernel.
 
     Args:
         apply: images (B, C, H, W) -> measurements (B, ...), linear, sample by sample, on any
-            device: checks run on the CPU, so constants of its own must follow (`kernel.to(x)`).
+            device: checks run on the CPU, so its constants must follow x (`kernel.to(x)`).
         shape: (C, H, W) of the images.
         adjoint: measurements -> images. None: the vector-Jacobian product of `apply`, by autograd.
     """
@@ -226,12 +235,12 @@ def conjugate_gradients(
     tolerance: float = TOLERANCE,
     max_iterations: int = MAX_ITERATIONS,
 ) -> Tensor:
-    """M^-1 r of each sample, for a symmetric M >= 0 whose range r (B, ...) lies in.
+    """Solves M u = r for each sample, with a symmetric M >= 0 whose range contains r (B, ...).
 
-    (Hestenes & Stiefel 1952.) Samples stop by themselves, at |M u - r| <= tolerance |r|.
+    (Hestenes & Stiefel 1952.) Each sample stops on its own, at |M u - r| <= tolerance |r|.
 
     Raises:
-        SolverError: max_iterations did not suffice: M is singular nearly, and needs damping.
+        SolverError: max_iterations did not suffice: M is nearly singular, and needs damping.
     """
     u, left = torch.zeros_like(r), r
     direction, square = left, _dot(left, left)
@@ -260,10 +269,10 @@ def conjugate_gradients(
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Inner product of each sample, (B,) float64."""
+    """Computes the inner product of each sample, (B,) float64."""
     return (a.double() * b.double()).flatten(1).sum(dim=1)
 
 
 def _along(damping: Damping, like: Tensor) -> Tensor | float:
-    """A damping (B,) shaped to broadcast against `like` (B, ...); a number as it is."""
+    """Reshapes a damping (B,) to broadcast against `like` (B, ...); returns a number unchanged."""
     return per_sample(damping, like) if isinstance(damping, Tensor) else damping

@@ -1,6 +1,6 @@
 """Predictor-corrector sampling of VE-SDEs (Song et al. 2021, algorithms 1, 2 and 4).
 
-At each sigma_i, with s the score at the state of the moment and z fresh,
+At each sigma_i, with s the score at the current state and z fresh,
     predictor  x + b s + c z, which removes the variance G_i^2 = sigma_i^2 - sigma_{i+1}^2:
         reverse_diffusion   b = G^2,      c = G
         ancestral           b = G^2,      c = G sigma_{i+1} / sigma_i
@@ -8,10 +8,10 @@ At each sigma_i, with s the score at the state of the moment and z fresh,
     corrector  x + alpha s + sqrt(2 alpha) z, any number of times:
         langevin            alpha = 2 (snr |z| / |s|)^2,  norms over the elements of a sample
         annealed            alpha = 2 (snr sigma_i)^2
-The last predictor step goes to sigma = 0: without its noise it is Tweedie's denoising.
-The published code takes the means of |z| and |s| over the batch, so that a sample depends on its
-batch; norm="sample" takes each sample's own. NFE = L (predictor + corrector_steps).
-Any other `Move` that keeps p_sigma can stand for the corrector.
+The last predictor step goes to sigma = 0; without its noise it is Tweedie's denoising.
+The published code averages |z| and |s| over the batch, so a sample depends on its batch;
+norm="sample" uses each sample's own. NFE = L (predictor + corrector_steps).
+Any other `Move` that keeps p_sigma can replace the corrector.
 """
 
 from __future__ import annotations
@@ -38,26 +38,30 @@ Norm = Literal["batch", "sample"]
 
 
 class Moved(NamedTuple):
-    """x: states after a corrector (B, ...).   mean: the same without the last noise, or x."""
+    """States after a corrector.
+
+    x: (B, ...).   mean: the same without the last noise, or x.
+    """
 
     x: Tensor
     mean: Tensor
 
 
 class Move(Protocol):
-    """A corrector: moves states at one noise level, and keeps their law p_sigma.
+    """Corrector: moves states at one noise level and keeps their distribution p_sigma.
 
     Attributes:
-        nfe: evaluations of the score that a move takes; as many steps of the noise are its own.
+        nfe: score evaluations per move; a move also owns that many noise steps.
     """
 
     @property
-    def nfe(self) -> int: ...
+    def nfe(self) -> int:
+        """Score evaluations per move."""
 
     def __call__(
         self, score: Callable[[Tensor], Tensor], x: Tensor, sigma: float, step: int
     ) -> Moved:
-        """Moves x (B, ...); score(x) is at sigma, and `step` the first step of noise to use."""
+        """Moves x (B, ...); score(x) is at sigma, and `step` is the first noise step to use."""
 
 
 def predictor_corrector(
@@ -79,20 +83,22 @@ def predictor_corrector(
     constrain: Constrain | None = None,
     on_level: OnStep | None = None,
 ) -> Result:
-    """Runs the states x (B, ...) down the ladder sigmas (L,); see the head of this file.
+    """Runs the states x (B, ...) down the noise levels sigmas (L,); see the module docstring.
 
     Args:
-        draw: stream 0 for the predictor, 4 for the corrector, step = index of the evaluation.
-        order: which comes first at a level; the published code of 2021 corrects first.
+        draw: noise: stream 0 for the predictor, 4 for the corrector, step = index of the
+            evaluation.
+        order: whether the corrector or the predictor is first; the published code corrects first.
         snr: "signal-to-noise ratio" r of the corrector's step.
-        norm: whose norms set langevin's step; see the head of this file.
-        noise_norm: |z| of what was drawn, or sqrt(D) for it, as the tutorials do.
-        variances: (L,) G_i^2 where they are not differences of the ladder: with g(t_i)^2 dt the
+        norm: norms that set langevin's step; see the module docstring.
+        noise_norm: |z| of the drawn noise, or its expected value sqrt(D), as in the tutorials.
+        variances: (L,) G_i^2, if they are not the differences of sigmas^2: with g(t_i)^2 dt the
             reverse diffusion is Euler-Maruyama of the reverse SDE.
-        denoise: return the last update without its noise.   count: rows that norm="batch" counts.
+        denoise: return the last update without its noise.
+        count: number of rows that norm="batch" averages over; the others are padding.
         constrain: applied to the start at sigma_1 and after every update: at sigma_i after a
-            corrector, at sigma_{i+1} after a predictor; to the mean that is returned at 0.
-        on_level: called with evaluations done, sigma_i and the state, after each level.
+            corrector, at sigma_{i+1} after a predictor; and at 0 to the mean that is returned.
+        on_level: called after each level with the number of evaluations, sigma_i and the state.
     """
     levels = _levels(sigmas, variances)
     check_options(predictor, corrector, order, norm, noise_norm, corrector_steps, snr)
@@ -123,13 +129,13 @@ def predictor_corrector(
 
 
 def _at(score: Score, sigma: float) -> Callable[[Tensor], Tensor]:
-    """The score at one noise level."""
+    """Returns the score function at one noise level."""
     return lambda x: score(x, torch.full((len(x),), sigma, dtype=x.dtype, device=x.device))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Langevin:
-    """One step of the published correctors; noise from stream 4."""
+    """Step of the published correctors, with noise of stream 4."""
 
     draw: Draw
     snr: float
@@ -160,11 +166,12 @@ def langevin_step(
     *,
     expected: bool = False,
 ) -> Tensor:
-    """alpha = 2 (snr |z| / |s|)^2, (B,) float64.
+    """Computes alpha = 2 (snr |z| / |s|)^2, (B,) float64.
 
     Args:
-        count: how many rows norm="batch" counts, the others being padding; None for all.
-        expected: sqrt(D), the root mean square of |z|, in its place.
+        count: number of rows that norm="batch" averages over, the others being padding; None for
+            all.
+        expected: use sqrt(D), the root mean square of |z|, in place of |z|.
     """
     lengths = score.flatten(1).double().norm(dim=1)
     drawn = noise.flatten(1).double().norm(dim=1)
@@ -176,20 +183,22 @@ def langevin_step(
 
 
 def annealed_snr(epsilon: float, sigma_min: float) -> float:
-    """snr = sqrt(epsilon / 2) / sigma_L: the annealed corrector is then annealed Langevin dynamics
-    of step size epsilon."""
+    """Computes snr = sqrt(epsilon / 2) / sigma_L.
+
+    With it the annealed corrector is annealed Langevin dynamics with step size epsilon.
+    """
     return math.sqrt(epsilon / 2) / sigma_min
 
 
 def evaluations(
     n_sigmas: int, predictor: Predictor, corrector_steps: int, corrector_nfe: int = 1
 ) -> int:
-    """NFE of a run, before it; corrector_nfe is that of one corrector step."""
+    """Computes the NFE of a run in advance; corrector_nfe is the NFE of one corrector step."""
     return n_sigmas * (corrector_steps * corrector_nfe + (predictor != "none"))
 
 
 def _prediction(predictor: Predictor, sigma: float, g2: float) -> tuple[float, float]:
-    """b and c of a predictor's step."""
+    """Returns b and c of a predictor step."""
     if predictor == "flow":
         return g2 / 2, 0.0
     if predictor == "ancestral":
@@ -199,7 +208,7 @@ def _prediction(predictor: Predictor, sigma: float, g2: float) -> tuple[float, f
 
 
 def _levels(sigmas: ArrayLike, variances: ArrayLike | None) -> list[tuple[float, float, float]]:
-    """(sigma_i, sigma_{i+1}, G_i^2) of every level; the level after the last is 0."""
+    """Returns (sigma_i, sigma_{i+1}, G_i^2) of every level; the last sigma_{i+1} is 0."""
     ladder = check_ladder(np.asarray(sigmas))
     after = np.append(ladder[1:], 0.0)
     removed = ladder**2 - after**2
@@ -222,10 +231,10 @@ def check_options(
     snr: float,
     also: tuple[str, ...] = (),
 ) -> None:
-    """ValueError for options of `predictor_corrector` that cannot be.
+    """Raises ValueError for invalid options of `predictor_corrector`.
 
     Args:
-        also: names of other correctors, which a caller knows.
+        also: names of further correctors that the caller supports.
     """
     known = {
         "predictor": (predictor, ("reverse_diffusion", "ancestral", "flow", "none")),

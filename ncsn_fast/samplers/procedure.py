@@ -1,7 +1,7 @@
-"""What samplers that are no tables share: the network call, the noise, the result.
+"""Procedures, the samplers that are not programs: their interface, noise, guides and results.
 
-They are functions of `score(x, sigma)`, grad log p_sigma at x (B, ...) with one sigma per sample
-(B,), and of standard normals `draw(stream, step)`, shape of x.
+A procedure is a function of `score(x, sigma)`, grad log p_sigma at x (B, ...) with one sigma per
+sample (B,), and of standard normals `draw(stream, step)`, shape of x.
 """
 
 from __future__ import annotations
@@ -20,24 +20,27 @@ from ncsn_fast.samplers.program import Chains, Column
 
 Score = Callable[[Tensor, Tensor], Tensor]
 Draw = Callable[[Stream, int], Tensor]
-# (x, sigma, step): what is known of the samples, imposed on x at noise level sigma.
+# (x, sigma, step) -> x with the known parts imposed at noise level sigma.
 Constrain = Callable[[Tensor, float, int], Tensor]
-# (evaluations done, largest noise level that is left, states), after every step.
+# (evaluations done, largest remaining noise level, states), called after every step.
 OnStep = Callable[[int, float, Tensor], object]
 
 
 class Result(NamedTuple):
-    """x: final states, shape of the initial ones.   nfe: (B,) int64, evaluations per sample."""
+    """Result of a procedure.
+
+    x: final states, shape of the initial ones.   nfe: (B,) int64, evaluations per sample.
+    """
 
     x: Tensor
     nfe: Tensor
 
 
 class SolverError(RuntimeError):
-    """An adaptive solver that cannot reach its end; the message says where it stopped.
+    """Error of an adaptive solver that cannot reach its end; the message says where it stopped.
 
     Attributes:
-        row: the first sample of the batch that did not.
+        row: first sample of the batch that failed.
     """
 
     def __init__(self, message: str, row: int) -> None:
@@ -46,10 +49,10 @@ class SolverError(RuntimeError):
 
 
 def stopped(what: str, lost: Tensor, rows: Tensor, t: Tensor, h: Tensor) -> SolverError:
-    """The error of an adaptive solver, for samples that are lost (B,).
+    """Returns the error of an adaptive solver, for failed samples `lost` (B,).
 
     Args:
-        rows: which rows of the whole batch the samples are.   t, h: their time and step.
+        rows: their row indices in the full batch.   t, h: their time and step.
     """
     i = int(lost.nonzero()[0])
     return SolverError(
@@ -61,35 +64,36 @@ def stopped(what: str, lost: Tensor, rows: Tensor, t: Tensor, h: Tensor) -> Solv
 
 
 class Guide(Protocol):
-    """A change of the score, for some samples: guidance by a classifier, by measurements, ...."""
+    """Modification of the score for some samples: guidance by a classifier or by measurements."""
 
     def __len__(self) -> int:
-        """How many samples it is for."""
+        """Returns the number of samples that the guide is for."""
 
     def rows(self, index: Tensor, device: torch.device) -> Guide:
-        """The guide of the samples in these rows (B,), on a device."""
+        """Returns the guide of the samples in these rows (B,), on a device."""
 
     def score(self, score: Score, x: Tensor, sigma: Tensor) -> Tensor:
-        """The score that stands for score(x, sigma); x (B, ...), sigma (B,)."""
+        """Computes the guided score that replaces score(x, sigma); x (B, ...), sigma (B,)."""
 
 
 def check_guide(guide: Guide | None, n: int) -> None:
-    """ValueError unless a guide, if there is one, is for n samples."""
+    """Raises ValueError if a guide is given that is not for n samples."""
     if guide is not None and len(guide) != n:
         raise ValueError(f"a guide has one row per sample; expected {n}, got {len(guide)}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Procedure:
-    """A sampler that is no table, ready to run: what `Program` is for those that are.
+    """Sampler that is not a program, ready to run; counterpart of `Program`.
 
     Attributes:
         name: the method.
-        sigma: (L,) its noise levels, descending; the two ends where it chooses its own.
-        nfe: evaluations per sample, or None where they show afterwards and differ by sample.
-        solve: runs the states of chains down to the end.
-        draws_noise: whether it draws any on its way.   constrains: whether `solve` can impose what
-            is known of the samples; else its third argument must be None.
+        sigma: (L,) its noise levels, descending; only the two ends if it chooses its own steps.
+        nfe: evaluations per sample, or None if they vary by sample and are known only afterwards.
+        solve: runs the chains' states down to the end.
+        draws_noise: whether it draws noise on its way.
+        constrains: whether `solve` can impose known parts of the samples; if not, its third
+            argument must be None.
     """
 
     name: str
@@ -102,7 +106,7 @@ class Procedure:
 
 
 def chains_noise(chains: Chains) -> Draw:
-    """Noise of chains by the contract; of two streams where they have weights (interpolation)."""
+    """Returns the chains' noise by the contract; weighted from two streams for interpolation."""
     first = contract_noise(chains.seed, chains.samples, tuple(chains.x.shape[1:]))
     if chains.noise_weights is None:
         return first
@@ -112,16 +116,16 @@ def chains_noise(chains: Chains) -> Draw:
 
 
 def contract_noise(seed: int, samples: Tensor, shape: tuple[int, ...]) -> Draw:
-    """Normals (B, *shape) float32 of sample indices (B,), by the contract of ops/noise.py."""
+    """Returns normals (B, *shape) float32 of samples (B,) by the noise contract (ops/noise.py)."""
     noise.check_uint32("seed", seed)
     return lambda stream, step: ops.normal(seed, samples, stream, step, shape)
 
 
 def per_sample(value: Tensor, x: Tensor) -> Tensor:
-    """(B,) as (B, 1, ...) in the type of x, to broadcast against it."""
+    """Reshapes (B,) to (B, 1, ...), in the dtype of x, to broadcast against x."""
     return value.to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
 
 
 def rms(x: Tensor) -> Tensor:
-    """Root of the mean square of each sample: (B, ...) -> (B,) float64."""
+    """Computes the root mean square of each sample: (B, ...) -> (B,) float64."""
     return x.flatten(1).double().square().mean(dim=1).sqrt()

@@ -1,6 +1,6 @@
-"""A sampler as a table, and the loop that runs it.
+"""Program: a sampler as a table of coefficients, and the loop that runs it.
 
-Every fixed-step sampler here is linear in what it has at hand, so it is data: a row per evaluation,
+Every fixed-step sampler here is linear in its inputs, so it is data, one row per evaluation:
     f  = sigma_k * score(x, sigma_k)
     x' = a x + b f + g h + c z        z: standard normal of (seed, sample, stream 0, step k)
     h' = p x + q f                    h: one history buffer, zero at first
@@ -30,17 +30,17 @@ Column = NDArray[np.float64]
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A sampler's table: K rows, each one evaluation of the network.
+    """Table of a sampler: K rows, one network evaluation each.
 
     Attributes:
         name: the method.
-        sigma: (K,) noise level each row evaluates the score at.
-        level: (K,) int64, 0 at first and never falling: the step of the ladder each row belongs to.
-            Callbacks, progress and NaN checks happen between two of these.
+        sigma: (K,) noise level at which each row evaluates the score.
+        level: (K,) int64, non-decreasing from 0: index of the noise level each row belongs to.
+            Callbacks, progress and NaN checks happen between two levels.
         a, b, g, c, p, q: (K,) coefficients; b and q multiply f = sigma * score.
-        initial: where chains start: "uniform" on [0, 1), or "prior", N(0, sigma[0]^2).
+        initial: initial distribution: "uniform" on [0, 1), or "prior", N(0, sigma[0]^2).
         reference_noise: (K + 1,) or None. Entry k < K is the scale of the noise on known pixels
-            when they are imposed before row k, entry K after the last row; NaN imposes nothing.
+            imposed before row k, entry K after the last row; NaN imposes nothing.
         reference_step: (K + 1,) int64 or None: the step index of that noise (stream 2).
     """
 
@@ -64,25 +64,28 @@ class Program:
 
     @property
     def has_history(self) -> bool:
+        """Whether a row reads the history h."""
         return bool(np.any(self.g != 0))
 
     @property
     def draws_noise(self) -> bool:
+        """Whether a row draws noise."""
         return bool(np.any(self.c != 0))
 
     def coefficients(self, k: int) -> Coefficients:
+        """Returns (a, b, g, c, p, q) of row k."""
         return tuple(
             float(column[k]) for column in (self.a, self.b, self.g, self.c, self.p, self.q)
         )  # type: ignore[return-value]
 
     def imposition(self, k: int) -> tuple[float, int]:
-        """Scale and step index of the noise on known pixels before row k (K: after the last)."""
+        """Returns scale and step of the noise on known pixels before row k (K: at the end)."""
         if self.reference_noise is None or self.reference_step is None:
             return math.nan, 0
         return float(self.reference_noise[k]), int(self.reference_step[k])
 
     def head(self, rows: int) -> Program:
-        """The first rows alone."""
+        """Returns the program's first rows."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         columns: dict[str, Any] = {
             k: v[:rows] for k, v in fields.items() if isinstance(v, np.ndarray)
@@ -93,19 +96,19 @@ class Program:
         return dataclasses.replace(self, **columns)
 
     def level_rows(self) -> Iterator[range]:
-        """The rows of each level, in order."""
+        """Yields the rows of each level, in order."""
         starts = [0, *(np.flatnonzero(np.diff(self.level)) + 1).tolist(), self.nfe]
         return (range(i, j) for i, j in itertools.pairwise(starts) if j > i)
 
     def scaled(self, output_scale: Column) -> Program:
-        """The same sampler for a network whose output times output_scale (K,) is sigma * score."""
+        """Returns the program for a network with output_scale (K,) * output = sigma * score."""
         return dataclasses.replace(self, b=self.b * output_scale, q=self.q * output_scale)
 
 
 def table(
     name: str, sigma: Column, level: NDArray[np.integer], *, b: Column, c: Column, **columns: object
 ) -> Program:
-    """Program with the columns that most samplers leave alone filled in: a = 1, g = p = q = 0."""
+    """Builds a Program with the usual defaults for omitted columns: a = 1, g = p = q = 0."""
     k = len(sigma)
     defaults = {"a": np.ones(k), "g": np.zeros(k), "p": np.zeros(k), "q": np.zeros(k)}
     values = {**defaults, **columns}
@@ -114,17 +117,17 @@ def table(
 
 @dataclasses.dataclass
 class Chains:
-    """A micro-batch of Markov chains: their state, the keys of their noise, what is known.
+    """Micro-batch of Markov chains: their state, their noise key and their known pixels.
 
     Attributes:
         x: state (B, C, H, W) float32, contiguous; updated in place.
         seed, samples: noise of chain b is keyed by (seed, samples[b]); samples is (B,) int64.
         noise_weights: (B, 2) weights of streams 0 and 3, or None for (1, 0).
-        mask, known: bool and float32, shape of x: pixels that are known, and their values; or None.
-        h: history buffer, shape of x.   count: how many rows are samples, the others being padding;
-            None for all.
-        nonfinite: (B,) int32, not 0 where x has left the finite numbers, from engines that watch
-            it; None where nobody does.
+        mask, known: bool and float32, shape of x: mask and values of known pixels; or None.
+        h: history buffer, shape of x.
+        count: number of rows that are samples, the others being padding; None for all.
+        nonfinite: (B,) int32, nonzero where x is not finite, from engines that detect it; else
+            None.
     """
 
     x: Tensor
@@ -139,15 +142,17 @@ class Chains:
 
 
 class Update(Protocol):
-    """How the noise of a program is made and its rows are applied, in place."""
+    """Application of a program's rows, noise included, in place."""
 
-    def begin(self, chains: Chains, program: Program) -> None: ...
+    def begin(self, chains: Chains, program: Program) -> None:
+        """Prepares the chains before the first row."""
 
-    def row(self, chains: Chains, f: Tensor, program: Program, k: int) -> None: ...
+    def row(self, chains: Chains, f: Tensor, program: Program, k: int) -> None:
+        """Applies row k, given the network output f."""
 
 
 class FusedUpdate:
-    """Noise by the contract of ncsn_fast.ops.noise, made inside the fused op."""
+    """Update by the fused op, which generates the noise of ncsn_fast.ops.noise."""
 
     def begin(self, chains: Chains, program: Program) -> None:
         scale, step = program.imposition(0)
@@ -175,7 +180,7 @@ class FusedUpdate:
 
 
 class InjectedNoise:
-    """Noise from a caller, to reproduce a run of another program draw by draw.
+    """Update with noise from the caller, to reproduce another program's run draw by draw.
 
     Args:
         draw: (stream, step) -> standard normals, shape of x.
@@ -207,7 +212,7 @@ class InjectedNoise:
 
 
 class Start(Protocol):
-    """What of a sampler, a table or not, says where its chains start."""
+    """Properties of a program or procedure that define where its chains start."""
 
     @property
     def initial(self) -> str: ...
@@ -217,7 +222,7 @@ class Start(Protocol):
 
 
 def initial_state(program: Start, seed: int, samples: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Start of the chains (B, *shape): stream 1 of each sample."""
+    """Draws the chains' initial state (B, *shape), from stream 1 of each sample."""
     if program.initial == "uniform":
         return ops.uniform(seed, samples, Stream.INITIAL, 0, shape)
     return float(program.sigma[0]) * ops.normal(seed, samples, Stream.INITIAL, 0, shape)
@@ -233,13 +238,13 @@ def run(
     stop: int | None = None,
     on_level: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """Runs rows start .. stop-1 (None: all that are left) on the chains and returns their state.
+    """Runs rows start .. stop-1 (None: all remaining) on the chains and returns their state.
 
-    A run that was interrupted before row k continues exactly: pass the saved x and h, and start=k.
+    A run interrupted before row k continues exactly: pass the saved x and h, and start=k.
 
     Args:
         network: (x, k) -> raw output f of row k, shape of x.
-        on_level: called with the number of rows done, after each level.
+        on_level: called after each level with the number of rows done.
     """
     update = update or FusedUpdate()
     stop = program.nfe if stop is None else stop

@@ -1,4 +1,4 @@
-"""What editing asks of samplers: known pixels (both published ways), mixed noise, later starts."""
+"""Program transformations for editing: known pixels (both published ways), later starts."""
 
 from __future__ import annotations
 
@@ -19,17 +19,16 @@ InpaintVariant = Literal["ncsnv2", "ncsn"]
 def inpainting(
     program: Program, variant: InpaintVariant = "ncsnv2", *, restore: bool = True
 ) -> Program:
-    """The program with rows that impose known pixels.
+    """Returns the program with rows that impose known pixels.
 
-    "ncsnv2" (released code of 2020): before every evaluation known pixels become x_ref + sigma z, z
-    fresh.
-    "ncsn" (paper and code of 2019): z is drawn once per level, and known pixels are imposed before
-    the level's first step and after each of its steps.
+    "ncsnv2" (released code of 2020): before every evaluation, known pixels become x_ref + sigma z
+    with fresh z. "ncsn" (paper and code of 2019): z is drawn once per level, and known pixels are
+    imposed before the level's first step and after each of its steps.
 
     Args:
-        restore: after the last row, known pixels are x_ref exactly. Without it the last row's are
-            left as it made them ("ncsnv2") or at x_ref + sigma_L z ("ncsn"), as the published code
-            returns them.
+        restore: set known pixels to x_ref exactly after the last row. Otherwise they stay as the
+            last row leaves them ("ncsnv2") or at x_ref + sigma_L z ("ncsn"), as in the published
+            code.
     """
     k = program.nfe
     before_row = np.append(program.sigma, math.nan)
@@ -50,9 +49,10 @@ def inpainting(
 
 
 def start_level(ladder: Column, sigma: float | None, strength: float | None) -> float:
-    """The level of a ladder (L,) to start at: the nearest to sigma, or to `strength` of the way up.
+    """Returns the level of a ladder (L,) to start at, nearest to sigma or to a fraction `strength`.
 
-    Both in log sigma. ValueError unless one of them is given, and within the ladder.
+    `strength` is the fraction of the way up in log sigma, in which distances are measured too.
+    Raises ValueError unless exactly one of them is given and lies within the ladder.
     """
     if (sigma is None) == (strength is None):
         raise ValueError("give either sigma, the noise level to start at, or strength")
@@ -69,7 +69,10 @@ def start_level(ladder: Column, sigma: float | None, strength: float | None) -> 
 
 
 def check_draws_noise(program: Program | Procedure) -> None:
-    """ValueError for a sampler without noise: frames share their start, and would be one image."""
+    """Raises ValueError for a sampler without noise.
+
+    Frames of an interpolation share their start, so without noise they would all be one image.
+    """
     if program.nfe != 1 and not program.draws_noise:
         raise ValueError(
             f"interpolation mixes the noise of steps, and {program.name!r} draws none with these "
@@ -78,7 +81,10 @@ def check_draws_noise(program: Program | Procedure) -> None:
 
 
 def interpolation_weights(n_frames: int) -> Tensor:
-    """(n_frames, 2): cos and sin of angles from 0 to pi/2; every frame's noise has variance 1."""
+    """Returns weights (n_frames, 2), cos and sin of angles from 0 to pi/2.
+
+    Every frame's noise has variance 1.
+    """
     if n_frames < 1:
         raise ValueError(f"n_frames must be at least 1; got {n_frames}")
     angle = torch.linspace(0, math.pi / 2, n_frames, dtype=torch.float64)

@@ -1,7 +1,7 @@
-"""Samplers of the SDE papers as tables: Euler-Maruyama, reverse diffusion, ancestral sampling.
+"""Samplers of the SDE papers as programs: Euler-Maruyama, reverse diffusion, ancestral sampling.
 
-Rows are in terms of f = sigma * score (program.py). For VP and sub-VP a row's sigma is the standard
-deviation of x(t) given x(0), so that f is minus the noise that DDPM's networks predict.
+Rows use f = sigma * score (program.py). For VP and sub-VP, a row's sigma is the standard deviation
+of x(t) given x(0), so -f is the noise that DDPM's networks predict.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from ncsn_fast.samplers.program import Column, Program, table
 
 
 def euler_maruyama(sde: SDE, n: int, *, t_end: float = 1e-3, denoise: bool = True) -> Program:
-    """Euler-Maruyama on the reverse SDE at t = linspace(1, t_end, n), as the MNIST tutorial has it.
+    """Returns Euler-Maruyama on the reverse SDE (the MNIST tutorial) at t = linspace(1, t_end, n).
 
     mean = x - (f(x, t) - g^2 s) Delta,  x = mean + g sqrt(Delta) z,  Delta = (1 - t_end) / (n - 1),
     or 1 - t_end for n = 1. The last of the n steps starts at t_end. NFE = n.
 
     Args:
-        t_end: where the last score is taken; positive for SDEs whose v(0) is 0.
-        denoise: the last row returns its mean.
+        t_end: time of the last score evaluation; positive for SDEs with v(0) = 0.
+        denoise: whether the last row returns its mean.
     """
     t = _descending_times(n, t_end)
     delta = (1 - t_end) / max(n - 1, 1)
@@ -37,15 +37,15 @@ def euler_maruyama(sde: SDE, n: int, *, t_end: float = 1e-3, denoise: bool = Tru
 
 
 def reverse_diffusion(sigmas: ArrayLike, *, flow: bool = False, denoise: bool = True) -> Program:
-    """Reverse diffusion sampling of VE (Song et al. 2021, appendix E).
+    """Returns reverse diffusion sampling of VE (Song et al. 2021, appendix E).
 
     mean = x + G_i^2 s(x, sigma_i),  x = mean + G_i z,  G_i^2 = sigma_i^2 - sigma_{i+1}^2, where the
     level after the last is 0: the last mean is the denoised sample. NFE = L.
 
     Args:
         sigmas: (L,) descending.
-        flow: the probability flow: half of G_i^2 s, and no noise.
-        denoise: the last row returns its mean.
+        flow: use the probability flow: half of G_i^2 s, and no noise.
+        denoise: whether the last row returns its mean.
     """
     sigma = check_ladder(np.asarray(sigmas))
     g = np.sqrt(sigma**2 - np.append(sigma[1:], 0.0) ** 2)
@@ -53,12 +53,12 @@ def reverse_diffusion(sigmas: ArrayLike, *, flow: bool = False, denoise: bool = 
 
 
 def ancestral(sigmas: ArrayLike, eta: float = 1.0, *, denoise: bool = True) -> Program:
-    """Ancestral sampling of VE (Song et al. 2021, appendix F), with eta = 1.
+    """Returns ancestral sampling of VE (Song et al. 2021, appendix F), for eta = 1.
 
     x + sigma (sigma - down) s + up z from sigma to the next level n, with
     up = min(n, eta sqrt(n^2 (sigma^2 - n^2) / sigma^2)) and down^2 = n^2 - up^2. With eta = 0 it is
     Euler's method on the probability flow. The level after the last is 0. NFE = L, or L - 1 without
-    the denoise.
+    `denoise`.
 
     Args:
         sigmas: (L,) descending.   eta: from 0 (no noise) to 1 and beyond.
@@ -75,7 +75,7 @@ def ancestral(sigmas: ArrayLike, eta: float = 1.0, *, denoise: bool = True) -> P
 def vp_reverse_diffusion(
     sde: VP, n: int, *, t_end: float = 1e-3, flow: bool = False, denoise: bool = True
 ) -> Program:
-    """Reverse diffusion sampling of VP or sub-VP at t = linspace(1, t_end, n). NFE = n.
+    """Returns reverse diffusion sampling of VP or sub-VP at t = linspace(1, t_end, n). NFE = n.
 
     mean = (1 - rate_i) x + G_i^2 s,  x = mean + G_i z, with the chain of `sde.discretise`.
     """
@@ -85,10 +85,10 @@ def vp_reverse_diffusion(
 
 
 def vp_ancestral(sde: VP, n: int, *, t_end: float = 1e-3, denoise: bool = True) -> Program:
-    """Ancestral sampling of VP (DDPM) at t = linspace(1, t_end, n). NFE = n.
+    """Returns ancestral sampling of VP (DDPM) at t = linspace(1, t_end, n). NFE = n.
 
     mean = (x + beta_i s) / sqrt(1 - beta_i),  x = mean + sqrt(beta_i) z; beta_i as in
-    `VP.discretise`. Sub-VP has none.
+    `VP.discretise`. Sub-VP has no ancestral sampler.
     """
     if isinstance(sde, SubVP):
         raise ValueError("ancestral sampling is defined for VE and VP; sub-VP has none")
@@ -109,15 +109,15 @@ def _reverse(sigma: Column, rate: Column, g: Column, flow: bool, denoise: bool) 
 
 
 def _program(name: str, sigma: Column, *, b: Column, c: Column, **columns: object) -> Program:
-    """From the prior; every row is a level of its own."""
+    """Builds a program that starts from the prior and whose rows are each a level."""
     level = np.arange(len(sigma))
     return table(name, sigma, level, b=b, c=c, initial="prior", **columns)
 
 
 def steps_of(sigmas: ArrayLike, denoise: bool) -> tuple[Column, Column]:
-    """Where each step of a ladder (L,) starts and ends: L steps to 0, or L - 1 to sigma_L.
+    """Returns where each step of a ladder (L,) starts and ends: L steps to 0, or L - 1 to sigma_L.
 
-    ValueError for a ladder that leaves no step.
+    Raises ValueError for a ladder without a step.
     """
     sigma = check_ladder(np.asarray(sigmas))
     if denoise:
@@ -136,7 +136,7 @@ def _descending_times(n: int, t_end: float) -> Column:
 
 
 def _positive(std: Column) -> Column:
-    """Deviations that a score can be taken at; ValueError if one is 0."""
+    """Returns the standard deviations; ValueError if one is 0, where there is no score."""
     if not (std > 0).all():
         raise ValueError("t_end must be positive for this SDE: there is no score at t = 0")
     return std

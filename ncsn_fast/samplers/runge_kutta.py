@@ -1,12 +1,12 @@
-"""Adaptive Runge-Kutta for batches, each sample with its own steps.
+"""Adaptive Runge-Kutta solver for batches, with independent steps per sample.
 
-Dormand & Prince's pair 5(4), first same as last (J. Comp. Appl. Math. 6, 1980): six evaluations
-an attempt, the fifth-order solution is kept, and
+Dormand & Prince's pair 5(4), first same as last (J. Comp. Appl. Math. 6, 1980): an attempt takes
+six evaluations and keeps the fifth-order solution. Its error
     E = rms(h * sum_i e_i k_i / (atol + rtol max(|y|, |y'|)))    over the elements of one sample
-decides: accepted if E < 1; the next step is h * clip(0.9 E^(-1/5), 0.2, 10), and does not grow
-right after a rejection. The first step is that of Hairer, Norsett & Wanner (Solving ordinary
-differential equations I, section II.4). These are the rules of SciPy's RK45, so one sample takes
-the steps that SciPy takes; SciPy on a batch couples its samples through the norm, this does not.
+must be below 1; the next step is h * clip(0.9 E^(-1/5), 0.2, 10), and does not grow right after a
+rejection. The first step is that of Hairer, Norsett & Wanner (Solving ordinary differential
+equations I, section II.4). These are the rules of SciPy's RK45, so a single sample takes the same
+steps as in SciPy. For a batch, SciPy couples the samples through the norm; this solver does not.
 """
 
 from __future__ import annotations
@@ -33,14 +33,17 @@ STAGES = (
     (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
 )
 FIFTH = (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84)
-# Fifth-order weights less fourth-order ones.
+# Fifth-order weights minus fourth-order weights.
 ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
-EVALUATIONS = 6  # an attempt
+EVALUATIONS = 6  # per attempt
 SAFETY, SHRINK, GROW = 0.9, 0.2, 10.0
 
 
 class Solution(NamedTuple):
-    """y: state at the end (B, ...).   nfe: (B,) int64, evaluations of the slope per sample."""
+    """Solution of an ODE.
+
+    y: state at the end (B, ...).   nfe: (B,) int64, slope evaluations per sample.
+    """
 
     y: Tensor
     nfe: Tensor
@@ -51,7 +54,7 @@ class _Tolerance(NamedTuple):
     atol: float
 
     def norm(self, error: Tensor, *states: Tensor) -> Tensor:
-        """rms(error / (atol + rtol max |state|)) of each sample, (B,) float64."""
+        """Computes rms(error / (atol + rtol max |state|)) of each sample, (B,) float64."""
         largest = states[0].abs()
         for state in states[1:]:
             largest = torch.maximum(largest, state.abs())
@@ -60,13 +63,13 @@ class _Tolerance(NamedTuple):
 
 @dataclasses.dataclass
 class _State:
-    """A batch on its way: y (B, ...) with slope k at t; all else (B,).
+    """State of a running batch: y (B, ...) with slope k at t; all else (B,).
 
-    t and h are float64, h is positive; `rejected` marks samples whose last attempt was, `stuck`
-    those whose step fell to the spacing of t.
+    t and h are float64, h is positive; `rejected` marks samples whose last attempt was rejected,
+    `stuck` those whose step became too small to change t.
     """
 
-    rows: Tensor  # which rows of the whole batch these are
+    rows: Tensor  # their row indices in the full batch
     t: Tensor
     y: Tensor
     k: Tensor
@@ -96,17 +99,17 @@ def solve(
 ) -> Solution:
     """Integrates dy/dt = slope(t, y) from t = start to t = stop, forward or backward.
 
-    Everything stays on the device of y; the host reads one flag per attempt (two, compacting). A
-    sample that is done stays where it is, and what `slope` says about it no longer counts.
+    All tensors stay on the device of y; the host reads one flag per attempt (two if compacting). A
+    finished sample does not change any more, whatever `slope` returns for it.
 
     Args:
-        y: (B, ...) float32 or float64; the arithmetic is in its type.
+        y: (B, ...) float32 or float64; the arithmetic has its dtype.
         rtol, atol: relative and absolute tolerance of each sample's step.
-        first_step: size of the first attempt; None chooses it, for one evaluation more.
+        first_step: size of the first attempt; None chooses it, for one more evaluation.
         max_steps: most attempts, accepted and rejected, of any sample.
-        compact: leave out samples that are done, so that `slope` sees fewer and fewer; for slopes
-            that do not tell one row from another.
-        on_attempt: called with evaluations done, t (B,) and y of the samples that are not left out.
+        compact: drop finished samples from the batch, so that `slope` sees fewer and fewer; for
+            slopes that do not depend on a sample's row.
+        on_attempt: called with evaluations done, t (B,) and y of the samples still in the batch.
 
     Raises:
         SolverError: max_steps did not suffice, or a step became too small to change t.
@@ -138,7 +141,7 @@ def solve(
 def _begin(
     slope: Slope, y: Tensor, start: float, stop: float, tolerance: _Tolerance, h: float | None
 ) -> _State:
-    """State at `start`, with the size of its first step."""
+    """Returns the state at `start`, with the size of its first step."""
     t = torch.full((len(y),), start, dtype=torch.float64, device=y.device)
     k = slope(t, y)
     if k.shape != y.shape:
@@ -162,7 +165,7 @@ def _first_step(
     interval: Tensor,
     tolerance: _Tolerance,
 ) -> Tensor:
-    """Hairer's first step (B,), for a method of order 4 in its error; at most the interval."""
+    """Computes Hairer's first step (B,) for an error of order 4; at most the interval."""
     d0, d1 = tolerance.norm(y, y), tolerance.norm(k, y)
     h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / d1).minimum(interval)
     ahead = slope(t + direction * h0, y + per_sample(direction * h0, y) * k)
@@ -170,11 +173,11 @@ def _first_step(
     steepest = torch.maximum(d1, d2)
     h1 = torch.where(steepest <= 1e-15, (1e-3 * h0).clamp(min=1e-6), (0.01 / steepest) ** 0.2)
     h = torch.minimum(100 * h0, h1).minimum(interval)
-    return torch.where(torch.isfinite(h), h, interval)  # the first attempt tells what is wrong
+    return torch.where(torch.isfinite(h), h, interval)  # the first attempt will report the error
 
 
 def _combine(weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
-    """sum_i weights_i slopes_i."""
+    """Computes sum_i weights_i slopes_i."""
     total = weights[0] * slopes[0]
     for weight, slope in zip(weights[1:], slopes[1:], strict=True):
         if weight:
@@ -183,7 +186,7 @@ def _combine(weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
 
 
 def _attempt(slope: Slope, state: _State, stop: float, tolerance: _Tolerance) -> None:
-    """One step of every sample that is running, in place; those that reject it stay."""
+    """Attempts one step of every running sample, in place; rejected samples stay."""
     t, y = state.t, state.y
     end = torch.full_like(t, stop)
     smallest = 10 * (torch.nextafter(t, end) - t).abs()

@@ -1,4 +1,4 @@
-"""What Markov chains sample from: a density up to a constant, or its score alone."""
+"""Target distributions of Markov chains: an unnormalised density, or its score alone."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch import Tensor
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A density to sample from, known up to a constant, or by its score alone.
+    """Distribution to sample from, given by an unnormalised density or by its score alone.
 
     Attributes:
-        score: x (N, ...) -> grad log p, shape of x. Used where `log_density` is None.
-        log_density: x (N, ...) -> (N,), any constant added. Without `score`, autograd gives it.
+        score: x (N, ...) -> grad log p, shape of x.
+        log_density: x (N, ...) -> (N,), up to a constant. Without `score`, autograd computes it.
         n_points: without `log_density`, log p(y) - log p(x) is the integral of the score along the
             straight line from x to y, by Gauss-Lobatto quadrature at this many points. The two ends
-            are known anyway; each point more costs an evaluation per proposal. It is exact where
+            are known anyway; each further point costs an evaluation per proposal. It is exact where
             the score along the line is a polynomial of degree 2 n_points - 3 (2 points: Gaussians).
-            A score that is no gradient has no density: the samples are then approximate.
+            A score that is not a gradient has no density: the samples are then approximate.
     """
 
     score: Callable[[Tensor], Tensor] | None = None
@@ -41,7 +41,7 @@ class Target:
         return 0 if self.log_density is not None else self.n_points - 2
 
     def at(self, x: Tensor) -> Point:
-        """x with its score, and its log density where that is known."""
+        """Evaluates the score at x, and the log density if it is known."""
         value = None
         if self.score is not None:
             s = self.score(x).detach()
@@ -53,12 +53,12 @@ class Target:
             y = x.detach().requires_grad_()
             log_p = self.log_density(y)
             s = torch.zeros_like(y)
-            if log_p.requires_grad:  # one that is constant, as in a box, has no gradient
+            if log_p.requires_grad:  # a constant density, as in a box, has none
                 (s,) = torch.autograd.grad(log_p.sum(), y, materialize_grads=True)
         return Point(x, s.detach(), log_p.detach())
 
     def difference(self, a: Point, b: Point) -> Tensor:
-        """log p(b) - log p(a), (N,)."""
+        """Computes log p(b) - log p(a), (N,)."""
         if a.log_p is not None and b.log_p is not None:
             return b.log_p - a.log_p
         assert self.score is not None
@@ -72,14 +72,14 @@ class Target:
 
 @dataclasses.dataclass
 class Point:
-    """States (N, ...), their scores, and their log densities (N,) where those are known."""
+    """States (N, ...), their scores, and their log densities (N,) if known."""
 
     x: Tensor
     score: Tensor
     log_p: Tensor | None
 
     def replaced(self, accepted: Tensor, other: Point) -> Point:
-        """`other` where accepted (N,), this elsewhere."""
+        """Returns `other` where accepted (N,), this point elsewhere."""
         keep = per_sample(accepted, self.x)
         log_p = None
         if self.log_p is not None and other.log_p is not None:
@@ -89,10 +89,13 @@ class Point:
 
 
 def lobatto(n: int) -> tuple[list[float], list[float]]:
-    """Nodes and weights of Gauss-Lobatto quadrature on [0, 1]: 0, 1 and the roots of P'_{n-1}."""
+    """Returns nodes and weights of Gauss-Lobatto quadrature on [0, 1].
+
+    The nodes are 0, 1 and the roots of P'_{n-1}.
+    """
     legendre = np.polynomial.legendre.Legendre.basis(n - 1)
     inner = np.sort(legendre.deriv().roots().real) if n > 2 else np.zeros(0)
-    inner = (inner - inner[::-1]) / 2  # symmetric to the last bit: forth and back are one number
+    inner = (inner - inner[::-1]) / 2  # exactly symmetric, so that both directions agree bitwise
     nodes = np.concatenate([[-1.0], inner, [1.0]])
     weights = 2 / (n * (n - 1) * legendre(nodes) ** 2)
     weights = (weights + weights[::-1]) / 2
@@ -100,12 +103,12 @@ def lobatto(n: int) -> tuple[list[float], list[float]]:
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
-    """values (N,) shaped to multiply `like` (N, ...)."""
+    """Reshapes values (N,) to multiply `like` (N, ...)."""
     return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def rows(x: Tensor) -> Tensor:
-    """(N, ...) -> (N, D); D is 1 for chains of one number, (N,)."""
+    """Reshapes (N, ...) to (N, D); scalar chains (N,) have D = 1."""
     return x.reshape(len(x), math.prod(x.shape[1:]))
 
 

@@ -1,9 +1,9 @@
-"""VP and sub-VP models: their own samplers, and every VE method besides.
+"""VP and sub-VP models: their own samplers, and their conversion to VE models.
 
-A score model s(x, t) of a VP- or sub-VP-SDE runs in two ways. (Networks that predict the noise have
-s = -net(x, 999 t) / std(t), as published.)
+A score model s(x, t) of a VP- or sub-VP-SDE can be sampled in two ways. (For networks that predict
+the noise, s = -net(x, 999 t) / std(t), as published.)
 
-The tables of `samplers/reverse_sde.py` are its own samplers; `rows` is the network that they call:
+The programs in `samplers/reverse_sde.py` sample it directly; `rows` returns the network they call:
 
     from ncsn_fast.samplers.program import Chains, initial_state, run
     from ncsn_fast.samplers.reverse_sde import vp_ancestral
@@ -15,10 +15,10 @@ The tables of `samplers/reverse_sde.py` are its own samplers; `rows` is the netw
     chains = Chains(initial_state(program, 0, samples, (3, 8, 8)), 0, samples)
     images = run(program, rows(score, sde, 200), chains)
 
-And since x = m(t) x0 + std(t) z, y = x / m(t) is x0 with noise of deviation sigma = std(t) / m(t).
-That is a VE model of the same data, with the score m(t) s(m(t) y, t): `as_ve`. Whatever takes
-score(x, sigma) takes it: the probability flow, likelihoods, predictor-corrector and adaptive
-sampling, MCMC.
+Alternatively, since x = m(t) x0 + std(t) z, y = x / m(t) is x0 with noise of standard deviation
+sigma = std(t) / m(t). This is a VE model of the same data, with the score m(t) s(m(t) y, t):
+`as_ve`. It works with everything that takes score(x, sigma): the probability flow, likelihoods,
+predictor-corrector and adaptive sampling, MCMC.
 
     from ncsn_fast.evaluation.likelihood import log_likelihood
     from ncsn_fast.samplers.ode import probability_flow
@@ -29,8 +29,8 @@ sampling, MCMC.
     options = {"prior_std": ve.prior_std, "data_range": (-1 / ve.mean_scale, 1 / ve.mean_scale)}
     found = log_likelihood(ve.score, images / ve.mean_scale, ve.sigma_min, ve.sigma_max, **options)
 
-These images lie in [-1, 1], as VP models have them. In y their range is wider by 1 / m, which adds
-D log m to the density of y and makes `bpd` that of the images; `nll` is that of y.
+These images are in [-1, 1], as is usual for VP models. The range of y is wider by 1 / m, which adds
+D log m to the density of y, so that `bpd` is that of the images; `nll` is that of y.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ from ncsn_fast.samplers.procedure import per_sample
 
 TimeScore = Callable[[Tensor, Tensor], Tensor]  # (x (B, ...), t (B,)) -> grad log p_t, shape of x
 
-T_END = 1e-3  # where published VP samplers end
+T_END = 1e-3  # final time of the published VP samplers
 
 
 def rows(
     score: TimeScore, sde: SDE, n: int, t_end: float = T_END
 ) -> Callable[[Tensor, int], Tensor]:
-    """The network of a VP table, f = std(t) s(x, t) at row k of t = linspace(1, t_end, n).
+    """Returns a VP program's network, f = std(t) s(x, t) at row k of t = linspace(1, t_end, n).
 
-    n and t_end are those that the table was made with.
+    n and t_end must be those of the program.
     """
     times = np.linspace(1.0, t_end, n)
 
@@ -68,13 +68,13 @@ def rows(
 
 @dataclasses.dataclass(frozen=True)
 class AsVE:
-    """A VP or sub-VP model in y = x / m(t); see the head of this file.
+    """VP or sub-VP model converted to VE by y = x / m(t); see the module docstring.
 
     Attributes:
         score: (y, sigma (B,)) -> grad log p_sigma(y), shape of y; differentiable where s is.
         sigma_min, sigma_max: noise levels at t_end and at t = 1.
-        prior_std: of y at t = 1, where x has the SDE's prior.
-        mean_scale: m(t_end): y times this is the x that the model knows.
+        prior_std: standard deviation of y at t = 1, where x has the SDE's prior.
+        mean_scale: m(t_end); y times it is the model's x.
     """
 
     score: Callable[[Tensor, Tensor], Tensor]
@@ -85,7 +85,7 @@ class AsVE:
 
 
 def as_ve(score: TimeScore, sde: SDE, t_end: float = T_END) -> AsVE:
-    """The VE model of a score s(x, t); s is asked for t in [0, 1] only.
+    """Converts a score s(x, t) to a VE model; s is evaluated at t in [0, 1] only.
 
     Args:
         t_end: the smallest time, in (0, 1).
