@@ -1,5 +1,6 @@
-// ncsn_fast._C: the kernels on addresses and sizes. No torch here, so one build serves every torch;
-// the Python side checks shapes, types and devices before it calls. The GIL is released in kernels.
+// ncsn_fast._C: bindings of the kernels, which take addresses and sizes. Does not depend on torch, so
+// one build works with every torch version; Python checks shapes, dtypes and devices before each call.
+// Kernels release the GIL.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -41,8 +42,8 @@ void bind_noise(py::module_& m, const char* name, const char* doc) {
         py::arg("stream"), py::arg("step"), py::arg("isa") = -1, NoGil(), doc);
 }
 
-// A kernel under one name twice: as a function that runs it (with an `isa` at the end), and as a
-// method of Plan that appends it.
+// Binds a kernel under one name twice: as a function that runs it (last argument `isa`), and as a
+// method of Plan that appends it as a step.
 template <class... A>
 void bind_kernel(py::module_& m, py::class_<Plan>& plan, const char* name, Step (*make)(A...),
                  const char* doc) {
@@ -65,7 +66,7 @@ void update(Address x, Address f, Address h, int64_t batch, int64_t channels, in
     run(args, target);
 }
 
-// The owned reference in a capsule of torch's, or null for None.
+// Owned tensor reference in a capsule of torch, or null for None.
 Torch::Tensor tensor_of(const py::object& capsule) {
     return capsule.is_none() ? nullptr : py::cast<py::capsule>(capsule).get_pointer();
 }
@@ -94,7 +95,7 @@ void sample(Plan& plan, Address x, Address f, Address h, const Map& nhwc, bool b
         const int64_t* step = pointer<const int64_t>(steps) + 2 * r;
         table.push_back(update_row(k, k[6], step[0], step[1]));
     }
-    plan.sample(args, table, isa, [] {  // Ctrl-C is heard after each row
+    plan.sample(args, table, isa, [] {  // checks for Ctrl-C after each row
         const py::gil_scoped_acquire acquire;
         if (PyErr_CheckSignals() != 0) throw py::error_already_set();
     });

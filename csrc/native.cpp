@@ -59,7 +59,7 @@ void norm_rows(const Typed& x, const Typed& y, const Sizes& sizes, const std::ar
     instance_norm_plus_cpu(args, isa);
 }
 
-// On CUDA, Target is a stream's handle; emulated, whether threads run backward.
+// Target is the stream handle on CUDA; in emulation, whether threads run in reverse order.
 template <class Target, void (*run)(const NormArgs&, float*, bool, Target)>
 void norm_blocks(const Typed& x, const Typed& y, const Sizes& sizes,
                  const std::array<Parameter, 3>& parameters, Address bias, bool elu, float eps,

@@ -1,4 +1,4 @@
-// Calls of `ncsn_fast.ops.native` as Python names them: rows in memory, strided maps and parameters.
+// Bindings for `ncsn_fast.ops.native`: rows in memory, strided maps and parameters.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -1,4 +1,4 @@
-// Calls of the kernels as Python names them: addresses and sizes in, a step of a plan out.
+// Conversion of Python arguments (addresses and sizes) to steps of a plan.
 #pragma once
 
 #include <algorithm>
@@ -145,13 +145,13 @@ inline Row update_row(const double* k, double c_ref, int64_t step, int64_t ref_s
             checked_uint32("ref_step", ref_step)};
 }
 
-// A dense map that has no more channels than the state.
+// A dense map without padding channels.
 inline MapLayout dense_layout(bool bfloat16, bool channels_last, int64_t channels, int64_t plane) {
     return {dtype(bfloat16), channels * plane, channels_last ? 1 : plane, channels_last ? channels : 1,
             channels};
 }
 
-// An update without its row.
+// Update arguments without the row.
 inline UpdateArgs update_args(Address x, Address f, Address h, int64_t batch, int64_t channels,
                               int64_t plane, bool f_bfloat16, bool f_channels_last, int64_t seed,
                               Address samples, Address noise_weights, Address mask, Address known,

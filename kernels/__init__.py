@@ -1,16 +1,15 @@
 """Triton kernels, installed as `ncsn_fast.kernels`.
 
-One file per op with the op's basename. A launcher has the signature of the function of that name in
-`ncsn_fast.ops.reference`, which is its specification, plus the buffers it may write into: with all
-of them given it allocates nothing and can be captured in a CUDA graph. Rules that hold for every
-file:
+One file per op, named like the op. A launcher has the signature of its specification, the function
+of the same name in `ncsn_fast.ops.reference`, plus optional output buffers: if all are given it
+allocates nothing and can be captured in a CUDA graph. Rules for every file:
 
-- Maps are channels-last; the fastest axis is C, read and written 16 bytes at a time where C allows.
-- Arithmetic and statistics are float32, reductions have a fixed order, nothing is atomic. No bit of
-  a sample depends on the batch it is in or on its place there, among tensors that start at a
-  multiple of 16 bytes, as all that torch allocates do: a view that does not is read in narrower
-  pieces, which may change the order of a sum.
-- Multiply-adds are fused where the source says `tl.fma` and nowhere else: every launch turns the
-  compiler's own contraction off. So normals have the bits of the C++ kernels on the CPU.
+- Maps are channels-last; C is the fastest axis, accessed 16 bytes at a time if C allows.
+- Arithmetic and statistics are float32, reductions have a fixed order, and there are no atomics.
+  The result for a sample is bit-identical in any batch and at any position, for tensors aligned to
+  16 bytes, as all tensors that torch allocates are. An unaligned view is read in narrower pieces,
+  which may change the order of a sum.
+- Multiply-adds are fused only where the source says `tl.fma`: every launch disables the compiler's
+  own contraction. So normals are bit-identical to those of the C++ kernels on the CPU.
 - Kernels depend on torch and triton alone; they import nothing of `ncsn_fast` but each other.
 """

@@ -1,10 +1,11 @@
-"""ELU (alpha 1) of a map, or of the sum of two or three, with or without the sum and a bias.
+"""ELU (alpha 1) of the sum of one to three maps and a bias, with or without the sum as an output.
 
     s = ((a + b) + c) + bias,   y = elu(s)
 
-Maps have one layout, so they are flat here; with a bias it is channels-last, where the channel of
-an element is its place modulo C. Sums are float32 and y is made from s before it is rounded. Bytes
-an element in bfloat16: 4 (ELU alone) to 10 (three maps, both outputs). Bound by memory.
+All maps have one layout and are treated as flat arrays; with a bias they are channels-last, where
+the channel of an element is its index modulo C. Sums are float32, and y is computed from s before s
+is rounded. Memory traffic per element in bfloat16: 4 bytes (ELU alone) to 10 (three maps, both
+outputs). Memory-bound.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ MOST_TERMS = 3
 @triton.jit
 def add_elu_kernel(a_ptr, b_ptr, c_ptr, bias_ptr, total_ptr, y_ptr, count, C: tl.constexpr,
                    RUN: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """Computes BLOCK elements of the sum and of its ELU."""
     start = tl.program_id(0).to(tl.int64) * BLOCK
     at = start + tl.arange(0, BLOCK)
     inside = at < count
@@ -35,9 +37,10 @@ def add_elu_kernel(a_ptr, b_ptr, c_ptr, bias_ptr, total_ptr, y_ptr, count, C: tl
     if c_ptr is not None:
         total += tl.load(c_ptr + at, mask=inside, other=0.0).to(tl.float32)
     if bias_ptr is not None:
-        # One division of 64 bits a program; those of an element are by a constant of 32.
+        # One 64-bit division per program; those per element are 32-bit and by a constant.
         channel = ((start % C).to(tl.int32) + tl.arange(0, BLOCK)) % C
-        # What the compiler cannot prove: no run of RUN channels is cut. It reads 16 bytes then.
+        # The compiler cannot prove that runs of RUN channels are contiguous; with these hints it
+        # loads 16 bytes at a time.
         channel = tl.max_contiguous(tl.multiple_of(channel, RUN), RUN)
         total += tl.load(bias_ptr + channel)
     if total_ptr is not None:
@@ -65,9 +68,9 @@ def _check(**tensors: Tensor | None) -> None:
 def pointwise(
     terms: Sequence[Tensor], bias: Tensor | None, total: Tensor | None, out: Tensor | None
 ) -> None:
-    """total = the sum of one to three maps and of a bias (C,) float32, out = elu(total), or both.
+    """Writes total = one to three maps plus a bias (C,) float32, out = elu(total), or both.
 
-    total and out may each be a term. Allocates nothing.
+    total and out may each be one of the maps. Allocates nothing.
     """
     if not 1 <= len(terms) <= MOST_TERMS or (total is None and out is None):
         raise ValueError(f"pointwise takes 1 to {MOST_TERMS} maps and writes one; got {len(terms)}")
@@ -84,21 +87,21 @@ def pointwise(
 
 
 def elu(x: Tensor, *, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-    """`reference.elu` of x, or of x + bias, bias (C,) float32; out may be x."""
+    """Computes `reference.elu` of x, or of x + bias with bias (C,) float32; out may be x."""
     out = torch.empty_like(x) if out is None else out
     pointwise([x], bias, None, out)
     return out
 
 
 def add_bias(x: Tensor, bias: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """x + bias, bias (C,) float32, computed in float32; out may be x."""
+    """Computes x + bias in float32, bias (C,) float32; out may be x."""
     out = torch.empty_like(x) if out is None else out
     pointwise([x], bias, out, None)
     return out
 
 
 def add(a: Tensor, b: Tensor, *, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-    """(a + b) + bias, computed in float32; out may be a or b."""
+    """Computes (a + b) + bias in float32; out may be a or b."""
     out = torch.empty_like(a) if out is None else out
     pointwise([a, b], bias, out, None)
     return out
@@ -112,7 +115,7 @@ def add_elu(
     total: Tensor | None = None,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`reference.add_elu`, of a + b + bias: (total, out); each may be a or b.
+    """Computes `reference.add_elu` of a + b + bias and returns (total, out); each may be a or b.
 
     bias is (C,) float32. `add` writes the sum alone.
     """

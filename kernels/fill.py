@@ -1,8 +1,8 @@
-"""Uniforms and normals of the noise contract (ncsn_fast/ops/noise.py) into a given tensor.
+"""Uniforms and normals of the noise contract (ncsn_fast/ops/noise.py), written into a given tensor.
 
-Element e of sample b comes from key (seed, sample) and counter (e // 4, step, stream, 0), so a
-quadruple shares a Philox call. Writes each element once: 4 bytes. Normals are bound by arithmetic,
-some 40 operations an element, uniforms by the ten rounds of Philox.
+Element e of sample b uses key (seed, sample) and counter (e // 4, step, stream, 0), so four
+elements share a Philox call. Memory traffic: 4 bytes per element. Normals are compute-bound, some
+40 operations per element; uniforms are bound by the ten rounds of Philox.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from ncsn_fast.kernels import launch
 from ncsn_fast.kernels.noise import in_order, normals, uniform, words
 from torch import Tensor
 
-BLOCK, WARPS = 1024, 4  # 2 quadruples a thread
+BLOCK, WARPS = 1024, 4  # 2 quadruples per thread
 
 
 @triton.jit(do_not_specialize=["stream", "step"])
 def fill_kernel(out_ptr, seeds_ptr, samples_ptr, stream, step, count, NORMAL: tl.constexpr,
                 BLOCK: tl.constexpr):  # fmt: skip
-    """BLOCK elements of one sample of `count`."""
+    """Fills BLOCK elements of one sample, which has `count` elements."""
     blocks = tl.cdiv(count, BLOCK)
     sample = (tl.program_id(0) // blocks).to(tl.int64)
     start = tl.program_id(0) % blocks * BLOCK
@@ -36,7 +36,7 @@ def fill_kernel(out_ptr, seeds_ptr, samples_ptr, stream, step, count, NORMAL: tl
 
 
 def _word(name: str, value: int) -> int:
-    """The int32 with the bits of this uint32, so that kernels see one type."""
+    """Converts a uint32 to the int32 with the same bits, so that kernels see one type."""
     if not 0 <= value < 2**32:
         raise ValueError(f"{name} must be in [0, 2**32); got {value}")
     return value - (value >> 31 << 32)
@@ -74,8 +74,8 @@ def _fill(
 def uniform_(out: Tensor, seeds: Tensor, samples: Tensor, *, stream: int, step: int) -> Tensor:
     """Fills out (B, *shape), float32 and contiguous, with uniforms in [0, 1) and returns it.
 
-    seeds, samples: (B,) int64 on its device, below 2^32 each, which is not looked at: nothing is
-    allocated or read back, so it can be captured.
+    seeds, samples: (B,) int64 on the same device, each below 2^32, which is not checked. Neither
+    allocates nor synchronises, so it can be captured in a CUDA graph.
     """
     return _fill(out, seeds, samples, stream, step, normal=False)
 

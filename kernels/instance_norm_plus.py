@@ -4,16 +4,16 @@
     mu, var: mean and biased variance of a channel over its plane; m, v: mean and unbiased variance
     of mu over all channels of the sample (v = 0 for a single channel)
 
-With a bias the same of x + bias, which nobody writes: only mu and m change.
+With a bias, x + bias is normalised without being written: only mu and m change.
 
 Maps are (N, P, C) in memory, P = H W pixels. Two launches: `statistics_kernel` reduces tiles of
-pixels (norm_statistics.py), `apply_kernel` merges the tiles of its sample, standardises the means
-over the channels and writes y. Samples of up to SINGLE_BYTES take one launch, `single_kernel`, a
-program a sample.
+pixels (norm_statistics.py); `apply_kernel` merges the tiles of its sample, standardises the means
+over the channels and writes y. Samples of up to SINGLE_BYTES take one launch, `single_kernel`, with
+one program per sample.
 
-Each element is read twice and written once: 6 bytes in bfloat16, 4 where the second read is a cache
-hit, which is what the one launch is for and why `apply_kernel` starts with the samples that were
-read last. Bound by memory.
+Each element is read twice and written once: 6 bytes in bfloat16, or 4 if the second read is a cache
+hit. For the sake of that hit small samples take one launch, and `apply_kernel` starts with the
+samples that were read last. Memory-bound.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from ncsn_fast.kernels.norm_statistics import (
 )
 from torch import Tensor
 
-SINGLE_BYTES = 32 * 1024  # more than that is too slow for one processor, if there is one sample
+SINGLE_BYTES = 32 * 1024  # larger samples would be too slow on one multiprocessor
 SINGLE_CHANNELS = 512
 SINGLE_WARPS = 16
 
 
 @triton.jit
 def affine(mean, variance, m, rstd_channels, eps, alpha_ptr, gamma_ptr, beta_ptr, inside):
-    """scale and shift of y = (centred x) scale + shift, of a channel with this mean."""
+    """Returns scale and shift of a channel in y = (x - mean) scale + shift."""
     alpha = tl.load(alpha_ptr, mask=inside, other=0.0)
     gamma = tl.load(gamma_ptr, mask=inside, other=0.0)
     beta = tl.load(beta_ptr, mask=inside, other=0.0)
@@ -58,11 +58,11 @@ def affine(mean, variance, m, rstd_channels, eps, alpha_ptr, gamma_ptr, beta_ptr
 @triton.jit
 def write(x_base, y_base, first, plane, cols, mean, scale, shift, C: tl.constexpr,
           ROWS: tl.constexpr, BLOCK_P: tl.constexpr, ELU: tl.constexpr):  # fmt: skip
-    """y of pixels first .. first + ROWS - 1, as far as they exist."""
+    """Writes y of pixels first .. first + ROWS - 1, clipped to the plane."""
     for at in range(0, ROWS, BLOCK_P):
         pointers, inside = sample_block(x_base, first + at, plane, cols, C, BLOCK_P)
         x = tl.load(pointers, mask=inside, other=0.0).to(tl.float32)
-        # Centred first: scale * x + shift cancels badly where the mean is large.
+        # Centred first: scale * x + shift would cancel badly for a large mean.
         y = tl.fma(x - mean[None, :], scale[None, :], shift[None, :])
         if ELU:
             y = elu(y, y_base.dtype.element_ty != tl.float32)
@@ -76,7 +76,7 @@ def apply_kernel(x_ptr, y_ptr, partials_ptr, bias_ptr, alpha_ptr, gamma_ptr, bet
                  ROWS: tl.constexpr, TILES: tl.constexpr, CHUNK: tl.constexpr,
                  APPLY_ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
                  ELU: tl.constexpr):  # fmt: skip
-    """y of APPLY_ROWS pixels and BLOCK_C channels; *_row: floats from one sample's to the next."""
+    """Writes y of APPLY_ROWS pixels and BLOCK_C channels; *_row: parameter stride per sample."""
     column_blocks: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
     pid = tl.program_id(0)
     row_blocks = tl.cdiv(plane, APPLY_ROWS)
@@ -103,7 +103,7 @@ def apply_kernel(x_ptr, y_ptr, partials_ptr, bias_ptr, alpha_ptr, gamma_ptr, bet
 def single_kernel(x_ptr, y_ptr, bias_ptr, alpha_ptr, gamma_ptr, beta_ptr, alpha_row, gamma_row,
                   beta_row, plane, eps, C: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr,
                   BLOCK_C: tl.constexpr, ELU: tl.constexpr):  # fmt: skip
-    """One sample, all of its channels; ROWS is at least the number of its pixels."""
+    """Normalises one sample, all channels; ROWS is at least its number of pixels."""
     sample = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK_C)
     inside = cols < C
@@ -121,13 +121,13 @@ def single_kernel(x_ptr, y_ptr, bias_ptr, alpha_ptr, gamma_ptr, beta_ptr, alpha_
 
 
 def is_single(x: Tensor) -> bool:
-    """Whether one launch does it by default: a matter of C, H, W and dtype alone."""
+    """Returns whether one launch is the default; depends on C, H, W and dtype only."""
     sample_bytes = x.shape[1] * x.shape[2] * x.shape[3] * x.element_size()
     return x.shape[1] <= SINGLE_CHANNELS and sample_bytes <= SINGLE_BYTES
 
 
 def in_rows(name: str, parameter: Tensor, x: Tensor) -> tuple[Tensor, int]:
-    """The parameter in float32 and how many floats apart the rows of two samples are."""
+    """Returns the parameter in float32 and its stride from one sample to the next, in floats."""
     n, c = x.shape[:2]
     if parameter.shape not in ((c,), (n, c)):
         raise ValueError(
@@ -142,7 +142,10 @@ def in_rows(name: str, parameter: Tensor, x: Tensor) -> tuple[Tensor, int]:
 
 
 def apply_meta(channels: int, split: Tiling) -> dict[str, int]:
-    """Block sizes of `apply_kernel`: rows enough that reading the partials costs little."""
+    """Returns block sizes of `apply_kernel`.
+
+    They have enough rows that reading the partials costs little.
+    """
     elements, tiles = norm_statistics.TILE_ELEMENTS, power_of_2(split.tiles)
     block_c = min(power_of_2(channels), 256)
     block_p = min(elements // block_c, power_of_2(split.rows * split.tiles))
@@ -170,17 +173,17 @@ def instance_norm_plus(
     partials: Tensor | None = None,
     form: Literal["auto", "split", "single"] = "auto",
 ) -> Tensor:
-    """`reference.instance_norm_plus` of a channels-last map in float32, bfloat16 or float16.
+    """Applies `reference.instance_norm_plus` to a channels-last float32, bfloat16 or float16 map.
 
     Args:
-        alpha, gamma, beta: (C,) or (N, C) each; float32 with unit stride is read as it is.
-        bias: (C,) float32; the result is that of x + bias, unrounded.
+        alpha, gamma, beta: (C,) or (N, C) each; float32 with unit stride is read without a copy.
+        bias: (C,) float32; normalises x + bias, unrounded.
         out: receives y; shape of x, channels-last, any of the three dtypes; may be x.
         partials: workspace from `new_partials(x)`. With out and partials nothing is allocated.
         form: two launches ("split"), one ("single", up to 512 channels), or by shape.
 
     Raises:
-        TypeError, ValueError: anything else, saying what is supported.
+        TypeError, ValueError: for anything else, naming what is supported.
     """
     out = torch.empty_like(x) if out is None else out
     check_maps(x=x, out=out)

@@ -1,4 +1,4 @@
-"""Gradient of `instance_norm_plus` for training: of x, alpha, gamma and beta.
+"""Gradients of `instance_norm_plus` for training, with respect to x, alpha, gamma and beta.
 
 With g the gradient of y (times the derivative of ELU), n = (x - mu) / sqrt(var + eps) and
 u = (mu - m) / sqrt(v + eps) the standardised means, per sample and channel S = sum g, D = sum g n:
@@ -7,10 +7,10 @@ u = (mu - m) / sqrt(v + eps) the standardised means, per sample and channel S = 
     d mu = (q - mean q - u sum(q u) / (C - 1)) / sqrt(v + eps)           over the channels
     d x = r (g - n D / P) + (d mu - r S) / P,   r = gamma / sqrt(var + eps)
 
-Six launches: statistics of x; per sample what the channels share; S and D of tiles; per sample
-their sums and coefficients; d x; the sum over samples of shared parameters' gradients, in order.
-Tiles are those of the statistics. x is read three times and its gradient twice, d x written once:
-12 bytes an element in bfloat16. Bound by memory.
+Six launches: statistics of x; per sample, the values shared by its pixels; S and D of each tile;
+per sample, their sums and the coefficients of d x; d x; the ordered sum over samples of the
+gradients of shared parameters. Tiles are those of the statistics. x is read three times and the
+gradient twice, d x is written once: 12 bytes per element in bfloat16. Memory-bound.
 """
 
 from __future__ import annotations
@@ -31,14 +31,17 @@ from ncsn_fast.kernels.norm_statistics import (
 )
 from torch import Tensor
 
-SHARED_CHANNELS = 32  # of a program that sums over samples
+SHARED_CHANNELS = 32  # channels per program that sums over samples
 
 
 @triton.jit(do_not_specialize=["alpha_row", "gamma_row", "beta_row"])
 def shared_kernel(partials_ptr, alpha_ptr, gamma_ptr, beta_ptr, moments_ptr, rstd_ptr, alpha_row,
                   gamma_row, beta_row, plane, tiles, eps, C: tl.constexpr, ROWS: tl.constexpr,
                   TILES: tl.constexpr, CHUNK: tl.constexpr):  # fmt: skip
-    """moments (N, 5, C): mean, 1/std, u, scale and shift of y; rstd (N,): 1 / sqrt(v + eps)."""
+    """Writes moments (N, 5, C) (mean, 1/std, u, scale and shift of y) and rstd (N,).
+
+    rstd = 1 / sqrt(v + eps)
+    """
     sample = tl.program_id(0).to(tl.int64)
     partials_ptr += sample * tiles * (2 * C)
     m, rstd_channels = spread_of_means(partials_ptr, None, plane, tiles, eps, C, ROWS, TILES, CHUNK)
@@ -62,7 +65,7 @@ def shared_kernel(partials_ptr, alpha_ptr, gamma_ptr, beta_ptr, moments_ptr, rst
 @triton.jit
 def centred_and_gradient(x_ptr, grad_ptr, moments_ptr, first, last, cols, C: tl.constexpr,
                          BLOCK_P: tl.constexpr, ELU: tl.constexpr):  # fmt: skip
-    """x - mu, and the gradient of what ELU is applied to, in float32."""
+    """Returns x - mu and the gradient of ELU's input, in float32."""
     pointers, inside = sample_block(x_ptr, first, last, cols, C, BLOCK_P)
     mean = tl.load(moments_ptr + cols, mask=cols < C, other=0.0)
     centred = tl.load(pointers, mask=inside, other=0.0).to(tl.float32) - mean[None, :]
@@ -80,7 +83,7 @@ def centred_and_gradient(x_ptr, grad_ptr, moments_ptr, first, last, cols, C: tl.
 def reduce_kernel(x_ptr, grad_ptr, moments_ptr, sums_ptr, plane, tiles, C: tl.constexpr,
                   ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
                   ELU: tl.constexpr):  # fmt: skip
-    """sums (N, tiles, 2, C): sum g and sum g (x - mu) of each tile."""
+    """Writes sums (N, tiles, 2, C): sum g and sum g (x - mu) of each tile."""
     column_blocks: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
     pid = tl.program_id(0)
     tile, sample = pid // column_blocks % tiles, (pid // column_blocks // tiles).to(tl.int64)
@@ -102,7 +105,7 @@ def reduce_kernel(x_ptr, grad_ptr, moments_ptr, sums_ptr, plane, tiles, C: tl.co
 
 @triton.jit
 def summed_tiles(sums_ptr, rstd, cols, tiles, C: tl.constexpr, TILES: tl.constexpr):
-    """S and D of channels `cols` of one sample."""
+    """Returns S and D of channels `cols` of one sample."""
     tile = tl.arange(0, TILES)[:, None]
     inside = (tile < tiles) & (cols < C)[None, :]
     pointers = sums_ptr + tile * (2 * C) + cols[None, :]
@@ -114,7 +117,10 @@ def summed_tiles(sums_ptr, rstd, cols, tiles, C: tl.constexpr, TILES: tl.constex
 def coefficients_kernel(sums_ptr, moments_ptr, rstd_ptr, alpha_ptr, gamma_ptr, grads_ptr, out_ptr,
                         alpha_row, gamma_row, plane, tiles, C: tl.constexpr, TILES: tl.constexpr,
                         CHUNK: tl.constexpr):  # fmt: skip
-    """grads (N, 3, C): d alpha, d gamma, d beta; out (N, 2, C): d x = r g + o0 (x - mu) + o1."""
+    """Writes d alpha, d gamma, d beta (N, 3, C) and the coefficients of d x (N, 2, C).
+
+    d x = r g + o0 (x - mu) + o1
+    """
     sample = tl.program_id(0).to(tl.int64)
     sums_ptr += sample * tiles * (2 * C)
     moments_ptr += sample * (5 * C)
@@ -154,6 +160,7 @@ def coefficients_kernel(sums_ptr, moments_ptr, rstd_ptr, alpha_ptr, gamma_ptr, g
 def grad_x_kernel(x_ptr, grad_ptr, moments_ptr, coefficients_ptr, out_ptr, plane, tiles,
                   C: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr,
                   BLOCK_C: tl.constexpr, ELU: tl.constexpr):  # fmt: skip
+    """Writes d x of one block."""
     column_blocks: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
     pid = tl.program_id(0)
     tile, sample = pid // column_blocks % tiles, (pid // column_blocks // tiles).to(tl.int64)
@@ -178,7 +185,7 @@ def grad_x_kernel(x_ptr, grad_ptr, moments_ptr, coefficients_ptr, out_ptr, plane
 @triton.jit
 def sum_samples_kernel(grads_ptr, out_ptr, samples, WIDTH: tl.constexpr, BLOCK_N: tl.constexpr,
                        BLOCK: tl.constexpr):  # fmt: skip
-    """out (WIDTH,) = sum over samples of grads (N, WIDTH), BLOCK_N after BLOCK_N."""
+    """Writes the sum over samples of grads (N, WIDTH), BLOCK_N samples at a time."""
     cols = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)
     first = samples * 0
@@ -201,9 +208,9 @@ def instance_norm_plus_backward(
     elu: bool = False,
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`reference.instance_norm_plus_backward` of channels-last maps: gradients of x and parameters.
+    """Computes `reference.instance_norm_plus_backward` of channels-last maps.
 
-    grad and x may have two of the three dtypes. Not itself differentiable. Allocates.
+    grad and x may have different dtypes out of the three. Not itself differentiable. Allocates.
     """
     check_maps(x=x, grad=grad)
     n, c, height, width = x.shape
@@ -245,7 +252,7 @@ def instance_norm_plus_backward(
 def _parameter_gradients(
     grads: Tensor, parameters: tuple[Tensor, Tensor, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Those of every sample, grads (N, 3, C), or for shared parameters their sum."""
+    """Returns the gradients (N, 3, C) per sample, or their sum for shared parameters."""
     n, _, c = grads.shape
     total = torch.zeros((3, c), dtype=torch.float32, device=grads.device)
     if n and c and any(parameter.ndim == 1 for parameter in parameters):

@@ -1,4 +1,4 @@
-"""What launchers share: what they accept, how they start a kernel."""
+"""Launcher helpers: argument checks and kernel starts."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-LINE = 128  # bytes of a cache line: a warp reads whole ones
+LINE = 128  # bytes per cache line; a warp reads whole lines
 
 
 def power_of_2(n: int) -> int:
-    """The smallest power of two that is at least n, and at least 1."""
+    """Returns the smallest power of two that is at least n, and at least 1."""
     return 1 << max(n - 1, 0).bit_length()
 
 
 def cdiv(a: int, b: int) -> int:
+    """Returns a / b rounded up."""
     return -(-a // b)
 
 
 def start(
     kernel: Any, programs: int, device: torch.device, *args: Any, warps: int, **meta: Any
 ) -> None:
-    """Launches `programs` programs on the device's current stream; none for an empty grid.
+    """Launches `programs` programs on the device's current stream; nothing for an empty grid.
 
-    The compiler may not contract multiply-adds: results have the bits that the source says.
+    Disables contraction of multiply-adds, so that results have the bits that the source specifies.
     """
     if programs == 0:
         return
@@ -38,7 +39,7 @@ def start(
 
 
 def check_bias(bias: Tensor | None, x: Tensor) -> None:
-    """Raises unless bias is None or what a kernel adds to each channel of the map x."""
+    """Raises unless bias is None or a valid bias for the channels of x."""
     if bias is None:
         return
     shape = (x.shape[1],)
@@ -54,7 +55,7 @@ def check_bias(bias: Tensor | None, x: Tensor) -> None:
 def check_maps(shape: tuple[int, ...] | None = None, /, **maps: Tensor | None) -> None:
     """Raises unless the maps are channels-last, of this shape, of a kernel's dtype, on one device.
 
-    Maps that are None are not looked at; without a shape, that of the first counts.
+    Maps that are None are skipped; without a shape, that of the first map counts.
     """
     given = {name: x for name, x in maps.items() if x is not None}
     first = next(iter(given.values()))

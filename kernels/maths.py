@@ -1,8 +1,8 @@
-"""Elementary functions in float32, the formulas of csrc/include/ncsn_fast/elementary.h.
+"""Elementary functions in float32, with the formulas of csrc/include/ncsn_fast/elementary.h.
 
-Polynomials are minimax fits in relative error, coefficients highest power first. Evaluated with one
-rounding per `tl.fma` they have the bits of the C++ functions; Triton's interpreter rounds the
-product too and stays within an ulp or two of that.
+Polynomials are minimax fits in relative error, coefficients highest power first. With one rounding
+per `tl.fma` they are bit-identical to the C++ functions; Triton's interpreter also rounds the
+product, and stays within an ulp or two of that.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _polynomial(x, coefficients: tl.constexpr, DEGREE: tl.constexpr):
 
 @triton.jit
 def natural_log(x):
-    """ln(x) for normal x > 0, about 1 ulp."""
+    """Computes ln(x) for normal x > 0, to about 1 ulp."""
     # x = 2^e (1 + m) with 1 + m in [sqrt(1/2), sqrt(2))
     offset = x.to(tl.int32, bitcast=True) - _SQRT_HALF_BITS
     exponent = (offset >> 23).to(tl.float32)
@@ -62,19 +62,19 @@ def natural_log(x):
 
 @triton.jit
 def sine_quarter_turns(t):
-    """Sine of t quarter turns, |t| <= 1/2, about 1 ulp; exact at 0."""
+    """Computes the sine of t quarter turns, |t| <= 1/2, to about 1 ulp; exact at 0."""
     return tl.fma(t, _HALF_PI, t * _polynomial(t * t, _SINE, 3))
 
 
 @triton.jit
 def cosine_quarter_turns(t):
-    """Cosine of t quarter turns, |t| <= 1/2, about 1 ulp; exact at 0."""
+    """Computes the cosine of t quarter turns, |t| <= 1/2, to about 1 ulp; exact at 0."""
     return _polynomial(t * t, _COSINE, 4)
 
 
 @triton.jit
 def expm1_nonpositive(x):
-    """exp(x) - 1 for x <= 0, about 1 ulp relative; -1 far below zero, NaN for NaN."""
+    """Computes exp(x) - 1 for x <= 0, to about 1 ulp; -1 far below zero, NaN for NaN."""
     x = tl.where(x < -32.0, -32.0, x)
     shifted = tl.fma(x, _LOG2_E, _ROUND_TO_INTEGER)
     n = shifted - _ROUND_TO_INTEGER
@@ -86,10 +86,10 @@ def expm1_nonpositive(x):
 
 @triton.jit
 def elu(x, NARROW: tl.constexpr):
-    """x for x > 0, exp(x) - 1 otherwise; NaN for NaN.
+    """Computes ELU: x for x > 0, exp(x) - 1 otherwise; NaN for NaN.
 
-    NARROW: the result will be rounded to 16 bits, so a relative error of 2^-15 is enough: one
-    special-function instruction instead of twelve multiply-adds, which would set the speed.
+    NARROW: the result will be rounded to 16 bits, so a relative error of 2^-15 suffices: one
+    special-function instruction instead of twelve multiply-adds, which would limit the speed.
     """
     if NARROW:
         near_zero = tl.fma(x * x, 0.5, x)

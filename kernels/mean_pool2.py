@@ -2,8 +2,8 @@
 
     y = ((s00 + s01) + (s10 + s11)) / 4,   s = a or a + b
 
-A program makes some columns of one row of y. Bytes an element of y in bfloat16: 10, or 18 with b.
-Bound by memory.
+A program computes some columns of one row of y. Memory traffic per element of y in bfloat16: 10
+bytes, or 18 with b. Memory-bound.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ WARPS = 4
 
 @triton.jit
 def summed(a_ptr, b_ptr, at, inside):
-    """a, or a + b, in float32."""
+    """Loads a, or a + b, in float32."""
     total = tl.load(a_ptr + at, mask=inside, other=0.0).to(tl.float32)
     if b_ptr is not None:
         total += tl.load(b_ptr + at, mask=inside, other=0.0).to(tl.float32)
@@ -31,7 +31,10 @@ def summed(a_ptr, b_ptr, at, inside):
 @triton.jit
 def mean_pool2_kernel(a_ptr, b_ptr, y_ptr, width, C: tl.constexpr, BLOCK_W: tl.constexpr,
                       BLOCK_C: tl.constexpr):  # fmt: skip
-    """width: of y, whose rows (of all samples) are counted through."""
+    """Computes a block of one output row; rows of all samples are numbered consecutively.
+
+    `width` is that of y.
+    """
     column_blocks: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
     pid = tl.program_id(0)
     cols = (pid % column_blocks * BLOCK_C + tl.arange(0, BLOCK_C))[None, :]
@@ -41,7 +44,7 @@ def mean_pool2_kernel(a_ptr, b_ptr, y_ptr, width, C: tl.constexpr, BLOCK_W: tl.c
     column = tl.arange(0, BLOCK_W)[:, None]
     inside = (first + column < width) & (cols < C)
     above = (4 * row * width + 2 * first) * C + (2 * C * column + cols)
-    below = above + (2 * C) * tl.cast(width, tl.int64)  # an argument of 1 is a constant
+    below = above + (2 * C) * tl.cast(width, tl.int64)  # cast: the JIT makes a width of 1 constant
     s = summed(a_ptr, b_ptr, above, inside) + summed(a_ptr, b_ptr, above + C, inside)
     s += summed(a_ptr, b_ptr, below, inside) + summed(a_ptr, b_ptr, below + C, inside)
     to = (row * width + first) * C + (C * column + cols)
@@ -49,7 +52,7 @@ def mean_pool2_kernel(a_ptr, b_ptr, y_ptr, width, C: tl.constexpr, BLOCK_W: tl.c
 
 
 def mean_pool2(a: Tensor, b: Tensor | None = None, *, out: Tensor | None = None) -> Tensor:
-    """`reference.mean_pool2` of channels-last maps of even height and width; out is neither."""
+    """Computes `reference.mean_pool2` of channels-last maps of even size; out is neither map."""
     launch.check_maps(a=a, b=b)
     n, c, height, width = a.shape
     if height % 2 or width % 2:

@@ -1,12 +1,12 @@
-"""Statistics of the channels of a map, for `instance_norm_plus` and its gradient.
+"""Channel statistics of a map, for `instance_norm_plus` and its gradient.
 
     mu, var: mean and biased variance of a channel over its plane of P = H W pixels
     m, v: mean and unbiased variance of mu over all C channels of the sample
 
 `statistics_kernel` reduces a tile of pixels to (mean, M2) of each channel: two-pass in registers,
-the blocks of a tile merged one after another (Chan et al. 1979). `merged_tiles` merges the tiles of
-a sample and `spread_of_means` the channels. Reads each element once: 2 bytes in bfloat16, and
-writes 8 / ROWS. Bound by memory.
+merging the blocks of a tile one after another (Chan et al. 1979). `merged_tiles` merges the tiles
+of a sample and `spread_of_means` the channels. Memory traffic per element: 2 bytes read in
+bfloat16, 8 / ROWS written. Memory-bound.
 
 Tiles depend on C, P and dtype, never on N: no bit of a sample depends on its batch.
 """
@@ -21,16 +21,16 @@ import triton.language as tl
 from ncsn_fast.kernels.launch import LINE, cdiv, power_of_2, start
 from torch import Tensor
 
-TILE_ELEMENTS = 8192  # held in registers: 32 a thread
-MOST_TILES = 32  # whose partials every program that writes y reads
+TILE_ELEMENTS = 8192  # held in registers: 32 per thread
+MOST_TILES = 32  # every program that writes y reads the partials of all tiles
 WARPS = 8
 
 
 @triton.jit
 def block_statistics(x, valid, count):
-    """Mean and sum of squares about it of each column of x (P, C), over `count` valid rows."""
+    """Returns mean and M2 of each column of x (P, C), over `count` valid rows."""
     mean = tl.sum(tl.where(valid, x, 0.0), axis=0) / count
-    # The mean of what is left corrects it: a constant column gives itself and exactly 0.
+    # Corrected by the mean residual: a constant column has exactly its value as mean and M2 = 0.
     rest = tl.where(valid, x - mean[None, :], 0.0)
     total = tl.sum(rest, axis=0)
     correction = total / count
@@ -40,7 +40,7 @@ def block_statistics(x, valid, count):
 
 @triton.jit
 def merge(mean, squares, count, mean_b, squares_b, count_b):
-    """Statistics of two sets together (Chan et al. 1979), not both empty."""
+    """Merges the statistics of two sets (Chan et al. 1979), not both empty."""
     delta = mean_b - mean
     share = tl.div_rn(count_b, count + count_b)
     return mean + delta * share, squares + squares_b + delta * delta * (count * share)
@@ -48,7 +48,7 @@ def merge(mean, squares, count, mean_b, squares_b, count_b):
 
 @triton.jit
 def sample_block(base, first, last, cols, C: tl.constexpr, BLOCK_P: tl.constexpr):
-    """Pointers to pixels first .. first + BLOCK_P - 1 (P, C), and which of them exist."""
+    """Returns pointers to pixels first .. first + BLOCK_P - 1 (P, C), and their validity mask."""
     rows = tl.arange(0, BLOCK_P)[:, None]
     inside = (first + rows < last) & (cols < C)[None, :]
     return base + first.to(tl.int64) * C + (rows * C + cols[None, :]), inside
@@ -57,7 +57,7 @@ def sample_block(base, first, last, cols, C: tl.constexpr, BLOCK_P: tl.constexpr
 @triton.jit
 def range_statistics(base, first, cols, plane, C: tl.constexpr, ROWS: tl.constexpr,
                      BLOCK_P: tl.constexpr):  # fmt: skip
-    """Statistics of pixels first .. first + ROWS - 1, as far as they exist, block after block."""
+    """Returns statistics of pixels first .. first + ROWS - 1, clipped, block by block."""
     last = tl.minimum(first + ROWS, plane)
     mean = tl.zeros(cols.shape, tl.float32)
     squares = tl.zeros(cols.shape, tl.float32)
@@ -73,7 +73,7 @@ def range_statistics(base, first, cols, plane, C: tl.constexpr, ROWS: tl.constex
 
 @triton.jit
 def spread(values, valid, count):
-    """`block_statistics` of a vector: two scalars."""
+    """Returns mean and M2 of a vector, two scalars; see `block_statistics`."""
     mean = tl.sum(tl.where(valid, values, 0.0)) / count
     rest = tl.where(valid, values - mean, 0.0)
     total = tl.sum(rest)
@@ -83,7 +83,7 @@ def spread(values, valid, count):
 @triton.jit
 def statistics_kernel(x_ptr, partials_ptr, plane, tiles, C: tl.constexpr, ROWS: tl.constexpr,
                       BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):  # fmt: skip
-    """partials (N, tiles, 2, C): mean and M2 of each channel of each tile of ROWS pixels."""
+    """Writes partials (N, tiles, 2, C): mean and M2 of each channel of each tile of ROWS pixels."""
     column_blocks: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
     pid = tl.program_id(0)
     tile, sample = pid // column_blocks % tiles, pid // column_blocks // tiles
@@ -98,7 +98,7 @@ def statistics_kernel(x_ptr, partials_ptr, plane, tiles, C: tl.constexpr, ROWS: 
 @triton.jit
 def merged_tiles(partials_ptr, cols, plane, tiles, C: tl.constexpr, ROWS: tl.constexpr,
                  TILES: tl.constexpr):  # fmt: skip
-    """Mean and biased variance of channels `cols` over the whole plane of one sample."""
+    """Returns mean and biased variance of channels `cols` over the whole plane of one sample."""
     tile = tl.arange(0, TILES)[:, None]
     inside = (tile < tiles) & (cols < C)[None, :]
     pointers = partials_ptr + tile * (2 * C) + cols[None, :]
@@ -114,7 +114,7 @@ def merged_tiles(partials_ptr, cols, plane, tiles, C: tl.constexpr, ROWS: tl.con
 
 @triton.jit
 def biased(mean, bias_ptr, cols, inside):
-    """Means of a map to which a bias is added, which moves nothing but its means."""
+    """Adds the bias to the channel means; variances do not change."""
     if bias_ptr is not None:
         mean += tl.load(bias_ptr + cols, mask=inside, other=0.0)
     return mean
@@ -123,7 +123,7 @@ def biased(mean, bias_ptr, cols, inside):
 @triton.jit
 def spread_of_means(partials_ptr, bias_ptr, plane, tiles, eps, C: tl.constexpr, ROWS: tl.constexpr,
                     TILES: tl.constexpr, CHUNK: tl.constexpr):  # fmt: skip
-    """m and 1 / sqrt(v + eps) of one sample, over all C channels, CHUNK after CHUNK."""
+    """Returns m and 1 / sqrt(v + eps) of one sample, over all C channels, CHUNK at a time."""
     m, squares = 0.0, 0.0
     for at in range(0, C, CHUNK):
         cols = at + tl.arange(0, CHUNK)
@@ -138,11 +138,12 @@ def spread_of_means(partials_ptr, bias_ptr, plane, tiles, eps, C: tl.constexpr, 
 
 @triton.jit
 def inverse_root(x):
+    """Computes 1 / sqrt(x), both operations rounded to nearest."""
     return tl.div_rn(1.0, tl.sqrt_rn(x))
 
 
 class Tiling(NamedTuple):
-    """How statistics of one shape are split: `tiles` of `rows` pixels, in blocks."""
+    """Split of a map's statistics into `tiles` of `rows` pixels, each in blocks."""
 
     rows: int
     tiles: int
@@ -151,7 +152,7 @@ class Tiling(NamedTuple):
 
 
 def tiling(plane: int, channels: int, element_size: int) -> Tiling:
-    """The split for maps of `plane` pixels; it does not depend on the number of samples."""
+    """Returns the tiling for maps of `plane` pixels, independent of the number of samples."""
     block_c = min(power_of_2(channels), LINE // element_size)
     block_p = min(power_of_2(plane), TILE_ELEMENTS // block_c)
     blocks = cdiv(cdiv(plane, block_p), MOST_TILES)
@@ -159,7 +160,7 @@ def tiling(plane: int, channels: int, element_size: int) -> Tiling:
 
 
 def new_partials(x: Tensor) -> Tensor:
-    """Workspace (N, tiles, 2, C) float32 for `instance_norm_plus` of x; uninitialised."""
+    """Allocates the workspace (N, tiles, 2, C) float32 of `instance_norm_plus`, uninitialised."""
     n, c, height, width = x.shape
     tiles = tiling(height * width, c, x.element_size()).tiles if x.numel() else 0
     return torch.empty((n, tiles, 2, c), dtype=torch.float32, device=x.device)

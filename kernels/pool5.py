@@ -3,10 +3,10 @@
     max: the largest of the elements inside the map; a NaN among them gives a NaN
     average: sum / 25; elements outside the map count as zeros
 
-A program makes STRIP rows of some columns and channels. Each row of its input is reduced along the
-width once, five loads, and serves up to five rows of output: 10 loads an element of output instead
-of 25, from the first-level cache. Memory sees each element read once and written once: 4 bytes in
-bfloat16. Bound by memory, next by the first-level cache.
+A program computes STRIP rows of some columns and channels. It reduces each input row along the
+width once, with five loads, and uses the result for up to five output rows: 10 loads per output
+element instead of 25, served by the L1 cache. Memory traffic: each element is read once and written
+once, 4 bytes in bfloat16. Memory-bound, then bound by the L1 cache.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ WARPS = 4
 
 @triton.jit
 def pooled(u, v, MAX: tl.constexpr):
+    """Combines two values by maximum or sum."""
     if MAX:
         return tl.maximum(u, v, propagate_nan=tl.PropagateNan.ALL)
     return u + v
@@ -33,7 +34,7 @@ def pooled(u, v, MAX: tl.constexpr):
 @triton.jit
 def pooled_row(x_ptr, row, first, cols, height, width, C: tl.constexpr, BLOCK_W: tl.constexpr,
                MAX: tl.constexpr):  # fmt: skip
-    """One row of the input, reduced along the width, at columns first .. first + BLOCK_W - 1."""
+    """Reduces one input row along the width, at columns first .. first + BLOCK_W - 1."""
     outside: tl.constexpr = float("-inf") if MAX else 0.0
     result = tl.full((BLOCK_W, cols.shape[0]), outside, tl.float32)
     for shift in tl.static_range(-2, 3):
@@ -49,6 +50,7 @@ def pooled_row(x_ptr, row, first, cols, height, width, C: tl.constexpr, BLOCK_W:
 @triton.jit
 def pool5_kernel(x_ptr, y_ptr, height, width, C: tl.constexpr, STRIP: tl.constexpr,
                  BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, MAX: tl.constexpr):  # fmt: skip
+    """Computes STRIP output rows of a block of columns and channels."""
     column_blocks: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
     pid = tl.program_id(0)
     cols = pid % column_blocks * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -58,7 +60,7 @@ def pool5_kernel(x_ptr, y_ptr, height, width, C: tl.constexpr, STRIP: tl.constex
     top = pid % tl.cdiv(height, STRIP) * STRIP
     base = (pid // tl.cdiv(height, STRIP)).to(tl.int64) * height * width * C
     x_ptr += base
-    # The last five rows, oldest first; each new one makes an output row.
+    # The last five reduced rows, oldest first; each new row completes an output row.
     r0 = pooled_row(x_ptr, top - 2, first, cols, height, width, C, BLOCK_W, MAX)
     r1 = pooled_row(x_ptr, top - 1, first, cols, height, width, C, BLOCK_W, MAX)
     r2 = pooled_row(x_ptr, top, first, cols, height, width, C, BLOCK_W, MAX)
@@ -95,10 +97,10 @@ def _pool(x: Tensor, out: Tensor | None, maximum: bool) -> Tensor:
 
 
 def max_pool5(x: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """`reference.max_pool5` of a channels-last map; out is not x."""
+    """Computes `reference.max_pool5` of a channels-last map; out is not x."""
     return _pool(x, out, True)
 
 
 def avg_pool5(x: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """`reference.avg_pool5` of a channels-last map; out is not x."""
+    """Computes `reference.avg_pool5` of a channels-last map; out is not x."""
     return _pool(x, out, False)

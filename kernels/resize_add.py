@@ -1,10 +1,10 @@
-"""Bilinear resize of a channels-last map with aligned corners, added to another map or alone.
+"""Bilinear resize of a channels-last map with aligned corners, alone or added to another map.
 
     y[i, j] = a[i, j] + x at (i (h - 1) / (H - 1), j (w - 1) / (W - 1))
 
-Positions are computed in integers, so that one which falls on a pixel of x is that pixel exactly. A
-program makes some columns of one row of y. Bytes an element of y in bfloat16: 4 with a, 2 without,
-and x once from memory, four times from cache. Bound by memory.
+Positions are computed in integers, so a position that falls on a pixel of x takes exactly that
+pixel. A program computes some columns of one row of y. Memory traffic per element of y in bfloat16:
+4 bytes with a, 2 without, plus x once from memory and four times from cache. Memory-bound.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from ncsn_fast.kernels.launch import cdiv, power_of_2
 from torch import Tensor
 
 TILE_ELEMENTS, TILE_CHANNELS = 1024, 256
-MOST_PIXELS = 32768  # of a side: the product of two positions is an int32
+MOST_PIXELS = 32768  # per side, so that the product of two positions fits an int32
 WARPS = 4
 
 
 @triton.jit
 def source_of(position, in_size, out_size):
-    """(low, high, weight): the position is (1 - weight) low + weight high of the input."""
+    """Returns (low, high, weight): the input position is (1 - weight) low + weight high."""
     span = tl.maximum(out_size - 1, 1)
     at = position * (in_size - 1)
     low, rest = at // span, at % span
@@ -33,12 +33,14 @@ def source_of(position, in_size, out_size):
 
 @triton.jit
 def between(low, high, weight):
+    """Interpolates linearly between low and high."""
     return tl.fma(high - low, weight, low)
 
 
 @triton.jit
 def resize_add_kernel(x_ptr, a_ptr, y_ptr, in_height, in_width, height, width, C: tl.constexpr,
                       BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr):  # fmt: skip
+    """Computes a block of one output row."""
     column_blocks: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
     pid = tl.program_id(0)
     cols = (pid % column_blocks * BLOCK_C + tl.arange(0, BLOCK_C))[None, :]
@@ -68,7 +70,7 @@ def resize_add_kernel(x_ptr, a_ptr, y_ptr, in_height, in_width, height, width, C
 def resize_add(
     x: Tensor, size: tuple[int, int], a: Tensor | None = None, *, out: Tensor | None = None
 ) -> Tensor:
-    """`reference.resize_add` of channels-last maps; out may be a, not x."""
+    """Computes `reference.resize_add` of channels-last maps; out may be a, not x."""
     launch.check_maps(x=x)
     n, c, in_height, in_width = x.shape
     shape = (n, c, *size)

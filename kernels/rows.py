@@ -1,6 +1,6 @@
-"""The rows of a sampler's table in device memory, and the counter that says which one is next.
+"""Rows of a sampler program in device memory, and the counter of the next row.
 
-The layout that the Triton and the C++ sampler updates share; needs no Triton.
+Layout shared by the Triton and the C++ sampler updates; does not need Triton.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-ROW_WIDTH = 8  # floats: a, b, g, c, p, q, c_ref and one to fill
+ROW_WIDTH = 8  # floats: a, b, g, c, p, q, c_ref and one of padding
 
 
 class Rows(NamedTuple):
-    """A sampler's table where a captured graph reads it, and the row that is next.
+    """Sampler program in device memory, as a captured graph reads it, and its next row.
 
-    table: (K, 8) float32, a row is a, b, g, c, p, q, c_ref (NaN: known elements are left alone), 0.
+    table: (K, 8) float32, a row is a, b, g, c, p, q, c_ref (NaN: known pixels are not imposed), 0.
     steps: (K, 2) int64 below 2^32, the step indices of the noise and of the known pixels' noise.
-    counter: (1,) int32. At K or above an update does nothing.
+    counter: (1,) int32; from K on an update does nothing.
     """
 
     table: Tensor
@@ -29,7 +29,7 @@ class Rows(NamedTuple):
 def new_rows(
     coefficients: Tensor, c_ref: Tensor, steps: Tensor, device: torch.device | str
 ) -> Rows:
-    """Rows from (K, 6) coefficients, (K,) scales of the known pixels' noise, (K, 2) steps."""
+    """Builds Rows from (K, 6) coefficients, (K,) scales of the known noise, and (K, 2) steps."""
     k = len(coefficients)
     for name, x, shape in (("c_ref", c_ref, (k,)), ("steps", steps, (k, 2))):
         if x.shape != shape:

@@ -1,17 +1,17 @@
-"""One row of a sampler table: state, history, noise, known pixels, the network's next input.
+"""One row of a sampler program: state, history, noise, known pixels, the network's next input.
 
     x' = a x + b f + g h + c z        h' = p x + q f        z = w0 z(stream 0) + w1 z(stream 3)
     then, where an element is known:  x' = known + c_ref z(stream 2)
 
-x and h are (B, C, P) float32, P = H W, and change in place; f and the next input are read and
-written through strides, so both may be channels-last and padded with channels that hold zeros. The
-row, the steps of its noise and the keys lie in device memory and a device counter says which row it
-is: a captured CUDA graph replays any of them.
+x and h are (B, C, P) float32, P = H W, and are updated in place. f and the next input are accessed
+through strides, so both may be channels-last and padded with zero channels. The row, its noise
+steps and the noise keys are in device memory, and a device counter selects the row: a captured CUDA
+graph can replay any of them.
 
-A program does some pixels of one sample, all channels; a quadruple of elements shares a Philox call
-where P is a multiple of 4, which is the fast path. Otherwise elements are counted flat. 3 channels
-padded to 8 in bfloat16 take 19 bytes an element (x twice, f and the next input 16 bytes a pixel),
-history 8 more, a mask with its values 5. Bound by memory.
+A program processes some pixels of one sample, all channels. If P is a multiple of 4 (the fast path)
+four elements of a channel share a Philox call; otherwise elements are counted flat. 3 channels
+padded to 8 in bfloat16 take 19 bytes per element (x twice, f and the next input 16 bytes per
+pixel), history 8 more, a mask with its values 5. Memory-bound.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from ncsn_fast.kernels.noise import normals
 from ncsn_fast.kernels.rows import Rows, new_rows
 from torch import Tensor
 
-MOST_CHANNELS = 64  # of a tile with all channels; more are counted flat
-TILE_ELEMENTS, WARPS = 1024, 4  # of a program: 8 elements a thread
+MOST_CHANNELS = 64  # per tile that holds all channels; with more, elements are counted flat
+TILE_ELEMENTS, WARPS = 1024, 4  # per program: 8 elements per thread
 
 
 @triton.jit
 def narrow(v, WIDTH: tl.constexpr):
-    """The first WIDTH columns of v (P, W), both powers of two."""
+    """Returns the first WIDTH columns of v (P, W), both powers of two."""
     v = tl.permute(tl.reshape(v, (v.shape[0], v.shape[1] // WIDTH, WIDTH)), (0, 2, 1))
     for _ in tl.static_range(10):
         if v.shape[2] > 1:
@@ -44,7 +44,7 @@ def narrow(v, WIDTH: tl.constexpr):
 
 @triton.jit
 def widen(v, WIDTH: tl.constexpr):
-    """v (P, W) and zeros on its right, (P, WIDTH), both powers of two."""
+    """Pads v (P, W) with zero columns to (P, WIDTH), both powers of two."""
     for _ in tl.static_range(10):
         if v.shape[1] < WIDTH:
             pairs = tl.permute(tl.join(v, tl.zeros_like(v)), (0, 2, 1))
@@ -55,7 +55,10 @@ def widen(v, WIDTH: tl.constexpr):
 @triton.jit
 def load_output(f_ptr, c, p, f_channel, f_pixel, valid, plane, start, F_WIDTH: tl.constexpr,
                 TILE_C: tl.constexpr, TILE_P: tl.constexpr):  # fmt: skip
-    """The network's output (TILE_C, TILE_P) in float32; F_WIDTH: channels of a padded pixel."""
+    """Loads the network's output (TILE_C, TILE_P) in float32.
+
+    F_WIDTH: channels of a padded pixel.
+    """
     if F_WIDTH > 0:
         pixel = start + tl.arange(0, TILE_P)[:, None]
         at = f_ptr + pixel.to(tl.int64) * F_WIDTH + tl.arange(0, F_WIDTH)[None, :]
@@ -70,7 +73,7 @@ def load_output(f_ptr, c, p, f_channel, f_pixel, valid, plane, start, F_WIDTH: t
 def store_input(net_ptr, v, c, p, net_channel, net_pixel, valid, plane, start, C: tl.constexpr,
                 NET_CHANNELS: tl.constexpr, NET_WIDTH: tl.constexpr, TILE_P: tl.constexpr,
                 ):  # fmt: skip
-    """The next input: v (TILE_C, TILE_P) and zeros in channels C .. NET_CHANNELS - 1."""
+    """Stores the next input: v (TILE_C, TILE_P), and zeros in channels C .. NET_CHANNELS - 1."""
     v = tl.where(valid, v, 0.0).to(net_ptr.dtype.element_ty)
     if NET_WIDTH > 0:
         pixel = start + tl.arange(0, TILE_P)[:, None]
@@ -86,7 +89,7 @@ def store_input(net_ptr, v, c, p, net_channel, net_pixel, valid, plane, start, C
 
 @triton.jit
 def row_noise(seed, key, step, weights_ptr, sample, quad, ROWS: tl.constexpr, N: tl.constexpr):
-    """z = w0 z(stream 0) + w1 z(stream 3), or z(stream 0) without weights."""
+    """Returns z = w0 z(stream 0) + w1 z(stream 3), or z(stream 0) without weights."""
     z = normals(seed, key, step, 0, quad, ROWS, N)
     if weights_ptr is not None:
         second = normals(seed, key, step, 3, quad, ROWS, N)
@@ -103,10 +106,10 @@ def update_kernel(
     NET_CHANNELS: tl.constexpr, NET_WIDTH: tl.constexpr, FLAT: tl.constexpr, TILE_C: tl.constexpr,
     TILE_P: tl.constexpr,
 ):  # fmt: skip
-    """TILE_P pixels of all channels of a sample, or (FLAT) TILE_P elements in C, H, W order."""
+    """Updates TILE_P pixels of all channels, or (FLAT) TILE_P elements in C, H, W order."""
     row = tl.load(counter_ptr)
     if row >= n_rows:
-        return  # past the end of the table nothing changes
+        return  # past the end of the table
     blocks = tl.cdiv(plane * C if FLAT else plane, TILE_P)
     sample = (tl.program_id(0) // blocks).to(tl.int64)
     start = tl.program_id(0) % blocks * TILE_P
@@ -159,16 +162,17 @@ def update_kernel(
 
 @triton.jit
 def advance_kernel(counter_ptr):
+    """Increments the row counter."""
     tl.store(counter_ptr, tl.load(counter_ptr) + 1)
 
 
 def advance(rows: Rows) -> None:
-    """Goes to the next row; one thread, so that graphs need no atomics."""
+    """Advances to the next row; a launch of its own, so that graphs need no atomics."""
     launch.start(advance_kernel, 1, rows.counter.device, rows.counter, warps=1)
 
 
 def pixel_stride(name: str, x: Tensor) -> int:
-    """Elements from one pixel to the next in C, H, W order of pixels."""
+    """Returns the stride, in elements, from one pixel to the next in H, W order."""
     height, width = x.shape[2:]
     if width == 1:
         return x.stride(2) if height > 1 else 0
@@ -181,7 +185,7 @@ def pixel_stride(name: str, x: Tensor) -> int:
 
 
 def padded_width(x: Tensor, tile_c: int) -> int:
-    """Channels of a pixel in memory where whole pixels can be read or written, else 0."""
+    """Returns the channels of a pixel in memory if whole pixels can be accessed, else 0."""
     width, n, plane = x.stride(3), x.shape[0], x.shape[2] * x.shape[3]
     fits = x.stride(1) == 1 and tile_c <= width <= 64 and width == power_of_2(width)
     end = x.storage_offset() + (n - 1) * x.stride(0) + plane * width
@@ -233,9 +237,10 @@ def sampler_update_(
     shift: float = -1.0,
     nonfinite: Tensor | None = None,
 ) -> None:
-    """`reference.sampler_update` in place on x and h, with the row that `rows.counter` names.
+    """Applies `reference.sampler_update` in place on x and h, with the row at `rows.counter`.
 
-    Allocates nothing and reads nothing back: can be captured. The counter stays (`advance`).
+    Neither allocates nor synchronises, so it can be captured in a CUDA graph. The counter does not
+    change; see `advance`.
 
     Args:
         x, h: (B, C, H, W) float32, contiguous.
@@ -243,8 +248,8 @@ def sampler_update_(
             channels of a padded map.
         seeds, samples: (B,) int64 below 2^32, the key of each sample's noise.
         noise_weights: (B, 2) float32.   mask, known: bool and float32, contiguous, shape of x.
-        net_input: receives scale x' + shift; (B, C', H, W), C' >= C, any type and layout that f may
-            have. Channels C and above receive zeros.
+        net_input: receives scale x' + shift; (B, C', H, W), C' >= C, any dtype and layout allowed
+            for f. Channels C and above are set to zero.
         nonfinite: (B,) int32, set to 1 where a sample's new state is not finite.
     """
     _check(x, f, net_input)
@@ -289,7 +294,7 @@ def sampler_update(
     ref_step: int = 0,
     **options: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """`reference.sampler_update`, by its signature: one row, on copies of x and h."""
+    """Applies `reference.sampler_update`, with its signature: one row, on copies of x and h."""
     table = torch.tensor([coefficients], dtype=torch.float64)
     rows = new_rows(table, torch.tensor([c_ref]), torch.tensor([[step, ref_step]]), x.device)
     x_new, h_new = x.contiguous().clone(), None if h is None else h.contiguous().clone()

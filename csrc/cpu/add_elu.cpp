@@ -4,7 +4,7 @@
 
 namespace ncsn_fast::NCSN_ISA {
 
-constexpr int64_t kChunk = 4096;  // elements of a unit of work
+constexpr int64_t kChunk = 4096;  // elements per unit of work
 
 template <class T, bool add, bool keep, bool elu>
 static void add_elu_chunk(const AddEluArgs& args, int64_t first, int64_t count) {

@@ -25,11 +25,11 @@ extern const Kernels kKernels;
 
 namespace {
 
-constexpr int64_t kElementsPerThread = 16384;  // below this a second thread costs more than it brings
+constexpr int64_t kElementsPerThread = 16384;  // below this a second thread costs more than it saves
 constexpr int64_t kTileElements = 8192;        // 32 KiB of float32: read twice from the L1 or L2 cache
 constexpr int64_t kMaxTileRows = 512;          // bounds sequential float32 sums, channels last
-constexpr int64_t kInputBytes = 448 * 1024;    // of a block of winograd: in an L2 cache of 1 MiB
-constexpr int64_t kFewestTiles = 8, kMostTiles = 28;  // of it: more reuse the weights, fewer fit
+constexpr int64_t kInputBytes = 448 * 1024;    // per Winograd block: fits an L2 cache of 1 MiB
+constexpr int64_t kFewestTiles = 8, kMostTiles = 28;  // per block: more reuse weights, fewer fit caches
 
 const Kernels& kernels(int isa) {
     switch (resolve_isa(isa)) {
@@ -96,7 +96,7 @@ WinogradPlan::WinogradPlan(const WinogradArgs& args, int threads)
     const int64_t block_tiles = ceil_div(tiles, blocks);
 
     const auto lines = [](int64_t bytes) { return ceil_div(bytes, 64) * 64; };
-    point_stride = block_tiles * sizes.channels + 64 / element;  // a line more, or points share cache sets
+    point_stride = block_tiles * sizes.channels + 64 / element;  // one line extra: avoids set conflicts
     inputs_at = 0;
     scales_at = inputs_at + lines(kWinogradPoints * point_stride * element);
     products_at = scales_at + lines(kWinogradPoints * block_tiles * sizeof(float));
@@ -164,7 +164,7 @@ void instance_norm_plus_cpu(const NormArgs& args, int isa) {
     const NormPlan plan(args.channels, args.plane, args.channels_last);
     const int64_t elements = args.batch * args.channels * args.plane;
     const int threads = threads_for(elements, args.batch * plan.units);
-    thread_local std::vector<unsigned char> buffer;  // kept between calls; one slot a thread
+    thread_local std::vector<unsigned char> buffer;  // kept between calls; one slot per thread
     const size_t bytes = static_cast<size_t>(threads * plan.slot_floats) * sizeof(float) + 64;
     if (buffer.size() < bytes) buffer.resize(bytes);
     const auto address = reinterpret_cast<uintptr_t>(buffer.data());

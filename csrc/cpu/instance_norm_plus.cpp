@@ -46,7 +46,7 @@ static inline int64_t tile_length(const NormArgs& args, const NormPlan& plan, in
     return smaller(plan.tile_size, args.plane - tile * plan.tile_size);
 }
 
-// Rows whose sum is float32 before it is widened. Sums of bfloat16s lose nothing that matters there.
+// Number of rows summed in float32 before widening to double; sums of bfloat16s lose nothing relevant.
 template <class In>
 constexpr int kNarrowRows = sizeof(In) == sizeof(float) ? 1 : 8;
 
@@ -160,7 +160,7 @@ static void merge_tiles(const NormArgs& args, const NormPlan& plan, float* slot,
             const double old_mean = tile == 0 ? 0.0 : mean[c];
             const double old_squares = tile == 0 ? 0.0 : squares[c];
             const double delta = s.mean[c] - old_mean;
-            // Back from the rounded mean to the mean.
+            // Corrects the sum of squares from the rounded mean to the mean.
             const double rest = s.mean[c] - static_cast<double>(static_cast<float>(s.mean[c]));
             const double own = static_cast<double>(s.squares[c]) - length * rest * rest;
             mean[c] = old_mean + delta * share;
@@ -170,13 +170,13 @@ static void merge_tiles(const NormArgs& args, const NormPlan& plan, float* slot,
     }
 }
 
-// From the tiles of sample n: the mean, scale and shift that normalise each channel.
+// Computes the mean, scale and shift that normalise each channel of sample n from its tiles.
 static void finalise(const NormArgs& args, const NormPlan& plan, int64_t n, float* slot) {
     const int64_t channels = args.channels;
     const Affine out = affine_of(plan, slot, channels);
     double *mean = merged_of(slot), *squares = mean + channels;
     merge_tiles(args, plan, slot, mean, squares);
-    // A bias moves the means; neither x - mean nor a variance knows of it.
+    // A bias moves the means only; x - mean and the variances do not change.
     const auto moved = [&](int64_t c) { return args.bias == nullptr ? mean[c] : mean[c] + args.bias[c]; };
     double centre = 0.0, spread = 0.0;
     for (int64_t c = 0; c < channels; ++c) centre += moved(c);
@@ -224,7 +224,7 @@ static void apply_contiguous(const In* x, Out* y, int64_t count, float mean, flo
     }
 }
 
-// The work on one unit of one sample for given types.
+// Processes one unit of one sample for given dtypes.
 template <class In, class Out>
 struct Pass {
     const NormArgs& args;
@@ -268,8 +268,8 @@ struct Pass {
     }
 };
 
-// Whole rounds of samples go one to a thread, which keeps a sample in its own cache; what is left
-// (fewer samples than threads) is shared unit by unit.
+// As long as there are enough samples, each thread takes a whole one, which stays in its cache; the
+// remaining samples (fewer than threads) are split into units.
 template <class In, class Out>
 static void run(const NormArgs& args, const NormPlan& plan, const NormWorkspace& workspace) {
     const Pass<In, Out> pass{args, plan};

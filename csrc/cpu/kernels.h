@@ -27,10 +27,10 @@ struct NoiseArgs {
     void* out;  // float32 (batch, numel); words: uint32 (batch, ceil(numel / 4), 4)
 };
 
-// How instance_norm_plus cuts a sample into units of work, a function of the sizes alone: neither
-// the batch nor the threads nor the instruction set can change a result.
+// Split of a sample into units of work for instance_norm_plus. It depends on the sizes alone, so that
+// results do not depend on the batch, the threads or the instruction set.
 struct NormPlan {
-    int64_t tiles;      // cuts of the plane
+    int64_t tiles;      // number of tiles of the plane
     int64_t tile_size;  // positions in a tile; the last one may be shorter
     int64_t units;      // tiles (channels last) or channels * tiles
     int64_t slot_floats;  // workspace of one sample
@@ -43,8 +43,8 @@ struct NormWorkspace {
     int threads;
 };
 
-// How winograd cuts a batch into units of work, a block of tiles and a group of panels each. Results do
-// not depend on it.
+// Split of a batch into units of work for winograd, each a block of tiles and a group of panels. Results
+// do not depend on it.
 struct WinogradPlan {
     WinogradSizes sizes;
     int64_t phases_down, phases_along;  // maps of dilation 1 in a sample
@@ -53,7 +53,7 @@ struct WinogradPlan {
     int64_t blocks, groups;
     int64_t point_stride;  // elements between the transformed inputs of a block at two points
     int64_t inputs_at, scales_at, products_at, unrounded_at, slot_bytes;  // workspace of one thread
-    bool vnni;  // whether the processor multiplies and adds pairs of integers in one instruction
+    bool vnni;  // whether the processor has VNNI: one instruction multiplies and adds pairs of integers
 
     WinogradPlan(const WinogradArgs& args, int threads);
 };

@@ -1,4 +1,4 @@
-// What the files of one instruction-set level share. NCSN_ISA names the level's namespace.
+// Vector types shared by the files of one instruction-set level; NCSN_ISA is the level's namespace.
 #pragma once
 
 #include <string.h>
@@ -49,7 +49,8 @@ struct BitsOf<VecHalf> {
     typedef uint32_t Wide __attribute__((vector_size(kLanes * 2)));
 };
 
-// For a vector of floats V: its number of lanes, and what half of them (all of a single float) widens to.
+// For a vector of floats V: its number of lanes, and the vector of doubles that half of them (a single
+// float: all) widens to.
 template <class V>
 struct Widening {
     static constexpr int kParts = 2, kLanesOfPart = kLanes / 2;

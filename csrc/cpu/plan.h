@@ -1,4 +1,4 @@
-// A network as a list of steps on buffers planned beforehand, and the loop that samples with it.
+// A network as a list of steps on preplanned buffers, and the sampling loop.
 //
 // Convolutions are those of the oneDNN inside libtorch, reached through libtorch's C interface (the
 // one that ahead-of-time compiled models use); Python hands over the functions' addresses, so this
@@ -50,7 +50,7 @@ struct LevelParameters {
 
 using Step = std::function<void(int isa)>;
 
-// Its buffers serve one call at a time: the caller sees to that.
+// Not thread-safe: the caller must serialise calls, which share its buffers.
 class Plan {
   public:
     explicit Plan(Torch torch) : torch_(torch) {}

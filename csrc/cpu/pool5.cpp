@@ -1,4 +1,4 @@
-// 5x5 pools on the CPU; what they compute is in ncsn_fast/pool5.h. Separable: each input row is pooled
+// 5x5 pools on the CPU; the equations are in ncsn_fast/pool5.h. Separable: each input row is pooled
 // along the width in registers, into a ring of five rows that stays in the first-level cache; each
 // output row joins the five. One read and one write of memory an element, plus the rims of tiles.
 //
@@ -11,7 +11,7 @@ namespace ncsn_fast::NCSN_ISA {
 constexpr int64_t kTileWidth = 16;   // a ring of 20 KiB at 64 bytes a register
 constexpr int64_t kTileHeight = 64;  // the rim costs 4 rows of pooling along the width
 constexpr int64_t kTileBytes = 256;  // of neighbouring channels: long enough to be fetched ahead
-constexpr int kVectors = 4;          // of channels at a time; 15 % faster than one
+constexpr int kVectors = 4;          // vectors of channels at a time; 15 % faster than one
 
 // The two kinds of pool on n channels of type T. `kWidest` is the n of a whole register.
 template <class T, int n>

@@ -47,8 +47,8 @@ struct FixedPoint {
 };
 
 #if defined(__AVX512BW__)
-// The same in one instruction, for processors that have it. In assembly because this level is compiled
-// without it, and because GCC 12 would spill the sums.
+// The same in one VNNI instruction. In assembly because this level is compiled without VNNI, and because
+// GCC 12 would spill the sums.
 struct FixedPointVnni : FixedPoint {
     static inline void add(Ints& sum, Ints u, Ints x) {
         asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(u), "v"(x));
@@ -78,7 +78,7 @@ struct FloatingPoint {
     static inline Vec value(Vec sum, Vec) { return sum; }
 };
 
-// What a thread holds of a unit of work.
+// A thread's workspace for a unit of work.
 template <class Element>
 struct Block {
     Element* inputs;   // [point][tile][channel], transformed
@@ -193,7 +193,7 @@ static void transform_tile(const Block<typename Kind::Element>& block, const T* 
     }
 }
 
-// Some tiles times a panel at one point.
+// Multiplies some tiles by a panel at one point.
 template <class Element>
 struct Product {
     const Element *v, *u;

@@ -1,5 +1,5 @@
-// Weights of a Winograd convolution as its kernel multiplies them: G w G^T in float64, rounded once.
-// Done once for a network.
+// Transforms the weights of a Winograd convolution: G w G^T in float64, rounded once. Runs once per
+// network.
 #include <algorithm>
 #include <cmath>
 #include <stdexcept>

@@ -9,7 +9,7 @@ namespace ncsn_fast {
 
 #if defined(__CUDA_ARCH__)
 
-// In assembly, because the compiler breaks up a store of 16 bytes some of which it knows.
+// In assembly, because the compiler splits a 16-byte store if part of the value is a known constant.
 __device__ __forceinline__ void load_16(const void* from, uint32_t* out) {
     asm volatile("ld.global.v4.b32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
@@ -34,7 +34,7 @@ __device__ __forceinline__ void store_16(void* to, const uint32_t* words) {
                  : "memory");
 }
 
-// As store_16, and first to leave the cache.
+// Like store_16, with the evict-first cache policy.
 __device__ __forceinline__ void store_16_last(void* to, const uint32_t* words) {
     asm volatile("st.global.cs.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
                  "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
@@ -71,7 +71,7 @@ NCSN_HD uint32_t load_word(const void* from) {
     return word;
 }
 
-// last: not read again before what else is in the cache.
+// last: not read again soon, so it may be evicted first.
 template <int n, bool last>
 NCSN_HD void store_words(void* to, const uint32_t* words) {
     static_assert(n == 2 || n % 4 == 0);
@@ -130,7 +130,7 @@ struct Access {
     }
 };
 
-// One element, of a type known at run time: for maps whose pixels are no whole number of 16 bytes.
+// One element of a dtype known at run time, for maps whose pixels are not a multiple of 16 bytes.
 struct AnyAccess {
     static constexpr int kWidth = 1;
     static constexpr bool kNarrow = false;  // not for certain

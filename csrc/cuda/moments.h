@@ -1,7 +1,7 @@
 // Mean and sum of squares about it, of values and of sets of values.
 //
-// Sums are of differences from the first value, and of sets then of differences from the mean so found;
-// what the differences sum to mends mean and squares. Equal values give themselves and exactly 0.
+// Values are summed as differences from the first value, sets as differences from the mean found so far;
+// the sum of the differences corrects mean and squares. Equal values give exactly that value and 0.
 #pragma once
 
 #include "ncsn_fast/platform.h"

@@ -60,7 +60,7 @@ struct Statistics {
     }
 };
 
-// What normalises the channels of a block: y = (x - mean) * scale + shift.
+// Coefficients that normalise the channels of a block: y = (x - mean) * scale + shift.
 template <int n>
 struct Columns {
     float mean[n], scale[n], shift[n];
@@ -149,7 +149,7 @@ struct Apply {
     Lanes lanes;
     int64_t rows, row_blocks;  // pixels of a block; blocks one below another
 
-    // Rows enough that reading the partials costs little.
+    // Enough rows that reading the partials costs little.
     Apply(const NormArgs& norm, const float* from, const Tiling& split)
         : args(norm), partials(from), tile_rows(split.rows), tiles(split.tiles),
           lanes(norm.channels, In::kWidth, kColumns, kThreads),
@@ -163,7 +163,7 @@ struct Apply {
         int column;
     };
 
-    // The samples that were read last come first: they may still be in the cache.
+    // Starts with the samples that were read last: they may still be in the cache.
     NCSN_HD_MEMBER Place place(int64_t block) const {
         const auto index = static_cast<uint32_t>(block), below = static_cast<uint32_t>(row_blocks);
         const uint32_t side = lanes.column_blocks;

@@ -1,5 +1,5 @@
-// Statistics of the channels of a channels-last map: how a block lies over it, and what its threads
-// and blocks merge. Every split depends on C, H W and the types alone, never on the batch.
+// Channel statistics of a channels-last map: how blocks tile it, and how threads and blocks merge their
+// results. Every split depends on C, H W and the dtypes alone, never on the batch.
 #pragma once
 
 #include <algorithm>
@@ -14,8 +14,8 @@ namespace ncsn_fast {
 constexpr int kSplitThreads = 256;
 constexpr int kSingleThreads = 512;
 constexpr int kSingleChannels = kSingleThreads;
-constexpr int kLineBytes = 128;  // of neighbouring channels that a block of the statistics reads
-constexpr int kMostTiles = 32;   // whose partials every block that writes y reads
+constexpr int kLineBytes = 128;  // neighbouring channels that a statistics block reads, in bytes
+constexpr int kMostTiles = 32;   // every block that writes y reads the partials of all tiles
 constexpr int kSpreadSets = 16;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -37,7 +37,7 @@ struct Lanes {
     }
 };
 
-// Pixels of a thread that a tile has whole multiples of.
+// Pixels per thread; the pixels of a tile are a multiple of it.
 NCSN_HD constexpr int chunk_of(int width) { return width > 4 ? 4 : 8; }
 
 // How `Statistics` splits a sample: `tiles` of `rows` pixels.
@@ -117,11 +117,11 @@ NCSN_HD void vector_statistics(const NormArgs& args, int64_t at, int64_t stride,
     }
 }
 
-// What the threads of a block know of their channels, merged in two steps.
+// Channel statistics of a block's threads, merged in two steps.
 template <int kThreads, int kWidth>
 struct RowSets {
-    // So many that a warp meets no bank twice: it writes 32 neighbours of a row, and reads all channels of
-    // 32 / kWidth of them.
+    // Avoids bank conflicts: a warp writes 32 neighbours of a row, and reads all channels of 32 / kWidth
+    // of them.
     static constexpr int kPitch = kThreads + (kWidth > 1 ? 32 / kWidth : 0);
     float mean[kWidth * kPitch], squares[kWidth * kPitch];  // [channel of a vector][thread]
 };

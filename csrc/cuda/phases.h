@@ -1,7 +1,7 @@
-// Kernels in phases, so that the same code runs on a GPU and, thread after thread, on the CPU.
+// Kernels in phases, so that the same code runs on a GPU and, one thread after another, on the CPU.
 //
 // A kernel is a struct with its arguments and a function `run(Phase<p>, block, thread, shared)` for each
-// of its kPhases: what a thread does between two barriers. All that outlives a phase is in `shared`.
+// of its kPhases: the work of a thread between two barriers. `shared` holds all state between phases.
 #pragma once
 
 #include <cstdint>
@@ -54,7 +54,7 @@ __device__ __forceinline__ void run_phases(const Kernel& kernel, typename Kernel
     }
 }
 
-// Threads that must fit on a multiprocessor; ptxas would spill to have more. A kernel that holds more in
+// Resident threads per multiprocessor; with more, ptxas would spill registers. A kernel that needs more
 // registers has its own kResident.
 template <class Kernel>
 constexpr int resident_threads() {

@@ -1,5 +1,5 @@
-// What a thread of the sampler update reads before it looks at the row, which takes two reads one after
-// the other: state, history, known pixels and the keys of the noise are under way meanwhile.
+// Loads that a thread of the sampler update issues before it reads the row. The row takes two dependent
+// reads, which overlap with the loads of state, history, known pixels and noise keys.
 #pragma once
 
 #include "access.h"
@@ -11,7 +11,7 @@ struct Quad {
     float v[4];
 };
 
-// Where a thread works: elements [first, first + count) of `sample`, at `base` in its contiguous tensors.
+// A thread's elements: [first, first + count) of `sample`, at `base` in its contiguous tensors.
 struct Place {
     int64_t sample, first, base;
     int count;
@@ -32,7 +32,7 @@ NCSN_HD Quad load_quad(const float* p, const Place& at) {
     return out;
 }
 
-// Of a sample.
+// Noise key and weights of a sample.
 struct Keys {
     uint32_t seed, sample;
     float weights[2];
@@ -48,13 +48,13 @@ NCSN_HD Keys load_keys(const UpdateArgs& args, int64_t sample) {
     return keys;
 }
 
-// Of a quadruple of elements.
+// State of four neighbouring elements.
 struct Inputs {
     Quad x, h, known;
     uint32_t mask;  // a byte an element
 };
 
-// history, masked: whether there may be some.
+// history, masked: whether there may be a history, or a mask.
 template <bool wide, bool history, bool masked>
 NCSN_HD Inputs load_inputs(const UpdateArgs& args, const Place& at) {
     Inputs in{};

@@ -40,7 +40,7 @@ NCSN_HD void impose_known(const Row& row, const Keys& keys, const Place& at, con
     }
 }
 
-// The new state of four elements, which with the history is stored.
+// Computes the new state of four elements and stores it, with the history.
 template <bool wide, bool history, bool masked>
 NCSN_HD Quad next_state(const UpdateArgs& args, const Row& row, const Keys& keys, const Place& at,
                         const Inputs& in, const Quad& f) {
@@ -88,7 +88,7 @@ NCSN_HD void store_four(Dtype dtype, void* base, int64_t i, const Quad& q) {
     if (dtype == Dtype::kFloat16) Access<Float16, n>::store(dtype, base, i, values);
 }
 
-// Any shape and layout. wide: x, h and `known` are read and written 16 bytes at a time, the mask 4.
+// For any shape and layout. wide: x, h and `known` are accessed 16 bytes at a time, the mask 4.
 template <bool wide>
 struct UpdateQuads {
     static constexpr int kThreads = kUpdateThreads, kPhases = 1;
@@ -146,7 +146,7 @@ struct UpdateQuads {
     }
 };
 
-// Up to four channels, H W a multiple of 4, maps of whole 16-byte pixels.
+// For up to four channels, H W a multiple of 4, and maps whose pixels are a multiple of 16 bytes.
 template <bool history, bool masked>
 struct UpdatePixels {
     static constexpr int kThreads = kUpdateThreads, kPhases = 1, kResident = masked ? 512 : 768;
@@ -160,7 +160,7 @@ struct UpdatePixels {
         return {sample, element, sample * args.channels * args.plane + element, 4};
     }
 
-    // The first 16 bytes of each of four pixels, of whatever type: that is looked at when all have come.
+    // The first 16 bytes of each of four pixels, of any dtype: converted after all loads are issued.
     NCSN_HD_MEMBER void load_pixels(int64_t at, Raw (&raw)[4]) const {
         const int64_t words = args.f_layout.dtype == Dtype::kFloat32 ? 2 : 1;
         NCSN_UNROLL
@@ -246,7 +246,7 @@ void with_terms(const UpdateArgs& args, Run run) {
     run(Flag<false>{}, Flag<false>{});
 }
 
-// Chooses the kernel; `launch(kernel, blocks)` runs it, on a GPU or emulated.
+// Selects the kernel; `launch(kernel, blocks)` runs it, on a GPU or emulated.
 template <class Launch>
 void launch_update(const UpdateArgs& args, Launch launch) {
     const int64_t numel = args.channels * args.plane;

@@ -2,7 +2,7 @@
 //
 //   s = a + b,   y = elu(s)
 //
-// The sum is float32; y is made from it before it is rounded to the type of the maps.
+// The sum is float32; y is computed from it before it is rounded to the dtype of the maps.
 #pragma once
 
 #include "ncsn_fast/dtypes.h"

@@ -63,7 +63,7 @@ NCSN_HD void store(Bfloat16* to, float x) { *to = to_bfloat16(x); }
 
 NCSN_HD void store(Float16* to, float x) { *to = to_float16(x); }
 
-// The bits of two elements of the first argument's type, which may have any NaN for a NaN.
+// Converts two floats to the bits of two elements of the first argument's type; a NaN becomes any NaN.
 NCSN_HD uint32_t pair_bits(Bfloat16, float low, float high) {
 #if defined(__CUDA_ARCH__)
     uint32_t out;
@@ -84,7 +84,7 @@ NCSN_HD uint32_t pair_bits(Float16, float low, float high) {
 #endif
 }
 
-// Element i of an array whose type is known at run time only.
+// Element i of an array whose dtype is known only at run time.
 NCSN_HD float load_as(Dtype dtype, const void* from, int64_t i) {
     if (dtype == Dtype::kFloat32) return static_cast<const float*>(from)[i];
     if (dtype == Dtype::kBfloat16) return to_float(static_cast<const Bfloat16*>(from)[i]);

@@ -83,7 +83,7 @@ NCSN_HD float fast_exp(float x) {
 #endif
 }
 
-// As elu_of, for results that will be rounded to 16 bits: a relative error of 2^-14 or less.
+// Like elu_of, for results that will be rounded to 16 bits: relative error at most 2^-14.
 NCSN_HD float elu_narrow(float x) {
     const float negative = x > -0x1p-7f ? fused(x * x, 0.5f, x) : fast_exp(x) - 1.0f;
     return x > 0.0f ? x : negative;

@@ -19,10 +19,10 @@ struct NormArgs {
     int64_t batch, channels, plane;
     const void* x;
     void* y;  // layout of x; may be x where the types are equal
-    // Parameters, and how many floats apart the rows of two samples are: 0 where all share one.
+    // Parameters and their stride per sample in floats: 0 if all samples share one row.
     const float *alpha, *gamma, *beta;
     int64_t alpha_row, gamma_row, beta_row;
-    const float* bias;  // (channels,): stands for x + bias in place of x; null: none
+    const float* bias;  // (channels,): normalises x + bias instead of x; null: none
     bool channels_last;
     Dtype in_dtype, out_dtype;
     bool elu;

@@ -15,7 +15,7 @@ struct NormalPair {
 NCSN_HD NormalPair box_muller(uint32_t w_even, uint32_t w_odd) {
     const int32_t k1 = static_cast<int32_t>(w_even >> 8) + 1;
     const float radius = square_root(-2.0f * natural_log(static_cast<float>(k1) * 0x1p-24f));
-    // 2 pi u2 is `quadrant` quarter turns plus t of one, |t| <= 1/2; integers make it exact.
+    // 2 pi u2 is `quadrant` + t quarter turns, |t| <= 1/2; integer arithmetic makes this exact.
     const int32_t k2 = static_cast<int32_t>(w_odd >> 8);
     const int32_t quadrant = (k2 + (1 << 21)) >> 22;
     const float t = static_cast<float>(k2 - (quadrant << 22)) * 0x1p-22f;

@@ -20,7 +20,7 @@ struct Words {
     uint32_t w0, w1, w2, w3;
 };
 
-// Everything that names a noise field but the element.
+// Identifies a noise field: everything but the element.
 struct NoiseKey {
     uint32_t seed, sample, stream, step;
 };

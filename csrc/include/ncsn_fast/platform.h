@@ -1,5 +1,5 @@
-// What the other headers need from the compiler: they are plain C++ to a host compiler and
-// host+device functions to nvcc.
+// Compiler abstraction for the other headers, which are plain C++ to a host compiler and host+device
+// functions to nvcc.
 //
 // Functions have internal linkage on purpose. Each instruction-set level of the CPU kernels includes
 // these headers with its own compiler flags; a shared inline symbol would let the linker keep only one.

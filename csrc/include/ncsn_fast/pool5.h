@@ -20,9 +20,9 @@ struct PoolArgs {
 constexpr int kPoolSize = 5, kPoolPadding = 2;
 constexpr float kPoolShare = 1.0f / 25.0f;
 
-// Integers in the order of the floats whose bits they come from, so that a maximum is exact and cheap
-// in every type. -inf is the smallest integer and every NaN, of either sign, is above +inf: that is
-// what the subtraction, which wraps, is for.
+// Maps the bits of floats to integers of the same order, so that a maximum is exact and cheap in every
+// dtype. -inf becomes the smallest integer, and the wrapping subtraction puts NaNs of either sign above
+// +inf.
 template <class T>
 struct PoolOrder;
 

@@ -16,13 +16,13 @@ struct ResizeArgs {
     Dtype dtype;
 };
 
-// Where an output position lies between two input positions: (1 - weight) low + weight high.
+// Source of an output position between two input positions: (1 - weight) low + weight high.
 struct Source {
     int64_t low, high;
     float weight;
 };
 
-// In integers, so that a position which falls on an input position is that one exactly.
+// Computed in integers, so that a position that falls on an input position is exact.
 NCSN_HD Source source_of(int64_t position, int64_t in, int64_t out) {
     if (out == 1) return {0, 0, 0.0f};
     const int64_t span = out - 1, at = position * (in - 1);

@@ -17,15 +17,15 @@ constexpr uint32_t kSamplerStream = 0;
 constexpr uint32_t kReferenceStream = 2;
 constexpr uint32_t kSecondStream = 3;
 
-constexpr int kRowWidth = 8;  // floats of a row in memory: a, b, g, c, p, q, c_ref and one to fill
+constexpr int kRowWidth = 8;  // floats of a row in memory: a, b, g, c, p, q, c_ref and one of padding
 
 struct Row {
     float a, b, g, c, p, q;
-    float c_ref;  // NaN: known elements are left alone
+    float c_ref;  // NaN: known elements are not imposed
     uint32_t step, ref_step;
 };
 
-// A sampler's table in memory, and the row that is next.
+// A sampler program in memory, and its next row.
 struct Rows {
     const float* table;      // (count, kRowWidth); null: the row is given by value
     const int64_t* steps;    // (count, 2): step, ref_step
@@ -33,8 +33,8 @@ struct Rows {
     int64_t count;
 };
 
-// How the network's input or output lies in memory, in elements. `channels` from each pixel may be
-// read, or are written: zeros where the state has fewer.
+// Memory layout of the network's input or output, in elements. `channels` per pixel may be read, or are
+// written, with zeros for those that the state lacks.
 struct MapLayout {
     Dtype dtype;
     int64_t sample, channel, pixel;
@@ -56,14 +56,14 @@ struct UpdateArgs {
     const float* known;
     Row row;
     Rows rows;
-    // scale * x' + shift, the network's next input; null: not wanted.
+    // Receives scale * x' + shift, the network's next input; null: not written.
     void* net_input;
     MapLayout net_layout;
     float scale, shift;
     int32_t* nonfinite;  // (batch,) or null; set to 1 where a sample's new state is not finite
 };
 
-// Whether there is a row left, where the counter says `next`; it goes to `row`.
+// Loads row `next` of the table, or the row given by value; returns false past the end of the table.
 NCSN_HD bool read_row(const UpdateArgs& args, int64_t next, Row& row) {
     row = args.row;
     if (args.rows.table == nullptr) return true;

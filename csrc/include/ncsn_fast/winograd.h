@@ -33,8 +33,8 @@ constexpr int kWinogradLevels = 8191;
 constexpr float kNear = 0.75f, kFar = 1.5f;
 constexpr float kNear2 = kNear * kNear, kFar2 = kFar * kFar;
 
-// Weights as they are multiplied: values [panel][point][channel / group][output channel][group], where
-// group is 2 for fixed point (int16) and 1 for float32; scales [panel][point][output channel].
+// Layout of the transformed weights: values [panel][point][channel / group][output channel][group],
+// where group is 2 for fixed point (int16) and 1 for float32; scales [panel][point][output channel].
 struct WinogradSizes {
     int64_t channels, panels;  // padded input channels; panels of output channels
     int64_t values, scales;    // elements
