@@ -1,4 +1,4 @@
-"""One forward of the networks: every provider of providers.py, interleaved."""
+"""Benchmarks of one network forward: every provider of providers.py, interleaved."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ from ncsn_fast.inference.cost import network_flop
 @pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("workload", WORKLOADS)
 def bench_network(race: Callable[..., None], workload: str, provider: str) -> None:
-    """f(x) of images that lie ready as float32 NCHW."""
+    """Times f(x) of images given as float32 NCHW."""
 
-    def builders(heat: Any) -> dict[str, Callable[[], Entrant]]:
-        model, x = make(WORKLOADS[workload], small=heat.small)
-        field = Field(workload, model, x, expected_output(model, x), heat)
-        return {name: functools.partial(_enter, name, field) for name in heat.names}
+    def builders(settings: Any) -> dict[str, Callable[[], Entrant]]:
+        model, x = make(WORKLOADS[workload], small=settings.small)
+        field = Field(workload, model, x, expected_output(model, x), settings)
+        return {name: functools.partial(_enter, name, field) for name in settings.names}
 
     race(builders, WORKLOADS[workload].title)
 
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """What all entrants of a race start from."""
+    """Common inputs of all entrants of a race."""
 
     workload: str
     model: ScoreModel
     x: Tensor
     expected: Tensor
-    heat: Any
+    settings: Any
 
 
 def _enter(name: str, field: Field) -> Entrant:
     row = PROVIDERS[name]
     row.check()
-    small = field.heat.small
+    small = field.settings.small
     first = is_first(WORKLOADS[field.workload])
     if row.compiles and small and not first:
         raise Absent("a small run compiles and exports for its first group only")
@@ -56,8 +56,8 @@ def _enter(name: str, field: Field) -> Entrant:
         "batch": len(field.x),
         "flop": len(field.x) * network_flop(field.model),
     }
-    # A small run measures one provider, to have done it: each takes a process that imports PyTorch.
-    if field.heat.peak_memory and (not small or (first and name == "published")):
+    # A small run measures one provider's memory only: each needs a process that imports PyTorch.
+    if field.settings.peak_memory and (not small or (first and name == "published")):
         info |= memory.measure(name, field.workload, small=small)
     run = row.build(field.model, field.x)
 

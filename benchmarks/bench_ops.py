@@ -1,4 +1,4 @@
-"""The fused ops against their plain PyTorch statements, on the maps of the CIFAR-10 network."""
+"""Benchmarks of the fused ops against plain PyTorch, on the maps of the CIFAR-10 network."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ SHAPES = {"128x32x32": (8, 128, 32, 32), "256x16x16": (8, 256, 16, 16)}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 BOUNDS = {"fp32": 1e-5, "bf16": 2e-2}
 PROVIDERS = ("torch", "reference", "kernel")
-SECONDS = 2.0  # per race: rounds are short
+SECONDS = 2.0  # per race; rounds are short
 
 Builders = dict[str, Callable[[], Entrant]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """An op on given inputs.
+    """Benchmark of an op on given inputs.
 
     Attributes:
-        runs: how each provider computes it.   expected: what it should be.
-        checked: what is compared instead, for a provider whose own result is random.
+        runs: each provider's computation.   expected: the correct result.
+        checked: replaces the compared result of a provider whose own result is random.
     """
 
     runs: dict[str, Callable[[], Tensor]]
@@ -54,7 +54,7 @@ class Case:
 
 
 def _maps(*shapes: tuple[int, ...], dtype: str) -> list[Tensor]:
-    """Random channels-last maps."""
+    """Returns random channels-last maps."""
     generator = torch.Generator().manual_seed(0)
     drawn = [torch.randn(shape, generator=generator).to(DTYPES[dtype]) for shape in shapes]
     return [x.contiguous(memory_format=torch.channels_last) for x in drawn]
@@ -64,9 +64,9 @@ def _maps(*shapes: tuple[int, ...], dtype: str) -> list[Tensor]:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def bench_norm_elu(race: Callable[..., None], shape: str, dtype: str, provider: str) -> None:
-    """IN++ with ELU, channels-last; `torch` is the published statement."""
+    """Times IN++ with ELU, channels-last; `torch` is the published formula in plain PyTorch."""
 
-    def builders(heat: Any) -> Builders:
+    def builders(settings: Any) -> Builders:
         x, parameters = _maps(SHAPES[shape], (3, SHAPES[shape][1], 1, 1), dtype=dtype)
         low = parameters.flatten(1).unbind()
         full = [p.float() for p in low]
@@ -77,16 +77,16 @@ def bench_norm_elu(race: Callable[..., None], shape: str, dtype: str, provider: 
         }
         expected = reference.instance_norm_plus(x.double(), *full, elu=True)
         info = {"dtype": dtype, "batch": len(x), "bytes": 2 * x.numel() * x.element_size()}
-        return Case(runs, expected, info, BOUNDS[dtype]).builders(heat.names)
+        return Case(runs, expected, info, BOUNDS[dtype]).builders(settings.names)
 
     race(builders, f"IN++ with ELU, {dtype}, {shape}", seconds=SECONDS)
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 def bench_sampler_update(race: Callable[..., None], provider: str) -> None:
-    """One Langevin step of 32 CIFAR-10 images, noise included; `torch` draws it by randn."""
+    """Times one Langevin step of 32 CIFAR-10 images, noise included; `torch` uses randn."""
 
-    def builders(heat: Any) -> Builders:
+    def builders(settings: Any) -> Builders:
         generator = torch.Generator().manual_seed(0)
         x, f = (torch.randn(32, 3, 32, 32, generator=generator) for _ in range(2))
         samples, coefficients = torch.arange(32), (1.0, 0.01, 0.0, 0.1, 0.0, 0.0)
@@ -100,14 +100,14 @@ def bench_sampler_update(race: Callable[..., None], provider: str) -> None:
         expected, _ = reference.sampler_update(x.double(), f, None, coefficients, **options)
         info = {"dtype": "fp32", "batch": len(x), "bytes": 3 * x.numel() * x.element_size()}
         checked = {"torch": lambda: x + 0.01 * f + z * 0.1}
-        return Case(runs, expected, info, checked=checked).builders(heat.names)
+        return Case(runs, expected, info, checked=checked).builders(settings.names)
 
     race(builders, "sampler update, 32 images of 32x32", seconds=SECONDS)
 
 
 @dataclasses.dataclass(frozen=True)
 class Maps:
-    """Inputs a, b of one size and `half` of half that size, and buffers of both sizes."""
+    """Inputs a, b of one size, `half` of half that size, and buffers of both sizes."""
 
     a: Tensor
     b: Tensor
@@ -135,9 +135,9 @@ def _resize(x: Tensor, like: Tensor) -> Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class CpuOp:
-    """An op of the CPU engine: what PyTorch runs, the reference, the kernel into a buffer of Maps.
+    """Op of the CPU engine: PyTorch's version, the reference, and the kernel that writes into Maps.
 
-    `maps` is how many maps of the size of `a` are read and written.
+    `maps` counts the maps of the size of `a` that are read and written.
     """
 
     torch: Callable[[Maps], Tensor]
@@ -197,9 +197,9 @@ CPU_OPS = {
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("op", CPU_OPS)
 def bench_cpu_op(race: Callable[..., None], op: str, shape: str, dtype: str, provider: str) -> None:
-    """What the CPU engine runs between two convolutions, channels-last."""
+    """Times an op that the CPU engine runs between two convolutions, channels-last."""
 
-    def builders(heat: Any) -> Builders:
+    def builders(settings: Any) -> Builders:
         n, c, height, width = size = SHAPES[shape]
         m = Maps(*_maps(size, size, (n, c, height // 2, width // 2), dtype=dtype))
         row = CPU_OPS[op]
@@ -210,6 +210,6 @@ def bench_cpu_op(race: Callable[..., None], op: str, shape: str, dtype: str, pro
             row.reference(m.double()),
             info,
             BOUNDS[dtype],
-        ).builders(heat.names)
+        ).builders(settings.names)
 
     race(builders, f"{op}, {dtype}, {shape}", seconds=SECONDS)

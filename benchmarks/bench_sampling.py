@@ -1,4 +1,4 @@
-"""Samplings end to end, in images per second: by the same method, and at equal quality."""
+"""Benchmarks of whole samplings in images per second: same method, and equal quality."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ncsn_fast.samplers import methods
 from ncsn_fast.samplers.program import Program, initial_state
 
 IMAGES = 8
-# Of a small run: few levels. The step size is given, because to derive one takes seconds.
+# Options of a small run: few levels, and a given step size, since deriving one takes seconds.
 SMALL: dict[str, dict[str, Any]] = {
     "ald": {"steps": 2, "n_steps_each": 1, "epsilon": 1e-5},
     "cas": {"steps": 2},
@@ -36,13 +36,13 @@ BOUNDS = {"published": 1e-3, "eager": 0.0, "ours-fp32": 1e-3, "ours-bf16": 3e-2}
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """Samples 0 .. IMAGES-1 of seed 0, of a model by a method.
+    """Sampling task: samples 0 .. IMAGES-1 of seed 0, of a model by a method.
 
     Attributes:
         whole: the method's options.
-        part: more of them, which leave some rows of the whole: these are run, and the others are
-            like them.
-        checked: how many of the samples are compared with the reference.
+        part: further options that keep only some rows of the whole; these are run, and the others
+            are assumed to cost the same.
+        checked: number of samples that are compared with the reference.
     """
 
     model: ScoreModel
@@ -53,12 +53,12 @@ class Task:
 
     @property
     def program(self) -> Program:
-        """What is run."""
+        """Returns the program that is run."""
         return self._build(self.whole | self.part)
 
     @property
     def nfe(self) -> int:
-        """Evaluations of the whole."""
+        """Returns the number of evaluations of the whole."""
         return self._build(self.whole).nfe
 
     def _build(self, options: dict[str, Any]) -> Program:
@@ -68,7 +68,7 @@ class Task:
         return program
 
     def sampler(self, provider: str, batch: int = IMAGES) -> Sampler:
-        """One of ENGINES."""
+        """Returns a sampler with an engine of ENGINES."""
         engine, dtype = ENGINES[provider]
         return Sampler(self.model, engine=engine, dtype=dtype, batch_size=batch)
 
@@ -77,7 +77,7 @@ class Task:
         return sampler.sample(n, method=self.method, progress=False, **options)
 
     def state(self, sampler: Sampler) -> Tensor:
-        """Where the checked chains end, not yet clipped to images."""
+        """Returns the final state of the checked chains, before clipping to images."""
         states: list[Tensor] = []
         self.draw(sampler, self.checked, callback=lambda progress: states.append(progress.x))
         return states[-1]
@@ -89,20 +89,22 @@ class Task:
 @pytest.mark.parametrize("provider", BOUNDS)
 @pytest.mark.parametrize("method", ["ald", "cas"])
 def bench_digits(race: Callable[..., None], method: str, provider: str) -> None:
-    """From nothing to images; the published loop draws its noise by torch.randn."""
+    """Times sampling from scratch; the published loop draws its noise by torch.randn."""
 
-    def builders(heat: Any) -> dict[str, Callable[[], Entrant]]:
-        task = Task(ncsn_fast.load("digits"), method, SMALL[method] if heat.small else {})
+    def builders(settings: Any) -> dict[str, Callable[[], Entrant]]:
+        task = Task(ncsn_fast.load("digits"), method, SMALL[method] if settings.small else {})
         info = {"images": IMAGES}
         expected = task.reference()
-        return {name: functools.partial(_enter, name, task, expected, info) for name in heat.names}
+        return {
+            name: functools.partial(_enter, name, task, expected, info) for name in settings.names
+        }
 
     race(builders, f"digits, {method}, {IMAGES} images", lead_in=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """A model, and of the methods whose whole takes too long the options that leave a part."""
+    """Model, and for methods whose whole run takes too long, the options that select a part."""
 
     title: str
     model: Callable[[bool], ScoreModel]
@@ -113,8 +115,8 @@ class Work:
         return Task(self.model(small), method, whole, self.parts.get(method, {}), checked=2)
 
 
-# The published loop takes a quarter of an hour and more for 8 images of CIFAR-10: its first noise
-# level is timed, and every level costs the same.
+# The published loop takes 15 minutes and more for 8 images of CIFAR-10, so only its first noise
+# level is timed; every level costs the same.
 WORKS = {
     "digits": Work("digits", lambda small: ncsn_fast.load("digits")),
     "cifar10": Work(
@@ -123,7 +125,7 @@ WORKS = {
         {"ald": {"steps": 1, "denoise": False}},
     ),
 }
-# Who samples, and by which method. That `fast` is as good as `ald` is what quality.py measures.
+# Engine and method of each provider. quality.py measures that `fast` is as good as `ald`.
 EQUALS = {
     "published": ("published", "ald"),
     "ours-ald-fp32": ("ours-fp32", "ald"),
@@ -137,11 +139,11 @@ RATE = "images/s = batch / (median x nfe / evaluations): of nfe evaluations, so 
 @pytest.mark.parametrize("provider", EQUALS)
 @pytest.mark.parametrize("work", WORKS)
 def bench_equal_quality(race: Callable[..., None], work: str, provider: str) -> None:
-    """The published code and its evaluations, against ours by `ald` and by `fast`."""
+    """Times the published code against `ald` and `fast` of this package."""
 
-    def builders(heat: Any) -> dict[str, Callable[[], Entrant]]:
-        wanted = {name: EQUALS[name] for name in heat.names}
-        tasks = {m: WORKS[work].task(m, small=heat.small) for _, m in wanted.values()}
+    def builders(settings: Any) -> dict[str, Callable[[], Entrant]]:
+        wanted = {name: EQUALS[name] for name in settings.names}
+        tasks = {m: WORKS[work].task(m, small=settings.small) for _, m in wanted.values()}
         expected = {method: task.reference() for method, task in tasks.items()}
         return {
             name: functools.partial(_enter, by, tasks[m], expected[m], {"rate": RATE})
@@ -166,7 +168,7 @@ def _enter(name: str, task: Task, expected: Tensor, more: dict[str, Any]) -> Ent
     return Entrant(run, lambda: relative_error(checked(), expected), BOUNDS[name], info)
 
 
-Runs = tuple[Callable[[], Tensor], Callable[[], Tensor]]  # what is timed, and what is checked
+Runs = tuple[Callable[[], Tensor], Callable[[], Tensor]]  # the timed call and the checked call
 
 
 def _ours(name: str, task: Task) -> Runs:
@@ -175,10 +177,10 @@ def _ours(name: str, task: Task) -> Runs:
 
 
 def _published(task: Task) -> Runs:
-    """The released loop with its own noise, and its steps with ours."""
+    """Returns the released loop with its own noise, and its steps with this package's noise."""
     network, program = published.Published(task.model).eval(), task.program
     _, first = np.unique(program.level, return_index=True)
-    network.sigmas = torch.from_numpy(program.sigma[first]).float()  # the ladder of this run
+    network.sigmas = torch.from_numpy(program.sigma[first]).float()  # noise levels of this run
     shape = task.model.image_shape
     samples = noise.sample_indices(0, task.checked)
 

@@ -1,4 +1,4 @@
-"""One training step: the loss, its gradient, and Adam."""
+"""Benchmarks of one training step: loss, gradient and Adam update."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PROVIDERS = ("published", "reference", "kernel")
 
 
 class Step:
-    """A model in training, and one batch; `backend` is ops.backend's."""
+    """Model in training and one batch; `backend` is an argument of ops.backend."""
 
     def __init__(self, model: torch.nn.Module, x: Tensor, *, sigmas: Tensor, backend: str) -> None:
         self.model, self.x, self.sigmas, self.backend = model.train(), x, sigmas, backend
@@ -33,7 +33,7 @@ class Step:
         self.optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
 
     def backward(self) -> None:
-        """Gradient of denoising score matching, float32."""
+        """Computes the gradient of denoising score matching in float32."""
         score_at: Any = self.model.score_at
         with ops.backend(self.backend):
             losses = denoising_score_matching(score_at, self.x, self.sigmas, self.level, self.noise)
@@ -41,7 +41,7 @@ class Step:
             losses.mean().backward()
 
     def gradient(self) -> Tensor:
-        """Of all weights, as one vector."""
+        """Returns the gradient of all weights as one vector."""
         self.backward()
         gradients = [p.grad.flatten() for p in self.model.parameters() if p.grad is not None]
         return torch.cat(gradients)
@@ -53,14 +53,14 @@ class Step:
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 def bench_step(race: Callable[..., None], provider: str) -> None:
-    """The CIFAR-10 network, float32; our ops in it against their plain statements."""
+    """Times a training step of the CIFAR-10 network, float32: fused ops against plain PyTorch."""
 
-    def builders(heat: Any) -> dict[str, Callable[[], Entrant]]:
+    def builders(settings: Any) -> dict[str, Callable[[], Entrant]]:
         config = workloads.Workload("", "cifar10", BATCH)
-        expected = _step("reference", config, heat.small).gradient()
+        expected = _step("reference", config, settings.small).gradient()
         return {
-            name: functools.partial(_enter, name, config, heat.small, expected)
-            for name in heat.names
+            name: functools.partial(_enter, name, config, settings.small, expected)
+            for name in settings.names
         }
 
     race(builders, f"training step, CIFAR-10 32x32, B = {BATCH}", lead_in=0)

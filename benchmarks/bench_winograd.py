@@ -1,4 +1,4 @@
-"""Winograd convolution against oneDNN's, on the 3x3 convolutions of the CIFAR-10 network."""
+"""Benchmarks of Winograd convolution against oneDNN, on the CIFAR-10 network's 3x3 convolutions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ncsn_fast.ops import cpu, reference
 
-# N, in channels, out channels, height and width, dilation.
+# N, input channels, output channels, height and width, dilation.
 SHAPES = {
     "8x128x32x32": (8, 128, 128, 32, 1),
     "8x256x16x16": (8, 256, 256, 16, 1),
@@ -27,9 +27,9 @@ SHAPES = {
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def bench_winograd(race: Callable[..., None], shape: str, dtype: str, provider: str) -> None:
-    """Channels-last; weights are packed in advance by both, as an engine does."""
+    """Times channels-last convolutions with weights packed in advance, as in an engine."""
 
-    def builders(heat: Any) -> Builders:
+    def builders(settings: Any) -> Builders:
         n, in_channels, out_channels, size, dilation = SHAPES[shape]
         generator = torch.Generator().manual_seed(0)
         x = F.elu(torch.randn(n, in_channels, size, size, generator=generator))
@@ -44,7 +44,7 @@ def bench_winograd(race: Callable[..., None], shape: str, dtype: str, provider: 
         }
         expected = reference.winograd_conv(x.double(), weight.double(), None, dilation=dilation)
         info = {"dtype": dtype, "batch": n, "flop": 2 * out.numel() * 9 * in_channels}
-        return Case(runs, expected, info, BOUNDS[dtype]).builders(heat.names)
+        return Case(runs, expected, info, BOUNDS[dtype]).builders(settings.names)
 
     race(builders, f"3x3 convolution, {dtype}, {shape}", seconds=SECONDS)
 

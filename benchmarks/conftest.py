@@ -1,4 +1,4 @@
-"""The `race` fixture, its options, and the facts of the machine in every benchmark's JSON."""
+"""Fixture `race`, its options, and the machine facts in every benchmark's JSON."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
 
 
 @dataclasses.dataclass(frozen=True)
-class Heat:
-    """What a race is held for.
+class Settings:
+    """Settings of a race.
 
     Attributes:
-        names: the providers of the group that were not deselected.
+        names: the selected providers of the group.
         small: tiny networks, to test the benchmarks themselves.
-        peak_memory: measure that, too.
+        peak_memory: whether to measure peak memory too.
     """
 
     names: list[str]
@@ -37,7 +37,7 @@ class Heat:
     peak_memory: bool
 
 
-Builders = Callable[[Heat], Mapping[str, Callable[[], Entrant]]]
+Builders = Callable[[Settings], Mapping[str, Callable[[], Entrant]]]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -54,23 +54,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Gives each benchmark a clock of its own, which `race` winds; see Replay."""
+    """Gives each benchmark its own timer, which `race` fills with laps; see Replay."""
     if "race" in getattr(item, "fixturenames", ()):
         item.add_marker(pytest.mark.benchmark(timer=Replay()))
 
 
 def _group(item: Any) -> tuple[Any, ...]:
-    """What the benchmarks of one race have in common: all but the provider."""
+    """Returns the parameters that the benchmarks of one race share: all but the provider."""
     others = {k: v for k, v in item.callspec.params.items() if k != "provider"}
     return (item.path, item.originalname, *map(str, others.values()))
 
 
 @pytest.fixture
 def race(request: pytest.FixtureRequest, benchmark: Any) -> Callable[..., None]:
-    """race(builders, title, **pace): reports this test's provider, after racing its whole group.
+    """Returns race(builders, title, **pace), which races a whole group of providers.
 
-    The first benchmark of a group builds, verifies and times all its providers; each then hands
-    its own laps to pytest-benchmark. `builders` makes them by name, for a Heat.
+    It reports the result of this test's provider.
+
+    The first benchmark of a group builds, verifies and times all its providers; each benchmark then
+    passes its own laps to pytest-benchmark. `builders` maps the settings to builders by name.
     """
     item: Any = request.node
 
@@ -79,7 +81,7 @@ def race(request: pytest.FixtureRequest, benchmark: Any) -> Callable[..., None]:
         key, benchmark.group = _group(item), title
         if key not in races:
             races[key] = run_race(
-                builders(_heat(item, small=benchmark.disabled or request.config.option.small)),
+                builders(_settings(item, small=benchmark.disabled or request.config.option.small)),
                 dataclasses.replace(_pace(request.config, benchmark.disabled), **pace),
             )
         provider = item.callspec.params["provider"]
@@ -98,13 +100,13 @@ def race(request: pytest.FixtureRequest, benchmark: Any) -> Callable[..., None]:
     return report
 
 
-def _heat(item: Any, *, small: bool) -> Heat:
+def _settings(item: Any, *, small: bool) -> Settings:
     names = [
         other.callspec.params["provider"]
         for other in item.session.items
         if "race" in getattr(other, "fixturenames", ()) and _group(other) == _group(item)
     ]
-    return Heat(names, small, peak_memory=not item.config.option.no_peak_memory)
+    return Settings(names, small, peak_memory=not item.config.option.no_peak_memory)
 
 
 def _pace(config: pytest.Config, once: bool) -> Pace:
@@ -116,19 +118,19 @@ def _pace(config: pytest.Config, once: bool) -> Pace:
 
 
 def _hand_over(item: Any, benchmark: Any, result: Result) -> None:
-    """Lets pytest-benchmark time nothing at all by a clock that shows the recorded laps."""
+    """Runs pytest-benchmark on an empty function with a timer that replays the recorded laps."""
     clock = item.get_closest_marker("benchmark").kwargs["timer"]
     clock.laps = result.laps
     benchmark.pedantic(lambda: None, rounds=len(result.laps), iterations=result.iterations)
 
 
 def pytest_benchmark_update_json(config: Any, output_json: dict[str, Any]) -> None:
-    """Adds the providers that were not timed, and why: they would be missing in silence."""
+    """Adds the providers that were not timed, with the reason, so that none is missing silently."""
     output_json["not_run"] = config.stash.get(NOT_RUN, [])
 
 
 def _processor() -> tuple[str, list[str]]:
-    """Model name, and those of its instruction sets that decide speed here."""
+    """Returns the processor's model name and its instruction sets that affect speed here."""
     facts: dict[str, str] = {}
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         name, _, value = line.partition(":")
@@ -145,7 +147,7 @@ def _version(package: str) -> str | None:
 
 
 def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:
-    """Adds what decides speed: processor, threads, versions, dispatch level."""
+    """Adds the facts that decide speed: processor, threads, versions, instruction set."""
     processor, flags = _processor()
     machine_info["ncsn_fast"] = {
         "processor": processor,

@@ -1,7 +1,7 @@
-"""The floor: every convolution of a network and nothing between them.
+"""Lower bound of a network's time: its convolutions alone.
 
-Weights are packed beforehand for oneDNN and maps are channels-last. A network that runs on the same
-convolutions cannot be faster than this; what it takes above it is what its other operations cost.
+Weights are packed in advance for oneDNN and maps are channels-last. A network that uses the same
+convolutions cannot be faster; the difference is the cost of its other operations.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ncsn_fast.inference.cost import network_flop
 
 @dataclasses.dataclass(frozen=True)
 class Convolution:
-    """A layer of the model by its name, the input it is timed on, and the packed call."""
+    """Convolution layer: its name in the model, the input it is timed on, and the packed call."""
 
     name: str
     x: Tensor
@@ -29,14 +29,14 @@ class Convolution:
 
 
 class Floor:
-    """All convolutions of one forward, in their order."""
+    """All convolutions of one forward, in order."""
 
     def __init__(self, model: ScoreModel, x: Tensor, dtype: torch.dtype) -> None:
         inputs: dict[tuple[int, ...], Tensor] = {}
         generator = torch.Generator().manual_seed(2)
 
         def map_like(shape: tuple[int, ...]) -> Tensor:
-            """One random map per shape: the maps of a network are no warmer than these."""
+            """Returns one random map per shape, which is as warm in cache as a network's maps."""
             if shape not in inputs:
                 values = torch.randn(shape, generator=generator).to(dtype)
                 inputs[shape] = values.contiguous(memory_format=torch.channels_last)
@@ -52,9 +52,10 @@ class Floor:
                 convolution.run()
 
     def error(self, model: ScoreModel) -> float:
-        """The largest relative error of a convolution against the model's, in float32.
+        """Returns the largest relative error of a convolution against the model's, in float32.
 
-        Infinite if they are not all of the model's: if they do not add up to its FLOP.
+        Infinite if some of the model's convolutions are missing (their FLOP do not add up to its
+        FLOP).
         """
         worst, flop, n = 0.0, 0, 0
         with torch.inference_mode():
@@ -68,7 +69,7 @@ class Floor:
 
 
 def packed(dtype: torch.dtype) -> Callable[[ScoreModel, Tensor], Floor]:
-    """Builder of the floor in a type."""
+    """Returns a builder of the convolutions in a dtype."""
     return functools.partial(Floor, dtype=dtype)
 
 
@@ -79,7 +80,7 @@ def _layer(model: ScoreModel, name: str) -> nn.Conv2d:
 
 
 def _calls(model: ScoreModel, x: Tensor) -> list[tuple[str, tuple[int, ...]]]:
-    """The convolutions that a forward runs: name, and the shape of its input."""
+    """Returns the convolutions that a forward runs: name, and shape of its input."""
     found: list[tuple[str, tuple[int, ...]]] = []
 
     def note(name: str, layer: Any, arguments: tuple[Tensor]) -> None:

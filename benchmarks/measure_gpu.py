@@ -1,7 +1,7 @@
 """Runs one section of the GPU benchmarks in this process and writes its record.
 
-`python benchmarks/measure_gpu.py SECTION --out FILE`; tools/gpu_session.py runs them all, each in a
-process of its own, so that none can spoil or delay another. `--device cpu --small` rehearses it.
+`python benchmarks/measure_gpu.py SECTION --out FILE`; tools/gpu_session.py runs all of them, each
+in its own process, so that none can break or delay another. `--device cpu --small` is a rehearsal.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ SECTIONS: dict[str, Callable[[Section], None]] = {
 
 
 def main() -> int:
-    """Exit code 1 if one of our own providers is wrong or broken."""
+    """Runs the section; exit code 1 if one of this package's providers is wrong or fails."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("section", choices=SECTIONS)
     parser.add_argument("--device", default="cuda")
@@ -60,7 +60,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=600.0, help="build nothing after these")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
-    torch.backends.cudnn.benchmark = True  # as the released code has it; shapes are static
+    torch.backends.cudnn.benchmark = True  # as in the released code; shapes are static
     torch.manual_seed(0)
     section = Section(
         arguments.section, device, arguments.out, small=arguments.small, seconds=arguments.seconds

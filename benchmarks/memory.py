@@ -1,10 +1,10 @@
-"""Peak memory of a provider, in a process of its own: a process's high-water mark never falls.
+"""Measures the peak memory of a provider in a fresh process, since the high-water mark never falls.
 
 `python benchmarks/memory.py --provider ours-bf16 --workload cifar10-b8` prints it as JSON, in MB
 (10^6 bytes) of resident memory:
-    baseline_rss_mb   torch imported, the model made
-    build_rss_mb      most while the provider was built, its first forward included
-    peak_rss_mb       most during three more forwards; the model itself is no longer held then
+    baseline_rss_mb   after importing torch and building the model
+    build_rss_mb      peak while the provider was built, including its first forward
+    peak_rss_mb       peak during three more forwards, after the model itself was released
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ FORWARDS = 3
 
 
 def _resident(field: str) -> float:
-    """VmRSS (now) or VmHWM (most so far) of this process, in MB."""
+    """Returns VmRSS (current) or VmHWM (peak) of this process, in MB."""
     found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     assert found is not None
     return int(found[1]) * 1024 / 1e6
 
 
 def _reset_peak() -> None:
-    """Frees what can be freed, and lets the high-water mark start from what is left."""
+    """Frees unused memory and resets the high-water mark."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def measure_here(provider: str, workload: str, *, small: bool = False) -> dict[str, float]:
-    """The figures of this process, which must be a fresh one."""
+    """Measures in this process, which must be a fresh one."""
     row = providers.PROVIDERS[provider]
     model, x = workloads.make(workloads.WORKLOADS[workload], small=small)
     if row.is_onnx:
-        onnx_file(model, x)  # in yet another process, if there is none
+        onnx_file(model, x)  # exports in another process, unless the file exists
     _reset_peak()
     baseline = _resident("VmRSS")
     run = row.build(model, x)
@@ -61,7 +61,7 @@ def measure_here(provider: str, workload: str, *, small: bool = False) -> dict[s
 
 
 def measure(provider: str, workload: str, *, small: bool = False) -> dict[str, float]:
-    """The figures from a process of its own, with as many threads as this one."""
+    """Measures in a new process, with as many threads as this one."""
     command: list[Any] = [sys.executable, __file__, "--provider", provider, "--workload", workload]
     command += ["--threads", str(torch.get_num_threads())] + ["--small"] * small
     done = subprocess.run(command, capture_output=True, text=True)

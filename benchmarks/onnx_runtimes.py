@@ -1,6 +1,6 @@
-"""Foreign runtimes, by way of an ONNX file of static shape: ONNX Runtime and OpenVINO.
+"""Third-party runtimes on an ONNX file of static shape: ONNX Runtime and OpenVINO.
 
-As a script, `onnx_runtimes.py MODEL_FOLDER BATCH OUT`: exports the network of a model folder.
+As a script, `onnx_runtimes.py MODEL_FOLDER BATCH OUT` exports the network of a model folder.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from ncsn_fast import ScoreModel
 from ncsn_fast.models.refinenet import ARCHITECTURES
 
 Run = Callable[[], Tensor]
-FOLDER = "NCSN_FAST_BENCHMARK_ONNX"  # environment variable: where this session's files are
+FOLDER = "NCSN_FAST_BENCHMARK_ONNX"  # environment variable: folder of this session's files
 
 
 @functools.cache
 def _own_folder() -> tempfile.TemporaryDirectory[str]:
-    """Deleted when this process ends."""
+    """Returns a temporary folder that is deleted when this process ends."""
     return tempfile.TemporaryDirectory(prefix="ncsn_fast_onnx_")
 
 
 def onnx_file(model: ScoreModel, x: Tensor) -> Path:
-    """The network as ONNX, exported once per session, model and input shape.
+    """Exports the network as ONNX, once per session, model and input shape.
 
-    The export runs in a process of its own, so that neither its memory nor its modules count for
-    the runtimes. Processes that this one starts find the file, too.
+    The export runs in its own process, so that its memory and its modules do not count for the
+    runtimes. Child processes reuse the file.
     """
     if FOLDER not in os.environ:
         os.environ[FOLDER] = _own_folder().name
@@ -54,13 +54,13 @@ def onnx_file(model: ScoreModel, x: Tensor) -> Path:
 
 
 def ort(model: ScoreModel, x: Tensor) -> Run:
-    """ONNX Runtime's CPU provider, all optimisations."""
+    """Returns ONNX Runtime's CPU provider with all optimisations."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.inter_op_num_threads = 1
-    # Its threads may spin within a run, where that helps them, but not into the next provider's.
+    # Its threads may spin within a run, but not beyond it, where they would slow the next provider.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(
         str(onnx_file(model, x)), options, providers=["CPUExecutionProvider"]
@@ -70,7 +70,7 @@ def ort(model: ScoreModel, x: Tensor) -> Run:
 
 
 def openvino(precision: str) -> Callable[[ScoreModel, Tensor], Run]:
-    """Builder of OpenVINO's CPU plugin in "f32" or "bf16": one stream, for latency."""
+    """Returns a builder of OpenVINO's CPU plugin in "f32" or "bf16": one stream, for latency."""
 
     def build(model: ScoreModel, x: Tensor) -> Run:
         import openvino as ov
@@ -95,7 +95,7 @@ def openvino(precision: str) -> Callable[[ScoreModel, Tensor], Run]:
 
 
 def export(folder: Path, batch: int, out: Path) -> None:
-    """Writes the ONNX file of a model folder's network, for so many images."""
+    """Writes the ONNX file of a model folder's network for a batch size."""
     ARCHITECTURES.update(SMALL)
     model = ScoreModel.from_pretrained(folder)
     x = torch.rand(batch, *model.image_shape)

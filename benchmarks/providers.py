@@ -1,7 +1,7 @@
-"""Who runs the network: every provider of the forward benchmarks, in one table.
+"""Table of the providers of the forward benchmarks.
 
-A new one is a function `(model, x) -> run` and a row of PROVIDERS. `run()` computes f(x) in `dtype`
-with torch.get_num_threads() threads; what it needs is imported inside of it.
+A provider is a function `(model, x) -> run` and a row of PROVIDERS. `run()` computes f(x) in
+`dtype` with torch.get_num_threads() threads. Optional packages are imported inside the function.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ Run = Callable[[], Tensor]
 
 
 def published(model: ScoreModel, x: Tensor) -> Run:
-    """The released code as it runs: eager, float32, NCHW."""
+    """Returns the released code as published: eager, float32, NCHW."""
     return _eager(Published(model).eval(), x)
 
 
 def eager_bf16(model: ScoreModel, x: Tensor) -> Run:
-    """The same code with what a user changes first: bfloat16 and channels-last."""
+    """Returns the released code after the usual first changes: bfloat16 and channels-last."""
     return _eager(*_bf16_channels_last(Published(model), x))
 
 
 def inductor_bf16(model: ScoreModel, x: Tensor) -> Run:
-    """torch.compile with frozen weights, as our engine of that name has it."""
+    """Returns torch.compile with frozen weights, as in the engine of that name."""
     import torch._dynamo
 
-    torch._dynamo.reset()  # lets go of the networks of earlier races
+    torch._dynamo.reset()  # releases the networks of earlier races
     try:
         return _engine(CompileEngine, "bf16")(model, x)
     except EngineUnavailable as error:
@@ -61,7 +61,7 @@ def _eager(network: Callable[[Tensor], Tensor], x: Tensor) -> Run:
 
 
 def _engine(kind: type[Engine], dtype: str, **options: Any) -> Callable[[ScoreModel, Tensor], Run]:
-    """An engine of ours."""
+    """Returns a builder of an engine of this package."""
 
     def build(model: ScoreModel, x: Tensor) -> Run:
         engine = kind(model, device=torch.device("cpu"), dtype=dtype, batch_size=len(x), **options)
@@ -76,18 +76,21 @@ def _engine(kind: type[Engine], dtype: str, **options: Any) -> Callable[[ScoreMo
 
 
 def _ours(dtype: str, convolutions: str | None = None) -> Callable[[ScoreModel, Tensor], Run]:
-    """The cpu engine; convolutions None is what it finds faster on this machine."""
+    """Returns a builder of the cpu engine.
+
+    Convolutions None chooses the fastest on this machine.
+    """
     return _engine(CpuEngine, dtype, convolutions=convolutions)
 
 
 @dataclasses.dataclass(frozen=True)
 class Provider:
-    """A row of PROVIDERS.
+    """Row of PROVIDERS.
 
     Attributes:
-        build: makes the network ready.   bound: relative error of f that is allowed.
+        build: makes the network ready.   bound: allowed relative error of f.
         needs: packages that may be missing.
-        complete: it computes f; else only a part, which `run` judges itself.
+        complete: whether it computes all of f; if not, `run` checks its own part.
     """
 
     summary: str
@@ -98,7 +101,7 @@ class Provider:
     complete: bool = True
 
     def check(self) -> None:
-        """Raises Absent, with the reason, where a package cannot be imported."""
+        """Raises Absent, with the reason, if a package cannot be imported."""
         for name in self.needs:
             try:
                 importlib.import_module(name)
@@ -111,7 +114,7 @@ class Provider:
 
     @property
     def compiles(self) -> bool:
-        """Its build takes long, however small the network is."""
+        """Whether its build takes long even for a tiny network."""
         return self.is_onnx or self.build is inductor_bf16
 
 

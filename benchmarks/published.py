@@ -1,8 +1,8 @@
-"""The published way: the networks and the sampling loop as the authors' eager PyTorch runs them.
+"""Published baseline: the networks and the sampling loop as the authors' eager PyTorch runs them.
 
-Written for this project from the papers and `ncsn_fast.models`; what counts is that the operations
-are the same separate ones, in float32 and NCHW: nothing is fused, nothing is left out. The
-convolutions are those of a copy of our model, so outputs can be compared.
+Written for this project from the papers and `ncsn_fast.models`. Every operation is separate, in
+float32 and NCHW, as in the released code: nothing is fused, nothing is left out. The convolutions
+are those of a copy of the given model, so outputs can be compared.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ncsn_fast.samplers.program import Program
 
 
 def instance_norm_plus(x: Tensor, alpha: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-    """IN++: instance norm plus the standardised means, each product and sum on its own."""
+    """Computes IN++ (instance norm plus standardised means), each product and sum separately."""
     means = torch.mean(x, dim=(2, 3))
     centre = torch.mean(means, dim=-1, keepdim=True)
     spread = torch.var(means, dim=-1, keepdim=True)
@@ -31,10 +31,10 @@ def instance_norm_plus(x: Tensor, alpha: Tensor, gamma: Tensor, beta: Tensor) ->
 
 
 class Plain(nn.Module):
-    """An unconditional network in plain PyTorch operations, without the waste of `Published`.
+    """Unconditional network in plain PyTorch operations, without the inefficiencies of `Published`.
 
-    What compilers and foreign runtimes are given: f(x) of the model, x (N, C, H, W) in [0, 1]. Its
-    normalisation is the published statement, whose `instance_norm` they know how to fuse.
+    Input of compilers and third-party runtimes: f(x) of the model, x (N, C, H, W) in [0, 1]. Its
+    normalisation is the published formula, whose `instance_norm` they can fuse.
     """
 
     def __init__(self, model: ScoreModel) -> None:
@@ -67,7 +67,7 @@ class Plain(nn.Module):
         return (x if block.shortcut is None else self.convolve(block.shortcut, x)) + h
 
     def convolve(self, module: Any, x: Tensor) -> Tensor:
-        """A convolution, with the mean of 2x2 squares where the model has that."""
+        """Applies a convolution, with the mean of 2x2 squares if the model has one."""
         if isinstance(module, nn.Conv2d):
             return module(x)
         return self.mean_pool(module.conv(x))
@@ -76,7 +76,7 @@ class Plain(nn.Module):
         return F.avg_pool2d(x, 2)
 
     def units(self, block: Any, x: Tensor) -> Tensor:
-        """RCU: in pairs, ELU and convolution, then the sum with the pair's input."""
+        """Applies an RCU: in pairs, ELU and convolution, then the sum with the pair's input."""
         for b in range(block.n_blocks):
             residual = x
             for s in range(block.N_STAGES):
@@ -85,7 +85,7 @@ class Plain(nn.Module):
         return x
 
     def pools(self, block: Any, x: Tensor) -> Tensor:
-        """CRP: a chain of max pools and convolutions, summed."""
+        """Applies a CRP: a chain of max pools and convolutions, summed."""
         x = F.elu(x)
         path = x
         for conv in block.convs:
@@ -94,7 +94,7 @@ class Plain(nn.Module):
         return x
 
     def fuse(self, block: Any, xs: list[Tensor]) -> Tensor:
-        """MSF: the sum of the convolved inputs at the size of the first."""
+        """Applies an MSF: the sum of the convolved inputs at the size of the first."""
         skip, lower = (conv(x) for conv, x in zip(block.convs, xs, strict=True))
         if lower.shape[2:] != skip.shape[2:]:
             lower = F.interpolate(lower, size=skip.shape[2:], mode="bilinear", align_corners=True)
@@ -107,10 +107,10 @@ class Plain(nn.Module):
 
 
 class Published(Plain):
-    """What the released code executes: the baseline, neither helped nor handicapped.
+    """Baseline with exactly the operations that the released code executes.
 
-    Over `Plain` it has four strided sums for a mean pool, and a fusion that starts from zeros and
-    resizes every input, those of the right size too.
+    Unlike `Plain`, it computes a mean pool by four strided sums, and its fusion starts from zeros
+    and resizes every input, even those that have the right size.
     """
 
     def mean_pool(self, x: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ class Published(Plain):
         return total
 
     def score_at(self, x: Tensor, level: Tensor) -> Tensor:
-        """f / sigma, which the released networks return."""
+        """Computes f / sigma, as the released networks do."""
         return self(x) / self.sigmas[level].view(-1, 1, 1, 1)
 
 
@@ -135,7 +135,7 @@ def sample(
     x: Tensor,
     draw: Callable[[Tensor, int], Tensor] = lambda x, k: torch.randn_like(x),
 ) -> Tensor:
-    """The released sampling loop, on a table of steps: images in [0, 1].
+    """Runs the released sampling loop on a program and returns images in [0, 1].
 
     Every step computes the norms that it could print, updates by separate operations, and keeps a
     copy of the state.
@@ -159,7 +159,7 @@ def step(
     k: int,
     draw: Callable[[Tensor, int], Tensor] = lambda x, k: torch.randn_like(x),
 ) -> Tensor:
-    """Row k of a program as the released loop runs it, without the copy that it may keep."""
+    """Runs row k of a program like the released loop, without the copy that it may keep."""
     level = min(int(program.level[k]), len(network.sigmas) - 1)
     score = network.score_at(x, torch.full((len(x),), level, device=x.device))
     size, scale = float(program.b[k] * program.sigma[k]), float(program.c[k])
@@ -172,7 +172,7 @@ def step(
 
 
 def _norms(x: Tensor, score: Tensor, noise: Tensor, step: float, sigma: float) -> list[Tensor]:
-    """Of score, noise and state, the signal-to-noise ratio, and of the mean score."""
+    """Computes the norms of score, noise, state and mean score, and the signal-to-noise ratio."""
     score_norm, noise_norm, image_norm = (
         torch.norm(t.reshape(len(t), -1), dim=-1).mean() for t in (score, noise, x)
     )

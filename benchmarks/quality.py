@@ -1,15 +1,15 @@
-"""Quality of samples against network evaluations: every method, annealed Langevin as the mark.
+"""Quality of samples against network evaluations: every method, compared with annealed Langevin.
 
-`python benchmarks/quality.py --out benchmarks/results/quality.json` draws what the file does not
-hold yet, row by row, so that an interrupted run is simply started again; `--only fast cas` takes
-some methods, `--data mixture` one part. `python tools/write_quality.py` makes plot and table.
+`python benchmarks/quality.py --out benchmarks/results/quality.json` draws the rows that the file
+does not hold yet, so an interrupted run can simply be restarted. `--only fast cas` selects methods,
+`--data mixture` a kind of data. `python tools/write_quality.py` makes plot and table.
 
-Two kinds of data. The shipped digits model is judged by the figures of its model card. A mixture
-whose exact score is known is judged by what a learnt score would hide: the weights of its modes,
-and the variance within them.
+There are two kinds of data. The shipped digits model is evaluated by the figures of its model card.
+A mixture with a known exact score is evaluated by errors that a learnt score would hide: the
+weights of its modes, and the variance within them.
 
 A method is as good as `ald` if no figure, averaged over its seeds, is farther from that of real
-data than ald's seeds reach: their mean, plus or minus two of their standard deviations.
+data than ald's range: the mean over ald's seeds, plus or minus two of their standard deviations.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ SEEDS, MIXTURE_SEEDS = tuple(range(5)), tuple(range(10))
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One point of the plot: a method, how it is set, how many seeds are drawn.
+    """Point of the plot: a method, its options and its number of seeds.
 
-    Seeds, from `first` on, are those of the digits; a mixture costs little, so every row has ten
-    there. `fast` was chosen on samples of seeds 100 and more, after others of seeds 0 to 4 had been
-    looked at: its row has seeds that nothing was chosen on.
+    Seeds, from `first` on, apply to the digits; a mixture is cheap, so every row has ten seeds
+    there. `fast` was chosen on samples of seeds 100 and above, after looking at seeds 0 to 4 of
+    others: its row uses seeds that no choice was based on.
     """
 
     method: str
@@ -56,7 +56,7 @@ class Row:
     first: int = 0
 
     def has(self, kind: str, seed: int) -> bool:
-        """Whether a seed of a kind of data is one of the row's."""
+        """Returns whether the row includes this seed for this kind of data."""
         return kind != "digits" or self.first <= seed < self.first + self.seeds
 
 
@@ -82,11 +82,11 @@ ROWS = [
 
 
 class Mixture:
-    """A mixture of ten Gaussians around digits in 768 dimensions, and its exact score.
+    """Mixture of ten Gaussians around digits in 768 dimensions, with its exact score.
 
-    Centres are one training digit of every class, upright, mirrored and upside down as the three
-    channels; weights are k / 55, k = 1..10; each mode is N(centre, deviation^2 I). The ladder and
-    the Langevin step are derived from the centres by Techniques 1, 2 and 4.
+    The centres are one training digit of each class, whose three channels are upright, mirrored and
+    upside down; weights are k / 55, k = 1..10; each mode is N(centre, deviation^2 I). The noise
+    levels and the Langevin step are derived from the centres by Techniques 1, 2 and 4.
     """
 
     shape = (3, 16, 16)
@@ -98,7 +98,7 @@ class Mixture:
         self.centres, self.deviation = centres.flatten(1).double(), deviation
         self.weights = torch.arange(1.0, 11.0, dtype=torch.float64) / 55
         ladder = schedule.derive(centres)
-        self.model = SimpleNamespace(  # what a method asks of a ScoreModel
+        self.model = SimpleNamespace(  # the attributes of a ScoreModel that methods use
             sigmas=torch.from_numpy(
                 np.geomspace(ladder.sigma_begin, ladder.sigma_end, ladder.n_sigmas)
             ),
@@ -107,14 +107,14 @@ class Mixture:
         )
 
     def score(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Score of the mixture noised to sigma (N,), at x (N, 3, 16, 16); float32."""
+        """Computes the score of the mixture noised to sigma (N,), at x (N, 3, 16, 16); float32."""
         variance, flat = self.deviation**2 + sigma.double()[:, None] ** 2, x.flatten(1).double()
         logits = (flat @ self.centres.T - self.centres.square().sum(1) / 2) / variance
         mean = torch.softmax(logits + self.weights.log(), dim=1) @ self.centres
         return ((mean - flat) / variance).to(x.dtype).reshape(x.shape)
 
     def sample(self, row: Row, seed: int, n: int) -> tuple[Tensor, int]:
-        """n samples and the evaluations that each took, on average."""
+        """Returns n samples and the mean number of evaluations per sample."""
         program = methods.build(row.method, self.model, row.steps, row.options)  # type: ignore[arg-type]
         samples = torch.arange(n)
         chains = Chains(initial_state(program, seed, samples, self.shape), seed, samples)
@@ -129,7 +129,7 @@ class Mixture:
         return run(program, network, chains), program.nfe
 
     def figures(self, x: Tensor) -> Record:
-        """Shares of the modes, their total variation to the weights, variance ratio within them."""
+        """Computes mode shares, their total variation to the weights, and in-mode variance ratio."""
         distance = torch.cdist(x.flatten(1).double(), self.centres)
         nearest, mode = distance.min(dim=1)
         share = torch.bincount(mode, minlength=10).double() / len(x)
@@ -141,13 +141,13 @@ class Mixture:
 
 
 class Digits:
-    """The shipped model, run by the production engine, judged as on its model card."""
+    """Shipped model, run by the production engine and evaluated as on its model card."""
 
     def __init__(self) -> None:
         self.sampler = Sampler("digits", batch_size=64)
 
     def sample(self, row: Row, seed: int, n: int) -> tuple[Tensor, int]:
-        """n samples and the evaluations that each took, on average."""
+        """Returns n samples and the mean number of evaluations per sample."""
         x = self.sampler.sample(
             n, seed=seed, method=row.method, steps=row.steps, progress=False, **row.options
         )
@@ -166,7 +166,7 @@ DATA = {
 
 
 def key(record: Record) -> str:
-    """What makes two records the same measurement."""
+    """Returns the identity of a measurement; records with equal keys are the same one."""
     names = ("data", "method", "steps", "options", "seed", "n")
     return json.dumps([record[name] for name in names], sort_keys=True)
 
@@ -174,7 +174,7 @@ def key(record: Record) -> str:
 def missing(
     records: list[Record], kinds: list[str], only: list[str] | None, n: int
 ) -> list[Record]:
-    """Records still to be measured, by importance: all rows of a kind with seed 0, then 1, ..."""
+    """Returns the records still to be measured, by importance: all rows with seed 0, then 1, ..."""
     done = {key(record) for record in records}
     wanted = [
         {"data": kind, "method": row.method, "steps": row.steps, "options": row.options,
@@ -189,7 +189,7 @@ def missing(
 
 
 def measure(source: Digits | Mixture, record: Record) -> Record:
-    """The record with evaluations, seconds and figures."""
+    """Returns the record with evaluations, seconds and figures."""
     row = Row(record["method"], record["steps"], record["options"])
     began = time.perf_counter()
     x, nfe = source.sample(row, record["seed"], record["n"])
@@ -198,12 +198,12 @@ def measure(source: Digits | Mixture, record: Record) -> Record:
 
 
 def dump(records: list[Record]) -> str:
-    """The file's text: a line per record."""
+    """Returns the file's text, one line per record."""
     return '{"records": [\n' + ",\n".join(json.dumps(r) for r in records) + "\n]}\n"
 
 
 def main(args: list[str] | None = None) -> int:
-    """Exit code 0; methods that this version does not have are named and left out."""
+    """Measures and returns exit code 0; methods unknown to this version are named and skipped."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="JSON file, continued if it exists")
     parser.add_argument("--only", nargs="+", metavar="METHOD", help="these methods alone")

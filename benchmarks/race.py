@@ -1,8 +1,9 @@
-"""Races: what is to be compared runs interleaved, round by round, in one process.
+"""Races: interleaved timing of the compared providers, round by round, in one process.
 
-Machines are shared and their speed drifts, so that two providers timed one after the other are not
-comparable. Here all entrants of a group are built and verified first; then every round runs each
-of them once, in an order that changes from round to round. Only ratios within a race mean anything.
+Machines are shared and their speed drifts, so timing two providers one after the other does not
+compare them. Here all entrants of a group are built and verified first; then every round runs each
+of them once, in an order that changes from round to round. Only ratios within a race are
+meaningful.
 """
 
 from __future__ import annotations
@@ -15,22 +16,22 @@ from typing import Any
 
 from torch import Tensor
 
-SHORTEST_LAP = 5e-3  # seconds; shorter calls are repeated, so that the clock does not count
+SHORTEST_LAP = 5e-3  # seconds; shorter calls are repeated, to hide the timer's overhead
 
 
 class Absent(RuntimeError):
-    """A provider that cannot run here; the message is the reason."""
+    """Error for a provider that cannot run here; the message is the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Entrant:
-    """A provider made ready.
+    """Provider that is ready to run.
 
     Attributes:
-        run: what is timed.
+        run: the timed call.
         error: relative error against the reference, computed once before any timing.
-        bound: the error that is allowed.
-        info: what its result shall say about it.
+        bound: the allowed error.
+        info: facts to store with its result.
     """
 
     run: Callable[[], Any]
@@ -41,14 +42,14 @@ class Entrant:
 
 @dataclasses.dataclass(frozen=True)
 class Pace:
-    """How long a race takes.
+    """Duration of a race.
 
     Attributes:
         seconds: time for the rounds of a race; the fewest rounds are run even if it is exceeded.
         fewest, most: rounds.
-        lead_in: calls shorter than this many seconds are preceded by one that is not timed. They
-            then find their own data in the caches and their own threads awake, and the idle threads
-            of the entrant before asleep; of longer calls all that is a negligible part.
+        lead_in: calls shorter than this many seconds are preceded by an untimed call, so that their
+            data is in cache, their threads are awake and those of the previous entrant are idle;
+            for longer calls these effects are negligible.
     """
 
     seconds: float = 60.0
@@ -59,7 +60,7 @@ class Pace:
 
 @dataclasses.dataclass
 class Result:
-    """Of one provider: its laps in seconds, each of `iterations` calls, or why there are none."""
+    """Result of a provider: laps in seconds, of `iterations` calls each, or why there are none."""
 
     laps: list[float] = dataclasses.field(default_factory=list)
     iterations: int = 1
@@ -68,15 +69,15 @@ class Result:
 
 
 def relative_error(y: Tensor, expected: Tensor) -> float:
-    """|y - expected| / |expected| in the Euclidean norm; NaN where y holds one."""
+    """Computes |y - expected| / |expected| in the Euclidean norm; NaN if y holds a NaN."""
     wanted = expected.double()
     return float((y.double() - wanted).norm() / wanted.norm().clamp_min(1e-300))
 
 
 def orders(names: list[str], rounds: int) -> Iterator[list[str]]:
-    """The order of each round: rotated by one every second round, and every odd one reversed.
+    """Yields the order of each round: rotated every second round, reversed in odd rounds.
 
-    So all entrants have all places, and no entrant always follows the same one.
+    So every entrant runs at every position, and no entrant always follows the same one.
     """
     for k in range(rounds):
         shift = (k // 2) % max(len(names), 1)
@@ -141,12 +142,12 @@ def _run_rounds(
 
 
 def _repeats(seconds: float) -> int:
-    """Calls in a lap, if one takes so long."""
+    """Returns the number of calls per lap for calls of this duration."""
     return max(1, round(SHORTEST_LAP / max(seconds, 1e-9)))
 
 
 def _call_seconds(run: Callable[[], Any], clock: Callable[[], float]) -> float:
-    """What a call takes once warm: short ones are tried again, since the first calls are slow."""
+    """Measures a warm call; short calls are repeated, since the first ones are slow."""
     seconds = _lap(run, 1, clock)
     for _ in range(2 * (seconds < 1)):
         n = _repeats(seconds)
@@ -155,7 +156,7 @@ def _call_seconds(run: Callable[[], Any], clock: Callable[[], float]) -> float:
 
 
 def _lap(run: Callable[[], Any], iterations: int, clock: Callable[[], float]) -> float:
-    """Seconds that so many calls take."""
+    """Times this many calls, in seconds."""
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -169,7 +170,7 @@ def _lap(run: Callable[[], Any], iterations: int, clock: Callable[[], float]) ->
 
 
 class Replay:
-    """A clock for pytest-benchmark that goes by recorded laps, so that results are its own kind.
+    """Timer for pytest-benchmark that replays recorded laps, so that results have its usual form.
 
     pytest-benchmark reads its timer twice per round; every second reading is one lap later.
     """

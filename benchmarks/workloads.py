@@ -1,6 +1,6 @@
-"""What the network benchmarks compute: models of the published sizes, and one small enough to test.
+"""Workloads of the network benchmarks: models of the published sizes, and a tiny one for tests.
 
-Weights are random, from one seed: speed does not depend on them, and every process has the same.
+Weights are random from one seed: speed does not depend on them, and every process has the same.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ncsn_fast.training.configs import CONFIGS
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """One forward of `batch` images through the network of a published configuration."""
+    """Forward of `batch` images through the network of a published configuration."""
 
     title: str
     config: str
@@ -32,8 +32,8 @@ WORKLOADS = {
     "ffhq-b1": Workload("Deepest 256x256, B = 1", "ffhq", 1),
 }
 
-# Little to compile for the first workload of a small run: torch.compile takes most of a minute for
-# the narrowest of the published networks. For the others, two stages and what joins them.
+# The first workload of a small run has little to compile: torch.compile takes most of a minute for
+# the narrowest of the published networks. The others have two stages and the fusion between them.
 SMALL = {
     "benchmark-one-stage": Architecture((Stage("res1", 1),), (Refine("refine1", "res1", 1),)),
     "benchmark-two-stages": Architecture(
@@ -44,12 +44,12 @@ SMALL = {
 
 
 def is_first(workload: Workload) -> bool:
-    """The one workload of a small run for which everything is compiled."""
+    """Returns whether this is the one workload of a small run that compiles everything."""
     return workload is next(iter(WORKLOADS.values()))
 
 
 def model_config(workload: Workload, *, small: bool = False) -> ModelConfig:
-    """The network of a workload, at its own size or as a tiny one."""
+    """Returns the config of a workload's network, at its own size or tiny."""
     if small:
         ARCHITECTURES.update(SMALL)
         one, two = SMALL
@@ -60,7 +60,7 @@ def model_config(workload: Workload, *, small: bool = False) -> ModelConfig:
 
 
 def make(workload: Workload, *, small: bool = False) -> tuple[ScoreModel, Tensor]:
-    """The model, and its input (batch, C, H, W) in [0, 1]."""
+    """Returns the model and its input (batch, C, H, W) in [0, 1]."""
     generator = torch.Generator().manual_seed(1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -70,6 +70,6 @@ def make(workload: Workload, *, small: bool = False) -> tuple[ScoreModel, Tensor
 
 
 def expected_output(model: ScoreModel, x: Tensor) -> Tensor:
-    """f(x) in eager float32, by the specification of every op."""
+    """Computes f(x) in eager float32 with the reference ops."""
     with torch.inference_mode(), ops.backend("reference"):
         return model(x)

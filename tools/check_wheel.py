@@ -16,7 +16,7 @@ REQUIRED = (
 
 
 def check(wheel: Path) -> None:
-    """Raises SystemExit unless the wheel has what it needs, and imports outside the checkout."""
+    """Raises SystemExit unless the wheel is complete and can be imported outside the checkout."""
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(wheel) as archive:
         missing = [name for name in REQUIRED if name not in archive.namelist()]
         if missing:

@@ -2,7 +2,7 @@
 
 Launchers run on meta tensors while their launches are recorded; each is then compiled with the
 types, divisibilities and constants that the JIT would infer, to PTX by Triton and to a cubin by
-ptxas. Registers, spills, shared memory and the widths of global accesses go into a JSON report:
+ptxas. A JSON report lists registers, spills, shared memory and the widths of global accesses:
 
     python tools/compile_kernels.py [--out FILE] [--only-main]      (TRITON_INTERPRET unset)
 """
@@ -145,7 +145,7 @@ def epilogues() -> Iterator[Case]:
 
 
 def odd() -> Iterator[Case]:
-    """Launches with arguments of 1, which the JIT makes constants: they have no `.to`, say."""
+    """Yields launches with arguments of 1, which the JIT makes constants, without `.to` for example."""
     index, call = meta(1, dtype=torch.int64), functools.partial
     rows = Rows(meta(1, 8), meta(1, 2, dtype=torch.int64), meta(1, dtype=torch.int32))
     for c, height, width in ((1, 1, 1), (8, 1, 1), (3, 7, 1), (3, 1, 2), (3, 8, 12)):
@@ -171,11 +171,11 @@ def odd() -> Iterator[Case]:
 
 
 def cases() -> Iterator[Case]:
-    """Name and call of every launch that production makes, and of odd ones."""
+    """Yields name and call of every launch that production makes, and of the odd ones."""
     yield from itertools.chain(norms(), updates(), epilogues(), odd())
 
 
-# Those that a sampling step in bfloat16 spends its time in.
+# Kernels that dominate the time of a sampling step in bfloat16.
 MAIN = (
     "instance_norm_plus split elu bf16 128x32x32", "instance_norm_plus single elu bf16 256x16x16",
     "instance_norm_plus split elu with bias bf16 128x32x32",
@@ -188,7 +188,7 @@ MAIN = (
 
 
 def recorded(call: Callable[[], object]) -> list[Launch]:
-    """What `call` would launch."""
+    """Returns the launches that `call` would make."""
     launches: list[Launch] = []
 
     def record(kernel: Any, *args: Any, grid: tuple[int], warmup: bool, **options: Any) -> None:
@@ -205,7 +205,7 @@ def is_one(value: object) -> bool:
 
 
 def source(kernel: Any, args: tuple[Any, ...], constants: dict[str, Any]) -> ASTSource:
-    """The kernel with its arguments specialised as the JIT specialises them."""
+    """Returns the kernel with its arguments specialised like the JIT does."""
     signature: dict[str, str] = {}
     constexprs: dict[str, Any] = {}
     attributes: dict[tuple[int], list[list[Any]]] = {}
@@ -228,7 +228,7 @@ def source(kernel: Any, args: tuple[Any, ...], constants: dict[str, Any]) -> AST
 
 
 def accesses(ptx: str, kind: str) -> dict[str, int]:
-    """Bytes of an access -> how many of them, of global loads (ld) or stores (st)."""
+    """Counts global loads ("ld") or stores ("st") by bytes per access."""
     found: Counter[str] = Counter()
     for vector, bits in re.findall(rf"{kind}\.global(?:\.[a-z_]\w*)*?(?:\.v(\d))?\.b(\d+)", ptx):
         found[str(int(vector or 1) * int(bits) // 8)] += 1
@@ -236,7 +236,7 @@ def accesses(ptx: str, kind: str) -> dict[str, int]:
 
 
 def compiled(kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:
-    """The report on one kernel."""
+    """Compiles one kernel and returns its report."""
     names = set(kernel.arg_names)
     constants = {name: value for name, value in options.items() if name in names}
     compiler = {name: value for name, value in options.items() if name not in names}

@@ -1,4 +1,4 @@
-"""Registers, spills, shared memory and widths of global accesses of the CUDA kernels.
+"""Reports registers, spills, shared memory and widths of global accesses of the CUDA kernels.
 
     python tools/cuda_resources.py            compiles for sm_80 and sm_90 and writes the report
     python tools/cuda_resources.py --check    compiles, and fails where the report says otherwise
@@ -38,7 +38,7 @@ def output(*command: str, text: str | None = None) -> str:
 
 
 def short_names(mangled: list[str]) -> dict[str, str]:
-    """Mangled name -> the kernel's struct, as in `Apply<float 4, float 4>`."""
+    """Maps mangled names to the kernel's struct, as in `Apply<float 4, float 4>`."""
     plain = output("c++filt", text="\n".join(mangled)).splitlines()
     names = {}
     for symbol, full in zip(mangled, plain, strict=True):
@@ -51,7 +51,7 @@ def short_names(mangled: list[str]) -> dict[str, str]:
 
 
 def resources(log: str) -> dict[str, Kernel]:
-    """Mangled name -> what ptxas says."""
+    """Parses the ptxas log into resources by mangled name."""
     pattern = (
         r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
         r"(\d+) bytes spill loads.*?Used (\d+) registers([^\n]*)"
@@ -69,7 +69,7 @@ def resources(log: str) -> dict[str, Kernel]:
 
 
 def accesses(ptx: str) -> dict[str, dict[str, dict[str, int]]]:
-    """Mangled name -> bytes of an access -> how many, of global loads and of stores."""
+    """Counts global loads and stores by mangled name and bytes per access."""
     kernels = {}
     for name, body in re.findall(r"\.entry (\w+)\((.*?)^}", ptx, re.DOTALL | re.MULTILINE):
         widths = {}
@@ -84,7 +84,7 @@ def accesses(ptx: str) -> dict[str, dict[str, dict[str, int]]]:
 
 
 def compiled(source: str, architecture: str, folder: Path) -> list[Kernel]:
-    """The kernels of one file for one architecture, by name."""
+    """Compiles one file for one architecture and returns its kernels by name."""
     command = ("nvcc", *FLAGS, f"csrc/cuda/{source}.cu", f"-arch={architecture}")
     log = output(*command, "-cubin", "-Xptxas=-v", "-o", str(folder / "cubin"))
     output(*command, "-ptx", "-o", str(folder / "ptx"))
@@ -119,7 +119,7 @@ def report(architectures: tuple[str, ...] = ARCHITECTURES) -> dict[str, Any]:
 
 
 def differences(found: dict[str, Any], committed: dict[str, Any]) -> list[str]:
-    """What a report says otherwise than the committed one, for the architectures it has."""
+    """Returns the differences from the committed report, for the compiled architectures."""
     architectures = {kernel["arch"] for kernel in found["kernels"]}
 
     def by_name(kernels: list[Kernel]) -> dict[str, Kernel]:

@@ -1,4 +1,4 @@
-"""Commands with deadlines: each runs in a process group of its own and always leaves an outcome."""
+"""Commands with deadlines: each runs in its own process group and always has an outcome."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-GRACE = 3.0  # seconds between asking a process to end and ending it
-SHORTEST = 3.0  # seconds; a step that has less is not started
+GRACE = 3.0  # seconds between SIGTERM and SIGKILL
+SHORTEST = 3.0  # seconds; a step with less time left is not started
 OK, ABSENT, FAILED, LATE = "ok", "not run", "failed", "out of time"
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a step ended: status is OK, ABSENT (with the reason), FAILED or LATE."""
+    """Outcome of a step; status is OK, ABSENT (with the reason), FAILED or LATE."""
 
     name: str
     status: str
@@ -29,17 +29,17 @@ class Outcome:
 
 
 def by_exit_code(code: int, output: str) -> tuple[str, str]:
-    """Status and reason of a command that says by its exit code whether it worked."""
+    """Returns status and reason of a command whose exit code says whether it worked."""
     return (OK, "") if code == 0 else (FAILED, last_line(output) or f"exit code {code}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A command.
+    """Command of a session.
 
     Attributes:
-        command: what runs; a function is asked for it when its turn has come, with the seconds
-            that it will have, and may return a reason why there is nothing to run.
+        command: arguments, or a function that is called when the step starts, with the seconds it
+            will have; it may return a reason (str) for having nothing to run.
         seconds: its deadline.   judge: (exit code, output) -> status and reason.
     """
 
@@ -50,16 +50,16 @@ class Step:
 
 
 def last_line(output: str) -> str:
-    """The last line that is not empty, shortened."""
+    """Returns the last non-empty line, shortened."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     return lines[-1][-300:] if lines else ""
 
 
 class Runner:
-    """Runs steps and keeps their outcomes and output.
+    """Executor of steps that keeps their outcomes and output.
 
     Args:
-        ends: time.monotonic() at which everything is over.
+        ends: time.monotonic() at which the session ends.
         log: receives the whole output of each step, one after another.
     """
 
@@ -74,7 +74,7 @@ class Runner:
         return self.ends - time.monotonic()
 
     def stage(self, steps: Sequence[Step], *, workers: int, reserve: float = 0.0) -> None:
-        """Runs steps, so many at a time, and leaves `reserve` seconds for what comes later."""
+        """Runs steps, `workers` at a time, and leaves `reserve` seconds for later ones."""
         with concurrent.futures.ThreadPoolExecutor(max(1, workers)) as pool:
             for done in concurrent.futures.as_completed(
                 [pool.submit(self._run, step, reserve) for step in steps]
@@ -83,7 +83,7 @@ class Runner:
                 self.note(outcome, output)
 
     def note(self, outcome: Outcome, output: str = "") -> None:
-        """Keeps an outcome, and says it."""
+        """Records an outcome and prints it."""
         self.outcomes.append(outcome)
         heading = f"==== {outcome.name}: {outcome.status}, {outcome.seconds:.1f} s"
         with self._log.open("a") as log:
@@ -101,7 +101,7 @@ class Runner:
             if isinstance(command, str):
                 return Outcome(step.name, ABSENT, command), ""
             code, output = self._execute(command, seconds)
-        except Exception as error:  # an outcome, too: the other steps go on
+        except Exception as error:  # recorded as an outcome: the other steps go on
             reason = f"{type(error).__name__}: {error}"
             return Outcome(step.name, FAILED, reason, time.monotonic() - began), ""
         took = time.monotonic() - began
@@ -110,7 +110,7 @@ class Runner:
         return Outcome(step.name, *step.judge(code, output), took), output
 
     def _execute(self, command: Sequence[str], seconds: float) -> tuple[int | None, str]:
-        """Exit code, None where the deadline was reached, and the output.
+        """Returns the exit code (None after the deadline) and the output.
 
         Output goes to a file: a pipe would stay open as long as any grandchild lives.
         """
@@ -128,19 +128,19 @@ class Runner:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(GRACE)
             self._running.discard(process)
-            _end(process, signal.SIGKILL)  # what is left of the group
+            _end(process, signal.SIGKILL)  # the rest of the group
             process.wait()
             output.seek(0)
             return code, output.read()
 
     def stop(self) -> None:
-        """Ends what runs and starts nothing more; outcomes so far stay."""
+        """Ends the running steps and starts no more; keeps the outcomes so far."""
         self.ends = 0.0
         for process in list(self._running):
             _end(process, signal.SIGTERM)
 
 
 def _end(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
-    """Signals the process and its children, as far as they are still there."""
+    """Signals the process and its children, if they still exist."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, how)

@@ -1,4 +1,4 @@
-"""The plan of a GPU session: which steps there are, how they are started and judged."""
+"""Plan of a GPU session: its steps, their commands and how their outcomes are judged."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from typing import Any
 from deadlines import ABSENT, FAILED, OK, Runner, Step, last_line
 
 ROOT = Path(__file__).resolve().parent.parent
-# Seconds that each section of the benchmarks may take, in the order in which they run.
+# Seconds that each benchmark section may take, in running order.
 SECTIONS = {
     "ceilings": 40, "step-b256": 110, "step-b1": 80, "norms": 80, "updates": 30,
     "convolutions": 30, "step-b16": 60, "compiled-b256": 150, "compiled-b1": 120,
     "runtimes-b256": 120, "runtimes-b1": 90,
 }  # fmt: skip
-FOR_BENCHMARKS = 230.0  # seconds that build and tests leave them
-CASES, RACE_CASES = 200, 20  # of the fuzzer
+FOR_BENCHMARKS = 230.0  # seconds reserved for the benchmarks
+CASES, RACE_CASES = 200, 20  # fuzzer cases
 SANITIZER = "compute-sanitizer"
-ENDING = 8.0  # seconds before its deadline at which a process begins nothing more
+ENDING = 8.0  # a process starts no new work in the last seconds before its deadline
 USE_THE_GPU = "import torch; torch.ones(9, device='cuda').mul_(2); torch.cuda.synchronize()"
 LINK, IN_PLACE = ROOT / "ncsn_fast" / "kernels", "build in place"
-NO_COMPILER = 20.0  # seconds; a build that fails sooner did not get as far as compiling
+NO_COMPILER = 20.0  # seconds; a build that fails sooner never reached the compiler
 IMPORTS = "from ncsn_fast import ops; import ncsn_fast.kernels.rows"
 BUILT = f"{IMPORTS}; print(ops.available()['cuda_architectures'])"
 
 
 class Session:
-    """The plan, for one device.
+    """Plan for one device.
 
     Args:
-        gpu: what PROBE found.   rehearse: on the CPU, small.
+        gpu: result of PROBE.   rehearse: run on the CPU, with small sizes.
     """
 
     def __init__(self, runner: Runner, gpu: dict[str, Any], records: Path, rehearse: bool) -> None:
@@ -47,7 +47,7 @@ class Session:
         self.device = "cpu" if rehearse else "cuda"
         self.linked = False
         self.cores = len(os.sched_getaffinity(0))
-        self.sanitizer = "a rehearsal has no GPU" if rehearse else ""  # why it cannot be used
+        self.sanitizer = "a rehearsal has no GPU" if rehearse else ""  # reason against its use
 
     def run(self, parts: Sequence[str]) -> None:
         reserve = FOR_BENCHMARKS if "bench" in parts else 0.0
@@ -80,7 +80,7 @@ class Session:
         return self.install()
 
     def install(self) -> Sequence[str]:
-        """Editable, for the GPU at hand only; with no network where the build tools are there."""
+        """Installs editable for the present GPU only; offline if the build tools are installed."""
         options = os.environ.get("CMAKE_ARGS", "")
         options += f" -DCMAKE_CUDA_ARCHITECTURES={self.gpu['architecture']}-real"
         settings = ["NCSN_FAST_CUDA=1", f"CMAKE_ARGS={options.strip()}"]
@@ -93,7 +93,7 @@ class Session:
         ]  # fmt: skip
 
     def mend(self) -> None:
-        """Where pip cannot install, builds by CMake alone; without CUDA if nothing else works."""
+        """Builds by CMake alone if pip cannot install; without CUDA if nothing else works."""
         build = next(o for o in self.runner.outcomes if o.name == "build")
         if build.status == FAILED and build.seconds < NO_COMPILER:
             self.runner.stage([Step(IN_PLACE, lambda _: self.cmake(cuda=True), 170)], workers=1)
@@ -108,7 +108,7 @@ class Session:
             self.runner.stage([again], workers=1)
 
     def cmake(self, *, cuda: bool) -> Sequence[str]:
-        """CMake into the package's folder; kernels/ is linked where an install would map it."""
+        """Runs CMake into the package folder and links kernels/ as an install would map it."""
         import pybind11
 
         if not LINK.exists():
@@ -128,7 +128,7 @@ class Session:
         return ["sh", "-c", f"{shlex.join(configure)} && {shlex.join(compile_it)}"]
 
     def close(self) -> None:
-        """Takes back what it changed in the checkout."""
+        """Undoes its changes to the checkout."""
         if self.linked:
             LINK.unlink()
 
@@ -141,13 +141,13 @@ class Session:
         return sanitized(tool, "memcheck", "-c", USE_THE_GPU) if tool else "it is not installed"
 
     def learn(self) -> None:
-        """Takes over whether compute-sanitizer works here."""
+        """Records whether compute-sanitizer works here."""
         for outcome in self.runner.outcomes:
             if outcome.name == SANITIZER and outcome.status != OK:
                 self.sanitizer = f"{SANITIZER}: {outcome.status}, {outcome.reason}"
 
     def tests(self) -> list[Step]:
-        """Each file of GPU tests in a process of its own, so that none can spoil the device."""
+        """Returns one step per file of GPU tests, so that none can break the device for others."""
         spread = ["-n", "4"] if importlib.util.find_spec("xdist") and not self.rehearse else []
         options = ["-q", "-ra", "-p", "no:cacheprovider", *spread]
         return [
@@ -208,8 +208,11 @@ def run_python(*arguments: str) -> Callable[[float], Sequence[str]]:
 
 
 def sanitized(tool: str, check: str, *arguments: str) -> list[str]:
-    """Python under compute-sanitizer, each tensor an allocation of its own: with bounds to hurt."""
-    # PyTorch asks the driver for what it may not have: such calls that fail are no errors.
+    """Returns a Python command under compute-sanitizer, with one allocation per tensor.
+
+    Only then does an access out of bounds leave the allocation.
+    """
+    # PyTorch probes the driver for optional features: such failing calls are no errors.
     options = ["--report-api-errors", "no"] if check == "memcheck" else []
     return ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", tool, "--tool", check, "--error-exitcode",
             "9", "--target-processes", "application-only", *options, sys.executable,
@@ -217,21 +220,21 @@ def sanitized(tool: str, check: str, *arguments: str) -> list[str]:
 
 
 def newest_source() -> float:
-    """When what the extension is built from was last changed."""
+    """Returns the time of the last change to the extension's sources."""
     files = [ROOT / "CMakeLists.txt", ROOT / "setup.py", *(ROOT / "cmake").rglob("*"),
              *(ROOT / "csrc").rglob("*")]  # fmt: skip
     return max(path.stat().st_mtime for path in files)
 
 
 def search_path(gpu: dict[str, Any]) -> str:
-    """PATH with this Python's tools first and CUDA's last."""
+    """Returns PATH with this Python's tools first and CUDA's last."""
     cuda = [str(Path(gpu["cuda_home"]) / "bin")] if gpu.get("cuda_home") else []
     here = str(Path(sys.executable).parent)
     return os.pathsep.join([here, os.environ.get("PATH", os.defpath), *cuda])
 
 
 def tool_outcome(code: int, output: str) -> tuple[str, str]:
-    """Whether a tool works here; that it does not is no failure of ours."""
+    """Judges whether a tool works here; a tool that does not is absent, not failed."""
     errors = re.findall(r"^=+ (?:Error|ERROR).*$", output, re.MULTILINE)
     return (OK, "") if code == 0 else (ABSENT, errors[0] if errors else last_line(output))
 
@@ -245,7 +248,7 @@ def build_outcome(code: int, output: str) -> tuple[str, str]:
 
 
 def pytest_outcome(code: int, output: str) -> tuple[str, str]:
-    """A file of which everything was skipped has not been run."""
+    """Judges a pytest run; a file in which every test was skipped counts as not run."""
     summary = last_line(output).strip("= ")
     if code == 0 and " passed" in f" {summary}":
         return OK, summary

@@ -1,12 +1,12 @@
 """Builds, tests and measures on an NVIDIA GPU in one go, within minutes: `make gpu`.
 
-A GPU is often lent for minutes, so this never stops at the first trouble. Every step is a process
-with a deadline; one that fails, or is out of time, is written down with its reason, and the next
-one runs. It needs a Python with torch, no network, and none of the packages that only the commands
-or the CPU benchmarks import. Steps that use no GPU time of each other's run side by side; the
-benchmarks run alone, by importance.
+A GPU is often available for minutes only, so this never stops at the first failure. Every step is a
+process with a deadline; if it fails, or runs out of time, the reason is recorded and the next step
+runs. It needs a Python with torch, but no network, and none of the packages that only the commands
+or the CPU benchmarks import. Steps that do not compete for the GPU run in parallel; the benchmarks
+run alone, by importance.
 
-`--rehearse` runs the whole plan on a CPU: tiny sizes, Triton interpreted, nothing worth keeping.
+`--rehearse` runs the whole plan on a CPU: tiny sizes, interpreted Triton, no meaningful results.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ print(json.dumps(found))
 
 
 def collect(session: Session) -> list[dict[str, Any]]:
-    """The records of all sections; what a section did not get to is there with the reason."""
+    """Returns the records of all sections; missing parts are included with the reason."""
     outcomes = {outcome.name: outcome for outcome in session.runner.outcomes}
     records = []
     for name in SECTIONS:
@@ -61,7 +61,7 @@ def collect(session: Session) -> list[dict[str, Any]]:
 
 
 def results(session: Session) -> dict[str, Any]:
-    """All that is kept of a session."""
+    """Returns everything that is kept of a session."""
     git = ["git", "rev-parse", "HEAD"]
     commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False).stdout
     sections = collect(session)
@@ -81,7 +81,10 @@ def slug(name: str) -> str:
 
 
 def failed(outcomes: Sequence[Outcome]) -> bool:
-    """Benchmarks and tools may run out of time; nothing else may, and nothing may fail."""
+    """Returns whether a session failed.
+
+    Benchmarks and tools may run out of time; other steps may not, and none may fail.
+    """
     may_be_late = ("benchmark", SANITIZER)
     return any(
         o.status == FAILED or (o.status == LATE and not o.name.startswith(may_be_late))
@@ -90,7 +93,7 @@ def failed(outcomes: Sequence[Outcome]) -> bool:
 
 
 def probe(rehearse: bool) -> dict[str, Any]:
-    """The GPU of this machine; SystemExit where there is none."""
+    """Returns the GPU of this machine; SystemExit if there is none."""
     if rehearse:
         return {"name": "rehearsal"}
     done = subprocess.run(
@@ -108,7 +111,7 @@ def probe(rehearse: bool) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Exit code 1 if a step failed; all others were run nevertheless."""
+    """Runs the session; exit code 1 if a step failed, although all others still run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; both if none is given")
     parser.add_argument("--deadline", type=float, default=540.0, help="seconds for everything")
@@ -135,7 +138,7 @@ def main() -> int:
         session = Session(runner, gpu, Path(records), arguments.rehearse)
         try:
             session.run(parts)
-        except Exception as error:  # what was measured so far is still written
+        except Exception as error:  # the measurements so far are still written
             reason = f"{type(error).__name__}: {error}"
             runner.note(Outcome("session", FAILED, reason), traceback.format_exc())
         finally:

@@ -1,17 +1,17 @@
-"""Reads the Python interface of TensorRT off its bindings, without TensorRT.
+"""Extracts the Python interface of TensorRT from its bindings, without TensorRT.
 
     python tools/read_tensorrt_api.py            writes tests/support/tensorrt_api/tensorrt-*.json
-    python tools/read_tensorrt_api.py --check    reads anew, and fails where the files differ
+    python tools/read_tensorrt_api.py --check    extracts it again, and fails if the files differ
 
 TensorRT's libraries are not on PyPI, but the bindings are (tensorrt-cu13-bindings). They import
-nine C functions; with libraries of gcc that return null from each, the module loads, and pybind11's
-docstrings give each method's arguments, their types and defaults. Builder() and Runtime() then
-raise `TypeError: pybind11::init(): factory function returned nullptr`, as they do in a real
+nine C functions. With stub libraries, built by gcc, that return null from each, the module loads,
+and pybind11's docstrings give each method's arguments, types and defaults. Builder() and Runtime()
+then raise `TypeError: pybind11::init(): factory function returned nullptr`, as in a real
 installation without a driver: the tool asserts that. Needs pip, gcc and the network.
 
-A file holds, by class, `constructors` and `methods` (for every overload its arguments as [name,
-type] or [name, type, default], and what it returns), `properties` ([type, writable]), `constants`
-(aliases of enum members) and `base`; enums with their values; and the names of all else.
+A file holds, per class, `constructors` and `methods` (for every overload its arguments as [name,
+type] or [name, type, default], and its return type), `properties` ([type, writable]), `constants`
+(aliases of enum members) and `base`; enums with their values; and the names of everything else.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ SYMBOLS = (
     "createNvOnnxParser_INTERNAL", "createNvOnnxParserRefitter_INTERNAL", "getPluginRegistry",
     "getBuilderPluginRegistry", "getNvOnnxParserVersion", "initLibNvInferPlugins",
 )  # fmt: skip
-LEAKED = {"attr", "value", "common_enter", "common_exit"}  # of the package's own __init__
-CPLUSPLUS = {  # pybind11 names a type so where it was bound after its first use
+LEAKED = {"attr", "value", "common_enter", "common_exit"}  # leftovers of the package's __init__
+CPLUSPLUS = {  # C++ names, which pybind11 shows for types bound after their first use
     "IParserError": "ParserError", "IBuilder": "Builder", "IEngineInspector": "EngineInspector",
 }  # fmt: skip
 NULL = "pybind11::init(): factory function returned nullptr"
 
 
 def plain(annotation: str) -> str:
-    """A type as Python names it: `typing.SupportsInt` -> int, `nvinfer1::v_1_0::X` -> X."""
+    """Returns a type's Python name: `typing.SupportsInt` -> int, `nvinfer1::v_1_0::X` -> X."""
     for given, short in (
         ("typing.SupportsInt", "int"), ("typing.SupportsFloat", "float"),
         ("typing_extensions.Buffer", "buffer"), ("collections.abc.Sequence", "sequence"),
@@ -62,7 +62,7 @@ def plain(annotation: str) -> str:
 
 
 def split(arguments: str) -> list[str]:
-    """At the commas that are in no bracket."""
+    """Splits at the commas outside brackets."""
     parts, depth = [""], 0
     for character in arguments:
         depth += (character in "[<(") - (character in "]>)")
@@ -74,7 +74,7 @@ def split(arguments: str) -> list[str]:
 
 
 def argument(text: str) -> list[str]:
-    """`flags: typing.SupportsInt = 0` -> ["flags", "int", "0"]."""
+    """Parses `flags: typing.SupportsInt = 0` to ["flags", "int", "0"]."""
     found = re.fullmatch(r"(\w+): (.*?)(?: = (.*))?", text)
     if found is None:
         raise SystemExit(f"unexpected argument {text!r}")
@@ -85,7 +85,7 @@ def argument(text: str) -> list[str]:
 
 
 def signatures(doc: str) -> list[dict[str, Any]]:
-    """The overloads in a docstring of pybind11, without self."""
+    """Returns the overloads in a pybind11 docstring, without self."""
     lines = re.findall(r"^(?:\d+\. )?\w*\((.*)\) -> (.*)$", doc, re.MULTILINE)
     if not lines:
         raise SystemExit(f"no signature in {doc!r}")
@@ -96,7 +96,7 @@ def signatures(doc: str) -> list[dict[str, Any]]:
 
 
 def written_type(prop: property) -> str:
-    """A property's type, of its setter if it has one: a getter's may go unnamed."""
+    """Returns a property's type, from its setter if it has one: a getter's may lack a name."""
     doc = (prop.fset.__doc__ if prop.fset else prop.fget.__doc__) or ""
     found = re.search(r", (?:arg\d|\w+): (.*)\) -> " if prop.fset else r"-> (.*)", doc)
     return plain(found[1]) if found else "object"
@@ -120,7 +120,7 @@ def read_class(kind: type, enums: dict[type, str]) -> dict[str, Any]:
             overloads = signatures(value.__doc__)
             if name == "__init__":
                 found["constructors"] = [one["arguments"] for one in overloads]
-            else:  # a parsed network needs no layers: of those that add them, only the names
+            else:  # a parsed network adds no layers: of the methods that do, only the names
                 layer = kind.__name__ == "INetworkDefinition" and name.startswith("add_")
                 found["methods"][name] = None if layer else overloads
     own = {*found["methods"], *found["properties"], *found["constants"]}
@@ -133,7 +133,7 @@ def read_class(kind: type, enums: dict[type, str]) -> dict[str, Any]:
 
 
 def read(version: str) -> dict[str, Any]:
-    """All of the module that can be imported as tensorrt_bindings."""
+    """Extracts everything from the module importable as tensorrt_bindings."""
     trt: Any = importlib.import_module("tensorrt_bindings")
     if trt.__version__ != version:
         raise SystemExit(f"expected {version}, got {trt.__version__}")
@@ -181,7 +181,7 @@ def read(version: str) -> dict[str, Any]:
 
 
 def read_apart(version: str) -> dict[str, Any]:
-    """`read` in a process of its own, with the wheel and dummy libraries of a version."""
+    """Runs `read` in its own process, with the wheel and stub libraries of a version."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         wheel = f"tensorrt-cu13-bindings=={version}"
@@ -203,7 +203,7 @@ def read_apart(version: str) -> dict[str, Any]:
 
 
 def layout(value: Any, depth: int = 0) -> str:
-    """JSON with one method, property or enum in a line."""
+    """Formats JSON with one method, property or enum per line."""
     if isinstance(value, dict) and value and depth < 4 and "members" not in value:
         rows = (f'{" " * (depth + 1)}"{k}": {layout(v, depth + 1)}' for k, v in value.items())
         return "{\n" + ",\n".join(rows) + f"\n{' ' * depth}}}"

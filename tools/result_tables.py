@@ -1,4 +1,4 @@
-"""Tables of the README from stripped results: a row per provider, a column per race."""
+"""README tables from stripped results: a row per provider, a column per race."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Cell = Callable[[Record, dict[str, Record]], str]
 
 
 def groups(results: dict[str, Any], kind: str) -> dict[str, dict[str, Record]]:
-    """Group -> provider -> record, of the benchmarks whose extra_info has the key `kind`."""
+    """Returns group -> provider -> record, of benchmarks whose extra_info has the key `kind`."""
     found: dict[str, dict[str, Record]] = {}
     for record in results["benchmarks"]:
         if kind in record["extra_info"]:
@@ -30,25 +30,25 @@ def _seconds(value: float) -> str:
 
 
 def _faster(record: Record, group: dict[str, Record]) -> str:
-    """How many times faster than the published code, if that was run, too."""
+    """Returns the speedup over the published code, if that was run too."""
     return f" · {median(group[BASE]) / median(record):.2f}x" if BASE in group else ""
 
 
 def forward_cell(record: Record, group: dict[str, Record]) -> str:
-    """Time, ratio, and the share of the time that the convolutions of that type alone take."""
+    """Formats time, ratio, and the time share of the convolutions alone in that dtype."""
     floor = group.get(FLOOR.format(dtype=record["extra_info"]["dtype"]))
     share = "" if floor is None else f" · {median(floor) / median(record):.0%}"
     return _seconds(median(record)) + _faster(record, group) + share
 
 
 def images_cell(record: Record, group: dict[str, Record]) -> str:
-    """Images per second, and the ratio."""
+    """Formats images per second and the ratio."""
     rate = record["extra_info"]["images"] / median(record)
     return f"{rate:.3g}/s{_faster(record, group)}"
 
 
 def rate_cell(record: Record, group: dict[str, Record]) -> str:
-    """Images per second of whole samplings, the ratio, and how many evaluations were timed."""
+    """Formats images per second of whole samplings, the ratio, and the timed evaluations."""
 
     def rate(of: Record) -> float:
         info = of["extra_info"]
@@ -62,7 +62,7 @@ def rate_cell(record: Record, group: dict[str, Record]) -> str:
 
 
 def step_cell(record: Record, group: dict[str, Record]) -> str:
-    """Time and ratio."""
+    """Formats time and ratio."""
     return _seconds(median(record)) + _faster(record, group)
 
 
@@ -74,7 +74,10 @@ def table(
     *,
     memory: bool = False,
 ) -> str:
-    """Markdown: a row per provider, a column per group, peak memory of the last group if asked."""
+    """Returns a markdown table: a row per provider, a column per group.
+
+    With `memory`, adds the peak memory of the last group.
+    """
     rows = list(dict.fromkeys(name for group in columns.values() for name in group))
     rows += [n["provider"] for n in not_run if n["group"] in columns]
     header = [title, *columns, *(["peak memory"] if memory else [])]
@@ -96,7 +99,7 @@ def _row(cells: list[str]) -> str:
 
 
 def tables(results: dict[str, Any]) -> list[str]:
-    """All tables that the results have rows for."""
+    """Returns all tables that the results have rows for."""
     networks, not_run = groups(results, "workload"), results["not_run"]
     small = {g: r for g, r in networks.items() if g.startswith("CIFAR-10")}
     large = {g: r for g, r in networks.items() if g not in small}

@@ -2,7 +2,7 @@
 
 `python tools/train_digit_features.py` (about ten seconds; one thread, so that a rerun on the same
 machine and torch gives the same bits). Cross entropy on the training digits, shifted by up to one
-pixel; the share of the held-out digits that it names rightly is written into the file.
+pixel; its accuracy on the held-out digits is written into the file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ STEPS, BATCH_SIZE, LR, SEED = 1500, 64, 3e-3, 0
 
 
 def train() -> DigitNet:
-    """The extractor after STEPS of AdamW, whose rate falls to zero as a cosine."""
+    """Trains the extractor for STEPS of AdamW with a cosine learning rate decay to zero."""
     torch.manual_seed(SEED)
     images, labels = datasets.digits("train", 16)
     padded = F.pad(images.float() / 255, (1, 1, 1, 1))
@@ -43,7 +43,7 @@ def train() -> DigitNet:
 
 @torch.no_grad()
 def scaled(net: DigitNet, images: Tensor) -> DigitNet:
-    """The same classifier, with features whose mean square on these images is 1."""
+    """Returns the same classifier with features scaled to mean square 1 on these images."""
     scale = net(images)[0].square().mean().sqrt()
     net.features.weight /= scale
     net.features.bias /= scale
@@ -52,7 +52,7 @@ def scaled(net: DigitNet, images: Tensor) -> DigitNet:
 
 
 def accuracy(net: DigitNet) -> float:
-    """Share of the held-out digits that it names rightly."""
+    """Returns the accuracy on the held-out digits."""
     images, labels = datasets.digits("held-out", 16)
     with torch.no_grad():
         return float((net(images.float() / 255)[1].argmax(1) == labels).double().mean())
@@ -62,7 +62,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     net = train()
-    metadata = {"held_out_accuracy": f"{accuracy(net):.4f}"}  # one entry: several have no order
+    metadata = {"held_out_accuracy": f"{accuracy(net):.4f}"}  # one entry: more have no fixed order
     with atomic_write(DIGIT_FEATURES) as path:
         path.write_bytes(safetensors.torch.save(net.state_dict(), metadata=metadata))
     print(f"{DIGIT_FEATURES}: {DIGIT_FEATURES.stat().st_size} bytes, {metadata}")

@@ -16,7 +16,7 @@ BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
 
 
 def table(runs: list[dict[str, Any]]) -> str:
-    """Markdown table of `evaluate`'s figures, one column per way of sampling."""
+    """Returns the markdown table of `evaluate`'s figures, one column per way of sampling."""
     names = ["`{method}`, {engine} {dtype}".format(**r["sampling"]) for r in runs]
     rows: list[tuple[str, list[str]]] = [
         ("network evaluations", [str(r["sampling"]["nfe"]) for r in runs]),
@@ -47,14 +47,14 @@ def _range(share: list[float]) -> str:
 
 
 def fill(text: str, block: str) -> str:
-    """Text with what stands between the markers replaced."""
+    """Replaces the text between the markers."""
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
     return f"{before}{BEGIN}\n{block}\n{END}{after}"
 
 
 def main() -> int:
-    """Exit code 1 if --check finds a file out of date."""
+    """Writes or checks the files; exit code 1 if --check finds a file out of date."""
     runs = [json.loads(path.read_text()) for path in sorted(CARD.glob("figures-*.json"))]
     if not runs:
         print(f"no figures-*.json in {CARD}; python -m ncsn_fast.evaluate --out makes them")

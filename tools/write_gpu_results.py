@@ -1,6 +1,7 @@
 """Renders the markdown of a GPU session from its JSON: `python tools/write_gpu_results.py FILE`.
 
-Every number comes from the JSON, which tools/gpu_session.py writes; what was not measured says so.
+Every number comes from the JSON, which tools/gpu_session.py writes; missing measurements are marked
+as such.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 Group = dict[str, Any]
-REQUIRED = {  # DESIGN: where it must stand on a GPU
+REQUIRED = {  # the design's performance requirements on a GPU
     "norm": 0.85, "update": 0.90, "published": 6.0, "compiled": 1.2, "launch-bound": 6.0,
     "matrix units": 0.55,
 }  # fmt: skip
@@ -22,7 +23,7 @@ FAMILIES = {"triton": "Triton", "cuda": "CUDA C++"}
 
 
 class Results:
-    """A session's JSON by what is asked of it."""
+    """Queries on a session's JSON."""
 
     def __init__(self, raw: dict[str, Any]) -> None:
         self.raw = raw
@@ -36,7 +37,7 @@ class Results:
         return [g for g in self.groups if g["group"].startswith(start)]
 
     def rate(self, title: str, fact: str) -> float | None:
-        """Bytes or FLOP a second of a ceiling."""
+        """Returns bytes or FLOP per second of a ceiling."""
         group = self.group(title)
         if group is None:
             return None
@@ -52,12 +53,12 @@ class Results:
 
 
 def medians(group: Group | None) -> dict[str, float]:
-    """Seconds a call of each provider."""
+    """Returns the median seconds per call of each provider."""
     return {} if group is None else {n: r["median"] for n, r in group["results"].items()}
 
 
 def fastest(times: dict[str, float], *starts: str) -> tuple[str, float] | None:
-    """The provider with the smallest median among those whose name begins so."""
+    """Returns the provider with the smallest median among those with these name prefixes."""
     found = [(seconds, name) for name, seconds in times.items() if name.startswith(starts)]
     return (min(found)[1], min(found)[0]) if found else None
 
@@ -85,7 +86,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def requirements(r: Results) -> str:
-    """The design's GPU rows, as required and as measured."""
+    """Renders the design's GPU requirements, as required and as measured."""
     rows = [[what, against, required, measured] for what, against, required, measured in checks(r)]
     return table(["where", "against", "at least", "measured"], rows)
 
@@ -98,7 +99,7 @@ def verdict(value: float | None, required: float, form: str, note: str = "") -> 
 
 
 def checks(r: Results) -> Iterator[tuple[str, str, str, str]]:
-    """(what, against, required, measured) of each row."""
+    """Yields (what, against, required, measured) of each row."""
     for title, start, need in (
         ("IN++ with ELU", "IN++ with ELU", REQUIRED["norm"]),
         ("sampler update", "sampler update", REQUIRED["update"]),
@@ -131,7 +132,7 @@ def checks(r: Results) -> Iterator[tuple[str, str, str, str]]:
 
 
 def best_of_shapes(groups: list[Group]) -> list[Group]:
-    """Of each shape the group of its largest batch."""
+    """Returns, for each shape, the group of its largest batch."""
     shapes: dict[str, Group] = {}
     for group in groups:
         shape = group["group"].split(", B =")[0]
@@ -155,7 +156,7 @@ def ratio(times: dict[str, float], base: str, need: float) -> str:
 
 
 def ladder(group: Group, r: Results) -> str:
-    """A row per provider of one sampling step."""
+    """Renders one sampling step, a row per provider."""
     times, facts = medians(group), group["facts"]
     bases = [b for b in ("published-fp32", "published-tf32", "eager-bf16") if b in times]
     header = [group["group"], "a step", *(f"times {b}" for b in bases), "TFLOP/s",
@@ -172,7 +173,7 @@ def ladder(group: Group, r: Results) -> str:
 
 
 def kernels(r: Results) -> str:
-    """GB/s and share of the copy bandwidth, a column per provider."""
+    """Renders GB/s and share of the copy bandwidth, a column per provider."""
     groups = r.beginning("IN++") + r.beginning("sampler update")
     names = list(dict.fromkeys(name for group in groups for name in group["results"]))
     rows = []
@@ -201,7 +202,7 @@ def dilations(groups: list[Group], r: Results) -> str:
 
 
 def faster_family(r: Results) -> str:
-    """Which family wins, kernel by kernel and in the whole step: a line from the data."""
+    """Renders which kernel family is faster, per kernel and in the whole step."""
     lines = []
     for title, start in (("IN++ with ELU", "IN++"), ("sampler update", "sampler update"),
                          ("sampling step", "one sampling step")):  # fmt: skip
@@ -224,7 +225,7 @@ def faster_family(r: Results) -> str:
 
 
 def conditions(r: Results) -> str:
-    """Device, versions, clocks, and how it was measured."""
+    """Renders device, versions, clocks and the measurement method."""
     m = r.raw["machine"]
     facts = [f"{k} {v}" for k, v in m.items() if v is not None and k != "gpu"]
     lines = [f"- {m['gpu']}; {', '.join(facts)}",
@@ -244,7 +245,7 @@ def conditions(r: Results) -> str:
 
 
 def render(raw: dict[str, Any], name: str) -> str:
-    """The whole page."""
+    """Renders the whole page."""
     r = Results(raw)
     limits = [
         "copy: not measured" if r.copy is None else f"copy {r.copy / 1e12:.3g} TB/s",
@@ -272,7 +273,7 @@ def render(raw: dict[str, Any], name: str) -> str:
 
 
 def write(source: Path) -> str:
-    """Writes the page beside the JSON; returns what is worth a look at once."""
+    """Writes the page beside the JSON; returns the part to show at once."""
     raw = json.loads(source.read_text())
     source.with_suffix(".md").write_text(render(raw, source.name))
     r = Results(raw)

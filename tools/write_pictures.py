@@ -18,7 +18,7 @@ BLOCKS, GAP = 4, 20
 
 
 def commands() -> list[str]:
-    """The arguments of README's first `edit` commands."""
+    """Returns the arguments of README's first `edit` commands."""
     lines = re.findall(r"^python -m ncsn_fast\.edit (.*)$", (ROOT / "README.md").read_text(), re.M)
     return lines[:BLOCKS]
 

@@ -1,8 +1,8 @@
 """Writes quality against evaluations into README.md, between its markers, and docs/quality.png.
 
 `python benchmarks/quality.py --out benchmarks/results/quality.json` measures; `python
-tools/write_quality.py` then writes table and plot. With `--check` it only says whether both are
-there and the table is up to date.
+tools/write_quality.py` then writes table and plot. With `--check` it only reports whether both
+exist and the table is up to date.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Group = list[Record]
 
 
 def figures(record: Record) -> dict[str, float]:
-    """The figures of a record that count, by name."""
+    """Returns the compared figures of a record, by name."""
     f = record["figures"]
     if record["data"] != "digits":
         return {"total_variation": f["total_variation"], "variance_ratio": f["variance_ratio"]}
@@ -45,7 +45,7 @@ def figures(record: Record) -> dict[str, float]:
 
 
 def truth(record: Record) -> dict[str, float]:
-    """The same figures of real data: 5 % unrecognised and 1 % copies are definitions."""
+    """Returns the same figures of real data: 5 % unrecognised and 1 % copies, by definition."""
     if record["data"] != "digits":
         return {"total_variation": 0.0, "variance_ratio": 1.0}
     f = record["figures"]
@@ -60,7 +60,7 @@ def truth(record: Record) -> dict[str, float]:
 
 
 def groups(records: list[Record], data: str) -> list[Group]:
-    """Records of a kind of data that differ in the seed alone: ald, fast, then the others."""
+    """Groups the records of a kind of data that differ only in the seed: ald, fast, then others."""
     found: dict[str, Group] = {}
     for r in records:
         if r["data"] == data:
@@ -79,7 +79,7 @@ def mean(group: Group, name: str) -> float:
 
 
 def band(group: Group, name: str) -> tuple[float, float]:
-    """Mean plus or minus two standard deviations of one seed's figure."""
+    """Returns mean plus or minus two standard deviations of one seed's figure."""
     values = [figures(r)[name] for r in group]
     if len(values) < 2:
         raise ValueError(f"{MARK} needs two seeds or more for a spread; run benchmarks/quality.py")
@@ -88,7 +88,7 @@ def band(group: Group, name: str) -> tuple[float, float]:
 
 
 def misses(group: Group, mark: Group) -> list[str]:
-    """Figures that are farther from real data than the mark's band reaches."""
+    """Returns the figures that are farther from real data than the band of the group `mark`."""
     found = []
     for name, real in truth(mark[0]).items():
         reach = max(abs(end - real) for end in band(mark, name))
@@ -103,7 +103,7 @@ SHORT = {"nearest": "nearest digit", "frechet": "Fréchet", "rarest": "rarest cl
 
 
 def label(group: Group) -> str:
-    """Method and what was set, as options of the command line."""
+    """Returns the method and its settings, as command-line options."""
     first = group[0]
     options = {} if first["steps"] is None else {"steps": first["steps"]}
     options |= first["options"]
@@ -118,7 +118,7 @@ def _verdict(group: Group, mark: Group) -> str:
 
 
 def digits_table(records: list[Record]) -> str:
-    """Markdown: a row per method and setting, on the shipped model."""
+    """Renders markdown: a row per method and setting, on the shipped model."""
     found = groups(records, "digits")
     mark = next(g for g in found if g[0]["method"] == MARK)
     lines = [
@@ -146,7 +146,7 @@ def digits_table(records: list[Record]) -> str:
 
 
 def mixture_table(records: list[Record]) -> str:
-    """Markdown: the same methods with an exact score, a column per mixture."""
+    """Renders markdown: the same methods with an exact score, a column per mixture."""
     kinds = sorted({r["data"] for r in records} - {"digits"})
     found = {kind: {label(g): g for g in groups(records, kind)} for kind in kinds}
     heads = [f"deviation {kind.split('-')[1]}" for kind in kinds]
@@ -181,14 +181,14 @@ CAPTION = (
 
 
 def block(records: list[Record]) -> str:
-    """All that stands between the markers."""
+    """Returns all text between the markers."""
     picture = f"![Quality against network evaluations, for every method](docs/{PLOT.name})"
     caption = textwrap.fill(CAPTION, 118, break_on_hyphens=False)
     return "\n\n".join([picture, digits_table(records), mixture_table(records), caption])
 
 
 def fill(text: str, content: str) -> str:
-    """Text with what stands between the markers replaced; ValueError unless each is there once."""
+    """Replaces the text between the markers; ValueError unless each occurs once."""
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(END) < text.index(BEGIN):
         raise ValueError(
             f"{README.name} must hold the lines {BEGIN} and {END} once, where the quality shall go"
@@ -198,7 +198,7 @@ def fill(text: str, content: str) -> str:
 
 
 def plot(records: list[Record], path: Path) -> None:
-    """Recognised samples and Fréchet distance against evaluations; ald's band shaded."""
+    """Plots recognised samples and Fréchet distance against evaluations, with ald's band shaded."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -245,7 +245,7 @@ def plot(records: list[Record], path: Path) -> None:
 
 
 def _curve(axis: Any, of_method: list[Group], name: str) -> None:
-    """A method's points, joined where they differ in the number of steps alone."""
+    """Plots a method's points, joined if they differ only in the number of steps."""
     method = of_method[0][0]["method"]
     colour, strong = COLOURS.get(method, "#000000"), method in (MARK, OURS)
     lines: dict[str, list[Group]] = {}
@@ -263,7 +263,7 @@ def _curve(axis: Any, of_method: list[Group], name: str) -> None:
 
 
 def write(*, check: bool) -> list[str]:
-    """Names of the files that were out of date; rewrites them, and the plot, unless `check`."""
+    """Returns the names of outdated files; rewrites them, and the plot, unless `check`."""
     if not RESULTS.exists():
         raise FileNotFoundError(f"no {RESULTS.relative_to(ROOT)}; run benchmarks/quality.py first")
     records, readme = json.loads(RESULTS.read_text())["records"], README.read_text()
@@ -278,7 +278,10 @@ def write(*, check: bool) -> list[str]:
 
 
 def main() -> int:
-    """Exit code 1 if --check finds a file out of date, or if there is nothing to write."""
+    """Writes or checks.
+
+    Exit code 1 if --check finds a file out of date or there is nothing to write.
+    """
     check = "--check" in sys.argv
     try:
         stale = write(check=check)

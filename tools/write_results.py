@@ -1,11 +1,11 @@
 """Writes measured speeds into README.md, between their markers, and draws docs/benchmarks.png.
 
 `pytest benchmarks/ --benchmark-only --benchmark-json=benchmarks/results/NAME.json` measures;
-`python tools/write_results.py [FILE]` then strips that file to what is worth committing, and writes
-table and plot from it. Without FILE the newest cpu*.json of benchmarks/results/ is taken. With
-`--check` it only says whether README and file are as they would be. A second FILE is a later run of
-some groups, which replace those of the first; each group is then of one run, and the caption says
-which commits were measured.
+`python tools/write_results.py [FILE]` then reduces that file to the part worth committing, and
+writes table and plot from it. Without FILE the newest cpu*.json of benchmarks/results/ is taken.
+With `--check` it only reports whether README and file are up to date. A second FILE is a later run
+of some groups, which replace those of the first; each group is then from one run, and the caption
+names the measured commits.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ COMPUTED = (
 
 
 def strip(raw: dict[str, Any]) -> dict[str, Any]:
-    """What the table and the plot need, without raw samples and without the machine's name."""
+    """Returns the data that table and plot need, without raw samples and the machine's name."""
     commit = raw["commit"] if "commit" in raw else raw.get("commit_info", {}).get("id")
     return {
         "datetime": raw["datetime"],
@@ -52,9 +52,9 @@ def strip(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def merge(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
-    """Stripped results of two runs: groups of the later one replace the earlier one's.
+    """Merges stripped results of two runs: groups of the later one replace the earlier one's.
 
-    ValueError unless both ran on the same machine with the same versions.
+    Raises ValueError unless both ran on the same machine with the same versions.
     """
     if earlier["machine_info"] != later["machine_info"]:
         raise ValueError("the two runs are of different machines, threads or versions")
@@ -67,7 +67,7 @@ def merge(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
 
 
 def measured(results: dict[str, Any]) -> str:
-    """The commit that was measured; where they differ, which groups are of which."""
+    """Returns the measured commit; if there are several, with the groups of each."""
     of: dict[str, list[str]] = {}
     for record in results["benchmarks"]:
         of.setdefault(str(record["commit"])[:9], []).append(record["group"])
@@ -82,12 +82,12 @@ def measured(results: dict[str, Any]) -> str:
 
 
 def _is_shown(group: str) -> bool:
-    """Whether a group has a column of its own (single ops have none)."""
+    """Returns whether a group has its own column (single ops have none)."""
     return any(word in group for word in ("B =", "images"))
 
 
 def caption(results: dict[str, Any], source: str) -> str:
-    """What was measured, on what, and how to repeat it."""
+    """Returns the measured quantities, the machine, and how to repeat the run."""
     facts = results["machine_info"]["ncsn_fast"]
     versions = ", ".join(f"{name} {v}" for name, v in facts["versions"].items() if v)
     rounds = [r["stats"]["rounds"] for r in results["benchmarks"] if "flop" in r["extra_info"]]
@@ -119,12 +119,12 @@ def caption(results: dict[str, Any], source: str) -> str:
 
 
 def block(results: dict[str, Any], source: str) -> str:
-    """All that stands between the markers."""
+    """Returns all text between the markers."""
     return "\n\n".join([*tables(results), caption(results, source)])
 
 
 def fill(text: str, content: str) -> str:
-    """Text with what stands between the markers replaced; ValueError unless each is there once."""
+    """Replaces the text between the markers; ValueError unless each occurs once."""
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(END) < text.index(BEGIN):
         raise ValueError(
             f"{README.name} must hold the lines {BEGIN} and {END} once, where the results shall go"
@@ -134,7 +134,7 @@ def fill(text: str, content: str) -> str:
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
-    """Time of the CIFAR-10 network over that of its bf16 convolutions: a panel per batch size."""
+    """Plots the CIFAR-10 network's time over that of its bf16 convolutions, a panel per batch."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -167,7 +167,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
 
 
 def newest() -> Path:
-    """The results file measured last; FileNotFoundError says how to make one."""
+    """Returns the latest results file; FileNotFoundError says how to make one."""
     files = list(RESULTS.glob("cpu*.json"))
     if not files:
         raise FileNotFoundError(f"no cpu*.json in {RESULTS.relative_to(ROOT)}; see {__file__}")
@@ -175,7 +175,7 @@ def newest() -> Path:
 
 
 def write(source: Path, again: list[Path], *, check: bool) -> list[str]:
-    """Names of the files that were out of date; rewrites them, and the plot, unless `check`."""
+    """Returns the names of outdated files; rewrites them, and the plot, unless `check`."""
     old, readme = source.read_text(), README.read_text()
     results = strip(json.loads(old))
     for path in again:
@@ -195,7 +195,10 @@ def write(source: Path, again: list[Path], *, check: bool) -> list[str]:
 
 
 def main() -> int:
-    """Exit code 1 if --check finds a file out of date, or if there is nothing to write."""
+    """Writes or checks.
+
+    Exit code 1 if --check finds a file out of date or there is nothing to write.
+    """
     files = [Path(a) for a in sys.argv[1:] if a != "--check"]
     check = "--check" in sys.argv
     try:

@@ -1,6 +1,6 @@
-"""The GPU benchmarks: sections that `measure_gpu.py` runs, each a function of a Section.
+"""GPU benchmarks: sections that `measure_gpu.py` runs, each a function of a Section.
 
-They are no pytest benchmarks, because a GPU is often at hand for minutes only: sections go by
-importance, every one has a deadline, and what was not reached is written down with its reason.
-Which device they run on is one variable, so all of it can be rehearsed on a CPU.
+They do not use pytest, because a GPU is often available for minutes only: sections run in order of
+importance, each has a deadline, and everything not reached is recorded with the reason. The device
+is a parameter, so all of it can be rehearsed on a CPU.
 """

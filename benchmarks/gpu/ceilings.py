@@ -1,4 +1,4 @@
-"""The limits of the device, measured: a copy of its memory, a product of bfloat16 matrices."""
+"""Measured limits of the device: memory copy bandwidth and bfloat16 matrix product FLOP/s."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ COPY, MATMUL = "device copy", "bf16 matrix product"
 
 
 def measure(section: Section) -> None:
-    """Bytes a second, read plus written; FLOP a second on random numbers."""
+    """Measures bytes per second, read plus written, and FLOP per second on random numbers."""
     section.plan([(COPY, ["copy"]), (MATMUL, ["matmul"])])
     numbers, size = (1 << 12, 64) if section.small else (1 << 29, 8192)
     section.race(COPY, {"copy": lambda: _copy(section, numbers)}, seconds=2.0, bytes=4 * numbers)

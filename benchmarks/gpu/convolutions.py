@@ -1,4 +1,4 @@
-"""The network's 3x3 convolutions as cuDNN runs them: what is left once everything else is free."""
+"""The network's 3x3 convolutions in cuDNN: a lower bound of the network's time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ DILATIONS = (1, 2, 4)
 
 
 def measure(section: Section) -> None:
-    """bfloat16, channels-last, 256 images, as many channels out as in; dilations interleaved."""
+    """Times bfloat16, channels-last, 256 images, equal channels in and out.
+
+    Dilations interleaved.
+    """
     names = [f"dilation {d}" for d in DILATIONS]
     section.plan([(title, names) for title in SHAPES])
     for title, shape in SHAPES.items():
@@ -41,6 +44,6 @@ def _enter(section: Section, shape: tuple[int, ...], dilation: int) -> Entrant:
         exact = F.conv2d(x[:2].double(), weight.double(), padding=dilation, dilation=dilation)
         return relative_error(call()[:2], exact)
 
-    with torch.no_grad():  # graphs captured under inference mode harm the others before torch 2.11
+    with torch.no_grad():  # before torch 2.11, graphs captured in inference mode break other graphs
         run, calls = section.lap_of([call])
     return Entrant(run, error, 1e-2, {"calls": calls})

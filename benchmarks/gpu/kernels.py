@@ -1,6 +1,6 @@
-"""Our memory-bound kernels, of both families, against PyTorch: bytes a second.
+"""Memory-bound kernels of both families against PyTorch, in bytes per second.
 
-Bytes are counted once read and once written, in the layout that the network runs in.
+Each byte counts once read and once written, in the layout that the network uses.
 """
 
 from __future__ import annotations
@@ -24,19 +24,22 @@ from ncsn_fast import ops
 from ncsn_fast.ops import reference
 from ncsn_fast.ops.noise import Stream
 
-# C, H, W and the batch sizes; the last one of each is compiled, too (others take the same kernel).
+# C, H, W and the batch sizes; torch.compile runs the last one of each (others use the same kernel).
 NORMS = {(128, 32, 32): (1, 16, 256), (256, 16, 16): (1, 16, 256), (128, 256, 256): (1, 8)}
 SMALL_NORMS = {(8, 2, 2): (1,)}
 UPDATES = {(3, 32, 32): 256, (3, 256, 256): 16}
 SMALL_UPDATES = {(3, 2, 2): 1}
-SINGLE_BYTES = 1 << 20  # a program of "single" does a sample: larger ones leave the device idle
-PADDED = 8  # channels of a pixel of the network's first input and last output
+SINGLE_BYTES = 1 << 20  # "single" has one program per sample: larger samples leave the device idle
+PADDED = 8  # channels per pixel of the network's input and output, padding included
 SECONDS = 1.0
 ROW = (1.0, 0.01, 0.0, 0.1, 0.0, 0.0)
 
 
 def library(name: str) -> Any:
-    """A module of ours; Absent, with the reason, where it cannot be imported."""
+    """Imports a module of this package.
+
+    Raises Absent, with the reason, if it cannot be imported.
+    """
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -48,7 +51,7 @@ def library(name: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Norm:
-    """One input of IN++ and where its result goes."""
+    """Input and output buffer of IN++."""
 
     x: Tensor
     parameters: list[Tensor]
@@ -56,7 +59,7 @@ class Norm:
 
 
 def norms(section: Section) -> None:
-    """IN++ with ELU, bfloat16, channels-last, on inputs that rotate and on one that stays."""
+    """Times IN++ with ELU, bfloat16, channels-last, on rotating inputs and on a fixed one."""
     sizes = SMALL_NORMS if section.small else NORMS
     cases = []
     for shape, batches in sizes.items():
@@ -115,7 +118,7 @@ def _enter_norm(section: Section, name: str, inputs: list[Norm]) -> Entrant:
 
 
 def _norm_call(name: str) -> Callable[[Norm], timing.Call]:
-    """What makes a provider's call for an input."""
+    """Returns the function that makes a provider's call for an input."""
     if name in ("torch", "compiled"):
         statement: Callable[..., Tensor] = _published_norm
         if name == "compiled":
@@ -127,7 +130,7 @@ def _norm_call(name: str) -> Callable[[Norm], timing.Call]:
     family, form = name.split("-")
     native = family == "cuda"
     module = library("ncsn_fast.ops.native" if native else "ncsn_fast.kernels.instance_norm_plus")
-    # The two families split a map differently: each has a workspace of its own.
+    # The two families split a map differently, so each has its own workspace.
     workspace = module if native else library("ncsn_fast.kernels.norm_statistics")
     return lambda norm: functools.partial(
         module.instance_norm_plus, norm.x, *norm.parameters, elu=True, eps=1e-5, out=norm.out,
@@ -144,7 +147,7 @@ def _published_norm(x: Tensor, alpha: Tensor, gamma: Tensor, beta: Tensor) -> Te
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """A state, the network's output for it, and its next input, both padded, channels-last."""
+    """State, network output and next input, the latter two padded and channels-last."""
 
     x: Tensor
     f: Tensor
@@ -158,13 +161,13 @@ class State:
 
 
 def updates(section: Section) -> None:
-    """A row of Langevin dynamics: state in float32, the network's ends in bfloat16."""
+    """Times a row of Langevin dynamics: state in float32, the network's tensors in bfloat16."""
     sizes = SMALL_UPDATES if section.small else UPDATES
     names = ["torch", "triton", "cuda"]
     section.plan((_update_title(shape, batch), names) for shape, batch in sizes.items())
     for shape, batch in sizes.items():
         pixels = batch * shape[1] * shape[2]
-        # The state is read and written in float32, f read and the input written by whole pixels.
+        # Bytes: state read and written in float32, f read and the input written as whole pixels.
         count = pixels * (2 * 4 * shape[0] + 2 * 2 * PADDED)
         sets = timing.sets_beyond_cache(count, section.device)
         states = [_new_state((batch, *shape), section.device) for _ in range(sets)]
@@ -192,7 +195,7 @@ def _enter_update(section: Section, name: str, states: list[State]) -> Entrant:
     make = _eager_update if name == "torch" else _kernel_update(name, len(states[0].x))
     with torch.no_grad():  # graphs captured under inference mode harm the others before torch 2.11
         probe, before = states[0].clone(), states[0]
-        if name == "torch":  # its own noise is another: checked without
+        if name == "torch":  # its noise is different, so it is checked without noise
             make(probe, noise=0.0)()
         else:
             make(probe)()
@@ -203,7 +206,7 @@ def _enter_update(section: Section, name: str, states: list[State]) -> Entrant:
 
 
 def _update_error(after: State, before: State, noise: float) -> float:
-    """The error of state and next input, in terms of what each may have (1e-5 and 1e-2)."""
+    """Returns the error of state and next input, relative to their tolerances (1e-5 and 1e-2)."""
     shape, samples = tuple(before.x.shape), torch.arange(len(before.x))
     z = ops.normal(1, samples, Stream.SAMPLER, 7, shape[1:])
     exact = before.x.cpu().double() + ROW[1] * before.f.cpu().double() + noise * z.double()
@@ -215,7 +218,7 @@ def _update_error(after: State, before: State, noise: float) -> float:
 
 
 def _eager_update(state: State, noise: float = ROW[3]) -> timing.Call:
-    """What a user writes, in place."""
+    """Returns the in-place update in plain PyTorch."""
 
     def call() -> None:
         state.x.add_(state.f, alpha=ROW[1]).add_(torch.randn_like(state.x), alpha=noise)

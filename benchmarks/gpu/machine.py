@@ -1,4 +1,4 @@
-"""Facts of the machine that decide speed."""
+"""Machine facts that decide speed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ QUERY = ("driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "power.dr
 
 
 def facts(device: torch.device) -> dict[str, Any]:
-    """The device and the versions of what runs on it."""
+    """Returns the device and the versions of the software on it."""
     found: dict[str, Any] = {
         "gpu": "none (a rehearsal on the CPU)",
         "torch": torch.__version__,
@@ -33,7 +33,7 @@ def facts(device: torch.device) -> dict[str, Any]:
 
 
 def state(device: torch.device) -> dict[str, str]:
-    """Driver, clocks, power and temperature at this moment, as nvidia-smi prints them."""
+    """Returns driver, clocks, power and temperature at this moment, as printed by nvidia-smi."""
     if device.type != "cuda":
         return {}
     command = ["nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader"]

@@ -1,4 +1,4 @@
-"""What a section of the GPU benchmarks runs in: device, sizes, deadline, and its record on disk."""
+"""Section of the GPU benchmarks: device, sizes, deadline, and its record on disk."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from race import Absent, Entrant, Pace, Result, race
 from gpu import timing
 
 Builders = Mapping[str, Callable[[], Entrant]]
-OURS = ("ours", "triton", "cuda")  # names of our providers begin so
+OURS = ("ours", "triton", "cuda")  # prefixes of the names of this package's providers
 
 
 class Section:
-    """One process of benchmarks.
+    """Benchmarks of one process.
 
-    The record is written before and after every race, so that a process that is killed leaves what
-    it had measured, and which providers it still had before it.
+    The record is written before and after every race, so that a killed process leaves its
+    measurements and the list of pending providers.
 
     Args:
-        small: tiny sizes and two rounds: a rehearsal.
-        seconds: no provider is built once so many have passed.
+        small: tiny sizes and two rounds, for a rehearsal.
+        seconds: no provider is built after this time.
     """
 
     def __init__(
@@ -38,16 +38,16 @@ class Section:
         self.record: dict[str, Any] = {"section": name, "groups": [], "not_run": [], "pending": []}
 
     def plan(self, groups: Iterable[tuple[str, Iterable[str]]]) -> None:
-        """Announces groups and their providers; what the section is stopped at stays pending."""
+        """Announces groups and their providers; those not reached stay pending."""
         self.record["pending"] = [
             {"group": group, "provider": provider} for group, names in groups for provider in names
         ]
         self.save()
 
     def race(self, title: str, builders: Builders, *, seconds: float, **facts: Any) -> None:
-        """Races the providers of a group and records them, with what their work is (`facts`).
+        """Races the providers of a group and records them, with facts about their work.
 
-        Results are seconds a call, where an entrant's info says how many `calls` its run makes.
+        Results are seconds per call; an entrant's info may say how many `calls` its run makes.
         """
         pace = Pace(seconds=0, fewest=2, most=2) if self.small else Pace(seconds=seconds, fewest=5)
         guarded = {name: self._guarded(build) for name, build in builders.items()}
@@ -85,14 +85,14 @@ class Section:
 
     @property
     def failed(self) -> bool:
-        """Whether one of our own providers is wrong or broken, rather than absent."""
+        """Returns whether one of this package's providers is wrong or fails, rather than absent."""
         return any(row["failed"] for row in self.record["not_run"])
 
     def lap_of(self, calls: Any) -> tuple[timing.Call, int]:
         return timing.lap_of(calls, self.device, 1e-6 if self.small else timing.LAP)
 
     def save(self) -> None:
-        """Writes the record; whoever reads it meanwhile sees the one before."""
+        """Writes the record atomically."""
         new = self._path.with_suffix(".new")
         new.write_text(json.dumps(self.record, indent=1))
         os.replace(new, self._path)

@@ -1,6 +1,6 @@
-"""One sampling step, network and Langevin update: the ladder from the published code to ours.
+"""One sampling step, network and Langevin update, from the published code to this package.
 
-A lap is the steps of one noise level of the CIFAR-10 network, then a wait for the device.
+A lap is the steps of one noise level of the CIFAR-10 network, followed by a synchronisation.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from ncsn_fast.inference.cost import network_flop
 from ncsn_fast.samplers.langevin import annealed_langevin
 from ncsn_fast.samplers.program import Chains, InjectedNoise, Program, run
 
-STEPS = 5  # of a level
+STEPS = 5  # per noise level
 WORKLOAD = workloads.WORKLOADS["cifar10-b1"]
 EPSILON = 6.2e-6  # the published step size for CIFAR-10
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """Steps `rows` of a program from state x, and what comes of them.
+    """Steps `rows` of a program from state x, and their expected results.
 
     Attributes:
-        program: in terms of sigma * score, as NCSNv2 networks give it.
+        program: in terms of sigma * score, the output of NCSNv2 networks.
         f: the network's output for x in eager float32.   after: the state after the rows, with
             the noise of seed 0.
     """
@@ -58,7 +58,7 @@ class Task:
 
 
 def make_task(batch: int, device: torch.device, *, small: bool) -> Task:
-    """The CIFAR-10 network in the middle of its ladder."""
+    """Returns the task of the CIFAR-10 network in the middle of its noise levels."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = ScoreModel(workloads.model_config(WORKLOAD, small=small))
@@ -74,7 +74,7 @@ def make_task(batch: int, device: torch.device, *, small: bool) -> Task:
         return ops.normal(0, torch.arange(batch), stream, k, model.image_shape).to(device)
 
     chains = Chains(x.clone(), 0, torch.arange(batch, device=device))
-    # Too few calls to be worth a search for the fastest algorithm.
+    # Too few calls to justify a search for the fastest algorithm.
     with eager.context(), _cudnn(benchmark=False):
         f = eager.network(x, None)
         after = run(
@@ -89,7 +89,7 @@ def make_task(batch: int, device: torch.device, *, small: bool) -> Task:
 
 @contextlib.contextmanager
 def _cudnn(**settings: bool) -> Iterator[None]:
-    """cuDNN with other settings: `benchmark`, `allow_tf32` (which is PyTorch's default)."""
+    """Changes cuDNN's `benchmark` and `allow_tf32` (PyTorch's default: on) in the `with` block."""
     before = {name: getattr(torch.backends.cudnn, name) for name in settings}
     for name, value in settings.items():
         setattr(torch.backends.cudnn, name, value)
@@ -101,7 +101,7 @@ def _cudnn(**settings: bool) -> Iterator[None]:
 
 
 def published(task: Task, *, tf32: bool) -> Entrant:
-    """The released loop: eager, float32, NCHW, with the norms that it could print."""
+    """Returns the released loop: eager, float32, NCHW, with the norms that it could print."""
     network = Published(task.model).eval().to(task.device)
 
     def steps() -> None:
@@ -123,7 +123,7 @@ def _bf16(network: Plain, device: torch.device) -> Plain:
 
 
 def _langevin(network: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """x + b f + c z as a user writes it around a bfloat16 network."""
+    """Returns x + b f + c z in plain PyTorch around a bfloat16 network."""
 
     def one(x: Tensor, b: Tensor, c: Tensor) -> Tensor:
         f = network(x.to(torch.bfloat16, memory_format=torch.channels_last))
@@ -135,7 +135,7 @@ def _langevin(network: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor, 
 def _user_loop(
     task: Task, network: Plain, one: Callable[[Tensor, Tensor, Tensor], Tensor]
 ) -> Entrant:
-    # Tensors of their own, as views into a table are copied anew by what torch.compile makes.
+    # Separate tensors, since torch.compile would copy views into a table at every call.
     b, c = (
         {k: torch.tensor(column[k], dtype=torch.float32, device=task.device) for k in task.rows}
         for column in (task.program.b, task.program.c)
@@ -150,7 +150,7 @@ def _user_loop(
 
     def error() -> float:
         silent = torch.zeros((), device=task.device)
-        with torch.inference_mode():  # through `one`, so that what is compiled is what is checked
+        with torch.inference_mode():  # through `one`, so that the compiled function is checked
             f = one(task.x, silent + 1, silent) - task.x
         return relative_error(f, task.f)
 
@@ -158,13 +158,13 @@ def _user_loop(
 
 
 def eager_bf16(task: Task) -> Entrant:
-    """What a user changes first: bfloat16, channels-last, no norms."""
+    """Returns the usual first changes to the released code: bfloat16, channels-last, no norms."""
     network = _bf16(Published(task.model), task.device)
     return _user_loop(task, network, _langevin(network))
 
 
 def inductor_bf16(task: Task, *, mode: str) -> Entrant:
-    """The whole step in torch.compile, channels-last."""
+    """Returns the whole step in torch.compile, channels-last."""
     import torch._dynamo
 
     torch._dynamo.reset()
@@ -180,7 +180,7 @@ def inductor_bf16(task: Task, *, mode: str) -> Entrant:
 
 
 def ours(task: Task, **options: str) -> Entrant:
-    """Our engine's loop."""
+    """Returns the sampling loop of this package's engine."""
     try:
         from ncsn_fast.engines.cuda.engine import CudaEngine
     except ImportError as error:
@@ -195,7 +195,7 @@ def ours(task: Task, **options: str) -> Entrant:
 
 
 def runtime(task: Task, *, engine: str, **options: str) -> Entrant:
-    """An engine that is another's runtime, in float16, with our update after its network."""
+    """Returns a third-party runtime's engine in float16, followed by this package's update."""
     try:
         kind, device, _ = engines.pick(engine, task.device, task.model)
         built = kind(task.model, device=device, dtype="fp16", batch_size=len(task.x), **options)
@@ -205,9 +205,9 @@ def runtime(task: Task, *, engine: str, **options: str) -> Entrant:
 
 
 def _engine_loop(task: Task, engine: Engine) -> Entrant:
-    """Steps of an engine; checked by its network, and by the state after the rows with their noise.
+    """Returns an engine's steps; verifies its network, and the state after noisy rows.
 
-    Laps go on from level to level, as in sampling: to go back would load the program anew.
+    Laps continue from level to level, as in sampling; restarting would reload the program.
     """
     chains = Chains(task.x.clone(), 0, task.samples)
     with engine.context():
@@ -257,7 +257,7 @@ PROVIDERS: dict[str, Callable[[Task], Entrant]] = {
         for kernels in ("triton", "cuda")
         for graph in ("none", "step", "level")
     },
-    # Where cuDNN may time its algorithms, as it does for all providers above.
+    # Lets cuDNN time its algorithms, as for all providers above.
     "ours-triton-tuned": functools.partial(ours, kernels="triton", graph="level", tune="on"),
     "ort-fp16": functools.partial(runtime, engine="ort"),
     "ort-fp16-graph": functools.partial(runtime, engine="ort", graph="on"),
@@ -272,7 +272,7 @@ RUNTIMES = ["ort-fp16", "ort-fp16-graph", "trt-fp16"]
 def measure(
     section: Section, *, batch: int, names: list[str], seconds: float, against: str = ""
 ) -> None:
-    """Races the named providers at a batch size; `against` tells such races from one another."""
+    """Races the named providers at a batch size; `against` labels races that compare others."""
     title = f"one sampling step, B = {batch}{', ' if against else ''}{against}"
     section.plan([(title, names)])
     if section.small:

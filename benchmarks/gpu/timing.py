@@ -1,8 +1,8 @@
-"""Laps on a device: calls in a CUDA graph, synchronised at the end, on inputs that rotate.
+"""Laps on a device: calls in a CUDA graph, synchronised at the end, on rotating inputs.
 
-Launches from Python take longer than small kernels run. All calls of a lap are therefore captured
-in one graph, which is replayed until a lap is long enough for the clock. Inputs rotate among copies
-that exceed the L2 cache several times ("cold"), or stay one set ("warm").
+Launches from Python take longer than small kernels run, so all calls of a lap are captured in one
+graph, which is replayed until a lap is long enough for the timer. Inputs rotate among copies that
+exceed the L2 cache several times ("cold"), or stay the same ("warm").
 """
 
 from __future__ import annotations
@@ -15,40 +15,41 @@ from typing import Any
 
 import torch
 
-LAP = 10e-3  # seconds that a lap shall hold at least
-CALLS = 32  # in a graph at least: replaying it costs some microseconds itself
-COLD = 4  # times the L2 cache is exceeded by inputs that rotate
+LAP = 10e-3  # minimum seconds per lap
+CALLS = 32  # minimum calls per graph: a replay itself costs some microseconds
+COLD = 4  # size of the rotating inputs, in L2 caches
 MOST_SETS = 512
-CPU_CACHE = 1 << 11  # a rehearsal's "L2 cache": a tiny input fits
+CPU_CACHE = 1 << 11  # "L2 cache" of a rehearsal, which holds a tiny input
 
 Call = Callable[[], Any]
 
 
 def synchronize(device: torch.device) -> None:
+    """Waits for the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def cache_bytes(device: torch.device) -> int:
-    """Size of the L2 cache."""
+    """Returns the size of the L2 cache."""
     if device.type != "cuda":
         return CPU_CACHE
     return int(torch.cuda.get_device_properties(device).L2_cache_size)
 
 
 def sets_beyond_cache(set_bytes: int, device: torch.device) -> int:
-    """How many copies of inputs and outputs of that size exceed the L2 cache COLD times."""
+    """Returns how many sets of inputs and outputs of this size exceed the L2 cache COLD times."""
     most = MOST_SETS if device.type == "cuda" else 2
     return min(most, max(1, -(-COLD * cache_bytes(device) // max(set_bytes, 1))))
 
 
 def fits_cache(set_bytes: int, device: torch.device) -> bool:
-    """Whether one set leaves half of the L2 cache free, so that it stays there."""
+    """Returns whether one set leaves half of the L2 cache free, so that it stays there."""
     return 2 * set_bytes <= cache_bytes(device)
 
 
 def captured(calls: Sequence[Call], device: torch.device) -> Call:
-    """All the calls as one: a CUDA graph of them, on a CPU a loop."""
+    """Captures all calls as one: in a CUDA graph, or in a loop on a CPU."""
     if device.type != "cuda":
         return lambda: [call() for call in calls]
     stream = torch.cuda.Stream(device)
@@ -67,11 +68,11 @@ def captured(calls: Sequence[Call], device: torch.device) -> Call:
 
 @dataclasses.dataclass(frozen=True)
 class Lap:
-    """A lap to be timed.
+    """Timed lap.
 
     Attributes:
-        once: the calls, captured.   repeats: how often they run before the wait for the device.
-        calls: held for their tensors, which a graph uses without owning them.
+        once: the captured calls.   repeats: how often they run before synchronisation.
+        calls: kept for their tensors, which a graph uses without owning them.
     """
 
     once: Call
@@ -86,7 +87,10 @@ class Lap:
 
 
 def lap_of(calls: Sequence[Call], device: torch.device, shortest: float) -> tuple[Lap, int]:
-    """(lap, n): the lap makes n calls, the given ones in turn, in at least `shortest` seconds."""
+    """Returns (lap, n): a lap of n calls, the given ones in turn.
+
+    It takes at least `shortest` seconds.
+    """
     turns = -(-CALLS // len(calls)) if device.type == "cuda" else 1
     once = captured(list(itertools.chain(*[calls] * turns)), device)
     repeats = _repeats(once, device, shortest)
@@ -94,7 +98,7 @@ def lap_of(calls: Sequence[Call], device: torch.device, shortest: float) -> tupl
 
 
 def _repeats(once: Call, device: torch.device, shortest: float) -> int:
-    """How often `once` must run for a lap of `shortest` seconds; found by doubling."""
+    """Returns how often `once` must run for `shortest` seconds, found by doubling."""
     n = 1
     while True:
         synchronize(device)

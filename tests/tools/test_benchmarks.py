@@ -133,7 +133,7 @@ SUITE = """
 
     @pytest.mark.parametrize("provider", ["a", "wrong", "absent", "b"])
     def bench_x(race, provider):
-        builders = lambda heat: {n: (lambda n=n: entrant(n)) for n in heat.names}
+        builders = lambda settings: {n: (lambda n=n: entrant(n)) for n in settings.names}
         race(builders, "the group", seconds=0)
 """
 
