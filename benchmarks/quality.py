@@ -129,7 +129,7 @@ class Mixture:
         return run(program, network, chains), program.nfe
 
     def figures(self, x: Tensor) -> Record:
-        """Computes mode shares, their total variation to the weights, and in-mode variance ratio."""
+        """Computes mode shares, their total variation to the weights, in-mode variance ratio."""
         distance = torch.cdist(x.flatten(1).double(), self.centres)
         nearest, mode = distance.min(dim=1)
         share = torch.bincount(mode, minlength=10).double() / len(x)

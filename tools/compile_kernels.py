@@ -145,7 +145,7 @@ def epilogues() -> Iterator[Case]:
 
 
 def odd() -> Iterator[Case]:
-    """Yields launches with arguments of 1, which the JIT makes constants, without `.to` for example."""
+    """Yields launches with arguments of 1, which the JIT makes constants (without `.to`, say)."""
     index, call = meta(1, dtype=torch.int64), functools.partial
     rows = Rows(meta(1, 8), meta(1, 2, dtype=torch.int64), meta(1, dtype=torch.int32))
     for c, height, width in ((1, 1, 1), (8, 1, 1), (3, 7, 1), (3, 1, 2), (3, 8, 12)):

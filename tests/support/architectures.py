@@ -1,4 +1,4 @@
-"""A small model of every architecture, on images that are not square."""
+"""Small models of every architecture, on images that are not square."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ ARCHS = [*ARCHITECTURES, *TIME]
 
 
 def model(arch: str = "ncsnv2", **fields: Any) -> ScoreModel:
-    """A tiny network of an architecture."""
+    """Returns a tiny network of an architecture."""
     settings: dict[str, Any] = {"arch": arch, "image_size": (16, 24)}
     if arch in TIME:
         low, high = TIME[arch]

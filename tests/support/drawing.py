@@ -1,4 +1,4 @@
-"""The smallest Sampler, and how tests draw with it."""
+"""Smallest Sampler, and how tests draw with it."""
 
 import dataclasses
 
@@ -13,17 +13,17 @@ TINY = ModelConfig(
 
 NFE = 4 * 2 + 1
 
-CLOSE = {"rtol": 0.0, "atol": 1e-4}  # states of rounding's size apart, after NFE evaluations
+CLOSE = {"rtol": 0.0, "atol": 1e-4}  # allows for rounding accumulated over NFE evaluations
 
 
 def tiny(**fields):
-    """A model with torch's initial weights."""
+    """Returns a model with torch's initial weights."""
     torch.manual_seed(0)
     return ScoreModel(dataclasses.replace(TINY, **fields))
 
 
 def draw(sampler, n=1, **options):
-    """Samples, without a progress bar."""
+    """Draws samples without a progress bar."""
     return sampler.sample(n, progress=False, **options)
 
 

@@ -1,4 +1,4 @@
-"""What the tests of engines share: small models, and chains to run on them."""
+"""Small models, and chains to run on them, for the tests of engines."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def chains_of(of: ScoreModel, n: int = 2, seed: int = 3, device: torch.device = 
 
 
 def lives(graph: Graph) -> dict[Map, list[int]]:
-    """First and last time of each map, maps that share memory by decree taken as one."""
+    """Returns the first and last use of each map, merging maps that must share memory."""
     owner, spans = {graph.input: graph.input}, {graph.input: [0, len(graph.ops)]}
     for moment, op in enumerate(graph.ops):
         for x in op.inputs:
@@ -43,7 +43,7 @@ def lives(graph: Graph) -> dict[Map, list[int]]:
 
 
 def small(conditional: bool = False, **fields) -> ScoreModel:
-    """Two stages with everything between them, for devices that are slow: Triton's interpreter."""
+    """Returns a network with two stages and a fusion, for slow devices (Triton's interpreter)."""
     name = f"tests-two-stages-{conditional}"
     ARCHITECTURES[name] = Architecture(
         (Stage("res1", 1), Stage("res2", 2, down=True)),

@@ -1,4 +1,4 @@
-"""Data whose score at every noise level is known, and the noise schedules of the tutorials."""
+"""Data with a known score at every noise level, and the noise schedules of the tutorials."""
 
 import math
 
@@ -19,12 +19,12 @@ class Gaussian:
         return -(x - self.mean) / per_sample(self.spread**2 + sigma**2, x)
 
     def flow(self, x, sigma_from, sigma_to):
-        """Where the probability flow takes x."""
+        """Returns where the probability flow takes x."""
         ratio = (self.spread**2 + sigma_to**2) / (self.spread**2 + sigma_from**2)
         return self.mean + (x - self.mean) * math.sqrt(ratio)
 
     def log_density(self, x, sigma):
-        """log p_sigma(x) in nats, (B,)."""
+        """Computes log p_sigma(x) in nats, (B,)."""
         variance = self.spread**2 + sigma**2
         squares = (x - self.mean).double().square().flatten(1)
         constant = 0.5 * squares.shape[1] * math.log(2 * math.pi * variance)
@@ -32,7 +32,7 @@ class Gaussian:
 
 
 class Geometric:
-    """sigma(t) = low (high / low)^t and g(t)^2; the variance of the noise is sigma(t)^2 - floor.
+    """Schedule sigma(t) = low (high / low)^t and g(t)^2; the noise has variance sigma(t)^2 - floor.
 
     The course's tutorial starts from clean data (floor = low^2), score_sde does not (floor = 0).
     """
@@ -41,7 +41,7 @@ class Geometric:
         self.low, self.rate, self.floor = low, math.log(high / low), floor
 
     def variance(self, t):
-        """v(t); a difference of nearly equal numbers, so by expm1 where it starts at zero."""
+        """Computes v(t), by expm1 if it starts at zero, to avoid cancellation."""
         if self.floor:
             return self.low**2 * torch.expm1(2 * self.rate * torch.as_tensor(t).double())
         return self.low**2 * torch.exp(2 * self.rate * torch.as_tensor(t).double())
@@ -51,12 +51,13 @@ class Geometric:
 
 
 class Power:
-    """dx = base^t dw (Song's tutorial): v(t) = (base^2t - 1) / (2 ln base)."""
+    """Schedule dx = base^t dw (Song's tutorial): v(t) = (base^2t - 1) / (2 ln base)."""
 
     def __init__(self, base=25.0):
         self.rate = math.log(base)
 
     def variance(self, t):
+        """Computes v(t), by expm1 to avoid cancellation."""
         return torch.expm1(2 * self.rate * torch.as_tensor(t).double()) / (2 * self.rate)
 
     def g2(self, t):

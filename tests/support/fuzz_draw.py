@@ -1,4 +1,4 @@
-"""What a case of `gpu_fuzz.py` draws its inputs from, and how results are judged."""
+"""Random inputs of a case of `gpu_fuzz.py`, and the check of its results."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 CHANNELS = (1, 2, 3, 5, 8, 16, 24, 31, 32, 64, 70, 128, 256)
-GUARD = 64  # elements before and after a result: a multiple of 16 bytes
+GUARD = 64  # guard elements before and after a result: a multiple of 16 bytes
 
 
 class Draw:
-    """The choices of one case, from its seed."""
+    """Random choices of one case, from its seed."""
 
     def __init__(self, seed: int, device: str, tiny: bool) -> None:
         self.random = random.Random(seed)
@@ -28,7 +28,7 @@ class Draw:
         return self.chosen[name]
 
     def shape(self, *, even: bool = False) -> tuple[int, int, int, int]:
-        """(N, C, H, W) of a map, sometimes empty, often of odd sizes."""
+        """Draws (N, C, H, W) of a map, sometimes empty, often with odd sizes."""
         n = self.choose("n", (1, 2) if self.tiny else (0, 1, 2, 3, 5))
         c = self.choose("c", CHANNELS[:5] if self.tiny else CHANNELS)
         most = 4 if self.tiny else max(2, min(48, int(math.sqrt(2e5 / (max(n, 1) * c)))))
@@ -42,9 +42,9 @@ class Draw:
         return torch.randn(*shape, generator=self.generator)
 
     def map(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A channels-last map on the device, now and then a slice of a larger batch, or off 16 B.
+        """Draws a channels-last map on the device, with random mean and spread.
 
-        Its mean and spread are drawn, too.
+        Sometimes a slice of a larger batch, or not aligned to 16 bytes.
         """
         scale = self.random.choice((1e-2, 1.0, 1.0, 30.0))
         x = (self.numbers(*shape) * scale + self.random.choice((0.0, -2.3, 20.0))).to(dtype)
@@ -61,7 +61,7 @@ class Draw:
         return view
 
     def out(self, shape: tuple[int, ...], dtype: torch.dtype, name: str = "out") -> Tensor:
-        """A channels-last result of NaN between guards of NaN."""
+        """Allocates a channels-last result of NaN between guards of NaN."""
         n, c, height, width = shape
         size = math.prod(shape)
         flat = torch.full((size + 2 * GUARD,), math.nan, dtype=dtype, device=self.device)
@@ -69,7 +69,7 @@ class Draw:
         return flat[GUARD : GUARD + size].view(n, height, width, c).permute(0, 3, 1, 2)
 
     def affine(self, n: int, c: int) -> list[Tensor]:
-        """alpha, gamma, beta: each for all samples or one row a sample."""
+        """Draws alpha, gamma, beta, each shared by all samples or one row per sample."""
         rows = [self.random.choice(((c,), (n, c))) for _ in range(3)]
         return [
             (self.numbers(*shape) * 0.5 + offset).to(self.device)
@@ -87,7 +87,10 @@ def exact(x: Any) -> Any:
 
 
 def close(name: str, ours: Tensor, truth: Tensor, eager: Tensor | None, floor: float) -> None:
-    """At most twice eager's error, plus two roundings of the largest value, plus `floor`."""
+    """Raises unless the error is at most twice eager's, plus two roundings, plus `floor`.
+
+    The roundings are of the largest value.
+    """
     assert ours.shape == truth.shape, f"{name}: shape {tuple(ours.shape)}"
     if truth.numel() == 0:
         return

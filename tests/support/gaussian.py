@@ -11,14 +11,14 @@ from ncsn_fast.samplers.program import Program
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """N(mean, variance I), one pixel of it; scale is E[x(t) | x(0)] / x(0) at each row, or 1."""
+    """One pixel of N(mean, variance I); scale is E[x(t) | x(0)] / x(0) at each row, or 1."""
 
     mean: float = 0.0
     variance: float = 0.25
     scale: object = 1.0
 
     def slope(self, program: Program) -> tuple[np.ndarray, np.ndarray]:
-        """f = sigma * score = slope (x - centre) at each row: (K,) slope and centre."""
+        """Returns (K,) slope and centre with f = sigma * score = slope (x - centre) at each row."""
         scale = np.broadcast_to(np.asarray(self.scale, dtype=np.float64), program.sigma.shape)
         slope = -program.sigma / (scale**2 * self.variance + program.sigma**2)
         return slope, scale * self.mean
@@ -27,7 +27,9 @@ class Data:
 def moments(
     program: Program, data: Data, mean: float = 0.0, variance: float | None = None
 ) -> tuple[float, float]:
-    """Mean and variance of x after the last row, from N(mean, variance); None is the prior's.
+    """Computes mean and variance of x after the last row, from N(mean, variance).
+
+    variance None: the prior's.
 
     (x, h) goes through x' = a x + b f + g h + c z, h' = p x + q f, which is affine in both.
     """
@@ -43,5 +45,5 @@ def moments(
 
 
 def follow(program: Program, data: Data, x: float) -> float:
-    """Where x ends without noise."""
+    """Returns the final x of a run without noise."""
     return moments(program, data, mean=x, variance=0.0)[0]

@@ -1,4 +1,4 @@
-"""N(0, I) as a target, and independent values judged by their mean."""
+"""Target N(0, I), and a test of the mean of independent values."""
 
 import math
 
@@ -16,6 +16,6 @@ def start(n, d, seed=0, spread=1.0):
 
 
 def assert_close_mean(values, expected, band=4.5):
-    """The mean of independent values (N,) is `expected`, within Monte-Carlo error."""
+    """Raises unless the mean of independent values (N,) is `expected`, within Monte-Carlo error."""
     error = float(values.std()) / math.sqrt(len(values))
     assert abs(float(values.mean()) - expected) < band * error + 1e-12, float(values.mean())

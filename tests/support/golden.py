@@ -1,4 +1,4 @@
-"""The golden vectors, and the weights and inputs that they were computed from."""
+"""Golden vectors, and the weights and inputs that they were computed from."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ ARCHS = {
     "NCSN": "ncsn",
     "NCSNdeeper": "ncsn_deeper",
 }
-TOLERANCE = 1e-5  # of max |output|
+TOLERANCE = 1e-5  # relative to max |output|
 
 
 def read(name: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """Meta data and arrays of a golden file."""
+    """Reads metadata and arrays of a golden file."""
     with np.load(FOLDER / f"{name}.npz", allow_pickle=False) as file:
         arrays = {key: file[key] for key in file.files if key != "meta"}
         return json.loads(str(file["meta"])), arrays
 
 
 def uniform(seed: int, *shape: int) -> Tensor:
-    """The inputs' recipe."""
+    """Generates inputs by the golden files' recipe."""
     return torch.from_numpy(np.random.RandomState(seed).rand(*shape).astype(np.float32))
 
 
 def weight(key: str, shape: tuple[int, ...]) -> Tensor:
-    """The weights' recipe: reproducible from the key alone."""
+    """Generates a weight by the golden files' recipe, reproducible from the key alone."""
     seed = zlib.crc32(key.encode())
     z = np.random.RandomState(seed).standard_normal(shape)
     if key.endswith(("alpha", "gamma")):
@@ -54,7 +54,7 @@ def weight(key: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def model(meta: dict[str, Any]) -> ScoreModel:
-    """The network of a golden file, with its weights."""
+    """Returns the network of a golden file, with its weights."""
     config = ModelConfig(
         arch=ARCHS[meta.get("model") or meta["network"]],
         image_size=(meta["image_size"], meta["image_size"]),
@@ -75,7 +75,7 @@ def model(meta: dict[str, Any]) -> ScoreModel:
 
 
 def assert_matches(actual: Tensor, expected: NDArray[Any]) -> None:
-    """Within TOLERANCE of max |expected|."""
+    """Raises unless the error is within TOLERANCE of max |expected|."""
     assert tuple(actual.shape) == expected.shape
     error = np.abs(actual.double().numpy() - expected).max() / np.abs(expected).max()
     assert error <= TOLERANCE, f"largest error {error:.2e} of max |output|; allowed {TOLERANCE:.0e}"

@@ -1,10 +1,9 @@
-"""Random shapes, types, layouts and options through every GPU launcher, against float64.
+"""Fuzzer of every GPU launcher: random shapes, dtypes, layouts and options, against float64.
 
-A script, not a test: `python tests/support/gpu_fuzz.py --cases 200`. Each case is drawn from a seed
-of its own, which a failure prints. Results lie between guards that must stay untouched, in memory
-that was NaN before. With compute-sanitizer around it, and PyTorch's caching allocator off, every
-access out of bounds is an error; without a GPU, TRITON_INTERPRET=1 and `--device cpu --tiny`
-rehearse it.
+A script, not a test: `python tests/support/gpu_fuzz.py --cases 200`. Each case has its own seed,
+which a failure prints. Results are allocated between guards that must stay untouched, in memory
+initialised to NaN. Under compute-sanitizer, with PyTorch's caching allocator off, every access out
+of bounds is an error; without a GPU, TRITON_INTERPRET=1 and `--device cpu --tiny` run a rehearsal.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def norm_floor(x: Tensor, alpha: Tensor, gamma: Tensor, eps: float) -> float:
-    """How far y may move when float32 sums put every mean off by 2^-22 of the largest |x|."""
+    """Returns the change of y if float32 sums shift every mean by 2^-22 of the largest |x|."""
     if x.numel() == 0:
         return 0.0
     means = x.mean(dim=(2, 3))
@@ -41,7 +40,7 @@ def norm_floor(x: Tensor, alpha: Tensor, gamma: Tensor, eps: float) -> float:
 
 
 def bias_for(draw: Draw, launcher: Any, channels: int) -> dict[str, Tensor]:
-    """A bias (C,) now and then, for a launcher that takes one."""
+    """Draws a bias (C,), in some cases, for a launcher that takes one."""
     if "bias" not in inspect.signature(launcher).parameters or draw.choose("bias", (True, False)):
         return {}
     return {"bias": draw.numbers(channels).to(draw.device)}
@@ -71,7 +70,7 @@ def instance_norm_plus(draw: Draw, module: Any, partials: Callable[[Tensor], Ten
         y = module.instance_norm_plus(x, *rows, **options, **extra)
     except ValueError as error:
         if "multiple of 16 bytes" in str(error) and x.data_ptr() % 16:
-            draw.guards.clear()  # refused, as it says
+            draw.guards.clear()  # rejected with an error, as documented
             return
         raise
     assert y is out, "out is not what is returned"
@@ -128,7 +127,7 @@ def add_elu(draw: Draw, module: Any) -> None:
 def pointwise(
     draw: Draw, module: Any, maps: list[Tensor], bias: Tensor | None, out: Tensor
 ) -> None:
-    """One to three maps; the sum over the first of them, as an engine has it, or elsewhere."""
+    """Checks one to three maps, with the sum written over the first of them or elsewhere."""
     terms = maps[: draw.choose("terms", (1, 2, 3))]
     truth = sum(map(exact, terms)) + (0.0 if bias is None else exact(bias)[:, None, None])
     floor = 1e-6 * float(sum(t.abs().max() for t in terms) + 4) if out.numel() else 0.0
@@ -172,7 +171,7 @@ def resize_add(draw: Draw, module: Any) -> None:
 
 
 def sampler_update(draw: Draw, module: Any) -> None:
-    """One row out of three, in place, and the counter."""
+    """Checks one of three rows, in place, and the counter."""
     n, c, height, width = shape = draw.shape()
     numbers = lambda: draw.numbers(*shape).to(draw.device)  # noqa: E731
     x, h = numbers(), numbers() if draw.choose("history", (True, False)) else None
@@ -234,7 +233,7 @@ FAMILIES = {"triton": triton_launchers, "native": native_launchers}
 
 
 def run_case(seed: int, name: str, launcher: Callable[[Draw], None], options: Any) -> bool:
-    """Whether the case passed; says how to repeat one that did not."""
+    """Returns whether the case passed; prints how to repeat a failed one."""
     draw = Draw(seed, options.device, options.tiny)
     try:
         launcher(draw)
@@ -251,7 +250,7 @@ def run_case(seed: int, name: str, launcher: Callable[[Draw], None], options: An
 
 
 def main() -> int:
-    """Exit code 1 if a case failed, 3 if no launcher could be imported."""
+    """Runs the cases; exit code 1 if one failed, 3 if no launcher could be imported."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0, help="of the first case")

@@ -1,4 +1,4 @@
-"""Adversarial inputs of instance normalisation++, for the tests of all of its kernels."""
+"""Adversarial inputs of instance normalisation++, for the tests of all its kernels."""
 
 import torch
 from torch import Tensor
@@ -47,12 +47,12 @@ def parameters(n: int, c: int, per_sample: bool = False) -> tuple[Tensor, Tensor
 
 
 def worst(y: Tensor, exact: Tensor) -> float:
-    """The largest absolute error."""
+    """Returns the largest absolute error."""
     return (y.cpu().double() - exact.cpu()).abs().max().item() if y.numel() else 0.0
 
 
 def sensitivity(x: Tensor, alpha: Tensor, gamma: Tensor) -> float:
-    """How far y may move if every mean is off by 2^-26 of the largest |x|: sums are float32."""
+    """Returns the change of y if every mean is off by 2^-26 of the largest |x| (float32 sums)."""
     means = x.double().mean(dim=(2, 3))
     across = means.var(dim=1) if x.shape[1] > 1 else torch.zeros(len(x)).double()
     within = x.double().var(dim=(2, 3), correction=0)

@@ -1,4 +1,4 @@
-"""Folders of the repository, and its scripts as modules, for tests at any depth."""
+"""Folders of the repository, and import of its scripts, for tests at any depth."""
 
 import importlib.util
 import sys
@@ -11,13 +11,13 @@ SUPPORT = TESTS / "support"
 
 
 def load_script(path: Path) -> Any:
-    """Imports a script of tools/ or benchmarks/, which are no packages, by its file."""
+    """Imports a script of tools/ or benchmarks/, which are not packages, from its file."""
     if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))  # scripts of a folder import one another
+        sys.path.append(str(path.parent))  # scripts import others in their folder
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # dataclasses look their own module up
+    sys.modules[path.stem] = module  # dataclasses look up their own module
     spec.loader.exec_module(module)
     return module

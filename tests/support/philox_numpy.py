@@ -1,4 +1,4 @@
-"""The noise contract once more, in NumPy with unsigned integers: a check of all the others."""
+"""Independent implementation of the noise contract in NumPy, as a check of all the others."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ U32, U64 = np.uint32, np.uint64
 
 
 def philox4x32(counter: np.ndarray, key: np.ndarray) -> np.ndarray:
-    """Philox4x32-10 on counters (..., 4) and keys (..., 2) of uint32; words (..., 4)."""
+    """Computes Philox4x32-10 of counters (..., 4) and keys (..., 2) of uint32; words (..., 4)."""
     c = [counter[..., i].astype(U32) for i in range(4)]
     k = [key[..., i].astype(U32) for i in range(2)]
     with np.errstate(over="ignore"):
@@ -23,7 +23,7 @@ def philox4x32(counter: np.ndarray, key: np.ndarray) -> np.ndarray:
 
 
 def words(seed: int, samples: list[int], stream: int, step: int, numel: int) -> np.ndarray:
-    """Words (B, ceil(numel / 4), 4) of uint32."""
+    """Returns words (B, ceil(numel / 4), 4) of uint32."""
     quads = (numel + 3) // 4
     counter = np.zeros((len(samples), quads, 4), U32)
     counter[..., 0] = np.arange(quads)
@@ -36,17 +36,20 @@ def words(seed: int, samples: list[int], stream: int, step: int, numel: int) -> 
 
 
 def uniform(seed: int, samples: list[int], stream: int, step: int, numel: int) -> np.ndarray:
-    """Uniforms (B, numel), float32."""
+    """Returns uniforms (B, numel), float32."""
     w = words(seed, samples, stream, step, numel).reshape(len(samples), -1)[:, :numel]
     return (w >> U32(8)).astype(np.float32) * np.float32(2.0**-24)
 
 
 def box_muller(w: np.ndarray) -> np.ndarray:
-    """Normals in float64 from words (..., 2k), rounded nowhere; pairs along the last axis."""
+    """Computes normals in float64, without rounding, from words (..., 2k).
+
+    Pairs on the last axis.
+    """
     u1 = ((w[..., 0::2] >> U32(8)).astype(np.float64) + 1) * 2.0**-24
     turns = (w[..., 1::2] >> U32(8)).astype(np.float64) * 2.0**-24
     radius = np.sqrt(-2 * np.log(u1))
-    # Reduced to an eighth of a turn about the nearest quarter, so that zeros are zeros.
+    # Reduced to an eighth of a turn about the nearest quarter, so that zeros are exact.
     quarter = np.floor(4 * turns + 0.5)
     angle = (4 * turns - quarter) * (np.pi / 2)
     rotation = np.exp(1j * angle) * np.array([1, 1j, -1, -1j])[quarter.astype(int) % 4]
@@ -55,7 +58,7 @@ def box_muller(w: np.ndarray) -> np.ndarray:
 
 
 def ulp_distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Float32 values between a and b, elementwise; +0 and -0 are one."""
+    """Counts float32 values between a and b, elementwise; +0 and -0 are equal."""
 
     def ordered(x: np.ndarray) -> np.ndarray:
         bits = np.ascontiguousarray(x, np.float32).view(np.int32).astype(np.int64)

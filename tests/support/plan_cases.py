@@ -1,6 +1,6 @@
-"""For tests of the cache of compiled engines: an engine, what spoils its file, and processes.
+"""Helpers for tests of the cache of compiled engines: an engine, damaged files, and processes.
 
-It imports little, so that processes start soon.
+It imports little, so that processes start quickly.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 FACTS = {"model": "5f" * 32, "dtype": "bf16", "shapes": [[1, 3, 8, 8], [4, 3, 8, 8]], "level": 3}
 NOTES = {"error": 1.5e-3, "seconds": 71}
-SECONDS = 60  # after which a process that does not answer has failed
+SECONDS = 60  # timeout of a process
 
 
 def mode(path: Path) -> int:
@@ -59,16 +59,16 @@ SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 def in_home(environment: dict[str, str], target: Callable[..., None], *args: Any) -> None:
-    """Runs a target as in the test: processes of a fork server have the server's environment."""
+    """Runs a target in the test's environment; a fork server would use its own."""
     os.environ.update(environment)
     target(*args)
 
 
 def race(folder: Path, number: int, barrier: Any) -> None:
-    """Fetches at the same time as others, and writes down what it got."""
+    """Fetches concurrently with other processes, and writes down the result."""
 
     def make() -> tuple[bytes, dict[str, Any]]:
-        time.sleep(0.3)  # all others arrive meanwhile
+        time.sleep(0.3)  # meanwhile all others arrive
         return f"by {number}".encode(), {}
 
     barrier.wait(SECONDS)
@@ -82,7 +82,7 @@ def race(folder: Path, number: int, barrier: Any) -> None:
 
 
 def hang(flag: Path, where: str) -> None:
-    """Never gets done: it builds, or has built and writes."""
+    """Hangs forever while building, or while writing after a build."""
 
     def forever(*_: Any) -> Any:
         flag.touch()
@@ -103,7 +103,7 @@ def never() -> tuple[bytes, dict[str, Any]]:
 
 
 def plan_of(cache: PlanCache, facts: dict[str, Any] = FACTS) -> Path:
-    """Where a plan must be, without the code under test."""
+    """Returns the path of a plan, computed without the code under test."""
     text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
     return cache.folder / f"{hashlib.sha256(text.encode()).hexdigest()}.plan"
 

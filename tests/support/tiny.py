@@ -1,6 +1,6 @@
-"""The smallest model and the shortest training run that still have every part.
+"""Smallest model and shortest training run that still have every part.
 
-The trainer is imported by what uses it: tests on a GPU do without it and its packages.
+The trainer is imported only where it is used: tests on a GPU do without it and its packages.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ IMAGES = torch.randint(
 
 
 def arguments(**changes: Any) -> list[str]:
-    """SETTINGS as the trainer's command line."""
+    """Returns SETTINGS as arguments of the trainer's command line."""
     pairs = ((f"--{k.replace('_', '-')}", str(v)) for k, v in {**SETTINGS, **changes}.items())
     return [word for pair in pairs for word in pair]
 
@@ -40,7 +40,7 @@ def train_config(**changes: Any) -> TrainConfig:
 
 
 def model(seed: int = 0, **changes: Any) -> ScoreModel:
-    """A ScoreModel with random weights, biases and norms."""
+    """Returns a ScoreModel with random weights, biases and norms."""
     settings: dict[str, Any] = {
         "image_size": (8, 8), "channels": 1, "ngf": 4, "n_sigmas": 4, "sigma_begin": 5.0,
         "epsilon": 5e-5, "n_steps_each": 2,
@@ -54,7 +54,7 @@ def model(seed: int = 0, **changes: Any) -> ScoreModel:
 
 
 def trainer(**changes: Any) -> Trainer:
-    """A run on IMAGES, before its first step."""
+    """Returns a run on IMAGES, before its first step."""
     from ncsn_fast import train
     from ncsn_fast.data.datasets import MemoryImages
     from ncsn_fast.training.trainer import Trainer
@@ -64,7 +64,7 @@ def trainer(**changes: Any) -> Trainer:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Equality of nested dicts, lists and tensors, bit for bit."""
+    """Compares nested dicts, lists and tensors, bit for bit."""
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
     if isinstance(a, (list, tuple)):
@@ -73,7 +73,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def run_trainer(arguments: list[str]) -> None:
-    """`python -m ncsn_fast.train`, as the body of a process."""
+    """Runs `python -m ncsn_fast.train`, as the body of a process."""
     from ncsn_fast import train
     from ncsn_fast.cli import command
 

@@ -1,6 +1,6 @@
-"""What the cases of the Triton kernels share.
+"""Helpers for the test cases of the Triton kernels.
 
-Cases are the files triton_*_cases.py, which pytest does not collect by itself. They run in a child
+Cases are in files triton_*_cases.py, which pytest does not collect by itself. They run in a child
 process, because TRITON_INTERPRET is read when triton is first imported and would change every later
 use of Triton in the process: test_triton_interpreter.py runs them on the CPU with it set,
 test_triton_gpu.py on a GPU without it.
@@ -31,7 +31,7 @@ needs_triton = pytest.mark.skipif(
 
 
 def run_cases(*files: str, interpreted: bool) -> None:
-    """Runs the case files in a process of their own; fails with its output if one fails there."""
+    """Runs the case files in a separate process; fails with its output if one fails."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     if interpreted:
         environment["TRITON_INTERPRET"] = "1"
@@ -46,14 +46,15 @@ def run_cases(*files: str, interpreted: bool) -> None:
 
 
 def nhwc(x: Tensor) -> Tensor:
-    """A copy in channels-last on the device under test."""
+    """Returns a channels-last copy on the device under test."""
     return x.to(DEVICE).contiguous(memory_format=torch.channels_last)
 
 
 def assert_close(ours: Tensor, eager: Tensor, exact: Tensor, floor: float = 0.0) -> None:
-    """Error at most twice eager's, plus two roundings of the largest output, plus `floor`.
+    """Raises unless the error is at most twice eager's, plus two roundings, plus `floor`.
 
-    The interpreter truncates to bfloat16 where a GPU rounds: the two roundings cover that ulp.
+    The roundings are of the largest output. They cover the interpreter's truncation to bfloat16,
+    where a GPU rounds.
     """
     assert ours.shape == exact.shape
     assert ours.dtype == eager.dtype

@@ -1,4 +1,4 @@
-"""A machine with TensorRT, as the tests have it: a double, whose GPU is the CPU."""
+"""Simulated machine with TensorRT: a double, whose GPU is the CPU."""
 
 import importlib.machinery
 import sys
@@ -16,20 +16,20 @@ CPU = torch.device("cpu")
 
 
 def install(monkeypatch, folder, version, **knobs):
-    """A machine with TensorRT of a version, whose GPU is the CPU; returns its knobs."""
+    """Installs the double of a TensorRT version, whose GPU is the CPU; returns its settings."""
     module = tensorrt_double.make(version, **knobs)
     module.__dict__["__spec__"] = importlib.machinery.ModuleSpec("tensorrt", None)
     monkeypatch.setitem(sys.modules, "tensorrt", module)
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
     monkeypatch.setattr(TrtEngine, "device_types", ("cpu",))
-    monkeypatch.setattr(trt, "DEFAULT_FAMILY", "cuda")  # the extension, on the CPU
+    monkeypatch.setattr(trt, "DEFAULT_FAMILY", "cuda")  # the extension's kernels, on the CPU
     monkeypatch.setattr(trt_api, "problem", lambda: None)
     return tensorrt_double.behaviour_of(module)
 
 
 def count_builds(monkeypatch):
-    """A list that receives the settings of every build."""
+    """Returns a list that receives the settings of every build."""
     seen, real = [], trt.build_plan
 
     def counted(module, onnx, settings, **more):
@@ -45,7 +45,7 @@ def engine(of, dtype="fp32", batch_size=2, **options):
 
 
 def plans(folder=None):
-    """What the cache holds beside timings."""
+    """Returns the cached files other than timings."""
     return [entry for entry in PlanCache(folder).entries() if entry.path.suffix == ".plan"]
 
 

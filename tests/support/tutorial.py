@@ -1,4 +1,4 @@
-"""The tutorial's networks at their published sizes, with the weights of the golden files."""
+"""Networks of the tutorials at their published sizes, with the weights of the golden files."""
 
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ CONFIG = {"unet_a": A, "unet_b": B}
 
 
 def weight(key: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """The golden recipe of these networks' weights."""
+    """Generates a weight of these networks by the golden files' recipe."""
     z = np.random.RandomState(zlib.crc32(key.encode())).standard_normal(shape)
     if key.endswith(".W"):
         z = 2 * z
@@ -37,7 +37,7 @@ def weight(key: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 @functools.cache
 def published(arch: str) -> ScoreModel:
-    """The published size, with the golden recipe's weights."""
+    """Returns the network at its published size, with the golden files' weights."""
     model = ScoreModel(CONFIG[arch])
     state = {key: weight(key, tuple(v.shape)) for key, v in model.net.state_dict().items()}
     model.net.load_state_dict(state)

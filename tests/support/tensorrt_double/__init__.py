@@ -1,15 +1,15 @@
-"""A double of the TensorRT Python API: strict about names and types, computing on the CPU.
+"""Double of the TensorRT Python API: strict about names and types, computing on the CPU.
 
     trt = tensorrt_double.make("11.4")
     monkeypatch.setitem(sys.modules, "tensorrt", trt)
 
-It has the names, signatures and enum members that were read off the real bindings
-(tests/support/tensorrt_api, tools/read_tensorrt_api.py) and no others. What exists but is not
-implemented raises NotImplementedError; `with` blocks, which TensorRT deprecates, do not work.
-Addresses are those of CPU memory, and ONNX Runtime computes.
+It has exactly the names, signatures and enum members that were extracted from the real bindings
+(tests/support/tensorrt_api, tools/read_tensorrt_api.py). Those that are not implemented raise
+NotImplementedError; `with` blocks, which TensorRT deprecates, do not work. Addresses are those of
+CPU memory, and ONNX Runtime computes.
 
-Which value, log text or exception answers what was seen with TensorRT-RTX 1.7, whose builder runs
-without a GPU; the runtime's answers follow TensorRT's documentation.
+Return values, log texts and exceptions of the builder were observed with TensorRT-RTX 1.7, whose
+builder runs without a GPU; those of the runtime follow TensorRT's documentation.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ NUMPY = {"FLOAT": np.float32, "HALF": np.float16, "INT8": np.int8, "INT32": np.i
 
 
 def make(version: str, behaviour: Behaviour | None = None, **knobs: Any) -> Any:
-    """A module like `tensorrt` of version "10.16" or "11.4".
+    """Returns a module like `tensorrt` of version "10.16" or "11.4".
 
     Args:
-        behaviour: knobs, shared with whoever gives them.   knobs: fields of a new Behaviour.
+        behaviour: settings, shared with the caller.   knobs: fields of a new Behaviour.
     """
     if version not in VERSIONS:
         raise ValueError(f"version must be one of {', '.join(VERSIONS)}; got {version!r}")
@@ -63,10 +63,10 @@ def make(version: str, behaviour: Behaviour | None = None, **knobs: Any) -> Any:
 
 
 def behaviour_of(module: Any) -> Behaviour:
-    """The knobs of a module that `make` made."""
+    """Returns the settings of a module from `make`."""
     return module.Builder._api.behaviour
 
 
 def calls_of(context: Any) -> list[Call]:
-    """Every execute_async_v3 of an execution context, the failed ones too."""
+    """Returns every execute_async_v3 of an execution context, including failed ones."""
     return type(context)._api.implementations[context]._calls

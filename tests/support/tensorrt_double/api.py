@@ -1,7 +1,7 @@
-"""The recorded interface of a TensorRT version as classes that refuse everything else.
+"""Recorded interface of a TensorRT version, as classes that reject everything else.
 
-A class of the interface is a facade: it checks names, arguments and types as pybind11 does, and
-hands the call to an implementation, a plain Python object that user code never sees.
+A class of the interface is a facade: it checks names, arguments and types like pybind11, and passes
+the call to an implementation, a plain Python object that user code never sees.
 """
 
 from __future__ import annotations
@@ -25,13 +25,16 @@ PUBLIC_DUNDERS = ("__getitem__",)
 
 
 def read(version: str) -> dict[str, Any]:
-    """The record of version "10.16" or "11.4"."""
+    """Reads the recorded interface of version "10.16" or "11.4"."""
     content: dict[str, Any] = json.loads((FILES / f"tensorrt-{version}.json").read_text())
     return content
 
 
 class FacadeType(type):
-    """Classes whose unknown names say which TensorRT lacks them, and whose __init__ must run."""
+    """Metaclass whose unknown names raise an error that names the TensorRT version.
+
+    Requires __init__ to run.
+    """
 
     def __getattr__(cls, name: str) -> Any:
         raise AttributeError(f"TensorRT {cls._api.version} has no {cls.__qualname__}.{name}")
@@ -76,7 +79,7 @@ class Facade(metaclass=FacadeType):
 
 
 class Memory(bytearray):
-    """What lends IHostMemory its buffer: of bytearray it has nothing else."""
+    """Buffer provider of IHostMemory, which has nothing else of a bytearray."""
 
     __slots__ = ()
     __hash__ = object.__hash__
@@ -100,7 +103,7 @@ class Memory(bytearray):
 
 
 class Api:
-    """One module: its classes and enums, and the implementation behind every object."""
+    """Module under construction: its classes and enums, and the implementations of its objects."""
 
     def __init__(self, version: str, behaviour: Behaviour) -> None:
         self.record = read(version)
@@ -113,12 +116,15 @@ class Api:
         self.names["Dims"] = Dims
 
     def member(self, path: str) -> Any:
-        """`ILogger.Severity.ERROR` -> the member; AttributeError if this version has none."""
+        """Returns the member for `ILogger.Severity.ERROR`.
+
+        AttributeError if this version has none.
+        """
         enum, _, member = path.rpartition(".")
         return getattr(self.names[enum], member)
 
     def add_class(self, name: str, implementation: type) -> None:
-        """Defines a class; its bases come first. Raises on what the implementation makes up."""
+        """Defines a class, after its bases; raises for methods that are not in the record."""
         record = self.record["classes"][name]
         self._check(name, record, implementation)
         base = self.names[record["base"]] if record["base"] else Facade
@@ -143,7 +149,7 @@ class Api:
         self.names[name] = FacadeType(name, bases, body)
 
     def _check(self, name: str, record: dict[str, Any], implementation: type) -> None:
-        """What an implementation offers must be in the record, with the same arguments."""
+        """Raises unless an implementation's methods are in the record, with the same arguments."""
         elsewhere = getattr(implementation, "other_version", ())
         for key, value in inspect.getmembers(implementation):
             if key.startswith("_") and key not in PUBLIC_DUNDERS:
@@ -164,7 +170,7 @@ class Api:
             raise TypeError(f"TensorRT {self.version} has no {missing} in {name}")
 
     def wrap(self, value: Any) -> Any:
-        """Implementations as what user code sees of them; the same object every time."""
+        """Converts implementations to the objects that user code sees; always the same object."""
         if isinstance(value, (list, tuple)):
             return type(value)(self.wrap(one) for one in value)
         name = getattr(type(value), "facade", None)
@@ -185,7 +191,7 @@ class Api:
         self._facades[implementation] = weakref.ref(facade)
 
     def unwrap(self, value: Any) -> Any:
-        """What an implementation sees of an argument: loggers and monitors stay what they are."""
+        """Converts an argument to the object an implementation sees; loggers and monitors stay."""
         if not isinstance(value, (Facade, Memory)):
             return value
         implementation = self.implementations[value]
@@ -204,7 +210,7 @@ class Api:
         def method(facade: Any, *args: Any, **kwargs: Any) -> Any:
             given = [] if overloads is None else bind(self, name, overloads, args, kwargs)
             function = getattr(self.implementations[facade], name, None)
-            if function is None and virtual:  # as TensorRT: it does not raise
+            if function is None and virtual:  # like TensorRT, it does not raise
                 text = f'Tried to call pure virtual function "{owner}::{name}"'
                 print(f"[ERROR] Exception caught in {name}(): {text}", file=sys.stderr)
                 return False if overloads[0]["returns"] == "bool" else None
@@ -238,7 +244,7 @@ class Api:
 
 
 class Module(types.ModuleType):
-    """`tensorrt` itself: names that the real one has and the double has not say so."""
+    """Module `tensorrt`: missing names raise an error that says whether the real one has them."""
 
     def __init__(self, api: Api, values: dict[str, Any]) -> None:
         super().__init__("tensorrt", f"A double of TensorRT {api.record['version']}, for tests.")

@@ -1,4 +1,4 @@
-"""What tests turn: knobs of a double, and the calls it saw."""
+"""Behaviour of a double that tests can change, and the calls it received."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import dataclasses
 
 @dataclasses.dataclass
 class Behaviour:
-    """Knobs of one double; they may be turned at any time.
+    """Settings of one double, which may be changed at any time.
 
     Attributes:
-        driver: whether there is one; without, Builder and Runtime raise.
+        driver: whether a driver exists; without one, Builder and Runtime raise.
         gpu, capability: name and compute capability of the GPU that builds and runs.
-        needs_workspace: bytes without which no tactic is found.
-        fail_build, fail_context, fail_run: the next of these steps fails, until turned back.
-        float_convolution: this one, counted from 1, is compiled in float32 all the same.
+        needs_workspace: bytes below which no tactic is found.
+        fail_build, fail_context, fail_run: the next such steps fail, until reset.
+        float_convolution: this convolution, counted from 1, is compiled in float32 all the same.
         tells_types: whether the inspector shows weights and tactics of convolutions.
-        hides_maps: whether it hides the types of maps where shapes are open, as TensorRT does.
-        output_error: what is added to every output.
-        n_builds: counted by the double: networks that were built.
+        hides_maps: whether it hides the types of maps with dynamic shapes, like TensorRT.
+        output_error: value added to every output.
+        n_builds: number of networks built, counted by the double.
     """
 
     driver: bool = True
@@ -39,7 +39,7 @@ class Behaviour:
 class Call:
     """One execute_async_v3: the stream's handle, the profile, and each tensor's shape and address.
 
-    `ok` is what it returned.
+    `ok` is its return value.
     """
 
     stream: int

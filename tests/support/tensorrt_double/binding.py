@@ -1,4 +1,4 @@
-"""Arguments bound to recorded signatures, and converted or refused as pybind11 does it."""
+"""Binding of arguments to recorded signatures, converted or rejected like in pybind11."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from tensorrt_double.dims import MAX_DIMS, Dims, as_int
 
 UNSIGNED = {"flags", "pool_size", "stream_handle", "memory", "size"}  # size_t or uint32_t
-_REFUSED = object()  # an argument that an overload does not take
+_REFUSED = object()  # marks an argument that an overload rejects
 
 
 def bind(api: Any, name: str, overloads: list[Any], args: Any, kwargs: Any) -> list[Any]:
-    """The arguments of the first overload that takes them; TypeError if none does."""
+    """Returns the arguments of the first overload that accepts them; TypeError if none does."""
     for one in overloads:
         arguments = one["arguments"]
         names = [argument[0] for argument in arguments]
@@ -36,7 +36,7 @@ def bind(api: Any, name: str, overloads: list[Any], args: Any, kwargs: Any) -> l
 def convert(
     api: Any, given: dict[str, Any], name: str, kind: str, default: str | None = None
 ) -> Any:
-    """One argument as its type, its default where none is given, or _REFUSED."""
+    """Converts one argument to its type; returns the default if missing, or _REFUSED."""
     if name not in given:
         return _REFUSED if default is None else default_of(api, kind, default)
     value = given[name]
@@ -55,7 +55,7 @@ def convert(
         return _REFUSED if any(one is _REFUSED for one in converted) else converted
     if kind in CHECKS:
         return CONVERT.get(kind, lambda same: same)(value) if CHECKS[kind](value) else _REFUSED
-    known = api.names.get(kind, ())  # of a class that the double lacks there are no objects
+    known = api.names.get(kind, ())  # classes that the double lacks have no objects
     return value if isinstance(value, known) else _REFUSED
 
 
@@ -67,7 +67,7 @@ def default_of(api: Any, kind: str, text: str) -> Any:
 
 
 def as_dims(value: Any) -> Any:
-    """A shape as a list of ints, of Dims or any list or tuple of ints."""
+    """Converts Dims, or a list or tuple of ints, to a list of ints."""
     if not isinstance(value, (list, tuple, Dims)) or len(value) > MAX_DIMS:
         return _REFUSED
     numbers = [as_int(one) for one in value]

@@ -1,4 +1,4 @@
-"""Builder: from a network and a configuration to a plan, or to None and a logged reason."""
+"""Builder: compiles a network and a configuration to a plan, or logs a reason and returns None."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ NULL = "pybind11::init(): factory function returned nullptr"
 WHERE = "IBuilder::buildSerializedNetwork"
 FLAGS = {"TF32", "REFIT", "EDITABLE_TIMING_CACHE", "DISABLE_TIMING_CACHE", "FP16", "BF16",
          "DISABLE_COMPILATION_CACHE", "MONITOR_MEMORY"}  # fmt: skip
-PHASES = (  # of a build: name, parent, steps
+PHASES = (  # build phases: name, parent, steps
     ("Building engine", None, 3),
     ("Cloning network graph", "Building engine", 2),
     ("Building engine from subgraph", "Building engine", 2),
     ("Computing profile costs", "Building engine from subgraph", 2),
-    ("Timing tactics", "Computing profile costs", 0),  # as many as there are layers
+    ("Timing tactics", "Computing profile costs", 0),  # one step per layer
 )
 
 
 class Cancelled(Exception):
-    """A monitor's step_complete returned False."""
+    """Error for a build whose monitor's step_complete returned False."""
 
 
 class Refused(Exception):
-    """A build failed: the text, code and kind of the error that is logged."""
+    """Error of a failed build: the text, code and kind that are logged."""
 
 
 def start(api: Any, logger: Any) -> Log:
-    """What Builder and Runtime do first: without a driver, they log and fail."""
+    """Starts Builder or Runtime; without a driver, logs and fails."""
     log = Log(api, logger)
     if not api.behaviour.driver:
         log.write("ERROR", NO_DRIVER)
@@ -92,13 +92,13 @@ class Builder:
 
 
 def strongly_typed(api: Any, network: INetworkDefinition) -> bool:
-    """Always in 11, by a flag in 10."""
+    """Returns whether a network is strongly typed: always in 11, by a flag in 10."""
     flag = int(api.member("NetworkDefinitionCreationFlag.STRONGLY_TYPED"))
     return api.version.startswith("11") or bool(network.flags >> flag & 1)
 
 
 def check(api: Any, network: INetworkDefinition, config: IBuilderConfig) -> list[Any]:
-    """The profiles of a network that can be built; Refused of any other."""
+    """Returns the profiles of a network that can be built; raises Refused otherwise."""
     if not network.num_outputs:
         raise Refused("Network must have at least one output.")
     unknown = [
@@ -129,7 +129,7 @@ def check(api: Any, network: INetworkDefinition, config: IBuilderConfig) -> list
 def check_profile(
     one: graph.Value, shapes: list[list[int]] | None, index: int, opt_sizes: dict[str, int]
 ) -> None:
-    """Refused of a profile that contradicts an input; of named sizes, only kOPT is compared."""
+    """Raises Refused if a profile contradicts an input; of named sizes, only kOPT is compared."""
     if shapes is None:
         if one.open:
             raise Refused(
@@ -165,7 +165,7 @@ def check_profile(
 
 
 def report(monitor: Any, n_layers: int, phase: int = 0) -> None:
-    """The phases from one on, each within the one before, told to a monitor. Raises Cancelled."""
+    """Reports the nested phases, from one on, to a monitor; raises Cancelled."""
     if monitor is None or phase == len(PHASES):
         return
     name, parent, steps = PHASES[phase]
@@ -183,7 +183,7 @@ def report(monitor: Any, n_layers: int, phase: int = 0) -> None:
 
 
 def compile_layers(api: Any, network: INetworkDefinition, config: IBuilderConfig) -> None:
-    """Choice of tactics, which fails without workspace and fills the timing cache."""
+    """Chooses tactics, which fails without workspace and fills the timing cache."""
     if api.behaviour.fail_build:
         raise Refused("Could not find any implementation for node Conv.", 10, "Internal Error")
     if config._limits["WORKSPACE"] < api.behaviour.needs_workspace:
@@ -192,7 +192,7 @@ def compile_layers(api: Any, network: INetworkDefinition, config: IBuilderConfig
             "operation within workspace limit. Consider increase the allowed workspace size if "
             "applicable.", 1, "Myelin",
         )  # fmt: skip
-    level = config.builder_optimization_level  # 0 does without the cache
+    level = config.builder_optimization_level  # level 0 does not use the cache
     if config._cache is not None and level and not config._on("DISABLE_TIMING_CACHE"):
         shapes = [profile._shapes for profile in config._profiles]
         for node in network._model.graph.node:

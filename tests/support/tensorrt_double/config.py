@@ -13,7 +13,7 @@ UNLIMITED = 80 << 30  # bytes of the GPU, the default limit of the workspace
 
 
 class IHostMemory:
-    """Bytes that only the buffer protocol gives out, and never a slice or a length."""
+    """Memory that is accessible only through the buffer protocol, without slices or length."""
 
     facade = "IHostMemory"
 
@@ -57,7 +57,7 @@ class IOptimizationProfile:
 
 
 class ITimingCache:
-    """Timings by layer, of one version and one GPU."""
+    """Timings by layer, for one version and one GPU."""
 
     facade = "ITimingCache"
 
@@ -80,9 +80,10 @@ class ITimingCache:
 
 
 def read_cache(api: Any, content: bytes, log: Log) -> ITimingCache:
-    """A cache from its bytes; from damaged ones and another version's an empty one, with a warning.
+    """Reads a cache; damaged bytes, or another version's, give an empty one and a warning.
 
-    TensorRT-RTX 1.7 does the same with damaged bytes."""
+    TensorRT-RTX 1.7 does the same with damaged bytes.
+    """
     empty = ITimingCache(api, api.behaviour.gpu, set())
     if not content:
         return empty
@@ -201,6 +202,6 @@ class IBuilderConfig:
         return self._cache
 
     def _on(self, name: str) -> bool:
-        """Whether a flag is set; one that this version lacks is not."""
+        """Returns whether a flag is set; false for flags that this version lacks."""
         members = self._api.record["enums"]["BuilderFlag"]["members"]
         return name in members and bool(self.flags >> members[name] & 1)

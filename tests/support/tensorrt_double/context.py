@@ -1,4 +1,4 @@
-"""Execution contexts: shapes and addresses checked as TensorRT does, then computed on the CPU."""
+"""Execution contexts: check shapes and addresses like TensorRT, then compute on the CPU."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class IExecutionContext:
         return False
 
     def _sizes(self) -> dict[str, int] | None:
-        """Sizes by name; None where two inputs disagree."""
+        """Returns sizes by name; None if two inputs disagree."""
         sizes: dict[str, int] = {}
         for name, shape in self._shapes.items():
             for size, given in zip(self.engine._inputs[name].dims, shape, strict=True):
@@ -120,7 +120,7 @@ class IExecutionContext:
             self._memory = memory
 
     def update_device_memory_size_for_shapes(self) -> int:
-        """Bytes for the shapes that are set, of which the engine's are the most."""
+        """Returns the bytes for the current shapes, at most the engine's."""
         used = max(math.prod(shape) for shape in self._shapes.values())
         self._needed = min(16 * 4 * used, self.engine.device_memory_size_v2)
         return self._needed
@@ -171,7 +171,7 @@ class IExecutionContext:
         return True
 
     def _array(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """The memory at a tensor's address as an array."""
+        """Returns the memory at a tensor's address as an array."""
         dtype = np.dtype(graph.NUMPY[self.engine._io[name].dtype])
         n_bytes = math.prod(shape) * dtype.itemsize
         memory = (ctypes.c_char * n_bytes).from_address(self._addresses[name])

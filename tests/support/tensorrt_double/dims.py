@@ -1,4 +1,4 @@
-"""Dims, a sequence that pybind11 compares with lists and tuples, and with nothing else."""
+"""Dims: a sequence that, as in pybind11, equals lists and tuples only."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ MAX_DIMS = 8
 
 
 def as_int(value: Any) -> int | None:
-    """What pybind11 takes for an int: anything with __index__ or __int__ but floats."""
+    """Converts what pybind11 accepts as an int: anything with __index__ or __int__ but floats."""
     if isinstance(value, float) or not (hasattr(value, "__index__") or hasattr(value, "__int__")):
         return None
     try:
         return int(value)
-    except (TypeError, ValueError, RuntimeError):  # an array of several
+    except (TypeError, ValueError, RuntimeError):  # an array of several elements
         return None
 
 

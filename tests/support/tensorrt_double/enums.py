@@ -1,4 +1,4 @@
-"""Enums of pybind11: members are instances of their own class, and no ints."""
+"""Enums as in pybind11: members are instances of their own class, not ints."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from tensorrt_double.dims import as_int
 
 
 class EnumType(type):
-    """An enum of pybind11: instances of its own, which are no ints."""
+    """Metaclass of enums as in pybind11: iterable over members, which are not ints."""
 
     def __getattr__(cls, name: str) -> Any:
         raise AttributeError(f"TensorRT {cls._version} has no {cls.__qualname__}.{name}")
 
 
 class Enum(metaclass=EnumType):
-    """Equal to the same member only, ordered within the enum if at all, never combined."""
+    """Enum member: equal only to itself, ordered within the enum if at all, never combined."""
 
     __slots__ = ("__weakref__", "_value")
     _version: str

@@ -1,4 +1,4 @@
-"""ONNX graphs as TensorRT takes them: shapes, layers, and sessions that compute them on the CPU."""
+"""ONNX graphs as TensorRT sees them: shapes, layers, and sessions that compute on the CPU."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NUMPY = {"FLOAT": np.float32, "HALF": np.float16, "INT64": np.int64, "INT32": np
 
 @dataclasses.dataclass(frozen=True)
 class Value:
-    """A tensor: its name, DataType member, and sizes; open ones are names, unknown ones "?"."""
+    """Tensor: its name, DataType member, and sizes; dynamic sizes are names, unknown ones "?"."""
 
     name: str
     dtype: str
@@ -34,7 +34,7 @@ class Value:
 
 
 def parse(content: bytes) -> onnx.ModelProto | None:
-    """The model, or None of bytes that are no protobuf message."""
+    """Parses a model; None if the bytes are not a protobuf message."""
     try:
         return onnx.ModelProto.FromString(content)
     except DecodeError:
@@ -52,7 +52,7 @@ def value(info: Any) -> Value:
 
 
 def values(model: onnx.ModelProto) -> dict[str, Value]:
-    """Every tensor of a graph, by name."""
+    """Returns every tensor of a graph, by name."""
     graph = onnx.shape_inference.infer_shapes(model).graph
     found = {one.name: value(one) for one in (*graph.input, *graph.output, *graph.value_info)}
     for one in graph.initializer:
@@ -62,7 +62,7 @@ def values(model: onnx.ModelProto) -> dict[str, Value]:
 
 
 def structure(model: onnx.ModelProto) -> list[Any]:
-    """All but the weights: what a refit must find again."""
+    """Returns everything but the weights, which a refit must match."""
     graph = model.graph
     return [
         [node.SerializeToString(deterministic=True) for node in graph.node],
@@ -72,7 +72,10 @@ def structure(model: onnx.ModelProto) -> list[Any]:
 
 
 def session(content: bytes) -> onnxruntime.InferenceSession:
-    """On one thread; bfloat16, which ONNX Runtime refuses, becomes float32 with rounded weights."""
+    """Returns an ONNX Runtime session on one thread.
+
+    bfloat16, which ONNX Runtime does not support, becomes float32 with rounded weights.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
@@ -102,6 +105,6 @@ def without_bfloat16(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def concrete(dims: tuple[int | str, ...], sizes: dict[str, int]) -> tuple[int, ...] | None:
-    """Sizes with names replaced, or None while one is unknown."""
+    """Replaces named sizes by numbers; None if one is unknown."""
     known = [size if isinstance(size, int) else sizes.get(size) for size in dims]
     return None if None in known else tuple(size for size in known if size is not None)

@@ -1,4 +1,4 @@
-"""EngineInspector: an engine's layers, in TensorRT's JSON."""
+"""EngineInspector: reports an engine's layers in TensorRT's JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import onnx
 
 from tensorrt_double import graph
 
-FORMATS = {  # what the same type is called, by the layer that has it
+FORMATS = {  # names of each type, by kind of layer
     "FLOAT": ("Float", "Row major linear FP32", "Row major linear FP32 format (kLINEAR)"),
     "HALF": ("Half", "Channel major FP16 format where channel % 8 == 0",
              "Row major linear FP16 format"),
@@ -21,11 +21,11 @@ FORMATS = {  # what the same type is called, by the layer that has it
 }  # fmt: skip
 TACTIC = {"HALF": "f16f16_f16f32_f16", "BF16": "bf16bf16_bf16f32_bf16",
           "FLOAT": "f32f32_f32f32_f32", "TF32": "tf32tf32_tf32f32_f32"}  # fmt: skip
-HIDDEN = "N/A due to dynamic shapes"  # of maps, wherever there is a profile
+HIDDEN = "N/A due to dynamic shapes"  # type of maps, if the engine has a profile
 CONVOLUTIONS = ("Conv", "ConvTranspose")
-FUSED = ("Elu", "Relu", "LeakyRelu")  # into the convolution whose output they take
+FUSED = ("Elu", "Relu", "LeakyRelu")  # fused into the preceding convolution
 NO_LAYER = ("Constant", "Identity")
-MOST = 4  # other operators in a layer
+MOST = 4  # other operators per layer
 
 
 class EngineInspector:
@@ -55,10 +55,11 @@ class EngineInspector:
         return layers if verbosity == "DETAILED" else [layer["Name"] for layer in layers]
 
     def _layers(self) -> list[dict[str, Any]]:
-        """A reformat, convolutions with their activations, and groups of other operators.
+        """Returns a reformat, convolutions with their activations, and groups of other operators.
 
-        Every second convolution is described as Myelin's, by a name of its own and without
-        parameters, and so are the groups."""
+        Every second convolution, and every group, is reported like a Myelin layer: with its own
+        name and without parameters.
+        """
         made = self._engine._plan
         tensors = graph.values(self._engine._model)
         layers: list[dict[str, Any]] = []
@@ -90,7 +91,7 @@ class EngineInspector:
         return layers
 
     def _ports(self, members: list[Any], tensors: Any, kind: str | None, index: int) -> Any:
-        """A layer's name, and what it takes from outside of it and gives."""
+        """Returns a layer's name, its inputs from other layers and its outputs."""
         inside = {name for one in members for name in one.output}
         stored = {one.name for one in self._engine._model.graph.initializer}
         taken = [name for one in members for name in one.input if name and name not in inside]
@@ -142,7 +143,7 @@ class EngineInspector:
 
 
 def groups(model: onnx.ModelProto) -> list[list[Any]]:
-    """The nodes by layer: a convolution and the activation after it, or a few other operators."""
+    """Groups the nodes by layer: a convolution and its activation, or a few other operators."""
     nodes = [node for node in model.graph.node if node.op_type not in NO_LAYER]
     readers: dict[str, list[Any]] = {}
     for node in nodes:

@@ -1,4 +1,4 @@
-"""Loggers and progress monitors: what user code subclasses, and how TensorRT calls it."""
+"""Loggers and progress monitors: base classes for user code, and how TensorRT calls them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class ILogger:
-    """A base of which `log` must be overridden."""
+    """Base class whose `log` must be overridden."""
 
     virtual = True
 
@@ -18,15 +18,15 @@ class ILogger:
 
 
 class IProgressMonitor(ILogger):
-    """A base of which all three methods must be overridden."""
+    """Base class whose three methods must be overridden."""
 
 
 class IErrorRecorder(ILogger):
-    """Only its name: nothing here reports to one."""
+    """Base class in name only: nothing here reports to one."""
 
 
 class Logger:
-    """To stdout, from a severity on."""
+    """Logger to stdout, from a minimum severity on."""
 
     virtual = True
 
@@ -40,7 +40,7 @@ class Logger:
 
 
 def call(function: Any, name: str, *args: Any, default: Any = None) -> Any:
-    """User code called from TensorRT: what it raises, interrupts too, is printed and dropped."""
+    """Calls user code like TensorRT: exceptions, including interrupts, are printed and dropped."""
     try:
         return function(*args)
     except BaseException as error:
@@ -51,7 +51,7 @@ def call(function: Any, name: str, *args: Any, default: Any = None) -> Any:
 
 
 class Log:
-    """What an implementation writes to its user's logger."""
+    """Writer of an implementation's messages to its user's logger."""
 
     def __init__(self, api: Any, logger: Any) -> None:
         self.api, self.logger = api, logger
@@ -61,7 +61,7 @@ class Log:
         call(self.logger.log, "log", member, text)
 
     def error(self, where: str, text: str, code: int = 4, kind: str = "API Usage Error") -> None:
-        """In TensorRT's form: `where: Error Code 4: API Usage Error (text)`."""
+        """Logs in TensorRT's form: `where: Error Code 4: API Usage Error (text)`."""
         self.write("ERROR", f"{where}: Error Code {code}: {kind} ({text})")
 
     def warning(self, text: str) -> None:

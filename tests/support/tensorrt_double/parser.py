@@ -116,10 +116,11 @@ class ParserError:
 
 
 class OnnxParser:
-    """Takes what ONNX Runtime and the operators' schemas take.
+    """Parser that accepts what ONNX Runtime and the operators' schemas accept.
 
-    Like TensorRT's it answers True to bytes that are an empty message: such a network has neither
-    layers nor outputs."""
+    Like TensorRT's, it returns True for bytes that are an empty message: such a network has neither
+    layers nor outputs.
+    """
 
     facade = "OnnxParser"
 

@@ -1,4 +1,4 @@
-"""Plans: what a build keeps of a network, as opaque bytes that say when they are damaged."""
+"""Plans: serialised engines, as opaque bytes that detect damage."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ DIGEST = 32
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """An engine at rest.
+    """Serialised engine.
 
     Attributes:
-        version, gpu, capability, compatibility: what built it, and for what.
-        name: the network's.
+        version, gpu, capability, compatibility: of the build, and its target.
+        name: the network's name.
         profiles: by profile, input -> [min, opt, max].
         typed: whether the network was strongly typed.
-        float_convolution: which convolution, counted from 1, is in float32 all the same.
+        float_convolution: index, from 1, of the convolution that is in float32 all the same.
         onnx: the graph, with its weights.
     """
 
@@ -44,7 +44,7 @@ class Plan:
 
 
 def read(content: bytes) -> Plan | None:
-    """The plan in these bytes, or None of others."""
+    """Returns the plan in these bytes, or None if they are not a plan."""
     head, body = content[: len(MAGIC) + DIGEST], content[len(MAGIC) + DIGEST :]
     if head != MAGIC + hashlib.sha256(body).digest():
         return None

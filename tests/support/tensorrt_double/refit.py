@@ -1,4 +1,4 @@
-"""Refitter: the same network with other weights, from an ONNX file."""
+"""Refitter: replaces an engine's weights from an ONNX file of the same network."""
 
 from __future__ import annotations
 

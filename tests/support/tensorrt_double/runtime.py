@@ -1,4 +1,4 @@
-"""Runtime, engines and execution contexts: plans loaded, and computed on the CPU."""
+"""Runtime, engines and execution contexts: load plans and compute them on the CPU."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ class ICudaEngine:
         return self.device_memory_size_v2
 
     def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int:
-        """Sixteen maps of the largest input's size, a number that grows as the real one does."""
+        """Returns sixteen maps of the largest input's size, which grows like the real number."""
         largest = (math.prod(self._range(one, profile_index)[2]) for one in self._inputs)
         return 16 * 4 * max(largest)
 
@@ -194,7 +194,7 @@ class ICudaEngine:
         return ISerializationConfig(self._api)
 
     def serialize_with_config(self, arg0: ISerializationConfig) -> IHostMemory:
-        """Refittable only if that is asked for."""
+        """Serialises the engine, refittable only if requested."""
         kept = self._plan.refittable and arg0.get_flag(
             self._api.member("SerializationFlag.INCLUDE_REFIT")
         )
@@ -207,6 +207,6 @@ class ICudaEngine:
         return name in self._io
 
     def _range(self, name: str, profile: int) -> list[list[int]]:
-        """min, opt and max of an input; its own shape where that is fixed."""
+        """Returns min, opt and max of an input; for a fixed shape, that shape."""
         fixed = [self._inputs[name].shape] * 3
         return self._plan.profiles[profile].get(name, fixed) if self._plan.profiles else fixed

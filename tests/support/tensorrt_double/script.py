@@ -1,4 +1,4 @@
-"""A plain build script for tests, of `trt` as a parameter, and a small network to build."""
+"""Plain build script for tests, with `trt` as a parameter, and a small network to build."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIZES = ("batch", "height", "width")
 
 
 def small(dtype="fp32", seed=0, operator="Conv", dims=SIZES):
-    """f = elu(conv(x)) + table[level], two convolutions long, in a second or less to build."""
+    """Returns f = elu(conv(x)) + table[level], with two convolutions; builds within a second."""
     generator, kind = np.random.default_rng(seed), DTYPES[dtype]
     batch, height, width = dims
 
@@ -48,14 +48,14 @@ def small(dtype="fp32", seed=0, operator="Conv", dims=SIZES):
 
 
 class Messages(list):
-    """What a logger was told, as (severity's name, text)."""
+    """Messages that a logger received, as (severity's name, text)."""
 
     def errors(self):
         return " ".join(text for severity, text in self if severity == "ERROR")
 
 
 def logger(trt):
-    """A logger of user code, and the list that it fills."""
+    """Returns a logger as user code writes it, and the list that it fills."""
     messages = Messages()
 
     class Lines(trt.ILogger):
@@ -69,7 +69,7 @@ def logger(trt):
 
 
 def monitor(trt, steps=1000):
-    """One that lets some steps pass, and the list of what it was told."""
+    """Returns a progress monitor that cancels after some steps, and the list of its calls."""
     told = []
 
     class Monitor(trt.IProgressMonitor):
@@ -90,7 +90,7 @@ def monitor(trt, steps=1000):
 
 
 class Build:
-    """A plain build script: everything it made stays at hand."""
+    """Plain build script that keeps everything it made."""
 
     def __init__(self, trt, content, ranges=RANGE, typed=True, log=None):
         self.trt = trt
@@ -117,7 +117,7 @@ class Build:
 
 
 class Run:
-    """An execution context with buffers for one shape."""
+    """Execution context with buffers for one shape."""
 
     def __init__(self, engine, n=3, size=(6, 5), seed=0, context=None, channels=2):
         generator = torch.Generator().manual_seed(seed)
