@@ -194,7 +194,7 @@ class Imposed:
 
 
 def variance_preserving(std: Tensor) -> Tensor:
-    """Computes m of a VP-SDE with noise `std`: m^2 + std^2 = 1. (Sub-VP: m^2 + std = 1.)"""
+    """Computes m of a VP-SDE with noise `std`: m^2 + std^2 = 1 (sub-VP: m^2 + std = 1)."""
     return (1 - std.double().square()).sqrt()
 
 
