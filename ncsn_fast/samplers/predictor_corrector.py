@@ -86,19 +86,17 @@ def predictor_corrector(
     """Runs the states x (B, ...) down the noise levels sigmas (L,); see the module docstring.
 
     Args:
-        draw: noise: stream 0 for the predictor, 4 for the corrector, step = index of the
-            evaluation.
-        order: whether the corrector or the predictor is first; the published code corrects first.
+        draw: noise: stream 0 for the predictor, 4 for the corrector, step = evaluation index.
+        order: order within a level; the published code corrects first.
         snr: "signal-to-noise ratio" r of the corrector's step.
         norm: norms that set langevin's step; see the module docstring.
         noise_norm: |z| of the drawn noise, or its expected value sqrt(D), as in the tutorials.
-        variances: (L,) G_i^2, if they are not the differences of sigmas^2: with g(t_i)^2 dt the
-            reverse diffusion is Euler-Maruyama of the reverse SDE.
-        denoise: return the last update without its noise.
-        count: number of rows that norm="batch" averages over; the others are padding.
-        constrain: applied to the start at sigma_1 and after every update: at sigma_i after a
-            corrector, at sigma_{i+1} after a predictor; and at 0 to the mean that is returned.
-        on_level: called after each level with the number of evaluations, sigma_i and the state.
+        variances: (L,) G_i^2, in place of the differences of sigmas^2; g(t_i)^2 dt makes reverse
+            diffusion Euler-Maruyama of the reverse SDE.
+        denoise: return the last update without its noise.   count: as in `langevin_step`.
+        constrain: applied to the start at sigma_1, at sigma_i after a corrector, at sigma_{i+1}
+            after a predictor, and at 0 to the mean that is returned.
+        on_level: called after each level with (evaluations done, sigma_i, state).
     """
     levels = _levels(sigmas, variances)
     check_options(predictor, corrector, order, norm, noise_norm, corrector_steps, snr)
