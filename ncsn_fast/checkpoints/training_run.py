@@ -39,6 +39,7 @@ def checkpoint_paths(run: Path) -> list[Path]:
 
 
 def is_run(folder: Path) -> bool:
+    """Returns whether a folder holds checkpoints of a training run."""
     return bool(checkpoint_paths(folder))
 
 
