@@ -227,6 +227,7 @@ print(rss() - first)
 """
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_over_a_thousand_samples():
     out = subprocess.run(
         [sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True

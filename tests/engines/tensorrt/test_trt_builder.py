@@ -9,7 +9,7 @@ import signal
 import warnings
 
 import pytest
-from architectures import ARCHS, TIME, model
+from architectures import ARCHS, model
 from cross_section import SLOW, cross_section
 
 from ncsn_fast import EngineError, EngineUnavailable
@@ -53,7 +53,9 @@ def test_every_network_in_every_type(arch, dtype):
     assert built.seconds > 0
 
 
-@pytest.mark.parametrize("arch", ["unet_a", *(pytest.param(a, marks=SLOW) for a in ("ncsnv2", "unet_b"))])
+@pytest.mark.parametrize(
+    "arch", ["unet_a", *(pytest.param(a, marks=SLOW) for a in ("ncsnv2", "unet_b"))]
+)
 def test_sizes_may_stay_open(arch):
     of = model(arch)
     open_size, fixed = build(of, profile(of, largest=2)).plan, build(of, profile(of)).plan
