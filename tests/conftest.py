@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -32,10 +33,16 @@ def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="session")
+def saved_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder, saved once; not to be changed."""
+    return tiny.model().save_pretrained(tmp_path_factory.mktemp("tiny") / "model")
+
+
 @pytest.fixture
-def tiny_folder(tmp_path: Path) -> Path:
+def tiny_folder(saved_tiny: Path, tmp_path: Path) -> Path:
     """A model folder."""
-    return tiny.model().save_pretrained(tmp_path / "model")
+    return Path(shutil.copytree(saved_tiny, tmp_path / "model"))
 
 
 @pytest.fixture
@@ -72,7 +79,7 @@ def plain() -> Sampler:
     return Sampler(drawing.tiny(), engine="cpu", dtype="fp32", batch_size=3, threads=1)
 
 
-@pytest.fixture(params=("10.16", "11.4"))
+@pytest.fixture(params=("11.4", pytest.param("10.16", marks=pytest.mark.slow)))
 def knobs(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Behaviour:

@@ -1,4 +1,4 @@
-"""The README, word for word: its commands and example run, its figures are the measured ones."""
+"""The README, word for word: its commands and examples run, its figures are the measured ones."""
 
 from __future__ import annotations
 
@@ -30,6 +30,9 @@ def blocks(language: str) -> list[str]:
 
 COMMANDS = [line for block in blocks("sh") for line in block.splitlines() if line]
 TRAIN = "python -m ncsn_fast.train"
+CONVERT = next(command for command in COMMANDS if "ncsn_fast.convert" in command)
+# One that reports and one that draws; all others are slow.
+QUICK = ("python -m ncsn_fast.doctor", next(c for c in COMMANDS if "--out-dir samples/" in c))
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +52,11 @@ def test_make_commands_are_what_ci_runs() -> None:
     make = [command for command in COMMANDS if command.startswith("make ")]
     ci = (ROOT / ".ci" / "run").read_text().splitlines()
     assert make == ["make demo", "make test"]
-    assert set(make) <= set(ci)
+    assert {*make, "make test-all"} <= set(ci)
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c != TRAIN and c.split()[0] != "make"])
-def test_command_runs(command: str, folder: Path) -> None:
+def run(command: str, folder: Path) -> None:
+    """Runs a command as the reader does, in a process of its own."""
     # At full size the benchmarks take an hour: here each runs once, small.
     small = {"PYTEST_ADDOPTS": "--small"} if "benchmarks/" in command else {}
     if "cache clear" in command:  # not the engines of whoever runs the tests
@@ -66,6 +69,21 @@ def test_command_runs(command: str, folder: Path) -> None:
         assert (folder / name).stat().st_size > 0
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(command, marks=[pytest.mark.slow] * (command not in QUICK))
+        for command in COMMANDS
+        if command != TRAIN and command.split()[0] != "make"
+    ],
+)
+def test_command_runs(command: str, folder: Path) -> None:
+    if "--model model/" in command and not (folder / "model").exists():
+        run(CONVERT, folder)
+    run(command, folder)
+
+
+@pytest.mark.slow
 def test_training_with_no_options_starts_and_ctrl_c_saves(tmp_path: Path) -> None:
     assert TRAIN in COMMANDS
     process = subprocess.Popen(TRAIN.split(), cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE)
@@ -91,6 +109,7 @@ AFTER = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", blocks("python"))
 def test_example_runs(example: str, tmp_path: Path) -> None:
     (check,) = (check for line, check in AFTER.items() if line in example)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from pathlib import Path
 
@@ -75,6 +76,7 @@ def _crop(shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
     return pixels[torch.arange(channels) % 3]
 
 
+@functools.cache
 def _photographs() -> list[Image.Image]:
     """Loads the two sample photographs of scikit-learn, without importing scikit-learn."""
     spec = importlib.util.find_spec("sklearn")

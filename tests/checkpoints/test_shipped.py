@@ -49,11 +49,24 @@ def test_engines_score_the_same(method):
     assert cpu["nearest_train"] == pytest.approx(eager["nearest_train"], rel=0.02)
 
 
-def test_its_samples_are_digits_of_every_kind():
-    samples = ncsn_fast.Sampler("digits", device="cpu").sample(200, method="cas", progress=False)
+def figures_of_samples(n):
+    """Figures of n samples, whose share of recognised ones is that of the committed figures."""
+    samples = ncsn_fast.Sampler("digits", device="cpu").sample(n, method="cas", progress=False)
     figures = digit_figures(samples)
-    spread = (0.25 / 200) ** 0.5  # the largest standard deviation of a share of 200
+    spread = (0.25 / n) ** 0.5  # the largest standard deviation of a share of n
     known = committed("cas", "eager")["figures"]["recognised"]
     assert abs(figures.recognised - known) < 4 * spread
+    return figures
+
+
+def test_its_samples_are_digits():
+    figures = figures_of_samples(32)
+    assert max(figures.class_share) < 0.5
+    assert figures.nearest_train > 0.8 * figures.nearest_train_held_out
+
+
+@pytest.mark.slow
+def test_its_samples_are_digits_of_every_kind():
+    figures = figures_of_samples(200)
     assert min(figures.class_share) > 0.01
     assert figures.nearest_train > 0.9 * figures.nearest_train_held_out

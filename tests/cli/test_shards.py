@@ -250,7 +250,8 @@ def test_grid_of_more_files_than_may_be_open():
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
-def test_ranks_give_the_files_and_the_grid_of_one_process(folder, monkeypatch):
+@pytest.mark.slow
+def test_ranks_of_torchrun_give_the_files_and_the_grid_of_one_process(folder, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))  # a machine not measured yet
     request = [w if w != "eager" else "auto" for w in words("--out", "grid.png")]
     done = torchrun(*request)
@@ -287,6 +288,16 @@ def start_ranks(*arguments: str) -> list[subprocess.Popen[str]]:
     ]  # fmt: skip
 
 
+def test_ranks_give_the_files_and_the_grid_of_one_process():
+    ranks = start_ranks(*words("--out", "grid.png"))
+    said = [rank.communicate(timeout=PATIENCE)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], said
+    assert sample.main(words("--out-dir", "one", "--out", "one.png")) == 0
+    assert contents("samples") == contents("one")
+    assert Path("grid.png").read_bytes() == Path("one.png").read_bytes()
+
+
+@pytest.mark.slow
 def test_killed_rank_stops_the_other_and_one_process_goes_on(capsys):
     request = words("--n-steps-each", "20", n=32)
     assert sample.main([*request, "--out-dir", "one"]) == 0
@@ -317,6 +328,7 @@ def test_killed_rank_stops_the_other_and_one_process_goes_on(capsys):
     assert contents("samples") == contents("one")
 
 
+@pytest.mark.slow
 def test_failure_of_a_rank_is_said_once_by_each():
     ranks = start_ranks(*words("--epsilon", "1e38"))
     said = [rank.communicate(timeout=PATIENCE)[1].splitlines() for rank in ranks]

@@ -1,13 +1,14 @@
 """engine="compile": every network as in eager, in every type; one real compilation, else stand-ins.
 
-Compiling takes half a minute even for the smallest network. What does not need machine code runs
-with a backend that takes the compiler's graph as it is.
+Compiling takes half a minute even for the smallest network, and is for `make test-all`. What does
+not need machine code runs with a backend that takes the compiler's graph as it is.
 """
 
 import engine_cases
 import pytest
 import torch
 from architectures import model
+from cross_section import cross_section
 from drawing import CLOSE, draw
 
 from ncsn_fast import EngineError, EngineUnavailable, Sampler, engines
@@ -17,6 +18,11 @@ from ncsn_fast.ops import backends
 
 CPU = torch.device("cpu")
 MODES = CompileEngine.options["mode"]
+
+
+def smallest(conditional=False, **fields):
+    """A network of one stage: every operation costs the compiler's time."""
+    return engine_cases.small(conditional, stages=1, **fields)
 
 
 def engine(of, **settings):
@@ -58,6 +64,7 @@ def primitives(monkeypatch):
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(" " in torch.__file__, reason="torch.compile needs a path without spaces")
 def test_samples_are_eagers():
     of = engine_cases.small()
@@ -79,8 +86,10 @@ def test_samples_are_eagers():
     assert torch.equal(kept, before)
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("arch", ["ncsnv2", "ncsn", "unet_a", "unet_b"])
+@pytest.mark.parametrize(
+    ("arch", "dtype"),
+    cross_section(["ncsnv2", "ncsn", "unet_a", "unet_b"], ["fp32", "bf16"]),
+)
 def test_scores_are_eagers(arch, dtype, primitives):
     unet = arch.startswith("unet")
     of = model(arch, channels=3) if unet else engine_cases.small(conditional=arch == "ncsn")
@@ -99,7 +108,7 @@ def test_scores_are_eagers(arch, dtype, primitives):
 
 @pytest.mark.parametrize("arch", ["ncsn", "unet_b"])
 def test_types_inside(arch, graphs):
-    of = model(arch) if arch == "unet_b" else engine_cases.small(conditional=True)
+    of = model(arch) if arch == "unet_b" else smallest(conditional=True)
     built = engine(of, dtype="bf16")
     for name, tensor in built.replica.named_parameters():
         module = built.replica.get_submodule(name.rpartition(".")[0])
@@ -119,7 +128,7 @@ def test_one_compilation_serves_all_calls_of_a_shape(arch, channels, graphs):
     if arch == "unet_b":
         of = model(arch, channels=channels, image_size=(28, 28))
     else:
-        of = engine_cases.small(conditional=arch == "ncsn", channels=channels)
+        of = smallest(conditional=arch == "ncsn", channels=channels)
     sampler = Sampler(of, engine="compile", dtype="fp32", device="cpu", batch_size=2, threads=1)
     draw(
         sampler,
@@ -135,7 +144,7 @@ def test_one_compilation_serves_all_calls_of_a_shape(arch, channels, graphs):
 
 
 def test_every_shape_is_compiled_once_and_engines_share_it(graphs):
-    built, sizes = engine(engine_cases.small()), (1, 2, 3)
+    built, sizes = engine(smallest()), (1, 2, 3)
     with torch._dynamo.config.patch(recompile_limit=1):  # by itself torch stops at eight
         for n in (*sizes, *sizes):
             other = built.resized(n)
@@ -149,7 +158,7 @@ def test_every_shape_is_compiled_once_and_engines_share_it(graphs):
 
 
 def test_weights_are_held_once_and_changes_not_seen(graphs):
-    of = engine_cases.small().train()
+    of = smallest().train()
     built, x = engine(of), torch.rand(2, 3, 8, 8)
     before = built.output(x, None)
     with torch.no_grad():
@@ -158,7 +167,7 @@ def test_weights_are_held_once_and_changes_not_seen(graphs):
     assert torch.equal(built.output(x, None), before)
     assert {p.untyped_storage().nbytes() for p in built.model.parameters()} == {4}
     with torch.inference_mode():  # a model and an engine that are born here
-        inside = engine(engine_cases.small())
+        inside = engine(smallest())
     assert torch.equal(inside.output(x, None), before)
 
 
@@ -174,7 +183,7 @@ def test_settings_of_the_caller_stay(graphs):
         )
 
     before = settings()
-    built = engine(engine_cases.small())
+    built = engine(smallest())
     assert settings() == before
     with built.context():
         assert settings() != before
@@ -195,7 +204,7 @@ def test_float32_of_cudnn(precision):
 
 
 def test_results_of_cuda_graphs_are_copied(graphs, monkeypatch):
-    built = engine(engine_cases.small())
+    built = engine(smallest())
     begun, same = [], torch.ones(2, 3, 8, 8)
     monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: begun.append(1))
     built._run, built._graphs = (lambda x, level: same), True
@@ -212,18 +221,18 @@ def test_a_compiler_that_fails(monkeypatch):
     stand_in(monkeypatch, broken)
     words = r"torch\.compile fails here: .* cannot find -ltorch; use engine='eager'$"
     with pytest.raises(EngineUnavailable, match=words):
-        engine(engine_cases.small())
+        engine(smallest())
 
 
 def test_too_low_a_precision(graphs, monkeypatch):
     monkeypatch.setitem(precision.BOUNDS, "bf16", 1e-4)
     with pytest.raises(EngineError, match=r"'compile' in bf16 differs .* use dtype='fp32'"):
-        engine(engine_cases.small(), dtype="bf16")
+        engine(smallest(), dtype="bf16")
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_modes(mode, graphs):
-    of = engine_cases.small()
+    of = smallest()
     if mode in ("default", "max-autotune-no-cudagraphs"):
         assert engine(of, mode=mode).error < precision.BOUNDS["fp32"]
     else:
@@ -232,7 +241,7 @@ def test_modes(mode, graphs):
 
 
 def test_bad_settings_and_calls(graphs):
-    of = engine_cases.small(conditional=True)
+    of = smallest(conditional=True)
     with pytest.raises(ValueError, match=r"'compile' has no option mode='fast'; .* mode: default"):
         Sampler(of, engine="compile", mode="fast", device="cpu")
     for dtype in ("fp16", "tf32"):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import triton_common
 from paths import ROOT
 
@@ -47,6 +48,7 @@ def check(kernels: dict) -> None:
             assert {*kernel["load_bytes"], *kernel["store_bytes"]} == {"16"}, name
 
 
+@pytest.mark.slow
 @triton_common.needs_triton
 def test_main_kernels_compile(tmp_path):
     found = compiled(tmp_path, "--only-main")

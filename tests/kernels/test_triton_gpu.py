@@ -10,4 +10,4 @@ import triton_common
 @triton_common.needs_triton
 @pytest.mark.parametrize("kind", ["norm", "update", "epilogue", "fill", "engine", "device"])
 def test_cases_on_the_device(kind):
-    triton_common.run_cases(f"triton_{kind}_cases.py", interpreted=False)
+    triton_common.run_cases(kind, interpreted=False)

@@ -1,12 +1,28 @@
 """The Triton kernels on the CPU, in Triton's interpreter."""
 
+import pytest
 import triton_common
+
+# Each kernel at least once, in a few seconds.
+SOME = (
+    "norm::test_bias_of_degenerate_shapes",
+    "norm::test_gradients_do_not_depend_on_the_batch",
+    "update::test_rows_and_counter",
+    "update::test_second_noise",
+    "epilogue::test_in_place_and_into_buffers",
+    "epilogue::test_pools_of_infinities_and_nans",
+    "fill",
+    "ops::test_forward",
+)
 
 
 @triton_common.needs_triton
-def test_cases_in_the_interpreter():
-    triton_common.run_cases(
-        "triton_norm_cases.py", "triton_update_cases.py", "triton_epilogue_cases.py",
-        "triton_fill_cases.py", "triton_ops_cases.py", "triton_engine_cases.py",
-        interpreted=True,
-    )  # fmt: skip
+def test_some_cases_in_the_interpreter():
+    triton_common.run_cases(*SOME, interpreted=True)
+
+
+@pytest.mark.slow
+@triton_common.needs_triton
+@pytest.mark.parametrize("kind", ["norm", "update", "epilogue", "fill", "ops", "engine"])
+def test_cases_in_the_interpreter(kind):
+    triton_common.run_cases(kind, interpreted=True)

@@ -85,15 +85,16 @@ def test_chains_can_correct(plain, name, nfe):
 
 @pytest.mark.parametrize("method", ["pc", "adaptive"])
 def test_samples_do_not_know_their_batch(plain, method):
-    together = draw(plain, 4, method=method)
+    options = LOOSE if method == "adaptive" else {}
+    together = draw(plain, 4, method=method, **options)
     for i in range(4):
-        assert torch.equal(draw(plain, 1, start=i, method=method)[0], together[i])
+        assert torch.equal(draw(plain, 1, start=i, method=method, **options)[0], together[i])
 
 
 def test_evaluations_are_reported(plain):
     draw(plain, 2, method="pc", steps=7, corrector_steps=2)
     assert (plain.report.nfe, plain.report.nfe_most) == (21, 21)
-    draw(plain, 3, method="adaptive")
+    draw(plain, 3, method="adaptive", **LOOSE)
     assert plain.report.nfe <= plain.report.nfe_most
     draw(plain, 0, method="adaptive")
     assert (plain.report.nfe, plain.report.n) == (0, 0)
@@ -209,8 +210,8 @@ def test_known_pixels_and_pairs_of_samples(plain):
     for method in ("ode", "adaptive"):
         with pytest.raises(ValueError, match=f"'{method}' imposes nothing on its way"):
             run(plain, 2, method, {}, **known)
-    frames = plain.interpolate(1, 3, method="adaptive", progress=False)
-    assert torch.equal(frames[0], draw(plain, 1, method="adaptive")[0])
+    frames = plain.interpolate(1, 3, method="adaptive", progress=False, **LOOSE)
+    assert torch.equal(frames[0], draw(plain, 1, method="adaptive", **LOOSE)[0])
     assert not torch.equal(frames[0], frames[2])
     with pytest.raises(ValueError, match="'ode' draws none"):
         plain.interpolate(1, 3, method="ode", progress=False)
@@ -251,8 +252,9 @@ def test_a_guide_can_come_with_a_sample(plain):
 @pytest.mark.parametrize("method", ["ald", "heun", "dpmpp", "pc", "adaptive"])
 def test_guides_change_the_score_of_their_samples(plain, method):
     push = torch.tensor([0.0, 1.0, 0.0, -1.0, 2.0])
-    free = run(plain, 5, method, {})
-    guided = run(plain, 5, method, {}, guide=Tilt(push))
+    options = LOOSE if method == "adaptive" else {}
+    free = run(plain, 5, method, options)
+    guided = run(plain, 5, method, options, guide=Tilt(push))
     same = (guided - free).abs().flatten(1).max(dim=1).values
     assert (same[push == 0] < 1e-4).all()
     moved = (guided - free).flatten(1).mean(dim=1)

@@ -42,12 +42,24 @@ def lives(graph: Graph) -> dict[Map, list[int]]:
     return spans
 
 
+<<<<<<< HEAD
 def small(conditional: bool = False, **fields) -> ScoreModel:
     """Returns a network with two stages and a fusion, for slow devices (Triton's interpreter)."""
     name = f"tests-two-stages-{conditional}"
+=======
+def small(conditional: bool = False, stages: int = 2, **fields) -> ScoreModel:
+    """Two stages with everything between them, or one, for what is slow with each operation.
+
+    Compilers and Triton's interpreter are.
+    """
+    name = f"tests-{stages}-stages-{conditional}"
+    upper, lower = Stage("res1", 1), Stage("res2", 2, down=True)
+    refine = {
+        1: (Refine("refine1", "res1", 1),),
+        2: (Refine("refine1", "res2", 2), Refine("refine2", "res1", 1)),
+    }
+>>>>>>> suite
     ARCHITECTURES[name] = Architecture(
-        (Stage("res1", 1), Stage("res2", 2, down=True)),
-        (Refine("refine1", "res2", 2), Refine("refine2", "res1", 1)),
-        conditional=conditional,
+        (upper, lower)[:stages], refine[stages], conditional=conditional
     )
     return model(name, image_size=(8, 8), ngf=8, n_sigmas=2, **fields)

@@ -30,14 +30,20 @@ needs_triton = pytest.mark.skipif(
 )
 
 
-def run_cases(*files: str, interpreted: bool) -> None:
-    """Runs the case files in a separate process; fails with its output if one fails."""
+def run_cases(*cases: str, interpreted: bool) -> None:
+    """Runs cases in a separate process; fails with its output if one fails.
+
+    Args:
+        cases: kinds, as in triton_KIND_cases.py, or single tests of them as "KIND::test_NAME".
+    """
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     if interpreted:
         environment["TRITON_INTERPRET"] = "1"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=5"]
+    named = (case.partition("::") for case in cases)
+    nodes = [f"{CASES / f'triton_{kind}_cases.py'}{mark}{test}" for kind, mark, test in named]
     child = subprocess.run(
-        [*command, *(str(CASES / file) for file in files)],
+        [*command, *nodes],
         cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     output = f"{child.stdout[-20000:]}\n{child.stderr[-5000:]}"

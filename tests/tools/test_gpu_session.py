@@ -37,6 +37,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], P
     return json.loads((out / "gpu-rehearsal.json").read_text()), out
 
 
+@pytest.mark.slow
 @triton_common.needs_triton
 def test_every_step_was_executed_or_has_a_reason(session: tuple[dict[str, Any], Path]) -> None:
     steps = {step["name"]: step for step in session[0]["steps"]}
@@ -50,6 +51,7 @@ def test_every_step_was_executed_or_has_a_reason(session: tuple[dict[str, Any], 
     assert {path.relative_to(ROOT).as_posix() for path in files} <= set(steps)
 
 
+@pytest.mark.slow
 @triton_common.needs_triton
 def test_every_provider_has_a_time_or_a_reason(session: tuple[dict[str, Any], Path]) -> None:
     sections = session[0]["sections"]
@@ -68,6 +70,7 @@ def test_every_provider_has_a_time_or_a_reason(session: tuple[dict[str, Any], Pa
     assert "ort-fp16" in timed
 
 
+@pytest.mark.slow
 @triton_common.needs_triton
 def test_the_page_holds_every_table(session: tuple[dict[str, Any], Path]) -> None:
     page = (session[1] / "gpu-rehearsal.md").read_text()
@@ -211,6 +214,7 @@ def test_required_and_measured() -> None:
     assert "sampler update: not comparable" in page
 
 
+@pytest.mark.slow
 def test_nothing_needs_what_a_gpu_machine_may_lack(tmp_path: Path) -> None:
     """Python with torch, Triton and pytest is enough to collect, fuzz and measure."""
     absent = ("tyro", "datasets", "openvino", "matplotlib", "tensorboard", "onnx", "onnxscript")

@@ -161,9 +161,10 @@ def test_checkpoint_of_another_network():
 
 @pytest.fixture(scope="module")
 def processes() -> BaseContext:
-    """Where processes start fast: forked from a clean one that has imported the trainer."""
+    """Where processes start fast: forked from a clean one that has imported what a run imports."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ncsn_fast.train", "tiny"])
+    late = ["torch._dynamo", "torch.utils.tensorboard", "sklearn.model_selection"]
+    context.set_forkserver_preload(["ncsn_fast.train", "tiny", *late])
     return context
 
 

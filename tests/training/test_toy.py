@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from cross_section import SLOW
 from PIL import Image
 
 from ncsn_fast import train
@@ -102,7 +103,7 @@ def test_every_objective_learns_the_same_score(objective):
     assert abs(float(slopes.mean())) < 4.5 * float(slopes.std()) / math.sqrt(50) < 0.05
 
 
-@pytest.fixture(scope="module", params=["sliced", "denoising"])
+@pytest.fixture(scope="module", params=["sliced", pytest.param("denoising", marks=SLOW)])
 def net(request):
     options = ToyOptions(objective=request.param, steps=1500, lr=4e-3)
     fitted, finished = toy.fit(options, progress=False)

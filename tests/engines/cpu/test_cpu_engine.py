@@ -15,6 +15,7 @@ import weakref
 
 import pytest
 import torch
+from cross_section import cross_section
 from engine_cases import CPU, LEVELS, chains_of, lives, model, program_of
 
 from ncsn_fast import EngineError, EngineUnavailable, ModelConfig, Sampler, ScoreModel, ops
@@ -33,9 +34,10 @@ def engine(of, dtype="fp32", batch_size=2, kind=CpuEngine):
     return kind(of, device=CPU, dtype=dtype, batch_size=batch_size)
 
 
-@pytest.mark.parametrize("convolutions", ["direct", "winograd"])
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("arch", "dtype", "convolutions"),
+    cross_section([*ARCHITECTURES], ["fp32", "bf16"], ["winograd", "direct"]),
+)
 def test_every_network_is_within_its_bound_at_every_level(arch, dtype, convolutions, monkeypatch):
     monkeypatch.setenv("NCSN_FAST_CONVOLUTIONS", convolutions)
     torch.manual_seed(0)
@@ -225,6 +227,7 @@ print(rss() - first)
 """
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_over_a_thousand_samples():
     out = subprocess.run(
         [sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True

@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+from cross_section import cross_section
 from engine_cases import CPU, LEVELS, chains_of, model, program_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -49,13 +50,12 @@ def captured(monkeypatch):
 
 @pytest.mark.parametrize(
     ("arch", "dtype"),
-    [
-        (arch, dtype)
-        for arch in ARCHITECTURES
-        for dtype in ("fp32", "tf32", "bf16")
+    cross_section(
+        [*ARCHITECTURES],
+        ["fp32", "tf32", "bf16"],
         # Narrow NCSN (2019) networks with random weights are beyond bfloat16: 71 norms in a row.
-        if dtype != "bf16" or arch.startswith("ncsnv2")
-    ],
+        where=lambda arch, dtype: dtype != "bf16" or arch.startswith("ncsnv2"),
+    ),
 )
 def test_every_network_is_within_its_bound_at_every_level(arch, dtype):
     torch.manual_seed(0)
@@ -79,9 +79,10 @@ def test_any_batch_size_and_channels(arch, size, batch_size):
     assert (f - expected).norm() <= 1e-5 * expected.norm()
 
 
-@pytest.mark.parametrize("graph", ["level", "step", "loop", "none"])
-@pytest.mark.parametrize("method", ["ald", "cas"])
-@pytest.mark.parametrize("arch", ["ncsnv2", "ncsn"])
+@pytest.mark.parametrize(
+    ("arch", "method", "graph"),
+    cross_section(["ncsnv2", "ncsn"], ["ald", "cas"], ["level", "step", "loop", "none"]),
+)
 def test_runs_are_those_of_the_reference(arch, method, graph, captured):
     of = model(arch)
     program = program_of(of, method)

@@ -9,7 +9,8 @@ import signal
 import warnings
 
 import pytest
-from architectures import ARCHS, TIME, model
+from architectures import ARCHS, model
+from cross_section import SLOW, cross_section
 
 from ncsn_fast import EngineError, EngineUnavailable
 from ncsn_fast.engines.onnx.model import make_onnx
@@ -43,8 +44,7 @@ def build(of, shapes=None, dtype="fp32", adjust=for_a_gpu_that_is_not_here, **se
     return build_plan(tensorrt_rtx, content, Settings(shapes, **settings), adjust=adjust)
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize(("arch", "dtype"), cross_section(ARCHS, ["fp32", "fp16", "bf16"]))
 def test_every_network_in_every_type(arch, dtype):
     of = model(arch, channels=3)
     built = build(of, dtype=dtype, level=0)
@@ -53,7 +53,9 @@ def test_every_network_in_every_type(arch, dtype):
     assert built.seconds > 0
 
 
-@pytest.mark.parametrize("arch", ["ncsnv2", *TIME])
+@pytest.mark.parametrize(
+    "arch", ["unet_a", *(pytest.param(a, marks=SLOW) for a in ("ncsnv2", "unet_b"))]
+)
 def test_sizes_may_stay_open(arch):
     of = model(arch)
     open_size, fixed = build(of, profile(of, largest=2)).plan, build(of, profile(of)).plan

@@ -7,6 +7,7 @@ import tensorrt_double
 import tiny
 import torch
 from architectures import ARCHS, model
+from cross_section import cross_section
 from drawing import CLOSE, draw
 from trt_cases import engine, sampler
 
@@ -34,7 +35,11 @@ def test_the_call_of_the_first_page(knobs):
 
 @pytest.mark.parametrize(
     ("knobs", "arch"),
-    [("11.4", arch) for arch in ARCHS] + [("10.16", "ncsn"), ("10.16", "unet_a")],
+    cross_section(
+        ["11.4", "10.16"],
+        ARCHS,
+        where=lambda version, arch: version == "11.4" or arch in ("ncsn", "unet_a"),
+    ),
     indirect=["knobs"],
 )
 def test_every_network_and_sampler_as_in_eager(knobs, arch):
@@ -52,8 +57,7 @@ def test_every_network_and_sampler_as_in_eager(knobs, arch):
         torch.testing.assert_close(ours, expected, rtol=0, atol=5e-4)
 
 
-@pytest.mark.parametrize("dtype", TrtEngine.dtypes)
-@pytest.mark.parametrize("arch", ["ncsnv2", "unet_a"])
+@pytest.mark.parametrize(("arch", "dtype"), cross_section(["ncsnv2", "unet_a"], TrtEngine.dtypes))
 def test_types(knobs, builds, arch, dtype):
     size = {} if arch.startswith("unet") else {"image_size": (8, 8)}
     built = engine(model(arch, **size), dtype)

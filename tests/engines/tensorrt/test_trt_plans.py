@@ -153,6 +153,7 @@ def _a_rank(folder, version):
         return built.origin.built, built.error
 
 
+@pytest.mark.slow
 def test_ranks_build_once(tmp_path):
     """Eight of them: tests/engines/tensorrt/test_plan_cache.py, without engines."""
     with ProcessPoolExecutor(3, multiprocessing.get_context("spawn")) as ranks:

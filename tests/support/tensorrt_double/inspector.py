@@ -40,7 +40,7 @@ class EngineInspector:
         if format.name != "JSON":
             raise NotImplementedError("the double of TensorRT describes engines as JSON only")
         bindings = [*self._engine._io]
-        return json.dumps({"Layers": self._shown(), "Bindings": bindings}, indent=1)
+        return json.dumps({"Layers": self._shown(), "Bindings": bindings})
 
     def get_layer_information(self, layer_index: int, format: Any) -> str:
         if format.name != "JSON":
@@ -62,6 +62,7 @@ class EngineInspector:
         """
         made = self._engine._plan
         tensors = graph.values(self._engine._model)
+        weights = {one.name for one in self._engine._model.graph.initializer}
         layers: list[dict[str, Any]] = []
         n_convolutions = 0
         for members in groups(self._engine._model):
@@ -73,7 +74,7 @@ class EngineInspector:
                 if n_convolutions == 0:
                     layers.append(self._reformat(tensors[node.input[0]], kind))
                 n_convolutions += 1
-            layer = self._ports(members, tensors, kind, len(layers))
+            layer = self._ports(members, tensors, weights, kind, len(layers))
             if kind is None or n_convolutions % 2 == 0:
                 name = "".join(one.op_type for one in members)
                 layer["Name"] = f"__myl_{name}_myl0_{len(layers)}"
@@ -90,12 +91,18 @@ class EngineInspector:
             layers.append(layer)
         return layers
 
+<<<<<<< HEAD
     def _ports(self, members: list[Any], tensors: Any, kind: str | None, index: int) -> Any:
         """Returns a layer's name, its inputs from other layers and its outputs."""
+=======
+    def _ports(
+        self, members: list[Any], tensors: Any, weights: set[str], kind: str | None, index: int
+    ) -> Any:
+        """A layer's name, and what it takes from outside of it and gives."""
+>>>>>>> suite
         inside = {name for one in members for name in one.output}
-        stored = {one.name for one in self._engine._model.graph.initializer}
         taken = [name for one in members for name in one.input if name and name not in inside]
-        taken = [name for name in dict.fromkeys(taken) if name not in stored]
+        taken = [name for name in dict.fromkeys(taken) if name not in weights]
         used = {name for one in members for name in one.input}
         given = [name for name in inside if name not in used] or [members[-1].output[0]]
         return {
