@@ -20,6 +20,7 @@ from typing import Any
 
 import filelock
 
+from ncsn_fast.data.limits import size_text
 from ncsn_fast.engines.tensorrt.signed_file import (
     PlanRefused,
     canonical,
@@ -166,6 +167,7 @@ def entry(group: Group) -> Entry:
     return Entry(group.path, group.size, group.last_use, facts, notes, problem)
 
 
+<<<<<<< HEAD
 def parse_size(text: str, name: str) -> int:
     """Parses "5GB", "512 MiB" or "1000000" as bytes.
 
@@ -188,5 +190,7 @@ def size_text(size: int) -> str:
     return f"{size} B"
 
 
+=======
+>>>>>>> 3c9f1b5 (data: bounds on what files may declare, stated in SECURITY.md)
 def _lock(path: Path) -> filelock.BaseFileLock:
     return filelock.FileLock(path.with_suffix(".lock"), mode=0o600)
