@@ -83,9 +83,6 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     Image.fromarray(deep).save(tmp_path / "deep.png")
     grey = datasets.read_image(tmp_path / "deep.png", Transform(8, 1))[0]
     assert torch.equal(grey, torch.from_numpy((deep >> 8).astype(np.uint8)))
-    Image.fromarray(np.zeros((8, 8), np.float32)).save(tmp_path / "float.tif")
-    with pytest.raises(DataError, match=r"float\.tif: floating-point"):
-        datasets.read_image(tmp_path / "float.tif", Transform(8, 1))
 
 
 def test_folder_in_order_of_names(folder):
@@ -133,7 +130,7 @@ def test_corrupt_archive_is_named(archive):
     content = bytearray(archive.read_bytes())
     content[100:140] = b"x" * 40
     archive.write_bytes(content)
-    with pytest.raises(DataError, match=r"images\.zip:0\.png"):
+    with pytest.raises(DataError, match=r"images\.zip!0\.png"):
         datasets.stack(opened(archive))
     archive.write_bytes(content[:200])
     with pytest.raises(DataError, match=r"cannot read .*images\.zip as a zip archive"):
