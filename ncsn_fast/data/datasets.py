@@ -25,6 +25,7 @@ from ncsn_fast.data.decode import (
     check_channels,
     decode,
     parse_colour,
+    pixels,
     printable,
 )
 from ncsn_fast.data.limits import IMAGE_BYTES, PIXELS
@@ -102,12 +103,6 @@ def centre_square(
 def _crop(image: Image.Image, width: int, height: int) -> Image.Image:
     left, top = round((image.width - width) / 2), round((image.height - height) / 2)
     return image.crop((left, top, left + width, top + height))
-
-
-def pixels(image: Image.Image) -> Tensor:
-    """uint8 (C, H, W) of a grey (L) or RGB image."""
-    array = np.array(image, dtype=np.uint8).reshape(image.height, image.width, -1)
-    return torch.from_numpy(array.transpose(2, 0, 1).copy())
 
 
 class MemoryImages:

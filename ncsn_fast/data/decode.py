@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import torch.utils.data
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageColor, UnidentifiedImageError
+from torch import Tensor
 
 from ncsn_fast.data.limits import IMAGE_BYTES, PIXELS
 
@@ -121,6 +123,12 @@ def decode(
     except Exception as error:  # damaged files make the decoders raise nearly anything
         reason = _reason(error)
         raise DataError(f"cannot decode {name}: {reason}. {remedy}".rstrip()) from error
+
+
+def pixels(image: Image.Image) -> Tensor:
+    """uint8 (C, H, W) of a grey (L) or RGB image."""
+    array = np.array(image, dtype=np.uint8).reshape(image.height, image.width, -1)
+    return torch.from_numpy(array.transpose(2, 0, 1).copy())
 
 
 def printable(text: str) -> str:

@@ -8,7 +8,14 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ncsn_fast.data.images import Output, as_mask, as_tensor, check_output, convert
+from ncsn_fast.data.images import (
+    Output,
+    as_mask,
+    as_tensor,
+    check_output,
+    check_range,
+    convert,
+)
 from ncsn_fast.inference.runner import Callback, Job
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops.noise import sample_indices
@@ -225,10 +232,3 @@ def fitted(x: Tensor, operator: Operator, y: Tensor) -> Tensor:
 def _imposes(program: Program | Procedure) -> bool:
     """Whether a sampler can impose what is known on its way."""
     return isinstance(program, Program) or program.constrains
-
-
-def check_range(images: Tensor, noise: float = 0.0) -> None:
-    """ValueError unless images are in [0, 1], but for noise on them."""
-    slack = 1e-3 + 6 * noise
-    if not bool(((images >= -slack) & (images <= 1 + slack)).all()):
-        raise ValueError("images must be in [0, 1]; map images in [-1, 1] with (x + 1) / 2")
