@@ -18,10 +18,10 @@ from ncsn_fast.cli.arguments import MASKS, import_function, make_mask, read_imag
 from ncsn_fast.cli.options import ModelOptions, SamplingOptions, check_count, check_png
 from ncsn_fast.data.decode import parse_colour
 from ncsn_fast.data.images import save_grid
-from ncsn_fast.inference.restorer import Inpainting, Restoration
+from ncsn_fast.inference.restorer import Inpainting, Restoration, mean_of_colours
 from ncsn_fast.ops.noise import Stream, normal, sample_indices
 from ncsn_fast.sampler import Sampler
-from ncsn_fast.samplers.operators import Grey, Operator, block_mean, gaussian_blur
+from ncsn_fast.samplers.operators import Operator, block_mean, gaussian_blur
 from ncsn_fast.samplers.program_transforms import start_level
 
 MEASURING = 7  # stream of the noise that commands add to measurements
@@ -129,7 +129,7 @@ class Colourise(Measured):
     """Colour grey images. Rows of the grid: original, mean of its channels, result."""
 
     def operator(self, sampler: Sampler) -> Operator:
-        return Grey()
+        return mean_of_colours(sampler.model)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -70,7 +70,7 @@ class Evaluator:
             digits, which only the digits' extractor accepts.
         n: number of samples that will be added.
         save: where to write mu and sigma of the reference.
-        background: color below the transparent pixels of the reference.
+        background: colour below the transparent pixels of the reference.
 
     Attributes:
         reference: description of the reference, for JSON.

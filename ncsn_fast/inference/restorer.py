@@ -169,10 +169,11 @@ class Restorer(abc.ABC):
         Args:
             options: those of `restore`.
         """
+        operator = mean_of_colours(self.model)
         height, width = self.model.image_shape[1:]
         grey = as_tensor(images, (1, height, width))
         check_range(grey, options.get("noise", 0.0))
-        return self.restore(grey, Grey(), **options)
+        return self.restore(grey, operator, **options)
 
     def super_resolve(self, images: Any, factor: int, **options: Any) -> Any:
         """Enlarges images (N, C, H / factor, W / factor), which stay the means of blocks of pixels.
@@ -227,6 +228,17 @@ def fitted(x: Tensor, operator: Operator, y: Tensor) -> Tensor:
             break
         x = torch.where(off[:, None, None, None], operator.correct(x, y).clamp(0, 1), x)
     return x
+
+
+def mean_of_colours(model: ScoreModel) -> Grey:
+    """Returns what `colourise` measures; ValueError unless the model's images are RGB."""
+    channels = model.image_shape[0]
+    if channels != 3:
+        raise ValueError(
+            f"colourise needs a model of RGB images; this one's have {channels} channel"
+            f"{'' if channels == 1 else 's'}"
+        )
+    return Grey()
 
 
 def _imposes(program: Program | Procedure) -> bool:

@@ -142,7 +142,7 @@ def test_guide(grey, monkeypatch):
 ERRORS = {
     "no factor": ("super-resolve --factor 0", 1, "factor must divide 8 and 8; got 0"),
     "factor": ("super-resolve --factor 3", 1, "factor must divide 8 and 8; got 3"),
-    "grey": ("colourise", 1, "this grey is of 3 channels, and the images (of the model) have 1"),
+    "grey": ("colourise", 1, "colourise needs a model of RGB images; this one's have 1 channel"),
     "no blur": ("deblur --blur 0", 1, "positive and finite; got 0.0"),
     "noise": ("deblur --noise -1", 2, "--noise must be at least 0 and finite; got -1.0"),
     "imposed noise": ("deblur --how imposed", 1, "without noise, 'imposed'"),
