@@ -26,7 +26,7 @@ class LeftOut:
         """Such as "2 hidden (._a.png, ...), 1 of another kind (notes.txt)"; or "none"."""
         parts = [
             f"{n} {reason} ({self._first[reason]}{', ...' if n > 1 else ''})"
-            for reason, n in self._counts.items()
+            for reason, n in sorted(self._counts.items())
         ]
         return ", ".join(parts) or "none"
 
@@ -45,26 +45,34 @@ def list_folder(folder: Path) -> tuple[list[Path], LeftOut]:
         try:
             status = place.stat()
             if (status.st_dev, status.st_ino) in seen:
-                left.add("links to folders that are taken already", _below(folder, place))
+                left.add("links to folders that are taken already", _relative(folder, place))
                 continue
             seen.add((status.st_dev, status.st_ino))
             with os.scandir(place) as entries:
-                rows = sorted(entries, key=lambda entry: entry.name, reverse=True)
+                rows = sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
             raise DataError(f"cannot read the folder {place}: {error.strerror}") from error
+        below: list[Path] = []
         for entry in rows:
             path = place / entry.name
+            # Of a link the path is asked, because entry.is_dir() raises for links in a circle; of
+            # others the entry, which costs no system call.
+            if linked := entry.is_symlink():
+                is_folder, is_file = path.is_dir(), path.is_file()
+            else:
+                is_folder, is_file = entry.is_dir(), entry.is_file()
             if reason := _unwanted(entry.name):
-                left.add(reason, _below(folder, path))
-            elif os.path.isdir(path):  # unlike entry.is_dir(), false for links in a circle
-                (links if entry.is_symlink() else folders).append(path)
+                left.add(reason, _relative(folder, path))
+            elif is_folder:
+                (links if linked else below).append(path)
             elif path.suffix.lower() not in SUFFIXES:
-                left.add("of another kind", _below(folder, path))
-            elif os.path.isfile(path):
+                left.add("of another kind", _relative(folder, path))
+            elif is_file:
                 found.append(path)
             else:
-                reason = "broken links" if entry.is_symlink() else "that are no files"
-                left.add(reason, _below(folder, path))
+                reason = "broken links" if linked else "that are no files"
+                left.add(reason, _relative(folder, path))
+        folders += reversed(below)
     return sorted(found), left
 
 
@@ -98,5 +106,5 @@ def _unwanted(name: str) -> str | None:
     return "hidden" if name.startswith(".") else None
 
 
-def _below(folder: Path, path: Path) -> str:
+def _relative(folder: Path, path: Path) -> str:
     return path.relative_to(folder).as_posix()

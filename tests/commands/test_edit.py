@@ -158,6 +158,7 @@ ERRORS = {
     "label": ("guide --classifier math:sin --labels -1", 2, "--labels must be at least one"),
     "no images": ("super-resolve --n 0", 2, "--n must be at least 1; got 0"),
     "no png": ("sdedit --out a.jpg", 2, "--out must end in .png"),
+    "no colour": ("sdedit --background whitish", 2, "background must be a colour such as white"),
     "ode": ("inpaint --method ode --variant ncsn", 1, "imposes nothing"),
 }  # fmt: skip
 
@@ -171,6 +172,67 @@ def test_errors_are_one_line(case, grey, capsys):
     assert said[-1].startswith("error: ")
     assert text in said[-1]
     assert not list(Path().glob("*.png"))
+
+
+@pytest.fixture
+def in_tmp_masks(in_tmp):
+    """Masks of 8x8, left half known, in several ways."""
+    half = np.zeros((8, 8), np.uint8)
+    half[:, :4] = 255
+    Image.fromarray(half).save("plain.png")
+    Image.fromarray(half > 0).save("one_bit.png")
+    Image.fromarray(np.stack([half * 0 + 255, half], -1)).save("alpha.png")  # white throughout
+    Image.fromarray(half // 255 * 200 + 20).save("grey.png")
+    Image.fromarray(half.repeat(3, 0).repeat(3, 1)).save("large.png")
+    wide = np.concatenate([half * 0, half, half * 0 + 255], 1)  # of which the middle is seen
+    Image.fromarray(wide).save("wide.png")
+    Image.fromarray(half.astype(np.uint16) * 257).save("deep.png")
+    return half > 0
+
+
+MASKS = {
+    "plain": [], "one_bit": [],
+    "alpha": ["laid on a background, #000000"],
+    "grey": ["--mask grey.png has 64 of 64 pixels between black and white: those from 128 on"],
+    "large": ["--mask large.png is 24x24: its centre is resized to 8x8"],
+    "wide": ["--mask wide.png is 24x8: its centre is resized to 8x8"],
+    "deep": ["their high byte is taken"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_masks_of_files(name, in_tmp_masks, caplog):
+    mask = edit.make_mask(f"{name}.png", 8, 8)
+    assert mask.shape == (1, 8, 8)
+    assert np.array_equal(mask[0].numpy(), in_tmp_masks)
+    texts = [r.getMessage() for r in caplog.records]
+    assert len(texts) == len(MASKS[name])
+    assert all(words in text for words, text in zip(MASKS[name], texts, strict=True))
+
+
+def test_masks_that_are_refused(in_tmp_masks):
+    Image.new("L", (8, 8), 255).save("white.png")
+    Image.new("RGBA", (8, 8)).save("empty.png")
+    Path("words.png").write_text("no mask")
+    Path("half.png").write_bytes(Path("plain.png").read_bytes()[:60])
+    for name, words in {
+        "white": "--mask white.png says that every pixel is known",
+        "empty": "--mask empty.png says that no pixel is known: those are known that are white and",
+        "words": "cannot decode words.png: it is no PNG, JPEG",
+        "half": "cannot decode half.png: ",
+        "nowhere": "--mask must be left, right, .* got 'nowhere.png' .there is no such file",
+    }.items():
+        with pytest.raises(ValueError, match=words):
+            edit.make_mask(f"{name}.png", 8, 8)
+    with pytest.raises(ValueError, match=r"--mask plain\.png is 8x8 and the images are 12x8"):
+        edit.make_mask("plain.png", 8, 12)
+
+
+def test_background(colour):
+    Image.new("RGBA", (8, 8), (9, 9, 9, 0)).save("clear.png")
+    for option, level in (("", 255), (" --background black", 0), (" --background #0a0a0a", 10)):
+        original, _, _ = run(f"sdedit --images clear.png --n 1{option}", 3)
+        assert (original == level).all()
 
 
 @pytest.mark.parametrize(

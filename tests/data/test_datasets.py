@@ -169,6 +169,18 @@ def test_hugging_face_data_set(folder, tmp_path, monkeypatch):
     images = opened(f"hf:{source}")
     assert len(images) == 3
     assert torch.equal(images[2], pixels(picture(12, 8, seed=2))[:, :, 2:10])
+    # Turned and laid on a background as files are, and bounded before they are decoded.
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = picture(12, 8).convert("RGBA")
+    turned.putalpha(picture(12, 8, seed=1, mode="L"))
+    for i in range(3):
+        turned.save(source / "train" / f"{i}.png", exif=exif)
+    again, files = opened(f"hf:{source}"), opened(source / "train")
+    assert all(torch.equal(again[i], files[i]) for i in range(3))
+    monkeypatch.setenv("NCSN_FAST_MAX_PIXELS", "95")
+    with pytest.raises(DataError, match=r"hf:.*\[1\] .* declares 96 pixels"):
+        again[1]
     with pytest.raises(DataError, match="split nope"):
         opened(f"hf:{source}:nope")
     (tmp_path / "words").mkdir()
