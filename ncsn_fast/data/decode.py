@@ -198,7 +198,7 @@ def _check_size(image: Image.Image, name: str) -> None:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return f"it is no {', '.join(_formats()[:-1])} or {_formats()[-1]} file"
+        return f"it is no {', '.join(_formats())} file, or its beginning is damaged"
     if isinstance(error, MemoryError):
         return "there is not enough memory for it"
     return printable(str(error) or type(error).__name__).rstrip(".")
