@@ -67,41 +67,41 @@ def make_mask(name: str, height: int, width: int) -> Tensor:
 
 
 def _read_mask(path: Path, height: int, width: int) -> Tensor:
-    """Boolean mask (1, H, W) of an image file, True where it is white and opaque.
+    """Reads a boolean mask (1, H, W) from an image file, True where it is white and opaque.
 
-    A file of another size is cropped and resized as images are, and levels between black and white
-    are divided at 128; both are said.
+    A file of another size is cropped and resized as images are; grey levels are thresholded at 128.
+    Both are logged as warnings.
 
     Raises:
-        DataError: it cannot be decoded.
-        ValueError: no pixel is known, or none is left to fill in, or the model is not square.
+        DataError: the file cannot be decoded.
+        ValueError: no pixel or every pixel is known, or the size differs and is not square.
     """
-    notices = datasets.Notices()
-    image = decode(path, 1, name=str(path), background="black", notices=notices)
+    warn = datasets.WarnOnce()
+    image = decode(path, 1, name=str(path), background="black", warn=warn)
     if image.size != (width, height):
         if height != width:
             raise ValueError(
-                f"--mask {path} is {image.width}x{image.height} and the images are "
-                f"{width}x{height}: resize it"
+                f"--mask {path} must have the size of the images, {width}x{height}; got "
+                f"{image.width}x{image.height}: resize it"
             )
-        notices.say(
+        warn(
             "size",
-            f"--mask {path} is {image.width}x{image.height}: its centre is resized to "
-            f"{width}x{height}, as that of images is",
+            f"--mask {path} is {image.width}x{image.height}; it is cropped and resized to "
+            f"{width}x{height}, as images are",
         )
         image = datasets.centre_square(image, height, resample=Image.Resampling.NEAREST)
     levels = pixels(image)
     mask = levels >= 128
     if between := int(((levels > 0) & (levels < 255)).sum()):
-        notices.say(
+        warn(
             "levels",
-            f"--mask {path} has {between} of {levels.numel()} pixels between black and white: "
-            "those from 128 on are taken as known",
+            f"--mask {path} has {between} of {levels.numel()} pixels between black and white; "
+            "those of at least 128 are known",
         )
     if bool(mask.all()) or not bool(mask.any()):
         raise ValueError(
-            f"--mask {path} says that {'every' if bool(mask.all()) else 'no'} pixel is known: "
-            "those are known that are white and opaque"
+            f"--mask {path} makes {'every' if bool(mask.all()) else 'no'} pixel known; known "
+            "pixels are white and opaque"
         )
     return mask
 

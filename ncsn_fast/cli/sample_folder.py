@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ncsn_fast.cli.options import SamplingOptions
-from ncsn_fast.data.decode import DataError, Notices, decode, pixels
+from ncsn_fast.data.decode import DataError, WarnOnce, decode, pixels
 from ncsn_fast.data.files import atomic_write, remove_leftovers
 from ncsn_fast.data.images import sample_path, save_png, to_uint8
 from ncsn_fast.ops import noise
@@ -117,7 +117,7 @@ def _read(path: Path, shape: tuple[int, int, int]) -> Tensor:
             "ranks share; gather the files there, then repeat the command"
         )
     remedy = "Delete it, and repeat the command: it is drawn again."
-    image = decode(path, shape[0], name=str(path), notices=Notices(), remedy=remedy)
+    image = decode(path, shape[0], name=str(path), warn=WarnOnce(), remedy=remedy)
     if image.size != (shape[2], shape[1]):
         raise DataError(
             f"{path} is no sample of this model: it has {image.width}x{image.height} pixels, and "

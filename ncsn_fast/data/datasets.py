@@ -21,7 +21,7 @@ from ncsn_fast.data.decode import (
     REMEDY,
     SUFFIXES,
     DataError,
-    Notices,
+    WarnOnce,
     check_channels,
     decode,
     parse_colour,
@@ -29,12 +29,12 @@ from ncsn_fast.data.decode import (
     printable,
 )
 from ncsn_fast.data.limits import IMAGE_BYTES, PIXELS
-from ncsn_fast.data.listing import LeftOut, list_folder, list_zip
+from ncsn_fast.data.listing import Skipped, find_images, find_zip_images
 
 log = logging.getLogger(__name__)
 HELD_OUT = 0.2  # fraction of the digits that is held out from training
-_CHUNK = 4096  # bytes read of a zip's entry at once: bzip2 inflates a kilobyte to megabytes
-_LONGEST = 16  # squares in a row, of which the middle one is taken
+_CHUNK = 4096  # bytes of a zip entry read at once: bzip2 expands a kilobyte to megabytes
+_LONGEST = 16  # largest ratio of the sides that is resized before the crop
 
 
 class Images(Protocol):
@@ -64,16 +64,20 @@ class Transform:
 
     def __call__(
         self,
-        picture: Path | bytes | Image.Image,
+        source: Path | bytes | Image.Image,
         name: str = "the image",
-        notices: Notices | None = None,
+        warn: WarnOnce | None = None,
     ) -> Tensor:
-        """Decodes and fits one picture; DataError, with its name, if that cannot be done."""
+        """Decodes, crops and resizes one image.
+
+        Raises:
+            DataError: it cannot be decoded; the message contains its name.
+        """
         decoded = decode(
-            picture,
+            source,
             self.channels,
             name=name,
-            notices=notices or Notices(),
+            warn=warn or WarnOnce(),
             background=self.background,
         )
         return pixels(centre_square(decoded, self.size, self.centre_crop))
@@ -122,32 +126,32 @@ class FileImages:
     """Image files in a folder and its subfolders, sorted by name."""
 
     def __init__(self, folder: Path, transform: Transform) -> None:
-        self.transform, self.notices = transform, Notices()
-        self.paths, left = list_folder(folder)
-        _say_number(str(folder), len(self.paths), left)
+        self.transform, self.warn = transform, WarnOnce()
+        self.paths, skipped = find_images(folder)
+        _report_count(str(folder), len(self.paths), skipped)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Tensor:
         path = self.paths[index]
-        return self.transform(path, str(path), self.notices)
+        return self.transform(path, str(path), self.warn)
 
 
 class ZipImages:
     """Image files in a zip archive and its subfolders."""
 
     def __init__(self, path: Path, transform: Transform) -> None:
-        self.path, self.transform, self.notices = path, transform, Notices()
+        self.path, self.transform, self.warn = path, transform, WarnOnce()
         self._archive: tuple[int, zipfile.ZipFile] | None = None
         try:
-            self.entries, left = list_zip(self._open())
-        except Exception as error:  # damaged archives raise a dozen kinds
+            self.entries, skipped = find_zip_images(self._open())
+        except Exception as error:  # zipfile raises many kinds for damaged archives
             raise DataError(
                 f"cannot read {path} as a zip archive ({printable(str(error))}); is the download "
                 "complete?"
             ) from error
-        _say_number(str(path), len(self.entries), left)
+        _report_count(str(path), len(self.entries), skipped)
 
     def _open(self) -> zipfile.ZipFile:
         # One file handle per process: a forked worker must not share its parent's file position.
@@ -167,13 +171,13 @@ class ZipImages:
         IMAGE_BYTES.check(entry.file_size, printable(name), DataError)
         try:
             content = self._read(entry)
-        except Exception as error:  # damage, encryption, unknown compression: a dozen kinds
+        except Exception as error:  # damaged, encrypted, unknown compression: any kind
             reason = printable(str(error) or type(error).__name__)
             raise DataError(f"cannot read {printable(name)}: {reason}. {REMEDY}") from error
-        return self.transform(content, name, self.notices)
+        return self.transform(content, name, self.warn)
 
     def _read(self, entry: zipfile.ZipInfo) -> bytes:
-        """An entry's bytes, as many as it declares at most, whatever it decompresses to."""
+        """Reads an entry, at most as many bytes as it declares."""
         with self._open().open(entry) as file:
             return b"".join(iter(lambda: file.read(_CHUNK), b""))
 
@@ -202,8 +206,8 @@ class HubImages:
                 f"hf:{name} has no image column; its columns are {', '.join(rows.features)}"
             )
         self.name, self.column, self.transform = name, columns[0], transform
-        self.notices = Notices()
-        # The bytes, not the library's images, which it decodes without bounds.
+        self.warn = WarnOnce()
+        # Bytes, because the library would decode images without limits.
         self.rows = rows.select_columns(self.column).cast_column(
             self.column, datasets.Image(decode=False)
         )
@@ -217,20 +221,20 @@ class HubImages:
         try:
             row = self.rows[int(index)][self.column]
             path = Path(row["path"] or "")
-            # A path inside an archive, or far away, is the library's to open.
-            picture = row["bytes"] or (path if path.is_file() else self._decode(row))
-        except Exception as error:  # a row without an image, or one that is far away: any kind
+            # Paths inside archives and remote ones are opened by the library.
+            source = row["bytes"] or (path if path.is_file() else self._decode(row))
+        except Exception as error:  # a missing image, a network error: any kind
             reason = printable(str(error) or type(error).__name__)
             raise DataError(f"cannot read {where}: {reason}. {REMEDY}") from error
-        return self.transform(picture, where, self.notices)
+        return self.transform(source, where, self.warn)
 
 
-def _say_number(source: str, n: int, left: LeftOut) -> None:
-    """A log line with how many images were taken and left out; DataError if there are none."""
+def _report_count(source: str, n: int, skipped: Skipped) -> None:
+    """Logs how many images were found and skipped; raises DataError if there are none."""
     if n == 0:
         kinds = ", ".join(sorted(SUFFIXES))
-        raise DataError(f"{source} holds no images ({kinds}, in any depth); left out: {left}")
-    log.info("%s: %d images; left out: %s", source, n, left)
+        raise DataError(f"{source} holds no images ({kinds}, in any depth); skipped: {skipped}")
+    log.info("%s: %d images; skipped: %s", source, n, skipped)
 
 
 def read_image(path: Path, transform: Transform) -> Tensor:

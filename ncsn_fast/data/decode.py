@@ -1,4 +1,4 @@
-"""The decoder of every picture: of data sets, callers' PIL images, masks and sample folders."""
+"""Decoding of images: from data sets, PIL images, masks and sample folders."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 
 Colour = tuple[int, int, int]
 
-# What is decoded, by content, and the suffixes by which files of a folder or zip are taken for
-# pictures. Pillow reads more; EPS is left out because reading it runs a program.
+# Formats are recognised by content; suffixes select the files of a folder or zip. Pillow reads more
+# formats, but EPS would run a program.
 FORMATS = {
     "PNG": (".png", ".apng"),
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
@@ -40,7 +40,7 @@ FORMATS = {
 }
 SUFFIXES = frozenset(suffix for row in FORMATS.values() for suffix in row)
 REMEDY = "Remove or replace it."
-_TURNS = {
+_TRANSPOSE = {  # EXIF orientation -> what undoes it
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -49,31 +49,31 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_DARK = 2**14  # 16-bit pictures below it look as if they held 14 bits or fewer
+_DARK = 2**14  # below it, 16-bit pixels may well be 14-bit data or less
 
 
 class DataError(ValueError):
-    """Images that cannot be read; the message says which and what to do."""
+    """Error for images that cannot be read; the message names the image and the remedy."""
 
 
-class Notices:
-    """What decoding lost: a warning for each kind of loss, once for a data set or a call.
+class WarnOnce:
+    """Logs one warning for each kind of information loss in a data set or call.
 
-    Of the worker processes that share a data set, the first speaks.
+    Of several worker processes only the first logs.
     """
 
     def __init__(self) -> None:
-        self._said: set[str] = set()
+        self._seen: set[str] = set()
 
-    def due(self, kind: str) -> bool:
-        """Whether a loss of this kind has not been said yet."""
+    def is_new(self, kind: str) -> bool:
+        """Whether a warning of this kind would be logged."""
         worker = torch.utils.data.get_worker_info()
-        return kind not in self._said and (worker is None or worker.id == 0)
+        return kind not in self._seen and (worker is None or worker.id == 0)
 
-    def say(self, kind: str, text: str) -> None:
-        if self.due(kind):
-            self._said.add(kind)
-            log.warning("%s (said once)", text)
+    def __call__(self, kind: str, text: str) -> None:
+        if self.is_new(kind):
+            self._seen.add(kind)
+            log.warning("%s (warned once)", text)
 
 
 def decode(
@@ -81,63 +81,65 @@ def decode(
     channels: int,
     *,
     name: str,
-    notices: Notices,
+    warn: WarnOnce,
     background: str = "white",
     remedy: str = REMEDY,
 ) -> Image.Image:
-    """One picture with 8 bits, grey (mode L) for 1 channel or RGB for 3, by these rules:
+    """Decodes an image to 8-bit grey (mode L, 1 channel) or RGB (3 channels).
 
-    - Orientation: turned as EXIF says.
-    - Alpha, and colours that are marked as transparent: laid on `background`. White is the default
-      because it is what viewers show: drawings and logos are mostly dark on transparent paper, and
-      would vanish on black.
-    - 16 bits: the high byte, which is what Pillow does to the colours of 16-bit files. Mode I (32
-      bits) is how Pillow holds 16-bit grey, so it is read as that, and refused beyond 0 to 65535.
-      Nothing tells 10, 12 or 14 bits in such a container from a dark picture: a warning does.
-    - Floats: refused unless in [0, 1]; round(255 x).
-    - Colours: palette, CMYK, YCbCr, HSV and LAB become RGB as Pillow converts them, 1 bit becomes 0
-      and 255. Grey is ITU-R 601 luma. ICC profiles are not applied.
-    - Frames and pages: the first (of a PIL image the current one).
+    - EXIF orientation is applied.
+    - Alpha and transparent colours are composited on `background`. White is the default, as in
+      image viewers: drawings and logos are mostly dark and would vanish on black.
+    - 16-bit pixels: the high byte, as Pillow does for 16-bit colour files. Mode I (32 bits) is
+      Pillow's other mode for 16-bit grey, so its pixels must be in [0, 65535]. 10, 12 and 14-bit
+      data in 16 bits cannot be told from dark images: there is a warning.
+    - Floating-point pixels must be in [0, 1]; they become round(255 x).
+    - Palette, CMYK, YCbCr, HSV and LAB are converted to RGB by Pillow; 1 bit becomes 0 and 255.
+      Grey is ITU-R 601 luma. ICC profiles are not applied.
+    - Of several frames or pages the first is taken (of a PIL image, its current frame).
 
     Args:
-        source: a file, its bytes, or a PIL image, which is left as it is.
+        source: a file, its bytes, or a PIL image, which is not changed.
         channels: 1 or 3.
-        name: the picture's, for messages.
-        notices: says once what was lost.
-        background: a colour, as PIL.ImageColor reads it.
-        remedy: what a message tells the reader to do about a picture that cannot be decoded.
+        name: name of the image in messages.
+        warn: called when information is lost.
+        background: colour, in any form that PIL.ImageColor accepts.
+        remedy: last sentence of the message if the image cannot be decoded.
 
     Raises:
-        DataError: with the name, whatever the decoders raise, and beyond the limits (limits.py).
+        DataError: the image cannot be decoded or exceeds a limit (limits.py).
     """
-    ground, name = parse_colour(background), printable(name)
+    colour, name = parse_colour(background), printable(name)
     try:
-        with _opened(source, name) as image:
+        with _open(source, name) as image:
             _check_size(image, name)
             image.load()
-            if notices.due("frames"):
-                _say_frames(image, name, notices)
-            return _flat(_turned(image, name, notices), channels, ground, name, notices)
+            _warn_of_frames(image, name, warn)
+            image = _apply_orientation(image, name, warn)
+            return _to_eight_bits(image, channels, colour, name, warn)
     except DataError:
         raise
-    except Exception as error:  # damaged files make the decoders raise nearly anything
-        reason = _reason(error)
-        raise DataError(f"cannot decode {name}: {reason}. {remedy}".rstrip()) from error
+    except Exception as error:  # decoders raise nearly any exception for damaged files
+        raise DataError(f"cannot decode {name}: {_reason(error)}. {remedy}".rstrip()) from error
 
 
 def pixels(image: Image.Image) -> Tensor:
-    """uint8 (C, H, W) of a grey (L) or RGB image."""
+    """Converts a grey (L) or RGB image to uint8 (C, H, W)."""
     array = np.array(image, dtype=np.uint8).reshape(image.height, image.width, -1)
     return torch.from_numpy(array.transpose(2, 0, 1).copy())
 
 
 def printable(text: str) -> str:
-    """A text from outside, such as a file's name, on one line that any terminal shows."""
+    """Replaces unprintable characters, such as line breaks in a file name."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def parse_colour(text: str) -> Colour:
-    """RGB of a colour such as white, #ff8000 or rgb(255, 128, 0); ValueError if it is none."""
+    """Parses a colour such as white, #ff8000 or rgb(255, 128, 0) as RGB.
+
+    Raises:
+        ValueError: not a colour.
+    """
     try:
         return ImageColor.getcolor(text, "RGB")[:3]  # type: ignore[index, return-value]
     except ValueError as error:
@@ -147,16 +149,16 @@ def parse_colour(text: str) -> Colour:
 
 
 def check_channels(channels: int) -> None:
-    """DataError unless pictures can have so many channels."""
+    """Raises DataError unless images can be decoded to this number of channels."""
     if channels not in (1, 3):
         raise DataError(
-            f"pictures are read as grey or RGB, and this network has {channels} channels: give its "
+            f"images are decoded to grey or RGB, but the model has {channels} channels: pass its "
             "images as tensors (N, C, H, W), from Python"
         )
 
 
 def scale_remedy(low: float, high: float) -> str:
-    """How numbers from low to high come to lie in [0, 1]."""
+    """Returns how to scale values in [low, high] to [0, 1]."""
     if -1.01 <= low < 0 and high <= 1.01:
         return "map images in [-1, 1] with (x + 1) / 2"
     if low >= 0 and 1.01 < high <= 255:
@@ -168,113 +170,108 @@ def scale_remedy(low: float, high: float) -> str:
 
 @functools.cache
 def _formats() -> list[str]:
-    """Of FORMATS, those that this Pillow reads."""
+    """Returns the formats that the installed Pillow supports."""
     Image.init()
     return [name for name in FORMATS if name in Image.OPEN]
 
 
 @contextlib.contextmanager
-def _opened(source: Path | bytes | Image.Image, name: str) -> Iterator[Image.Image]:
-    """The picture, its pixels not yet decoded."""
+def _open(source: Path | bytes | Image.Image, name: str) -> Iterator[Image.Image]:
+    """Opens an image without decoding its pixels."""
     if isinstance(source, Image.Image):
         yield source
         return
-    if isinstance(source, Path) and not source.is_file():  # a FIFO would be waited for
-        raise DataError(f"{name} {'is no file' if source.exists() else 'does not exist'}")
+    if isinstance(source, Path) and not source.is_file():  # opening a FIFO would block
+        raise DataError(f"{name} {'is not a file' if source.exists() else 'does not exist'}")
     size = len(source) if isinstance(source, bytes) else source.stat().st_size
     IMAGE_BYTES.check(size, name, DataError)
-    most = PIXELS.value()
-    if Image.MAX_IMAGE_PIXELS is not None and most > Image.MAX_IMAGE_PIXELS:
-        Image.MAX_IMAGE_PIXELS = most  # or Pillow's own bound refuses what the environment allows
+    limit = PIXELS.value()
+    if Image.MAX_IMAGE_PIXELS is not None and limit > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = limit  # Pillow's own limit would reject what the user allowed
     with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
         yield Image.open(file, formats=_formats())
 
 
 def _check_size(image: Image.Image, name: str) -> None:
     if 0 in image.size:
-        raise DataError(f"{name} has no pixels: it is {image.width}x{image.height}")
+        raise DataError(f"{name} has no pixels: its size is {image.width}x{image.height}")
     PIXELS.check(image.width * image.height, f"{name} ({image.width}x{image.height})", DataError)
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return f"it is no {', '.join(_formats())} file, or its beginning is damaged"
+        return f"not a {', '.join(_formats())} file, or its header is damaged"
     if isinstance(error, MemoryError):
-        return "there is not enough memory for it"
+        return "out of memory"
     return printable(str(error) or type(error).__name__).rstrip(".")
 
 
-def _say_frames(image: Image.Image, name: str, notices: Notices) -> None:
-    # The further pictures of an MPO are previews, depths or the other eye's view of the first.
-    if image.format != "MPO" and getattr(image, "is_animated", False):
+def _warn_of_frames(image: Image.Image, name: str, warn: WarnOnce) -> None:
+    # The other images of an MPO are previews, depth maps or a second view of the first.
+    if warn.is_new("frames") and image.format != "MPO" and getattr(image, "is_animated", False):
         frames = getattr(image, "n_frames", 2)
-        notices.say("frames", f"{name} has {frames} frames or pages; the first of a file is taken")
+        warn("frames", f"{name} has {frames} frames or pages; only the first is used")
 
 
-def _turned(image: Image.Image, name: str, notices: Notices) -> Image.Image:
+def _apply_orientation(image: Image.Image, name: str, warn: WarnOnce) -> Image.Image:
     try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception as error:  # as wild as the decoders' own
-        text = f"{name} has damaged EXIF data ({_reason(error)}); it is taken as not turned"
-        notices.say("exif", text)
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception as error:  # as for decoders: nearly any exception
+        warn("exif", f"{name} has damaged EXIF data ({_reason(error)}); its orientation is ignored")
         return image
-    return image if turn is None else image.transpose(turn)
+    return image.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else image
 
 
-def _flat(
-    image: Image.Image, channels: int, ground: Colour, name: str, notices: Notices
+def _to_eight_bits(
+    image: Image.Image, channels: int, background: Colour, name: str, warn: WarnOnce
 ) -> Image.Image:
-    """8 bits, grey or RGB, without alpha."""
+    """Converts any mode to L or RGB."""
     if image.mode == "F" or image.mode.startswith("I"):
-        image = _deep(image, name, notices)
+        image = _scale_grey(image, name, warn)
     if image.has_transparency_data:
         image = image.convert("LA") if image.mode == "La" else image
         image = image.convert("RGBA")
         if image.getchannel("A").getextrema()[0] != 255:
-            notices.say(
-                "alpha",
-                f"{name} has transparent pixels: they are laid on a background, {_hex(ground)}",
-            )
-            image = Image.alpha_composite(Image.new("RGBA", image.size, (*ground, 255)), image)
+            colour = "#" + "".join(f"{value:02x}" for value in background)
+            warn("alpha", f"{name} has transparent pixels; it is composited on {colour}")
+            below = Image.new("RGBA", image.size, (*background, 255))
+            image = Image.alpha_composite(below, image)
     if image.mode not in ("1", "L", "LA"):
-        image = image.convert("RGB")  # there is no direct way from LAB or HSV to grey
+        image = image.convert("RGB")  # Pillow cannot convert LAB or HSV to L directly
     return image.convert("L" if channels == 1 else "RGB")
 
 
-def _hex(colour: Colour) -> str:
-    return "#" + "".join(f"{value:02x}" for value in colour)
-
-
-def _deep(image: Image.Image, name: str, notices: Notices) -> Image.Image:
-    """Grey of 16 or 32 bits, or of floats, with 8 bits; a transparent level becomes alpha."""
-    values, key = np.asarray(image), image.info.get("transparency")
-    grey = Image.fromarray(_levels(values, name, notices))
-    if isinstance(key, int):
-        grey.putalpha(Image.fromarray(np.where(values == key, np.uint8(0), np.uint8(255))))
+def _scale_grey(image: Image.Image, name: str, warn: WarnOnce) -> Image.Image:
+    """Scales deeper grey to 8 bits (L); a transparent level becomes alpha (LA)."""
+    values, transparent = np.asarray(image), image.info.get("transparency")
+    grey = Image.fromarray(_scale(values, name, warn))
+    if isinstance(transparent, int):
+        alpha = np.where(values == transparent, np.uint8(0), np.uint8(255))
+        grey.putalpha(Image.fromarray(alpha))
     return grey
 
 
-def _levels(values: NDArray[Any], name: str, notices: Notices) -> NDArray[np.uint8]:
+def _scale(values: NDArray[Any], name: str, warn: WarnOnce) -> NDArray[np.uint8]:
     low, high = values.min().item(), values.max().item()
     if values.dtype.kind == "f":
-        if not (low >= 0 and high <= 1):  # NaN, too
+        if not (low >= 0 and high <= 1):  # also for NaN
             raise DataError(
-                f"{name} has floating-point pixels from {low:.4g} to {high:.4g}, which must be in "
-                f"[0, 1]: {scale_remedy(low, high)}"
+                f"{name} has floating-point pixels, which must be in [0, 1]; got {low:.4g} to "
+                f"{high:.4g}: {scale_remedy(low, high)}"
             )
-        notices.say("depth", f"{name} has floating-point pixels: they are rounded to 8 bits")
+        warn("depth", f"{name} has floating-point pixels; they are rounded to 8 bits")
         return np.rint(values * np.float32(255)).astype(np.uint8)
     if low < 0 or high > 65535:
         raise DataError(
-            f"{name} has whole numbers from {low} to {high} as pixels, which must be in [0, 65535]:"
-            " save it with 8 or 16 bits"
+            f"{name} has integer pixels, which must be in [0, 65535]; got {low} to {high}: save it "
+            "with 8 or 16 bits"
         )
     if 0 < high < _DARK:
         bits = max(8, int(high).bit_length())
-        notices.say(
+        warn(
             "dark",
-            f"{name} has 16-bit pixels, none above {high} of 65535, and is read as nearly black; "
-            f"if they hold {bits} bits, multiply them by {2 ** (16 - bits)} first",
+            f"{name} has 16-bit pixels of at most {high}, which is nearly black; if it holds "
+            f"{bits}-bit data, multiply its pixels by {2 ** (16 - bits)} first",
         )
-    notices.say("depth", f"{name} has 16-bit pixels: their high byte is taken")
+    warn("depth", f"{name} has 16-bit pixels; only their high byte is used")
     return (values >> 8).astype(np.uint8)

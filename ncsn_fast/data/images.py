@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ncsn_fast.data.decode import Notices, check_channels, decode, pixels, scale_remedy
+from ncsn_fast.data.decode import WarnOnce, check_channels, decode, pixels, scale_remedy
 from ncsn_fast.data.files import atomic_write
 
 UInt8 = NDArray[np.uint8]
@@ -59,9 +59,9 @@ def as_tensor(images: Any, shape: tuple[int, int, int]) -> Tensor:
         images = [images]
     if isinstance(images, Sequence) and images and all(isinstance(i, Image.Image) for i in images):
         check_channels(shape[0])
-        notices = Notices()
+        warn = WarnOnce()
         decoded = [
-            decode(image, shape[0], name=f"PIL image {i}", notices=notices, remedy="")
+            decode(image, shape[0], name=f"PIL image {i}", warn=warn, remedy="")
             for i, image in enumerate(images)
         ]
         sizes = {image.size for image in decoded}

@@ -1,4 +1,4 @@
-"""Which files of a folder or zip are pictures, and which are left out, and why."""
+"""Selection of the image files in a folder or zip."""
 
 from __future__ import annotations
 
@@ -11,98 +11,96 @@ from pathlib import Path, PurePosixPath
 from ncsn_fast.data.decode import SUFFIXES, DataError, printable
 
 
-class LeftOut:
-    """Files that were not taken: how many for each reason, and the first of them."""
+class Skipped:
+    """Counter of skipped files by reason, with the first file for each reason."""
 
     def __init__(self) -> None:
         self._first: dict[str, str] = {}
         self._counts: collections.Counter[str] = collections.Counter()
 
     def add(self, reason: str, name: str) -> None:
+        """Counts a file."""
         self._first.setdefault(reason, printable(name))
         self._counts[reason] += 1
 
     def __str__(self) -> str:
-        """Such as "2 hidden (._a.png, ...), 1 of another kind (notes.txt)"; or "none"."""
+        """Returns text such as "hidden (2, such as ._a.png), not an image (1, notes.txt)"."""
         parts = [
-            f"{n} {reason} ({self._first[reason]}{', ...' if n > 1 else ''})"
+            f"{reason} ({n}, {'such as ' if n > 1 else ''}{self._first[reason]})"
             for reason, n in sorted(self._counts.items())
         ]
-        return ", ".join(parts) or "none"
+        return ", ".join(parts) or "nothing"
 
 
-def list_folder(folder: Path) -> tuple[list[Path], LeftOut]:
-    """Picture files below a folder, in any depth, in the order of their names.
+def find_images(folder: Path) -> tuple[list[Path], Skipped]:
+    """Finds the image files in a folder and its subfolders, sorted by name.
 
-    Links are followed, and every folder is read once, whatever leads to it. What begins with a dot
-    and `__MACOSX` is left out.
+    Symbolic links are followed, and each folder is read once, however many links lead to it. Hidden
+    files and folders and `__MACOSX` are skipped.
+
+    Raises:
+        DataError: a folder cannot be read.
     """
     found: list[Path] = []
-    left, seen = LeftOut(), set[tuple[int, int]]()
-    folders, links = [folder], list[Path]()
+    skipped, seen = Skipped(), set[tuple[int, int]]()
+    folders, links = [folder], collections.deque[Path]()
     while folders or links:
-        place = folders.pop() if folders else links.pop()  # a link gives way to the folder itself
+        place = folders.pop() if folders else links.popleft()  # links last: the real folder is used
         try:
             status = place.stat()
             if (status.st_dev, status.st_ino) in seen:
-                left.add("links to folders that are taken already", _relative(folder, place))
+                skipped.add("link to a folder already read", _relative(folder, place))
                 continue
             seen.add((status.st_dev, status.st_ino))
             with os.scandir(place) as entries:
                 rows = sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
             raise DataError(f"cannot read the folder {place}: {error.strerror}") from error
-        below: list[Path] = []
+        subfolders: list[Path] = []
         for entry in rows:
             path = place / entry.name
-            # Of a link the path is asked, because entry.is_dir() raises for links in a circle; of
-            # others the entry, which costs no system call.
-            if linked := entry.is_symlink():
-                is_folder, is_file = path.is_dir(), path.is_file()
-            else:
-                is_folder, is_file = entry.is_dir(), entry.is_file()
-            if reason := _unwanted(entry.name):
-                left.add(reason, _relative(folder, path))
-            elif is_folder:
-                (links if linked else below).append(path)
+            # entry.is_dir() costs no system call, but raises for circular links.
+            kind = path if (linked := entry.is_symlink()) else entry
+            if reason := _ignored(entry.name):
+                skipped.add(reason, _relative(folder, path))
+            elif kind.is_dir():
+                (links if linked else subfolders).append(path)
             elif path.suffix.lower() not in SUFFIXES:
-                left.add("of another kind", _relative(folder, path))
-            elif is_file:
+                skipped.add("not an image", _relative(folder, path))
+            elif kind.is_file():
                 found.append(path)
             else:
-                reason = "broken links" if linked else "that are no files"
-                left.add(reason, _relative(folder, path))
-        folders += reversed(below)
-    return sorted(found), left
+                skipped.add("broken link" if linked else "not a file", _relative(folder, path))
+        folders += reversed(subfolders)
+    return sorted(found), skipped
 
 
-def list_zip(archive: zipfile.ZipFile) -> tuple[list[zipfile.ZipInfo], LeftOut]:
-    """Picture files of an archive, in any depth, in the order of their names.
+def find_zip_images(archive: zipfile.ZipFile) -> tuple[list[zipfile.ZipInfo], Skipped]:
+    """Finds the image files in an archive and its subfolders, sorted by name.
 
-    Folders, links, and what list_folder leaves out are left out.
+    Skips what `find_images` skips, and links.
     """
     found: list[zipfile.ZipInfo] = []
-    left = LeftOut()
+    skipped = Skipped()
     for info in archive.infolist():
-        path = PurePosixPath(info.filename.replace("\\", "/"))
-        reason = next(filter(None, map(_unwanted, path.parts)), None)
         if info.is_dir():
             continue
-        if reason:
-            left.add(reason, info.filename)
+        path = PurePosixPath(info.filename.replace("\\", "/"))
+        if reason := next(filter(None, map(_ignored, path.parts)), None):
+            skipped.add(reason, info.filename)
         elif path.suffix.lower() not in SUFFIXES:
-            left.add("of another kind", info.filename)
+            skipped.add("not an image", info.filename)
         elif stat.S_ISLNK(info.external_attr >> 16):
-            left.add("links", info.filename)
+            skipped.add("link", info.filename)
         else:
             found.append(info)
-    return sorted(found, key=lambda info: info.filename), left
+    return sorted(found, key=lambda info: info.filename), skipped
 
 
-def _unwanted(name: str) -> str | None:
-    """Why a file or folder of this name is left out, if it is."""
+def _ignored(name: str) -> str | None:
+    """Returns the reason if a file or folder is skipped because of its name."""
     if name == "__MACOSX":
-        return "of macOS"
+        return "macOS metadata"
     return "hidden" if name.startswith(".") else None
 
 

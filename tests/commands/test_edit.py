@@ -192,11 +192,11 @@ def in_tmp_masks(in_tmp):
 
 MASKS = {
     "plain": [], "one_bit": [],
-    "alpha": ["laid on a background, #000000"],
-    "grey": ["--mask grey.png has 64 of 64 pixels between black and white: those from 128 on"],
-    "large": ["--mask large.png is 24x24: its centre is resized to 8x8"],
-    "wide": ["--mask wide.png is 24x8: its centre is resized to 8x8"],
-    "deep": ["their high byte is taken"],
+    "alpha": ["composited on #000000"],
+    "grey": ["--mask grey.png has 64 of 64 pixels between black and white; those of at least 128"],
+    "large": ["--mask large.png is 24x24; it is cropped and resized to 8x8"],
+    "wide": ["--mask wide.png is 24x8; it is cropped and resized to 8x8"],
+    "deep": ["only their high byte is used"],
 }  # fmt: skip
 
 
@@ -216,15 +216,15 @@ def test_masks_that_are_refused(in_tmp_masks):
     Path("words.png").write_text("no mask")
     Path("half.png").write_bytes(Path("plain.png").read_bytes()[:50])
     for name, words in {
-        "white": "--mask white.png says that every pixel is known",
-        "empty": "--mask empty.png says that no pixel is known: those are known that are white and",
-        "words": "cannot decode words.png: it is no PNG, JPEG",
+        "white": "--mask white.png makes every pixel known; known pixels are white and opaque",
+        "empty": "--mask empty.png makes no pixel known",
+        "words": "cannot decode words.png: not a PNG, JPEG",
         "half": "cannot decode half.png: ",
         "nowhere": "--mask must be left, right, .* got 'nowhere.png' .there is no such file",
     }.items():
         with pytest.raises(ValueError, match=words):
             edit.make_mask(f"{name}.png", 8, 8)
-    with pytest.raises(ValueError, match=r"--mask plain\.png is 8x8 and the images are 12x8"):
+    with pytest.raises(ValueError, match=r"must have the size of the images, 12x8; got 8x8"):
         edit.make_mask("plain.png", 8, 12)
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ncsn_fast.data import datasets
 from ncsn_fast.data.datasets import Transform
-from ncsn_fast.data.decode import FORMATS, SUFFIXES, DataError, Notices, decode, parse_colour
+from ncsn_fast.data.decode import FORMATS, SUFFIXES, DataError, WarnOnce, decode, parse_colour
 from ncsn_fast.data.images import as_tensor
 
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
@@ -26,10 +26,10 @@ def encoded(image, kind="PNG", **options) -> bytes:
     return file.getvalue()
 
 
-def read(source, channels=3, notices=None, **options):
+def read(source, channels=3, warn=None, **options):
     """The levels that decode gives."""
-    notices = notices or Notices()
-    return np.asarray(decode(source, channels, name="it", notices=notices, **options))
+    warn = warn or WarnOnce()
+    return np.asarray(decode(source, channels, name="it", warn=warn, **options))
 
 
 def noise(*shape, seed=0) -> np.ndarray:
@@ -113,7 +113,7 @@ def test_transparent_pixels_show_the_background(background, row, caplog):
     for source in (transparent(), encoded(transparent()), encoded(transparent(), "TIFF")):
         assert read(source, background=background)[1].tolist() == [list(c) for c in row]
     assert len(said(caplog)) == 3
-    assert "it has transparent pixels: they are laid on" in said(caplog)[0]
+    assert "it has transparent pixels; it is composited on #" in said(caplog)[0]
 
 
 def test_every_way_to_be_transparent(caplog):
@@ -165,15 +165,15 @@ def test_sixteen_bits_are_their_high_byte(kind, caplog):
     for source in (encoded(Image.fromarray(levels), kind), Image.fromarray(levels)):
         np.testing.assert_array_equal(read(source, 1), levels >> 8)
         np.testing.assert_array_equal(read(source, 3)[..., 1], levels >> 8)
-    assert "16-bit pixels: their high byte is taken" in said(caplog)[0]
+    assert "16-bit pixels; only their high byte is used" in said(caplog)[0]
 
 
 def test_thirty_two_bits_are_read_as_sixteen(caplog):
     levels = np.array([[0, 256], [40_000, 65_535]], np.int32)
     assert read(Image.fromarray(levels), 1).tolist() == [[0, 1], [156, 255]]
-    for wrong, text in ((-1, "from -1 to 65535"), (65_536, "from 0 to 65536")):
+    for wrong, text in ((-1, "-1 to 65535"), (65_536, "0 to 65536")):
         levels[0, 0], levels[1, 1] = min(wrong, 0), max(wrong, 65_535)
-        with pytest.raises(DataError, match=f"it has whole numbers {text} .*save it with 8 or 16"):
+        with pytest.raises(DataError, match=f"integer pixels, .*; got {text}: save it with"):
             read(Image.fromarray(levels), 1)
 
 
@@ -184,20 +184,20 @@ def test_fewer_bits_in_sixteen_are_said(high, bits, factor, caplog):
     levels = np.linspace(0, high, 64).astype(np.uint16).reshape(8, 8)
     np.testing.assert_array_equal(read(encoded(Image.fromarray(levels)), 1), levels >> 8)
     (first,) = [text for text in said(caplog) if "nearly black" in text]
-    assert f"none above {high} of 65535" in first
-    assert f"if they hold {bits} bits, multiply them by {factor} first" in first
+    assert f"16-bit pixels of at most {high}," in first
+    assert f"if it holds {bits}-bit data, multiply its pixels by {factor} first" in first
 
 
 def test_floats_are_refused_unless_between_0_and_1(caplog):
     levels = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
     for source in (Image.fromarray(levels), encoded(Image.fromarray(levels), "TIFF")):
         np.testing.assert_array_equal(read(source, 1), np.rint(levels * 255))
-    assert "floating-point pixels: they are rounded to 8 bits" in said(caplog)[0]
+    assert "floating-point pixels; they are rounded to 8 bits" in said(caplog)[0]
     for wrong, text in (
-        (levels * 255, r"from 0 to 255, which must be in \[0, 1\]: divide by 255"),
-        (levels * 2 - 1, r"from -1 to 1, .*: map images in \[-1, 1\] with \(x \+ 1\) / 2"),
-        (levels * 1e6, "from 0 to 1e.06, .*: scale them"),
-        (levels * np.nan, "from nan to nan"),
+        (levels * 255, r"must be in \[0, 1\]; got 0 to 255: divide by 255"),
+        (levels * 2 - 1, r"got -1 to 1: map images in \[-1, 1\] with \(x \+ 1\) / 2"),
+        (levels * 1e6, r"got 0 to 1e\+06: scale them"),
+        (levels * np.nan, "got nan to nan"),
     ):
         with pytest.raises(DataError, match=text):
             read(Image.fromarray(wrong.astype(np.float32)), 1)
@@ -237,7 +237,7 @@ def test_the_first_frame_is_taken_and_the_others_said(kind, caplog):
     content = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
     assert (read(content, 1) == 10).all()
     (text,) = said(caplog)
-    assert "it has 3 frames or pages; the first of a file is taken" in text
+    assert "it has 3 frames or pages; only the first is used" in text
     chosen = Image.open(io.BytesIO(content))
     chosen.seek(1)
     assert (read(chosen, 1) == 20).all()
@@ -255,7 +255,7 @@ def test_each_loss_is_said_once_for_a_data_set(tmp_path, caplog):
         images[i]
     texts = said(caplog)
     assert sorted("transparent" in text for text in texts) == [False, True]
-    assert all(text.endswith("(said once)") for text in texts)
+    assert all(text.endswith("(warned once)") for text in texts)
     as_tensor([transparent()] * 3, (3, 2, 3))
     assert len(said(caplog)) == 3
 
@@ -353,7 +353,7 @@ BROKEN = {
 @pytest.mark.parametrize("case", BROKEN)
 def test_broken_images_are_named(case):
     with pytest.raises(DataError, match="it") as raised:
-        decode(BROKEN[case], 3, name="b/it\n.png", notices=Notices())
+        decode(BROKEN[case], 3, name="b/it\n.png", warn=WarnOnce())
     text = str(raised.value)
     assert "b/it\N{REPLACEMENT CHARACTER}.png" in text
     assert "BytesIO" not in text
@@ -362,7 +362,7 @@ def test_broken_images_are_named(case):
 
 def test_what_reading_would_wait_for_is_refused(tmp_path):
     os.mkfifo(tmp_path / "a.png")
-    with pytest.raises(DataError, match=r"is no file"):
+    with pytest.raises(DataError, match="it is not a file"):
         read(tmp_path / "a.png")
     with pytest.raises(DataError, match=r"it does not exist"):
         read(tmp_path / "b.png")
@@ -370,9 +370,9 @@ def test_what_reading_would_wait_for_is_refused(tmp_path):
 
 @pytest.mark.parametrize("channels", [2, 4, 5])
 def test_networks_of_other_channels_are_told_so(channels):
-    with pytest.raises(DataError, match=f"has {channels} channels: give its images as"):
+    with pytest.raises(DataError, match=f"has {channels} channels: pass its images as"):
         Transform(8, channels)
-    with pytest.raises(DataError, match=f"this network has {channels} channels"):
+    with pytest.raises(DataError, match=f"the model has {channels} channels"):
         as_tensor(Image.new("L", (8, 8)), (channels, 8, 8))
 
 
@@ -381,7 +381,7 @@ def test_memory_that_is_lacking_is_named(monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr(Image.Image, "load", lacking)
-    with pytest.raises(DataError, match="cannot decode it: there is not enough memory for it"):
+    with pytest.raises(DataError, match="cannot decode it: out of memory"):
         read(Image.new("L", (4, 4)))
 
 

@@ -1,4 +1,4 @@
-"""What of a folder or zip is taken for an image, and what is said about the rest."""
+"""Which files of a folder or zip are images, and the log line about the others."""
 
 import os
 import zipfile
@@ -10,13 +10,13 @@ from PIL import Image
 
 from ncsn_fast.data import datasets
 from ncsn_fast.data.datasets import DataError, ZipImages
-from ncsn_fast.data.listing import LeftOut
+from ncsn_fast.data.listing import Skipped
 
-LEFT_OUT = {
+SKIPPED = {
     "._a.png": "hidden", "b/._b.JPG": "hidden", ".hidden.png": "hidden",
     ".ipynb_checkpoints/a-checkpoint.png": "hidden", "b/.git/c.png": "hidden",
-    "__MACOSX/a.png": "of macOS", "b/__MACOSX/a.png": "of macOS",
-    "notes.txt": "of another kind", "b/labels.csv": "of another kind", "README": "of another kind",
+    "__MACOSX/a.png": "macOS metadata", "b/__MACOSX/a.png": "macOS metadata",
+    "notes.txt": "not an image", "b/labels.csv": "not an image", "README": "not an image",
 }  # fmt: skip
 TAKEN = ["a.png", "b/c.jfif", "b/d.TIF", "b/e.webp", "z.Jpeg"]
 
@@ -28,7 +28,7 @@ def folder(tmp_path):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         kind = {"png": "PNG", "tif": "TIFF", "webp": "WEBP"}.get(name.rpartition(".")[2].lower())
         Image.new("L", (4, 4), 20 * i).save(root / name, kind or "JPEG")
-    for name in LEFT_OUT:
+    for name in SKIPPED:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(b"no image")
     return root
@@ -46,9 +46,9 @@ def test_files_of_a_folder(folder, caplog):
     caplog.set_level("INFO", "ncsn_fast")
     assert names(folder) == sorted(TAKEN)
     (said,) = caplog.messages
-    assert said.startswith(f"{folder}: {len(TAKEN)} images; left out: ")
-    # A folder that is left out is not looked into.
-    for words in ("5 hidden (", "2 of macOS (", "3 of another kind (", ", ...)"):
+    assert said.startswith(f"{folder}: {len(TAKEN)} images; skipped: ")
+    # A hidden folder counts once.
+    for words in ("hidden (5, such", "macOS metadata (2, such", "not an image (3, such as README)"):
         assert words in said
 
 
@@ -65,7 +65,7 @@ def test_entries_of_a_zip(folder, tmp_path, caplog):
     images = opened(tmp_path / "a.zip")
     assert [entry.filename for entry in images.entries] == sorted(TAKEN)
     (said,) = caplog.messages
-    for words in ("5 images; left out:", " 1 links (link.png)", " 3 of another kind ("):
+    for words in ("5 images; skipped: ", "link (1, link.png)", "not an image (3, such as "):
         assert words in said
     assert torch.equal(datasets.stack(images), datasets.stack(opened(folder)))
 
@@ -85,9 +85,9 @@ def test_links_are_followed_once(folder, tmp_path, caplog):
     assert names(folder) == sorted([*TAKEN, "0.png", "linked/far.png"])
     (said,) = caplog.messages
     for words in (
-        "2 links to folders that are taken already (",
-        "2 broken links (broken.png, ...)",
-        "1 that are no files (pipe.png)",
+        "link to a folder already read (2, such as aa)",
+        "broken link (2, such as broken.png)",
+        "not a file (1, pipe.png)",
     ):
         assert words in said
     (tmp_path / "link").symlink_to(folder)
@@ -117,19 +117,19 @@ def test_a_folder_that_cannot_be_read_is_named(folder, monkeypatch):
         opened(folder)
 
 
-def test_nothing_taken_says_what_was_left_out(folder):
+def test_nothing_found_says_what_was_skipped(folder):
     for name in TAKEN:
         (folder / name).unlink()
-    with pytest.raises(DataError, match=r"holds no images .*left out: .*hidden .*of another kind"):
+    with pytest.raises(DataError, match=r"holds no images .*skipped: hidden .* not an image "):
         opened(folder)
 
 
-def test_left_out_is_one_line():
-    left = LeftOut()
-    assert str(left) == "none"
-    left.add("hidden", "a\nb\x1b[2J.png")
-    left.add("hidden", "c.png")
-    assert str(left) == "2 hidden (a\ufffdb\ufffd[2J.png, ...)"
+def test_skipped_files_are_one_line():
+    skipped = Skipped()
+    assert str(skipped) == "nothing"
+    skipped.add("hidden", "a\nb\x1b[2J.png")
+    skipped.add("hidden", "c.png")
+    assert str(skipped) == "hidden (2, such as a\ufffdb\ufffd[2J.png)"
 
 
 # Zips that lie

@@ -170,17 +170,25 @@ def check(content: bytes) -> dict[str, bool]:
         for name, read in _readers(Path(place)):
             try:
                 read()
-            except (DataError, ValueError) as error:
-                ours = type(error) in (DataError, ValueError)  # not a UnicodeDecodeError, say
-                assert ours and "\n" not in str(error), f"{name}: {error!r}"
-                named = name == "caller" or "000000." in str(error)
-                assert named and "BytesIO" not in str(error), f"{name} names no file: {error}"
-                found[name] = False
             except Exception as error:
-                raise AssertionError(f"{name}: {error!r}") from error
+                if fault := _fault(error, named=name != "caller"):
+                    raise AssertionError(f"{name}: {fault}") from error
+                found[name] = False
             else:
                 found[name] = True
     return found
+
+
+def _fault(error: Exception, *, named: bool) -> str | None:
+    """Returns the fault of an error: of another type, of several lines, or without a file name."""
+    if type(error) not in (DataError, ValueError):  # subclasses such as UnicodeDecodeError
+        return repr(error)
+    text = str(error)
+    if "\n" in text:
+        return f"several lines: {error!r}"
+    if "BytesIO" in text or (named and "000000." not in text):
+        return f"no file name: {text}"
+    return None
 
 
 @contextlib.contextmanager

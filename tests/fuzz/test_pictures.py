@@ -41,5 +41,5 @@ def test_messages_without_the_file_are_found(monkeypatch):
         raise DataError("cannot decode <_io.BytesIO object>")
 
     monkeypatch.setattr(pictures, "make_mask", fail)
-    with pytest.raises(AssertionError, match="mask names no file"):
+    with pytest.raises(AssertionError, match="mask: no file name"):
         pictures.check(pictures.corpus()[0])
