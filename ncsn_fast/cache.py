@@ -12,8 +12,8 @@ from typing import Annotated, Any, cast
 import tyro
 
 from ncsn_fast.cli import command
+from ncsn_fast.data.limits import size_text
 from ncsn_fast.engines.tensorrt.plan_cache import Entry, PlanCache
-from ncsn_fast.engines.tensorrt.plan_files import size_text
 
 _DAY = 24 * 3600.0  # seconds
 _HEADINGS = ("size", "last use", "what", "model", "dtype", "shapes", "GPU", "TensorRT")

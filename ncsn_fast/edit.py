@@ -16,11 +16,12 @@ from torch import Tensor
 from ncsn_fast.cli import command
 from ncsn_fast.cli.arguments import MASKS, import_function, make_mask, read_images
 from ncsn_fast.cli.options import ModelOptions, SamplingOptions, check_count, check_png
+from ncsn_fast.data.decode import parse_colour
 from ncsn_fast.data.images import save_grid
-from ncsn_fast.inference.restorer import Inpainting, Restoration
+from ncsn_fast.inference.restorer import Inpainting, Restoration, mean_of_colours
 from ncsn_fast.ops.noise import Stream, normal, sample_indices
 from ncsn_fast.sampler import Sampler
-from ncsn_fast.samplers.operators import Grey, Operator, block_mean, gaussian_blur
+from ncsn_fast.samplers.operators import Operator, block_mean, gaussian_blur
 from ncsn_fast.samplers.program_transforms import start_level
 
 MEASURING = 7  # stream of the noise that commands add to measurements
@@ -57,10 +58,13 @@ class OfImages(Drawing):
     saw)."""
     n: int = 8
     """Number of images."""
+    background: str = "white"
+    """Colour below the transparent pixels of images."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_count("--n", self.n)
+        parse_colour(self.background)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,14 +72,14 @@ class Inpaint(OfImages):
     """Fill in unknown pixels. Rows of the grid: original, known pixels, result."""
 
     mask: str = "left"
-    """Known pixels: left, right, top, bottom (half), centre (square), or a PNG, white where
-    known."""
+    """Known pixels: left, right, top, bottom (half), centre (square), or an image file, white
+    and opaque where known."""
     variant: Inpainting | None = None
     """How known pixels are imposed: as published in 2020 or 2019, or by projecting the score.
     Default: ncsnv2, or projected for methods that cannot impose pixels (ode, adaptive)."""
 
     def grid(self, sampler: Sampler) -> Grid:
-        images = read_images(self.images, self.n, sampler.model.image_shape)
+        images = read_images(self.images, self.n, sampler.model.image_shape, self.background)
         mask = make_mask(self.mask, *images.shape[2:])
         result = sampler.inpaint(images, mask, variant=self.variant, **self.drawn())
         return torch.cat((images, torch.where(mask, images, 0.5), result)), len(images)
@@ -107,9 +111,9 @@ class Measured(OfImages):
         operator, shape = self.operator(sampler), sampler.model.image_shape
         measured_shape = tuple(operator.apply(torch.zeros(1, *shape)).shape[1:])
         if self.given:
-            before, y = [], read_images(self.images, self.n, measured_shape)
+            before, y = [], read_images(self.images, self.n, measured_shape, self.background)
         else:
-            images = read_images(self.images, self.n, sampler.model.image_shape)
+            images = read_images(self.images, self.n, sampler.model.image_shape, self.background)
             before, y = [images], operator.apply(images)
         if self.noise and not self.given:
             samples = sample_indices(self.start, len(y))
@@ -125,7 +129,7 @@ class Colourise(Measured):
     """Colour grey images. Rows of the grid: original, mean of its channels, result."""
 
     def operator(self, sampler: Sampler) -> Operator:
-        return Grey()
+        return mean_of_colours(sampler.model)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +174,7 @@ class SDEdit(OfImages):
             raise ValueError(f"--strength must be in [0, 1]; got {self.strength}")
 
     def grid(self, sampler: Sampler) -> Grid:
-        images = read_images(self.images, self.n, sampler.model.image_shape)
+        images = read_images(self.images, self.n, sampler.model.image_shape, self.background)
         strength = 0.5 if self.strength is None and self.sigma is None else self.strength
         sigma = start_level(sampler.model.sigmas.numpy(force=True), self.sigma, strength)
         noisy = images + sigma * noise_of(images, self.seed, self.start)
@@ -239,6 +243,8 @@ class Denoise(ModelOptions):
     """Folder or zip of images, one image file, hf:NAME, or digits (held-out ones)."""
     n: int = 8
     """Number of images."""
+    background: str = "white"
+    """Colour below the transparent pixels of images."""
     out: Path = Path("denoised.png")
     """Grid to write."""
     seed: int = 0
@@ -252,9 +258,10 @@ class Denoise(ModelOptions):
         super().__post_init__()
         check_count("--n", self.n)
         check_png("--out", self.out)
+        parse_colour(self.background)
 
     def grid(self, sampler: Sampler) -> Grid:
-        images = read_images(self.images, self.n, sampler.model.image_shape)
+        images = read_images(self.images, self.n, sampler.model.image_shape, self.background)
         noisy = images + self.sigma * noise_of(images, self.seed, self.start)
         return torch.cat((images, noisy, sampler.denoise(noisy, self.sigma))), len(images)
 

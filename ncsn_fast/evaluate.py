@@ -25,6 +25,7 @@ from ncsn_fast.cli import command
 from ncsn_fast.cli.options import ModelOptions, SamplingOptions, check_count, check_png
 from ncsn_fast.cli.sample_folder import SETTINGS_NAME, claim_folder, read_files, write_files
 from ncsn_fast.data import datasets
+from ncsn_fast.data.decode import parse_colour
 from ncsn_fast.data.files import atomic_write
 from ncsn_fast.data.images import save_grid
 from ncsn_fast.evaluation.bits_per_dim import (
@@ -78,6 +79,8 @@ class EvaluateOptions(SamplingOptions):
     """Images that --bpd measures (held-out digits if not given), or that --neighbours searches
     (training digits if not given): a folder, zip, hf:NAME[:SPLIT], digits:train or
     digits:held-out."""
+    background: str = "white"
+    """Colour below the transparent pixels of --data and --reference."""
     bpd: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Compute the bits per dimension of --data under the model, and draw no samples."""
     trace: Trace = "rademacher"
@@ -98,6 +101,7 @@ class EvaluateOptions(SamplingOptions):
             check_count(name, 1 if value is None else value)
         check_png("--grid", self.grid)
         check_png("--neighbours", self.neighbours)
+        parse_colour(self.background)
         rtol, atol = self.tolerances()
         if self.bpd and not (1e-6 < rtol < 1 and 0 < atol < 1):
             raise ValueError(
@@ -138,6 +142,7 @@ class EvaluateOptions(SamplingOptions):
             (of_bpd, self.bpd, "is for --bpd"),
             (of_extractor, self.extractor is not None, "needs an --extractor"),
             ({"data"}, self.bpd or self.neighbours, "is for --bpd or --neighbours"),
+            ({"background"}, self.data or self.reference, "is for --data or --reference"),
         ):
             if not ok and (idle := sorted(names & given)):
                 raise ValueError(f"--{idle[0].replace('_', '-')} {why}")
@@ -193,7 +198,9 @@ def evaluate_samples(options: EvaluateOptions) -> dict[str, Any]:
         )
     if options.neighbours is not None and options.data is None and not digits:
         raise ValueError("--neighbours needs --data: the images that the model learnt from")
-    searched = open_source(options.data or "digits:train", model) if options.neighbours else None
+    searched = None
+    if options.neighbours:
+        searched = open_source(options.data or "digits:train", model, options.background)
     evaluator = None
     if options.extractor is not None:
         evaluator = Evaluator(
@@ -203,6 +210,7 @@ def evaluate_samples(options: EvaluateOptions) -> dict[str, Any]:
             options.samples(),
             seed=options.seed,
             save=options.save_reference,
+            background=options.background,
             progress=not options.quiet,
         )
     kept: list[Tensor] = []  # all for the figures of the digits, else those in the grids
@@ -250,7 +258,7 @@ def measure_bits(options: EvaluateOptions) -> dict[str, Any]:
     if options.data is None and model.image_shape[0] != 1:
         raise ValueError("--bpd needs --data: the images whose likelihood is computed")
     source = options.data or "digits:held-out"
-    images = open_source(source, model)
+    images = open_source(source, model, options.background)
     n = len(images) - options.start if options.n is None else options.n
     if not 1 <= n <= len(images) - options.start:
         raise ValueError(

@@ -169,9 +169,13 @@ def fit(
         while trainer.step < config.steps and not stop:
             try:
                 batch = next(stream)
-            except datasets.DataError:
+            except datasets.DataError as error:
                 journal.save(trainer)
-                raise
+                # Without it the data would be another permutation, which check_same_data refuses.
+                raise datasets.DataError(
+                    f"{error} The run is saved at step {trainer.step}; --resume needs "
+                    f"{len(images)} images again, so put another picture in its place."
+                ) from error
             losses.add(*trainer.train_step(batch))
             seen += len(batch)
             bar.update()
@@ -204,6 +208,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress: bool = True) -
         size=config.image_size,
         channels=config.channels,
         centre_crop=config.centre_crop,
+        background=config.background,
     )
     if resume and training_run.is_run(run):
         saved = training_run.read_run(run)

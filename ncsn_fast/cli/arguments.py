@@ -9,21 +9,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from ncsn_fast.data import datasets
+from ncsn_fast.data.decode import decode, pixels
 
 MASKS = ("left", "right", "top", "bottom", "centre")
 
 
-def read_images(source: str, n: int, shape: tuple[int, ...]) -> Tensor:
+def read_images(source: str, n: int, shape: tuple[int, ...], background: str = "white") -> Tensor:
     """Reads the first n images of a source, (n, C, H, W) for a shape (C, H, W), float32 in [0, 1].
 
     Args:
         source: a folder or zip, one image file, hf:NAME, or digits (the held-out ones).
+        background: colour below transparent pixels.
     """
     channels, height, width = shape
     if height != width:
@@ -33,11 +34,11 @@ def read_images(source: str, n: int, shape: tuple[int, ...]) -> Tensor:
     path = Path(source).expanduser()
     if source == "digits" and channels == 1:
         images = datasets.digits("held-out", height)[0][:n]
-    elif path.is_file() and path.suffix.lower() in datasets.SUFFIXES:
-        transform = datasets.Transform(height, channels)
+    elif path.is_file() and path.suffix.lower() != ".zip":
+        transform = datasets.Transform(height, channels, background=background)
         images = datasets.read_image(path, transform)[None]
     else:
-        opened = datasets.open_images(source, size=height, channels=channels)
+        opened = datasets.open_images(source, size=height, channels=channels, background=background)
         images = datasets.stack(opened, list(range(min(n, len(opened)))))
     return images.to(torch.float32) / 255
 
@@ -56,13 +57,53 @@ def make_mask(name: str, height: int, width: int) -> Tensor:
     if name in windows:
         mask[:, windows[name][0], windows[name][1]] = True
         return mask
-    try:
-        image = Image.open(name).convert("L").resize((width, height), Image.Resampling.NEAREST)
-    except (OSError, UnidentifiedImageError) as error:
+    path = Path(name).expanduser()
+    if not path.exists():
         raise ValueError(
-            f"--mask must be {', '.join(MASKS)} or an image file; got {name!r} ({error})"
-        ) from error
-    return torch.from_numpy(np.asarray(image) >= 128)[None]
+            f"--mask must be {', '.join(MASKS)} or an image file; got {name!r} (there is no such "
+            "file)"
+        )
+    return _read_mask(path, height, width)
+
+
+def _read_mask(path: Path, height: int, width: int) -> Tensor:
+    """Reads a boolean mask (1, H, W) from an image file, True where it is white and opaque.
+
+    A file of another size is cropped and resized as images are; grey levels are thresholded at 128.
+    Both are logged as warnings.
+
+    Raises:
+        DataError: the file cannot be decoded.
+        ValueError: no pixel or every pixel is known, or the size differs and is not square.
+    """
+    warn = datasets.WarnOnce()
+    image = decode(path, 1, name=str(path), background="black", warn=warn)
+    if image.size != (width, height):
+        if height != width:
+            raise ValueError(
+                f"--mask {path} must have the size of the images, {width}x{height}; got "
+                f"{image.width}x{image.height}: resize it"
+            )
+        warn(
+            "size",
+            f"--mask {path} is {image.width}x{image.height}; it is cropped and resized to "
+            f"{width}x{height}, as images are",
+        )
+        image = datasets.centre_square(image, height, resample=Image.Resampling.NEAREST)
+    levels = pixels(image)
+    mask = levels >= 128
+    if between := int(((levels > 0) & (levels < 255)).sum()):
+        warn(
+            "levels",
+            f"--mask {path} has {between} of {levels.numel()} pixels between black and white; "
+            "those of at least 128 are known",
+        )
+    if bool(mask.all()) or not bool(mask.any()):
+        raise ValueError(
+            f"--mask {path} makes {'every' if bool(mask.all()) else 'no'} pixel known; known "
+            "pixels are white and opaque"
+        )
+    return mask
 
 
 def import_function(option: str, name: str) -> Callable[..., Any]:

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ncsn_fast.cli.options import SamplingOptions
+from ncsn_fast.data.decode import DataError, WarnOnce, decode, pixels
 from ncsn_fast.data.files import atomic_write, remove_leftovers
-from ncsn_fast.data.images import as_tensor, sample_path, save_png, to_uint8
+from ncsn_fast.data.images import sample_path, save_png, to_uint8
 from ncsn_fast.ops import noise
 from ncsn_fast.sampler import Sampler
 
@@ -100,17 +100,27 @@ def read_files(
 ) -> Iterator[Tensor]:
     """Reads samples of a folder by index, in batches (at most `size`, C, H, W) in [0, 1]."""
     for first in range(0, len(indices), size):
-        yield as_tensor(
-            [_read(sample_path(folder, i)) for i in indices[first : first + size]], shape
-        )
+        paths = [sample_path(folder, i) for i in indices[first : first + size]]
+        yield torch.stack([_read(path, shape) for path in paths]).to(torch.float32) / 255
 
 
-def _read(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as picture:  # closed at once: there may be thousands
-            return picture.copy()
-    except FileNotFoundError as error:
+def _read(path: Path, shape: tuple[int, int, int]) -> Tensor:
+    """One sample, uint8 (C, H, W).
+
+    Raises:
+        FileNotFoundError: it is missing.
+        DataError: the file is damaged, or something else than such a sample.
+    """
+    if not path.exists():
         raise FileNotFoundError(
             f"{path} is missing, though all samples are drawn: --out needs an --out-dir that all "
             "ranks share; gather the files there, then repeat the command"
-        ) from error
+        )
+    remedy = "Delete it, and repeat the command: it is drawn again."
+    image = decode(path, shape[0], name=str(path), warn=WarnOnce(), remedy=remedy)
+    if image.size != (shape[2], shape[1]):
+        raise DataError(
+            f"{path} is no sample of this model: it has {image.width}x{image.height} pixels, and "
+            f"samples {shape[2]}x{shape[1]}. {remedy}"
+        )
+    return pixels(image)

@@ -6,10 +6,9 @@ Every source is an `Images`: indexable, returning uint8 tensors (C, H, W) of one
 from __future__ import annotations
 
 import dataclasses
-import io
+import logging
 import os
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -18,12 +17,24 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+from ncsn_fast.data.decode import (
+    REMEDY,
+    SUFFIXES,
+    DataError,
+    WarnOnce,
+    check_channels,
+    decode,
+    parse_colour,
+    pixels,
+    printable,
+)
+from ncsn_fast.data.limits import IMAGE_BYTES, PIXELS
+from ncsn_fast.data.listing import Skipped, find_images, find_zip_images
+
+log = logging.getLogger(__name__)
 HELD_OUT = 0.2  # fraction of the digits that is held out from training
-
-
-class DataError(ValueError):
-    """Error for images that cannot be read; the message names the image and the remedy."""
+_CHUNK = 4096  # bytes of a zip entry read at once: bzip2 expands a kilobyte to megabytes
+_LONGEST = 16  # largest ratio of the sides that is resized before the crop
 
 
 class Images(Protocol):
@@ -36,37 +47,61 @@ class Images(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """Preprocessing of the published code: PIL image -> uint8 (channels, size, size).
+    """Preprocessing of the published code: image -> uint8 (channels, size, size).
 
-    Centre crop (smaller images are left unchanged), resize of the shorter side to `size`
-    (bilinear), centre crop to a square.
+    `decode` has the rules for modes and colours, `centre_square` for crop and size.
     """
 
     size: int
     channels: int
     centre_crop: int = 0
+    background: str = "white"
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        image = _eight_bit(image).convert("RGB" if self.channels == 3 else "L")
-        if self.centre_crop:
-            width, height = (min(side, self.centre_crop) for side in image.size)
-            image = _crop(image, width, height)
-        short = min(image.size)
-        if short != self.size:
-            width, height = (side * self.size // short for side in image.size)
-            image = image.resize((width, height), Image.Resampling.BILINEAR)
-        image = _crop(image, self.size, self.size)
-        array = np.asarray(image, dtype=np.uint8).reshape(self.size, self.size, self.channels)
-        return torch.from_numpy(array.transpose(2, 0, 1).copy())
+    def __post_init__(self) -> None:
+        check_channels(self.channels)
+        parse_colour(self.background)
+        PIXELS.check(self.size**2, f"an image size of {self.size}", DataError)
+
+    def __call__(
+        self,
+        source: Path | bytes | Image.Image,
+        name: str = "the image",
+        warn: WarnOnce | None = None,
+    ) -> Tensor:
+        """Decodes, crops and resizes one image.
+
+        Raises:
+            DataError: it cannot be decoded; the message contains its name.
+        """
+        decoded = decode(
+            source,
+            self.channels,
+            name=name,
+            warn=warn or WarnOnce(),
+            background=self.background,
+        )
+        return pixels(centre_square(decoded, self.size, self.centre_crop))
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Scales 16-bit grey to 8 bits, where Pillow would clip it; rejects floating point."""
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no known range; save it with 8 bits")
-    if image.mode.startswith("I"):
-        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype("u1"))
-    return image
+def centre_square(
+    image: Image.Image,
+    size: int,
+    centre_crop: int = 0,
+    resample: Image.Resampling = Image.Resampling.BILINEAR,
+) -> Image.Image:
+    """Crops and resizes an image to size x size pixels.
+
+    Centre crop (smaller images are left unchanged), resize of the shorter side to `size`, centre
+    crop to a square. Of an image more than 16 times as long as wide only the middle is resized.
+    """
+    if centre_crop:
+        image = _crop(image, *(min(side, centre_crop) for side in image.size))
+    short = min(image.size)
+    image = _crop(image, *(min(side, _LONGEST * short) for side in image.size))
+    if short != size:
+        width, height = (side * size // short for side in image.size)
+        image = image.resize((width, height), resample)
+    return _crop(image, size, size)
 
 
 def _crop(image: Image.Image, width: int, height: int) -> Image.Image:
@@ -91,41 +126,32 @@ class FileImages:
     """Image files in a folder and its subfolders, sorted by name."""
 
     def __init__(self, folder: Path, transform: Transform) -> None:
-        self.transform = transform
-        self.paths = sorted(
-            p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()
-        )
-        if not self.paths:
-            raise DataError(
-                f"{folder} holds no images ({', '.join(sorted(SUFFIXES))}, in any depth)"
-            )
+        self.transform, self.warn = transform, WarnOnce()
+        self.paths, skipped = find_images(folder)
+        _report_count(str(folder), len(self.paths), skipped)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Tensor:
-        return _decode(
-            lambda: Image.open(self.paths[index]), self.transform, str(self.paths[index])
-        )
+        path = self.paths[index]
+        return self.transform(path, str(path), self.warn)
 
 
 class ZipImages:
     """Image files in a zip archive and its subfolders."""
 
     def __init__(self, path: Path, transform: Transform) -> None:
-        self.path, self.transform = path, transform
+        self.path, self.transform, self.warn = path, transform, WarnOnce()
         self._archive: tuple[int, zipfile.ZipFile] | None = None
         try:
-            names = self._open().namelist()
-        except (zipfile.BadZipFile, OSError) as error:
+            self.entries, skipped = find_zip_images(self._open())
+        except Exception as error:  # zipfile raises many kinds for damaged archives
             raise DataError(
-                f"cannot read {path} as a zip archive ({error}); is the download complete?"
+                f"cannot read {path} as a zip archive ({printable(str(error))}); is the download "
+                "complete?"
             ) from error
-        self.names = sorted(
-            n for n in names if Path(n).suffix.lower() in SUFFIXES and not n.startswith("__MACOSX")
-        )
-        if not self.names:
-            raise DataError(f"{path} holds no images ({', '.join(sorted(SUFFIXES))}, in any depth)")
+        _report_count(str(path), len(self.entries), skipped)
 
     def _open(self) -> zipfile.ZipFile:
         # One file handle per process: a forked worker must not share its parent's file position.
@@ -137,15 +163,23 @@ class ZipImages:
         return {**vars(self), "_archive": None}
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.entries)
 
     def __getitem__(self, index: int) -> Tensor:
-        name = self.names[index]
+        entry = self.entries[index]
+        name = f"{self.path}!{entry.filename}"
+        IMAGE_BYTES.check(entry.file_size, printable(name), DataError)
+        try:
+            content = self._read(entry)
+        except Exception as error:  # damaged, encrypted, unknown compression: any kind
+            reason = printable(str(error) or type(error).__name__)
+            raise DataError(f"cannot read {printable(name)}: {reason}. {REMEDY}") from error
+        return self.transform(content, name, self.warn)
 
-        def read() -> Image.Image:
-            return Image.open(io.BytesIO(self._open().read(name)))
-
-        return _decode(read, self.transform, f"{self.path}:{name}")
+    def _read(self, entry: zipfile.ZipInfo) -> bytes:
+        """Reads an entry, at most as many bytes as it declares."""
+        with self._open().open(entry) as file:
+            return b"".join(iter(lambda: file.read(_CHUNK), b""))
 
 
 class HubImages:
@@ -159,39 +193,53 @@ class HubImages:
                 "hf: data needs the `datasets` package: pip install 'ncsn_fast[data]'"
             ) from error
         try:
-            self.rows: Any = datasets.load_dataset(name, split=split)
+            rows: Any = datasets.load_dataset(name, split=split)
         except (
             Exception
         ) as error:  # the library raises a dozen kinds; each becomes one line with its cause
             raise DataError(
                 f"cannot load hf:{name} (split {split}): {type(error).__name__}: {error}"
             ) from error
-        columns = [k for k, kind in self.rows.features.items() if isinstance(kind, datasets.Image)]
+        columns = [k for k, kind in rows.features.items() if isinstance(kind, datasets.Image)]
         if not columns:
             raise DataError(
-                f"hf:{name} has no image column; its columns are {', '.join(self.rows.features)}"
+                f"hf:{name} has no image column; its columns are {', '.join(rows.features)}"
             )
         self.name, self.column, self.transform = name, columns[0], transform
+        self.warn = WarnOnce()
+        # Bytes, because the library would decode images without limits.
+        self.rows = rows.select_columns(self.column).cast_column(
+            self.column, datasets.Image(decode=False)
+        )
+        self._decode = datasets.Image().decode_example
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Tensor:
         where = f"hf:{self.name}[{index}]"
-        return _decode(lambda: self.rows[int(index)][self.column], self.transform, where)
+        try:
+            row = self.rows[int(index)][self.column]
+            path = Path(row["path"] or "")
+            # Paths inside archives and remote ones are opened by the library.
+            source = row["bytes"] or (path if path.is_file() else self._decode(row))
+        except Exception as error:  # a missing image, a network error: any kind
+            reason = printable(str(error) or type(error).__name__)
+            raise DataError(f"cannot read {where}: {reason}. {REMEDY}") from error
+        return self.transform(source, where, self.warn)
+
+
+def _report_count(source: str, n: int, skipped: Skipped) -> None:
+    """Logs how many images were found and skipped; raises DataError if there are none."""
+    if n == 0:
+        kinds = ", ".join(sorted(SUFFIXES))
+        raise DataError(f"{source} holds no images ({kinds}, in any depth); skipped: {skipped}")
+    log.info("%s: %d images; skipped: %s", source, n, skipped)
 
 
 def read_image(path: Path, transform: Transform) -> Tensor:
     """Reads an image file as uint8 (C, S, S)."""
-    return _decode(lambda: Image.open(path), transform, str(path))
-
-
-def _decode(read: Callable[[], Image.Image], transform: Transform, where: str) -> Tensor:
-    try:
-        return transform(read())
-    except Exception as error:  # damaged files make the decoders raise nearly anything
-        reason = str(error) or type(error).__name__
-        raise DataError(f"cannot decode image {where}: {reason}. Remove or replace it.") from error
+    return transform(path, str(path))
 
 
 def digits(split: Literal["train", "held-out"] = "train", size: int = 16) -> tuple[Tensor, Tensor]:
@@ -214,10 +262,18 @@ def digits(split: Literal["train", "held-out"] = "train", size: int = 16) -> tup
     return torch.from_numpy(np.stack(resized)[:, None]), torch.from_numpy(labels[chosen])
 
 
-def open_images(source: str | Path, *, size: int, channels: int, centre_crop: int = 0) -> Images:
+def open_images(
+    source: str | Path,
+    *,
+    size: int,
+    channels: int,
+    centre_crop: int = 0,
+    background: str = "white",
+) -> Images:
     """Opens `digits`, a folder, a zip file or `hf:NAME[:SPLIT]` as a data set.
 
-    Raises DataError if it cannot be opened, with the reason.
+    Raises DataError if it cannot be opened, with the reason. `background` is the colour below
+    transparent pixels (decode.decode).
     """
     text = str(source)
     if not text:
@@ -226,9 +282,12 @@ def open_images(source: str | Path, *, size: int, channels: int, centre_crop: in
         )
     if text == "digits":
         if channels != 1:
-            raise DataError("the digits are grey; use --channels 1")
+            raise DataError(
+                "the digits are grey: take a network of 1 channel (train --channels 1), or other "
+                "images"
+            )
         return MemoryImages(digits("train", size)[0])
-    transform = Transform(size, channels, centre_crop)
+    transform = Transform(size, channels, centre_crop, background)
     if text.startswith("hf:"):
         name, _, split = text.removeprefix("hf:").partition(":")
         return HubImages(name, split or "train", transform)

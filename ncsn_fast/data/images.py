@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from ncsn_fast.data.decode import WarnOnce, check_channels, decode, pixels, scale_remedy
 from ncsn_fast.data.files import atomic_write
 
 UInt8 = NDArray[np.uint8]
@@ -50,17 +51,23 @@ def as_tensor(images: Any, shape: tuple[int, int, int]) -> Tensor:
 
     Raises ValueError unless each has `shape` (C, H, W).
 
-    Accepts a float tensor (N, C, H, W) in [0, 1], a uint8 tensor of that shape, a uint8 array (N,
-    H, W, C), or PIL images (one or several).
+    Accepts a float tensor (N, C, H, W), whose range is not checked here (check_range), a uint8
+    tensor of that shape, a uint8 array (N, H, W, C), or PIL images (one or several), which are
+    converted by the rules of decode.decode.
     """
     if isinstance(images, Image.Image):
         images = [images]
-    if isinstance(images, Sequence) and images and isinstance(images[0], Image.Image):
-        mode = "L" if shape[0] == 1 else "RGB"
-        sizes = {image.size for image in images}
+    if isinstance(images, Sequence) and images and all(isinstance(i, Image.Image) for i in images):
+        check_channels(shape[0])
+        warn = WarnOnce()
+        decoded = [
+            decode(image, shape[0], name=f"PIL image {i}", warn=warn, remedy="")
+            for i, image in enumerate(images)
+        ]
+        sizes = {image.size for image in decoded}
         if len(sizes) > 1:
             raise ValueError(f"images of different sizes: {sorted(sizes)}; resize them to one")
-        images = np.stack([np.atleast_3d(np.asarray(image.convert(mode))) for image in images])
+        images = torch.stack([pixels(image) for image in decoded])
     if isinstance(images, np.ndarray):
         if images.dtype != np.uint8 or images.ndim != 4:
             raise ValueError(
@@ -86,6 +93,21 @@ def as_tensor(images: Any, shape: tuple[int, int, int]) -> Tensor:
     return images
 
 
+def check_range(images: Tensor, noise: float = 0.0) -> None:
+    """Raises ValueError unless images are in [0, 1], up to rounding and added noise.
+
+    Args:
+        images: float tensor of any shape; may be empty.
+        noise: standard deviation of the noise that was added to them.
+    """
+    slack = 1e-3 + 6 * noise
+    low, high = (float(end) for end in images.aminmax()) if images.numel() else (0.0, 0.0)
+    if not (low >= -slack and high <= 1 + slack):
+        raise ValueError(
+            f"images must be in [0, 1]; got {low:.4g} to {high:.4g}: {scale_remedy(low, high)}"
+        )
+
+
 def as_mask(mask: Any, known: Tensor) -> Tensor:
     """Converts a user's mask to booleans of the shape of the images `known`, True where known.
 
@@ -102,8 +124,7 @@ def as_mask(mask: Any, known: Tensor) -> Tensor:
         raise ValueError(
             f"mask must broadcast to the images {tuple(known.shape)}; got {tuple(given.shape)}"
         ) from error
-    if bool(((known < 0) | (known > 1))[keep].any()):
-        raise ValueError("known pixels must be in [0, 1]; map images in [-1, 1] with (x + 1) / 2")
+    check_range(known[keep])
     return keep
 
 

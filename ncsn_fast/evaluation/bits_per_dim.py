@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from ncsn_fast.data import datasets
 from ncsn_fast.data.files import atomic_write
-from ncsn_fast.data.images import as_tensor
+from ncsn_fast.data.images import as_tensor, check_range
 from ncsn_fast.engines.base import default_batch_size
 from ncsn_fast.evaluation.likelihood import Likelihood, Trace, dequantise, log_likelihood
 from ncsn_fast.inference.runner import SamplingError
@@ -110,6 +110,7 @@ def image_log_likelihood(
     low, high = model_ends(model)
     low, high = low if sigma_min is None else sigma_min, high if sigma_max is None else sigma_max
     x = as_tensor(images, model.image_shape)
+    check_range(x)
     samples = noise.sample_indices(start, len(x))
     if not (isinstance(images, Tensor) and images.is_floating_point()):
         levels = (x * 255).round().to(torch.uint8)

@@ -24,7 +24,7 @@ BATCH = 256  # images read at once
 DIGESTED = 64  # images whose digest identifies a source
 
 
-def open_source(source: str, model: ScoreModel) -> datasets.Images:
+def open_source(source: str, model: ScoreModel, background: str = "white") -> datasets.Images:
     """Opens images at the model's size: digits:train, digits:held-out, or as in open_images."""
     channels, height, width = model.image_shape
     if height != width:
@@ -32,7 +32,7 @@ def open_source(source: str, model: ScoreModel) -> datasets.Images:
     if source == "digits:held-out" and channels == 1:
         return datasets.MemoryImages(datasets.digits("held-out", height)[0])
     source = "digits" if source in ("digits:train", "digits:held-out") else source
-    return datasets.open_images(source, size=height, channels=channels)
+    return datasets.open_images(source, size=height, channels=channels, background=background)
 
 
 def describe_source(source: str, images: datasets.Images) -> dict[str, Any]:
@@ -70,6 +70,7 @@ class Evaluator:
             digits, which only the digits' extractor accepts.
         n: number of samples that will be added.
         save: where to write mu and sigma of the reference.
+        background: colour below the transparent pixels of the reference.
 
     Attributes:
         reference: description of the reference, for JSON.
@@ -84,6 +85,7 @@ class Evaluator:
         *,
         seed: int = 0,
         save: Path | None = None,
+        background: str = "white",
         progress: bool = True,
     ) -> None:
         if source is None:
@@ -99,7 +101,7 @@ class Evaluator:
             self.fidelity = Fidelity(extractor, n, None, seed=seed)
             self.fidelity.use_references(statistics)
             return
-        images = open_source(source, model)
+        images = open_source(source, model, background)
         if len(images) < 2:
             raise ValueError(f"a reference needs at least 2 images; {source} has {len(images)}")
         self.reference = {"source": source, "n": len(images)}

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ncsn_fast.data.images import Output, convert
-from ncsn_fast.inference.restorer import Restorer, check_range
+from ncsn_fast.data.images import Output, check_range, convert
+from ncsn_fast.inference.restorer import Restorer
 from ncsn_fast.inference.runner import Callback, Job
 from ncsn_fast.models.score import each_sigma
 from ncsn_fast.ops.noise import Stream, check_uint32, normal, sample_indices
@@ -135,5 +135,7 @@ class Editor(Restorer):
     def denoise(self, images: Any, sigma: Tensor | float, *, output: Output = "pt") -> Any:
         """The posterior mean of clean images given images with noise sigma (Tweedie)."""
         x = self._images(images)
-        square = each_sigma(sigma, x).square()[:, None, None, None]
+        sigmas = each_sigma(sigma, x)
+        check_range(x, float(sigmas.max()) if len(x) else 0.0)
+        square = sigmas.square()[:, None, None, None]
         return convert((x + square * self.score(x, sigma)).clamp(0, 1), output)

@@ -8,7 +8,14 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ncsn_fast.data.images import Output, as_mask, as_tensor, check_output, convert
+from ncsn_fast.data.images import (
+    Output,
+    as_mask,
+    as_tensor,
+    check_output,
+    check_range,
+    convert,
+)
 from ncsn_fast.inference.runner import Callback, Job
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops.noise import sample_indices
@@ -162,10 +169,11 @@ class Restorer(abc.ABC):
         Args:
             options: those of `restore`.
         """
+        operator = mean_of_colours(self.model)
         height, width = self.model.image_shape[1:]
         grey = as_tensor(images, (1, height, width))
         check_range(grey, options.get("noise", 0.0))
-        return self.restore(grey, Grey(), **options)
+        return self.restore(grey, operator, **options)
 
     def super_resolve(self, images: Any, factor: int, **options: Any) -> Any:
         """Enlarges images (N, C, H / factor, W / factor), which stay the means of blocks of pixels.
@@ -222,13 +230,17 @@ def fitted(x: Tensor, operator: Operator, y: Tensor) -> Tensor:
     return x
 
 
+def mean_of_colours(model: ScoreModel) -> Grey:
+    """Returns what `colourise` measures; ValueError unless the model's images are RGB."""
+    channels = model.image_shape[0]
+    if channels != 3:
+        raise ValueError(
+            f"colourise needs a model of RGB images; this one's have {channels} channel"
+            f"{'' if channels == 1 else 's'}"
+        )
+    return Grey()
+
+
 def _imposes(program: Program | Procedure) -> bool:
     """Whether a sampler can impose what is known on its way."""
     return isinstance(program, Program) or program.constrains
-
-
-def check_range(images: Tensor, noise: float = 0.0) -> None:
-    """ValueError unless images are in [0, 1], but for noise on them."""
-    slack = 1e-3 + 6 * noise
-    if not bool(((images >= -slack) & (images <= 1 + slack)).all()):
-        raise ValueError("images must be in [0, 1]; map images in [-1, 1] with (x + 1) / 2")

@@ -109,8 +109,8 @@ class Grey(Operator):
     def apply(self, x: Tensor) -> Tensor:
         if x.shape[1] != len(self.weights):
             raise ValueError(
-                f"this grey is of {len(self.weights)} channels, and the images (of the model) have "
-                f"{x.shape[1]}; give as many weights"
+                f"Grey has weights for {len(self.weights)} channels and the images have "
+                f"{x.shape[1]}; give one weight for each channel"
             )
         parts = [w * x[:, c : c + 1] for c, w in enumerate(self.weights)]
         return torch.cat(parts, dim=1).sum(dim=1, keepdim=True)

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
+from ncsn_fast.data.decode import parse_colour
 from ncsn_fast.models.published_runs import PUBLISHED_RUNS
 from ncsn_fast.models.refinenet import ARCHITECTURES
 from ncsn_fast.models.score import TIME_STYLE, ModelConfig
@@ -46,6 +47,8 @@ class TrainConfig:
     """1 for grey, 3 for RGB; images are converted."""
     centre_crop: int = 0
     """Centre crop of this many pixels before resizing; 0 for none."""
+    background: str = "white"
+    """Colour below the transparent pixels of images."""
     flip: bool = False
     """Random horizontal flips."""
     dequantise: bool = False
@@ -141,6 +144,7 @@ class TrainConfig:
             )
         if self.name in ("", ".", "..") or Path(self.name).name != self.name:
             raise ValueError(f"name must be a plain folder name; got {self.name!r}")
+        parse_colour(self.background)
         if self.data == "digits" and self.channels != 1:
             raise ValueError("the digits are grey: channels must be 1, or data something else")
         if self.arch in TIME_ARCHS:

@@ -142,7 +142,7 @@ def test_guide(grey, monkeypatch):
 ERRORS = {
     "no factor": ("super-resolve --factor 0", 1, "factor must divide 8 and 8; got 0"),
     "factor": ("super-resolve --factor 3", 1, "factor must divide 8 and 8; got 3"),
-    "grey": ("colourise", 1, "this grey is of 3 channels, and the images (of the model) have 1"),
+    "grey": ("colourise", 1, "colourise needs a model of RGB images; this one's have 1 channel"),
     "no blur": ("deblur --blur 0", 1, "positive and finite; got 0.0"),
     "noise": ("deblur --noise -1", 2, "--noise must be at least 0 and finite; got -1.0"),
     "imposed noise": ("deblur --how imposed", 1, "without noise, 'imposed'"),
@@ -158,6 +158,7 @@ ERRORS = {
     "label": ("guide --classifier math:sin --labels -1", 2, "--labels must be at least one"),
     "no images": ("super-resolve --n 0", 2, "--n must be at least 1; got 0"),
     "no png": ("sdedit --out a.jpg", 2, "--out must end in .png"),
+    "no colour": ("sdedit --background whitish", 2, "background must be a colour such as white"),
     "ode": ("inpaint --method ode --variant ncsn", 1, "imposes nothing"),
 }  # fmt: skip
 
@@ -171,6 +172,67 @@ def test_errors_are_one_line(case, grey, capsys):
     assert said[-1].startswith("error: ")
     assert text in said[-1]
     assert not list(Path().glob("*.png"))
+
+
+@pytest.fixture
+def in_tmp_masks(in_tmp):
+    """Masks of 8x8, left half known, in several ways."""
+    half = np.zeros((8, 8), np.uint8)
+    half[:, :4] = 255
+    Image.fromarray(half).save("plain.png")
+    Image.fromarray(half > 0).save("one_bit.png")
+    Image.fromarray(np.stack([half * 0 + 255, half], -1)).save("alpha.png")  # white throughout
+    Image.fromarray(half // 255 * 200 + 20).save("grey.png")
+    Image.fromarray(half.repeat(3, 0).repeat(3, 1)).save("large.png")
+    wide = np.concatenate([half * 0, half, half * 0 + 255], 1)  # of which the middle is seen
+    Image.fromarray(wide).save("wide.png")
+    Image.fromarray(half.astype(np.uint16) * 257).save("deep.png")
+    return half > 0
+
+
+MASKS = {
+    "plain": [], "one_bit": [],
+    "alpha": ["composited on #000000"],
+    "grey": ["--mask grey.png has 64 of 64 pixels between black and white; those of at least 128"],
+    "large": ["--mask large.png is 24x24; it is cropped and resized to 8x8"],
+    "wide": ["--mask wide.png is 24x8; it is cropped and resized to 8x8"],
+    "deep": ["only their high byte is used"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_masks_of_files(name, in_tmp_masks, caplog):
+    mask = edit.make_mask(f"{name}.png", 8, 8)
+    assert mask.shape == (1, 8, 8)
+    assert np.array_equal(mask[0].numpy(), in_tmp_masks)
+    texts = [r.getMessage() for r in caplog.records]
+    assert len(texts) == len(MASKS[name])
+    assert all(words in text for words, text in zip(MASKS[name], texts, strict=True))
+
+
+def test_masks_that_are_refused(in_tmp_masks):
+    Image.new("L", (8, 8), 255).save("white.png")
+    Image.new("RGBA", (8, 8)).save("empty.png")
+    Path("words.png").write_text("no mask")
+    Path("half.png").write_bytes(Path("plain.png").read_bytes()[:50])
+    for name, words in {
+        "white": "--mask white.png makes every pixel known; known pixels are white and opaque",
+        "empty": "--mask empty.png makes no pixel known",
+        "words": "cannot decode words.png: not a PNG, JPEG",
+        "half": "cannot decode half.png: ",
+        "nowhere": "--mask must be left, right, .* got 'nowhere.png' .there is no such file",
+    }.items():
+        with pytest.raises(ValueError, match=words):
+            edit.make_mask(f"{name}.png", 8, 8)
+    with pytest.raises(ValueError, match=r"must have the size of the images, 12x8; got 8x8"):
+        edit.make_mask("plain.png", 8, 12)
+
+
+def test_background(colour):
+    Image.new("RGBA", (8, 8), (9, 9, 9, 0)).save("clear.png")
+    for option, level in (("", 255), (" --background black", 0), (" --background #0a0a0a", 10)):
+        original, _, _ = run(f"sdedit --images clear.png --n 1{option}", 3)
+        assert (original == level).all()
 
 
 @pytest.mark.parametrize(

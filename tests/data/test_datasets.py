@@ -83,9 +83,6 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     Image.fromarray(deep).save(tmp_path / "deep.png")
     grey = datasets.read_image(tmp_path / "deep.png", Transform(8, 1))[0]
     assert torch.equal(grey, torch.from_numpy((deep >> 8).astype(np.uint8)))
-    Image.fromarray(np.zeros((8, 8), np.float32)).save(tmp_path / "float.tif")
-    with pytest.raises(DataError, match=r"float\.tif: floating-point"):
-        datasets.read_image(tmp_path / "float.tif", Transform(8, 1))
 
 
 def test_folder_in_order_of_names(folder):
@@ -133,7 +130,7 @@ def test_corrupt_archive_is_named(archive):
     content = bytearray(archive.read_bytes())
     content[100:140] = b"x" * 40
     archive.write_bytes(content)
-    with pytest.raises(DataError, match=r"images\.zip:0\.png"):
+    with pytest.raises(DataError, match=r"images\.zip!0\.png"):
         datasets.stack(opened(archive))
     archive.write_bytes(content[:200])
     with pytest.raises(DataError, match=r"cannot read .*images\.zip as a zip archive"):
@@ -172,6 +169,18 @@ def test_hugging_face_data_set(folder, tmp_path, monkeypatch):
     images = opened(f"hf:{source}")
     assert len(images) == 3
     assert torch.equal(images[2], pixels(picture(12, 8, seed=2))[:, :, 2:10])
+    # Turned and laid on a background as files are, and bounded before they are decoded.
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = picture(12, 8).convert("RGBA")
+    turned.putalpha(picture(12, 8, seed=1, mode="L"))
+    for i in range(3):
+        turned.save(source / "train" / f"{i}.png", exif=exif)
+    again, files = opened(f"hf:{source}"), opened(source / "train")
+    assert all(torch.equal(again[i], files[i]) for i in range(3))
+    monkeypatch.setenv("NCSN_FAST_MAX_PIXELS", "95")
+    with pytest.raises(DataError, match=r"hf:.*\[1\] .* declares 96 pixels"):
+        again[1]
     with pytest.raises(DataError, match="split nope"):
         opened(f"hf:{source}:nope")
     (tmp_path / "words").mkdir()

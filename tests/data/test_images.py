@@ -49,6 +49,45 @@ def test_modes_of_pil_images_are_converted():
     assert torch.equal(as_tensor(Image.fromarray(colour), (1, 4, 4)), expected)
 
 
+IN_RANGE = [(0.0, 1.0, 0.0), (-1e-4, 1.0001, 0.0), (-0.5, 1.5, 0.1)]
+OUT_OF_RANGE = {
+    "minus one": ((-1.0, 1.0), r"got -1 to 1: map images in \[-1, 1\] with \(x \+ 1\) / 2"),
+    "bytes": ((0.0, 255.0), "got 0 to 255: divide by 255"),
+    "sixteen bits": ((0.0, 65535.0), r"got 0 to 6\.55.*: divide by 65535"),
+    "standardised": ((-2.1, 2.6), r"got -2\.1 to 2\.6: scale them"),
+}
+
+
+@pytest.mark.parametrize(("low", "high", "noise"), IN_RANGE)
+def test_ranges_that_images_may_have(low, high, noise):
+    images.check_range(torch.tensor([low, high]), noise)
+    images.check_range(torch.zeros(0, 3, 4, 4))
+
+
+@pytest.mark.parametrize("case", OUT_OF_RANGE)
+def test_ranges_are_named_with_their_remedy(case):
+    (low, high), words = OUT_OF_RANGE[case]
+    with pytest.raises(ValueError, match=rf"images must be in \[0, 1\]; {words}"):
+        images.check_range(torch.linspace(low, high, 9))
+
+
+def test_callers_images_are_decoded_as_files_are(tmp_path):
+    """Orientation, alpha and depth: the rules are those of tests/data/test_decode.py."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = photos(1, 4, 6, 3)[0]
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as image:
+        turned = as_tensor(image, (3, 6, 4))
+    expected = np.rot90(pixels, -1).copy()
+    assert torch.equal(turned, as_tensor(expected[None], (3, 6, 4)))
+    deep = Image.fromarray(pixels[..., 0].astype(np.uint16) << 8)
+    assert torch.equal(as_tensor(deep, (1, 4, 6)), as_tensor(pixels[None, ..., :1], (1, 4, 6)))
+    assert float(as_tensor(Image.new("RGBA", (6, 4)), (3, 4, 6)).min()) == 1  # on white
+    with pytest.raises(ValueError, match=r"PIL image 1 has floating-point pixels, .* got 0 to 9"):
+        as_tensor([deep, Image.fromarray(np.float32([[0, 9]]))], (1, 4, 6))
+
+
 def test_no_images_are_images_too():
     assert as_tensor(torch.zeros(0, 3, 4, 4), (3, 4, 4)).shape == (0, 3, 4, 4)
 

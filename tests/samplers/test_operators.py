@@ -230,7 +230,7 @@ def test_adjoints_by_autograd_in_inference_mode():
     (lambda: gaussian_blur(0.0, 6, 4), "positive and finite; got 0.0"),
     (lambda: gaussian_blur(1.0, 6, 4, "mirror"), "boundary must be one of reflect"),
     (lambda: Grey((0.0, 0.0)), "weights must not all be 0"),
-    (lambda: Grey().apply(torch.zeros(2, 1, 4, 4)), "this grey is of 3 channels"),
+    (lambda: Grey().apply(torch.zeros(2, 1, 4, 4)), "weights for 3 channels and the images have 1"),
     (lambda: Linear(lambda x: x + 1, SHAPE), "does not map 0 to 0"),
 ])  # fmt: skip
 def test_refuses(make, message):

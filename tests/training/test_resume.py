@@ -135,8 +135,11 @@ class Breaking:
 
 def test_a_corrupt_image_costs_no_step(tmp_path):
     t = tiny.trainer(batch_size=1, steps=100, snapshot_every=1000)
-    with pytest.raises(DataError, match=r"7\.png"):
+    with pytest.raises(DataError, match=r"7\.png") as raised:
         train.fit(t, Breaking(), Journal(tmp_path, t.config), progress=False)
+    # Removing the image would make --resume refuse the run (check_same_data).
+    for words in (f"saved at step {t.step}; --resume needs 20 images again", "put another picture"):
+        assert words in str(raised.value)
     assert 0 < training_run.read_run(tmp_path).step == t.step < 20
 
 

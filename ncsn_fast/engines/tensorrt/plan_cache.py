@@ -19,7 +19,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from ncsn_fast.data import files
+from ncsn_fast.data import files, limits
 from ncsn_fast.engines.tensorrt import plan_files
 from ncsn_fast.engines.tensorrt.plan_files import Entry, path_of
 from ncsn_fast.engines.tensorrt.signed_file import (
@@ -67,7 +67,7 @@ class PlanCache:
         self.folder = default if folder is None else Path(folder).expanduser()
         if limit is None:
             given = os.environ.get(LIMIT_VARIABLE)
-            limit = plan_files.parse_size(given, LIMIT_VARIABLE) if given else LIMIT
+            limit = limits.parse_size(given, LIMIT_VARIABLE) if given else LIMIT
         if limit < 0:
             raise ValueError(f"limit of the cache must be at least 0 bytes; got {limit}")
         self.limit = limit
@@ -191,7 +191,7 @@ class PlanCache:
             log.warning("no room was made in the cache: %s", error)
             return None
         if taken > self.limit:
-            said = (plan_files.size_text(size) for size in (taken, self.limit))
+            said = (limits.size_text(size) for size in (taken, self.limit))
             log.warning(
                 "engines in %s take %s, the limit is %s; %s raises it",
                 *(self.folder, *said, LIMIT_VARIABLE),

@@ -20,6 +20,7 @@ from typing import Any
 
 import filelock
 
+from ncsn_fast.data.limits import size_text
 from ncsn_fast.engines.tensorrt.signed_file import (
     PlanRefused,
     canonical,
@@ -164,28 +165,6 @@ def entry(group: Group) -> Entry:
         problem, stored = "was built for something else: its name is not the key of its facts", None
     facts, notes = (stored.facts, stored.notes) if stored is not None else ({}, {})
     return Entry(group.path, group.size, group.last_use, facts, notes, problem)
-
-
-def parse_size(text: str, name: str) -> int:
-    """Parses "5GB", "512 MiB" or "1000000" as bytes.
-
-    Raises:
-        ValueError: not a size; the message contains `name`.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt])(i)?)?b?\s*", text, re.IGNORECASE)
-    if match is None:
-        raise ValueError(f"{name} must be a size such as 5GB, 512MiB or 1000000; got {text!r}")
-    number, letter, binary = match.groups()
-    power = " kmgt".index(letter.lower()) if letter else 0
-    return int(float(number) * (1024 if binary else 1000) ** power)
-
-
-def size_text(size: int) -> str:
-    """Formats a number of bytes, in powers of 1000."""
-    for power, unit in ((3, "GB"), (2, "MB"), (1, "kB")):
-        if size >= 1000**power:
-            return f"{size / 1000**power:.1f} {unit}"
-    return f"{size} B"
 
 
 def _lock(path: Path) -> filelock.BaseFileLock:

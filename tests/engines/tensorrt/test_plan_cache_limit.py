@@ -156,14 +156,6 @@ def test_default_limit():
     assert PlanCache().limit == 10 * 2**30
 
 
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (2_500_000, "2.5 MB"), (10**13, "10000.0 GB")],
-)
-def test_size_text(size, text):
-    assert plan_files.size_text(size) == text
-
-
 # Blobs, entries, clear
 
 
