@@ -42,15 +42,10 @@ def lives(graph: Graph) -> dict[Map, list[int]]:
     return spans
 
 
-<<<<<<< HEAD
-def small(conditional: bool = False, **fields) -> ScoreModel:
-    """Returns a network with two stages and a fusion, for slow devices (Triton's interpreter)."""
-    name = f"tests-two-stages-{conditional}"
-=======
 def small(conditional: bool = False, stages: int = 2, **fields) -> ScoreModel:
-    """Two stages with everything between them, or one, for what is slow with each operation.
+    """Returns a network of one stage, or of two and a fusion, for slow devices.
 
-    Compilers and Triton's interpreter are.
+    Compilers and Triton's interpreter are slow with every operation.
     """
     name = f"tests-{stages}-stages-{conditional}"
     upper, lower = Stage("res1", 1), Stage("res2", 2, down=True)
@@ -58,7 +53,6 @@ def small(conditional: bool = False, stages: int = 2, **fields) -> ScoreModel:
         1: (Refine("refine1", "res1", 1),),
         2: (Refine("refine1", "res2", 2), Refine("refine2", "res1", 1)),
     }
->>>>>>> suite
     ARCHITECTURES[name] = Architecture(
         (upper, lower)[:stages], refine[stages], conditional=conditional
     )

@@ -91,15 +91,10 @@ class EngineInspector:
             layers.append(layer)
         return layers
 
-<<<<<<< HEAD
-    def _ports(self, members: list[Any], tensors: Any, kind: str | None, index: int) -> Any:
-        """Returns a layer's name, its inputs from other layers and its outputs."""
-=======
     def _ports(
         self, members: list[Any], tensors: Any, weights: set[str], kind: str | None, index: int
     ) -> Any:
-        """A layer's name, and what it takes from outside of it and gives."""
->>>>>>> suite
+        """Returns a layer's name, its inputs from other layers and its outputs."""
         inside = {name for one in members for name in one.output}
         taken = [name for one in members for name in one.input if name and name not in inside]
         taken = [name for name in dict.fromkeys(taken) if name not in weights]
