@@ -45,6 +45,7 @@ def dtype_name(dtype: str | torch.dtype, kind: type[Engine]) -> str:
 
     Raises:
         ValueError: the engine does not support the dtype; the message lists those it does.
+        EngineUnavailable: the engine does, but this machine does not.
     """
     aliases = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
     given = str(dtype).removeprefix("torch.")
@@ -53,7 +54,18 @@ def dtype_name(dtype: str | torch.dtype, kind: type[Engine]) -> str:
         raise ValueError(
             f"engine {kind.name!r} computes in {' or '.join(kind.dtypes)}; got dtype {dtype!r}"
         )
+    check_machine(name, kind)
     return name
+
+
+def check_machine(dtype: str, kind: type[Engine]) -> None:
+    """Raises EngineUnavailable unless an engine class supports a dtype on this machine."""
+    problem = kind.lacks(dtype)
+    if problem is not None:
+        raise EngineUnavailable(
+            f"engine {kind.name!r} cannot compute in {dtype} here: {problem}; leave dtype out, or "
+            "use dtype='fp32'"
+        )
 
 
 class EngineUnavailable(RuntimeError):
@@ -94,6 +106,7 @@ class Engine(abc.ABC):
         batch_size: int,
         threads: int | None = None,
     ) -> None:
+        check_machine(dtype, type(self))
         self.model, self.device, self.dtype = model, device, dtype
         self.batch_size, self.threads = batch_size, threads
 
@@ -127,6 +140,11 @@ class Engine(abc.ABC):
     def default_dtype(cls, device: torch.device) -> str:
         """Returns the default dtype of the engine on a device of this machine."""
         return cls.dtypes[0]
+
+    @classmethod
+    def lacks(cls, dtype: str) -> str | None:
+        """Returns why the engine cannot use a dtype on this machine; None where it can."""
+        return None
 
     @classmethod
     def type_of_file(cls, options: Mapping[str, Any]) -> str | None:

@@ -21,6 +21,7 @@ import torch
 
 from ncsn_fast.data import files
 from ncsn_fast.engines.base import DTYPES
+from ncsn_fast.engines.cpu import onednn
 from ncsn_fast.engines.cpu.plan import CpuPlan
 from ncsn_fast.engines.lowering.graph import ConvolutionSpec, Graph
 
@@ -28,12 +29,14 @@ log = logging.getLogger(__name__)
 ALGORITHMS = ("direct", "winograd")
 _GAIN = 1.1  # required speedup over the default, above the noise of the timer
 _ROUNDS = 7
-_VARIANTS = [(dtype, algorithm) for dtype in ("fp32", "bf16") for algorithm in ALGORITHMS]
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """Speeds of a typical convolution in each variant, relative to direct fp32."""
+    """Speeds of a typical convolution in each variant, relative to direct fp32.
+
+    A variant is a dtype that this machine supports and an algorithm, such as "bf16 winograd".
+    """
 
     speed: dict[str, float]
 
@@ -45,6 +48,8 @@ class Choice:
     @property
     def dtype(self) -> str:
         """The faster dtype, each with its better algorithm."""
+        if "bf16 direct" not in self.speed:
+            return "fp32"
         fp32, bf16 = (self.speed[f"{dtype} {self.algorithm(dtype)}"] for dtype in ("fp32", "bf16"))
         return "bf16" if bf16 / fp32 >= _GAIN else "fp32"
 
@@ -59,7 +64,7 @@ def fastest() -> Choice:
     path = files.cache_folder() / f"cpu-{_machine()}.json"
     try:
         known = json.loads(path.read_text())
-        return Choice({f"{d} {a}": float(known[f"{d} {a}"]) for d, a in _VARIANTS})
+        return Choice({f"{d} {a}": float(known[f"{d} {a}"]) for d, a in _variants()})
     except (OSError, ValueError, KeyError, TypeError):
         choice = Choice(_measure())
     try:
@@ -70,11 +75,17 @@ def fastest() -> Choice:
     return choice
 
 
+def _variants() -> list[tuple[str, str]]:
+    """Returns the dtypes that this machine supports, fp32 first, each with every algorithm."""
+    types = [dtype for dtype in ("fp32", "bf16") if onednn.lacks(dtype) is None]
+    return [(dtype, algorithm) for dtype in types for algorithm in ALGORITHMS]
+
+
 def _measure() -> dict[str, float]:
     """Returns speeds relative to the first variant: medians of interleaved rounds."""
     seconds: dict[str, list[float]] = {}
     with torch.inference_mode():
-        plans = {f"{d} {a}": _convolution(DTYPES[d], a == "winograd") for d, a in _VARIANTS}
+        plans = {f"{d} {a}": _convolution(DTYPES[d], a == "winograd") for d, a in _variants()}
         for _ in range(_ROUNDS + 1):
             for way, plan in plans.items():
                 began = time.perf_counter()

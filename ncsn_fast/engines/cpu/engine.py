@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ncsn_fast.engines.base import DTYPES, without_weights
-from ncsn_fast.engines.cpu import autotune
-from ncsn_fast.engines.cpu.plan import CpuPlan, Weights, torch_functions
+from ncsn_fast.engines.cpu import autotune, onednn
+from ncsn_fast.engines.cpu.plan import CpuPlan, Weights
 from ncsn_fast.engines.lowering.graph import lower
 from ncsn_fast.engines.lowering.memory_plan import format_profile
 from ncsn_fast.engines.static_engine import StaticEngine
@@ -62,10 +62,14 @@ class CpuEngine(StaticEngine):
     @classmethod
     def unavailable(cls) -> str | None:
         try:
-            torch_functions()
+            onednn.functions()
         except RuntimeError as error:
             return f"{error}; install a build of torch 2.9 to 2.13 from pypi.org or pytorch.org"
         return None
+
+    @classmethod
+    def lacks(cls, dtype: str) -> str | None:
+        return onednn.lacks(dtype)
 
     @classmethod
     def default_dtype(cls, device: torch.device) -> str:

@@ -4,9 +4,11 @@ import json
 import logging
 
 import pytest
-from engine_cases import CPU, model
+import torch
+from engine_cases import CPU, TYPES, model
 
-from ncsn_fast.engines.cpu import autotune
+from ncsn_fast import EngineUnavailable, Sampler, doctor
+from ncsn_fast.engines.cpu import autotune, onednn
 from ncsn_fast.engines.cpu.engine import CpuEngine
 
 
@@ -27,11 +29,11 @@ SPEED = {"fp32 direct": 1.0, "fp32 winograd": 2.0, "bf16 direct": 1.9, "bf16 win
 
 def test_the_choice_is_measured_once_and_remembered(cache, monkeypatch):
     choice = autotune.fastest()
-    assert list(choice.speed) == list(SPEED)
+    assert list(choice.speed) == [way for way in SPEED if way.split()[0] in TYPES]
     assert all(speed > 0 for speed in choice.speed.values())
     (file,) = cache.iterdir()
     assert json.loads(file.read_text()) == choice.speed
-    monkeypatch.setattr(autotune, "_measure", lambda: SPEED)
+    monkeypatch.setattr(autotune, "_measure", lambda: pytest.fail("measured again"))
     autotune.fastest.cache_clear()
     assert autotune.fastest() == choice
     assert CpuEngine.default_dtype(CPU) == choice.dtype
@@ -88,3 +90,34 @@ def test_a_cache_that_cannot_be_written_costs_nothing(cache, caplog):
     with caplog.at_level(logging.INFO):
         assert autotune.fastest().speed["fp32 direct"] == 1
     assert "timed anew next time" in caplog.text
+
+
+def test_types_that_the_processor_lacks_are_never_tried(cache, monkeypatch):
+    """As on x86-64 without AVX-512, where packing a bfloat16 weight raises."""
+    pack = onednn.pack
+
+    def without_bfloat16(of, shape, dtype):
+        if dtype is torch.bfloat16:
+            raise RuntimeError("bf16 path needs avx512bw\nand a backtrace")
+        return pack(of, shape, dtype)
+
+    monkeypatch.setattr(onednn, "pack", without_bfloat16)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    onednn.lacks.cache_clear()
+    try:
+        assert list(autotune.fastest().speed) == ["fp32 direct", "fp32 winograd"]
+        sampler = Sampler(model(), device="cpu")
+        assert sampler.dtype == "fp32"
+        assert doctor.main([]) == 0
+        words = (
+            r"'cpu' cannot compute in bf16 here: oneDNN has no bf16 convolutions for this "
+            r"processor \(bf16 path needs avx512bw; the environment sets ONEDNN_MAX_CPU_ISA=AVX2\)"
+            r"; leave dtype out, or use dtype='fp32'"
+        )
+        for name in ("cpu", "auto"):
+            with pytest.raises(EngineUnavailable, match=words):
+                Sampler(model(), engine=name, device="cpu", dtype="bf16")
+        with pytest.raises(EngineUnavailable, match=words):
+            CpuEngine(model(), device=CPU, dtype="bf16", batch_size=1)
+    finally:
+        onednn.lacks.cache_clear()
