@@ -45,6 +45,10 @@ class Choice:
         gain = self.speed[f"{dtype} winograd"] / self.speed[f"{dtype} direct"]
         return "winograd" if gain >= _GAIN else "direct"
 
+    def algorithms(self, dtype: str) -> tuple[str, ...]:
+        """That, and the direct one after it where it is another."""
+        return tuple(dict.fromkeys((self.algorithm(dtype), "direct")))
+
     @property
     def dtype(self) -> str:
         """The faster dtype, each with its better algorithm."""

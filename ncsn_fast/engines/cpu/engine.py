@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -67,6 +67,10 @@ class CpuEngine(StaticEngine):
             return f"{error}; install a build of torch 2.9 to 2.13 from pypi.org or pytorch.org"
         return None
 
+    @property
+    def variant(self) -> str:
+        return f"{self.dtype} ({self.convolutions})"
+
     @classmethod
     def lacks(cls, dtype: str) -> str | None:
         return onednn.lacks(dtype)
@@ -74,6 +78,33 @@ class CpuEngine(StaticEngine):
     @classmethod
     def default_dtype(cls, device: torch.device) -> str:
         return autotune.fastest().dtype
+
+    @classmethod
+    def attempts(
+        cls,
+        device: torch.device,
+        dtype: str | None,
+        options: Mapping[str, Any],
+        threads: int | None = None,
+    ) -> list[dict[str, Any]]:
+        """Tries direct convolutions before a more precise dtype: Winograd is less precise."""
+        first = cls.default_dtype(device) if dtype is None else dtype
+        dtypes = [{**options, "dtype": name} for name in cls._dtypes_to_try(dtype, first)]
+        if "convolutions" in options or os.environ.get("NCSN_FAST_CONVOLUTIONS"):
+            return dtypes
+        return [
+            {**attempt, "convolutions": algorithm}
+            for attempt in dtypes
+            for algorithm in autotune.fastest().algorithms(attempt["dtype"])
+        ]
+
+    @classmethod
+    def slowdown(
+        cls, wanted: Mapping[str, Any], taken: Mapping[str, Any], threads: int | None = None
+    ) -> float | None:
+        speed = autotune.fastest().speed
+        names = [f"{variant['dtype']} {variant.get('convolutions')}" for variant in (wanted, taken)]
+        return speed[names[0]] / speed[names[1]] if all(name in speed for name in names) else None
 
     def memory(self) -> int:
         plan = self._plan(self.model.config.image_size)
