@@ -180,7 +180,7 @@ class Engine(abc.ABC):
 
     @classmethod
     def _dtypes_to_try(cls, dtype: str | None, first: str) -> list[str]:
-        """Returns the given dtype; for None, `first` and more precise ones that this machine has."""
+        """Returns the given dtype; for None, `first` and the more precise ones available here."""
         if dtype is not None:
             return [dtype]
         return [name for name in cls.dtypes[cls.dtypes.index(first) :] if cls.lacks(name) is None]

@@ -22,7 +22,7 @@ from ncsn_fast.models.score import ScoreModel
 # Allowed relative error of f for each dtype.
 BOUNDS = {"fp32": 1e-5, "tf32": 5e-3, "bf16": 2e-2, "fp16": 5e-3}
 # Allowed multiple of the largest float32 error, where that exceeds the bound. Summing in another
-# order gives errors of the same size on other images: up to 3 times larger in 12 untrained networks.
+# order gives errors of similar size on other images: at most 3 times larger in 12 untrained models.
 _FLOAT32_MULTIPLE = 4.0
 _EXACT_IMAGES = 16  # images computed in float64, which is slow: those with the largest errors
 _FLOP = 2.5e11  # work budget of the reference in a check: a second or two on a CPU

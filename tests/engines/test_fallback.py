@@ -103,9 +103,7 @@ def test_the_algorithm_is_given_up_before_the_type(caplog):
         "Engine 'cpu' computes in bf16 (direct) instead, which takes about 2.7 times as long; "
         "a trained model usually passes"
     )
-    with pytest.raises(
-        PrecisionError, match=r"engine='auto' and omit dtype and convolutions: it"
-    ):
+    with pytest.raises(PrecisionError, match=r"engine='auto' and omit dtype and convolutions: it"):
         built(caplog, of, convolutions="winograd", dtype="bf16", engine="cpu")
 
 

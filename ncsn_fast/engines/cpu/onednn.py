@@ -1,6 +1,6 @@
-"""oneDNN's convolutions, which libtorch carries: packed weights, and the function that adds one.
+"""oneDNN's convolutions inside libtorch: packed weights, and the function that adds a convolution.
 
-None of it is public in torch, so everything that a plan uses lies here.
+All of it is private to torch, so this is the only module that uses it.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _FUNCTIONS = (
     "aoti_torch_cpu_mkldnn__convolution_pointwise_binary_",
     "aoti_torch_delete_tensor_object",
 )
-# Either name caps the instructions that oneDNN uses.
-_CAPS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+# Environment variables that limit oneDNN's instruction set.
+_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 
 
 @functools.cache
 def functions() -> tuple[int, ...]:
-    """Addresses of the functions of libtorch's C interface that a plan calls.
+    """Returns the addresses of the functions of libtorch's C interface that a plan calls.
 
     Raises:
         RuntimeError: this torch has no oneDNN, or does not export them.
@@ -45,30 +45,32 @@ def functions() -> tuple[int, ...]:
 
 @functools.cache
 def lacks(dtype: str) -> str | None:
-    """None if oneDNN convolves maps of a type on this machine, else why it does not.
+    """Returns why oneDNN cannot convolve in a dtype on this machine; None where it can.
 
-    bfloat16 asks for AVX-512 (BW, VL and DQ) or AVX-NE-CONVERT, and for the environment to allow
-    it: packing a weight is where oneDNN says so.
+    bfloat16 needs AVX-512 (BW, VL and DQ) or AVX-NE-CONVERT, as far as the environment allows them;
+    torch raises when it packs a weight otherwise.
     """
     small = ConvolutionSpec(torch.zeros(16, 16, 3, 3))
     try:
         pack(small, (1, 16, 8, 8), DTYPES[dtype])
     except RuntimeError as error:
-        (reason, *_), caps = str(error).splitlines(), [n for n in _CAPS if n in os.environ]
-        allowed = "".join(f"; the environment sets {n}={os.environ[n]}" for n in caps)
+        (reason, *_), limits = str(error).splitlines(), [n for n in _LIMITS if n in os.environ]
+        allowed = "".join(f"; the environment sets {n}={os.environ[n]}" for n in limits)
         return f"oneDNN has no {dtype} convolutions for this processor ({reason}{allowed})"
     return None
 
 
-def pack(of: ConvolutionSpec, shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
-    """A convolution's weight in oneDNN's own layout for inputs of a shape, and its bias if any.
+def pack(spec: ConvolutionSpec, shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
+    """Returns a convolution's weight, packed for inputs of a shape, and its bias if it has one.
 
     Raises:
-        RuntimeError: oneDNN has no convolutions of this type here.
+        RuntimeError: oneDNN has no convolutions of this dtype here.
     """
     weight = torch.ops.mkldnn._reorder_convolution_weight(
-        of.kernel().to("cpu", dtype).contiguous(), [of.padding] * 2, [of.stride] * 2,
-        [of.dilation] * 2, 1, list(shape),
+        spec.kernel().to("cpu", dtype).contiguous(), [spec.padding] * 2, [spec.stride] * 2,
+        [spec.dilation] * 2, 1, list(shape),
     )  # fmt: skip
-    bias = [] if of.bias is None else [of.bias.detach().to("cpu", dtype, copy=True).contiguous()]
+    bias = (
+        [] if spec.bias is None else [spec.bias.detach().to("cpu", dtype, copy=True).contiguous()]
+    )
     return [weight, *bias]

@@ -308,7 +308,9 @@ def test_a_wrong_engine_is_caught_in_float32(monkeypatch):
         pack(self, op, dataclasses.replace(of, bias=None) if op.name == "end_conv" else of)
 
     monkeypatch.setattr(CpuPlan, "_add_convolution", wrong)
-    with pytest.raises(EngineError, match=r"'cpu' in fp32 \(\w+\) differs from .* use engine='eager'"):
+    with pytest.raises(
+        EngineError, match=r"'cpu' in fp32 \(\w+\) differs from .* use engine='eager'"
+    ):
         engine(model())
 
 
