@@ -91,7 +91,7 @@ class Sampler(Editor):
         self._options, self._halved = options, False
         self._automatic = engine == "auto"
         self._dtype = kind.type_of_file(options) if dtype is None else dtype_name(dtype, kind)
-        self.dtype = self._dtype or kind.default_dtype(self.device)
+        self.dtype = self._dtype or kind.attempts(self.device, None, options, threads)[0]["dtype"]
         self._engines: dict[int, Engine] = {}
         self.report: Report | None = None
         if engine == "auto":

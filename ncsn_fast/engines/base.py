@@ -154,6 +154,11 @@ class Engine(abc.ABC):
         return cls.dtypes[0]
 
     @property
+    def choices(self) -> dict[str, str]:
+        """Options that change the samples' bits and that the engine may choose by itself."""
+        return {}
+
+    @property
     def variant(self) -> str:
         """Names the dtype, and the algorithm where the engine chose one, for messages."""
         return self.dtype

@@ -52,7 +52,7 @@ class CpuEngine(StaticEngine):
         self, model: ScoreModel, *, convolutions: str | None = None, **settings: Any
     ) -> None:
         super().__init__(model, **settings)
-        self.convolutions = _algorithm(convolutions, self.dtype)
+        self.convolutions = _algorithm(convolutions, self.dtype, self.threads)
         self._weights: Weights = {}  # shared by all plans
         self._scale, self._shift = (2.0, -1.0) if model.net.scale_input else (1.0, 0.0)
         self.release()
@@ -66,6 +66,10 @@ class CpuEngine(StaticEngine):
         except RuntimeError as error:
             return f"{error}; install a build of torch 2.9 to 2.13 from pypi.org or pytorch.org"
         return None
+
+    @property
+    def choices(self) -> dict[str, str]:
+        return {"convolutions": self.convolutions}
 
     @property
     def variant(self) -> str:
@@ -88,21 +92,21 @@ class CpuEngine(StaticEngine):
         threads: int | None = None,
     ) -> list[dict[str, Any]]:
         """Tries direct convolutions before a more precise dtype: Winograd is less precise."""
-        first = cls.default_dtype(device) if dtype is None else dtype
+        first = autotune.fastest(threads).dtype if dtype is None else dtype
         dtypes = [{**options, "dtype": name} for name in cls._dtypes_to_try(dtype, first)]
         if "convolutions" in options or os.environ.get("NCSN_FAST_CONVOLUTIONS"):
             return dtypes
         return [
             {**attempt, "convolutions": algorithm}
             for attempt in dtypes
-            for algorithm in autotune.fastest().algorithms(attempt["dtype"])
+            for algorithm in autotune.fastest(threads).algorithms(attempt["dtype"])
         ]
 
     @classmethod
     def slowdown(
         cls, wanted: Mapping[str, Any], taken: Mapping[str, Any], threads: int | None = None
     ) -> float | None:
-        speed = autotune.fastest().speed
+        speed = autotune.fastest(threads).speed
         names = [f"{variant['dtype']} {variant.get('convolutions')}" for variant in (wanted, taken)]
         return speed[names[0]] / speed[names[1]] if all(name in speed for name in names) else None
 
@@ -197,8 +201,9 @@ class CpuEngine(StaticEngine):
         )  # fmt: skip
 
 
-def _algorithm(name: str | None, dtype: str) -> str:
-    name = name or os.environ.get("NCSN_FAST_CONVOLUTIONS") or autotune.fastest().algorithm(dtype)
+def _algorithm(name: str | None, dtype: str, threads: int | None) -> str:
+    name = name or os.environ.get("NCSN_FAST_CONVOLUTIONS")
+    name = name or autotune.fastest(threads).algorithm(dtype)
     if name not in autotune.ALGORITHMS:
         raise ValueError(
             f"convolutions (or NCSN_FAST_CONVOLUTIONS) must be 'direct' or 'winograd'; got {name!r}"

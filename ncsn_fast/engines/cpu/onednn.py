@@ -21,7 +21,7 @@ _FUNCTIONS = (
     "aoti_torch_delete_tensor_object",
 )
 # Environment variables that limit oneDNN's instruction set.
-_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 
 
 @functools.cache
@@ -54,7 +54,7 @@ def lacks(dtype: str) -> str | None:
     try:
         pack(small, (1, 16, 8, 8), DTYPES[dtype])
     except RuntimeError as error:
-        (reason, *_), limits = str(error).splitlines(), [n for n in _LIMITS if n in os.environ]
+        (reason, *_), limits = str(error).splitlines(), [n for n in LIMITS if n in os.environ]
         allowed = "".join(f"; the environment sets {n}={os.environ[n]}" for n in limits)
         return f"oneDNN has no {dtype} convolutions for this processor ({reason}{allowed})"
     return None
