@@ -95,7 +95,9 @@ class Sampler(Editor):
         self._engines: dict[int, Engine] = {}
         self.report: Report | None = None
         if engine == "auto":
-            log.info("engine %s (%s), %s, on %s", kind.name, reason, self.dtype, self.device)
+            level = logging.INFO if kind in engines.OWN else logging.WARNING
+            text = "engine %s (%s), %s, on %s"
+            log.log(level, text, kind.name, reason, self.dtype, self.device)
 
     def sample(
         self,

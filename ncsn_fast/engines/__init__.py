@@ -34,6 +34,8 @@ ENGINES: dict[str, type[Engine]] = {
     "trt": TrtEngine,
 }
 
+OWN = (CpuEngine, CudaEngine)  # what "auto" means on a CPU and on a GPU
+
 
 @dataclasses.dataclass(frozen=True)
 class Availability:

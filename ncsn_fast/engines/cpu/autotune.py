@@ -116,11 +116,7 @@ def _obtain(path: Path, threads: int, measure: bool) -> Choice:
 
 def _read(path: Path) -> Choice | None:
     """Returns the choice in a file; None if there is none, or something else."""
-    try:
-        with path.open("rb") as file:
-            known = json.loads(file.read(_MOST_BYTES))
-    except (OSError, ValueError, RecursionError):
-        return None
+    known = files.read_json(path, most_bytes=_MOST_BYTES)
     names = [f"{dtype} {algorithm}" for dtype, algorithm in _variants()]
     if not isinstance(known, dict) or set(known) != set(names):
         return None

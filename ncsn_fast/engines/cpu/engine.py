@@ -61,11 +61,7 @@ class CpuEngine(StaticEngine):
 
     @classmethod
     def unavailable(cls) -> str | None:
-        try:
-            onednn.functions()
-        except RuntimeError as error:
-            return f"{error}; install a build of torch 2.9 to 2.13 from pypi.org or pytorch.org"
-        return None
+        return onednn.problem()
 
     @property
     def choices(self) -> dict[str, str]:

@@ -48,7 +48,7 @@ class CpuPlan:
         self.input, self.output = self._tensor(graph.input), self._tensor(graph.output)
         self._input = torch.empty(self.input.shape, dtype=torch.float32)  # before rounding
         self._rows: list[Tensor] = []  # parameters of each image's level
-        self.steps = _C.Plan(*onednn.functions())
+        self.steps = _C.Plan(*onednn.addresses())
         self.costs = [self._add(op) for op in graph.ops]
 
     def load(self, x: Tensor, scale: float, shift: float) -> None:
@@ -116,12 +116,9 @@ class CpuPlan:
         x, y = op.inputs[0], op.outputs[0]
         if op.name not in self.weights:
             self.weights[op.name] = onednn.pack(spec, self._shape(x), self.dtype)
-        tensors = [self._tensor(y), self._tensor(x), *self.weights[op.name]]
-        capsules = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(tensors)
-        bias = None if spec.bias is None else capsules.pop()
-        self.steps.convolution(
-            op.name, *capsules, bias, (spec.padding,) * 2, (spec.stride,) * 2, (spec.dilation,) * 2,
-            self._address(y), 0 if op.overwrites else self._bytes(y),
+        onednn.add(
+            self.steps, op.name, spec, self._tensor(x), self.weights[op.name], self._tensor(y),
+            clear=not op.overwrites,
         )  # fmt: skip
         return "conv"
 
