@@ -2,7 +2,7 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
-TORCH := torch>=2.9,<2.14
+TORCH := torch>=2.9
 GPU_SETUP := $(if $(filter $(VENV)/%,$(PY)),setup)
 
 .PHONY: demo setup check fmt test test-all test-gpu bench-gpu gpu rehearse-gpu bench package clean

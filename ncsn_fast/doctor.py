@@ -6,8 +6,10 @@ import dataclasses
 import importlib.metadata
 import platform
 import sys
+from typing import Annotated
 
 import torch
+import tyro
 
 import ncsn_fast
 from ncsn_fast import engines, ops
@@ -22,7 +24,10 @@ PACKAGES = ("triton", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "ten
 
 @dataclasses.dataclass(frozen=True)
 class DoctorOptions:
-    """Command-line options of `python -m ncsn_fast.doctor`; there are none."""
+    """Command-line options of `python -m ncsn_fast.doctor`."""
+
+    measure: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Measure again which dtype and algorithm the CPU engine should take, and remember it."""
 
 
 def facts() -> list[tuple[str, str]]:
@@ -62,7 +67,7 @@ def _compiled() -> str:
 
 def main(args: list[str] | None = None) -> int:
     """Runs the command; exit code 0."""
-    command.parse(DoctorOptions, args, "ncsn_fast.doctor", "What runs on this machine.")
+    options = command.parse(DoctorOptions, args, "ncsn_fast.doctor", "What runs on this machine.")
     for name, value in facts():
         print(f"{name:24} {value}")
     print("\nengine    runs   what it is, and what is missing")
@@ -72,7 +77,8 @@ def main(args: list[str] | None = None) -> int:
             print(f"{'':17}{row.problem}")
     print()
     if engines.ENGINES["cpu"].unavailable() is None:
-        print(f"engine 'cpu' computes in {autotune.fastest()};")
+        choice, threads = autotune.fastest(measure=options.measure), torch.get_num_threads()
+        print(f"engine 'cpu' on {threads} threads computes in {choice};")
         print("dtype= and NCSN_FAST_CONVOLUTIONS=direct or winograd choose otherwise")
     kind, device, reason = engines.pick("auto", None)
     print(f"engine='auto' is {kind.name!r} on {device}: {reason}")

@@ -136,9 +136,6 @@ def _run(options: SampleOptions, state: shards.DistributedState) -> None:
     )
     with state.local_main_process_first():
         sampler = options.sampler()
-        if state.group is not None:
-            # Times a new machine and caches the result; simultaneous ranks would disagree.
-            sampler.engine_class.default_dtype(sampler.device)
     several = state.group is not None or options.shard is not None
     folder = options.out_dir or (FOLDER if several else None)
     if options.plan:

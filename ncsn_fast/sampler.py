@@ -45,7 +45,8 @@ class Sampler(Editor):
         model: what `ncsn_fast.load` takes, or a ScoreModel. None: the newest run below ./runs if
             there is one, else the small digits model that ships with the package; a log line says
             which.
-        engine: "auto" (our kernels where they run), or a name; see `python -m ncsn_fast.doctor`.
+        engine: "auto" (our kernels where they run and are precise enough for the model), or a name;
+            see `python -m ncsn_fast.doctor`.
         dtype: "fp32", "bf16" (or torch's; "fp16" and "tf32" on GPUs) for the network; None for what
             is fastest here, if it keeps its precision in it. The state is float32 always.
         device: "cpu", "cuda", "cuda:1"; None takes a GPU if there is one.
@@ -88,12 +89,15 @@ class Sampler(Editor):
             raise ValueError(f"threads must be at least 1; got {threads}")
         self.engine_class, self.batch_size, self.threads = kind, batch_size, threads
         self._options, self._halved = options, False
+        self._automatic = engine == "auto"
         self._dtype = kind.type_of_file(options) if dtype is None else dtype_name(dtype, kind)
-        self.dtype = self._dtype or kind.default_dtype(self.device)
+        self.dtype = self._dtype or kind.attempts(self.device, None, options, threads)[0]["dtype"]
         self._engines: dict[int, Engine] = {}
         self.report: Report | None = None
         if engine == "auto":
-            log.info("engine %s (%s), %s, on %s", kind.name, reason, self.dtype, self.device)
+            level = logging.INFO if kind in engines.OWN else logging.WARNING
+            text = "engine %s (%s), %s, on %s"
+            log.log(level, text, kind.name, reason, self.dtype, self.device)
 
     def sample(
         self,
@@ -200,16 +204,18 @@ class Sampler(Editor):
                 self.model,
                 self._dtype,
                 device=self.device,
+                options=self._options,
+                automatic=self._automatic,
                 batch_size=size,
                 threads=self.threads,
-                **self._options,
             )
             if self.batch_size is not None and engine.batch_size != size:
                 raise ValueError(
                     f"this engine's micro-batches have {engine.batch_size} images at the nearest; "
                     f"got batch_size {size}"
                 )
-            self._engines[engine.batch_size], self.dtype = engine, engine.dtype
+            self._engines[engine.batch_size] = engine
+            self.engine_class, self.dtype = type(engine), engine.dtype
         largest = max(self._engines.values(), key=lambda engine: engine.batch_size)
         size = largest.fitting(size)
         if size not in self._engines:

@@ -29,7 +29,8 @@ ORDER = [
 # The same for engines/: a row of modules, or a folder.
 ENGINES_ORDER = [
     ("base",),
-    ("eager", "precision", "lowering"),
+    ("eager", "lowering"),
+    ("precision",),
     ("static_engine", "reference_check"),
     ("compiled", "cpu"),
     ("cuda",),

@@ -34,6 +34,7 @@ constexpr int64_t kFewestTiles = 8, kMostTiles = 28;  // per block: more reuse w
 const Kernels& kernels(int isa) {
     switch (resolve_isa(isa)) {
 #if defined(NCSN_X86_LEVELS)
+        case Isa::kAvx512Vnni:
         case Isa::kAvx512:
             return avx512::kKernels;
         case Isa::kAvx2:
@@ -74,7 +75,7 @@ NormPlan::NormPlan(int64_t channels, int64_t plane, bool channels_last) {
     slot_floats = ceil_div((7 + 3 * tiles) * channels, 32) * 32;
 }
 
-WinogradPlan::WinogradPlan(const WinogradArgs& args, int threads)
+WinogradPlan::WinogradPlan(const WinogradArgs& args, int threads, Isa isa)
     : sizes(args.in_channels, args.out_channels) {
     phases_down = std::min(args.dilation, args.height);
     phases_along = std::min(args.dilation, args.width);
@@ -102,16 +103,12 @@ WinogradPlan::WinogradPlan(const WinogradArgs& args, int threads)
     products_at = scales_at + lines(kWinogradPoints * block_tiles * sizeof(float));
     unrounded_at = products_at + lines(block_tiles * kWinogradPoints * kWinogradPanel * sizeof(float));
     slot_bytes = unrounded_at + (fixed ? lines(kWinogradPoints * sizes.channels * sizeof(float)) : 0);
-#if defined(NCSN_X86_LEVELS)
-    vnni = __builtin_cpu_supports("avx512vnni");
-#else
-    vnni = false;
-#endif
+    vnni = isa == Isa::kAvx512Vnni;
 }
 
 bool isa_compiled(Isa isa) {
 #if defined(NCSN_X86_LEVELS)
-    return isa >= Isa::kScalar && isa <= Isa::kAvx512;
+    return isa >= Isa::kScalar && isa <= Isa::kAvx512Vnni;
 #else
     return isa == Isa::kScalar;
 #endif
@@ -122,22 +119,32 @@ bool isa_supported(Isa isa) {
 #if defined(NCSN_X86_LEVELS)
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     if (isa == Isa::kAvx2) return avx2;
-    if (isa == Isa::kAvx512) {
-        return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    }
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    if (isa == Isa::kAvx512) return avx512;
+    if (isa == Isa::kAvx512Vnni) return avx512 && __builtin_cpu_supports("avx512vnni");
 #endif
     return true;
 }
 
 const char* isa_name(Isa isa) {
-    return isa == Isa::kAvx512 ? "avx512" : isa == Isa::kAvx2 ? "avx2" : "scalar";
+    switch (isa) {
+        case Isa::kAvx512Vnni:
+            return "avx512_vnni";
+        case Isa::kAvx512:
+            return "avx512";
+        case Isa::kAvx2:
+            return "avx2";
+        default:
+            return "scalar";
+    }
 }
 
 Isa resolve_isa(int isa) {
-    static const Isa best = isa_supported(Isa::kAvx512) ? Isa::kAvx512
-                            : isa_supported(Isa::kAvx2) ? Isa::kAvx2
-                                                        : Isa::kScalar;
+    static const Isa best = isa_supported(Isa::kAvx512Vnni) ? Isa::kAvx512Vnni
+                            : isa_supported(Isa::kAvx512)   ? Isa::kAvx512
+                            : isa_supported(Isa::kAvx2)     ? Isa::kAvx2
+                                                            : Isa::kScalar;
     if (isa == -1) return best;
     if (!isa_supported(static_cast<Isa>(isa))) {
         throw std::invalid_argument("instruction-set level " + std::to_string(isa) +
@@ -220,7 +227,7 @@ void winograd_conv_cpu(const WinogradArgs& args, int isa) {
     if (args.batch == 0 || args.height == 0 || args.width == 0 || args.out_channels == 0) return;
     const int64_t work = args.batch * args.height * args.width * ceil_div(args.out_channels, kWinogradPanel);
     const int threads = threads_for(work * (args.in_channels + 1), work);
-    const WinogradPlan plan(args, threads);
+    const WinogradPlan plan(args, threads, resolve_isa(isa));
     const int64_t pixel_bytes = ceil_div(plan.sizes.channels * sizeof(float), 64) * 64;
     thread_local std::vector<unsigned char> buffer;  // kept between calls
     const size_t bytes = static_cast<size_t>(pixel_bytes + threads * plan.slot_bytes + 64);

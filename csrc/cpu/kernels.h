@@ -16,7 +16,8 @@
 
 namespace ncsn_fast {
 
-enum class Isa : int { kScalar = 0, kAvx2 = 1, kAvx512 = 2 };
+// kAvx512Vnni runs the kernels of kAvx512, but for winograd's products of integers.
+enum class Isa : int { kScalar = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Vnni = 3 };
 
 enum class NoiseKind { kWords, kUniform, kNormal };
 
@@ -53,9 +54,9 @@ struct WinogradPlan {
     int64_t blocks, groups;
     int64_t point_stride;  // elements between the transformed inputs of a block at two points
     int64_t inputs_at, scales_at, products_at, unrounded_at, slot_bytes;  // workspace of one thread
-    bool vnni;  // whether the processor has VNNI: one instruction multiplies and adds pairs of integers
+    bool vnni;  // whether to use VNNI: one instruction multiplies and adds pairs of integers
 
-    WinogradPlan(const WinogradArgs& args, int threads);
+    WinogradPlan(const WinogradArgs& args, int threads, Isa isa);
 };
 
 struct WinogradWorkspace {

@@ -23,6 +23,10 @@ from ncsn_fast.sampler import Sampler
 
 SETTINGS_NAME = "settings.json"
 SAMPLES = "samples drawn"
+# What an engine chooses by itself, and the options that choose it. Engines without the choice, and
+# older versions, do not write "convolutions".
+CHOICES = {"dtype": "--dtype", "convolutions": "--engine-options convolutions"}
+OPTIONAL = frozenset({"convolutions"})
 
 
 def claim_folder(
@@ -31,7 +35,7 @@ def claim_folder(
     """Writes the settings of a folder's results, or checks that existing ones agree.
 
     Args:
-        settings: values for JSON.
+        settings: values for JSON; those of OPTIONAL may be missing in one of the two.
         what: the results, for messages, such as "samples drawn".
         ignore: settings that may differ.
 
@@ -50,11 +54,14 @@ def claim_folder(
             "(or delete that file, if you know that this command made them)"
         ) from error
     named = [k for k in {**there, **settings} if k not in ignore]
-    changed = [k for k in named if there.get(k) != settings.get(k)]
+    compared = [k for k in named if k not in OPTIONAL or (k in there and k in settings)]
+    changed = [k for k in compared if there.get(k) != settings.get(k)]
     if changed:
+        same = " ".join(f"{CHOICES[k]} {there[k]}" for k in changed if k in CHOICES and k in there)
+        also = f", or give {same}" if set(changed) <= set(CHOICES) and same else ""
         raise ValueError(
             f"{folder} holds {what} with another {', '.join(changed)} ({path}); "
-            "take a new --out-dir"
+            f"take a new --out-dir{also}"
         )
 
 
@@ -68,16 +75,18 @@ def write_files(
     """
     indices = noise.sample_indices(options.start + block.start, len(block)).tolist()
     missing = {i: path for i in indices if not (path := sample_path(folder, i)).exists()}
-    if missing:
-        sampler.engine_for(len(missing))  # may find that the model needs a slower dtype
+    choices: dict[str, str] = {}
+    if missing or not (folder / SETTINGS_NAME).exists():
+        # Only an engine that was built knows whether the model needs a slower variant.
+        engine = sampler.engine_for(max(1, len(missing)))
+        choices = {"dtype": engine.dtype, **engine.choices}
     settings = {
         "model": sampler.model.digest(),
-        "dtype": sampler.dtype,
+        **choices,
         "seed": options.seed,
         **options.method_options(),
     }
-    # The compute dtype is only known if an engine was built.
-    claim_folder(folder, settings, SAMPLES, ignore=frozenset(() if missing else ("dtype",)))
+    claim_folder(folder, settings, SAMPLES, ignore=frozenset(() if choices else CHOICES))
     if not missing:
         return 0, len(indices)
     names = {path.name for path in missing.values()}

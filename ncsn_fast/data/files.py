@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import tempfile
 from collections.abc import Container, Iterator
 from pathlib import Path
+from typing import Any
 
 _SUFFIX = ".tmp"
 # Errors of file systems without hard links (FAT, some network and cloud mounts).
@@ -46,6 +48,16 @@ def atomic_write(path: Path, *, overwrite: bool = True, mode: int | None = None)
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path, *, most_bytes: int) -> Any:
+    """Returns the value in a small JSON file; None if there is none, or it is damaged or larger."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(most_bytes + 1)
+        return json.loads(text) if len(text) <= most_bytes else None
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def remove_leftovers(folder: Path, names: Container[str] | None = None) -> None:

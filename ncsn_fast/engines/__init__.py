@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from ncsn_fast.engines.base import Engine, EngineError, EngineUnavailable, PrecisionError
+from ncsn_fast.engines.base import (
+    DamagedModelError,
+    Engine,
+    EngineError,
+    EngineUnavailable,
+    PrecisionError,
+)
 from ncsn_fast.engines.compiled import CompileEngine
 from ncsn_fast.engines.cpu.engine import CpuEngine
 from ncsn_fast.engines.cuda.engine import CudaEngine
@@ -26,6 +33,8 @@ ENGINES: dict[str, type[Engine]] = {
     "ort": OrtEngine,
     "trt": TrtEngine,
 }
+
+OWN = (CpuEngine, CudaEngine)  # what "auto" means on a CPU and on a GPU
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,22 +109,71 @@ def pick(
     return kind, device, reason
 
 
-def build(kind: type[Engine], model: ScoreModel, dtype: str | None, **settings: Any) -> Engine:
-    """Builds an engine in the given dtype.
+def build(
+    kind: type[Engine],
+    model: ScoreModel,
+    dtype: str | None = None,
+    *,
+    device: torch.device,
+    options: Mapping[str, Any] | None = None,
+    automatic: bool = False,
+    **settings: Any,
+) -> Engine:
+    """Builds the fastest variant of an engine that is precise enough for the model.
 
-    With dtype None, uses the fastest dtype that meets the precision bound for this model, and warns
-    if that is not the engine's default.
+    Tries algorithms, then more precise dtypes, and with `automatic` finally engine "eager". One
+    warning says why the first variant was not used and what that costs.
+
+    Args:
+        dtype: None tries several. A given dtype and given `options` are kept.
+        automatic: whether the engine was chosen by "auto".
+
+    Raises:
+        PrecisionError: what was asked for is not precise enough; says which settings to omit.
+        EngineError: the model is damaged, or what was asked for cannot be built.
     """
-    chosen = dtype or kind.default_dtype(settings["device"])
-    slower = kind.dtypes[kind.dtypes.index(chosen) + 1 :] if dtype is None else ()
-    for name, following in zip((chosen, *slower), (*slower, None), strict=True):
+    options = options or {}
+    attempts = kind.attempts(device, dtype, options, settings.get("threads"))
+    refusals: list[RuntimeError] = []
+    for attempt in attempts:
         try:
-            return kind(model, dtype=name, **settings)
-        except PrecisionError as error:
-            if following is None:
+            engine = kind(model, device=device, **attempt, **settings)
+        except (DamagedModelError, torch.OutOfMemoryError):
+            raise  # no other variant would run it
+        except RuntimeError as error:
+            if not (automatic or isinstance(error, PrecisionError)):
                 raise
-            log.warning("trying %s: %s", following, error)
-    raise AssertionError("an engine has a type")
+            refusals.append(error)
+            continue
+        if refusals:
+            cost = kind.slowdown(attempts[0], attempt, settings.get("threads"))
+            _warn(engine, refusals[0], cost)
+        return engine
+    given = [*(["dtype"] if dtype not in (None, "fp32") else []), *options]
+    if given or not automatic:
+        raise _with_remedy(refusals[-1], given)
+    engine = EagerEngine(model, device=device, dtype="fp32", **settings)
+    _warn(engine, refusals[-1])
+    return engine
+
+
+def _with_remedy(error: RuntimeError, given: list[str]) -> RuntimeError:
+    """Returns the error of an engine that was asked for, with the settings to omit."""
+    if not isinstance(error, PrecisionError):
+        return error
+    omitting = f" and omit {' and '.join(given)}" if given else ""
+    remedy = f"use engine='auto'{omitting}: it takes the fastest variant that is precise enough"
+    return PrecisionError(error.reason, remedy)
+
+
+def _warn(engine: Engine, error: RuntimeError, cost: float | None = None) -> None:
+    """Warns why an engine replaces the one tried first, and what that costs."""
+    slower = "which is slower" if cost is None else f"which takes about {cost:.2g} times as long"
+    reason, hope = str(error), ""
+    if isinstance(error, PrecisionError):
+        reason, hope = error.reason, "; a trained model usually passes"
+    text = "%s. Engine %r computes in %s instead, %s%s"
+    log.warning(text, reason, engine.name, engine.variant, slower, hope)
 
 
 def _check_gpu(device: torch.device) -> None:

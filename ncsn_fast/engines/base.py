@@ -8,7 +8,7 @@ import contextvars
 import copy
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -45,6 +45,7 @@ def dtype_name(dtype: str | torch.dtype, kind: type[Engine]) -> str:
 
     Raises:
         ValueError: the engine does not support the dtype; the message lists those it does.
+        EngineUnavailable: the engine does, but this machine does not.
     """
     aliases = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
     given = str(dtype).removeprefix("torch.")
@@ -53,7 +54,18 @@ def dtype_name(dtype: str | torch.dtype, kind: type[Engine]) -> str:
         raise ValueError(
             f"engine {kind.name!r} computes in {' or '.join(kind.dtypes)}; got dtype {dtype!r}"
         )
+    check_machine(name, kind)
     return name
+
+
+def check_machine(dtype: str, kind: type[Engine]) -> None:
+    """Raises EngineUnavailable unless an engine class supports a dtype on this machine."""
+    problem = kind.lacks(dtype)
+    if problem is not None:
+        raise EngineUnavailable(
+            f"engine {kind.name!r} cannot compute in {dtype} here: {problem}; leave dtype out, or "
+            "use dtype='fp32'"
+        )
 
 
 class EngineUnavailable(RuntimeError):
@@ -64,8 +76,20 @@ class EngineError(RuntimeError):
     """Error of an engine that cannot be built as requested or does not match the reference."""
 
 
+class DamagedModelError(EngineError):
+    """Error of a model that no engine can run: its own output is not finite."""
+
+
 class PrecisionError(EngineError):
-    """Error of an engine whose dtype or arithmetic is not precise enough for the model."""
+    """Error of an engine whose dtype or arithmetic is not precise enough for the model.
+
+    Attributes:
+        reason: the message without its remedy.
+    """
+
+    def __init__(self, reason: str, remedy: str = "") -> None:
+        super().__init__(f"{reason}; {remedy}" if remedy else reason)
+        self.reason = reason
 
 
 class Engine(abc.ABC):
@@ -94,10 +118,11 @@ class Engine(abc.ABC):
         batch_size: int,
         threads: int | None = None,
     ) -> None:
+        check_machine(dtype, type(self))
         self.model, self.device, self.dtype = model, device, dtype
         self.batch_size, self.threads = batch_size, threads
 
-    def resized(self, batch_size: int) -> Engine:
+    def resized(self, batch_size: int) -> Self:
         """Returns this engine for another micro-batch size, sharing its weights."""
         other = copy.copy(self)
         other.batch_size = batch_size
@@ -127,6 +152,50 @@ class Engine(abc.ABC):
     def default_dtype(cls, device: torch.device) -> str:
         """Returns the default dtype of the engine on a device of this machine."""
         return cls.dtypes[0]
+
+    @property
+    def choices(self) -> dict[str, str]:
+        """Options that change the samples' bits and that the engine may choose by itself."""
+        return {}
+
+    @property
+    def variant(self) -> str:
+        """Names the dtype, and the algorithm where the engine chose one, for messages."""
+        return self.dtype
+
+    @classmethod
+    def lacks(cls, dtype: str) -> str | None:
+        """Returns why the engine cannot use a dtype on this machine; None where it can."""
+        return None
+
+    @classmethod
+    def attempts(
+        cls,
+        device: torch.device,
+        dtype: str | None,
+        options: Mapping[str, Any],
+        threads: int | None = None,
+    ) -> list[dict[str, Any]]:
+        """Returns the settings to build the engine with, in the order to try them: fastest first.
+
+        All attempts have the given dtype and options; dtype None and options left out may vary.
+        """
+        first = cls.default_dtype(device) if dtype is None else dtype
+        return [{**options, "dtype": name} for name in cls._dtypes_to_try(dtype, first)]
+
+    @classmethod
+    def _dtypes_to_try(cls, dtype: str | None, first: str) -> list[str]:
+        """Returns the given dtype; for None, `first` and the more precise ones available here."""
+        if dtype is not None:
+            return [dtype]
+        return [name for name in cls.dtypes[cls.dtypes.index(first) :] if cls.lacks(name) is None]
+
+    @classmethod
+    def slowdown(
+        cls, wanted: Mapping[str, Any], taken: Mapping[str, Any], threads: int | None = None
+    ) -> float | None:
+        """Returns how many times longer one of `attempts` takes than another; None if unknown."""
+        return None
 
     @classmethod
     def type_of_file(cls, options: Mapping[str, Any]) -> str | None:

@@ -37,6 +37,16 @@ class EagerEngine(Engine):
     def network(self, x: Tensor, level: Tensor | None) -> Tensor:
         return self.replica(x.to(memory_format=torch.channels_last), level)
 
+    def exact(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        """Returns f computed in float64, one image at a time; on the CPU."""
+        network = copy.deepcopy(self.replica).double()
+        network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        conditions = [None] * len(x) if condition is None else condition.to(self.device).split(1)
+        images = x.to(self.device, torch.float64).split(1)
+        with self.context():
+            f = [network(one, seen).cpu() for one, seen in zip(images, conditions, strict=True)]
+        return torch.cat(f)
+
     @contextlib.contextmanager
     def context(self) -> Iterator[None]:
         with super().context(), ops.backend("reference"), _full_float32(self.device):

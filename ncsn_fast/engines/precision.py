@@ -1,4 +1,9 @@
-"""Precision check: compares an engine with the reference on noisy images over the noise levels."""
+"""Precision check: compares an engine with the reference on noisy images over the noise levels.
+
+The reference is plain PyTorch in float32. Some networks amplify its own rounding errors beyond the
+bound (hardly trained ones, whose norms divide by small variances). There both are compared with
+float64, and the engine may have a small multiple of the reference's error.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +16,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ncsn_fast.engines.base import Engine, EngineError, PrecisionError
+from ncsn_fast.engines.base import DamagedModelError, Engine, PrecisionError
+from ncsn_fast.engines.eager import EagerEngine
 from ncsn_fast.models.score import ScoreModel
 
 # Allowed relative error of f for each dtype.
 BOUNDS = {"fp32": 1e-5, "tf32": 5e-3, "bf16": 2e-2, "fp16": 5e-3}
+# Allowed multiple of the largest float32 error, where that exceeds the bound. Summing in another
+# order gives errors of similar size on other images: at most 3 times larger in 12 untrained models.
+_FLOAT32_MULTIPLE = 4.0
+_EXACT_IMAGES = 16  # images computed in float64, which is slow: those with the largest errors
 _FLOP = 2.5e11  # work budget of the reference in a check: a second or two on a CPU
 _MIN_LEVELS = 3
 
@@ -36,33 +46,47 @@ def probes(model: ScoreModel, n: int) -> tuple[Tensor, Tensor]:
     return images + model.sigmas.cpu()[levels][:, None, None, None] * noise, levels
 
 
-def check_precision(engine: Engine, reference: Engine, n: int) -> float:
+def check_precision(engine: Engine, reference: EagerEngine, n: int) -> float:
     """Returns the largest relative error of f against a reference engine, over n levels.
 
+    If an fp32 engine exceeds its bound, the largest errors are measured again against float64.
+
     Raises:
-        PrecisionError: the error exceeds BOUNDS at some sigma.
-        EngineError: the output of the reference itself is not finite.
+        PrecisionError: the error is too large at some sigma.
+        DamagedModelError: the output of the reference itself is not finite.
     """
     x, levels = probes(engine.model, n)
-    condition = engine.model.condition(engine.model.sigmas[levels.to(engine.model.device)])
+    sigmas = engine.model.sigmas[levels.to(engine.model.device)]
+    condition = engine.model.condition(sigmas)
     seen = None if condition is None else condition.cpu()
-    expected, f = (e.output(x, seen).flatten(1) for e in (reference, engine))
-    errors = ((f - expected).norm(dim=1) / expected.norm(dim=1).clamp_min(1e-30)).tolist()
-    for i, error in enumerate(errors):
-        sigma = float(engine.model.sigmas[levels[i]])
-        if not bool(torch.isfinite(expected[i]).all()):
-            raise EngineError(
+    expected, f = (e.output(x, seen) for e in (reference, engine))
+    for sigma, values in zip(sigmas.tolist(), expected, strict=True):
+        if not bool(torch.isfinite(values).all()):
+            raise DamagedModelError(
                 f"the model's own output is not finite at sigma {sigma:.4g}: its weights are "
                 "damaged; load another checkpoint"
             )
-        bound = BOUNDS[engine.dtype]
+    bound = BOUNDS[engine.dtype]
+    errors = relative_error(f, expected)
+    if engine.dtype == "fp32" and not bool((errors <= bound).all()):
+        worst = errors.argsort(descending=True)[:_EXACT_IMAGES]
+        exact = reference.exact(x[worst], None if seen is None else seen[worst])
+        errors[worst] = relative_error(f[worst], exact)
+        bound = max(bound, _FLOAT32_MULTIPLE * float(relative_error(expected[worst], exact).max()))
+    for sigma, error in zip(sigmas.tolist(), errors.tolist(), strict=True):
         if not error <= bound:
-            other = "engine='eager'" if engine.dtype == "fp32" else "dtype='fp32'"
             raise PrecisionError(
-                f"engine {engine.name!r} in {engine.dtype} differs from the reference by "
-                f"{error:.2e} at sigma {sigma:.4g} (allowed: {bound:.0e}); use {other}"
+                f"engine {engine.name!r} in {engine.variant} differs from the reference by "
+                f"{error:.2e} at sigma {sigma:.4g} (allowed: {bound:.0e})",
+                "use engine='eager'" if engine.dtype == "fp32" else "use dtype='fp32'",
             )
-    return max(errors)
+    return float(errors.max())
+
+
+def relative_error(f: Tensor, expected: Tensor) -> Tensor:
+    """Returns |f - expected| / |expected| of each image, (N,) float64."""
+    f, expected = f.double().flatten(1), expected.double().flatten(1)
+    return (f - expected).norm(dim=1) / expected.norm(dim=1).clamp_min(1e-30)
 
 
 def _crop(shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import copy
 import threading
+from typing import Self
 
 from ncsn_fast.engines import precision
 from ncsn_fast.engines.base import Engine
@@ -16,7 +17,7 @@ from ncsn_fast.models.score import ScoreModel
 class BufferedEngine(Engine):
     """An engine with buffers of fixed sizes, which serves one call at a time."""
 
-    def resized(self, batch_size: int) -> BufferedEngine:
+    def resized(self, batch_size: int) -> Self:
         other = copy.copy(self)
         other.batch_size = batch_size
         other.release()

@@ -89,7 +89,8 @@ class FourierFeatures(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         # Phases reach hundreds of radians: always float32, in the published order of operations.
         phase = t.float()[:, None] * self.W.float() * 2 * math.pi
-        return torch.cat((phase.sin(), phase.cos()), dim=1)
+        features = torch.cat((phase.sin(), phase.cos()), dim=1)
+        return features.to(torch.promote_types(self.W.dtype, torch.float32))
 
 
 class Dense(nn.Module):

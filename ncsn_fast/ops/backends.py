@@ -15,14 +15,13 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from ncsn_fast.ops.extension import _C
+from ncsn_fast.ops.extension import _C, default_isa, isa_number
 from ncsn_fast.ops.extension import forced_isa as forced_isa
 
 BACKENDS = ("kernels", "reference", "triton", "cuda")
 DEFAULT_FAMILY = "triton"  # for norms, until a committed GPU benchmark shows "cuda" is faster
 backend_name: ContextVar[str] = ContextVar("ncsn_fast_backend", default="kernels")
 
-_ISA_LEVELS = {"scalar": 0, "avx2": 1, "avx512": 2}
 _logger = logging.getLogger("ncsn_fast")
 
 
@@ -44,11 +43,13 @@ def backend(name: str) -> Iterator[None]:
 
 @contextmanager
 def isa(level: str) -> Iterator[None]:
-    """Forces the CPU kernels inside the `with` block to "scalar", "avx2" or "avx512"."""
-    usable = _C.isa_levels()
-    if level not in usable:
-        raise ValueError(f"the levels of this machine are {', '.join(usable)}; got {level!r}")
-    token = forced_isa.set(_ISA_LEVELS[level])
+    """Forces the CPU kernels inside the `with` block to an instruction set.
+
+    Args:
+        level: "scalar", "avx2", "avx512" or "avx512_vnni". The environment variable NCSN_FAST_ISA
+            sets it for a whole process.
+    """
+    token = forced_isa.set(isa_number(level, f"isa({level!r})"))
     try:
         yield
     finally:
@@ -64,7 +65,7 @@ def available() -> dict[str, Any]:
     return {
         **_C.build_info(),
         "isa_usable": _C.isa_levels(),
-        "isa_default": _C.default_isa(),
+        "isa_default": default_isa(),
         "cuda_devices": _C.cuda_device_count(),
     }
 

@@ -5,16 +5,31 @@ Every error names the expected value, the value received and the remedy.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.utils._python_dispatch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16)
 CUDA_DTYPES = (*KERNEL_DTYPES, torch.float16)
+
+
+# Private to torch. Where a name is gone, its question is answered with yes: ops are slower then.
+def _yes() -> bool:
+    return True
+
+
+_in_dispatch_mode = getattr(torch.utils._python_dispatch, "is_in_torch_dispatch_mode", _yes)
+_interpreter = getattr(torch._C._functorch, "peek_interpreter_stack", _yes)
+if _interpreter is _yes:
+    logging.getLogger("ncsn_fast").warning(
+        "torch %s hides whether torch.func transforms a call: IN++ runs in plain PyTorch",
+        torch.__version__,
+    )
 
 
 class UpdateArguments(NamedTuple):
@@ -178,8 +193,8 @@ def is_unobserved(*tensors: Tensor) -> bool:
     """
     return not (
         torch.compiler.is_compiling()
-        or is_in_torch_dispatch_mode()
-        or forward_ad._current_level >= 0
+        or _in_dispatch_mode()
+        or getattr(forward_ad, "_current_level", 0) >= 0
         or type(tensors[0]) is not Tensor
         or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
     )
@@ -189,4 +204,4 @@ def in_transform() -> bool:
     """Returns whether a torch.func transform is active; its tensors have no data pointer."""
     if torch.compiler.is_compiling():
         return False
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    return _interpreter() is not None

@@ -6,6 +6,7 @@ Arguments have already been checked (`ops.checks`).
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -23,8 +24,26 @@ except ImportError as error:
         "`pip install .` (in a checkout: `pip install -e .`), which needs a C++20 compiler."
     ) from error
 
-# Instruction set forced by `ops.isa`; -1 selects the best one of this machine.
-forced_isa: ContextVar[int] = ContextVar("ncsn_fast_isa", default=-1)
+ISA_LEVELS = {"scalar": 0, "avx2": 1, "avx512": 2, "avx512_vnni": 3}
+
+
+def isa_number(level: str, where: str) -> int:
+    """The extension's number of a level that this machine has; ValueError names those."""
+    usable = _C.isa_levels()
+    if level not in usable:
+        raise ValueError(f"{where}: the levels of this machine are {', '.join(usable)}")
+    return ISA_LEVELS[level]
+
+
+def default_isa() -> str:
+    """The level of the CPU kernels where `ops.isa` forces none."""
+    return os.environ.get("NCSN_FAST_ISA") or _C.default_isa()
+
+
+_forced = os.environ.get("NCSN_FAST_ISA")
+_number = isa_number(_forced, f"NCSN_FAST_ISA={_forced}") if _forced else -1
+# The level of the CPU kernels that `ops.isa` or the environment forces; -1 is this machine's best.
+forced_isa: ContextVar[int] = ContextVar("ncsn_fast_isa", default=_number)
 
 
 def instance_norm_plus(

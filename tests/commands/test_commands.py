@@ -19,6 +19,7 @@ from ncsn_fast import cache, convert, doctor, edit, evaluate, sample, train
 from ncsn_fast.cli import command
 from ncsn_fast.data import datasets
 from ncsn_fast.data.images import make_grid, to_uint8
+from ncsn_fast.engines import precision
 from ncsn_fast.training import configs
 
 
@@ -79,6 +80,43 @@ def test_sample_refuses_a_folder_drawn_with_other_settings(model, other):
     with pytest.raises(ValueError, match=r"drawn with another (seed|method|denoise)"):
         sample.main(eager("--n", "3", "--out-dir", "out", *other))
     assert {path: path.read_bytes() for path in Path("out").rglob("*.*")} == before
+
+
+def test_a_folder_keeps_to_the_choices_of_its_first_engine(model, monkeypatch):
+    """Two machines may choose differently; what they draw differs by more than rounding."""
+    tail = ["--engine", "cpu", "--dtype", "fp32", "--quiet", "--out-dir", "out", "--n"]
+    words = ["--model", "model", *tail]
+
+    def draw(n: str, algorithm: str, *more: str) -> int:
+        monkeypatch.setenv("NCSN_FAST_CONVOLUTIONS", algorithm)
+        return sample.main([*words, n, *more])
+
+    assert draw("1", "winograd") == 0
+    path = Path("out/settings.json")
+    settings = json.loads(path.read_text())
+    assert (settings["dtype"], settings["convolutions"]) == ("fp32", "winograd")
+    message = (
+        r"drawn with another convolutions \(.*\); take a new --out-dir, or give --engine-options "
+        r"convolutions winograd$"
+    )
+    with pytest.raises(ValueError, match=message):
+        draw("2", "direct")
+    assert draw("2", "direct", "--engine-options", "convolutions", "winograd") == 0
+    assert draw("2", "direct") == 0  # nothing is missing
+    del settings["convolutions"]  # as older versions and other engines write it
+    path.write_text(json.dumps(settings))
+    assert draw("3", "direct") == 0
+    assert sample.main(eager("--n", "4", "--out-dir", "out")) == 0
+
+
+def test_a_process_without_work_claims_a_folder_with_the_dtype_that_will_be_used(
+    model, monkeypatch
+):
+    monkeypatch.setitem(precision.BOUNDS, "bf16", 0.0)  # no model is precise enough
+    words = ["--model", "model", "--engine", "cpu", "--quiet", "--n", "2", "--batch-size", "2"]
+    for shard in ("1/2", "0/2"):
+        assert sample.main([*words, "--shard", shard]) == 0
+    assert json.loads(Path("samples/settings.json").read_text())["dtype"] == "fp32"
 
 
 def test_sample_plan_draws_nothing(model, capsys):

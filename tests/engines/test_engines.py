@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from drawing import CLOSE, draw, tiny
+from engine_cases import TYPES
 
 from ncsn_fast import EngineError, EngineUnavailable, Sampler, SamplingError, engines
 from ncsn_fast.engines.cpu.engine import CpuEngine
@@ -44,7 +45,7 @@ def damaged():
 def test_damaged_weights_stop_the_sampling():
     with pytest.raises(SamplingError, match=r"sample 7 of seed 5 .* at level 0 \(sigma 2\)"):
         draw(Sampler(damaged(), engine="eager"), 2, seed=5, start=7)
-    for dtype in ("fp32", "bf16"):
+    for dtype in TYPES:
         with pytest.raises(EngineError, match=r"own output is not finite .* weights are damaged"):
             draw(Sampler(damaged(), engine="cpu", dtype=dtype))
 
@@ -72,9 +73,16 @@ def test_the_callers_model_is_left_alone(model):
     model.eval()
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "bfloat16", torch.bfloat16])
-def test_names_of_types(dtype):
-    assert Sampler(tiny(), engine="cpu", dtype=dtype).dtype == "bf16"
+@pytest.mark.parametrize(
+    ("dtype", "name"),
+    [
+        ("bf16", "bf16"), ("bfloat16", "bf16"), (torch.bfloat16, "bf16"), ("float32", "fp32"),
+        (torch.float32, "fp32"),
+    ],
+)  # fmt: skip
+def test_names_of_types(dtype, name, monkeypatch):
+    monkeypatch.setattr(CpuEngine, "lacks", lambda dtype: None)
+    assert Sampler(tiny(), engine="cpu", dtype=dtype).dtype == name
 
 
 def test_engines_of_other_sizes_share_their_weights():

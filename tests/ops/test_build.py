@@ -34,6 +34,21 @@ def test_levels():
     assert _C.default_isa() == usable[-1]
 
 
+@pytest.mark.slow
+def test_the_environment_forces_a_level():
+    program = "from ncsn_fast import ops; print(ops.available()['isa_default'])"
+
+    def run(level: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "NCSN_FAST_ISA": level}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    for level in ("", *_C.isa_levels()):
+        assert run(level).stdout.strip() == (level or _C.default_isa())
+    assert "NCSN_FAST_ISA=sse9: the levels of this machine are scalar" in run("sse9").stderr
+
+
 def test_available_reports_build_and_machine():
     report = ops.available()
     assert report["isa_default"] in report["isa_usable"]

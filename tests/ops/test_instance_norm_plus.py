@@ -5,7 +5,7 @@ import torch
 from norm_cases import INPUTS, noise_like, parameters, worst
 
 from ncsn_fast import _C, ops
-from ncsn_fast.ops import backends, reference
+from ncsn_fast.ops import backends, checks, reference
 
 LEVELS = _C.isa_levels()
 LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
@@ -346,3 +346,14 @@ def test_torch_func_transforms_run_the_reference():
     leaf = x.clone().requires_grad_()
     ops.instance_norm_plus(leaf, *parameters, elu=True).square().sum().backward()
     torch.testing.assert_close(each, leaf.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("lost", ["_interpreter", "_in_dispatch_mode"])
+def test_a_torch_that_hides_its_state_costs_speed_alone(lost, monkeypatch):
+    x, (alpha, gamma, beta) = torch.randn(2, 8, 4, 4), torch.randn(3, 8)
+    expected = reference.instance_norm_plus(x, alpha, gamma, beta, elu=True)
+    monkeypatch.setattr(checks, lost, checks._yes)
+    assert checks.in_transform() == (lost == "_interpreter")
+    assert not checks.is_unobserved(x) or lost == "_interpreter"
+    y = ops.instance_norm_plus(x, alpha, gamma, beta, elu=True)
+    torch.testing.assert_close(y, expected)

@@ -6,6 +6,7 @@ import tiny
 import torch
 
 from ncsn_fast import ScoreModel
+from ncsn_fast.engines.cpu.engine import CpuEngine
 from ncsn_fast.engines.lowering.graph import Graph, Map
 from ncsn_fast.models.refinenet import ARCHITECTURES, Architecture, Refine, Stage
 from ncsn_fast.samplers import methods
@@ -13,6 +14,9 @@ from ncsn_fast.samplers.program import Chains, Program
 
 CPU = torch.device("cpu")
 LEVELS = 6
+# Types that engine "cpu" has on this processor, the smallest first: not every one has bf16.
+TYPES = tuple(name for name in CpuEngine.dtypes if CpuEngine.lacks(name) is None)
+SMALLEST = TYPES[0]
 
 
 def model(arch: str = "ncsnv2", **fields) -> ScoreModel:

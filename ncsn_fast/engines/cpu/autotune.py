@@ -8,32 +8,48 @@ multiplies bfloat16 maps in 16-bit fixed point, which every processor supports.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import logging
+import os
+import platform
 import statistics
+import threading
 import time
 from pathlib import Path
 
+import filelock
 import torch
 
 from ncsn_fast.data import files
-from ncsn_fast.engines.base import DTYPES
+from ncsn_fast.engines.base import DTYPES, torch_threads
+from ncsn_fast.engines.cpu import onednn
 from ncsn_fast.engines.cpu.plan import CpuPlan
 from ncsn_fast.engines.lowering.graph import ConvolutionSpec, Graph
+from ncsn_fast.ops.extension import _C, forced_isa
 
 log = logging.getLogger(__name__)
 ALGORITHMS = ("direct", "winograd")
 _GAIN = 1.1  # required speedup over the default, above the noise of the timer
 _ROUNDS = 7
-_VARIANTS = [(dtype, algorithm) for dtype in ("fp32", "bf16") for algorithm in ALGORITHMS]
+_PATIENCE = 60.0  # seconds to wait for another process that measures
+_MOST_BYTES, _LARGEST = 4096, 1e4  # of a file and of the speeds in it; others are damaged
+# Environment variables that limit the instruction sets of oneDNN and torch.
+_LIMITS = (*onednn.LIMITS, "ONEDNN_DEFAULT_FPMATH_MODE", "ATEN_CPU_CAPABILITY")
+
+_known: dict[Path, Choice] = {}  # by the file that remembers it
+_lock = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """Speeds of a typical convolution in each variant, relative to direct fp32."""
+    """Speeds of a typical convolution in each variant, relative to direct fp32.
+
+    A variant is a dtype that this machine supports and an algorithm, such as "bf16 winograd".
+    """
 
     speed: dict[str, float]
 
@@ -42,47 +58,93 @@ class Choice:
         gain = self.speed[f"{dtype} winograd"] / self.speed[f"{dtype} direct"]
         return "winograd" if gain >= _GAIN else "direct"
 
+    def algorithms(self, dtype: str) -> tuple[str, ...]:
+        """Returns the faster algorithm, then "direct" if that is another."""
+        return tuple(dict.fromkeys((self.algorithm(dtype), "direct")))
+
     @property
     def dtype(self) -> str:
         """The faster dtype, each with its better algorithm."""
+        if "bf16 direct" not in self.speed:
+            return "fp32"
         fp32, bf16 = (self.speed[f"{dtype} {self.algorithm(dtype)}"] for dtype in ("fp32", "bf16"))
         return "bf16" if bf16 / fp32 >= _GAIN else "fp32"
 
     def __str__(self) -> str:
-        ways = ", ".join(f"{way} {speed:.2g}x" for way, speed in self.speed.items())
-        return f"{self.dtype}, 3x3 convolutions {self.algorithm(self.dtype)} (measured: {ways})"
+        speeds = ", ".join(f"{name} {speed:.2g}x" for name, speed in self.speed.items())
+        return f"{self.dtype}, 3x3 convolutions {self.algorithm(self.dtype)} (measured: {speeds})"
 
 
-@functools.cache
-def fastest() -> Choice:
-    """Returns the choice for this machine, from the cache or timed now (well under a second)."""
-    path = files.cache_folder() / f"cpu-{_machine()}.json"
-    try:
-        known = json.loads(path.read_text())
-        return Choice({f"{d} {a}": float(known[f"{d} {a}"]) for d, a in _VARIANTS})
-    except (OSError, ValueError, KeyError, TypeError):
-        choice = Choice(_measure())
-    try:
-        with files.atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(choice.speed))
-    except OSError as error:
-        log.info("%s; this machine is timed anew next time", error)
+def fastest(threads: int | None = None, *, measure: bool = False) -> Choice:
+    """Returns the choice for this machine: remembered, or timed now in about a second.
+
+    Of several processes that ask at once, one measures and the others wait for its result.
+
+    Args:
+        threads: CPU threads of the engine; None for torch's setting.
+        measure: whether to measure again and replace what is remembered.
+    """
+    threads = threads or torch.get_num_threads()
+    path = files.cache_folder() / f"cpu-{_key(threads)}.json"
+    with _lock:
+        if measure or path not in _known:
+            _known[path] = _obtain(path, threads, measure)
+        return _known[path]
+
+
+def _obtain(path: Path, threads: int, measure: bool) -> Choice:
+    """Reads the file of a choice; measures and writes it if it is missing, or with `measure`."""
+    if (found := None if measure else _read(path)) is not None:
+        return found
+    with contextlib.ExitStack() as held:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = filelock.FileLock(path.with_suffix(".lock"), timeout=_PATIENCE)
+            held.enter_context(lock)
+            if (found := None if measure else _read(path)) is not None:
+                return found
+        except (OSError, NotImplementedError) as error:  # Timeout is an OSError
+            log.info("%s; this process measures the processor by itself", error)
+        choice = Choice(_measure(threads))
+        try:
+            with files.atomic_write(path) as temporary:
+                temporary.write_text(json.dumps(choice.speed))
+        except OSError as error:
+            log.info("%s; the processor is measured again next time", error)
     return choice
 
 
-def _measure() -> dict[str, float]:
+def _read(path: Path) -> Choice | None:
+    """Returns the choice in a file; None if there is none, or something else."""
+    known = files.read_json(path, most_bytes=_MOST_BYTES)
+    names = [f"{dtype} {algorithm}" for dtype, algorithm in _variants()]
+    if not isinstance(known, dict) or set(known) != set(names):
+        return None
+    for speed in known.values():
+        if type(speed) not in (int, float) or not 1 / _LARGEST < speed < _LARGEST:
+            return None
+    return Choice({name: float(known[name]) for name in names})
+
+
+def _variants() -> list[tuple[str, str]]:
+    """Returns the dtypes that this machine supports, fp32 first, each with every algorithm."""
+    types = [dtype for dtype in ("fp32", "bf16") if onednn.lacks(dtype) is None]
+    return [(dtype, algorithm) for dtype in types for algorithm in ALGORITHMS]
+
+
+def _measure(threads: int) -> dict[str, float]:
     """Returns speeds relative to the first variant: medians of interleaved rounds."""
     seconds: dict[str, list[float]] = {}
-    with torch.inference_mode():
-        plans = {f"{d} {a}": _convolution(DTYPES[d], a == "winograd") for d, a in _VARIANTS}
+    with torch.inference_mode(), torch_threads(threads):
+        plans = {f"{d} {a}": _convolution(DTYPES[d], a == "winograd") for d, a in _variants()}
         for _ in range(_ROUNDS + 1):
-            for way, plan in plans.items():
+            for name, plan in plans.items():
                 began = time.perf_counter()
                 plan.run()
-                seconds.setdefault(way, []).append(time.perf_counter() - began)
-    medians = {way: statistics.median(times[1:]) for way, times in seconds.items()}
+                seconds.setdefault(name, []).append(time.perf_counter() - began)
+    medians = {name: statistics.median(times[1:]) for name, times in seconds.items()}
     first = next(iter(medians.values()))
-    return {way: first / median for way, median in medians.items()}
+    return {name: first / median for name, median in medians.items()}
 
 
 def _convolution(dtype: torch.dtype, winograd: bool) -> CpuPlan:
@@ -92,9 +154,18 @@ def _convolution(dtype: torch.dtype, winograd: bool) -> CpuPlan:
     return CpuPlan(graph, 4, dtype, winograd=winograd)
 
 
-def _machine() -> str:
-    """Returns a hash of what decides the choice: the processor and the version of torch."""
+def _key(threads: int) -> str:
+    """Returns a hash of what decides the choice: processor, versions, threads and limits."""
+    limits = [f"{name}={os.environ.get(name, '')}" for name in _LIMITS]
+    versions = [_C.build_info()["version"], torch.__version__]
+    facts = [*_processor(), *versions, *limits, f"isa={forced_isa.get()}", f"threads={threads}"]
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _processor() -> tuple[str, ...]:
+    """Returns the model names and flags of the processors."""
     cpu = Path("/proc/cpuinfo")
-    lines = cpu.read_text().splitlines() if cpu.exists() else []
-    facts = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
-    return hashlib.sha256("\n".join([torch.__version__, *facts]).encode()).hexdigest()[:16]
+    lines = cpu.read_text().splitlines() if cpu.exists() else [platform.processor()]
+    known = ("model name", "flags", "Features")
+    return tuple(sorted({line for line in lines if line.startswith(known) or not cpu.exists()}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ncsn_fast.engines.base import DTYPES, without_weights
-from ncsn_fast.engines.cpu import autotune
-from ncsn_fast.engines.cpu.plan import CpuPlan, Weights, torch_functions
+from ncsn_fast.engines.cpu import autotune, onednn
+from ncsn_fast.engines.cpu.plan import CpuPlan, Weights
 from ncsn_fast.engines.lowering.graph import lower
 from ncsn_fast.engines.lowering.memory_plan import format_profile
 from ncsn_fast.engines.static_engine import StaticEngine
@@ -52,7 +52,7 @@ class CpuEngine(StaticEngine):
         self, model: ScoreModel, *, convolutions: str | None = None, **settings: Any
     ) -> None:
         super().__init__(model, **settings)
-        self.convolutions = _algorithm(convolutions, self.dtype)
+        self.convolutions = _algorithm(convolutions, self.dtype, self.threads)
         self._weights: Weights = {}  # shared by all plans
         self._scale, self._shift = (2.0, -1.0) if model.net.scale_input else (1.0, 0.0)
         self.release()
@@ -61,15 +61,50 @@ class CpuEngine(StaticEngine):
 
     @classmethod
     def unavailable(cls) -> str | None:
-        try:
-            torch_functions()
-        except RuntimeError as error:
-            return f"{error}; install a build of torch 2.9 to 2.13 from pypi.org or pytorch.org"
-        return None
+        return onednn.problem()
+
+    @property
+    def choices(self) -> dict[str, str]:
+        return {"convolutions": self.convolutions}
+
+    @property
+    def variant(self) -> str:
+        return f"{self.dtype} ({self.convolutions})"
+
+    @classmethod
+    def lacks(cls, dtype: str) -> str | None:
+        return onednn.lacks(dtype)
 
     @classmethod
     def default_dtype(cls, device: torch.device) -> str:
         return autotune.fastest().dtype
+
+    @classmethod
+    def attempts(
+        cls,
+        device: torch.device,
+        dtype: str | None,
+        options: Mapping[str, Any],
+        threads: int | None = None,
+    ) -> list[dict[str, Any]]:
+        """Tries direct convolutions before a more precise dtype: Winograd is less precise."""
+        first = autotune.fastest(threads).dtype if dtype is None else dtype
+        dtypes = [{**options, "dtype": name} for name in cls._dtypes_to_try(dtype, first)]
+        if "convolutions" in options or os.environ.get("NCSN_FAST_CONVOLUTIONS"):
+            return dtypes
+        return [
+            {**attempt, "convolutions": algorithm}
+            for attempt in dtypes
+            for algorithm in autotune.fastest(threads).algorithms(attempt["dtype"])
+        ]
+
+    @classmethod
+    def slowdown(
+        cls, wanted: Mapping[str, Any], taken: Mapping[str, Any], threads: int | None = None
+    ) -> float | None:
+        speed = autotune.fastest(threads).speed
+        names = [f"{variant['dtype']} {variant.get('convolutions')}" for variant in (wanted, taken)]
+        return speed[names[0]] / speed[names[1]] if all(name in speed for name in names) else None
 
     def memory(self) -> int:
         plan = self._plan(self.model.config.image_size)
@@ -162,8 +197,9 @@ class CpuEngine(StaticEngine):
         )  # fmt: skip
 
 
-def _algorithm(name: str | None, dtype: str) -> str:
-    name = name or os.environ.get("NCSN_FAST_CONVOLUTIONS") or autotune.fastest().algorithm(dtype)
+def _algorithm(name: str | None, dtype: str, threads: int | None) -> str:
+    name = name or os.environ.get("NCSN_FAST_CONVOLUTIONS")
+    name = name or autotune.fastest(threads).algorithm(dtype)
     if name not in autotune.ALGORITHMS:
         raise ValueError(
             f"convolutions (or NCSN_FAST_CONVOLUTIONS) must be 'direct' or 'winograd'; got {name!r}"

@@ -2,44 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import math
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ncsn_fast.engines.cpu import onednn
 from ncsn_fast.engines.lowering.graph import ConvolutionSpec, Graph, Map, NormSpec, Op
 from ncsn_fast.engines.lowering.memory_plan import OpCost, aligned, plan_memory
 from ncsn_fast.ops.cpu import winograd_pack, winograd_pays
 from ncsn_fast.ops.extension import _C, forced_isa
-
-_FUNCTIONS = (
-    "aoti_torch_cpu_mkldnn__convolution_pointwise_binary_",
-    "aoti_torch_delete_tensor_object",
-)
-_mkldnn = torch.ops.mkldnn
-
-
-@functools.cache
-def torch_functions() -> tuple[int, ...]:
-    """Returns the addresses of the functions of libtorch's C interface that a plan calls.
-
-    Raises:
-        RuntimeError: this torch has no oneDNN, or does not export them.
-    """
-    if not torch.backends.mkldnn.is_available():
-        raise RuntimeError("this build of torch has no oneDNN")
-    for path in sorted((Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*")):
-        library = ctypes.CDLL(str(path))
-        if all(hasattr(library, name) for name in _FUNCTIONS):
-            return tuple(
-                ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
-                for name in _FUNCTIONS
-            )
-    raise RuntimeError(f"torch {torch.__version__} does not export {' and '.join(_FUNCTIONS)}")
-
 
 # Weights by operation name: a convolution's weight in oneDNN's packed layout (the same for every
 # batch size) and bias, or a norm's parameters.
@@ -76,7 +48,7 @@ class CpuPlan:
         self.input, self.output = self._tensor(graph.input), self._tensor(graph.output)
         self._input = torch.empty(self.input.shape, dtype=torch.float32)  # before rounding
         self._rows: list[Tensor] = []  # parameters of each image's level
-        self.steps = _C.Plan(*torch_functions())
+        self.steps = _C.Plan(*onednn.addresses())
         self.costs = [self._add(op) for op in graph.ops]
 
     def load(self, x: Tensor, scale: float, shift: float) -> None:
@@ -143,13 +115,10 @@ class CpuPlan:
             return "winograd"
         x, y = op.inputs[0], op.outputs[0]
         if op.name not in self.weights:
-            self.weights[op.name] = _pack(spec, self._shape(x), self.dtype)
-        tensors = [self._tensor(y), self._tensor(x), *self.weights[op.name]]
-        capsules = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(tensors)
-        bias = None if spec.bias is None else capsules.pop()
-        self.steps.convolution(
-            op.name, *capsules, bias, (spec.padding,) * 2, (spec.stride,) * 2, (spec.dilation,) * 2,
-            self._address(y), 0 if op.overwrites else self._bytes(y),
+            self.weights[op.name] = onednn.pack(spec, self._shape(x), self.dtype)
+        onednn.add(
+            self.steps, op.name, spec, self._tensor(x), self.weights[op.name], self._tensor(y),
+            clear=not op.overwrites,
         )  # fmt: skip
         return "conv"
 
@@ -219,14 +188,3 @@ class CpuPlan:
         else:
             pool = {"max_pool5": self.steps.max_pool5, "avg_pool5": self.steps.avg_pool5}[op.kind]
             pool(x, y, self._nhwc(op.inputs[0]), self._bfloat16)
-
-
-def _pack(spec: ConvolutionSpec, shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
-    weight = _mkldnn._reorder_convolution_weight(
-        spec.kernel().to("cpu", dtype).contiguous(), [spec.padding] * 2, [spec.stride] * 2,
-        [spec.dilation] * 2, 1, list(shape),
-    )  # fmt: skip
-    bias = (
-        [] if spec.bias is None else [spec.bias.detach().to("cpu", dtype, copy=True).contiguous()]
-    )
-    return [weight, *bias]

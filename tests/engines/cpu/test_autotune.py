@@ -2,11 +2,19 @@
 
 import json
 import logging
+import math
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
+import filelock
 import pytest
-from engine_cases import CPU, model
+import torch
+from engine_cases import CPU, TYPES, model
 
-from ncsn_fast.engines.cpu import autotune
+from ncsn_fast import EngineUnavailable, Sampler, doctor, ops
+from ncsn_fast.engines.cpu import autotune, onednn
 from ncsn_fast.engines.cpu.engine import CpuEngine
 
 
@@ -17,35 +25,144 @@ def engine(of):
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    autotune.fastest.cache_clear()
-    yield tmp_path / "ncsn_fast"
-    autotune.fastest.cache_clear()
+    return tmp_path / "ncsn_fast"
 
 
 SPEED = {"fp32 direct": 1.0, "fp32 winograd": 2.0, "bf16 direct": 1.9, "bf16 winograd": 4.0}
+HERE = {variant: speed for variant, speed in SPEED.items() if variant.split()[0] in TYPES}
+
+
+@pytest.fixture
+def measured(cache, monkeypatch):
+    """Replaces measuring by HERE; lists the numbers of threads that were measured."""
+    threads: list[int] = []
+    monkeypatch.setattr(autotune, "_measure", lambda n: threads.append(n) or HERE)
+    return threads
+
+
+def forget():
+    """What a new process does not know."""
+    autotune._known.clear()
 
 
 def test_the_choice_is_measured_once_and_remembered(cache, monkeypatch):
     choice = autotune.fastest()
-    assert list(choice.speed) == list(SPEED)
+    assert list(choice.speed) == list(HERE)
     assert all(speed > 0 for speed in choice.speed.values())
-    (file,) = cache.iterdir()
+    (file,) = cache.glob("cpu-*.json")
     assert json.loads(file.read_text()) == choice.speed
-    monkeypatch.setattr(autotune, "_measure", lambda: SPEED)
-    autotune.fastest.cache_clear()
+    monkeypatch.setattr(autotune, "_measure", lambda threads: pytest.fail("measured again"))
+    forget()
     assert autotune.fastest() == choice
     assert CpuEngine.default_dtype(CPU) == choice.dtype
 
 
-@pytest.mark.parametrize("damage", ["{", "[]", '{"fp32 direct": 1}'])
-def test_a_damaged_memory_is_measured_anew(cache, monkeypatch, damage):
+def test_it_is_remembered_for_what_decides_it(cache, measured, monkeypatch):
+    def files():
+        autotune.fastest(3)
+        return {path.name for path in cache.glob("cpu-*.json")}
+
+    (first,) = files()
+    changes = [
+        lambda: monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_VNNI"),
+        lambda: monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2"),
+        lambda: monkeypatch.setattr(torch, "__version__", "2.99"),
+        lambda: monkeypatch.setattr(autotune._C, "build_info", lambda: {"version": "9.9"}),
+        lambda: monkeypatch.setattr(autotune, "_processor", lambda: ("model name: another",)),
+    ]
+    known = {first}
+    for change in changes:
+        change()
+        assert len(files() - known) == 1
+        known |= files()
+    with ops.isa("scalar"):
+        assert len(files() - known) == 1
+    assert measured == [3] * 7
+    autotune.fastest(2)
+    Sampler(model(), engine="cpu", threads=5)
+    assert measured[7:] == [2, 5]
+
+
+DAMAGED = {
+    "cut": b"{",
+    "a list": b"[]",
+    "too few": b'{"fp32 direct": 1}',
+    "nested": b"[" * 4000,
+    "nested more": b"[" * 1_000_000,
+    "zero": json.dumps(dict.fromkeys(HERE, 0)).encode(),
+    "negative": json.dumps(dict.fromkeys(HERE, -1.0)).encode(),
+    "tiny": json.dumps(dict.fromkeys(HERE, 1e-300)).encode(),
+    "huge": json.dumps(dict.fromkeys(HERE, 10**400)).encode(),
+    "infinite": json.dumps(dict.fromkeys(HERE, math.inf)).encode(),
+    "no number": json.dumps(dict.fromkeys(HERE, math.nan)).encode(),
+    "text": json.dumps(dict.fromkeys(HERE, "1")).encode(),
+    "truth": json.dumps(dict.fromkeys(HERE, True)).encode(),
+    "nothing": json.dumps(dict.fromkeys(HERE)).encode(),
+    "lists": json.dumps({variant: [1] for variant in HERE}).encode(),
+    "too many": json.dumps({**HERE, "fp64 direct": 1.0}).encode(),
+    "not text": bytes(range(256)),
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_memory_is_measured_anew(cache, measured, damage):
     autotune.fastest()
-    (file,) = cache.iterdir()
-    file.write_text(damage)
-    monkeypatch.setattr(autotune, "_measure", lambda: SPEED)
-    autotune.fastest.cache_clear()
-    assert autotune.fastest() == autotune.Choice(SPEED)
-    assert json.loads(file.read_text()) == SPEED
+    (file,) = cache.glob("cpu-*.json")
+    file.write_bytes(DAMAGED[damage])
+    forget()
+    assert autotune.fastest() == autotune.Choice(HERE)
+    assert json.loads(file.read_text()) == HERE
+    assert len(measured) == 2
+
+
+def test_it_can_be_measured_again(cache, measured, monkeypatch, capsys):
+    autotune.fastest()
+    assert doctor.main([]) == 0
+    assert len(measured) == 1
+    faster = {variant: 1.0 for variant in HERE}
+    monkeypatch.setattr(autotune, "_measure", lambda threads: faster)
+    assert doctor.main(["--measure"]) == 0
+    threads = torch.get_num_threads()
+    said = f"engine 'cpu' on {threads} threads computes in fp32, 3x3 convolutions direct (measured"
+    assert said in capsys.readouterr().out
+    forget()
+    assert autotune.fastest() == autotune.Choice(faster)
+
+
+def test_a_measurement_that_another_process_makes_is_waited_for(cache, measured):
+    autotune.fastest()
+    (file,) = cache.glob("cpu-*.json")
+    kept = file.read_text()
+    file.unlink()
+    forget()
+    with ThreadPoolExecutor() as pool, filelock.FileLock(file.with_suffix(".lock")):
+        asked = pool.submit(autotune.fastest)
+        time.sleep(0.2)
+        assert not asked.done()
+        file.write_text(kept)
+    assert asked.result() == autotune.Choice(HERE)
+    assert len(measured) == 1
+
+
+@pytest.mark.slow
+def test_of_many_processes_one_measures(cache):
+    program = """
+from ncsn_fast.engines.cpu import autotune
+real = autotune._measure
+def measure(threads):
+    print("measured")
+    return real(threads)
+autotune._measure = measure
+print(autotune.fastest().speed)
+"""
+    started = [
+        subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    said = [process.communicate()[0].splitlines() for process in started]
+    assert sum(lines[0] == "measured" for lines in said) == 1
+    assert len({lines[-1] for lines in said}) == 1
 
 
 @pytest.mark.parametrize(
@@ -87,4 +204,36 @@ def test_a_cache_that_cannot_be_written_costs_nothing(cache, caplog):
     cache.write_text("a file where the folder should be")
     with caplog.at_level(logging.INFO):
         assert autotune.fastest().speed["fp32 direct"] == 1
-    assert "timed anew next time" in caplog.text
+    assert "this process measures the processor by itself" in caplog.text
+    assert "the processor is measured again next time" in caplog.text
+
+
+def test_types_that_the_processor_lacks_are_never_tried(cache, monkeypatch):
+    """As on x86-64 without AVX-512, where packing a bfloat16 weight raises."""
+    pack = onednn.pack
+
+    def without_bfloat16(of, shape, dtype):
+        if dtype is torch.bfloat16:
+            raise RuntimeError("bf16 path needs avx512bw\nand a backtrace")
+        return pack(of, shape, dtype)
+
+    monkeypatch.setattr(onednn, "pack", without_bfloat16)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    onednn.lacks.cache_clear()
+    try:
+        assert list(autotune.fastest().speed) == ["fp32 direct", "fp32 winograd"]
+        sampler = Sampler(model(), device="cpu")
+        assert sampler.dtype == "fp32"
+        assert doctor.main([]) == 0
+        words = (
+            r"'cpu' cannot compute in bf16 here: oneDNN has no bf16 convolutions for this "
+            r"processor \(bf16 path needs avx512bw; the environment sets ONEDNN_MAX_CPU_ISA=AVX2\)"
+            r"; leave dtype out, or use dtype='fp32'"
+        )
+        for name in ("cpu", "auto"):
+            with pytest.raises(EngineUnavailable, match=words):
+                Sampler(model(), engine=name, device="cpu", dtype="bf16")
+        with pytest.raises(EngineUnavailable, match=words):
+            CpuEngine(model(), device=CPU, dtype="bf16", batch_size=1)
+    finally:
+        onednn.lacks.cache_clear()

@@ -16,7 +16,7 @@ import weakref
 import pytest
 import torch
 from cross_section import cross_section
-from engine_cases import CPU, LEVELS, chains_of, lives, model, program_of
+from engine_cases import CPU, LEVELS, SMALLEST, TYPES, chains_of, lives, model, program_of
 
 from ncsn_fast import EngineError, EngineUnavailable, ModelConfig, Sampler, ScoreModel, ops
 from ncsn_fast.engines import precision
@@ -36,7 +36,7 @@ def engine(of, dtype="fp32", batch_size=2, kind=CpuEngine):
 
 @pytest.mark.parametrize(
     ("arch", "dtype", "convolutions"),
-    cross_section([*ARCHITECTURES], ["fp32", "bf16"], ["winograd", "direct"]),
+    cross_section([*ARCHITECTURES], [*TYPES], ["winograd", "direct"]),
 )
 def test_every_network_is_within_its_bound_at_every_level(arch, dtype, convolutions, monkeypatch):
     monkeypatch.setenv("NCSN_FAST_CONVOLUTIONS", convolutions)
@@ -132,7 +132,7 @@ def test_reading_a_map_that_was_overwritten_is_caught():
 
 
 def test_bits_are_those_of_every_level_of_instructions():
-    built, x = engine(model(), "bf16"), torch.rand(2, 3, 16, 16)
+    built, x = engine(model(), SMALLEST), torch.rand(2, 3, 16, 16)
     outputs = []
     for isa in ops.available()["isa_usable"]:
         with ops.isa(isa):
@@ -140,7 +140,7 @@ def test_bits_are_those_of_every_level_of_instructions():
     assert all(torch.equal(f, outputs[0]) for f in outputs)
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("arch", ["ncsnv2", "ncsn"])
 def test_a_run_that_was_cut_anywhere_continues_exactly(arch, dtype):
     of = model(arch)
@@ -156,14 +156,14 @@ def test_a_run_that_was_cut_anywhere_continues_exactly(arch, dtype):
 def test_the_level_loop_is_the_plain_loop(arch):
     """The update in C++ writes the next input; the plain loop copies the state each step."""
     of = model(arch)
-    built, program = engine(of, "bf16"), program_of(of)
+    built, program = engine(of, SMALLEST), program_of(of)
 
     class Plain(CpuEngine):
         stepper = Engine.stepper
 
     assert torch.equal(
         built.run(program, chains_of(of)),
-        engine(of, "bf16", kind=Plain).run(program, chains_of(of)),
+        engine(of, SMALLEST, kind=Plain).run(program, chains_of(of)),
     )
 
 
@@ -200,7 +200,7 @@ def test_a_level_is_left_at_ctrl_c():
 
 def test_a_level_takes_no_new_memory():
     """Minor page faults count fresh pages: steps 3 to 400 of a level touch none, but for noise."""
-    built = engine(model(ngf=32), "bf16", batch_size=8)
+    built = engine(model(ngf=32), SMALLEST, batch_size=8)
     chains = chains_of(built.model, 8)
     built.run(program_of(built.model, n_steps_each=2), chains)
     program = program_of(built.model, n_steps_each=60)
@@ -240,7 +240,7 @@ def test_one_thread_is_one_thread(convolutions):
     """A process that computes on two cores uses more processor time than passes."""
     of = model(ngf=32, image_size=(32, 32))
     built = CpuEngine(
-        of, device=CPU, dtype="bf16", batch_size=4, threads=1, convolutions=convolutions
+        of, device=CPU, dtype=SMALLEST, batch_size=4, threads=1, convolutions=convolutions
     )
     program = program_of(of, n_steps_each=4)
     built.run(program, chains_of(of, 4))
@@ -266,7 +266,7 @@ def test_memory_is_told(monkeypatch):
 
 def test_describe_lists_every_operation():
     built = CpuEngine(
-        model(ngf=32), device=CPU, dtype="bf16", batch_size=2, convolutions="winograd"
+        model(ngf=32), device=CPU, dtype=SMALLEST, batch_size=2, convolutions="winograd"
     )
     head, *lines, total = built.describe().splitlines()
     graph = lower(built.model.net, 16, 16)
@@ -274,7 +274,7 @@ def test_describe_lists_every_operation():
     kinds = [line.split()[0].replace("winograd", "conv") for line in lines]
     assert kinds == [op.kind for op in graph.ops]
     assert [line.split()[1] for line in lines] == [op.name for op in graph.ops]
-    assert total.startswith(f"{len(graph.ops)} operations in bf16, ")
+    assert total.startswith(f"{len(graph.ops)} operations in {SMALLEST}, ")
     assert sum(float(line.split()[-1].rstrip("%")) for line in lines) == pytest.approx(100, abs=10)
     assert all(("GFLOP/s" in line) == line.startswith(("conv", "winograd")) for line in lines)
     assert {"conv", "winograd", "norm", "elu"} < {line.split()[0] for line in lines}
@@ -304,18 +304,6 @@ def test_states_that_cannot_be_updated_in_place_are_refused():
             built.run(program, chains)
 
 
-def test_a_type_left_open_falls_to_float32_and_says_so(monkeypatch, caplog):
-    monkeypatch.setattr(CpuEngine, "default_dtype", lambda device: "bf16")
-    monkeypatch.setitem(precision.BOUNDS, "bf16", 1e-4)
-    sampler = Sampler(model(), device="cpu", batch_size=2)
-    with caplog.at_level(logging.WARNING):
-        sampler.sample(1, progress=False)
-    assert (sampler.dtype, sampler.report.dtype) == ("fp32", "fp32")
-    assert "trying fp32: engine 'cpu' in bf16 differs" in caplog.text
-    with pytest.raises(EngineError, match=r"in bf16 differs from .* \(allowed: 1e-04\).*'fp32'"):
-        Sampler(model(), engine="cpu", dtype="bf16").sample(1, progress=False)
-
-
 def test_a_wrong_engine_is_caught_in_float32(monkeypatch):
     pack = CpuPlan._add_convolution
 
@@ -323,7 +311,9 @@ def test_a_wrong_engine_is_caught_in_float32(monkeypatch):
         pack(self, op, dataclasses.replace(of, bias=None) if op.name == "end_conv" else of)
 
     monkeypatch.setattr(CpuPlan, "_add_convolution", wrong)
-    with pytest.raises(EngineError, match=r"'cpu' in fp32 differs from .* use engine='eager'"):
+    with pytest.raises(
+        EngineError, match=r"'cpu' in fp32 \(\w+\) differs from .* use engine='eager'"
+    ):
         engine(model())
 
 

@@ -1,0 +1,147 @@
+"""Private names of torch: what is missing or changed is found before an address is called."""
+
+import json
+import logging
+import subprocess
+import sys
+
+import pytest
+import torch
+from engine_cases import CPU, model
+
+from ncsn_fast import EngineUnavailable, Sampler, engines
+from ncsn_fast.engines.cpu import onednn
+from ncsn_fast.engines.cpu.engine import CpuEngine
+from ncsn_fast.engines.eager import EagerEngine
+
+RUN = subprocess.run
+UNTESTED = ("0.0.",)
+
+
+@pytest.fixture(autouse=True)
+def fresh(tmp_path, monkeypatch):
+    """Nothing is known of this torch yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cached = (onednn.problem, onednn._found, onednn.lacks)
+    for function in cached:
+        function.cache_clear()
+    yield
+    for function in cached:
+        function.cache_clear()
+
+
+@pytest.fixture
+def children(monkeypatch):
+    """Replaces the program of the child process; lists what was started."""
+    started: list[list[str]] = []
+
+    def replace(program: str) -> None:
+        def run(command, **options):
+            started.append(command)
+            return RUN([command[0], "-c", program], **options)
+
+        monkeypatch.setattr(onednn, "TESTED", UNTESTED)
+        monkeypatch.setattr(subprocess, "run", run)
+
+    replace.started = started
+    return replace
+
+
+MISSING = {
+    "function": ("_FUNCTIONS", ("aoti_torch_gone", "aoti_torch_delete_tensor_object")),
+    "pack": ("_PACK", "_reorder_gone"),
+    "add": ("_ADD", "_convolution_gone"),
+    "capsules": ("_capsules", lambda: None),
+}
+
+
+@pytest.mark.parametrize("what", MISSING)
+def test_a_missing_name_costs_the_engine_and_nothing_else(what, monkeypatch, caplog):
+    monkeypatch.setattr(onednn, *MISSING[what])
+    words = r"torch \S+ does not have \S*(gone|unsafe_alloc_void)\S*( and \S+)?; install torch 2"
+    with pytest.raises(EngineUnavailable, match=words):
+        Sampler(model(), engine="cpu")
+    with pytest.raises(RuntimeError, match=words):
+        CpuEngine(model(), device=CPU, dtype="fp32", batch_size=1)
+    with caplog.at_level(logging.WARNING):
+        sampler = Sampler(model(), device="cpu", batch_size=2)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("engine eager (engine 'cpu' torch ")
+    assert sampler.sample(1, progress=False).isfinite().all()
+    assert sampler.report.engine == "eager"
+
+
+def test_releases_that_were_tested_need_no_child(monkeypatch):
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("started a process"))
+    monkeypatch.setattr(onednn, "TESTED", (torch.__version__,))
+    assert onednn.problem() is None
+    assert onednn._changed_schema() is None
+
+
+@pytest.mark.parametrize("name", onednn._SCHEMAS)
+def test_a_changed_operator_is_not_even_tried(name, monkeypatch, children):
+    children("")
+    monkeypatch.setitem(onednn._SCHEMAS, name, "(Tensor x) -> Tensor")
+    words = rf"^torch \S+ has mkldnn\.{name[0]} with other arguments: .*; install torch"
+    with pytest.raises(RuntimeError, match=words):
+        onednn.addresses()
+    assert not children.started
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "crashed (signal 11)"),
+        ("raise RuntimeError('its sum is off by 3')", "failed: RuntimeError: its sum is off by 3"),
+        ("raise SystemExit(3)", "failed: it said nothing"),
+    ],
+)
+def test_a_failed_trial_is_remembered(program, words, children, tmp_path):
+    children(program)
+    kind, _, reason = engines.pick("auto", "cpu")
+    assert kind is EagerEngine
+    assert f"in a child process {words}; install torch" in reason
+    (file,) = (tmp_path / "ncsn_fast").glob("torch-*.json")
+    assert words in json.loads(file.read_text())["failure"]
+    onednn.problem.cache_clear()
+    assert words in onednn.problem()
+    assert len(children.started) == 1
+
+
+def test_a_trial_that_hangs_is_stopped(children, monkeypatch):
+    children("import time; time.sleep(60)")
+    monkeypatch.setattr(onednn, "_PATIENCE", 0.5)
+    assert "in a child process did not end: " in onednn.problem()
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"failure": 3}', "[" * 4000, "{}" + " " * 5000])
+def test_a_damaged_verdict_is_found_anew(children, tmp_path, damage):
+    children("")
+    assert onednn.problem() is None
+    (file,) = (tmp_path / "ncsn_fast").glob("torch-*.json")
+    file.write_text(damage)
+    onednn.problem.cache_clear()
+    assert onednn.problem() is None
+    assert len(children.started) == 2
+    assert json.loads(file.read_text())["failure"] is None
+
+
+def test_a_verdict_that_cannot_be_kept_costs_nothing(children, tmp_path):
+    children("")
+    (tmp_path / "ncsn_fast").write_text("a file where the folder should be")
+    assert onednn.problem() is None
+
+
+def test_the_trial_sees_a_wrong_sum(monkeypatch):
+    onednn.trial()
+    pack = onednn.pack
+    monkeypatch.setattr(onednn, "pack", lambda *a: [1.01 * t for t in pack(*a)])
+    with pytest.raises(RuntimeError, match="its sum is off by "):
+        onednn.trial()
+
+
+@pytest.mark.slow
+def test_the_trial_runs_in_a_child_of_this_interpreter(monkeypatch):
+    monkeypatch.setattr(onednn, "TESTED", UNTESTED)
+    monkeypatch.setattr(sys, "path", [*sys.path, "/a folder with 'quotes'"])
+    assert onednn.problem() is None
