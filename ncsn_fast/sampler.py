@@ -117,7 +117,8 @@ class Sampler(Editor):
         """Draws samples start .. start+n-1 of a seed.
 
         Sample i is the same whatever n, start and threads are: bit for bit for a fixed batch_size,
-        else up to rounding.
+        dtype and algorithm, else up to rounding. Engine "cpu" chooses the latter two by itself for
+        each machine and number of threads; dtype= and convolutions= fix them.
 
         Args:
             method: "ald" (as published), or another row of METHODS (samplers/methods.py); `options`

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from drawing import CLOSE, draw, tiny
-from engine_cases import TYPES
+from engine_cases import SMALLEST, TYPES
 
 from ncsn_fast import EngineError, EngineUnavailable, Sampler, SamplingError, engines
 from ncsn_fast.engines.cpu.engine import CpuEngine
@@ -23,13 +23,21 @@ def test_batch_sizes_and_engines_agree_to_rounding(model, batch_size):
 
 
 @pytest.mark.parametrize("arch", ["ncsnv2", "ncsn", "ncsnv2_deeper"])
-@pytest.mark.parametrize("engine", ["eager", "cpu"])
-def test_numbers_of_threads_change_nothing(engine, arch):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"engine": "eager"},
+        {"engine": "cpu", "dtype": SMALLEST, "convolutions": "direct"},
+        {"engine": "cpu", "dtype": SMALLEST, "convolutions": "winograd"},
+    ],
+    ids=["eager", "direct", "winograd"],
+)
+def test_numbers_of_threads_change_nothing(settings, arch):
+    """For one type and algorithm, which the cpu engine may choose by the number of threads."""
     before = torch.get_num_threads()
     model = tiny(arch=arch, ngf=8, n_sigmas=2)
     one, two = (
-        draw(Sampler(model, engine=engine, batch_size=4, threads=t), 3, method="cas")
-        for t in (1, 2)
+        draw(Sampler(model, batch_size=4, threads=t, **settings), 3, method="cas") for t in (1, 2)
     )
     assert torch.equal(two, one)
     assert torch.get_num_threads() == before
