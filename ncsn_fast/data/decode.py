@@ -230,13 +230,12 @@ def _to_eight_bits(
         image = _scale_grey(image, name, warn)
     if image.has_transparency_data:
         image = image.convert("LA") if image.mode == "La" else image
-        image = image.convert("RGBA")
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
         if image.getchannel("A").getextrema()[0] != 255:
             colour = "#" + "".join(f"{value:02x}" for value in background)
             warn("alpha", f"{name} has transparent pixels; it is composited on {colour}")
-            below = Image.new("RGBA", image.size, (*background, 255))
-            image = Image.alpha_composite(below, image)
-    if image.mode not in ("1", "L", "LA"):
+            image = Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image)
+    if image.mode not in ("1", "L", "LA", "RGB"):
         image = image.convert("RGB")  # Pillow cannot convert LAB or HSV to L directly
     return image.convert("L" if channels == 1 else "RGB")
 

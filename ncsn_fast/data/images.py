@@ -114,6 +114,8 @@ def as_mask(mask: Any, known: Tensor) -> Tensor:
     Raises ValueError unless the mask is boolean (or 0 and 1) and broadcasts to the images, and the
     known pixels are in [0, 1].
     """
+    if isinstance(mask, Image.Image):
+        raise ValueError("mask must be an array or tensor; convert it: np.asarray(mask) >= 128")
     given = torch.as_tensor(mask).detach().to("cpu")
     keep = given.to(torch.bool)
     if not bool((keep.to(given.dtype) == given).all()):

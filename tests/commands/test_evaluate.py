@@ -254,6 +254,7 @@ IDLE = {
     "--method cas --n-steps-each 3": "method 'cas' has no option n_steps_each",
     "--reference photos": "--reference needs an --extractor",
     "--save-reference a.npz": "--save-reference needs an --extractor",
+    "--background black": "--background is for --data or --reference",
     "--data photos": "--data is for --bpd or --neighbours",
     "--n 9": "--n must be at least 10",
     "--grid g.jpg": "--grid must end in .png",

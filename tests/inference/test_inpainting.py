@@ -126,6 +126,32 @@ def test_known_pixels_of_another_range_are_refused(plain):
     assert torch.equal(plain.inpaint(images, mask, progress=False)[:, :, mask], known)
 
 
+OF_IMAGES = {
+    "inpaint": lambda s, x: s.inpaint(x, True, progress=False),
+    "sdedit": lambda s, x: s.sdedit(x, strength=0.5, progress=False),
+    "colourise": lambda s, x: s.colourise(x[:, :1], progress=False),
+    "super_resolve": lambda s, x: s.super_resolve(x[..., ::2, ::2], 2, progress=False),
+    "deblur": lambda s, x: s.deblur(x, 1.0, progress=False),
+    "denoise": lambda s, x: s.denoise(x, 0.01),
+    "log_likelihood": lambda s, x: s.log_likelihood(x, rtol=0.1, atol=0.1),
+}
+
+
+@pytest.mark.parametrize("name", OF_IMAGES)
+def test_images_of_another_range_are_refused_alike(plain, name):
+    images = photos()
+    images[:, :, 0, 0], images[:, :, 0, 2] = 0, 1
+    with pytest.raises(ValueError, match=r"images must be in \[0, 1\]; got 0 to 255: divide"):
+        OF_IMAGES[name](plain, 255 * images)
+    with pytest.raises(ValueError, match=r"got -1 to 1: map images in \[-1, 1\] with \(x"):
+        OF_IMAGES[name](plain, 2 * images - 1)
+
+
+def test_masks_that_are_pil_images_are_refused(plain):
+    with pytest.raises(ValueError, match=r"must be an array or tensor; convert it: np\.asarray"):
+        plain.inpaint(photos(), Image.new("1", (8, 8)), progress=False)
+
+
 def test_scores_at_one_sigma_per_image(model):
     sampler, x = Sampler(model, engine="eager"), photos(3)
     together = sampler.score(x, torch.tensor([2.0, 0.5, 0.1]))
