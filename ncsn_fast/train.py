@@ -24,11 +24,9 @@ from ncsn_fast.checkpoints import training_run
 from ncsn_fast.cli import command
 from ncsn_fast.data import datasets, files
 from ncsn_fast.data.loader import batches
-from ncsn_fast.diffusion import schedule
-from ncsn_fast.models.score import ModelConfig
-from ncsn_fast.models.unet import TIME_ARCHS, Clock
 from ncsn_fast.training import toy
 from ncsn_fast.training.configs import CONFIGS, TrainConfig
+from ncsn_fast.training.ladder import resolve_ladder
 from ncsn_fast.training.trainer import Journal, LevelLosses, Trainer, TrainingError
 
 log = logging.getLogger("ncsn_fast.train")
@@ -39,34 +37,6 @@ FREE_ON_RESUME = {
     "name", "runs", "data", "workers", "steps", "device", "threads", "log_every",
     "snapshot_every", "keep", "grid", "lr", "grad_clip",
 }  # fmt: skip
-
-
-def resolve_ladder(config: TrainConfig, images: datasets.Images) -> ModelConfig:
-    """Returns the model's configuration; Techniques 1, 2 and 4 derive what `config` leaves open."""
-    sigma_begin, n = config.sigma_begin, config.n_sigmas
-    if sigma_begin <= 0 and config.arch in TIME_ARCHS:
-        clock = Clock(TIME_ARCHS[config.arch], config.sigma_min, config.sigma_max)
-        sigma_begin = float(clock.std(1.0))
-    elif sigma_begin <= 0:
-        chosen = None
-        if len(images) > schedule.EXACT_LIMIT:
-            order = torch.randperm(
-                len(images), generator=torch.Generator().manual_seed(config.seed)
-            )
-            chosen = order[: schedule.SUBSET_SIZE].tolist()
-        sigma_begin = schedule.max_pairwise_distance(datasets.stack(images, chosen))
-    dim = config.channels * config.image_size**2
-    if n <= 0:
-        n = schedule.n_levels(sigma_begin, config.sigma_end, dim, config.overlap)
-    ladder = schedule.geometric(sigma_begin, config.sigma_end, n)
-    # Technique 4 uses the step size of the code; the paper's form of the step halves it.
-    form = 2 if config.langevin_form == "paper" else 1
-    epsilon = config.epsilon or form * schedule.epsilon_for(ladder, config.n_steps_each)
-    log.info(
-        "ladder: sigma %.4g -> %.4g in %d levels, T = %d, epsilon = %.4g",
-        sigma_begin, config.sigma_end, n, config.n_steps_each, epsilon,
-    )  # fmt: skip
-    return config.model_config(sigma_begin=sigma_begin, n_sigmas=n, epsilon=epsilon)
 
 
 def pick_device(name: str) -> torch.device:
@@ -218,7 +188,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress: bool = True) -
         check_same_data(len(images), saved.contents.get("n_images"), run)
         log.info("resuming %s at step %d of %d", run, trainer.step, config.steps)
     else:
-        trainer = Trainer(config, resolve_ladder(config, images), device)
+        trainer = Trainer(config, resolve_ladder(config, images, progress=progress), device)
         if not resume:
             run = new_run_folder(config)
     trainer.n_images = len(images)

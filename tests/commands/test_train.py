@@ -4,15 +4,18 @@ import dataclasses
 import json
 import logging
 import math
+from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import ncsn_fast
 from ncsn_fast import train
 from ncsn_fast.checkpoints import training_run
+from ncsn_fast.cli import command
 from ncsn_fast.data import datasets
 from ncsn_fast.data.datasets import MemoryImages
 from ncsn_fast.diffusion import schedule
@@ -144,6 +147,29 @@ def test_a_ladder_is_derived_from_the_data(caplog):
     given = tiny.train_config(sigma_begin=3.0, n_sigmas=7, epsilon=1e-5)
     kept = train.resolve_ladder(given, images)
     assert (kept.sigma_begin, kept.n_sigmas, kept.epsilon) == (3.0, 7, 1e-5)
+
+
+def test_equal_images_are_refused_with_a_remedy(in_tmp, capsys):
+    Path("photos").mkdir()
+    for i in range(3):
+        Image.new("L", (8, 8), 77).save(f"photos/{i}.png")
+    arguments = tiny.arguments(data="photos", sigma_begin=0, n_sigmas=0)
+    assert command.run(lambda: train.main(arguments)) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: the images are all (nearly) equal: largest distance 0 <= ")
+    assert "give sigma_begin and n_sigmas yourself" in said
+    assert not Path("runs").exists()
+
+
+def test_a_subset_says_how_exact_it_is(monkeypatch, caplog):
+    monkeypatch.setattr(schedule, "EXACT_LIMIT", 30)
+    config = tiny.train_config(sigma_begin=0.0)
+    with caplog.at_level(logging.INFO):
+        found = train.resolve_ladder(config, MemoryImages(tiny.IMAGES))
+    chosen = schedule.compared_images(40, 64, config.seed)
+    assert found.sigma_begin == schedule.max_pairwise_distance(tiny.IMAGES[chosen])
+    assert "among 30 of the 40 images, chosen at random: with 95 % confidence" in caplog.text
+    assert "at most 18 % of all pairs" in caplog.text
 
 
 def test_what_a_run_writes(in_tmp, capsys):
