@@ -13,6 +13,7 @@ import tyro
 from ncsn_fast.checkpoints import model_folder, training_run
 from ncsn_fast.checkpoints.loading import load
 from ncsn_fast.cli import command
+from ncsn_fast.cli.outputs import check_output_folder
 from ncsn_fast.models.score import ModelConfig
 
 _STORED = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -65,6 +66,7 @@ def main(args: list[str] | None = None) -> int:
     options = command.parse(ConvertOptions, args, "ncsn_fast.convert", "Write a model folder.")
     if training_run.is_run(options.folder):
         raise ValueError(f"{options.folder} is a training run; write the model folder elsewhere")
+    check_output_folder("FOLDER", options.folder)
     model = load(options.source, weights=options.weights, **options.overrides())
     model_folder.save_model(model, options.folder, dtype=_STORED[options.dtype])
     print(f"{options.folder}: {model_folder.CONFIG_NAME}, {model_folder.WEIGHTS_NAME}")

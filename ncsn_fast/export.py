@@ -11,6 +11,7 @@ import tyro
 
 from ncsn_fast.cli import command
 from ncsn_fast.cli.command import UsageError
+from ncsn_fast.cli.outputs import check_output
 from ncsn_fast.engines.base import progress_shown
 from ncsn_fast.engines.onnx.model import FIRST_OPSET, OPSETS
 from ncsn_fast.engines.tensorrt.options import parse_batch, parse_size, parse_workspace
@@ -102,6 +103,7 @@ def _numbers(name: str, text: str, count: int) -> tuple[int, ...] | None:
 def main(args: list[str] | None = None) -> int:
     """Runs the command; exit code 0."""
     options = command.parse(ExportOptions, args, "ncsn_fast.export", "Write a network as a file.")
+    check_output("--out", options.out.expanduser())
     print(_trt(options) if options.format == "trt" else _onnx(options))
     return 0
 

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from ncsn_fast.checkpoints import training_run
 from ncsn_fast.cli import command
+from ncsn_fast.cli.outputs import check_output_folder
 from ncsn_fast.data import datasets, files
 from ncsn_fast.data.loader import batches
 from ncsn_fast.training import toy
@@ -173,6 +174,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress: bool = True) -
         torch.set_num_threads(config.threads)
     device = pick_device(config.device)
     run = Path(config.runs) / config.name
+    check_output_folder("--runs", run)
     images = datasets.open_images(
         config.data,
         size=config.image_size,
@@ -250,6 +252,7 @@ def parse_options(args: list[str]) -> TrainOptions | toy.ToyOptions:
 def train_toy(options: toy.ToyOptions) -> int:
     """Trains and draws the toy; if interrupted, draws what was learnt so far."""
     toy.figure_class()  # before the folder is made
+    check_output_folder("--runs", Path(options.runs) / options.name)
     run = new_run_folder(options)
     with stop_requests() as stop:
         finished, figures = toy.train_and_draw(options, run, stop)

@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ncsn_fast.checkpoints import training_run
 from ncsn_fast.data.files import atomic_write, remove_leftovers
 from ncsn_fast.data.images import save_grid
+from ncsn_fast.data.rescue import write_or_keep
 from ncsn_fast.diffusion.objectives import (
     continuous_score_matching,
     denoising_score_matching,
@@ -240,8 +241,12 @@ class Journal:
         # Through memory: torch.save reports no clear error on a full disk.
         contents = io.BytesIO()
         torch.save(trainer.state_dict(), contents)
-        with atomic_write(folder / f"step_{trainer.step:08d}.pt") as path:
-            path.write_bytes(contents.getbuffer())
+
+        def write(path: Path) -> None:
+            with atomic_write(path) as temporary:
+                temporary.write_bytes(contents.getbuffer())
+
+        write_or_keep(folder / f"step_{trainer.step:08d}.pt", write)
         for old in training_run.checkpoint_paths(self.run)[: -self.config.keep]:
             old.unlink()
 
