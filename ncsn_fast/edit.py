@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+
+from ncsn_fast.cli import command
+
+if __name__ == "__main__":  # before the imports that take seconds
+    sys.exit(command.run_module("edit"))
+
 import abc
 import dataclasses
 import math
-import sys
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -13,7 +19,6 @@ import torch
 import tyro
 from torch import Tensor
 
-from ncsn_fast.cli import command
 from ncsn_fast.cli.arguments import MASKS, import_function, make_mask, read_images
 from ncsn_fast.cli.options import ModelOptions, SamplingOptions, check_count, check_png
 from ncsn_fast.cli.outputs import check_output, check_pictures
@@ -291,6 +296,7 @@ def noise_of(images: Tensor, seed: int, start: int) -> Tensor:
 def main(args: list[str] | None = None) -> int:
     """Runs the command; exit code 0."""
     options = command.parse(cast(Any, Command), args, "ncsn_fast.edit", "Edit images with a model.")
+    command.single_process("ncsn_fast.edit")
     check_output("--out", options.out)
     sampler = options.sampler()
     check_pictures(sampler.model)
@@ -301,7 +307,3 @@ def main(args: list[str] | None = None) -> int:
 
 
 __all__ = ["MASKS", "main", "make_mask"]
-
-
-if __name__ == "__main__":
-    sys.exit(command.run(main))

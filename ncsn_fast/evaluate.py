@@ -6,10 +6,16 @@ of any model get FID, KID and the inception score against a reference. --bpd dra
 
 from __future__ import annotations
 
+import sys
+
+from ncsn_fast.cli import command
+
+if __name__ == "__main__":  # before the imports that take seconds
+    sys.exit(command.run_module("evaluate"))
+
 import dataclasses
 import functools
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +27,6 @@ from tqdm import tqdm
 
 from ncsn_fast import engines
 from ncsn_fast.checkpoints.loading import resolve_model
-from ncsn_fast.cli import command
 from ncsn_fast.cli.options import ModelOptions, SamplingOptions, check_count, check_png
 from ncsn_fast.cli.outputs import check_output, check_output_folder, check_pictures
 from ncsn_fast.cli.sample_folder import SETTINGS_NAME, claim_folder, read_files, write_files
@@ -306,6 +311,7 @@ def main(args: list[str] | None = None) -> int:
         EvaluateOptions, args, "ncsn_fast.evaluate",
         "Figures of merit of a model: of its samples, or (--bpd) of the likelihood of images.",
     )  # fmt: skip
+    command.single_process("ncsn_fast.evaluate")
     check_outputs(options)
     figures, pictures = (measure_bits(options), []) if options.bpd else evaluate_samples(options)
     text = json.dumps(figures, indent=2)
@@ -317,7 +323,3 @@ def main(args: list[str] | None = None) -> int:
     if not figures.get("complete", True):
         raise KeyboardInterrupt
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(command.run(main))

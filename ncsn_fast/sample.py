@@ -6,9 +6,15 @@ writes the files of its own samples (cli/shards.py).
 
 from __future__ import annotations
 
+import sys
+
+from ncsn_fast.cli import command
+
+if __name__ == "__main__":  # before the imports that take seconds
+    sys.exit(command.run_module("sample"))
+
 import dataclasses
 import logging
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -180,7 +186,3 @@ def main(args: list[str] | None = None) -> int:
     with shards.distributed(options.part()) as state:
         _run(options, state)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(command.run(main))

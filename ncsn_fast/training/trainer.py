@@ -31,11 +31,12 @@ from ncsn_fast.training.configs import TrainConfig
 log = logging.getLogger(__name__)
 
 
-REMEDY = "The last checkpoint is intact: --resume it with a smaller --lr or with --grad-clip 1."
-
-
 class TrainingError(RuntimeError):
     """Error of a training run that cannot continue; the message says why and what to do."""
+
+
+class DivergedError(TrainingError):
+    """Error of a loss or weights that are no longer finite."""
 
 
 class Trainer:
@@ -127,18 +128,16 @@ class Trainer:
         if not bool(bad.any()):
             return
         at = int(level[bad][0])
-        raise TrainingError(
+        raise DivergedError(
             f"the loss is {float(losses.detach()[bad][0])} at step {self.step}, level {at} "
-            f"(sigma {float(self.model.sigmas[at]):.4g}). {REMEDY}"
+            f"(sigma {float(self.model.sigmas[at]):.4g})"
         )
 
     def check_weights(self) -> None:
-        """Raises TrainingError if a weight is no longer finite."""
+        """Raises DivergedError if a weight is no longer finite."""
         for name, weight in self.model.named_parameters():
             if not bool(torch.isfinite(weight).all()):
-                raise TrainingError(
-                    f"weight {name} is no longer finite after step {self.step}. {REMEDY}"
-                )
+                raise DivergedError(f"weight {name} is no longer finite after step {self.step}")
 
     def averaged(self) -> ScoreModel:
         """Returns the model to sample from: the moving average if there is one."""
