@@ -1,19 +1,24 @@
-"""ncsn_fast: fast inference, and training, of score-based generative models (NCSN, NCSNv2)."""
+"""ncsn_fast: fast inference, and training, of score-based generative models (NCSN, NCSNv2).
 
-from importlib.metadata import PackageNotFoundError, version
+The public names are imported when they are first used: `import ncsn_fast` takes no time, and the
+commands can say --help, or be interrupted, before torch is there.
+"""
 
-from ncsn_fast.checkpoints.loading import load
-from ncsn_fast.checkpoints.torch_file import CheckpointError
-from ncsn_fast.engines import EngineError, EngineUnavailable
-from ncsn_fast.exporters.onnx import export_onnx
-from ncsn_fast.exporters.tensorrt import export_trt
-from ncsn_fast.models.score import ModelConfig, ScoreModel
-from ncsn_fast.sampler import Sampler, SamplingError
+from __future__ import annotations
 
-try:
-    __version__ = version("ncsn_fast")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0+unknown"
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ncsn_fast.checkpoints.loading import load
+    from ncsn_fast.checkpoints.torch_file import CheckpointError
+    from ncsn_fast.engines import EngineError, EngineUnavailable
+    from ncsn_fast.exporters.onnx import export_onnx
+    from ncsn_fast.exporters.tensorrt import export_trt
+    from ncsn_fast.models.score import ModelConfig, ScoreModel
+    from ncsn_fast.sampler import Sampler, SamplingError
+
+    __version__: str
 
 __all__ = [
     "CheckpointError",
@@ -28,3 +33,41 @@ __all__ = [
     "export_trt",
     "load",
 ]
+
+# Where the names are. model_folder.py has models that can be saved.
+_MODULES = {
+    "CheckpointError": "checkpoints.torch_file",
+    "EngineError": "engines",
+    "EngineUnavailable": "engines",
+    "ModelConfig": "checkpoints.model_folder",
+    "Sampler": "sampler",
+    "SamplingError": "sampler",
+    "ScoreModel": "checkpoints.model_folder",
+    "export_onnx": "exporters.onnx",
+    "export_trt": "exporters.tensorrt",
+    "load": "checkpoints.loading",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value: Any = _version()
+    elif name in _MODULES:
+        value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("ncsn_fast")
+    except PackageNotFoundError:  # a source tree that was never installed
+        return "0+unknown"

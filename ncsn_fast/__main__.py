@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 
+import ncsn_fast
 from ncsn_fast.cli import command
 
 COMMANDS = {
-    "train": "train a model",
-    "sample": "draw samples into a grid or into files",
-    "edit": "inpaint, interpolate, denoise",
-    "evaluate": "figures of merit of a model of the digits",
-    "export": "network -> ONNX file",
-    "convert": "published .pth or training run -> model folder",
+    "train": "train a model on images",
+    "sample": "draw samples, as a grid or as one file each",
+    "edit": "inpaint, colourise, super-resolve, deblur, sdedit, guide, interpolate, denoise",
+    "evaluate": "FID, KID, inception score of samples; bits per dimension of images",
+    "export": "write the network as an ONNX file or a TensorRT engine",
+    "convert": "write a published .pth or a training run as a model folder",
     "cache": "list or clear the cache of compiled engines",
-    "doctor": "what runs on this machine",
+    "doctor": "say what runs on this machine, and what is missing for the rest",
 }
 
 
@@ -23,10 +23,12 @@ def main() -> int:
     """Dispatches to ncsn_fast.<name>; exit code 2 for an unknown command."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in COMMANDS:
-        module = importlib.import_module(f"ncsn_fast.{name}")
-        return command.run(lambda: module.main(sys.argv[2:]))
+        return command.run_module(name, sys.argv[2:])
+    if name == "--version":
+        print(f"ncsn_fast {ncsn_fast.__version__}")
+        return 0
     print(
-        "usage: ncsn-fast COMMAND [options]\n",
+        "usage: ncsn-fast COMMAND [options]   (ncsn-fast COMMAND --help lists them)\n",
         *(f"  {n:9} {what}" for n, what in COMMANDS.items()),
         sep="\n",
     )

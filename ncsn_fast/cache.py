@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+
+from ncsn_fast.cli import command
+
+if __name__ == "__main__":  # before the imports that take seconds
+    sys.exit(command.run_module("cache"))
+
 import dataclasses
 import math
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import tyro
 
-from ncsn_fast.cli import command
 from ncsn_fast.data.limits import size_text
 from ncsn_fast.engines.tensorrt.plan_cache import Entry, PlanCache
 
@@ -103,7 +108,3 @@ def main(args: list[str] | None = None) -> int:
     options = command.parse(cast(Any, Command), args, "ncsn_fast.cache", "Compiled engines, kept.")
     options.run()
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(command.run(main))

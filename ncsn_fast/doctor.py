@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+
+from ncsn_fast.cli import command
+
+if __name__ == "__main__":  # before the imports that take seconds
+    sys.exit(command.run_module("doctor"))
+
 import dataclasses
 import importlib.metadata
 import platform
-import sys
 from typing import Annotated
 
 import torch
@@ -13,7 +19,6 @@ import tyro
 
 import ncsn_fast
 from ncsn_fast import engines, ops
-from ncsn_fast.cli import command
 from ncsn_fast.engines.cpu import autotune
 from ncsn_fast.engines.tensorrt import api as trt_api
 from ncsn_fast.engines.tensorrt.plan_cache import PlanCache
@@ -83,7 +88,3 @@ def main(args: list[str] | None = None) -> int:
     kind, device, reason = engines.pick("auto", None)
     print(f"engine='auto' is {kind.name!r} on {device}: {reason}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(command.run(main))

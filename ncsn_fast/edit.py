@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+
+from ncsn_fast.cli import command
+
+if __name__ == "__main__":  # before the imports that take seconds
+    sys.exit(command.run_module("edit"))
+
 import abc
 import dataclasses
 import math
-import sys
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -13,11 +19,12 @@ import torch
 import tyro
 from torch import Tensor
 
-from ncsn_fast.cli import command
 from ncsn_fast.cli.arguments import MASKS, import_function, make_mask, read_images
 from ncsn_fast.cli.options import ModelOptions, SamplingOptions, check_count, check_png
+from ncsn_fast.cli.outputs import check_output, check_pictures
 from ncsn_fast.data.decode import parse_colour
-from ncsn_fast.data.images import save_grid
+from ncsn_fast.data.images import grid_shape, save_grid
+from ncsn_fast.data.rescue import write_or_keep
 from ncsn_fast.inference.restorer import Inpainting, Restoration, mean_of_colours
 from ncsn_fast.ops.noise import Stream, normal, sample_indices
 from ncsn_fast.sampler import Sampler
@@ -206,6 +213,7 @@ class Guide(Drawing):
             raise ValueError(f"--labels must be at least one, from 0 on; got {self.labels}")
 
     def grid(self, sampler: Sampler) -> Grid:
+        grid_shape((1 + len(self.labels)) * self.n, *sampler.model.image_shape[1:], self.n)
         classifier = import_function("--classifier", self.classifier)
         rows = [sampler.sample(self.n, **self.drawn())]
         for label in self.labels:
@@ -232,6 +240,7 @@ class Interpolate(Drawing):
         check_count("--frames", self.frames)
 
     def grid(self, sampler: Sampler) -> Grid:
+        grid_shape(self.pairs * self.frames, *sampler.model.image_shape[1:], self.frames)
         return sampler.interpolate(self.pairs, self.frames, **self.drawn()), self.frames
 
 
@@ -287,14 +296,14 @@ def noise_of(images: Tensor, seed: int, start: int) -> Tensor:
 def main(args: list[str] | None = None) -> int:
     """Runs the command; exit code 0."""
     options = command.parse(cast(Any, Command), args, "ncsn_fast.edit", "Edit images with a model.")
-    images, columns = options.grid(options.sampler())
-    save_grid(images, options.out, columns)
+    command.single_process("ncsn_fast.edit")
+    check_output("--out", options.out)
+    sampler = options.sampler()
+    check_pictures(sampler.model)
+    images, columns = options.grid(sampler)
+    write_or_keep(options.out, lambda path: save_grid(images, path, columns))
     print(options.out)
     return 0
 
 
 __all__ = ["MASKS", "main", "make_mask"]
-
-
-if __name__ == "__main__":
-    sys.exit(command.run(main))

@@ -6,10 +6,16 @@ of any model get FID, KID and the inception score against a reference. --bpd dra
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import os
 import sys
+
+from ncsn_fast.cli import command
+
+if __name__ == "__main__":  # before the imports that take seconds
+    sys.exit(command.run_module("evaluate"))
+
+import dataclasses
+import functools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,13 +27,14 @@ from tqdm import tqdm
 
 from ncsn_fast import engines
 from ncsn_fast.checkpoints.loading import resolve_model
-from ncsn_fast.cli import command
 from ncsn_fast.cli.options import ModelOptions, SamplingOptions, check_count, check_png
+from ncsn_fast.cli.outputs import check_output, check_output_folder, check_pictures
 from ncsn_fast.cli.sample_folder import SETTINGS_NAME, claim_folder, read_files, write_files
 from ncsn_fast.data import datasets
 from ncsn_fast.data.decode import parse_colour
 from ncsn_fast.data.files import atomic_write
-from ncsn_fast.data.images import save_grid
+from ncsn_fast.data.images import UInt8, make_grid, save_png
+from ncsn_fast.data.rescue import write_or_keep
 from ncsn_fast.evaluation.bits_per_dim import (
     BITS,
     DATA_RANGE,
@@ -154,16 +161,14 @@ class EvaluateOptions(SamplingOptions):
             )
 
 
-def check_writable(*files: Path | None, folder: Path | None) -> None:
+Picture = tuple[Path, UInt8]
+
+
+def check_outputs(options: EvaluateOptions) -> None:
     """Raises OSError for paths that cannot be written, before hours of work."""
-    named = [path.absolute() for path in files if path is not None]
-    for path in named:
-        if path.is_dir():
-            raise OSError(f"cannot write {path}: it is a folder")
-    for place in [p.parent for p in named] + ([] if folder is None else [folder.absolute()]):
-        there = next(p for p in (place, *place.parents) if p.exists())
-        if not (there.is_dir() and os.access(there, os.W_OK)):
-            raise OSError(f"cannot write to {place}: {there} is no folder that may be written to")
+    for name in ("out", "grid", "neighbours", "save_reference"):
+        check_output(f"--{name.replace('_', '-')}", getattr(options, name))
+    check_output_folder("--out-dir", options.out_dir)
 
 
 def draw(options: EvaluateOptions, sampler: Sampler) -> Iterator[Tensor]:
@@ -184,8 +189,8 @@ def draw(options: EvaluateOptions, sampler: Sampler) -> Iterator[Tensor]:
             bar.update(len(images))
 
 
-def evaluate_samples(options: EvaluateOptions) -> dict[str, Any]:
-    """Draws and evaluates samples, and writes the grids; returns the figures for JSON."""
+def evaluate_samples(options: EvaluateOptions) -> tuple[dict[str, Any], list[Picture]]:
+    """Draws and evaluates samples; returns the figures for JSON, and the requested grids."""
     sampler = options.sampler()
     model = sampler.model
     settings = options.method_options()
@@ -196,6 +201,8 @@ def evaluate_samples(options: EvaluateOptions) -> dict[str, Any]:
             f"without --extractor, figures are for models of the digits (1, S, S), and this one is "
             f"{model.image_shape}; give an --extractor and a --reference"
         )
+    if options.grid or options.neighbours or options.out_dir:
+        check_pictures(model)
     if options.neighbours is not None and options.data is None and not digits:
         raise ValueError("--neighbours needs --data: the images that the model learnt from")
     searched = None
@@ -220,22 +227,26 @@ def evaluate_samples(options: EvaluateOptions) -> dict[str, Any]:
         if evaluator is None or sum(map(len, kept)) < SHOWN:
             kept.append(images)
     samples = torch.cat(kept)
-    _show(options, samples, searched)
+    found: dict[str, Any]
     if evaluator is None:
         found = {"figures": dataclasses.asdict(digit_figures(samples))}
     else:
         found = evaluator.figures()
-    return {"model": model.digest(), **found, "sampling": _sampling(options, sampler, program.nfe)}
+    found = {"model": model.digest(), **found}
+    found["sampling"] = _sampling(options, sampler, program.nfe)
+    return found, list(_pictures(options, samples, searched))
 
 
-def _show(options: EvaluateOptions, samples: Tensor, searched: datasets.Images | None) -> None:
-    """Writes the requested grids."""
+def _pictures(
+    options: EvaluateOptions, samples: Tensor, searched: datasets.Images | None
+) -> Iterator[Picture]:
+    """Makes the requested grids."""
     if options.grid is not None:
-        save_grid(samples[:SHOWN], options.grid)
+        yield options.grid, make_grid(samples[:SHOWN])
     if options.neighbours is not None and searched is not None:
         first = samples[:COMPARED]
         nearest, _ = nearest_images(first, searched)
-        save_grid(torch.cat((first, nearest)), options.neighbours, len(first))
+        yield options.neighbours, make_grid(torch.cat((first, nearest)), len(first))
 
 
 def _sampling(options: EvaluateOptions, sampler: Sampler, nfe: int | None) -> dict[str, Any]:
@@ -289,24 +300,26 @@ def measure_bits(options: EvaluateOptions) -> dict[str, Any]:
     return {**found, **described, "start": options.start}
 
 
+def _write_text(path: Path, text: str) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(text)
+
+
 def main(args: list[str] | None = None) -> int:
     """Runs the command; exit code 0."""
     options = command.parse(
         EvaluateOptions, args, "ncsn_fast.evaluate",
         "Figures of merit of a model: of its samples, or (--bpd) of the likelihood of images.",
     )  # fmt: skip
-    files = (options.out, options.grid, options.neighbours, options.save_reference)
-    check_writable(*files, folder=options.out_dir)
-    figures = measure_bits(options) if options.bpd else evaluate_samples(options)
+    command.single_process("ncsn_fast.evaluate")
+    check_outputs(options)
+    figures, pictures = (measure_bits(options), []) if options.bpd else evaluate_samples(options)
     text = json.dumps(figures, indent=2)
     print(text)
     if options.out is not None:
-        with atomic_write(options.out) as path:
-            path.write_text(text + "\n")
+        write_or_keep(options.out, lambda path: _write_text(path, text + "\n"))
+    for path, grid in pictures:
+        write_or_keep(path, functools.partial(save_png, grid))
     if not figures.get("complete", True):
         raise KeyboardInterrupt
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(command.run(main))

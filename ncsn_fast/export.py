@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
+
+from ncsn_fast.cli import command
+
+if __name__ == "__main__":  # before the imports that take seconds
+    sys.exit(command.run_module("export"))
+
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from ncsn_fast.cli import command
 from ncsn_fast.cli.command import UsageError
+from ncsn_fast.cli.outputs import check_output
 from ncsn_fast.engines.base import progress_shown
 from ncsn_fast.engines.onnx.model import FIRST_OPSET, OPSETS
 from ncsn_fast.engines.tensorrt.options import parse_batch, parse_size, parse_workspace
@@ -102,6 +108,8 @@ def _numbers(name: str, text: str, count: int) -> tuple[int, ...] | None:
 def main(args: list[str] | None = None) -> int:
     """Runs the command; exit code 0."""
     options = command.parse(ExportOptions, args, "ncsn_fast.export", "Write a network as a file.")
+    command.single_process("ncsn_fast.export")
+    check_output("--out", options.out.expanduser())
     print(_trt(options) if options.format == "trt" else _onnx(options))
     return 0
 
@@ -132,7 +140,3 @@ def _trt(options: ExportOptions) -> object:
         device=options.device,
         compile_cache=options.compile_cache,
     )
-
-
-if __name__ == "__main__":
-    sys.exit(command.run(main))

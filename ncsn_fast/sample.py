@@ -6,9 +6,15 @@ writes the files of its own samples (cli/shards.py).
 
 from __future__ import annotations
 
+import sys
+
+from ncsn_fast.cli import command
+
+if __name__ == "__main__":  # before the imports that take seconds
+    sys.exit(command.run_module("sample"))
+
 import dataclasses
 import logging
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -18,14 +24,17 @@ from torch import Tensor
 
 from ncsn_fast.cli import command, shards
 from ncsn_fast.cli.options import SamplingOptions, check_count, check_png
+from ncsn_fast.cli.outputs import check_output, check_output_folder, check_pictures
 from ncsn_fast.cli.sample_folder import read_files, write_files
-from ncsn_fast.data.images import save_grid
+from ncsn_fast.data.images import grid_shape, save_grid
+from ncsn_fast.data.rescue import write_or_keep
 from ncsn_fast.inference.runner import Report
+from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops import noise
 from ncsn_fast.sampler import Sampler
 
 log = logging.getLogger(__name__)
-FOLDER = Path("samples")
+FOLDER, GRID = Path("samples"), Path("samples.png")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,9 +114,22 @@ def _write(
 
 
 def _write_grid(images: Tensor, options: SampleOptions, sampler: Sampler) -> None:
-    path = options.out or Path("samples.png")
-    save_grid(images, path, options.columns)
+    path = options.out or GRID
+    write_or_keep(path, lambda place: save_grid(images, place, options.columns))
     print(f"{path}: {options.n} samples{_how(sampler)}")
+
+
+def _check_outputs(options: SampleOptions, folder: Path | None) -> None:
+    """Raises OSError for paths that cannot be written."""
+    check_output("--out", options.out if folder else options.out or GRID)
+    check_output_folder("--out-dir", folder)
+
+
+def _check_pictures(options: SampleOptions, model: ScoreModel, folder: Path | None) -> None:
+    """Raises ValueError for pictures that cannot be made."""
+    check_pictures(model)
+    if folder is None or options.out is not None:
+        grid_shape(options.n, *model.image_shape[1:], options.columns)
 
 
 def _batch_size(options: SampleOptions, sampler: Sampler) -> int:
@@ -134,10 +156,14 @@ def _run(options: SampleOptions, state: shards.DistributedState) -> None:
         device=state.device(options.engine, options.device),
         quiet=options.quiet or not state.is_main_process,
     )
-    with state.local_main_process_first():
-        sampler = options.sampler()
     several = state.group is not None or options.shard is not None
     folder = options.out_dir or (FOLDER if several else None)
+    if not options.plan:
+        _check_outputs(options, folder)
+    with state.local_main_process_first():
+        sampler = options.sampler()
+    if not options.plan:
+        _check_pictures(options, sampler.model, folder)
     if options.plan:
         if state.is_main_process:
             _plan(options, state, sampler)
@@ -160,7 +186,3 @@ def main(args: list[str] | None = None) -> int:
     with shards.distributed(options.part()) as state:
         _run(options, state)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(command.run(main))

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+
+from ncsn_fast.cli import command
+
+if __name__ == "__main__":  # before the imports that take seconds
+    sys.exit(command.run_module("train"))
+
 import argparse
 import contextlib
 import dataclasses
 import itertools
 import logging
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,15 +27,22 @@ import tyro
 from tqdm import tqdm
 
 from ncsn_fast.checkpoints import training_run
-from ncsn_fast.cli import command
+from ncsn_fast.cli.outputs import check_output_folder
 from ncsn_fast.data import datasets, files
 from ncsn_fast.data.loader import batches
-from ncsn_fast.diffusion import schedule
-from ncsn_fast.models.score import ModelConfig
-from ncsn_fast.models.unet import TIME_ARCHS, Clock
+from ncsn_fast.inference.cost import network_flop
+from ncsn_fast.models.score import ModelConfig, ScoreModel
+from ncsn_fast.models.unet import TIME_ARCHS
 from ncsn_fast.training import toy
 from ncsn_fast.training.configs import CONFIGS, TrainConfig
-from ncsn_fast.training.trainer import Journal, LevelLosses, Trainer, TrainingError
+from ncsn_fast.training.ladder import resolve_ladder
+from ncsn_fast.training.trainer import (
+    DivergedError,
+    Journal,
+    LevelLosses,
+    Trainer,
+    TrainingError,
+)
 
 log = logging.getLogger("ncsn_fast.train")
 
@@ -39,34 +52,6 @@ FREE_ON_RESUME = {
     "name", "runs", "data", "workers", "steps", "device", "threads", "log_every",
     "snapshot_every", "keep", "grid", "lr", "grad_clip",
 }  # fmt: skip
-
-
-def resolve_ladder(config: TrainConfig, images: datasets.Images) -> ModelConfig:
-    """Returns the model's configuration; Techniques 1, 2 and 4 derive what `config` leaves open."""
-    sigma_begin, n = config.sigma_begin, config.n_sigmas
-    if sigma_begin <= 0 and config.arch in TIME_ARCHS:
-        clock = Clock(TIME_ARCHS[config.arch], config.sigma_min, config.sigma_max)
-        sigma_begin = float(clock.std(1.0))
-    elif sigma_begin <= 0:
-        chosen = None
-        if len(images) > schedule.EXACT_LIMIT:
-            order = torch.randperm(
-                len(images), generator=torch.Generator().manual_seed(config.seed)
-            )
-            chosen = order[: schedule.SUBSET_SIZE].tolist()
-        sigma_begin = schedule.max_pairwise_distance(datasets.stack(images, chosen))
-    dim = config.channels * config.image_size**2
-    if n <= 0:
-        n = schedule.n_levels(sigma_begin, config.sigma_end, dim, config.overlap)
-    ladder = schedule.geometric(sigma_begin, config.sigma_end, n)
-    # Technique 4 uses the step size of the code; the paper's form of the step halves it.
-    form = 2 if config.langevin_form == "paper" else 1
-    epsilon = config.epsilon or form * schedule.epsilon_for(ladder, config.n_steps_each)
-    log.info(
-        "ladder: sigma %.4g -> %.4g in %d levels, T = %d, epsilon = %.4g",
-        sigma_begin, config.sigma_end, n, config.n_steps_each, epsilon,
-    )  # fmt: skip
-    return config.model_config(sigma_begin=sigma_begin, n_sigmas=n, epsilon=epsilon)
 
 
 def pick_device(name: str) -> torch.device:
@@ -150,8 +135,38 @@ def stop_requests() -> Iterator[list[int]]:
 
 def fit(
     trainer: Trainer, images: datasets.Images, journal: Journal, *, progress: bool = True
-) -> bool:
-    """Trains until config.steps and saves; returns False if it was stopped before."""
+) -> int | None:
+    """Trains until config.steps and saves.
+
+    Returns:
+        the signal that stopped it before, or None.
+
+    Raises:
+        TrainingError: the loss or a weight is no longer finite; the message says how to go on.
+    """
+    try:
+        return _fit(trainer, images, journal, progress)
+    except DivergedError as error:
+        raise TrainingError(f"{error}. {_remedy(journal.run, trainer.config)}") from error
+
+
+def _remedy(run: Path, config: TrainConfig) -> str:
+    """Returns advice for a run that diverged."""
+    gentler = "a smaller --lr, or with --grad-clip 1"
+    saved = training_run.checkpoint_paths(run)
+    if not saved:
+        return f"Nothing was saved yet: start again with {gentler}"
+    return (
+        f"{saved[-1].name} is intact: repeat the command with {_resume(run, config)} and {gentler}"
+    )
+
+
+def _resume(run: Path, config: TrainConfig) -> str:
+    """Returns the options that continue a run; its folder may be that of another name."""
+    return "--resume" if run.name == config.name else f"--name {run.name} --resume"
+
+
+def _fit(trainer: Trainer, images: datasets.Images, journal: Journal, progress: bool) -> int | None:
     config = trainer.config
     stream = batches(
         images, config.batch_size, seed=config.seed, start_step=trainer.step, workers=config.workers
@@ -194,44 +209,110 @@ def fit(
             journal.save(trainer)
             if not stop:
                 journal.sample(trainer)
-    return trainer.step >= config.steps
+    return None if trainer.step >= config.steps else stop[0]
 
 
-def train(config: TrainConfig, *, resume: bool = False, progress: bool = True) -> tuple[Path, bool]:
-    """Runs (or resumes) training; returns the run folder and whether config.steps was reached."""
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All that a run knows before its first step.
+
+    Attributes:
+        run: its folder, if it is resumed or the name is free.
+        saved: checkpoint to resume from.
+    """
+
+    run: Path
+    images: datasets.Images
+    model_config: ModelConfig
+    saved: training_run.RunCheckpoint | None
+
+    def resolved(self, config: TrainConfig) -> TrainConfig:
+        """Returns the configuration with the noise levels and step size that were derived."""
+        found = self.model_config
+        return dataclasses.replace(
+            config, sigma_begin=found.sigma_begin, n_sigmas=found.n_sigmas, epsilon=found.epsilon
+        )
+
+
+def make_plan(config: TrainConfig, *, resume: bool = False, progress: bool = True) -> Plan:
+    """Opens the data and resolves the noise levels, or reads the checkpoint to resume from."""
+    run = Path(config.runs) / config.name
+    check_output_folder("--runs", run)
+    images: datasets.Images = datasets.MemoryImages(
+        torch.empty(0, config.channels, config.image_size, config.image_size, dtype=torch.uint8)
+    )
+    if config.data:
+        images = datasets.open_images(
+            config.data,
+            size=config.image_size,
+            channels=config.channels,
+            centre_crop=config.centre_crop,
+            background=config.background,
+        )
+    if not (resume and training_run.is_run(run)):
+        return Plan(run, images, resolve_ladder(config, images, progress=progress), None)
+    saved = training_run.read_run(run)
+    check_same_run(config, saved.train_config, run)
+    check_same_data(len(images), saved.contents.get("n_images"), run)
+    return Plan(run, images, saved.model_config, saved)
+
+
+READ = 16  # images that a dry run reads
+
+
+def dry_run(config: TrainConfig, *, resume: bool = False, progress: bool = True) -> None:
+    """Prints the resolved configuration as JSON, and logs what the run would do."""
+    device = pick_device(config.device)
+    plan = make_plan(config, resume=resume, progress=progress)
+    n = len(plan.images)
+    for i in range(0, n, max(1, n // READ)):
+        plan.images[i]
+    with torch.device("meta"):
+        model = ScoreModel(plan.model_config)
+    size = sum(p.numel() for p in model.parameters())
+    flop = 3 * network_flop(model) * config.batch_size * config.steps
+    seen = config.batch_size * config.steps
+    log.info("network %s: %.2f M parameters, on %s", config.arch, size / 1e6, device)
+    log.info(
+        "%d steps of %d images: about %.3g TFLOP (forward and backward, convolutions only)",
+        config.steps, config.batch_size, flop / 1e12,
+    )  # fmt: skip
+    if n:
+        log.info(
+            "%d images, %d steps an epoch: %.3g epochs", n, max(1, n // config.batch_size), seen / n
+        )
+    else:
+        log.info("no --data, which the run itself needs")
+    begins = f"resumes {plan.run} at step {plan.saved.step}" if plan.saved else f"starts {plan.run}"
+    log.info("the run %s, and saves every %d steps", begins, config.snapshot_every)
+    print(plan.resolved(config).to_json())
+
+
+def train(
+    config: TrainConfig, *, resume: bool = False, progress: bool = True
+) -> tuple[Path, int | None]:
+    """Runs (or resumes) training; returns its folder, and the signal that stopped it or None."""
     if config.threads:
         torch.set_num_threads(config.threads)
     device = pick_device(config.device)
-    run = Path(config.runs) / config.name
-    images = datasets.open_images(
-        config.data,
-        size=config.image_size,
-        channels=config.channels,
-        centre_crop=config.centre_crop,
-        background=config.background,
-    )
-    if resume and training_run.is_run(run):
-        saved = training_run.read_run(run)
-        check_same_run(config, saved.train_config, run)
-        trainer = Trainer(config, saved.model_config, device)
-        trainer.load_state_dict(saved.contents)
-        check_same_data(len(images), saved.contents.get("n_images"), run)
+    plan = make_plan(config, resume=resume, progress=progress)
+    run, images = plan.run, plan.images
+    trainer = Trainer(config, plan.model_config, device)
+    if plan.saved is not None:
+        trainer.load_state_dict(plan.saved.contents)
         log.info("resuming %s at step %d of %d", run, trainer.step, config.steps)
-    else:
-        trainer = Trainer(config, resolve_ladder(config, images), device)
-        if not resume:
-            run = new_run_folder(config)
+    elif not resume:
+        run = new_run_folder(config)
     trainer.n_images = len(images)
     with files.atomic_write(run / "config.json") as path:
-        path.write_text(config.to_json() + "\n")
+        path.write_text(plan.resolved(config).to_json() + "\n")
     size = sum(p.numel() for p in trainer.model.parameters())
     log.info(
         "training %s: %d images, %.2f M parameters, on %s", run, len(images), size / 1e6, device
     )
-    finished = trainer.step >= config.steps or fit(
-        trainer, images, Journal(run, config, trainer.step), progress=progress
-    )
-    return run, finished
+    if trainer.step >= config.steps:
+        return run, None
+    return run, fit(trainer, images, Journal(run, config, trainer.step), progress=progress)
 
 
 _NAMES = ", ".join([*CONFIGS, "toy"])
@@ -249,7 +330,8 @@ class TrainOptions:
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Continue <runs>/<name> from its newest checkpoint; start it if it has none."""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Print the resolved configuration as JSON and stop."""
+    """Read some of the data, print the resolved configuration as JSON and what the run would do,
+    and stop."""
 
 
 def parse_options(args: list[str]) -> TrainOptions | toy.ToyOptions:
@@ -270,7 +352,8 @@ def parse_options(args: list[str]) -> TrainOptions | toy.ToyOptions:
         "Train a score model. With no options: the digits configuration, into runs/digits."
     )
     options = command.parse(TrainOptions, args, "ncsn_fast.train", description, default)
-    if not options.config.data and not options.dry_run:
+    derives = options.config.sigma_begin <= 0 and options.config.arch not in TIME_ARCHS
+    if not options.config.data and (derives or not options.dry_run):
         raise command.UsageError(
             f"--config {name} needs images: --data FOLDER, FILE.zip or hf:NAME"
         )
@@ -280,36 +363,41 @@ def parse_options(args: list[str]) -> TrainOptions | toy.ToyOptions:
 def train_toy(options: toy.ToyOptions) -> int:
     """Trains and draws the toy; if interrupted, draws what was learnt so far."""
     toy.figure_class()  # before the folder is made
+    check_output_folder("--runs", Path(options.runs) / options.name)
     run = new_run_folder(options)
     with stop_requests() as stop:
         finished, figures = toy.train_and_draw(options, run, stop)
     for name, figure in figures.items():
         print(f"{name}: {figure:.3f}")
     print(f"{'trained' if finished else 'stopped and drawn'}: {run}/fields.png, samples.png")
-    return 0 if finished else command.INTERRUPTED
+    return 0 if finished else 128 + stop[0]
 
 
 def main(args: list[str] | None = None) -> int:
-    """Runs the command; exit code 0 when finished, 130 when interrupted (and saved)."""
+    """Runs the command.
+
+    Returns:
+        exit code: 0 when finished, 130 or 143 when stopped by Ctrl-C or SIGTERM (and saved).
+    """
     options = parse_options(sys.argv[1:] if args is None else args)
+    command.single_process("ncsn_fast.train")
     if isinstance(options, toy.ToyOptions):
         if options.dry_run:
             print(options.to_json())
             return 0
         return train_toy(options)
     if options.dry_run:
-        print(options.config.to_json())
+        dry_run(options.config, resume=options.resume)
         return 0
-    run, finished = train(options.config, resume=options.resume)
-    if finished:
+    run, stopped = train(options.config, resume=options.resume)
+    if stopped is None:
         print(
             f"trained: {run}\n"
             f"sample from it: python -m ncsn_fast.sample --model {run} --out grid.png"
         )
         return 0
-    print(f"stopped and saved: {run}\ncontinue with: the same command and --resume")
-    return 130
-
-
-if __name__ == "__main__":
-    sys.exit(command.run(main))
+    print(
+        f"stopped and saved: {run}\n"
+        f"continue with: the same command and {_resume(run, options.config)}"
+    )
+    return 128 + stopped

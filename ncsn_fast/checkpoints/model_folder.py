@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ncsn_fast.checkpoints.torch_file import CheckpointError
+from ncsn_fast.checkpoints.torch_file import CheckpointError, key_differences
 from ncsn_fast.data.files import atomic_write
 from ncsn_fast.diffusion.schedule import check_ladder
 from ncsn_fast.models.score import ModelConfig, ScoreModel
@@ -45,11 +45,8 @@ def build_model(config: ModelConfig, state: dict[str, Tensor], where: str) -> Sc
 
 
 def _check_fit(expected: dict[str, Tensor], state: dict[str, Tensor], arch: str) -> None:
-    missing, extra = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
-    if missing or extra:
-        kinds = (("missing", missing), ("unexpected", extra))
-        parts = "; ".join(f"{kind} {_some(keys)}" for kind, keys in kinds if keys)
-        raise ValueError(f"the weights do not fit network {arch!r}: {parts}")
+    if differences := key_differences(expected, state):
+        raise ValueError(f"the weights do not fit network {arch!r}: {differences}")
     for key, value in state.items():
         wanted = expected[key]
         if value.shape != wanted.shape:
@@ -69,10 +66,6 @@ def _check_ends(config: ModelConfig, ladder: NDArray[np.float64]) -> None:
             f"the weights' sigmas go from {ladder[0]:g} to {ladder[-1]:g}; "
             f"{CONFIG_NAME} says {ends[0]:g} to {ends[1]:g}"
         )
-
-
-def _some(keys: list[str], most: int = 4) -> str:
-    return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")
 
 
 def save_model(model: ScoreModel, folder: str | Path, *, dtype: torch.dtype | None = None) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,16 @@ from torch import Tensor
 
 from ncsn_fast.checkpoints.sampling_settings import with_sampling_settings
 from ncsn_fast.checkpoints.torch_file import CheckpointError
+from ncsn_fast.models.refinenet import ARCHITECTURES
 from ncsn_fast.models.score import ModelConfig
+
+NAME = "NCSN (2019) and NCSNv2 (2020)"
+EXAMPLES = tuple(ModelConfig(arch=name) for name in ARCHITECTURES)
+
+
+def recognises(state: Mapping[Any, Any], prefix: str = "") -> bool:
+    """Tells whether keys, after a prefix, are those of the RefineNets."""
+    return f"{prefix}begin_conv.weight" in state
 
 
 def infer_config(state: dict[str, Tensor], overrides: dict[str, Any], path: Path) -> ModelConfig:
@@ -62,4 +72,5 @@ def full_table(key: str, table: Tensor, state: dict[str, Tensor]) -> Tensor:
 
 
 def _without_bias(state: dict[str, Tensor]) -> bool:
-    return state["normalizer.embed.weight"].shape[1:] == (2 * len(state["begin_conv.weight"]),)
+    table = state.get("normalizer.embed.weight")  # networks without it may hold other tables
+    return table is not None and table.shape[1:] == (2 * len(state["begin_conv.weight"]),)

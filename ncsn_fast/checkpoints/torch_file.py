@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,3 +49,14 @@ def check_tensors(entry: Any, where: str) -> dict[str, Tensor]:
         if not dense or value.untyped_storage().nbytes() < value.numel() * value.element_size():
             raise CheckpointError(f"{where}: {key} is not a plain dense tensor; re-save the file")
     return entry
+
+
+def key_differences(expected: Iterable[str], found: Iterable[str]) -> str:
+    """Names the first keys that are missing and unexpected; empty if there are none."""
+    missing, extra = set(expected) - set(found), set(found) - set(expected)
+    kinds = (("missing", sorted(missing)), ("unexpected", sorted(extra)))
+    return "; ".join(f"{kind} {_some(keys)}" for kind, keys in kinds if keys)
+
+
+def _some(keys: list[str], most: int = 4) -> str:
+    return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")

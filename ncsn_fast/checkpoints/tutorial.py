@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,20 @@ from ncsn_fast.diffusion import schedule as ladders
 from ncsn_fast.models.score import TIME_STYLE, ModelConfig
 from ncsn_fast.models.unet import TIME_ARCHS, VERSIONS, Clock
 
+NAME = "the score-SDE tutorial"
 _FREQUENCIES = {"embed.W": "unet_a", "embed.0.W": "unet_b"}  # keys of the tutorial's networks
 
 
-def recognises(state: dict[Any, Any], prefix: str = "") -> bool:
+EXAMPLES = tuple(
+    ModelConfig(
+        arch=name, ngf=32, n_sigmas=2, sigma_begin=1.0, **TIME_STYLE,
+        sigma_min=VERSIONS[version].sigma_min, sigma_max=VERSIONS[version].sigma_max,
+    )
+    for name, version in TIME_ARCHS.items()
+)  # fmt: skip
+
+
+def recognises(state: Mapping[Any, Any], prefix: str = "") -> bool:
     """Tells whether keys, after a prefix, are those of the tutorial's Fourier features."""
     return any(prefix + key in state for key in _FREQUENCIES)
 

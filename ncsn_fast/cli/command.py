@@ -1,20 +1,27 @@
-"""Common behaviour of all commands: parsing, logging, exit codes, one-line errors."""
+"""Common behaviour of all commands: parsing, logging, signals, exit codes, one-line errors.
+
+It imports nothing that takes time: a command's module imports this one first, and the rest under
+`run_module`, so that Ctrl-C in the first seconds ends it as it does later.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import logging
+import os
 import re
+import signal
 import sys
-from collections.abc import Callable
-from typing import Any, TypeVar
-
-import tyro
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
 
-FAILURE, USAGE, INTERRUPTED = 1, 2, 130
+FAILURE, USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143  # 128 + the signal for the last two
 
 
 class UsageError(ValueError):
@@ -29,6 +36,8 @@ def parse(
     Raises:
         UsageError: invalid arguments, in one line.   SystemExit(0): after --help.
     """
+    import tyro
+
     settings: dict[str, Any] = {} if default is None else {"default": default}
     said = io.StringIO()
     try:
@@ -55,19 +64,78 @@ def _first_sentence(box: str) -> str:
     return text if text.endswith(".") else f"{text}."
 
 
+class Terminated(BaseException):
+    """SIGTERM: like KeyboardInterrupt, nothing but the end of a command catches it."""
+
+
+def single_process(prog: str) -> None:
+    """Raises UsageError in one of several processes that torchrun, or the like, has started."""
+    ranks = os.environ.get("WORLD_SIZE", "")
+    if ranks not in ("", "0", "1"):
+        raise UsageError(
+            f"{prog} runs in one process, and WORLD_SIZE={ranks} says that {ranks} were started, "
+            "each of which would do all of the work: start it without torchrun"
+        )
+
+
+def run_module(name: str, args: list[str] | None = None) -> int:
+    """Imports the command ncsn_fast.<name> and runs it; signals end it from the first moment on."""
+    with _handlers({signal.SIGINT: _leave, signal.SIGTERM: _leave}):
+        module = importlib.import_module(f"ncsn_fast.{name}")
+    return run(lambda: module.main(args))
+
+
 def run(main: Callable[[], int]) -> int:
-    """Runs a command; returns 1 for a failure, 2 for a usage error, 130 for Ctrl-C."""
+    """Runs a command and returns its exit code.
+
+    They are 1 for a failure, 2 for a usage error, 130 for Ctrl-C and 143 for SIGTERM. SIGTERM
+    unwinds the command as Ctrl-C does, so that temporary files are removed; a second one kills it.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("ncsn_fast").setLevel(logging.INFO)
     logging.getLogger().setLevel(logging.WARNING)
     try:
-        return main()
+        with _handlers({signal.SIGTERM: _terminate}):
+            return main()
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    except Terminated:
+        print("terminated", file=sys.stderr)
+        return TERMINATED
     except (ValueError, RuntimeError, OSError, MemoryError) as error:
         print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
         return FAILURE
+
+
+Handler = Callable[[int, FrameType | None], object]
+
+
+@contextlib.contextmanager
+def _handlers(wanted: dict[signal.Signals, Handler]) -> Iterator[None]:
+    """Sets handlers of signals that have Python's own, in the main thread, and restores them."""
+    usual = (signal.SIG_DFL, signal.default_int_handler)
+    before: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {n: h for n in wanted if (h := signal.getsignal(n)) in usual}
+    try:
+        for number in before:
+            signal.signal(number, wanted[number])
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    """Ends the process at once: an exception could be lost inside a half imported library."""
+    os.write(2, b"interrupted\n" if number == signal.SIGINT else b"terminated\n")
+    os._exit(128 + number)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    signal.signal(number, signal.SIG_DFL)
+    raise Terminated

@@ -152,7 +152,9 @@ def check_png(name: str, path: Path | None) -> None:
         raise ValueError(f"{name} must end in .png, as pictures are written so; got {str(path)!r}")
 
 
-def check_count(name: str, value: int, least: int = 1) -> None:
-    """ValueError unless an option's value is at least `least`."""
+def check_count(name: str, value: int, least: int = 1, most: int = 2**32) -> None:
+    """ValueError unless an option's value is at least `least`, and no more than samples can be."""
     if value < least:
         raise ValueError(f"{name} must be at least {least}; got {value}")
+    if value > most:
+        raise ValueError(f"{name} must be at most {most}; got {value}")

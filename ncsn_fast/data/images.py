@@ -130,6 +130,40 @@ def as_mask(mask: Any, known: Tensor) -> Tensor:
     return keep
 
 
+GRID_PIXELS = 2**29  # 1.6 GB in memory
+
+
+def grid_shape(
+    n: int,
+    height: int,
+    width: int,
+    columns: int | None = None,
+    *,
+    scale: int | None = None,
+    gap: int = 2,
+) -> tuple[int, int, int, int]:
+    """Lays a grid out; arguments as for make_grid.
+
+    Returns:
+        height and width of the sheet in pixels, images per row, and enlargement.
+
+    Raises:
+        ValueError: no images, or a sheet of more than GRID_PIXELS.
+    """
+    if n == 0:
+        raise ValueError("a grid needs at least one image")
+    scale = scale or max(1, math.ceil(48 / max(height, width)))
+    columns = columns or math.ceil(math.sqrt(n))
+    rows = -(-n // columns)
+    sheet = (rows * (height * scale + gap) + gap, columns * (width * scale + gap) + gap)
+    if math.prod(sheet) > GRID_PIXELS:
+        raise ValueError(
+            f"a grid of {n} images in {columns} columns would have {sheet[1]} x {sheet[0]} pixels, "
+            f"more than {GRID_PIXELS}: take fewer images or columns, or one file each"
+        )
+    return *sheet, columns, scale
+
+
 def make_grid(
     images: Tensor, columns: int | None = None, *, scale: int | None = None, gap: int = 2
 ) -> UInt8:
@@ -139,19 +173,13 @@ def make_grid(
         columns: images per row; None for a square.
         scale: integer upscaling (nearest); None enlarges small images to at least 48 pixels.
     """
-    if len(images) == 0:
-        raise ValueError("a grid needs at least one image")
-    tiles = to_uint8(images)
-    n, height, width, channels = tiles.shape
-    _check_channels(channels)
-    scale = scale or max(1, math.ceil(48 / max(height, width)))
-    columns = columns or math.ceil(math.sqrt(n))
-    rows = math.ceil(n / columns)
-    sheet = np.full(
-        (rows * (height * scale + gap) + gap, columns * (width * scale + gap) + gap, 3),
-        255,
-        np.uint8,
+    n, channels, height, width = images.shape
+    sheet_height, sheet_width, columns, scale = grid_shape(
+        n, height, width, columns, scale=scale, gap=gap
     )
+    _check_channels(channels)
+    tiles = to_uint8(images)
+    sheet = np.full((sheet_height, sheet_width, 3), 255, np.uint8)
     for i, tile in enumerate(tiles):
         top = gap + (i // columns) * (height * scale + gap)
         left = gap + (i % columns) * (width * scale + gap)

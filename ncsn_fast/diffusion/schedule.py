@@ -8,6 +8,7 @@ Few-step samplers use other spacings (`spaced`). "Ladder" means a descending seq
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from typing import Literal, get_args
 
@@ -17,9 +18,12 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq, minimize_scalar
 from scipy.special import expit, ndtr
 from torch import Tensor
+from tqdm import tqdm
 
-EXACT_LIMIT = 60_000  # Technique 1 compares all pairs of up to this many images;
-SUBSET_SIZE = 10_000  # of larger data sets it compares all pairs of a random subset this large.
+# Technique 1 uses every pair up to this many images of at most so many elements (32x32 RGB); of
+# larger ones, as many as cost the same work.
+EXACT_LIMIT, EXACT_DIM = 60_000, 3072
+SUBSET_SIZE = 10_000  # Beyond it, it uses every pair of at most this many random images.
 
 Schedule = Literal["ladder", "geometric", "karras", "polynomial"]
 KARRAS_RHO = 7.0  # Karras et al. 2022, table 1.
@@ -136,23 +140,55 @@ def spaced(
     return own[np.floor(np.linspace(0, len(own) - 1, n) + 0.5).astype(np.int64)]
 
 
-def max_pairwise_distance(images: Tensor, *, block: int = 2048, seed: int = 0) -> float:
+def compared_images(n: int, dim: int, seed: int = 0) -> Tensor | None:
+    """Returns the indices of the images that Technique 1 compares; None for all n.
+
+    The work grows as n^2 dim, so the limit falls as 1 / sqrt(dim): all of 60 000 images of 32x32
+    RGB, of 15 000 of 128x128, of 7 500 of 256x256; beyond it, a random subset.
+
+    Args:
+        dim: elements of an image.
+        seed: picks the subset.
+    """
+    limit = max(2, round(EXACT_LIMIT * min(1.0, math.sqrt(EXACT_DIM / dim))))
+    if n <= limit:
+        return None
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    return order[: min(SUBSET_SIZE, limit)]
+
+
+def missed_share(n_compared: int, confidence: float = 0.95) -> float:
+    """Bounds the share of pairs that are further apart than the largest distance in a subset.
+
+    The subset holds n/2 independent pairs of images. If a share p of all pairs were further apart,
+    all of them would be nearer with probability (1 - p)^(n/2).
+
+    Returns:
+        the p for which that is 1 - confidence: about 6 / n for 95 %.
+    """
+    return -math.expm1(math.log1p(-confidence) / (n_compared // 2))
+
+
+def max_pairwise_distance(
+    images: Tensor, *, block: int = 2048, seed: int = 0, progress: bool = False
+) -> float:
     """Computes the largest Euclidean distance between two flattened images (Technique 1).
 
-    Compares all pairs of up to EXACT_LIMIT images, else all pairs of SUBSET_SIZE random ones, drawn
-    with `seed`. Works in blocks, which take block^2 floats beside the images.
+    Compares all pairs, or those of a random subset of large sets (compared_images). Works in
+    blocks, so that memory beyond the images is block^2 floats.
 
     Args:
         images: (N, ...) float in the range the network is trained on, or uint8, which is divided by
             255.
+        seed: picks the subset.
+        progress: shows a progress bar after a second.
     """
     if len(images) < 2:
-        raise ValueError(f"Technique 1 needs at least two images; got {len(images)}")
-    if len(images) > EXACT_LIMIT:
-        chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[
-            :SUBSET_SIZE
-        ]
-        images = images[chosen]
+        raise ValueError(
+            f"Technique 1 needs at least two images; got {len(images)}: give sigma_begin yourself"
+        )
+    chosen = compared_images(len(images), images[0].numel(), seed)
+    images = images if chosen is None else images[chosen]
     flat = images.flatten(1)
     if flat.is_floating_point() and not bool(torch.isfinite(flat).all()):
         raise ValueError("the images hold NaN or infinite values; repair or remove them")
@@ -164,9 +200,20 @@ def max_pairwise_distance(images: Tensor, *, block: int = 2048, seed: int = 0) -
         return (flat[start : start + block].to(torch.float32) - mean) * scale
 
     best, pair = -1.0, (0, 0)
-    for i in range(0, len(flat), block):
-        left = rows(i)
-        for j in range(i, len(flat), block):
+    starts = range(0, len(flat), block)
+    pairs = tqdm(
+        itertools.combinations_with_replacement(starts, 2),
+        total=len(starts) * (len(starts) + 1) // 2,
+        desc="largest distance between images",
+        unit="block",
+        delay=1,
+        disable=not progress,
+    )
+    left, at = rows(0), 0
+    with pairs:
+        for i, j in pairs:
+            if i != at:
+                left, at = rows(i), i
             distances = torch.cdist(left, rows(j), compute_mode="use_mm_for_euclid_dist")
             top = int(distances.argmax())
             if distances.flatten()[top] > best:
@@ -271,17 +318,21 @@ class Ladder:
     epsilon: float
 
 
+def check_distance(distance: float, sigma_end: float) -> float:
+    """Returns a largest distance of images that can be sigma_begin; raises ValueError otherwise."""
+    if distance <= sigma_end:
+        raise ValueError(
+            f"the images are all (nearly) equal: largest distance {distance:g} <= sigma_end "
+            f"{sigma_end:g}; give sigma_begin and n_sigmas yourself"
+        )
+    return distance
+
+
 def derive(
     images: Tensor, *, sigma_end: float = 0.01, c: float = 0.5, n_steps_each: int = 5, seed: int = 0
 ) -> Ladder:
     """Derives the noise schedule for images (N, C, H, W) by Techniques 1, 2 and 4."""
-    sigma_begin = max_pairwise_distance(images, seed=seed)
-    if sigma_begin <= sigma_end:
-        raise ValueError(
-            f"the images are all (nearly) equal: largest distance {sigma_begin:g} <= "
-            f"sigma_end {sigma_end:g}; "
-            "give sigma_begin and n_sigmas yourself"
-        )
+    sigma_begin = check_distance(max_pairwise_distance(images, seed=seed), sigma_end)
     n = n_levels(sigma_begin, sigma_end, images[0].numel(), c)
     epsilon = epsilon_for(geometric(sigma_begin, sigma_end, n), n_steps_each)
     return Ladder(sigma_begin, sigma_end, n, epsilon)

@@ -10,6 +10,7 @@ import torch
 
 from ncsn_fast.checkpoints.loading import resolve_model
 from ncsn_fast.data.files import atomic_write
+from ncsn_fast.data.rescue import write_or_keep
 from ncsn_fast.engines.base import EngineUnavailable
 from ncsn_fast.engines.onnx.engine import OrtEngine
 from ncsn_fast.engines.onnx.model import make_onnx
@@ -89,9 +90,13 @@ def export_onnx(
             device=torch.device("cpu"),
         )  # fmt: skip
         error, levels = engine.error, engine.levels
+    write_or_keep(path, lambda place: _write(place, content))
+    return Exported(path, len(content), dtype, error, levels)
+
+
+def _write(path: Path, content: bytes) -> None:
     with atomic_write(path) as temporary:
         temporary.write_bytes(content)
-    return Exported(path, len(content), dtype, error, levels)
 
 
 __all__ = ["Exported", "export_onnx"]

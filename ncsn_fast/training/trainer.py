@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ncsn_fast.checkpoints import training_run
 from ncsn_fast.data.files import atomic_write, remove_leftovers
 from ncsn_fast.data.images import save_grid
+from ncsn_fast.data.rescue import write_or_keep
 from ncsn_fast.diffusion.objectives import (
     continuous_score_matching,
     denoising_score_matching,
@@ -30,11 +31,12 @@ from ncsn_fast.training.configs import TrainConfig
 log = logging.getLogger(__name__)
 
 
-REMEDY = "The last checkpoint is intact: --resume it with a smaller --lr or with --grad-clip 1."
-
-
 class TrainingError(RuntimeError):
     """Error of a training run that cannot continue; the message says why and what to do."""
+
+
+class DivergedError(TrainingError):
+    """Error of a loss or weights that are no longer finite."""
 
 
 class Trainer:
@@ -126,18 +128,16 @@ class Trainer:
         if not bool(bad.any()):
             return
         at = int(level[bad][0])
-        raise TrainingError(
+        raise DivergedError(
             f"the loss is {float(losses.detach()[bad][0])} at step {self.step}, level {at} "
-            f"(sigma {float(self.model.sigmas[at]):.4g}). {REMEDY}"
+            f"(sigma {float(self.model.sigmas[at]):.4g})"
         )
 
     def check_weights(self) -> None:
-        """Raises TrainingError if a weight is no longer finite."""
+        """Raises DivergedError if a weight is no longer finite."""
         for name, weight in self.model.named_parameters():
             if not bool(torch.isfinite(weight).all()):
-                raise TrainingError(
-                    f"weight {name} is no longer finite after step {self.step}. {REMEDY}"
-                )
+                raise DivergedError(f"weight {name} is no longer finite after step {self.step}")
 
     def averaged(self) -> ScoreModel:
         """Returns the model to sample from: the moving average if there is one."""
@@ -240,8 +240,12 @@ class Journal:
         # Through memory: torch.save reports no clear error on a full disk.
         contents = io.BytesIO()
         torch.save(trainer.state_dict(), contents)
-        with atomic_write(folder / f"step_{trainer.step:08d}.pt") as path:
-            path.write_bytes(contents.getbuffer())
+
+        def write(path: Path) -> None:
+            with atomic_write(path) as temporary:
+                temporary.write_bytes(contents.getbuffer())
+
+        write_or_keep(folder / f"step_{trainer.step:08d}.pt", write)
         for old in training_run.checkpoint_paths(self.run)[: -self.config.keep]:
             old.unlink()
 

@@ -123,6 +123,10 @@ KEY = "module.end_conv.bias"
 DAMAGES = {
     "missing": (lambda c: c[0].pop(KEY), "missing net.end_conv.bias"),
     "extra": (lambda c: c[0].update({"module.fc.weight": torch.ones(1)}), "unexpected net.fc"),
+    "a table": (
+        lambda c: c[0].update({"module.x.embed.weight": torch.ones(4, 8)}),
+        "unexpected net.x.embed.weight",
+    ),
     "shape": (lambda c: c[0].update({KEY: torch.ones(5)}), r"\(5,\); expected \(1,\)"),
     "nan": (lambda c: c[0][KEY].fill_(torch.nan), "end_conv.bias holds NaN"),
     "complex": (lambda c: c[0].update({KEY: torch.ones(1) * 1j}), "type torch.complex64"),
@@ -136,9 +140,12 @@ DAMAGES = {
         "descending",
     ),
     "nan sigmas": (lambda c: c[0]["module.sigmas"].fill_(torch.nan), "sigma"),
-    "no network": (lambda c: c[0].pop("module.begin_conv.weight"), "lacks begin_conv.weight"),
+    "no network": (
+        lambda c: c[0].pop("module.begin_conv.weight"),
+        r"Nearest is ncsnv2 of NCSN .* missing begin_conv\.weight$",
+    ),
     "flat": (lambda c: c[0].update({"module.begin_conv.weight": torch.ones(4)}), "lacks begin"),
-    "three entries": (lambda c: c.append(7), "got a list of 3"),
+    "three entries": (lambda c: c.append(7), "Nearest is ncsnv2 .*: only the container differs"),
     "bad ema": (lambda c: c.extend([1, 2, {}]), "ema entry is not a state dict"),
     "small ema": (lambda c: c.extend([1, 2, {"end_conv.bias": torch.ones(1)}]), "missing"),
 }
@@ -158,8 +165,33 @@ def test_refusals(tmp_path, kind):
 @pytest.mark.parametrize("contents", [{"a": 1}, 3, None, "text", torch.ones(2), []])
 def test_foreign_contents(tmp_path, contents):
     torch.save(contents, tmp_path / "x.pth")
-    with pytest.raises(CheckpointError, match="not a published NCSN checkpoint"):
+    with pytest.raises(CheckpointError, match=r"not a published checkpoint .* without weights"):
         ncsn_fast.load(tmp_path / "x.pth")
+
+
+def test_a_foreign_file_is_told_the_nearest_network(tmp_path):
+    unet = tiny.model(
+        arch="unet_b", image_size=(28, 28), act="swish", norm="GroupNorm", scale_input=False,
+        sigma_min=1.0, sigma_max=25.0,
+    )  # fmt: skip
+    weights = {k: v for k, v in unet.net.state_dict().items() if not k.startswith("embed")}
+    torch.save({"step": 3, "model": {**weights, "head.bias": torch.ones(1)}}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError) as raised:
+        ncsn_fast.load(tmp_path / "x.pth")
+    said = str(raised.value)
+    assert "NCSN (2019) and NCSNv2 (2020), the score-SDE tutorial" in said
+    assert f"Nearest is unet_a of the score-SDE tutorial, with {len(weights)} of its " in said
+    assert said.endswith("keys: missing embed.W; unexpected head.bias")
+    torch.save({"fc1.weight": torch.ones(2, 2)}, tmp_path / "y.pth")
+    with pytest.raises(CheckpointError, match=r"none of its 1 keys \(fc1\.weight, \.\.\.\) is one"):
+        ncsn_fast.load(tmp_path / "y.pth")
+
+
+def test_a_bare_state_dict_loads(tmp_path):
+    model = tiny.model()
+    state = {f"module.{k}": v for k, v in model.net.state_dict().items()}
+    torch.save({**state, "module.sigmas": model.sigmas}, tmp_path / "x.pth")
+    assert torch.equal(ncsn_fast.load(tmp_path / "x.pth").score_at(X, 1), model.score_at(X, 1))
 
 
 def test_a_whole_module_is_refused(tmp_path):

@@ -42,6 +42,13 @@ USAGE = {
     "before the first": ("edit interpolate --start -1", "--start must be in [0, 2**32)"),
     "no frames": ("edit interpolate --frames 0", "--frames must be at least 1; got 0"),
     "no images": ("edit denoise --n -3", "--n must be at least 1; got -3"),
+    "n of 67 bits": ("sample --n 99999999999999999999", "--n must be at most 4294967296"),
+    "n of 33 bits": ("edit inpaint --n 4294967297", "--n must be at most 4294967296"),
+    "n of 33 bits, too": ("evaluate --n 4294967297", "--n must be at most 4294967296"),
+    "batch of 67 bits": (
+        "sample --batch-size 99999999999999999999",
+        "--batch-size must be at most",
+    ),
     "no columns": ("sample --columns 0", "--columns must be at least 1; got 0"),
     "no png": ("sample --out grid.jpg", "--out must end in .png"),
     "no png either": ("evaluate --neighbours a", "--neighbours must end in .png"),

@@ -230,10 +230,10 @@ def test_convert_spares_a_run(model, capsys):
 
 
 def test_dry_run_resolves_the_published_settings(capsys):
-    assert train.main(["--config", "cifar10", "--data", "x", "--lr", "3e-4", "--dry-run"]) == 0
+    assert train.main(["--config", "cifar10", "--lr", "3e-4", "--dry-run"]) == 0
     found = json.loads(capsys.readouterr().out)
     expected = {
-        "name": "cifar10", "data": "x", "image_size": 32, "channels": 3, "flip": True, "ngf": 128,
+        "name": "cifar10", "data": "", "image_size": 32, "channels": 3, "flip": True, "ngf": 128,
         "sigma_begin": 50.0, "sigma_end": 0.01, "n_sigmas": 232, "n_steps_each": 5,
         "epsilon": 6.2e-6, "batch_size": 128, "steps": 300_000, "adam_eps": 1e-8, "ema": 0.999,
         "lr": 3e-4, "grad_clip": 0.0, "autocast": False,
@@ -277,6 +277,8 @@ def test_dispatcher(monkeypatch, capsys):
     for name in dispatcher.COMMANDS:
         assert f"\n  {name} " in said
         assert callable(importlib.import_module(f"ncsn_fast.{name}").main)
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"ncsn_fast {ncsn_fast.__version__}\n"
     assert run("paint") == 2
     assert "no command 'paint'" in capsys.readouterr().err
     assert run("train", "--keep", "0") == 2

@@ -272,7 +272,7 @@ EARLY = {
     "--extractor nowhere.pt --reference digits": "extractor nowhere.pt does not exist",
     "--extractor digits --reference nowhere": "nowhere does not exist",
     "--extractor digits --reference nowhere.npz": "cannot read nowhere.npz",
-    "--extractor digits --out words.txt/f.json": "cannot write to",
+    "--extractor digits --out words.txt/f.json": "cannot write --out words.txt",
     "--extractor digits --out-dir words.txt": "is no folder that may be written to",
     "--grid model.png": "it is a folder",
     "--neighbours n.png --data nowhere": "nowhere does not exist",

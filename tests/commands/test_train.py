@@ -4,15 +4,18 @@ import dataclasses
 import json
 import logging
 import math
+from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import ncsn_fast
 from ncsn_fast import train
 from ncsn_fast.checkpoints import training_run
+from ncsn_fast.cli import command
 from ncsn_fast.data import datasets
 from ncsn_fast.data.datasets import MemoryImages
 from ncsn_fast.diffusion import schedule
@@ -146,6 +149,72 @@ def test_a_ladder_is_derived_from_the_data(caplog):
     assert (kept.sigma_begin, kept.n_sigmas, kept.epsilon) == (3.0, 7, 1e-5)
 
 
+def test_equal_images_are_refused_with_a_remedy(in_tmp, capsys):
+    Path("photos").mkdir()
+    for i in range(3):
+        Image.new("L", (8, 8), 77).save(f"photos/{i}.png")
+    arguments = tiny.arguments(data="photos", sigma_begin=0, n_sigmas=0)
+    assert command.run(lambda: train.main(arguments)) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: the images are all (nearly) equal: largest distance 0 <= ")
+    assert "give sigma_begin and n_sigmas yourself" in said
+    assert not Path("runs").exists()
+
+
+def test_dry_run_resolves_what_the_run_would_derive(in_tmp, capsys, caplog):
+    options = [*tiny.arguments(sigma_begin=0, n_sigmas=0, steps=90), "--dry-run"]
+    with caplog.at_level(logging.INFO):
+        assert train.main(options) == 0
+    assert not list(in_tmp.iterdir())
+    found = json.loads(capsys.readouterr().out)
+    expected = schedule.derive(datasets.digits("train", 8)[0])
+    assert found["sigma_begin"] == pytest.approx(expected.sigma_begin)
+    assert found["n_sigmas"] == expected.n_sigmas
+    assert found["epsilon"] == pytest.approx(expected.epsilon)
+    assert "1437 images, 179 steps an epoch: 0.501 epochs" in caplog.text
+    assert "the run starts runs/digits, and saves every 4 steps" in caplog.text
+    size = sum(p.numel() for p in tiny.trainer().model.parameters())
+    assert f"network ncsnv2: {size / 1e6:.2f} M parameters" in caplog.text
+    assert "90 steps of 8 images: about " in caplog.text
+
+
+def test_dry_run_of_a_run_to_resume(in_tmp, caplog):
+    assert train.main(tiny.arguments()) == 0
+    with caplog.at_level(logging.INFO):
+        assert train.main([*tiny.arguments(steps=6), "--resume", "--dry-run"]) == 0
+    assert "the run resumes runs/digits at step 4" in caplog.text
+    refused = [*tiny.arguments(steps=6, batch_size=4), "--resume", "--dry-run"]
+    assert command.run(lambda: train.main(refused)) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (["--data", "nowhere"], 1, "nowhere does not exist"),
+        (["--data", "photos"], 1, "broken.png"),
+        (["--data", ""], 2, "--config digits needs images"),
+        (["--device", "cuda:99"], 1, "cuda:99"),
+    ],
+)
+def test_dry_run_refuses_what_the_run_would(in_tmp, capsys, options, code, said):
+    Path("photos").mkdir()
+    Path("photos/broken.png").write_text("no picture")
+    sigmas = ["--sigma-begin", "5"] if "photos" in options else []
+    assert command.run(lambda: train.main([*options, *sigmas, "--dry-run"])) == code
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_subset_says_how_exact_it_is(monkeypatch, caplog):
+    monkeypatch.setattr(schedule, "EXACT_LIMIT", 30)
+    config = tiny.train_config(sigma_begin=0.0)
+    with caplog.at_level(logging.INFO):
+        found = train.resolve_ladder(config, MemoryImages(tiny.IMAGES))
+    chosen = schedule.compared_images(40, 64, config.seed)
+    assert found.sigma_begin == schedule.max_pairwise_distance(tiny.IMAGES[chosen])
+    assert "among 30 of the 40 images, chosen at random: with 95 % confidence" in caplog.text
+    assert "at most 18 % of all pairs" in caplog.text
+
+
 def test_what_a_run_writes(in_tmp, capsys):
     arguments = tiny.arguments(steps=5, snapshot_every=1, keep=2, grid=4, log_every=2)
     assert train.main(arguments) == 0
@@ -156,8 +225,11 @@ def test_what_a_run_writes(in_tmp, capsys):
     assert len(list((run / "checkpoints").iterdir())) == 2
     settings = json.loads((run / "config.json").read_text())
     assert settings == dataclasses.asdict(
-        tiny.train_config(steps=5, snapshot_every=1, keep=2, grid=4, log_every=2)
-    )
+        tiny.train_config(
+            steps=5, snapshot_every=1, keep=2, grid=4, log_every=2,
+            epsilon=ncsn_fast.load(run).config.epsilon,
+        )
+    )  # fmt: skip
     assert len(list((run / "samples").glob("*.png"))) == 5
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0}).Reload()
     assert {"loss", "images_per_s", "lr"} <= set(events.Tags()["scalars"])

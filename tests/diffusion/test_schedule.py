@@ -273,7 +273,7 @@ def test_largest_distance_of_equal_images_is_zero():
 
 
 def test_one_image_has_no_distance():
-    with pytest.raises(ValueError, match="at least two images; got 1"):
+    with pytest.raises(ValueError, match="at least two images; got 1: give sigma_begin"):
         schedule.max_pairwise_distance(spread(1, 1, 2, 2))
 
 
@@ -298,6 +298,31 @@ def test_large_sets_are_judged_by_a_random_subset(monkeypatch):
 
 def test_published_limits():
     assert (schedule.EXACT_LIMIT, schedule.SUBSET_SIZE) == (60_000, 10_000)
+
+
+@pytest.mark.parametrize(
+    ("n", "side", "compared"),
+    [(60_000, 32, 60_000), (60_001, 32, 10_000), (15_000, 128, 15_000), (31_000, 128, 10_000),
+     (7_501, 256, 7_500)],
+)  # fmt: skip
+def test_large_images_are_compared_in_smaller_numbers(n, side, compared):
+    chosen = schedule.compared_images(n, 3 * side**2, seed=4)
+    assert (n if chosen is None else len(set(chosen.tolist()))) == compared
+    at_the_limit = schedule.EXACT_LIMIT**2 * schedule.EXACT_DIM
+    assert compared**2 * 3 * side**2 <= 1.01 * at_the_limit
+
+
+def test_what_a_subset_misses():
+    p = schedule.missed_share(1000)
+    assert (1 - p) ** 500 == pytest.approx(0.05)
+    exceeded = 0
+    values = torch.arange(2000.0).square() / 2000**2  # pairs (0, k) and the like are the far ones
+    gaps = (values[:, None] - values).abs()
+    for seed in range(40):
+        order = torch.randperm(2000, generator=torch.Generator().manual_seed(seed))[:1000]
+        found = schedule.max_pairwise_distance(values[order][:, None, None, None])
+        exceeded += float((gaps > found * (1 + 1e-6)).double().mean()) > p
+    assert exceeded <= 2
 
 
 def test_derive_puts_the_techniques_together():

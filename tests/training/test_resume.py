@@ -64,23 +64,33 @@ def test_other_data_are_refused_on_resume(in_tmp, monkeypatch):
         train.main([*tiny.arguments(steps=6), "--resume"])
 
 
-def test_interrupt_saves_and_can_be_resumed(in_tmp, monkeypatch, capsys):
-    step, before = Trainer.train_step, signal.getsignal(signal.SIGINT)
+@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_saves_and_can_be_resumed(in_tmp, monkeypatch, capsys, asked):
+    step, before = Trainer.train_step, signal.getsignal(asked)
 
     def interrupted(self, images):
         if self.step == 2:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), asked)
         return step(self, images)
 
     assert train.main(tiny.arguments(name="whole", steps=6)) == 0
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train_step", interrupted)
-        assert command.run(lambda: train.main(tiny.arguments(steps=6))) == 130
-    assert "stopped and saved: runs/digits" in capsys.readouterr().out
+        assert command.run(lambda: train.main(tiny.arguments(steps=6))) == 128 + asked
+    said = capsys.readouterr().out
+    assert "stopped and saved: runs/digits\ncontinue with: the same command and --resume\n" in said
     assert training_run.read_run(Path("runs/digits")).step == 3
     assert train.main([*tiny.arguments(steps=6), "--resume"]) == 0
     assert tiny.same(finished("digits"), finished("whole"))
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(asked) is before
+
+
+def test_advice_names_the_folder_that_was_taken(in_tmp, monkeypatch, capsys):
+    assert train.main(tiny.arguments()) == 0
+    monkeypatch.setattr(train, "fit", lambda *args, **options: signal.SIGINT)
+    assert train.main(tiny.arguments()) == 130
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said == "continue with: the same command and --name digits-2 --resume"
 
 
 def test_nan_loss_names_step_and_level(in_tmp, monkeypatch, capsys):
@@ -95,8 +105,26 @@ def test_nan_loss_names_step_and_level(in_tmp, monkeypatch, capsys):
     assert command.run(lambda: train.main(tiny.arguments(steps=9, snapshot_every=2))) == 1
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("error: the loss is nan at step 3, level ")
-    assert "--lr" in said
+    assert said.endswith(
+        ". step_00000002.pt is intact: repeat the command with --resume and a smaller --lr, or "
+        "with --grad-clip 1"
+    )
     assert training_run.read_run(Path("runs/digits")).step == 2
+
+
+def test_nan_before_the_first_checkpoint_promises_none(in_tmp, monkeypatch, capsys):
+    losses = Trainer._losses
+
+    def poisoned(self, x):
+        level, found = losses(self, x)
+        return level, found * math.nan
+
+    monkeypatch.setattr(Trainer, "_losses", poisoned)
+    assert command.run(lambda: train.main(tiny.arguments())) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.endswith(
+        "Nothing was saved yet: start again with a smaller --lr, or with --grad-clip 1"
+    )
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):

@@ -13,7 +13,7 @@ import torch
 from drawing import draw
 from trt_cases import engine, install, plans, sampler
 
-import ncsn_fast
+import ncsn_fast.exporters.tensorrt
 from ncsn_fast import EngineError, Sampler, export, export_trt
 from ncsn_fast.cli.command import UsageError
 from ncsn_fast.engines.onnx import model as onnx_model
