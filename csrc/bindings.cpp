@@ -1,14 +1,14 @@
-// ncsn_fast._C: bindings of the kernels, which take addresses and sizes. Does not depend on torch, so
-// one build works with every torch version; Python checks shapes, dtypes and devices before each call.
-// Kernels release the GIL.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
+// ncsn_fast._C: bindings of the kernels, which take arrays and sizes. Does not depend on torch, so one
+// build works with every torch version. Python checks shapes, dtypes and devices before each call; here
+// the memory of every array is checked against the sizes (array.h). Kernels release the GIL.
 #include <array>
 #include <memory>
+#include <optional>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "array_caster.h"
 #include "native.h"
 #include "steps.h"
 #if defined(NCSN_FAST_CUDA)
@@ -26,16 +26,18 @@ template <NoiseKind kind>
 void bind_noise(py::module_& m, const char* name, const char* doc) {
     m.def(
         name,
-        [](Address out, Address samples, int64_t batch, int64_t numel, int64_t seed, int64_t stream,
+        [](const Array& out, const Array& samples, int64_t batch, int64_t numel, int64_t seed, int64_t stream,
            int64_t step, int isa) {
+            const int64_t count = checked_count({{"batch", batch}, {"numel", numel}});
+            check_elements(numel);
+            const int64_t written = kind == NoiseKind::kWords ? batch * ((numel + 3) / 4 * 4) : count;
             const NoiseArgs args{batch,
                                  numel,
-                                 pointer<const int64_t>(samples),
+                                 required<const int64_t>("samples", samples, batch),
                                  checked_uint32("seed", seed),
                                  checked_uint32("stream", stream),
                                  checked_uint32("step", step),
-                                 pointer<void>(out)};
-            check_sizes(batch, 1, numel);
+                                 required<float>("out", out, written)};
             fill_noise(kind, args, isa);
         },
         py::arg("out"), py::arg("samples"), py::arg("batch"), py::arg("numel"), py::arg("seed"),
@@ -54,11 +56,11 @@ void bind_kernel(py::module_& m, py::class_<Plan>& plan, const char* name, Step 
 // Arguments of an update, in the order of its Python call. `target` is the instruction-set level on
 // the CPU and the stream handle on CUDA.
 template <class Target, void (*run)(const UpdateArgs&, Target)>
-void update(Address x, Address f, Address h, int64_t batch, int64_t channels, int64_t plane,
+void update(const Array& x, const Array& f, const Array& h, int64_t batch, int64_t channels, int64_t plane,
             bool f_bfloat16, bool f_channels_last, const std::array<double, 6>& coefficients, int64_t seed,
-            Address samples, int64_t step, Address noise_weights, Address mask, Address known,
-            double c_ref, int64_t ref_step, Address net_input, bool net_bfloat16,
-            bool net_channels_last, float scale, float shift, Address nonfinite, Target target) {
+            const Array& samples, int64_t step, const Array& noise_weights, const Array& mask,
+            const Array& known, double c_ref, int64_t ref_step, const Array& net_input, bool net_bfloat16,
+            bool net_channels_last, float scale, float shift, const Array& nonfinite, Target target) {
     UpdateArgs args = update_args(x, f, h, batch, channels, plane, f_bfloat16, f_channels_last, seed,
                                   samples, noise_weights, mask, known, net_input, net_bfloat16,
                                   net_channels_last, scale, shift, nonfinite);
@@ -66,33 +68,33 @@ void update(Address x, Address f, Address h, int64_t batch, int64_t channels, in
     run(args, target);
 }
 
-// Owned tensor reference in a capsule of torch, or null for None.
-Torch::Tensor tensor_of(const py::object& capsule) {
-    return capsule.is_none() ? nullptr : py::cast<py::capsule>(capsule).get_pointer();
-}
-
-void add_convolution(Plan& plan, const std::string& name, const py::object& destination,
-                     const py::object& x, const py::object& weight, const py::object& bias,
+// Capsules hold owned references to tensors; torch itself checks that their shapes fit.
+void add_convolution(Plan& plan, const std::string& name, const py::capsule& destination,
+                     const py::capsule& x, const py::capsule& weight, const std::optional<py::capsule>& bias,
                      const std::array<int64_t, 2>& padding, const std::array<int64_t, 2>& stride,
-                     const std::array<int64_t, 2>& dilation, Address memory, int64_t zero) {
-    check_sizes(1, 1, zero);
-    plan.add(Convolution{name, tensor_of(destination), tensor_of(x), tensor_of(weight), tensor_of(bias),
-                         padding, stride, dilation, pointer<void>(memory), zero});
+                     const std::array<int64_t, 2>& dilation, const Array& memory, int64_t zero) {
+    checked_count({{"zero", zero}});
+    plan.add(Convolution{name, destination.get_pointer(), x.get_pointer(), weight.get_pointer(),
+                         bias ? bias->get_pointer() : nullptr, padding, stride, dilation,
+                         required<uint8_t>("memory", memory, zero), zero});
 }
 
 // Rows of a level: coefficients (rows, 7) float64 are a, b, g, c, p, q, c_ref; steps (rows, 2) int64
 // are the noise step and the reference's.
-void sample(Plan& plan, Address x, Address f, Address h, const Map& nhwc, bool bfloat16, int64_t seed,
-            Address samples, Address noise_weights, Address mask, Address known, Address net_input,
-            float scale, float shift, Address coefficients, Address steps, int64_t rows, int isa) {
+void sample(Plan& plan, const Array& x, const Array& f, const Array& h, const Map& nhwc, bool bfloat16,
+            int64_t seed, const Array& samples, const Array& noise_weights, const Array& mask,
+            const Array& known, const Array& net_input, float scale, float shift, const Array& coefficients,
+            const Array& steps, int64_t rows, int isa) {
     const auto [batch, height, width, channels] = nhwc;
+    required("net_input", net_input, checked_map(nhwc), dtype(bfloat16));  // the network reads it
+    checked_count({{"rows", rows}, {"columns", 7}});
+    const auto* k = required<const double>("coefficients", coefficients, 7 * rows);
+    const auto* step = required<const int64_t>("steps", steps, 2 * rows);
     const UpdateArgs args =
         update_args(x, f, h, batch, channels, height * width, bfloat16, true, seed, samples,
-                    noise_weights, mask, known, net_input, bfloat16, true, scale, shift, 0);
+                    noise_weights, mask, known, net_input, bfloat16, true, scale, shift, Array{});
     std::vector<Row> table;
-    for (int64_t r = 0; r < rows; ++r) {
-        const double* k = pointer<const double>(coefficients) + 7 * r;
-        const int64_t* step = pointer<const int64_t>(steps) + 2 * r;
+    for (int64_t r = 0; r < rows; ++r, k += 7, step += 2) {
         table.push_back(update_row(k, k[6], step[0], step[1]));
     }
     plan.sample(args, table, isa, [] {  // checks for Ctrl-C after each row
@@ -103,26 +105,34 @@ void sample(Plan& plan, Address x, Address f, Address h, const Map& nhwc, bool b
 
 void bind_plan(py::class_<Plan>& plan) {
     plan.def(py::init([](Address convolution_add, Address release) {
+                 if (convolution_add == 0 || release == 0) {
+                     throw std::invalid_argument("a plan needs two functions of libtorch; got an address of 0");
+                 }
                  return std::make_unique<Plan>(Torch{reinterpret_cast<Torch::ConvolutionAdd>(convolution_add),
                                                      reinterpret_cast<Torch::Release>(release)});
              }),
              "(convolution_add, release): addresses of libtorch's functions.");
     plan.def("convolution", &add_convolution,
              "(name, destination, x, weight, bias, padding, stride, dilation, memory, zero): tensors are "
-             "capsules whose references the plan takes; `zero` bytes at `memory` are cleared first.");
+             "capsules whose references the plan takes, bias may be None; `zero` bytes of `memory` are "
+             "cleared first.");
     plan.def(
         "level_parameters",
-        [](Plan& self, Address table, int64_t levels, int64_t channels, Address alpha, Address gamma,
-           Address beta) {
-            check_sizes(1, channels, levels);
-            self.add(LevelParameters{pointer<const float>(table), levels, channels, pointer<float>(alpha),
-                                     pointer<float>(gamma), pointer<float>(beta)});
+        [](Plan& self, const Array& table, int64_t levels, int64_t batch, int64_t channels, const Array& alpha,
+           const Array& gamma, const Array& beta) {
+            const int64_t size = checked_count({{"levels", levels}, {"channels", channels}});
+            const int64_t rows = checked_count({{"batch", batch}, {"channels", channels}});
+            self.add(LevelParameters{required<const float>("table", table, 3 * size), levels, batch, channels,
+                                     required<float>("alpha", alpha, rows),
+                                     required<float>("gamma", gamma, rows),
+                                     required<float>("beta", beta, rows)});
         },
-        "(table, levels, channels, alpha, gamma, beta)");
+        "(table, levels, batch, channels, alpha, gamma, beta)");
     plan.def(
         "set_levels",
-        [](Plan& self, Address levels, int64_t batch) {
-            self.set_levels(pointer<const int64_t>(levels), batch);
+        [](Plan& self, const Array& levels, int64_t batch) {
+            checked_count({{"batch", batch}});
+            self.set_levels(required<const int64_t>("levels", levels, batch), batch);
         },
         "(levels, batch): reads the parameters of every norm for each sample's level.");
     plan.def("run", &Plan::run, NoGil(), "(isa): runs every step once.");
@@ -140,23 +150,26 @@ void bind_plan(py::class_<Plan>& plan) {
     plan.def("__len__", &Plan::size);
 }
 
-void pack_winograd(Address weight, Address values, Address scales, int64_t in_channels,
-                   int64_t out_channels) {
-    check_sizes(1, std::min(in_channels, out_channels), 1);
-    winograd_pack(pointer<const float>(weight), in_channels, out_channels, dtype(scales != 0),
-                  pointer<void>(values), pointer<float>(scales));
+void pack_winograd(const Array& weight, const Array& values, const Array& scales, int64_t in_channels,
+                   int64_t out_channels, bool bfloat16) {
+    const WinogradSizes sizes = winograd_sizes(in_channels, out_channels);
+    check_scales(scales, bfloat16);
+    winograd_pack(required<const float>("weight", weight, 9 * in_channels * out_channels), in_channels,
+                  out_channels, dtype(bfloat16), required("values", values, sizes.values, dtype(bfloat16)),
+                  optional<float>("scales", scales, sizes.scales));
 }
 
 void bind_winograd_pack(py::module_& m) {
     m.def(
         "winograd_sizes",
         [](int64_t in_channels, int64_t out_channels) {
-            const WinogradSizes sizes(in_channels, out_channels);
+            const WinogradSizes sizes = winograd_sizes(in_channels, out_channels);
             return std::array<int64_t, 2>{sizes.values, sizes.scales};
         },
         "(in_channels, out_channels): elements of packed values, and of scales.");
     m.def("winograd_pack", &pack_winograd, NoGil(),
-          "(weight, values, scales, in_channels, out_channels); scales 0: values are float32, not int16.");
+          "(weight, values, scales, in_channels, out_channels, bfloat16): values are int16 with scales for "
+          "bfloat16 maps, else float32.");
 }
 
 std::vector<std::string> isa_levels(bool usable) {
@@ -172,6 +185,7 @@ py::dict build_info() {
     info["version"] = NCSN_FAST_VERSION;
     info["compiler"] = NCSN_FAST_COMPILER;
     info["isa_levels"] = isa_levels(false);
+    info["sanitizers"] = NCSN_FAST_SANITIZE;
 #if defined(NCSN_FAST_CUDA)
     info["cuda_built"] = true;
     info["cuda_version"] = NCSN_FAST_CUDA_VERSION;
@@ -195,7 +209,7 @@ int device_count() {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-    m.doc() = "Kernels of ncsn_fast on addresses and sizes; use ncsn_fast.ops.";
+    m.doc() = "Kernels of ncsn_fast on arrays, which are (address, bytes), and sizes; use ncsn_fast.ops.";
     m.def("build_info", &build_info, "How this extension was built.");
     m.def("isa_levels", [] { return isa_levels(true); }, "CPU levels that this machine can run.");
     m.def("default_isa", [] { return isa_name(resolve_isa(-1)); }, "The CPU level in use.");
@@ -205,34 +219,36 @@ PYBIND11_MODULE(_C, m) {
     bind_noise<NoiseKind::kNormal>(m, "normal", "float32 (batch, numel), standard normal.");
     m.def(
         "box_muller",
-        [](Address out, Address words, int64_t pairs, int isa) {
-            box_muller_cpu(pointer<const uint32_t>(words), pairs, pointer<float>(out), isa);
+        [](const Array& out, const Array& words, int64_t pairs, int isa) {
+            const int64_t count = checked_count({{"pairs", pairs}, {"two", 2}});
+            box_muller_cpu(required<const uint32_t>("words", words, count), pairs,
+                           required<float>("out", out, count), isa);
         },
         py::arg("out"), py::arg("words"), py::arg("pairs"), py::arg("isa") = -1,
         "Two normals for each pair of the given uint32 words.");
     m.def("sampler_update", &update<int, sampler_update_cpu>, NoGil(),
           "(x, f, h, batch, channels, plane, f_bfloat16, f_channels_last, coefficients, seed, samples, "
           "step, noise_weights, mask, known, c_ref, ref_step, net_input, net_bfloat16, "
-          "net_channels_last, scale, shift, nonfinite, isa); 0 is no tensor.");
+          "net_channels_last, scale, shift, nonfinite, isa); (0, 0) is no tensor.");
     py::class_<Plan> plan(m, "Plan", "A network as steps on planned buffers; see ncsn_fast.engines.cpu.engine.");
     bind_plan(plan);
     bind_kernel(m, plan, "instance_norm_plus", &norm_step,
                 "(x, y, alpha, gamma, beta, batch, channels, plane, channels_last, per_sample, in_bfloat16, "
                 "out_bfloat16, elu, eps, isa); isa -1 is the best level.");
     bind_kernel(m, plan, "add_elu", &add_elu_step,
-                "(a, b, sum, y, count, bfloat16, isa); b, sum or y 0 where there is none.");
+                "(a, b, sum, y, count, bfloat16, isa); b, sum or y (0, 0) where there is none.");
     bind_kernel(m, plan, "max_pool5", &pool5_step<PoolKind::kMax>,
                 "(x, y, (batch, height, width, channels), bfloat16, isa)");
     bind_kernel(m, plan, "avg_pool5", &pool5_step<PoolKind::kAverage>,
                 "(x, y, (batch, height, width, channels), bfloat16, isa)");
     bind_kernel(m, plan, "mean_pool2", &mean_pool2_step,
-                "(a, b, y, (batch, height, width, channels), bfloat16, isa); b 0 where there is none.");
+                "(a, b, y, (batch, height, width, channels), bfloat16, isa); b (0, 0) where there is none.");
     bind_kernel(m, plan, "resize_add", &resize_add_step,
-                "(x, a, y, (batch, height, width, channels), out_height, out_width, bfloat16, isa); a 0 "
+                "(x, a, y, (batch, height, width, channels), out_height, out_width, bfloat16, isa); a (0, 0) "
                 "where there is none.");
     bind_kernel(m, plan, "winograd_conv", &winograd_step,
                 "(x, values, scales, bias, out, (batch, height, width, channels), out_channels, dilation, "
-                "accumulate, bfloat16, isa); bias 0 where there is none.");
+                "accumulate, bfloat16, isa); bias (0, 0) where there is none.");
     bind_winograd_pack(m);
     bind_native(m);
 #if defined(NCSN_FAST_CUDA)

@@ -32,6 +32,10 @@ void Plan::add(Convolution convolution) {
 
 void Plan::set_levels(const int64_t* levels, int64_t batch) {
     for (const LevelParameters& p : parameters_) {
+        if (batch != p.batch) {
+            throw std::invalid_argument("levels must be those of " + std::to_string(p.batch) +
+                                        " images; got " + std::to_string(batch));
+        }
         for (int64_t i = 0; i < batch; ++i) {
             if (levels[i] < 0 || levels[i] >= p.levels) {
                 throw std::invalid_argument("levels must be in [0, " + std::to_string(p.levels) +

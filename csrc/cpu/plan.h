@@ -44,7 +44,7 @@ struct Convolution {
 // holds gamma, alpha and beta.
 struct LevelParameters {
     const float* table;
-    int64_t levels, channels;
+    int64_t levels, batch, channels;
     float *alpha, *gamma, *beta;  // (batch, channels)
 };
 

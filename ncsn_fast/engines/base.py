@@ -231,6 +231,27 @@ class Engine(abc.ABC):
         if seen != "none" and level is None:
             what = "noise level" if seen == "level" else seen
             raise ValueError(f"this network is conditioned on the {what}: pass {seen} (N,)")
+        if level is not None and level.shape != (len(x),):
+            raise ValueError(f"{seen} must have shape ({len(x)},); got {tuple(level.shape)}")
+
+    def check_chains(self, chains: Chains) -> None:
+        """TypeError or ValueError unless chains are a micro-batch of this engine's."""
+        chains.check(self.device)
+        self.check_images(chains.x)
+
+    def check_run(self, program: Program, chains: Chains, update: Update | None) -> None:
+        """TypeError or ValueError unless the engine runs this program on these chains."""
+        self.check_chains(chains)
+        if chains.mask is not None and program.reference_noise is None:
+            raise ValueError(
+                f"program {program.name!r} imposes no known pixels: make it with "
+                "samplers.program_transforms.inpainting, or give chains no mask"
+            )
+        if program.imposes and chains.mask is None and update is None:
+            raise ValueError(
+                f"program {program.name!r} imposes known pixels: give chains mask and known, of "
+                f"shape {tuple(chains.x.shape)}"
+            )
 
     @abc.abstractmethod
     def network(self, x: Tensor, level: Tensor | None) -> Tensor:
@@ -261,13 +282,20 @@ class Engine(abc.ABC):
 
         on_level is called after each of `chunks`, outside `context`, with the number of rows done.
         With a guide, the network and the guide are called for every row.
+
+        Raises:
+            TypeError, ValueError: the chains are not as `Chains` says or not a micro-batch of this
+                engine; the program imposes known pixels and the chains have none, or the reverse;
+                start is outside the program. Raised before anything is computed.
         """
+        _check_rows(program, start, program.nfe)
         if guide is None:
             run_rows = self._own_steps(program, chains, update)
         else:
+            self.check_run(program, chains, update)
             run_rows = _guided_steps(program, chains, update, self.guided(guide))
         left = [rows for rows in self.chunks(program) if rows.stop > start]
-        for rows in left or [range(0)]:  # a program without rows still imposes known pixels
+        for rows in left or [range(start, start)]:  # without rows known pixels are still imposed
             with self.context():
                 run_rows(max(start, rows.start), rows.stop)
             if on_level is not None and rows:
@@ -296,6 +324,7 @@ class Engine(abc.ABC):
         on_step: OnStep | None = None,
     ) -> Result:
         """Runs a procedure (a sampler that is not a table); on_step is called inside `context`."""
+        self.check_chains(chains)
         with self.context():
             return procedure.solve(self.guided(guide), chains, constrain, on_step)
 
@@ -323,8 +352,26 @@ class Engine(abc.ABC):
         """Returns a function that runs rows first .. stop-1 of a program on the chains, in place.
 
         The program is in terms of the raw output f; levels (K,) are the rows' conditions, as
-        returned by ScoreModel.condition.
+        returned by ScoreModel.condition. Raises as `run` does; the function that it returns refuses
+        rows outside the program.
         """
+        self.check_run(program, chains, update)
+        if levels is None and self.model.conditioning != "none":
+            raise ValueError(f"levels must have shape ({program.nfe},) for this network; got None")
+        if levels is not None and levels.shape != (program.nfe,):
+            raise ValueError(f"levels must have shape ({program.nfe},); got {tuple(levels.shape)}")
+        run_rows = self._stepper(program, chains, levels, update)
+
+        def run_checked_rows(first: int, stop: int) -> object:
+            _check_rows(program, first, stop)
+            return run_rows(first, stop)
+
+        return run_checked_rows
+
+    def _stepper(
+        self, program: Program, chains: Chains, levels: Tensor | None, update: Update | None
+    ) -> Callable[[int, int], object]:
+        """`stepper` of what has been checked."""
 
         def network(x: Tensor, k: int) -> Tensor:
             return self.network(x, None if levels is None else levels[k].expand(len(x)))
@@ -344,6 +391,14 @@ class Engine(abc.ABC):
                 )
                 parts.append(f.float().cpu()[: len(x) - i])
         return torch.cat(parts) if parts else torch.empty_like(x)
+
+
+def _check_rows(program: Program, first: int, stop: int) -> None:
+    if not 0 <= first <= stop <= program.nfe:
+        raise ValueError(
+            f"rows must lie in 0 .. {program.nfe}, those of program {program.name!r}; got "
+            f"{first} .. {stop}"
+        )
 
 
 def _guided_steps(

@@ -62,7 +62,7 @@ class Job:
         """Returns the chains of some rows in their initial state, on the engine's device."""
 
         def take(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value[rows].to(engine.device)
+            return None if value is None else value[rows].to(engine.device).contiguous()
 
         samples = self.samples[rows].to(engine.device)
         x = take(self.init)

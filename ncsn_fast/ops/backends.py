@@ -59,8 +59,8 @@ def isa(level: str) -> Iterator[None]:
 def available() -> dict[str, Any]:
     """Returns how the extension was built and what this machine supports.
 
-    Build: `version`, `compiler`, `isa_levels`, `cuda_*`. Machine: `isa_usable`, `isa_default`,
-    `cuda_devices`.
+    Build: `version`, `compiler`, `isa_levels`, `sanitizers`, `cuda_*`. Machine: `isa_usable`,
+    `isa_default`, `cuda_devices`.
     """
     return {
         **_C.build_info(),

@@ -20,6 +20,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ncsn_fast.ops.addresses import (
+    NHWC,
+    NONE,
+    Array,
+    array,
+    dense,
+    is_same_memory,
+    overlap,
+)
 from ncsn_fast.ops.checks import KERNEL_DTYPES
 from ncsn_fast.ops.extension import _C, forced_isa
 
@@ -28,7 +37,10 @@ def elu_out(x: Tensor, out: Tensor) -> Tensor:
     """Writes out = elu(x); out may be x."""
     _check_flat(x=x, out=out)
     _check_outputs({"x": x}, {"out": out}, in_place=True)
-    _C.add_elu(x.data_ptr(), 0, 0, out.data_ptr(), x.numel(), _is_bfloat16(x), forced_isa.get())
+    _C.add_elu(
+        dense("x", x, x.dtype), NONE, NONE, dense("out", out, x.dtype), x.numel(), _is_bfloat16(x),
+        forced_isa.get(),
+    )  # fmt: skip
     return out
 
 
@@ -36,13 +48,15 @@ def add_elu_out(
     a: Tensor, b: Tensor, *, total: Tensor | None = None, out: Tensor | None = None
 ) -> None:
     """Writes total = a + b, out = elu(a + b), or both; each may be a or b."""
-    outputs = {k: t for k, t in (("total", total), ("out", out)) if t is not None}
+    named = (("total", total), ("out", out))
+    outputs = {name: t for name, t in named if t is not None}
     if not outputs:
         raise ValueError("add_elu_out writes total, out or both; neither was given")
     _check_flat(a=a, b=b, **outputs)
     _check_outputs({"a": a, "b": b}, outputs, in_place=True)
+    written, curved = (NONE if t is None else dense(name, t, a.dtype) for name, t in named)
     _C.add_elu(
-        a.data_ptr(), b.data_ptr(), _address(total), _address(out), a.numel(), _is_bfloat16(a),
+        dense("a", a, a.dtype), dense("b", b, a.dtype), written, curved, a.numel(), _is_bfloat16(a),
         forced_isa.get(),
     )  # fmt: skip
 
@@ -51,7 +65,7 @@ def max_pool5_out(x: Tensor, out: Tensor) -> Tensor:
     """Writes the 5x5 maximum of x, stride 1, padding 2, to out."""
     _check_maps(x.shape, x=x, out=out)
     _check_outputs({"x": x}, {"out": out})
-    _C.max_pool5(x.data_ptr(), out.data_ptr(), _nhwc(x), _is_bfloat16(x), forced_isa.get())
+    _C.max_pool5(_map("x", x), _map("out", out), _nhwc(x), _is_bfloat16(x), forced_isa.get())
     return out
 
 
@@ -59,7 +73,7 @@ def avg_pool5_out(x: Tensor, out: Tensor) -> Tensor:
     """Writes the 5x5 average of x, stride 1, zero padding 2 (zeros counted), to out."""
     _check_maps(x.shape, x=x, out=out)
     _check_outputs({"x": x}, {"out": out})
-    _C.avg_pool5(x.data_ptr(), out.data_ptr(), _nhwc(x), _is_bfloat16(x), forced_isa.get())
+    _C.avg_pool5(_map("x", x), _map("out", out), _nhwc(x), _is_bfloat16(x), forced_isa.get())
     return out
 
 
@@ -76,7 +90,7 @@ def mean_pool2_out(a: Tensor, out: Tensor, *, b: Tensor | None = None) -> Tensor
     _check_maps((n, c, height // 2, width // 2), a.dtype, out=out)
     _check_outputs(inputs, {"out": out})
     _C.mean_pool2(
-        a.data_ptr(), _address(b), out.data_ptr(), _nhwc(a), _is_bfloat16(a), forced_isa.get()
+        _map("a", a), _map("b", b), _map("out", out), _nhwc(a), _is_bfloat16(a), forced_isa.get()
     )
     return out
 
@@ -98,7 +112,7 @@ def resize_add_out(x: Tensor, out: Tensor, *, a: Tensor | None = None) -> Tensor
     if a is not None:
         _check_outputs({"a": a}, {"out": out}, in_place=True)
     _C.resize_add(
-        x.data_ptr(), _address(a), out.data_ptr(), _nhwc(x), out.shape[2], out.shape[3],
+        _map("x", x), _map("a", a), _map("out", out), _nhwc(x), out.shape[2], out.shape[3],
         _is_bfloat16(x), forced_isa.get(),
     )  # fmt: skip
     return out
@@ -116,6 +130,15 @@ class WinogradWeights(NamedTuple):
     def dtype(self) -> torch.dtype:
         """Dtype of the maps that these weights apply to."""
         return torch.float32 if self.scales is None else torch.bfloat16
+
+    def arrays(self) -> tuple[Array, Array]:
+        """values and scales, which fit the channels; TypeError or ValueError if they do not."""
+        n_values, n_scales = _C.winograd_sizes(self.in_channels, self.out_channels)
+        kind = torch.float32 if self.scales is None else torch.int16
+        return (
+            array("weights.values", self.values, (n_values,), kind),
+            array("weights.scales", self.scales, (n_scales,), torch.float32),
+        )
 
 
 def winograd_pack(weight: Tensor, dtype: torch.dtype) -> WinogradWeights:
@@ -137,11 +160,13 @@ def winograd_pack(weight: Tensor, dtype: torch.dtype) -> WinogradWeights:
     n_values, n_scales = _C.winograd_sizes(in_channels, out_channels)
     fixed_point = dtype is torch.bfloat16
     values = torch.empty(n_values, dtype=torch.int16 if fixed_point else torch.float32)
-    scales = torch.empty(n_scales) if fixed_point else None
+    scales = torch.empty(n_scales, dtype=torch.float32) if fixed_point else None
+    packed = WinogradWeights(values, scales, in_channels, out_channels)
     _C.winograd_pack(
-        weight.data_ptr(), values.data_ptr(), _address(scales), in_channels, out_channels
-    )
-    return WinogradWeights(values, scales, in_channels, out_channels)
+        array("weight", weight, (out_channels, in_channels, 3, 3), torch.float32),
+        *packed.arrays(), in_channels, out_channels, fixed_point,
+    )  # fmt: skip
+    return packed
 
 
 def winograd_pays(
@@ -194,23 +219,16 @@ def winograd_conv_out(
         raise ValueError(f"dilation must be at least 1; got {dilation}")
     _check_maps((n, weights.out_channels, height, width), x.dtype, out=out)
     _check_outputs({"x": x}, {"out": out})
-    if bias is not None:
-        _check_types(torch.float32, {"bias": bias})
-        if bias.shape != (weights.out_channels,) or not bias.is_contiguous():
-            raise ValueError(
-                f"bias must be contiguous of shape ({weights.out_channels},); got "
-                f"{tuple(bias.shape)} with strides {bias.stride()}"
-            )
     _C.winograd_conv(
-        x.data_ptr(), weights.values.data_ptr(), _address(weights.scales), _address(bias),
-        out.data_ptr(), _nhwc(x), weights.out_channels, dilation, accumulate, _is_bfloat16(x),
-        forced_isa.get(),
+        _map("x", x), *weights.arrays(),
+        array("bias", bias, (weights.out_channels,), torch.float32), _map("out", out), _nhwc(x),
+        weights.out_channels, dilation, accumulate, _is_bfloat16(x), forced_isa.get(),
     )  # fmt: skip
     return out
 
 
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
+def _map(name: str, x: Tensor | None) -> Array:
+    return NONE if x is None else array(name, x, tuple(x.shape), x.dtype, layout=NHWC)
 
 
 def _is_bfloat16(x: Tensor) -> bool:
@@ -267,15 +285,10 @@ def _check_outputs(
     rest = list(outputs.items())
     for i, (name, output) in enumerate(rest):
         for other, tensor in (*inputs.items(), *rest[:i]):
-            allowed = in_place and other in inputs and output.data_ptr() == tensor.data_ptr()
-            if not allowed and _overlap(output, tensor):
+            allowed = in_place and other in inputs and is_same_memory(output, tensor)
+            if not allowed and overlap(output, tensor):
                 may = f"be {other} or lie apart from it" if in_place else f"lie apart from {other}"
                 raise ValueError(
                     f"{name} of shape {tuple(output.shape)} must {may} of shape "
                     f"{tuple(tensor.shape)}; their memory overlaps"
                 )
-
-
-def _overlap(a: Tensor, b: Tensor) -> bool:
-    start, other = a.data_ptr(), b.data_ptr()
-    return start < other + b.nbytes and other < start + a.nbytes

@@ -1,10 +1,11 @@
-"""Calls into the compiled extension, which takes addresses in place of tensors.
+"""Calls into the compiled extension, which takes arrays (`ops.addresses`) in place of tensors.
 
-Arguments have already been checked (`ops.checks`).
+Arguments of users have already been checked (`ops.checks`).
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ncsn_fast.ops.addresses import NCHW, NHWC, array
 from ncsn_fast.ops.checks import KERNEL_DTYPES, UpdateArguments
 
 try:
@@ -50,31 +52,25 @@ def instance_norm_plus(
     x: Tensor, parameters: Sequence[Tensor], out: Tensor, elu: bool, eps: float, isa: int
 ) -> None:
     """Runs the CPU kernel; x and out are dense and share one layout."""
-    per_sample = any(p.ndim == 2 for p in parameters)
-    n, c, height, width = x.shape
-    alpha, gamma, beta = (_parameter_rows(p, n, per_sample) for p in parameters)
+    alpha, gamma, beta = parameters
+    per_sample = alpha.ndim == 2 or gamma.ndim == 2 or beta.ndim == 2
+    n, c, height, width = shape = x.shape
+    layout = NCHW if x.is_contiguous() else NHWC
+    row = (n, c) if per_sample else (c,)
+    alpha, gamma, beta = _in_rows(alpha, row), _in_rows(gamma, row), _in_rows(beta, row)
     _C.instance_norm_plus(
-        x.data_ptr(),
-        out.data_ptr(),
-        alpha.data_ptr(),
-        gamma.data_ptr(),
-        beta.data_ptr(),
-        n,
-        c,
-        height * width,
-        not x.is_contiguous(),
-        per_sample,
-        x.dtype is torch.bfloat16,
-        out.dtype is torch.bfloat16,
-        elu,
-        eps,
-        isa,
-    )
+        array("x", x, shape, x.dtype, layout=layout),
+        array("out", out, shape, out.dtype, layout=layout),
+        array("alpha", alpha, row, torch.float32), array("gamma", gamma, row, torch.float32),
+        array("beta", beta, row, torch.float32),
+        n, c, height * width, layout is NHWC, per_sample, x.dtype is torch.bfloat16,
+        out.dtype is torch.bfloat16, elu, eps, isa,
+    )  # fmt: skip
 
 
-def _parameter_rows(parameter: Tensor, n: int, per_sample: bool) -> Tensor:
-    if per_sample and parameter.ndim == 1:
-        parameter = parameter.expand(n, -1)
+def _in_rows(parameter: Tensor, row: tuple[int, ...]) -> Tensor:
+    if parameter.ndim != len(row):
+        parameter = parameter.expand(row)
     if parameter.dtype is torch.float32 and parameter.is_contiguous():
         return parameter
     return parameter.to(torch.float32).contiguous()
@@ -82,22 +78,30 @@ def _parameter_rows(parameter: Tensor, n: int, per_sample: bool) -> Tensor:
 
 def sampler_update(u: UpdateArguments, isa: int) -> None:
     """Runs the kernel for x's device, in place on x and h."""
-    f = u.f if u.f.dtype in KERNEL_DTYPES else u.f.float()
-    f_channels_last = not f.is_contiguous() and f.is_contiguous(memory_format=torch.channels_last)
-    f = f if f_channels_last else f.contiguous()
+    x, f = u.x, u.f if u.f.dtype in KERNEL_DTYPES else u.f.float()
+    f_layout = NCHW if f.is_contiguous() or not f.is_contiguous(memory_format=NHWC) else NHWC
+    f = f.contiguous(memory_format=f_layout)
     weights, known = (None if t is None else t.float() for t in (u.noise_weights, u.known))
     # The list keeps copies made here alive until the kernel has read them.
     held = [None if t is None else t.contiguous() for t in (u.samples, weights, u.mask, known)]
-    samples_at, weights_at, mask_at, known_at = map(_address, held)
-    batch, channels, height, width = u.x.shape
-    run, target = _update_kernel(u.x, isa)
+    samples, weights, mask, known = held
+    net_input, net_dtype = u.net_input, torch.float32
+    net_layout = NCHW if net_input is None or net_input.is_contiguous() else NHWC
+    if net_input is not None:
+        net_dtype = net_input.dtype
+    batch, channels, height, width = shape = x.shape
+    at = functools.partial(array, device=x.device)
+    run, target = _update_kernel(x, isa)
     run(
-        u.x.data_ptr(), f.data_ptr(), _address(u.h), batch, channels, height * width,
-        f.dtype is torch.bfloat16, f_channels_last, u.coefficients,
-        u.seed, samples_at, u.step, weights_at, mask_at, known_at, u.c_ref, u.ref_step,
-        _address(u.net_input), u.net_input is not None and u.net_input.dtype is torch.bfloat16,
-        u.net_input is not None and not u.net_input.is_contiguous(), u.scale, u.shift,
-        _address(u.nonfinite), target,
+        at("x", x, shape, torch.float32), at("f", f, shape, f.dtype, layout=f_layout),
+        at("h", u.h, shape, torch.float32), batch, channels, height * width,
+        f.dtype is torch.bfloat16, f_layout is NHWC, u.coefficients, u.seed,
+        at("samples", samples, (batch,), torch.int64), u.step,
+        at("noise_weights", weights, (batch, 2), torch.float32),
+        at("mask", mask, shape, torch.bool), at("known", known, shape, torch.float32), u.c_ref,
+        u.ref_step, at("net_input", net_input, shape, net_dtype, layout=net_layout),
+        net_dtype is torch.bfloat16, net_layout is NHWC, u.scale, u.shift,
+        at("nonfinite", u.nonfinite, (batch,), torch.int32), target,
     )  # fmt: skip
 
 
@@ -113,28 +117,28 @@ def _update_kernel(x: Tensor, isa: int) -> tuple[Any, int]:
     return _C.sampler_update_cuda, torch.cuda.current_stream(x.device).cuda_stream
 
 
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
-
-
 def noise(
     kind: str, seed: int, samples: Tensor, stream: int, step: int, shape: Sequence[int], isa: int
 ) -> Tensor:
     """Returns CPU noise (B, *shape); `kind` is "uniform" or "normal"."""
-    samples = samples.to(torch.int64).contiguous()
     out = torch.empty((len(samples), *shape), dtype=torch.float32)
-    fill = getattr(_C, kind)
-    fill(
-        out.data_ptr(), samples.data_ptr(), len(samples), math.prod(shape), seed, stream, step, isa
-    )
+    _fill(kind, out, math.prod(shape), seed, samples, stream, step, isa)
     return out
 
 
 def words(seed: int, samples: Tensor, stream: int, step: int, numel: int, isa: int = -1) -> Tensor:
     """Returns the Philox words of `noise.words`, computed by the C++ kernel; for tests."""
-    samples = samples.to(torch.int64).contiguous()
     out = torch.empty((len(samples), (numel + 3) // 4, 4), dtype=torch.int32)
-    _C.philox_words(
-        out.data_ptr(), samples.data_ptr(), len(samples), numel, seed, stream, step, isa
-    )
+    _fill("philox_words", out, numel, seed, samples, stream, step, isa)
     return out.to(torch.int64) & 0xFFFFFFFF
+
+
+def _fill(
+    kind: str, out: Tensor, numel: int, seed: int, samples: Tensor, stream: int, step: int, isa: int
+) -> None:
+    samples, n = samples.to(torch.int64).contiguous(), len(samples)
+    fill = getattr(_C, kind)
+    fill(
+        array("out", out, tuple(out.shape), out.dtype),
+        array("samples", samples, (n,), torch.int64), n, numel, seed, stream, step, isa,
+    )  # fmt: skip

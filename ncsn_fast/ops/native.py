@@ -7,6 +7,7 @@ synchronise and can be captured in a CUDA graph.
 
 from __future__ import annotations
 
+import functools
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -15,16 +16,13 @@ from torch import Tensor
 
 from ncsn_fast.kernels.launch import check_maps
 from ncsn_fast.kernels.rows import ROW_WIDTH, Rows
+from ncsn_fast.ops.addresses import NHWC, NONE, Array, array, misalignment, strided
 from ncsn_fast.ops.extension import _C, forced_isa
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum Dtype in csrc/
 # Samples up to this size take one launch by default, as in kernels/instance_norm_plus.py.
 SINGLE_BYTES = 32 * 1024
 SINGLE_CHANNELS = 512
-
-
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
 
 
 def _device(x: Tensor) -> AbstractContextManager[Any]:
@@ -43,18 +41,6 @@ def _kernel(x: Tensor, on_cpu: str, on_cuda: str) -> tuple[Any, int]:
             "on PATH (NCSN_FAST_CUDA=1 pip install .)"
         )
     return getattr(_C, on_cuda), torch.cuda.current_stream(x.device).cuda_stream
-
-
-def _expect(
-    name: str, x: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
-) -> None:
-    if x is None:
-        return
-    if tuple(x.shape) != shape or x.dtype != dtype or not x.is_contiguous() or x.device != device:
-        raise ValueError(
-            f"{name} must be contiguous, {dtype}, of shape {shape}, on {device}; got {x.dtype}, "
-            f"{tuple(x.shape)} with strides {x.stride()} on {x.device}"
-        )
 
 
 # Instance normalisation++ ------------------------------------------------------------------------
@@ -89,8 +75,13 @@ def _in_rows(name: str, parameter: Tensor, x: Tensor) -> Tensor:
     return parameter
 
 
-def _row(parameter: Tensor) -> tuple[int, int]:
-    return parameter.data_ptr(), parameter.stride(0) if parameter.ndim == 2 else 0
+def _row(name: str, parameter: Tensor) -> tuple[Array, int]:
+    """A parameter, and the floats between the rows of two samples."""
+    return strided(name, parameter), parameter.stride(0) if parameter.ndim == 2 else 0
+
+
+def _map(name: str, x: Tensor) -> tuple[Array, int]:
+    return array(name, x, tuple(x.shape), x.dtype, device=x.device, layout=NHWC), DTYPES[x.dtype]
 
 
 def _check_norm(x: Tensor, out: Tensor, form: str) -> None:
@@ -105,10 +96,10 @@ def _check_norm(x: Tensor, out: Tensor, form: str) -> None:
     if x.is_cpu and torch.float16 in (x.dtype, out.dtype):
         raise TypeError("on the CPU x and out must be float32 or bfloat16; got float16")
     for name, t in (("x", x), ("out", out)):
-        if x.is_cuda and t.shape[1] * t.element_size() % 16 == 0 and t.data_ptr() % 16:
+        if x.is_cuda and t.shape[1] * t.element_size() % 16 == 0 and misalignment(t, 16):
             raise ValueError(
-                f"{name} must begin at a multiple of 16 bytes; it is {t.data_ptr() % 16} off. Use "
-                f"{name}.clone(memory_format=torch.channels_last)."
+                f"{name} must begin at a multiple of 16 bytes; it is {misalignment(t, 16)} off. "
+                f"Use {name}.clone(memory_format=torch.channels_last)."
             )
 
 
@@ -140,28 +131,25 @@ def instance_norm_plus(
     out = torch.empty_like(x) if out is None else out
     _check_norm(x, out, form)
     n, c, height, width = x.shape
-    rows = [_in_rows(*named, x) for named in (("alpha", alpha), ("gamma", gamma), ("beta", beta))]
-    _expect("bias", bias, (c,), torch.float32, x.device)
+    named = (("alpha", alpha), ("gamma", gamma), ("beta", beta))
+    rows = [(name, _in_rows(name, parameter, x)) for name, parameter in named]
+    shift = array("bias", bias, (c,), torch.float32, device=x.device)
     kernel, target = _kernel(x, "instance_norm_plus_rows", "instance_norm_plus_cuda")
     if x.numel() == 0:
         return out
     arguments: list[Any] = [
-        (x.data_ptr(), DTYPES[x.dtype]), (out.data_ptr(), DTYPES[out.dtype]),
-        (n, c, height * width), [_row(row) for row in rows], _address(bias), elu, eps,
+        _map("x", x), _map("out", out), (n, c, height * width), [_row(*row) for row in rows],
+        shift, elu, eps,
     ]  # fmt: skip
     if x.is_cuda:
         single = form == "single" or (form == "auto" and is_single(x))
+        workspace = NONE
         if not single:
             partials = new_partials(x) if partials is None else partials
-            tiles = _C.norm_tiles(c, height * width, DTYPES[x.dtype])
-            _expect(
-                "partials (use new_partials(x))",
-                partials,
-                (n, tiles, 2, c),
-                torch.float32,
-                x.device,
-            )
-        arguments += [0 if single else _address(partials), single]
+            shape = (n, _C.norm_tiles(c, height * width, DTYPES[x.dtype]), 2, c)
+            name = "partials (use new_partials(x))"
+            workspace = array(name, partials, shape, torch.float32, device=x.device)
+        arguments += [workspace, single]
     with _device(x):
         kernel(*arguments, target)
     return out
@@ -187,10 +175,10 @@ def _check_map(name: str, t: Tensor, x: Tensor, more_channels: bool) -> None:
         )
 
 
-def _strided(t: Tensor | None) -> tuple[int, int, int, int, int, int]:
-    """Returns (address, dtype, strides of sample, channel and pixel, channels in memory)."""
+def _strided(name: str, t: Tensor | None) -> tuple[Array, tuple[int, int, int, int, int]]:
+    """Returns a map and (dtype, strides of sample, channel and pixel, channels in memory)."""
     if t is None:
-        return 0, 0, 0, 0, 0, 0
+        return NONE, (0, 0, 0, 0, 0)
     height, width = t.shape[2:]
     pixel = t.stride(3) if width > 1 else t.stride(2) if height > 1 else t.stride(0)
     # If x is a channel slice of a padded map, the channels left out are padding.
@@ -198,14 +186,7 @@ def _strided(t: Tensor | None) -> tuple[int, int, int, int, int, int]:
     end = t.storage_offset() + (t.shape[0] - 1) * t.stride(0) + height * width * pixel
     whole = whole and end * t.element_size() <= t.untyped_storage().nbytes()
     channels = pixel if whole and t.stride(0) >= height * width * pixel else t.shape[1]
-    return t.data_ptr(), DTYPES[t.dtype], t.stride(0), t.stride(1), pixel, channels
-
-
-def _check_rows(rows: Rows, device: torch.device) -> None:
-    k = len(rows.table)
-    _expect("rows.table", rows.table, (k, ROW_WIDTH), torch.float32, device)
-    _expect("rows.steps", rows.steps, (k, 2), torch.int64, device)
-    _expect("rows.counter", rows.counter, (1,), torch.int32, device)
+    return strided(name, t), (DTYPES[t.dtype], t.stride(0), t.stride(1), pixel, channels)
 
 
 def sampler_update_(
@@ -239,33 +220,57 @@ def sampler_update_(
             for f. Channels C and above, and its padding, are set to zero.
         nonfinite: (B,) int32, set to 1 where a sample's new state is not finite.
     """
+    arguments = _update_arguments(
+        x, f, h, rows, seeds, samples, noise_weights, mask, known, net_input, scale, shift,
+        nonfinite,
+    )  # fmt: skip
+    kernel, target = _kernel(x, "sampler_update_rows", "sampler_update_rows_cuda")
+    if x.numel() == 0:
+        return
+    with _device(x):
+        kernel(*arguments, target)
+
+
+def _update_arguments(
+    x: Tensor,
+    f: Tensor,
+    h: Tensor | None,
+    rows: Rows,
+    seeds: Tensor,
+    samples: Tensor,
+    noise_weights: Tensor | None,
+    mask: Tensor | None,
+    known: Tensor | None,
+    net_input: Tensor | None,
+    scale: float,
+    shift: float,
+    nonfinite: Tensor | None,
+) -> tuple[Any, ...]:
+    """Those of a kernel, but for its target."""
     if x.ndim != 4 or x[:1].numel() >= 2**31:
         raise ValueError(f"x must be (B, C, H, W), below 2**31 a sample; got {tuple(x.shape)}")
     if (mask is None) != (known is None):
         raise ValueError("mask and known come together; only one of them was given")
     n, c, height, width = shape = tuple(x.shape)
-    for name, t in (("x", x), ("h", h), ("known", known)):
-        _expect(name, t, shape, torch.float32, x.device)
+    k, at = len(rows.table), functools.partial(array, device=x.device)
     _check_map("f", f, x, more_channels=False)
     if net_input is not None:
         _check_map("net_input", net_input, x, more_channels=True)
-    _expect("mask", mask, shape, torch.bool, x.device)
-    for name, t in (("seeds", seeds), ("samples", samples)):
-        _expect(name, t, (n,), torch.int64, x.device)
-    _expect("noise_weights", noise_weights, (n, 2), torch.float32, x.device)
-    _expect("nonfinite", nonfinite, (n,), torch.int32, x.device)
-    _check_rows(rows, x.device)
-    kernel, target = _kernel(x, "sampler_update_rows", "sampler_update_rows_cuda")
-    if x.numel() == 0:
-        return
-    table = (*(t.data_ptr() for t in rows), len(rows.table))
-    optional = (_address(t) for t in (noise_weights, mask, known))
-    with _device(x):
-        kernel(
-            x.data_ptr(), _address(h), (n, c, height * width), _strided(f), table, seeds.data_ptr(),
-            samples.data_ptr(), *optional, _strided(net_input), scale, shift, _address(nonfinite),
-            target,
-        )  # fmt: skip
+    table = (
+        at("rows.table", rows.table, (k, ROW_WIDTH), torch.float32),
+        at("rows.steps", rows.steps, (k, 2), torch.int64),
+        at("rows.counter", rows.counter, (1,), torch.int32),
+        k,
+    )
+    return (
+        at("x", x, shape, torch.float32), at("h", h, shape, torch.float32), (n, c, height * width),
+        _strided("f", f), table, at("seeds", seeds, (n,), torch.int64),
+        at("samples", samples, (n,), torch.int64),
+        at("noise_weights", noise_weights, (n, 2), torch.float32),
+        at("mask", mask, shape, torch.bool), at("known", known, shape, torch.float32),
+        _strided("net_input", net_input), scale, shift,
+        at("nonfinite", nonfinite, (n,), torch.int32),
+    )  # fmt: skip
 
 
 def advance(rows: Rows) -> None:

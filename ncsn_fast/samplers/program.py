@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ncsn_fast import ops
-from ncsn_fast.ops import reference
-from ncsn_fast.ops.noise import Stream
+from ncsn_fast.ops import addresses, reference
+from ncsn_fast.ops.noise import Stream, check_uint32
 
 Coefficients = tuple[float, float, float, float, float, float]
 Column = NDArray[np.float64]
@@ -78,6 +78,11 @@ class Program:
             float(column[k]) for column in (self.a, self.b, self.g, self.c, self.p, self.q)
         )  # type: ignore[return-value]
 
+    @property
+    def imposes(self) -> bool:
+        """Whether known pixels are imposed anywhere."""
+        return self.reference_noise is not None and not bool(np.isnan(self.reference_noise).all())
+
     def imposition(self, k: int) -> tuple[float, int]:
         """Returns scale and step of the noise on known pixels before row k (K: at the end)."""
         if self.reference_noise is None or self.reference_step is None:
@@ -119,12 +124,16 @@ def table(
 class Chains:
     """Micro-batch of Markov chains: their state, their noise key and their known pixels.
 
+    Tensors are contiguous, on one device and of exactly these shapes, because kernels are given
+    their addresses: nothing is broadcast.
+
     Attributes:
-        x: state (B, C, H, W) float32, contiguous; updated in place.
-        seed, samples: noise of chain b is keyed by (seed, samples[b]); samples is (B,) int64.
-        noise_weights: (B, 2) weights of streams 0 and 3, or None for (1, 0).
+        x: state (B, C, H, W) float32; updated in place.
+        seed, samples: noise of chain b is keyed by (seed, samples[b]); samples is (B,) int64, and
+            both are below 2^32.
+        noise_weights: (B, 2) float32, weights of streams 0 and 3, or None for (1, 0).
         mask, known: bool and float32, shape of x: mask and values of known pixels; or None.
-        h: history buffer, shape of x.
+        h: history buffer, float32, shape of x; updated in place.
         count: number of rows that are samples, the others being padding; None for all.
         nonfinite: (B,) int32, nonzero where x is not finite, from engines that detect it; else
             None.
@@ -139,6 +148,34 @@ class Chains:
     h: Tensor | None = None
     count: int | None = None
     nonfinite: Tensor | None = None
+
+    def check(self, device: torch.device) -> None:
+        """Raises TypeError or ValueError unless all fields are as said above, on the device.
+
+        Looks at no values but the seed: nothing waits for a GPU.
+        """
+        check_uint32("seed", self.seed)
+        if not isinstance(self.x, Tensor):
+            raise TypeError(f"x must be a tensor; got {type(self.x).__name__}")
+        if self.x.ndim != 4:
+            raise ValueError(f"x must have shape (B, C, H, W); got {tuple(self.x.shape)}")
+        shape, n = tuple(self.x.shape), len(self.x)
+        if (self.mask is None) != (self.known is None):
+            raise ValueError("mask and known come together; only one of them was given")
+        fields: tuple[tuple[str, Tensor | None, tuple[int, ...], torch.dtype], ...] = (
+            ("x", self.x, shape, torch.float32),
+            ("samples", self.samples, (n,), torch.int64),
+            ("noise_weights", self.noise_weights, (n, 2), torch.float32),
+            ("mask", self.mask, shape, torch.bool),
+            ("known", self.known, shape, torch.float32),
+            ("h", self.h, shape, torch.float32),
+            ("nonfinite", self.nonfinite, (n,), torch.int32),
+        )
+        for name, value, expected, dtype in fields:
+            if value is not None or name == "samples":
+                addresses.check(name, value, expected, dtype, device=device)
+        if self.count is not None and not 0 <= self.count <= n:
+            raise ValueError(f"count must be in 0 .. {n}; got {self.count}")
 
 
 class Update(Protocol):

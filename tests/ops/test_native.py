@@ -8,7 +8,7 @@ from paths import ROOT
 from torch import Tensor
 
 from ncsn_fast import _C, ops
-from ncsn_fast.ops import cuda, native, reference
+from ncsn_fast.ops import addresses, backends, cuda, native, reference
 
 
 def noise_like(*shape: int, seed: int = 0) -> Tensor:
@@ -28,7 +28,10 @@ def converted(x: Tensor) -> Tensor:
     widen = x.dtype is torch.float16
     out = torch.empty_like(x, dtype=torch.float32 if widen else torch.float16)
     values, halves = (out, x) if widen else (x, out)
-    _C.convert_float16(values.data_ptr(), halves.data_ptr(), x.numel(), widen)
+    _C.convert_float16(
+        addresses.array("values", values, tuple(x.shape), torch.float32),
+        addresses.array("halves", halves, tuple(x.shape), torch.float16), x.numel(), widen,
+    )  # fmt: skip
     return out
 
 
@@ -99,7 +102,7 @@ def test_empty(shape):
         ({"x": nhwc(torch.zeros(2, 4, 5, 5)).half()}, TypeError, "on the CPU .* got float16"),
         ({"alpha": torch.zeros(3)}, ValueError, r"alpha must have shape \(4,\) or \(2, 4\)"),
         ({"gamma": torch.zeros(4, device="meta")}, ValueError, "gamma must be on cpu"),
-        ({"bias": torch.zeros(3)}, ValueError, r"bias must be .* of shape \(4,\)"),
+        ({"bias": torch.zeros(3)}, ValueError, r"bias must have shape \(4,\)"),
         ({"form": "both"}, ValueError, '"single"'),
         ({"out": torch.zeros(2, 4, 5, 5)}, ValueError, "out must be channels-last"),
     ],
@@ -143,6 +146,7 @@ def test_what_the_extension_refuses():
 def test_the_family_that_is_asked_for_is_called(monkeypatch, family, module):
     if family == "triton":
         pytest.importorskip("triton")
+    monkeypatch.setattr(backends, "missing", lambda family: "")
     launched = []
 
     def launch(x, *parameters, elu, eps):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ncsn_fast import _C
 from ncsn_fast.ops import native, reference
+from ncsn_fast.ops.addresses import NONE, array
 
 pytestmark = [
     pytest.mark.gpu,
@@ -70,9 +71,9 @@ def test_norm_has_the_bits_of_its_emulation(channels, form):
     emulated = torch.empty_like(x)
     partials = torch.empty(native.new_partials(x).shape)
     _C.emulated_instance_norm_plus(
-        (x.data_ptr(), 0), (emulated.data_ptr(), 0), (3, channels, 33 * 31),
-        [native._row(row) for row in rows], 0, True, 1e-5, partials.data_ptr(), form == "single",
-        False,
+        native._map("x", x), native._map("out", emulated), (3, channels, 33 * 31),
+        [native._row("parameter", row) for row in rows], NONE, True, 1e-5,
+        array("partials", partials, tuple(partials.shape), torch.float32), form == "single", False,
     )  # fmt: skip
     ours = native.instance_norm_plus(nhwc(x), *on_gpu(rows), elu=True, form=form)
     assert torch.equal(ours.cpu(), emulated)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ncsn_fast import _C
 from ncsn_fast.ops import native, reference
+from ncsn_fast.ops.addresses import array
 from ncsn_fast.ops.native import DTYPES
 
 FLOATS = tuple(DTYPES)
@@ -49,9 +50,11 @@ def emulated(
     out = torch.empty_like(x) if out is None else out
     partials = torch.full((*native.new_partials(x).shape,), float("nan"))
     _C.emulated_instance_norm_plus(
-        (x.data_ptr(), DTYPES[x.dtype]), (out.data_ptr(), DTYPES[out.dtype]),
-        (n, c, height * width), [native._row(p) for p in (alpha, gamma, beta)],
-        native._address(bias), elu, 1e-5, partials.data_ptr(), form == "single", backward,
+        native._map("x", x), native._map("out", out), (n, c, height * width),
+        [native._row("parameter", p) for p in (alpha, gamma, beta)],
+        array("bias", bias, (c,), torch.float32), elu, 1e-5,
+        array("partials", partials, tuple(partials.shape), torch.float32), form == "single",
+        backward,
     )  # fmt: skip
     return out
 

@@ -64,13 +64,11 @@ def emulated_update_(
     x, f, h, rows, *, seeds, samples, noise_weights=None, mask=None, known=None, net_input=None,
     scale=2.0, shift=-1.0, nonfinite=None, backward=False,
 ):  # fmt: skip
-    n, c, height, width = x.shape
-    optional = (native._address(t) for t in (noise_weights, mask, known))
-    _C.emulated_sampler_update(
-        x.data_ptr(), native._address(h), (n, c, height * width), native._strided(f),
-        (*(t.data_ptr() for t in rows), len(rows.table)), seeds.data_ptr(), samples.data_ptr(),
-        *optional, native._strided(net_input), scale, shift, native._address(nonfinite), backward,
+    arguments = native._update_arguments(
+        x, f, h, rows, seeds, samples, noise_weights, mask, known, net_input, scale, shift,
+        nonfinite,
     )  # fmt: skip
+    _C.emulated_sampler_update(*arguments, backward)
 
 
 def held_by(t: Tensor) -> Tensor:
@@ -238,20 +236,23 @@ def test_advance_walks_the_table():
 @pytest.mark.parametrize(
     ("change", "error", "text"),
     [
-        ({"x": torch.zeros(2, 3, 4, 4).half()}, ValueError, "x must be contiguous, torch.float32"),
+        ({"x": torch.zeros(2, 3, 4, 4).half()}, TypeError, "x must be torch.float32"),
+        ({"x": torch.zeros(2, 4, 4, 3).permute(0, 3, 1, 2)}, ValueError, "x must be contiguous"),
         ({"x": torch.zeros(3, 4, 4)}, ValueError, r"x must be \(B, C, H, W\)"),
         ({"f": torch.zeros(2, 3, 4, 5)}, ValueError, r"f must have the shape of x \(2, 3, 4, 4\)"),
         ({"f": torch.zeros(2, 3, 4, 4).int()}, TypeError, "float16"),
         ({"f": torch.zeros(2, 3, 4, 8)[..., :4]}, ValueError, "contiguous or channels-last"),
-        ({"h": torch.zeros(2, 3, 4, 4).double()}, ValueError, "h must be"),
-        ({"samples": torch.arange(3)}, ValueError, r"samples must be .* of shape \(2,\)"),
+        ({"h": torch.zeros(2, 3, 4, 4).double()}, TypeError, "h must be torch.float32"),
+        ({"h": torch.zeros(1, 3, 4, 4).expand(2, 3, 4, 4)}, ValueError, "h must be contiguous"),
+        ({"samples": torch.arange(3)}, ValueError, r"samples must have shape \(2,\)"),
+        ({"samples": keys(2).int()}, TypeError, "samples must be torch.int64"),
         ({"samples": torch.tensor([0, 2**32])}, ValueError, r"samples\[1\] = 4294967296"),
         ({"seeds": torch.tensor([-1, 0])}, ValueError, r"seeds\[0\] = -1"),
         ({"mask": torch.ones(2, 3, 4, 4).bool()}, ValueError, "come together"),
         ({"noise_weights": torch.ones(2)}, ValueError, r"shape \(2, 2\)"),
         ({"net_input": torch.ones(2, 2, 4, 4)}, ValueError, "net_input"),
-        ({"nonfinite": torch.zeros(2)}, ValueError, "int32"),
-        ({"rows": some_rows()._replace(counter=torch.zeros(1))}, ValueError, "rows.counter"),
+        ({"nonfinite": torch.zeros(2)}, TypeError, "int32"),
+        ({"rows": some_rows()._replace(counter=torch.zeros(1))}, TypeError, "rows.counter"),
         ({"rows": some_rows()._replace(table=torch.zeros(4, 7))}, ValueError, "rows.table"),
     ],
 )

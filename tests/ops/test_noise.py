@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ncsn_fast import _C, ops
 from ncsn_fast.ops import extension, noise
+from ncsn_fast.ops.addresses import array
 
 LEVELS = _C.isa_levels()
 UINT32 = st.one_of(st.sampled_from([0, 1, 2**31, 2**32 - 1]), st.integers(0, 2**32 - 1))
@@ -95,9 +96,11 @@ def extreme_words() -> np.ndarray:
 
 
 def kernel_box_muller(words: np.ndarray, isa: int) -> np.ndarray:
-    out = np.empty(words.shape, np.float32)
-    _C.box_muller(out.ctypes.data, words.ctypes.data, words.size // 2, isa)
-    return out
+    given = torch.from_numpy(words.view(np.int32))
+    out = torch.empty(given.shape, dtype=torch.float32)
+    arrays = (array("normals", t, tuple(given.shape), t.dtype) for t in (out, given))
+    _C.box_muller(*arrays, words.size // 2, isa)
+    return out.numpy()
 
 
 def test_normals_are_within_2_ulp_of_float64_at_every_level():

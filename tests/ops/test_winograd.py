@@ -263,7 +263,7 @@ OUT = nhwc(noise_like(2, 5, 6, 6))
         (
             lambda: cpu.winograd_conv_out(MAP, PACKED, torch.zeros(5).double(), OUT),
             TypeError,
-            "bias torch.float64",
+            "bias must be torch.float32; got torch.float64",
         ),
     ],
 )

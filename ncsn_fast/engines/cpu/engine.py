@@ -19,6 +19,7 @@ from ncsn_fast.engines.lowering.graph import lower
 from ncsn_fast.engines.lowering.memory_plan import format_profile
 from ncsn_fast.engines.static_engine import StaticEngine
 from ncsn_fast.models.score import ScoreModel
+from ncsn_fast.ops.addresses import NHWC, array
 from ncsn_fast.ops.extension import forced_isa
 from ncsn_fast.samplers.program import Chains, FusedUpdate, Program, Update
 
@@ -119,17 +120,11 @@ class CpuEngine(StaticEngine):
             plan.run()
             return plan.output.clone()
 
-    def stepper(
+    def _stepper(
         self, program: Program, chains: Chains, levels: Tensor | None, update: Update | None
     ) -> Callable[[int, int], object]:
         if update is not None:  # noise that the caller supplies
-            return super().stepper(program, chains, levels, update)
-        self.check_images(chains.x)
-        if chains.x.dtype is not torch.float32 or not chains.x.is_contiguous():
-            raise ValueError(
-                f"the state must be contiguous float32, as it is updated in place; got "
-                f"{chains.x.dtype} with strides {chains.x.stride()}"
-            )
+            return super()._stepper(program, chains, levels, update)
         rows = _Rows(program, levels)
         if program.has_history and chains.h is None:
             chains.h = torch.zeros_like(chains.x)
@@ -184,16 +179,20 @@ class CpuEngine(StaticEngine):
         return plan
 
     def _sample(self, plan: CpuPlan, chains: Chains, rows: _Rows, start: int, end: int) -> None:
-        n, c, height, width = chains.x.shape
-        floats = (None if t is None else t.float() for t in (chains.noise_weights, chains.known))
-        weights, known = floats
-        keys = (chains.samples, weights, chains.mask, known)
-        held = [None if t is None else t.contiguous() for t in keys]
+        n, c, height, width = shape = tuple(chains.x.shape)
+        count, kind = end - start, DTYPES[self.dtype]
         plan.steps.sample(
-            chains.x.data_ptr(), plan.output.data_ptr(), _address(chains.h), (n, height, width, c),
-            self.dtype == "bf16", chains.seed, *map(_address, held), plan.input.data_ptr(),
-            self._scale, self._shift, rows.coefficients[start:].ctypes.data,
-            rows.steps[start:].ctypes.data, end - start, forced_isa.get(),
+            array("x", chains.x, shape, torch.float32),
+            array("f", plan.output, shape, kind, layout=NHWC),
+            array("h", chains.h, shape, torch.float32),
+            (n, height, width, c), self.dtype == "bf16", chains.seed,
+            array("samples", chains.samples, (n,), torch.int64),
+            array("noise_weights", chains.noise_weights, (n, 2), torch.float32),
+            array("mask", chains.mask, shape, torch.bool),
+            array("known", chains.known, shape, torch.float32),
+            array("net_input", plan.input, shape, kind, layout=NHWC), self._scale, self._shift,
+            array("coefficients", rows.coefficients[start:end], (count, 7), torch.float64),
+            array("steps", rows.steps[start:end], (count, 2), torch.int64), count, forced_isa.get(),
         )  # fmt: skip
 
 
@@ -214,8 +213,10 @@ class _Rows:
         impositions = [program.imposition(k + 1) for k in range(program.nfe)]
         columns = [program.a, program.b, program.g, program.c, program.p, program.q]
         scales = np.array([scale for scale, _ in impositions], dtype=np.float64)
-        self.coefficients = np.ascontiguousarray(np.stack([*columns, scales], axis=1), np.float64)
-        self.steps = np.array([(k, step) for k, (_, step) in enumerate(impositions)], np.int64)
+        coefficients = np.stack([*columns, scales], axis=1).astype(np.float64)
+        self.coefficients = torch.from_numpy(coefficients).contiguous()
+        steps = [(k, step) for k, (_, step) in enumerate(impositions)]
+        self.steps = torch.tensor(steps, dtype=torch.int64).view(-1, 2)
         self.levels = None if levels is None else levels.tolist()
 
     def of_one_level(self, first: int, stop: int) -> list[tuple[int, int, int | None]]:
@@ -227,7 +228,3 @@ class _Rows:
         changes = [k for k in range(first + 1, stop) if self.levels[k] != self.levels[k - 1]]
         bounds = [first, *changes, stop]
         return [(i, j, self.levels[i]) for i, j in itertools.pairwise(bounds)]
-
-
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()

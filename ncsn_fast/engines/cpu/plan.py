@@ -10,7 +10,8 @@ from torch import Tensor
 from ncsn_fast.engines.cpu import onednn
 from ncsn_fast.engines.lowering.graph import ConvolutionSpec, Graph, Map, NormSpec, Op
 from ncsn_fast.engines.lowering.memory_plan import OpCost, aligned, plan_memory
-from ncsn_fast.ops.cpu import winograd_pack, winograd_pays
+from ncsn_fast.ops.addresses import NONE, Array, array, part
+from ncsn_fast.ops.cpu import WinogradWeights, winograd_pack, winograd_pays
 from ncsn_fast.ops.extension import _C, forced_isa
 
 # Weights by operation name: a convolution's weight in oneDNN's packed layout (the same for every
@@ -62,8 +63,7 @@ class CpuPlan:
     def set_levels(self, levels: Tensor) -> None:
         """Sets the norms' parameters for the level of each image, (batch,) int64."""
         levels = levels.to("cpu", torch.int64).contiguous()
-        assert len(levels) == self.batch
-        self.steps.set_levels(levels.data_ptr(), self.batch)
+        self.steps.set_levels(array("levels", levels, (self.batch,), torch.int64), self.batch)
 
     @property
     def weight_bytes(self) -> int:
@@ -87,8 +87,8 @@ class CpuPlan:
     def _nhwc(self, x: Map) -> tuple[int, int, int, int]:
         return self.batch, x.height, x.width, x.channels
 
-    def _address(self, x: Map) -> int:
-        return self._buffer.data_ptr() + self._offsets[x]
+    def _array(self, x: Map) -> Array:
+        return part(self._buffer, self._offsets[x], self._bytes(x))
 
     def _bytes(self, x: Map) -> int:
         return math.prod(self._shape(x)) * self.dtype.itemsize
@@ -140,11 +140,13 @@ class CpuPlan:
                 else spec.bias.detach().to("cpu", torch.float32, copy=True)
             )
             self.weights[key] = [t for t in (packed.values, packed.scales, bias) if t is not None]
-        values, *rest = (t.data_ptr() for t in self.weights[key])
-        scales = rest.pop(0) if self._bfloat16 else 0
+        values, *rest = self.weights[key]
+        scales = rest.pop(0) if self._bfloat16 else None
+        weights = WinogradWeights(values, scales, x.channels, y.channels)
+        offsets = array("bias", rest[0], (y.channels,), torch.float32) if rest else NONE
         self.steps.winograd_conv(
-            self._address(x), values, scales, rest[0] if rest else 0, self._address(y),
-            self._nhwc(x), y.channels, spec.dilation, bool(op.overwrites), self._bfloat16,
+            self._array(x), *weights.arrays(), offsets, self._array(y), self._nhwc(x), y.channels,
+            spec.dilation, bool(op.overwrites), self._bfloat16,
         )  # fmt: skip
 
     def _add_norm(self, op: Op, spec: NormSpec) -> None:
@@ -156,35 +158,41 @@ class CpuPlan:
         rows = self.weights[op.name]
         if spec.by_level:
             (table,) = rows
-            rows = [torch.zeros(self.batch, x.channels) for _ in range(3)]
+            rows = [torch.zeros(self.batch, x.channels, dtype=torch.float32) for _ in range(3)]
             self._rows += rows
+            parameters = [self._parameter(row, self.batch, x.channels) for row in rows]
             self.steps.level_parameters(
-                table.data_ptr(), len(table), x.channels, *(row.data_ptr() for row in rows)
-            )
+                self._parameter(table, len(table), 3 * x.channels), len(table), self.batch,
+                x.channels, *parameters,
+            )  # fmt: skip
+        else:
+            parameters = [self._parameter(row, x.channels) for row in rows]
         self.steps.instance_norm_plus(
-            self._address(x), self._address(y), *(row.data_ptr() for row in rows), self.batch,
-            x.channels, x.height * x.width, True, spec.by_level, self._bfloat16, self._bfloat16,
-            spec.elu, 1e-5,
+            self._array(x), self._array(y), *parameters, self.batch, x.channels,
+            x.height * x.width, True, spec.by_level, self._bfloat16, self._bfloat16, spec.elu, 1e-5,
         )  # fmt: skip
+
+    def _parameter(self, parameter: Tensor, *shape: int) -> Array:
+        return array("parameters of a norm", parameter, shape, torch.float32)
 
     def _add_resize(self, op: Op) -> None:
         x, y = op.inputs[0], op.outputs[0]
         self.steps.resize_add(
-            self._address(x), self._address(y), self._address(y), self._nhwc(x), y.height, y.width,
+            self._array(x), self._array(y), self._array(y), self._nhwc(x), y.height, y.width,
             self._bfloat16,
         )  # fmt: skip
 
     def _add_elementwise(self, op: Op) -> None:
-        x, y = self._address(op.inputs[0]), self._address(op.outputs[0])
+        x, y = self._array(op.inputs[0]), self._array(op.outputs[0])
         count = math.prod(self._shape(op.inputs[0]))
         if op.kind == "elu":
-            self.steps.add_elu(x, 0, 0, y, count, self._bfloat16)
+            self.steps.add_elu(x, NONE, NONE, y, count, self._bfloat16)
         elif op.kind in ("add", "add_elu"):
-            b = self._address(op.inputs[1])
-            elu = self._address(op.outputs[1]) if op.kind == "add_elu" else 0
+            b = self._array(op.inputs[1])
+            elu = self._array(op.outputs[1]) if op.kind == "add_elu" else NONE
             self.steps.add_elu(x, b, y, elu, count, self._bfloat16)
         elif op.kind == "mean_pool2":
-            self.steps.mean_pool2(x, 0, y, self._nhwc(op.inputs[0]), self._bfloat16)
+            self.steps.mean_pool2(x, NONE, y, self._nhwc(op.inputs[0]), self._bfloat16)
         else:
             pool = {"max_pool5": self.steps.max_pool5, "avg_pool5": self.steps.avg_pool5}[op.kind]
             pool(x, y, self._nhwc(op.inputs[0]), self._bfloat16)

@@ -66,12 +66,11 @@ class GraphEngine(BufferedEngine):
             )
         return [range(program.nfe)] if program.nfe else []
 
-    def stepper(
+    def _stepper(
         self, program: Program, chains: Chains, levels: Tensor | None, update: Update | None
     ) -> Callable[[int, int], object]:
         if update is not None:  # noise that the caller supplies
-            return super().stepper(program, chains, levels, update)
-        self.check_images(chains.x)
+            return super()._stepper(program, chains, levels, update)
         if program.has_history and chains.h is None:
             chains.h = torch.zeros_like(chains.x)
         holder = object()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ncsn_fast.engines.lowering.graph import Graph, Map
+from ncsn_fast.ops.addresses import misalignment
 
 ALIGNMENT = 256  # bytes, as in torch's allocators; more than any vector or cache line
 
@@ -26,7 +27,7 @@ class OpCost:
 def aligned(size: int, device: torch.device | str = "cpu") -> Tensor:
     """Allocates `size` zero bytes, aligned to ALIGNMENT."""
     memory = torch.zeros(size + ALIGNMENT, dtype=torch.uint8, device=device)
-    return memory[-memory.data_ptr() % ALIGNMENT :]
+    return memory[-misalignment(memory, ALIGNMENT) % ALIGNMENT :]
 
 
 def plan_memory(graph: Graph, batch: int, element_size: int) -> tuple[dict[Map, int], int]:

@@ -18,7 +18,7 @@ import torch
 from cross_section import cross_section
 from engine_cases import CPU, LEVELS, SMALLEST, TYPES, chains_of, lives, model, program_of
 
-from ncsn_fast import EngineError, EngineUnavailable, ModelConfig, Sampler, ScoreModel, ops
+from ncsn_fast import _C, EngineError, EngineUnavailable, ModelConfig, Sampler, ScoreModel, ops
 from ncsn_fast.engines import precision
 from ncsn_fast.engines.base import Engine
 from ncsn_fast.engines.cpu.engine import CpuEngine
@@ -159,7 +159,7 @@ def test_the_level_loop_is_the_plain_loop(arch):
     built, program = engine(of, SMALLEST), program_of(of)
 
     class Plain(CpuEngine):
-        stepper = Engine.stepper
+        _stepper = Engine._stepper
 
     assert torch.equal(
         built.run(program, chains_of(of)),
@@ -198,6 +198,9 @@ def test_a_level_is_left_at_ctrl_c():
     assert torch.isfinite(built.output(torch.zeros(1, 3, 16, 16), None)).all()
 
 
+@pytest.mark.skipif(
+    bool(_C.build_info()["sanitizers"]), reason="AddressSanitizer's shadow memory takes page faults"
+)
 def test_a_level_takes_no_new_memory():
     """Minor page faults count fresh pages: steps 3 to 400 of a level touch none, but for noise."""
     built = engine(model(ngf=32), SMALLEST, batch_size=8)
@@ -290,18 +293,6 @@ def test_a_batch_of_another_size_is_refused():
         engine(model("ncsn")).network(torch.rand(2, 3, 16, 16), None)
     with pytest.raises(ValueError, match=r"levels must be in \[0, 6\); got levels\[1\] = 6"):
         engine(model("ncsn")).network(torch.rand(2, 3, 16, 16), torch.tensor([0, 6]))
-
-
-def test_states_that_cannot_be_updated_in_place_are_refused():
-    built = engine(model())
-    program = program_of(built.model)
-    with pytest.raises(ValueError, match="runs batches of 2; got 3 images"):
-        built.run(program, chains_of(built.model, 3))
-    for change in (torch.Tensor.double, lambda x: x.to(memory_format=torch.channels_last)):
-        chains = chains_of(built.model)
-        chains.x = change(chains.x)
-        with pytest.raises(ValueError, match="state must be contiguous float32"):
-            built.run(program, chains)
 
 
 def test_a_wrong_engine_is_caught_in_float32(monkeypatch):

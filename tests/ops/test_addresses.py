@@ -1,0 +1,401 @@
+"""The one place where addresses are taken for C++, and what the extension refuses by itself.
+
+Every entry of the extension is called with memory of exactly the size that it needs (a sanitizer
+sees any access beyond), and then with each array too short, missing or misaligned and with each
+size negative, too large and one larger.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ncsn_fast import _C
+from ncsn_fast.engines.cpu.plan import torch_functions
+from ncsn_fast.ops import addresses
+from ncsn_fast.ops.addresses import NHWC, NONE
+
+F32, BF16, I16, I32, I64, U8 = (
+    torch.float32, torch.bfloat16, torch.int16, torch.int32, torch.int64, torch.uint8
+)  # fmt: skip
+
+
+# What Python checks ------------------------------------------------------------------------------
+
+X = torch.zeros(2, 3, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("x", "options", "error", "text"),
+    [
+        (X[:1], {}, ValueError, r"h must have shape \(2, 3, 4, 5\); got \(1, 3, 4, 5\)"),
+        (X.double(), {}, TypeError, "h must be torch.float32; got torch.float64"),
+        (X.bfloat16(), {}, TypeError, "h must be torch.float32; got torch.bfloat16"),
+        (X.to("meta"), {}, ValueError, "h must be on cpu; it is on meta"),
+        (X[:1].expand(2, 3, 4, 5), {}, ValueError, r"h must be contiguous; got strides \(0, 20, "),
+        (X.to(memory_format=NHWC), {}, ValueError, r"Use h\.contiguous\(\)"),
+        (
+            X,
+            {"layout": NHWC},
+            ValueError,
+            "channels-last; .*memory_format=torch.channels_last",
+        ),
+        (X, {"device": torch.device("cuda", 0)}, ValueError, "h must be on cuda:0; it is on cpu"),
+        (X.numpy(), {}, TypeError, "h must be a tensor; got ndarray"),
+        ([0.0], {}, TypeError, "h must be a tensor; got list"),
+    ],
+)
+def test_only_the_tensor_that_was_promised_has_an_address(x, options, error, text):
+    with pytest.raises(error, match=text):
+        addresses.array("h", x, (2, 3, 4, 5), F32, **options)
+
+
+def test_an_array_is_the_tensors_memory():
+    assert addresses.array("x", X, (2, 3, 4, 5), F32) == (X.data_ptr(), 480)
+    assert addresses.array("x", X.to(memory_format=NHWC), X.shape, F32, layout=NHWC)[1] == 480
+    assert addresses.array("x", None, (2, 3, 4, 5), F32) == NONE
+    assert addresses.array("x", X[:0], (0, 3, 4, 5), F32)[1] == 0
+    assert addresses.strided("x", X[1, 1:]) == (X.data_ptr() + 320, 160)
+    assert addresses.part(memory := torch.zeros(64, dtype=U8), 16, 48)[0] == memory.data_ptr() + 16
+
+
+def test_a_tensor_whose_storage_was_freed_has_no_address():
+    x = torch.zeros(4)
+    x.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="x must have memory; its storage has been freed"):
+        addresses.array("x", x, (4,), F32)
+    with pytest.raises(ValueError, match="x must have memory; its storage has been freed"):
+        addresses.strided("x", x)
+
+
+@pytest.mark.parametrize(("offset", "size"), [(0, 65), (60, 5), (-1, 4), (65, 0), (8, -1)])
+def test_parts_lie_within_their_memory(offset, size):
+    with pytest.raises(ValueError, match=f"64 bytes of memory have no part of {size} at {offset}"):
+        addresses.part(torch.zeros(64, dtype=U8), offset, size)
+
+
+# What the extension checks -----------------------------------------------------------------------
+
+
+class Size(int):
+    """An argument that says how much of the memory there is."""
+
+
+class Memory:
+    """An array argument of exactly so many elements."""
+
+    def __init__(self, count: int, dtype: torch.dtype = F32, *, optional: bool = False) -> None:
+        self.held: Tensor = torch.zeros(count, dtype=dtype)
+        self.optional = optional
+
+    @property
+    def array(self) -> tuple[int, int]:
+        return self.held.data_ptr(), self.held.nbytes
+
+
+optional = functools.partial(Memory, optional=True)
+N, C, H, W = Size(2), Size(3), Size(4), Size(6)
+COUNT = N * C * H * W
+NHWC_SIZES = (N, H, W, C)
+WINOGRAD_VALUES, WINOGRAD_SCALES = 36 * 32 * 16, 36 * 32
+PARAMETERS = [(Memory(N * C), Size(3)) for _ in range(3)]
+STRIDED = (Size(H * W * C), Size(1), Size(C), C)  # of an update's channels-last map, of C channels
+
+
+def noise(numel: int) -> list[Any]:
+    return [Memory(N * numel), Memory(N, I64), N, Size(numel), 1, 0, 2, -1]
+
+
+def norm_rows() -> list[Any]:
+    return [(Memory(COUNT), 0), (Memory(COUNT, BF16), 1), (N, C, Size(H * W)), PARAMETERS]
+
+
+def update_rows() -> list[Any]:
+    rows = (Memory(5 * 8), Memory(5 * 2, I64), Memory(1, I32), Size(5))
+    return [
+        Memory(COUNT), optional(COUNT), (N, C, Size(H * W)), (Memory(COUNT), (0, *STRIDED)), rows,
+        Memory(N, I64), Memory(N, I64), optional(2 * N), optional(COUNT, U8), optional(COUNT),
+        (optional(COUNT, BF16), (1, *STRIDED)), 2.0, -1.0, optional(N, I32),
+    ]  # fmt: skip
+
+
+def sampler_update() -> list[Any]:
+    coefficients = (1.0, 0.5, 0.1, 0.2, 0.3, 0.4)
+    return [
+        Memory(COUNT), Memory(COUNT), optional(COUNT), N, C, Size(H * W), False, True, coefficients,
+        1, Memory(N, I64), 0, optional(2 * N), optional(COUNT, U8), optional(COUNT), 0.5, 0,
+        optional(COUNT, BF16), True, False, 2.0, -1.0, optional(N, I32), -1,
+    ]  # fmt: skip
+
+
+def norm(per_sample: bool) -> list[Any]:
+    parameters = [Memory(N * C if per_sample else C) for _ in range(3)]
+    flags = [True, per_sample, False, True, True, 1e-5]
+    return [Memory(COUNT), Memory(COUNT, BF16), *parameters, N, C, Size(H * W), *flags]
+
+
+def add_elu() -> list[Any]:
+    return [Memory(COUNT), *(optional(COUNT) for _ in range(3)), Size(COUNT), False]
+
+
+def pool5(dtype: torch.dtype) -> list[Any]:
+    return [Memory(COUNT, dtype), Memory(COUNT, dtype), NHWC_SIZES, dtype is BF16]
+
+
+def mean_pool2() -> list[Any]:
+    return [Memory(COUNT, BF16), optional(COUNT, BF16), Memory(COUNT // 4, BF16), NHWC_SIZES, True]
+
+
+def resize_add() -> list[Any]:
+    out = N * C * 5 * 7
+    return [Memory(COUNT), optional(out), Memory(out), NHWC_SIZES, Size(5), Size(7), False]
+
+
+def winograd(bfloat16: bool) -> list[Any]:
+    weights = [Memory(WINOGRAD_VALUES, I16 if bfloat16 else F32)]
+    weights.append(Memory(WINOGRAD_SCALES) if bfloat16 else NONE)
+    kind, out_channels = (BF16 if bfloat16 else F32), Size(5)
+    x, out = Memory(COUNT, kind), Memory(N * H * W * out_channels, kind)
+    options = [NHWC_SIZES, out_channels, 1, True, bfloat16]
+    return [x, *weights, optional(out_channels), out, *options]
+
+
+def winograd_pack(bfloat16: bool) -> list[Any]:
+    values = Memory(WINOGRAD_VALUES, I16 if bfloat16 else F32)
+    scales = Memory(WINOGRAD_SCALES) if bfloat16 else NONE
+    return [Memory(5 * 3 * 9), values, scales, Size(3), Size(5), bfloat16]
+
+
+def plan() -> Any:
+    return _C.Plan(*torch_functions())
+
+
+def plan_method(name: str) -> Callable[..., object]:
+    """A method of a plan, which is then run."""
+
+    def call(*arguments: Any) -> None:
+        made = plan()
+        getattr(made, name)(*arguments)
+        made.run(-1)
+
+    return call
+
+
+def level_parameters() -> list[Any]:
+    return [Memory(7 * 9), Size(7), N, C, *(Memory(N * C) for _ in range(3))]
+
+
+def set_levels(*arguments: Any) -> None:
+    made = plan()
+    table, rows = Memory(7 * 9), [Memory(N * C) for _ in range(3)]
+    made.level_parameters(table.array, 7, int(N), int(C), *(row.array for row in rows))
+    made.set_levels(*arguments)
+
+
+def sample() -> list[Any]:
+    return [
+        Memory(COUNT), Memory(COUNT), optional(COUNT), NHWC_SIZES, False, 1, Memory(N, I64),
+        optional(2 * N), optional(COUNT, U8), optional(COUNT), Memory(COUNT), 2.0, -1.0,
+        Memory(2 * 7, torch.float64), Memory(2 * 2, I64), Size(2), -1,
+    ]  # fmt: skip
+
+
+STEPS = {
+    "instance_norm_plus": [lambda: norm(True), lambda: norm(False)],
+    "add_elu": [add_elu],
+    "max_pool5": [lambda: pool5(F32)],
+    "avg_pool5": [lambda: pool5(BF16)],
+    "mean_pool2": [mean_pool2],
+    "resize_add": [resize_add],
+    "winograd_conv": [lambda: winograd(True), lambda: winograd(False)],
+}
+# Name of an entry -> the function, and arguments of calls that fit exactly.
+ENTRIES: dict[str, tuple[Callable[..., object], list[Callable[[], list[Any]]]]] = {
+    "philox_words": (_C.philox_words, [lambda: noise(12)]),
+    "uniform": (_C.uniform, [lambda: noise(10)]),
+    "normal": (_C.normal, [lambda: noise(10)]),
+    "box_muller": (_C.box_muller, [lambda: [Memory(6), Memory(6, I32), Size(3), -1]]),
+    "sampler_update": (_C.sampler_update, [sampler_update]),
+    "norm_tiles": (_C.norm_tiles, [lambda: [C, Size(H * W), 0]]),
+    "convert_float16": (
+        _C.convert_float16,
+        [lambda: [Memory(5), Memory(5, torch.float16), Size(5), True]],
+    ),
+    "instance_norm_plus_rows": (
+        _C.instance_norm_plus_rows,
+        [lambda: [*norm_rows(), optional(C), True, 1e-5, -1]],
+    ),
+    "emulated_instance_norm_plus": (
+        _C.emulated_instance_norm_plus,
+        [
+            lambda: [*norm_rows(), optional(C), True, 1e-5, Memory(N * 2 * C), False, False],
+            lambda: [*norm_rows(), optional(C), True, 1e-5, NONE, True, False],
+        ],
+    ),
+    "sampler_update_rows": (_C.sampler_update_rows, [lambda: [*update_rows(), -1]]),
+    "emulated_sampler_update": (_C.emulated_sampler_update, [lambda: [*update_rows(), False]]),
+    "winograd_sizes": (_C.winograd_sizes, [lambda: [Size(3), Size(5)]]),
+    "winograd_pack": (
+        _C.winograd_pack,
+        [lambda: winograd_pack(True), lambda: winograd_pack(False)],
+    ),
+    "Plan.level_parameters": (plan_method("level_parameters"), [level_parameters]),
+    "Plan.set_levels": (set_levels, [lambda: [Memory(N, I64), N]]),
+    "Plan.sample": (lambda *arguments: plan().sample(*arguments), [sample]),
+    **{
+        name: (getattr(_C, name), [lambda make=make: [*make(), -1] for make in calls])
+        for name, calls in STEPS.items()
+    },
+    **{f"Plan.{name}": (plan_method(name), calls) for name, calls in STEPS.items()},
+}  # fmt: skip
+CASES = [
+    pytest.param(function, make, id=f"{name}-{i}")
+    for name, (function, calls) in ENTRIES.items()
+    for i, make in enumerate(calls)
+]
+
+
+def written(value: Any) -> Any:
+    """Arguments as the extension takes them."""
+    if isinstance(value, Memory):
+        return value.array
+    return type(value)(map(written, value)) if isinstance(value, (list, tuple)) else value
+
+
+def variants(value: Any, change: Callable[[Any], Iterator[Any]]) -> Iterator[Any]:
+    """The arguments with one of them changed, in every way that `change` has for it."""
+    if not isinstance(value, (list, tuple)):
+        yield from change(value)
+        return
+    for i, item in enumerate(value):
+        for changed in variants(item, change):
+            yield type(value)([*value[:i], changed, *value[i + 1 :]])
+
+
+def wrong_memory(value: Any) -> Iterator[Any]:
+    if isinstance(value, Memory):
+        address, size = value.array
+        yield address, size - 1
+        yield address, 0
+        yield address, -size
+        yield 2**64 - 4096, size + 4096
+        if value.held.element_size() > 1:
+            yield address + 1, size
+        if not value.optional:
+            yield NONE
+
+
+def wrong_sizes(value: Any) -> Iterator[Any]:
+    if isinstance(value, Size):
+        yield from (-1, -(2**63), 2**62, 2**63 - 1)
+
+
+def larger_sizes(value: Any) -> Iterator[Any]:
+    if isinstance(value, Size):
+        yield value + 1
+
+
+def without_memory(value: Any) -> Iterator[Any]:
+    if isinstance(value, Memory) and value.optional:
+        yield NONE
+
+
+def test_every_entry_is_walked():
+    told = {"build_info", "isa_levels", "default_isa", "cuda_device_count", "Plan"}
+    entries = {name for name in dir(_C) if not name.startswith("_")} - told
+    entries |= {f"Plan.{name}" for name in dir(_C.Plan) if not name.startswith("_")}
+    entries -= {"Plan.run", "Plan.profile", "Plan.convolution"}  # the last is below
+    assert {name for name in entries if not name.endswith("_cuda")} == set(ENTRIES)
+
+
+@pytest.mark.parametrize(("function", "make"), CASES)
+def test_memory_of_exactly_the_right_size_is_enough(function, make):
+    arguments = make()
+    function(*written(arguments))
+    for fewer in variants(arguments, without_memory):
+        try:
+            function(*written(fewer))
+        except ValueError as error:
+            assert "come together" in str(error) or "is written" in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize(("function", "make"), CASES)
+def test_arrays_that_do_not_fit_are_refused(function, make):
+    arguments = make()
+    for wrong in variants(arguments, wrong_memory):
+        with pytest.raises(ValueError, match=r"must (have|begin)|have scales"):
+            function(*written(wrong))
+
+
+@pytest.mark.parametrize(("function", "make"), CASES)
+def test_sizes_that_cannot_be_are_refused(function, make):
+    arguments = make()
+    changes = [wrong_sizes]
+    if any(True for _ in variants(arguments, wrong_memory)):
+        changes.append(larger_sizes)
+    for wrong in itertools.chain(*(variants(arguments, change) for change in changes)):
+        with pytest.raises(ValueError, match=r"must|has no pixels"):
+            function(*written(wrong))
+
+
+def test_a_plan_takes_no_address_of_nothing():
+    for functions in ((0, 1), (1, 0)):
+        with pytest.raises(ValueError, match="two functions of libtorch"):
+            _C.Plan(*functions)
+    with pytest.raises(TypeError):
+        _C.Plan(-1, 1)
+
+
+def test_a_convolution_needs_its_tensors_and_its_memory():
+    made, memory = plan(), Memory(16)
+    sizes = [(1, 1), (1, 1), (1, 1)]
+
+    def capsules() -> list[Any]:
+        x = torch.zeros(1, 1, 4, 4)
+        weight = torch.zeros(1, 1, 3, 3)
+        return torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors([x, x.clone(), weight])
+
+    with pytest.raises(TypeError):
+        made.convolution("conv", None, *capsules()[1:], None, *sizes, memory.array, 64)
+    for array, zero in ((memory.array, 65), (NONE, 64), (memory.array, -1)):
+        with pytest.raises(ValueError, match="must"):
+            made.convolution("conv", *capsules(), None, *sizes, array, zero)
+    assert len(made) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ([*winograd(True)[:2], NONE, *winograd(True)[3:], -1], "have scales; there are none"),
+        ([*winograd(False)[:2], Memory(1152), *winograd(False)[3:], -1], "have no scales; some"),
+        ([*winograd(True)[:-3], 0, True, True, -1], r"dilation must be in \[1, 2\*\*31\); got 0"),
+        ([*winograd(True)[:-3], 2**31, True, True, -1], "dilation must be"),
+        ([*winograd(True)[:5], (2, 4, 6, 0), 5, 1, True, True, -1], "channels of a Winograd"),
+        ([*winograd(True)[:5], NHWC_SIZES, 2**21, 1, True, True, -1], "channels of a Winograd"),
+    ],
+)
+def test_parts_of_a_winograd_convolution_that_do_not_fit(arguments, text):
+    with pytest.raises(ValueError, match=text):
+        _C.winograd_conv(*written(arguments))
+
+
+def test_what_a_kernel_would_not_compute_is_refused():
+    odd = [Memory(2 * 3 * 5 * 6), NONE, Memory(2 * 3 * 2 * 3), (2, 5, 6, 3), False, -1]
+    with pytest.raises(ValueError, match="height and width must be even; got 5 and 6"):
+        _C.mean_pool2(*written(odd))
+    with pytest.raises(ValueError, match="x has no pixels to resize to 5x7"):
+        _C.resize_add(*written([NONE, NONE, Memory(210), (2, 0, 6, 3), 5, 7, False, -1]))
+    a = Memory(8).array
+    for arrays in ((a, NONE, NONE, NONE), (a, NONE, a, a), (a, a, NONE, NONE)):
+        with pytest.raises(ValueError, match="is written"):
+            _C.add_elu(*arrays, 8, False, -1)
+    with pytest.raises(ValueError, match="levels must be those of 2 images; got 3"):
+        set_levels(Memory(3, I64).array, 3)
+    with pytest.raises(ValueError, match=r"at most 2\*\*34 elements"):
+        _C.uniform(Memory(1).array, Memory(1, I64).array, 1, 2**34 + 1, 0, 0, 0)
