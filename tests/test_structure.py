@@ -134,6 +134,39 @@ def test_only_commands_import_the_whole_package():
     assert {name for name in SOURCES if "" in imports(name)} <= set(COMMANDS)
 
 
+# Modules that take addresses of memory, and why. All others pass tensors to ops/addresses.py.
+ADDRESSES = {
+    "ops.addresses": "checks every tensor that C++ is given",
+    "kernels.pool5": "compares two; Triton itself is given tensors",
+    "engines.onnx.engine": "binds buffers that it has made to ONNX Runtime",
+    "engines.tensorrt.runtime": "binds buffers that it has made to TensorRT",
+}
+# Attributes of tensors and arrays that give one.
+TAKES_AN_ADDRESS = {
+    "data_ptr", "const_data_ptr", "mutable_data_ptr", "ctypes", "__array_interface__",
+    "__cuda_array_interface__",
+}  # fmt: skip
+# Modules that call kernels of the extension, and its functions that take no memory.
+CALLS_C = {"ops.extension", "ops.cpu", "ops.native", "engines.cpu.plan", "engines.cpu.onednn"}
+TELLS = {"build_info", "isa_levels", "default_isa", "cuda_device_count"}
+
+
+def test_addresses_are_taken_in_one_place():
+    takers, callers = set(), set()
+    for name in SOURCES:
+        nodes = list(ast.walk(tree(name)))
+        attributes = [node for node in nodes if isinstance(node, ast.Attribute)]
+        constants = {node.value for node in nodes if isinstance(node, ast.Constant)}  # of getattr
+        if TAKES_AN_ADDRESS & ({node.attr for node in attributes} | constants):
+            takers.add(name)
+        telling = {id(node.value) for node in attributes if node.attr in TELLS}
+        names = [node for node in nodes if isinstance(node, ast.Name) and node.id == "_C"]
+        if any(id(node) not in telling for node in names):
+            callers.add(name)
+    assert takers == set(ADDRESSES)
+    assert callers == CALLS_C
+
+
 def test_only_kernels_and_commands_are_imported_by_name():
     """An import that is computed would hide an arrow from these tests."""
     for name, path in SOURCES.items():

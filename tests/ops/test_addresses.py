@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ncsn_fast import _C
-from ncsn_fast.engines.cpu.plan import torch_functions
+from ncsn_fast.engines.cpu import onednn
 from ncsn_fast.ops import addresses
 from ncsn_fast.ops.addresses import NHWC, NONE
 
@@ -173,7 +173,7 @@ def winograd_pack(bfloat16: bool) -> list[Any]:
 
 
 def plan() -> Any:
-    return _C.Plan(*torch_functions())
+    return _C.Plan(*onednn.addresses())
 
 
 def plan_method(name: str) -> Callable[..., object]:
@@ -359,7 +359,7 @@ def test_a_convolution_needs_its_tensors_and_its_memory():
     def capsules() -> list[Any]:
         x = torch.zeros(1, 1, 4, 4)
         weight = torch.zeros(1, 1, 3, 3)
-        return torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors([x, x.clone(), weight])
+        return onednn.owned([x, x.clone(), weight])
 
     with pytest.raises(TypeError):
         made.convolution("conv", None, *capsules()[1:], None, *sizes, memory.array, 64)

@@ -26,7 +26,7 @@ from torch import Tensor
 from ncsn_fast.data import files
 from ncsn_fast.engines.base import DTYPES
 from ncsn_fast.engines.lowering.graph import ConvolutionSpec
-from ncsn_fast.ops.addresses import dense
+from ncsn_fast.ops.addresses import NHWC, array
 from ncsn_fast.ops.extension import _C
 
 log = logging.getLogger(__name__)
@@ -201,7 +201,7 @@ def add(
     bias = None if spec.bias is None else capsules.pop()
     plan.convolution(
         name, *capsules, bias, (spec.padding,) * 2, (spec.stride,) * 2, (spec.dilation,) * 2,
-        dense("destination", y, y.dtype), y.nbytes if clear else 0,
+        array("y", y, tuple(y.shape), y.dtype, layout=NHWC), y.nbytes if clear else 0,
     )  # fmt: skip
 
 
