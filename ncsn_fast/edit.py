@@ -17,7 +17,7 @@ from ncsn_fast.cli import command
 from ncsn_fast.cli.arguments import MASKS, import_function, make_mask, read_images
 from ncsn_fast.cli.options import ModelOptions, SamplingOptions, check_count, check_png
 from ncsn_fast.data.images import save_grid
-from ncsn_fast.inference.restorer import Inpainting, Restoration
+from ncsn_fast.inference.editing import Inpainting, Restoration
 from ncsn_fast.ops.noise import Stream, normal, sample_indices
 from ncsn_fast.sampler import Sampler
 from ncsn_fast.samplers.operators import Grey, Operator, block_mean, gaussian_blur
