@@ -25,7 +25,7 @@ from ncsn_fast.cli.outputs import check_output, check_pictures
 from ncsn_fast.data.decode import parse_colour
 from ncsn_fast.data.images import grid_shape, save_grid
 from ncsn_fast.data.rescue import write_or_keep
-from ncsn_fast.inference.restorer import Inpainting, Restoration, mean_of_colours
+from ncsn_fast.inference.editing import Inpainting, Restoration, mean_of_colours
 from ncsn_fast.ops.noise import Stream, normal, sample_indices
 from ncsn_fast.sampler import Sampler
 from ncsn_fast.samplers.operators import Operator, block_mean, gaussian_blur
@@ -45,11 +45,6 @@ class Drawing(SamplingOptions, abc.ABC):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_png("--out", self.out)
-
-    def drawn(self) -> dict[str, Any]:
-        """Returns sampling options as keyword arguments of the Sampler's methods."""
-        settings = {"seed": self.seed, "start": self.start, "progress": not self.quiet}
-        return {**settings, **self.method_options()}
 
     @abc.abstractmethod
     def grid(self, sampler: Sampler) -> Grid:
@@ -88,7 +83,7 @@ class Inpaint(OfImages):
     def grid(self, sampler: Sampler) -> Grid:
         images = read_images(self.images, self.n, sampler.model.image_shape, self.background)
         mask = make_mask(self.mask, *images.shape[2:])
-        result = sampler.inpaint(images, mask, variant=self.variant, **self.drawn())
+        result = sampler.inpaint(images, mask, variant=self.variant, **self.sampling())
         return torch.cat((images, torch.where(mask, images, 0.5), result)), len(images)
 
 
@@ -125,7 +120,7 @@ class Measured(OfImages):
         if self.noise and not self.given:
             samples = sample_indices(self.start, len(y))
             y = y + self.noise * normal(self.seed, samples, MEASURING, 0, measured_shape)
-        result = sampler.restore(y, operator, noise=self.noise, how=self.how, **self.drawn())
+        result = sampler.restore(y, operator, noise=self.noise, how=self.how, **self.sampling())
         times = shape[1] // measured_shape[1]
         seen = y.repeat_interleave(times, 2).repeat_interleave(times, 3).expand(-1, *shape)
         return torch.cat((*before, seen, result)), len(y)
@@ -185,14 +180,16 @@ class SDEdit(OfImages):
         strength = 0.5 if self.strength is None and self.sigma is None else self.strength
         sigma = start_level(sampler.model.sigmas.numpy(force=True), self.sigma, strength)
         noisy = images + sigma * noise_of(images, self.seed, self.start)
-        result = sampler.sdedit(images, sigma=self.sigma, strength=strength, **self.drawn())
+        result = sampler.sdedit(images, sigma=self.sigma, strength=strength, **self.sampling())
         return torch.cat((images, noisy, result)), len(images)
 
 
 @dataclasses.dataclass(frozen=True)
 class Guide(Drawing):
-    """Draw samples of classes. Rows of the grid: samples of any class, then a row for each label,
-    of the same noise."""
+    """Draw samples of classes.
+
+    Rows of the grid: samples of any class, then a row for each label, of the same noise.
+    """
 
     classifier: str = ""
     """MODULE:NAME, a Python function of yours: (x (B, C, H, W), sigma (B,)) -> logits (B, K), of a
@@ -215,10 +212,10 @@ class Guide(Drawing):
     def grid(self, sampler: Sampler) -> Grid:
         grid_shape((1 + len(self.labels)) * self.n, *sampler.model.image_shape[1:], self.n)
         classifier = import_function("--classifier", self.classifier)
-        rows = [sampler.sample(self.n, **self.drawn())]
+        rows = [sampler.sample(self.n, **self.sampling())]
         for label in self.labels:
             rows.append(
-                sampler.guided([label] * self.n, classifier, scale=self.scale, **self.drawn())
+                sampler.guided([label] * self.n, classifier, scale=self.scale, **self.sampling())
             )
         return torch.cat(rows), self.n
 
@@ -241,7 +238,7 @@ class Interpolate(Drawing):
 
     def grid(self, sampler: Sampler) -> Grid:
         grid_shape(self.pairs * self.frames, *sampler.model.image_shape[1:], self.frames)
-        return sampler.interpolate(self.pairs, self.frames, **self.drawn()), self.frames
+        return sampler.interpolate(self.pairs, self.frames, **self.sampling()), self.frames
 
 
 @dataclasses.dataclass(frozen=True)

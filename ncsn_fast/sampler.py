@@ -1,10 +1,10 @@
-"""Sampler: a model, an engine, and everything one draws with them."""
+"""Sampler: draws samples and edits images with a model and an engine."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,36 +25,42 @@ from ncsn_fast.engines.base import (
 from ncsn_fast.engines.cuda.graphs import empty_cache
 from ncsn_fast.evaluation.bits_per_dim import image_log_likelihood
 from ncsn_fast.evaluation.likelihood import Likelihood
-from ncsn_fast.inference import runner
+from ncsn_fast.inference import editing, runner
 from ncsn_fast.inference.cost import CostEstimate, estimate_cost
-from ncsn_fast.inference.editor import Editor
+from ncsn_fast.inference.editing import Inpainting, Restoration
 from ncsn_fast.inference.runner import Callback, Job, Progress, Report, SamplingError
+from ncsn_fast.inference.sampling_params import CALL_PARAMETERS, SamplingCall, keywords_of, takes
 from ncsn_fast.models.score import ScoreModel, each_sigma
 from ncsn_fast.ops import noise
 from ncsn_fast.samplers import methods
+from ncsn_fast.samplers.guidance import Gradient
+from ncsn_fast.samplers.operators import Operator
 from ncsn_fast.samplers.procedure import Guide, Procedure, check_guide
 from ncsn_fast.samplers.program import Program
 
 log = logging.getLogger(__name__)
 
 
-class Sampler(Editor):
-    """Draws samples from a score model.
+class Sampler:
+    """Draws samples from a score model, and edits images with it.
+
+    All methods that draw samples accept the keyword arguments seed, start, method, steps, output,
+    progress and callback, and the options of the sampling method; `sample` explains them.
 
     Args:
-        model: what `ncsn_fast.load` takes, or a ScoreModel. None: the newest run below ./runs if
-            there is one, else the small digits model that ships with the package; a log line says
-            which.
+        model: a ScoreModel, or any source that `ncsn_fast.load` accepts. None: the newest run below
+            ./runs, else the small digits model that ships with the package; a log line says which.
         engine: "auto" (our kernels where they run and are precise enough for the model), or a name;
             see `python -m ncsn_fast.doctor`.
-        dtype: "fp32", "bf16" (or torch's; "fp16" and "tf32" on GPUs) for the network; None for what
-            is fastest here, if it keeps its precision in it. The state is float32 always.
+        dtype: type the network computes in: "fp32", "bf16", on GPUs also "fp16" and "tf32", or
+            torch's. None: the fastest type in which the network keeps its precision. The state is
+            always float32.
         device: "cpu", "cuda", "cuda:1"; None takes a GPU if there is one.
         batch_size: images in a micro-batch. Samples are bitwise reproducible for a fixed
-            batch_size; None picks a power of two that suits n and the image size.
-        compile_cache: folder for what engines compile ("trt"); None for one below ~/.cache.
+            batch_size. None: a power of two that suits n and the image size.
+        compile_cache: folder for compiled engines ("trt"); None for a folder below ~/.cache.
         threads: CPU threads; None for torch's setting.
-        options: the engine's own settings, such as graph="step"; see its class.
+        options: the engine's own options, such as graph="step"; see its class.
 
     Raises:
         EngineUnavailable: the named engine cannot run here; the message says what is missing.
@@ -73,7 +79,7 @@ class Sampler(Editor):
         **options: Any,
     ) -> None:
         if engine != "auto":
-            engines.named(engine)  # says what is missing before a model is read
+            engines.named(engine)  # raises EngineUnavailable before a model is read
         self.model = resolve_model(model)
         kind, self.device, reason = engines.pick(engine, device, self.model)
         kind.check_options(options)
@@ -99,6 +105,10 @@ class Sampler(Editor):
             text = "engine %s (%s), %s, on %s"
             log.log(level, text, kind.name, reason, self.dtype, self.device)
 
+    @takes(
+        methods.parameters(),
+        explained=f"Options of the methods:\n{methods.describe_options()}",
+    )
     def sample(
         self,
         n: int = 1,
@@ -116,26 +126,38 @@ class Sampler(Editor):
     ) -> Any:
         """Draws samples start .. start+n-1 of a seed.
 
-        Sample i is the same whatever n, start and threads are: bit for bit for a fixed batch_size,
-        dtype and algorithm, else up to rounding. Engine "cpu" chooses the latter two by itself for
-        each machine and number of threads; dtype= and convolutions= fix them.
+        Sample i does not depend on n, start or threads: it is the same bit for bit for a fixed
+        batch_size, dtype and algorithm, else up to rounding. Engine "cpu" chooses the latter two by
+        itself for each machine and number of threads; dtype= and convolutions= fix them.
 
         Args:
-            method: "ald" (as published), or another row of METHODS (samplers/methods.py); `options`
-                are the method's own.
+            seed, start: seed of all noise, and index of the first sample.
+            method: "ald" (as published), or another row of METHODS (samplers/methods.py).
             steps: number of noise levels; None for the method's own.
             init: initial state, images (n, C, H, W); None for the method's own.
-            guide: a change of the score, with n rows (samplers/guidance.py).
+            guide: changes the score; has n rows (samplers/guidance.py).
             output: "pt": float32 (n, C, H, W) in [0, 1] on the CPU; "np": uint8 (n, H, W, C);
                 "pil": a list.
+            progress: whether to show a progress bar.
             callback: called with a Progress after every noise level.
+            options: options of the method, listed below.
         """
-        program = methods.build(method, self.model, steps, options)
+        call = SamplingCall(
+            seed=seed,
+            start=start,
+            method=method,
+            steps=steps,
+            output=output,
+            progress=progress,
+            callback=callback,
+            options=options,
+        )
+        program = call.build(self.model)
         check_guide(guide, n)
-        initial = None if init is None else self._images(init, n)
-        job = Job(noise.sample_indices(start, n), init=initial, guide=guide)
-        return self._draw(program, job, seed, output, progress, callback)
+        initial = None if init is None else self._initial(init, n)
+        return self._draw(call, program, Job(call.samples(n), init=initial, guide=guide))
 
+    @takes(methods.parameters())
     def stream(
         self,
         samples: Tensor | Sequence[int],
@@ -147,15 +169,182 @@ class Sampler(Editor):
         **options: Any,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields (indices, images in [0, 1]) per micro-batch, for sample indices (n,) int64."""
-        program = methods.build(method, self.model, steps, options)
+        call = SamplingCall(
+            seed=seed, method=method, steps=steps, progress=progress, options=options
+        )
+        program = call.build(self.model)
         noise.check_uint32("seed", seed)
         indices = torch.as_tensor(samples, dtype=torch.int64)
         if indices.ndim != 1:
             raise ValueError(f"samples must be indices (n,); got shape {tuple(indices.shape)}")
-        return self._run(program, Job(indices), seed, progress)
+        return self._run(call, program, Job(indices))
+
+    @takes(CALL_PARAMETERS)
+    def inpaint(
+        self, images: Any, mask: Any, *, variant: Inpainting | None = None, **options: Any
+    ) -> Any:
+        """Fills in unknown pixels; known pixels are returned exactly as given.
+
+        Methods with several steps at a level fit the unknown pixels to the known ones best: of 96
+        held-out digits with known left halves, 70 % are completed to their own class with ald, 55 %
+        with cas and 59 % with dpmpp.
+
+        Args:
+            images: (N, C, H, W) in [0, 1] (or uint8, or PIL); unknown pixels may hold anything
+                finite.
+            mask: True (or non-zero) where a pixel is known; any shape that broadcasts to the
+                images.
+            variant: "ncsnv2" or "ncsn": known pixels are imposed as published in 2020 or 2019
+                (samplers/program_transforms.py; by pc after every update). "projected": the score
+                is projected (see `restore`). None: "ncsnv2", or "projected" for methods that cannot
+                impose pixels (ode, adaptive).
+            options: those of `sample`.
+        """
+        call = SamplingCall.from_keywords(options)
+        return self._draw(call, *editing.inpaint(self.model, images, mask, call, variant))
+
+    @takes(CALL_PARAMETERS)
+    def restore(
+        self,
+        measurements: Tensor,
+        operator: Operator,
+        *,
+        noise: float = 0.0,
+        how: Restoration | None = None,
+        guide: Guide | None = None,
+        **options: Any,
+    ) -> Any:
+        """Draws images x from measurements y = A x + noise z of them.
+
+        Without noise the results fulfil A x = y, as far as images in [0, 1] can.
+
+        Args:
+            measurements: y (N, ...), one row per image.
+            operator: A; see samplers/operators.py, where `Linear` wraps any linear function.
+            noise: standard deviation of the noise on the measurements, in their unit. 8-bit images
+                have at least 0.001; give it if A is ill-conditioned.
+            how: "imposed": the measurements are imposed at every step. "projected": the score is
+                projected on images that measure y (samplers/guidance.py); for every method, and
+                with noise. None: "imposed" if the method can and there is no noise.
+            guide: a further change of the score, such as Conditional (samplers/guidance.py).
+            options: those of `sample`.
+        """
+        call = SamplingCall.from_keywords(options)
+        edit = editing.restore(
+            self.model, measurements, operator, call, noise=noise, how=how, guide=guide
+        )
+        return self._draw(call, *edit)
+
+    @takes(keywords_of(restore))
+    def colourise(self, images: Any, **options: Any) -> Any:
+        """Colours grey images (N, 1, H, W), the means of the three channels of the result.
+
+        Args:
+            options: those of `restore`.
+        """
+        measured = editing.grey_images(self.model, images, options.get("noise", 0.0))
+        return self.restore(*measured, **options)
+
+    @takes(keywords_of(restore))
+    def super_resolve(self, images: Any, factor: int, **options: Any) -> Any:
+        """Enlarges images (N, C, H / factor, W / factor), means of blocks of the result's pixels.
+
+        Args:
+            options: those of `restore`.
+        """
+        measured = editing.small_images(self.model, images, factor, options.get("noise", 0.0))
+        return self.restore(*measured, **options)
+
+    @takes(keywords_of(restore))
+    def deblur(self, images: Any, blur: float, **options: Any) -> Any:
+        """Sharpens images that were blurred by a Gaussian of standard deviation `blur` pixels.
+
+        Images are mirrored at their borders (scipy's "reflect"). For other kernels and borders use
+        `restore` with `Linear` or `gaussian_blur`.
+
+        Args:
+            options: those of `restore`. A strong blur is ill-conditioned: give its `noise`.
+        """
+        measured = editing.blurred_images(self.model, images, blur, options.get("noise", 0.0))
+        return self.restore(*measured, **options)
+
+    @takes(CALL_PARAMETERS)
+    def sdedit(
+        self,
+        images: Any,
+        *,
+        sigma: float | None = None,
+        strength: float | None = None,
+        **options: Any,
+    ) -> Any:
+        """Varies images: adds noise and samples from there (SDEdit, Meng et al., ICLR 2022).
+
+        More noise keeps less of an image and makes the result more like the model's data.
+
+        Args:
+            images: (N, C, H, W) in [0, 1] (or uint8, or PIL): photos, strokes, collages.
+            sigma: noise level to start at; the nearest level of the model's ladder is taken.
+            strength: instead of sigma, the share of the ladder that is run, from 0 (none) to 1, in
+                log sigma.
+            options: those of `sample`.
+        """
+        call = SamplingCall.from_keywords(options)
+        return self._draw(call, *editing.sdedit(self.model, images, call, sigma, strength))
+
+    @takes(CALL_PARAMETERS)
+    def guided(
+        self,
+        labels: Any,
+        classifier: Callable[[Tensor, Tensor], Tensor] | None = None,
+        *,
+        gradient: Gradient | None = None,
+        scale: float = 1.0,
+        **options: Any,
+    ) -> Any:
+        """Draws samples of given classes, guided by a classifier of noisy images.
+
+        The score becomes score(x, sigma) + scale * grad_x log p(label | x, sigma).
+
+        Args:
+            labels: (N,), the class of each sample.
+            classifier: (x (B, C, H, W), sigma (B,)) -> logits (B, K), on the engine's device.
+            gradient: instead of classifier, (x, sigma, labels) -> grad_x log p(labels | x, sigma).
+            scale: weight of the gradient. 1 is Bayes' rule; more sharpens and reduces variety.
+            options: those of `sample`.
+        """
+        call = SamplingCall.from_keywords(options)
+        edit = editing.guided(
+            self.model, labels, classifier, call,
+            gradient=gradient, scale=scale, device=self.device,
+        )  # fmt: skip
+        return self._draw(call, *edit)
+
+    @takes(CALL_PARAMETERS)
+    def interpolate(self, n_pairs: int = 1, n_frames: int = 8, **options: Any) -> Any:
+        """Draws rows of frames between two samples.
+
+        Frame k uses the noise cos(t_k) z_p + sin(t_k) z_q, t_k from 0 to pi/2, at every step.
+
+        Args:
+            options: those of `sample`.
+
+        Returns:
+            n_pairs * n_frames images, the frames of a row adjacent. Row r has sample index start +
+            r; its first frame is that sample.
+        """
+        call = SamplingCall.from_keywords(options)
+        return self._draw(call, *editing.interpolate(self.model, n_pairs, n_frames, call))
+
+    def denoise(self, images: Any, sigma: Tensor | float, *, output: Output = "pt") -> Any:
+        """Returns the posterior mean of clean images given images with noise sigma (Tweedie)."""
+        return convert(editing.denoise(self.model, images, sigma, self.score), output)
 
     def score(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """grad log p_sigma(x), float32 on the CPU; x is (N, C, H, W), sigma a number or (N,)."""
+        """Returns grad log p_sigma(x), float32 on the CPU.
+
+        Args:
+            x: (N, C, H, W).   sigma: a number or (N,).
+        """
         x = x.detach().to("cpu", torch.float32)
         sigma = each_sigma(sigma, x)
         condition = self.model.condition(sigma.to(self.model.device))
@@ -166,38 +355,42 @@ class Sampler(Editor):
     def log_likelihood(
         self, images: Any, *, seed: int = 0, start: int = 0, **options: Any
     ) -> Likelihood:
-        """log p(image) and bits per dimension by the probability flow; fields (N, ...) on the CPU.
+        """Computes log p(image) and bits per dimension by the probability flow, (N,) on the CPU.
 
-        Images of 8-bit levels (uint8, PIL) are dequantised, float ones in [0, 1] taken as they are.
-        The network is run as it is, in float32, because engines give no gradients, on the sampler's
-        device and threads; `options` are those of `bits.image_log_likelihood`: trace, n_probes,
-        rtol, atol, sigma_min, sigma_max.
+        8-bit images (uint8, PIL) are dequantised, float images in [0, 1] are taken as they are. As
+        engines give no gradients, the network itself is run, in float32, on the sampler's device
+        and threads.
+
+        Args:
+            options: those of `evaluation.bits_per_dim.image_log_likelihood`: trace, n_probes, rtol,
+                atol, sigma_min, sigma_max.
         """
         options = {"batch_size": self.batch_size, "device": self.device, **options}
         with torch_threads(self.threads):
             return image_log_likelihood(self.model, images, seed=seed, start=start, **options)
 
+    @takes(methods.parameters())
     def plan(
         self, n: int, *, method: str = "ald", steps: int | None = None, **options: Any
     ) -> CostEstimate:
-        """What sample(n) will do: network evaluations, micro-batches, FLOP, estimated seconds."""
-        program = methods.build(method, self.model, steps, options)
+        """Estimates the cost of sample(n): network evaluations, micro-batches, FLOP, seconds."""
+        program = SamplingCall(method=method, steps=steps, options=options).build(self.model)
         return estimate_cost(self.engine_for(n), program, n)
 
-    def _images(self, images: Any, n: int | None = None) -> Tensor:
+    def _initial(self, images: Any, n: int) -> Tensor:
         x = as_tensor(images, self.model.image_shape)
-        if n is not None and len(x) != n:
+        if len(x) != n:
             raise ValueError(f"expected {n} images; got {len(x)}")
         return x
 
     def micro_batch(self, n: int) -> int:
-        """Images in a micro-batch of a call for n."""
+        """Returns the number of images in a micro-batch of a call for n."""
         if self.batch_size is None and self.engine_class.caches:
             return self.engine_for(n).batch_size
         return self.batch_size or default_batch_size(n, self.model.image_shape, self.device)
 
     def engine_for(self, n: int) -> Engine:
-        """The engine, built and checked, that a call for n images uses."""
+        """Returns the engine for a call for n images; builds and checks it if it is new."""
         size = self.batch_size or default_batch_size(n, self.model.image_shape, self.device)
         if not self._engines:
             engine = engines.build(
@@ -225,42 +418,35 @@ class Sampler(Editor):
 
     def _draw(
         self,
+        call: SamplingCall,
         program: Program | Procedure,
         job: Job,
-        seed: int,
-        output: Output,
-        progress: bool,
-        callback: Callback | None,
+        finish: Callable[[Tensor], Tensor] | None = None,
     ) -> Any:
-        check_output(output)
-        noise.check_uint32("seed", seed)
-        parts = [x for _, x in self._run(program, job, seed, progress, callback)]
-        return convert(
-            torch.cat(parts) if parts else torch.empty(0, *self.model.image_shape), output
-        )
+        """Runs a job and returns its images, after `finish`, in the output form of the call."""
+        check_output(call.output)
+        noise.check_uint32("seed", call.seed)
+        parts = [x for _, x in self._run(call, program, job)]
+        x = torch.cat(parts) if parts else torch.empty(0, *self.model.image_shape)
+        return convert(x if finish is None else finish(x), call.output)
 
     def _run(
-        self,
-        program: Program | Procedure,
-        job: Job,
-        seed: int,
-        progress: bool,
-        callback: Callback | None = None,
+        self, call: SamplingCall, program: Program | Procedure, job: Job
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """(sample indices, images in [0, 1]) of each micro-batch; leaves a report at the end."""
+        """Yields (sample indices, images in [0, 1]) of each micro-batch; then sets the report."""
         self.report, seconds, began = None, 0.0, time.perf_counter()
         n, nfe = len(job.samples), [torch.zeros(0, dtype=torch.int64)]
         options: dict[str, Any] = {
-            "progress": progress,
-            "callback": callback,
+            "progress": call.progress,
+            "callback": call.callback,
             "shrink": self._shrink,
         }
-        shown = progress_shown.set(progress)
+        shown = progress_shown.set(call.progress)
         try:
             engine = self.engine_for(n)
         finally:
             progress_shown.reset(shown)
-        for samples, x, evaluations in runner.run(engine, program, job, seed, **options):
+        for samples, x, evaluations in runner.run(engine, program, job, call.seed, **options):
             seconds += time.perf_counter() - began
             nfe.append(evaluations)
             yield samples, x.clamp(0, 1)
@@ -268,7 +454,7 @@ class Sampler(Editor):
         self.report = runner.make_report(self.engine_for(n), program, torch.cat(nfe), seconds)
 
     def _shrink(self, engine: Engine, error: Exception) -> Engine:
-        """The engine with half the micro-batch, for a GPU whose memory did not suffice; once."""
+        """Returns an engine with half the micro-batch when a GPU is out of memory; once only."""
         engine.release()
         empty_cache()
         size = engine.batch_size // 2

@@ -1,42 +1,43 @@
-"""Command-line options that several commands share, under the same names everywhere."""
+"""Command-line options that several commands share."""
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import tyro
 
-from ncsn_fast.diffusion.schedule import Schedule
+from ncsn_fast.inference.sampling_params import SamplingParams
 from ncsn_fast.ops.noise import check_uint32
 from ncsn_fast.sampler import Sampler
 from ncsn_fast.samplers import methods
-from ncsn_fast.samplers.predictor_corrector import Corrector, Norm, Order, Predictor
-from ncsn_fast.samplers.procedure_methods import Chain
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelOptions:
-    """Which model, and what runs it."""
+    """Options of the model and the engine that runs it."""
 
     model: str | None = None
-    """Run folder, model folder, published .pth, or `digits` (the shipped model). Without it the
+    """Run folder, model folder, published .pth, or `digits` (the shipped model). Default: the
     newest run below ./runs, else the shipped model."""
     engine: Literal["auto", "eager", "compile", "cpu", "cuda", "ort", "trt"] = "auto"
-    """Engine; `python -m ncsn_fast.doctor` says which run here."""
+    """Engine; `python -m ncsn_fast.doctor` lists those that run on this machine."""
     dtype: Literal["fp32", "tf32", "bf16", "fp16"] | None = None
-    """Type the network computes in; without it the engine's own choice."""
+    """Type the network computes in. Default: the engine's choice."""
     device: str | None = None
-    """cpu, cuda or cuda:N; without it what the engine runs on."""
+    """cpu, cuda or cuda:N. Default: the device of the engine."""
     batch_size: int | None = None
     """Images in a micro-batch."""
     threads: int | None = None
     """CPU threads."""
     compile_cache: Path | None = None
-    """Folder for what the engine compiles (trt); without it one below ~/.cache."""
+    """Folder for compiled engines (trt). Default: a folder below ~/.cache."""
     engine_options: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Settings of the engine's own, as NAME VALUE pairs: graph step, batch 1:64:256."""
+    """The engine's own options, as NAME VALUE pairs: graph step, batch 1:64:256."""
     quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """No progress bar."""
 
@@ -46,7 +47,7 @@ class ModelOptions:
                 check_count(f"--{name.replace('_', '-')}", value)
 
     def sampler(self) -> Sampler:
-        """The Sampler that these options describe."""
+        """Makes the Sampler that these options describe."""
         return Sampler(
             self.model,
             engine=self.engine,
@@ -59,73 +60,54 @@ class ModelOptions:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class SamplingOptions(ModelOptions):
-    """Which samples, and how they are drawn."""
+def method_argument(option: str, also: str = "") -> Any:
+    """Returns the help of a method's option, with the methods that have it and their defaults.
 
-    seed: int = 0
-    """Seed of all noise."""
-    start: int = 0
-    """Index of the first sample."""
-    method: Literal[
-        "ald", "fast", "cas", "euler", "heun", "dpmpp", "em", "reverse", "ancestral", "pc", "ode",
-        "adaptive",
-    ] = "ald"  # fmt: skip
-    """Annealed Langevin dynamics; its quality in 30 evaluations; consistent annealed sampling;
-    Euler's, Heun's (EDM) and DPM-Solver++'s method on the probability flow; Euler-Maruyama, reverse
-    diffusion and ancestral sampling of the reverse SDE; predictor-corrector; the flow, and the SDE,
-    by steps that adapt."""
-    steps: int | None = None
-    """Noise levels, or steps in time (em). Without it the model's own ladder; 30 for fast, 50 for
-    euler, 18 for heun (two evaluations each), 20 for dpmpp, 500 for em. None for ode, adaptive."""
-    schedule: Schedule | None = None
-    """Where the levels lie (all but ald, cas, em, ode, adaptive): ladder takes trained ones;
-    geometric; karras and polynomial bend with --rho. Without it geometric, or trained ones if the
-    network needs them."""
-    rho: float | None = None
-    """Bend of the schedule (default: karras 7, polynomial 1.5)."""
-    n_steps_each: int | None = None
-    """Langevin steps per level (ald)."""
-    n_sigma: int | None = None
-    """Cut every step between two levels into this many (cas)."""
-    epsilon: float | None = None
-    """Langevin step size (the published step_lr)."""
-    form: Literal["code", "paper"] | None = None
-    """code: x + a s + sqrt(2a) z; paper: half that a (ald). Without it the model's own."""
-    eta: float | None = None
-    """Share of noise, from 0 for the flow to 1 for the SDE (ancestral, dpmpp; default
-    1), and beyond (fast; default 4)."""
-    churn: float | None = None
-    """S_churn, noise added before steps (euler, heun; default 0)."""
-    s_min: float | None = None
-    """Smallest sigma that churn acts on."""
-    s_max: float | None = None
-    """Largest sigma that churn acts on."""
-    s_noise: float | None = None
-    """Scale of the noise (euler, heun, dpmpp, fast; default 1)."""
-    t_end: float | None = None
-    """Time of the last step, from 0 to 1 (em; default 0.001)."""
-    predictor: Predictor | None = None
-    """Predictor (pc; default reverse_diffusion)."""
-    corrector: Corrector | Chain | None = None
-    """Corrector (pc; default langevin): the published langevin and annealed, or a Markov chain."""
-    corrector_steps: int | None = None
-    """Corrector steps at each level (pc; default 1)."""
-    order: Order | None = None
-    """Which comes first at a level (pc; default corrector_first)."""
-    snr: float | None = None
-    """Signal-to-noise ratio of the step of langevin and annealed (pc; default 0.16)."""
-    relative_step: float | None = None
-    """Step of ula, mala and hmc, in units of sigma (pc; default: samplers/correctors.py)."""
-    norm: Norm | None = None
-    """Whose norms set the corrector's step: each sample's own (default), or means over the
-    micro-batch, as published (pc)."""
-    rtol: float | None = None
-    """Relative tolerance of a step (ode, default 0.001; adaptive, default 0.02)."""
-    atol: float | None = None
-    """Absolute tolerance of a step (ode, default 0.001; adaptive, default 1/256)."""
-    denoise: bool = True
-    """Finish with the posterior mean instead of a noisy sample (pc: without the last noise)."""
+    Args:
+        also: a default of the command itself, in words, to be named first.
+    """
+    return tyro.conf.arg(
+        help=methods.OPTIONS[option].help,
+        help_behavior_hint=f"(default: {also}{methods.defaults(option)})",
+    )
+
+
+def with_method_options(options: type[T]) -> type[T]:
+    """Decorates a dataclass: adds a field for the method, its steps and every option of a method.
+
+    The fields follow from METHODS and OPTIONS (samplers/methods.py). Their default is None, for the
+    method's own default, except for switches: their default is that of the methods if all agree.
+    """
+    names = cast(Any, Literal)[tuple(methods.METHODS)]
+    sources = "; ".join(f"{name}: {row.source}" for name, row in methods.METHODS.items())
+    steps = tyro.conf.arg(help_behavior_hint=f"(default: {methods.default_steps()})")
+    types: dict[str, Any] = {
+        "method": Annotated[names, tyro.conf.arg(help=sources)],
+        "steps": Annotated[int | None, steps],
+    }
+    for name in _command_line_options():
+        default, kind = _switch_default(name), methods.option_type(name)
+        types[name] = Annotated[kind | None if default is None else kind, method_argument(name)]
+        setattr(options, name, default)
+    options.__annotations__ = {**inspect.get_annotations(options), **types}
+    return options
+
+
+def _command_line_options() -> list[str]:
+    """Returns the options of methods that the command line has."""
+    return [name for name in methods.options() if methods.OPTIONS[name].command_line]
+
+
+def _switch_default(option: str) -> bool | None:
+    """Returns the default of a switch; None for other options, or if methods differ."""
+    first, *others = (parameter.default for parameter in methods.methods_with(option).values())
+    return first if isinstance(first, bool) and all(d is first for d in others) else None
+
+
+@dataclasses.dataclass(frozen=True)
+@with_method_options
+class SamplingOptions(SamplingParams, ModelOptions):
+    """Options of sampling; those of the methods are generated from their builders."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -135,25 +117,34 @@ class SamplingOptions(ModelOptions):
             methods.check_options(self.method, set(self.method_options()) - {"method", "steps"})
 
     def draws(self) -> bool:
-        """Whether the command draws samples at all."""
+        """Returns whether the command draws samples at all."""
         return True
 
     def method_options(self) -> dict[str, Any]:
-        """Keyword arguments for the sampler's methods; only what was given."""
-        others = {field.name for field in dataclasses.fields(ModelOptions)} | {"seed", "start"}
-        names = [f.name for f in dataclasses.fields(SamplingOptions) if f.name not in others]
-        values = {name: getattr(self, name) for name in names}
-        return {k: v for k, v in values.items() if v is not None or k == "steps"}
+        """Returns method, steps and the given options of the method, as keyword arguments."""
+        given = {name: getattr(self, name) for name in _command_line_options()}
+        own = {
+            name: value
+            for name, value in given.items()
+            if value is not None
+            and (value is not _switch_default(name) or self.method in methods.methods_with(name))
+        }
+        return {"method": self.method, "steps": self.steps, **own}
+
+    def sampling(self) -> dict[str, Any]:
+        """Returns the keyword arguments for the methods of Sampler that draw."""
+        shared = {"seed": self.seed, "start": self.start, "progress": not self.quiet}
+        return {**shared, **self.method_options()}
 
 
 def check_png(name: str, path: Path | None) -> None:
-    """ValueError unless a picture's path, if there is one, ends in .png."""
+    """Raises ValueError if a path is given that does not end in .png."""
     if path is not None and path.suffix.lower() != ".png":
         raise ValueError(f"{name} must end in .png, as pictures are written so; got {str(path)!r}")
 
 
 def check_count(name: str, value: int, least: int = 1, most: int = 2**32) -> None:
-    """ValueError unless an option's value is at least `least`, and no more than samples can be."""
+    """Raises ValueError unless an option's value is at least `least` and at most `most`."""
     if value < least:
         raise ValueError(f"{name} must be at least {least}; got {value}")
     if value > most:

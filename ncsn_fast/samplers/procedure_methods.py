@@ -1,4 +1,4 @@
-"""Methods that are no tables: how each turns a model, levels and options into a Procedure."""
+"""Builders of the other methods: from a model, levels and options to a Procedure."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ncsn_fast.samplers.correctors import CORRECTORS
 from ncsn_fast.samplers.level_selection import Levels
 from ncsn_fast.samplers.ode import probability_flow
 from ncsn_fast.samplers.predictor_corrector import (
+    SNR,
     Corrector,
     Move,
     Norm,
@@ -53,20 +54,20 @@ def pc(
     relative_step: float | None = None,
     denoise: bool = True,
 ) -> Procedure:
-    """Predictor-corrector sampling: `steps` levels (the model's own), NFE = steps * (1 + corrector
-    steps); correctors "mala" and "hmc" take several evaluations a step (correctors.py).
+    """Predictor-corrector sampling: `steps` levels, NFE = steps * (1 + corrector steps).
 
-    snr (0.16) is of "langevin" and "annealed". norm is of "langevin": the published code's norms
-    are means over the batch, here over the micro-batch; "sample", the default, takes each sample's
-    own, so that a sample does not depend on the others. relative_step, h / sigma, is of the chains.
+    Correctors "mala" and "hmc" take several evaluations a step (correctors.py). snr is of
+    "langevin" and "annealed". norm is of "langevin": the published code's norms are means over the
+    batch, here over the micro-batch; "sample", the default, takes each sample's own, so that a
+    sample does not depend on the others. relative_step, h / sigma, is of the chains.
     denoise leaves out the noise of the last update: of a predictor that is the denoised sample.
     """
-    ladder = levels.between_the_ends(model, None)
+    ladder = levels.between_the_ends(model)
     options: dict[str, Any] = {
         "predictor": predictor,
         "corrector_steps": corrector_steps,
         "order": order,
-        "snr": 0.16 if snr is None else snr,
+        "snr": SNR if snr is None else snr,
         "norm": norm or "sample",
     }
     kind = CORRECTORS.get(corrector)
@@ -101,7 +102,7 @@ def pc(
 def _refuse_idle(
     corrector: str, snr: float | None, norm: str | None, relative_step: float | None
 ) -> None:
-    """ValueError for options of other correctors."""
+    """Raises ValueError if options of other correctors are given."""
     if corrector in CORRECTORS:
         idle = {"snr": snr, "norm": norm}
         has = "relative_step"
@@ -116,7 +117,7 @@ def _refuse_idle(
 def _corrector(
     name: Corrector | Chain, chains: Chains, relative_step: float | None
 ) -> Corrector | Move:
-    """What predictor_corrector takes: a name, or the move of that name for these chains."""
+    """Returns the corrector for these chains: a name of predictor_corrector, or a `Move`."""
     if name not in CORRECTORS:
         return cast(Corrector, name)
     if chains.noise_weights is not None:
@@ -182,7 +183,7 @@ def adaptive(
 
 
 def _ends(name: str, model: ScoreModel, levels: Levels) -> tuple[float, float]:
-    """Where a method that chooses its steps begins and ends."""
+    """Returns the first and last noise level of a method that chooses its steps."""
     if levels.steps is not None:
         raise ValueError(f"method {name!r} chooses its own steps; give rtol and atol instead")
     own = levels.own(model)

@@ -1,0 +1,100 @@
+"""Parameters shared by all methods of Sampler that draw samples."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from ncsn_fast.data.images import Output
+from ncsn_fast.inference.monitor import Callback
+from ncsn_fast.models.score import ScoreModel
+from ncsn_fast.ops import noise
+from ncsn_fast.samplers import methods
+from ncsn_fast.samplers.procedure import Procedure
+from ncsn_fast.samplers.program import Program
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingParams:
+    """Choice of samples and method, for Sampler and the command line alike."""
+
+    seed: int = 0
+    """Seed of all noise."""
+    start: int = 0
+    """Index of the first sample."""
+    method: str = "ald"
+    """Sampling method, a row of METHODS (samplers/methods.py)."""
+    steps: int | None = None
+    """Noise levels, or steps in time (em); heun takes two evaluations each."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingCall(SamplingParams):
+    """Parameters of one call: the samples, the form of the result, and the method's options."""
+
+    output: Output = "pt"
+    """"pt": float32 (n, C, H, W) in [0, 1] on the CPU; "np": uint8 (n, H, W, C); "pil": a list."""
+    progress: bool = True
+    """Whether to show a progress bar."""
+    callback: Callback | None = None
+    """Called with a Progress after every noise level."""
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Options of the method (samplers/methods.py)."""
+
+    @classmethod
+    def from_keywords(cls, keywords: Mapping[str, Any]) -> SamplingCall:
+        """Makes a call from keyword arguments; all that are not fields are the method's options."""
+        shared = keywords.keys() & {f.name for f in dataclasses.fields(cls)} - {"options"}
+        own = {name: value for name, value in keywords.items() if name not in shared}
+        return cls(**{name: keywords[name] for name in shared}, options=own)
+
+    def build(self, model: ScoreModel, **more: Any) -> Program | Procedure:
+        """Builds the sampler for a model; `more` are options that replace those of the call."""
+        return methods.build(self.method, model, self.steps, {**self.options, **more})
+
+    def samples(self, n: int) -> Tensor:
+        """Returns the indices (n,) int64 of n samples."""
+        return noise.sample_indices(self.start, n)
+
+
+CALL_PARAMETERS = [
+    *(
+        p.replace(kind=p.KEYWORD_ONLY)
+        for p in inspect.signature(SamplingCall).parameters.values()
+        if p.name != "options"
+    ),
+    *methods.parameters(),
+]
+
+
+def takes(parameters: Iterable[inspect.Parameter], explained: str = "") -> Callable[[F], F]:
+    """Decorates a function: its signature lists the keyword parameters that **options accepts.
+
+    Args:
+        explained: paragraphs to add to the docstring.
+    """
+    shown = list(parameters)
+
+    def decorate(function: F) -> F:
+        signature = inspect.signature(function)
+        *own, rest = signature.parameters.values()
+        assert rest.kind is rest.VAR_KEYWORD
+        more = [p for p in shown if p.name not in signature.parameters]
+        function.__signature__ = signature.replace(parameters=[*own, *more, rest])  # type: ignore[attr-defined]
+        if explained and function.__doc__ is not None:  # None under python -OO
+            function.__doc__ = f"{inspect.cleandoc(function.__doc__)}\n\n{explained}"
+        return function
+
+    return decorate
+
+
+def keywords_of(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """Returns the keyword-only parameters of a function's signature."""
+    parameters = inspect.signature(function).parameters.values()
+    return [p for p in parameters if p.kind is p.KEYWORD_ONLY]
