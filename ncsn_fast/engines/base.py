@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ncsn_fast.engines.torch_settings import torch_threads
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.samplers.procedure import (
     Constrain,
@@ -420,20 +421,6 @@ def without_weights(model: ScoreModel) -> ScoreModel:
         for p in model.parameters()
     }
     return copy.deepcopy(model, memo).cpu().eval()
-
-
-@contextlib.contextmanager
-def torch_threads(threads: int | None) -> Iterator[None]:
-    """Sets the number of CPU threads (None: unchanged) and restores the old one afterwards."""
-    if threads is None:
-        yield
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def largest_batch_size(shape: tuple[int, int, int], device: torch.device) -> int:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import abc
 import copy
 import threading
-from typing import Self
+from typing import Any, Self
 
-from ncsn_fast.engines import precision
+from ncsn_fast.engines import precision, verdicts
 from ncsn_fast.engines.base import Engine
 from ncsn_fast.engines.eager import EagerEngine
 from ncsn_fast.engines.lowering.graph import UnsupportedNetwork, lower
@@ -40,7 +40,22 @@ class StaticEngine(BufferedEngine):
         return None
 
     def check_precision(self) -> float:
-        """Returns the error of a small plan with the same weights against the reference."""
+        """Returns the error of a small plan with the same weights against the reference.
+
+        Both run at the first start only; see `verdicts`.
+        """
+        return verdicts.remembered(self.check_facts(), self._error_of_small_plan)
+
+    def check_facts(self) -> dict[str, Any]:
+        """Returns what the error depends on beside the package and the machine."""
+        return {
+            "model": self.model.digest(),
+            "engine": self.name,
+            "dtype": self.dtype,
+            "device": self.device.type,
+        }
+
+    def _error_of_small_plan(self) -> float:
         flop = lower(self.model.net, *self.model.config.image_size).flop
         n = precision.probe_count(self.model, flop)
         size = min(n, self.batch_size)

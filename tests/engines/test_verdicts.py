@@ -1,0 +1,116 @@
+"""Precision checks that are remembered, and the images that they look at."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from drawing import tiny
+
+from ncsn_fast import Sampler
+from ncsn_fast.engines import verdicts
+from ncsn_fast.engines.base import PrecisionError
+from ncsn_fast.engines.probe_images import probe_images
+from ncsn_fast.engines.static_engine import StaticEngine
+
+remembered = verdicts.remembered  # before the fixture that makes every check
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache folder, and the folder of its verdicts."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "ncsn_fast" / "precision"
+
+
+@pytest.fixture
+def checks(cache, monkeypatch):
+    """The checks that engines make with a cache that was empty."""
+    made, real = [], StaticEngine._error_of_small_plan
+    monkeypatch.setattr(verdicts, "remembered", remembered)
+    monkeypatch.setattr(
+        StaticEngine, "_error_of_small_plan", lambda e: made.append(e.dtype) or real(e)
+    )
+    return made
+
+
+def test_a_model_is_checked_once_for_each_engine_dtype_and_algorithm(checks):
+    def build(of, **options):
+        return Sampler(of, engine="cpu", device="cpu", **options).engine_for(1).error
+
+    of = tiny()
+    first = build(of, dtype="fp32", convolutions="direct")
+    assert build(of, dtype="fp32", convolutions="direct") == first
+    assert checks == ["fp32"]
+    build(of, dtype="fp32", convolutions="winograd")
+    build(of, dtype="bf16", convolutions="direct")
+    assert checks == ["fp32", "fp32", "bf16"]
+    with torch.no_grad():
+        of.net.end_conv.weight.mul_(1.5)
+    build(of, dtype="fp32", convolutions="direct")
+    assert checks == ["fp32", "fp32", "bf16", "fp32"]
+
+
+def test_a_refusal_is_remembered_with_its_words(cache):
+    made = []
+
+    def check():
+        made.append(1)
+        raise PrecisionError("differs from the reference by 1 at sigma 2")
+
+    for _ in range(2):
+        with pytest.raises(PrecisionError, match="^differs from the reference by 1 at sigma 2$"):
+            remembered({"model": "a"}, check)
+    assert made == [1]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff\xfe",
+        b"[1]",
+        b"null",
+        b'{"error": 1e999}',
+        b'{"error": -1}',
+        b'{"error": "0.1"}',
+        b'{"error": 1' + b"0" * 400 + b"}",
+        b'{"refused": []}',
+        b'{"refused": [1]}',
+        b"[" * 50_000,
+        b'{"error": ' + b" " * (1 << 17) + b"0.5}",
+    ],
+)
+def test_damaged_verdicts_are_made_anew(cache, content):
+    assert remembered({"model": "a"}, lambda: 0.25) == 0.25
+    (path,) = cache.iterdir()
+    path.write_bytes(content)
+    assert remembered({"model": "a"}, lambda: 0.5) == 0.5
+    assert json.loads(path.read_text())["error"] == 0.5
+
+
+def test_a_cache_that_cannot_be_written_costs_a_check_and_no_more(tmp_path, monkeypatch):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
+    assert [remembered({"model": "a"}, lambda: 0.25) for _ in range(2)] == [0.25, 0.25]
+
+
+def test_probe_images_have_edges_flat_parts_and_the_spectrum_of_photographs():
+    for image in probe_images():
+        pixels = np.asarray(image, dtype=np.float64) / 255
+        assert (image.mode, pixels.min() < 0.05, pixels.max() > 0.95) == ("RGB", True, True)
+        grey = pixels.mean(axis=2)
+        steps = np.abs(np.diff(grey, axis=1))
+        assert (steps == 0).mean() > 0.5
+        assert (steps > 0.2).mean() > 0.01
+        power = np.abs(np.fft.fft2(grey[:, :240] - grey.mean())) ** 2
+        rows = np.fft.fftfreq(240)[:, None]
+        frequency = np.hypot(rows, rows.T)
+        bands = np.geomspace(2 / 240, 0.4, 12)
+        shells = list(zip(bands[:-1], bands[1:], strict=True))
+        spectrum = [power[(a <= frequency) & (frequency < b)].mean() for a, b in shells]
+        slope = np.polyfit(np.log([a * b for a, b in shells]) / 2, np.log(spectrum), 1)[0]
+        assert -3.2 < slope < -1.6  # photographs: about -2, dead leaves with smallest discs: -2..-3
