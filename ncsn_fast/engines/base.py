@@ -207,6 +207,17 @@ class Engine(abc.ABC):
         """Returns the supported micro-batch size nearest to this one."""
         return batch_size
 
+    @classmethod
+    def default_batch_size(
+        cls, n: int, shape: tuple[int, int, int], device: torch.device, options: Mapping[str, Any]
+    ) -> int:
+        """Returns the micro-batch size of a call for n images (C, H, W) where none is named.
+
+        Micro-batches are balanced, so that fewer images than micro-batches are padding. Engines
+        that prepare every size at a cost override this.
+        """
+        return balanced_batch_size(n, largest_batch_size(shape, device))
+
     def release(self) -> None:
         """Frees the memory of micro-batches; weights stay, and the engine remains usable."""
         return None
@@ -428,6 +439,15 @@ def largest_batch_size(shape: tuple[int, int, int], device: torch.device) -> int
     pixels = 65_536 if device.type == "cpu" else 524_288
     most = max(1, min(LARGEST_BATCH_SIZE, pixels // (shape[1] * shape[2])))
     return 1 << (most.bit_length() - 1)
+
+
+def balanced_batch_size(n: int, largest: int) -> int:
+    """Returns the least size that cuts n images into as few batches as `largest` does.
+
+    With 64 as the largest, 65 gives 33.
+    """
+    n_batches = max(1, -(-n // largest))
+    return max(1, -(-n // n_batches))
 
 
 def default_batch_size(n: int, shape: tuple[int, int, int], device: torch.device) -> int:

@@ -16,7 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from ncsn_fast.engines import reference_check
-from ncsn_fast.engines.base import DTYPES, Engine, EngineError, EngineUnavailable, without_weights
+from ncsn_fast.engines.base import (
+    DTYPES,
+    Engine,
+    EngineError,
+    EngineUnavailable,
+    default_batch_size,
+    without_weights,
+)
 from ncsn_fast.engines.torch_settings import compiler_settings, cudnn_precision
 from ncsn_fast.models.layers import InstanceNormPlus
 from ncsn_fast.models.score import ScoreModel
@@ -104,6 +111,12 @@ class CompileEngine(Engine):
         if device.type == "cpu":
             return "fp32"
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+    @classmethod
+    def default_batch_size(
+        cls, n: int, shape: tuple[int, int, int], device: torch.device, options: Mapping[str, Any]
+    ) -> int:
+        return default_batch_size(n, shape, device)  # few sizes, as each is compiled
 
     @contextlib.contextmanager
     def context(self) -> Iterator[None]:

@@ -56,4 +56,3 @@ class EagerEngine(Engine):
     def context(self) -> Iterator[None]:
         with super().context(), ops.backend("reference"):
             yield
-

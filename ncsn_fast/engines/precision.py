@@ -35,7 +35,7 @@ def probe_count(model: ScoreModel, flop: float) -> int:
 
 
 def probes(model: ScoreModel, n: int) -> tuple[Tensor, Tensor]:
-    """Returns noisy probe images (n, C, H, W) float32 and their levels (n,) int64, evenly spread."""
+    """Returns noisy images (n, C, H, W) float32 and their levels (n,) int64, evenly spread."""
     levels = torch.from_numpy(np.linspace(0, len(model.sigmas) - 1, n).round().astype(np.int64))
     generator = torch.Generator().manual_seed(0)
     images = torch.stack([_crop(model.image_shape, generator) for _ in range(n)])

@@ -73,7 +73,11 @@ def compiler_settings(*, freezing: bool, shapes: int) -> Iterator[None]:
 
     limits = {"recompile_limit": shapes, "accumulated_recompile_limit": shapes}
     shared = contextlib.nullcontext() if _compiler_settings_are_per_thread() else PROCESS_SETTINGS
-    with shared, torch._dynamo.config.patch(limits), torch._inductor.config.patch(freezing=freezing):
+    with (
+        shared,
+        torch._dynamo.config.patch(limits),
+        torch._inductor.config.patch(freezing=freezing),
+    ):
         yield
 
 

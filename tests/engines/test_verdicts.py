@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
@@ -61,7 +62,7 @@ def test_a_refusal_is_remembered_with_its_words(cache):
         raise PrecisionError("differs from the reference by 1 at sigma 2")
 
     for _ in range(2):
-        with pytest.raises(PrecisionError, match="^differs from the reference by 1 at sigma 2$"):
+        with pytest.raises(PrecisionError, match=r"^differs from the reference by 1 at sigma 2$"):
             remembered({"model": "a"}, check)
     assert made == [1]
 
@@ -110,7 +111,7 @@ def test_probe_images_have_edges_flat_parts_and_the_spectrum_of_photographs():
         rows = np.fft.fftfreq(240)[:, None]
         frequency = np.hypot(rows, rows.T)
         bands = np.geomspace(2 / 240, 0.4, 12)
-        shells = list(zip(bands[:-1], bands[1:], strict=True))
+        shells = list(itertools.pairwise(bands))
         spectrum = [power[(a <= frequency) & (frequency < b)].mean() for a, b in shells]
         slope = np.polyfit(np.log([a * b for a, b in shells]) / 2, np.log(spectrum), 1)[0]
         assert -3.2 < slope < -1.6  # photographs: about -2, dead leaves with smallest discs: -2..-3
