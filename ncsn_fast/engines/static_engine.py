@@ -31,6 +31,11 @@ class BufferedEngine(Engine):
 class StaticEngine(BufferedEngine):
     """An engine for the networks that `graph.lower` supports, with one plan per image size."""
 
+    def resized(self, batch_size: int) -> StaticEngine:
+        other = super().resized(batch_size)
+        assert isinstance(other, StaticEngine)
+        return other
+
     @classmethod
     def refuses(cls, model: ScoreModel) -> str | None:
         try:
@@ -39,12 +44,31 @@ class StaticEngine(BufferedEngine):
             return f"does not run networks with {error}"
         return None
 
+    @abc.abstractmethod
+    def prepare(self) -> None:
+        """Builds the plan for the model's image size, and with it the weights that plans share."""
+
     def check_precision(self) -> float:
         """Returns the error of a small plan with the same weights against the reference.
 
         Both run at the first start only; see `verdicts`.
         """
-        return verdicts.remembered(self.check_facts(), self._error_of_small_plan)
+        flop = lower(self.model.net, *self.model.config.image_size).flop
+        n = precision.probe_count(self.model, flop)
+        small = self.resized(min(n, self.batch_size))
+        small.prepare()
+
+        def check() -> float:
+            reference = EagerEngine(
+                self.model,
+                device=self.device,
+                dtype="fp32",
+                batch_size=small.batch_size,
+                threads=self.threads,
+            )
+            return precision.check_precision(small, reference, n)
+
+        return verdicts.remembered(self.check_facts(), check)
 
     def check_facts(self) -> dict[str, Any]:
         """Returns what the error depends on beside the package and the machine."""
@@ -54,12 +78,3 @@ class StaticEngine(BufferedEngine):
             "dtype": self.dtype,
             "device": self.device.type,
         }
-
-    def _error_of_small_plan(self) -> float:
-        flop = lower(self.model.net, *self.model.config.image_size).flop
-        n = precision.probe_count(self.model, flop)
-        size = min(n, self.batch_size)
-        reference = EagerEngine(
-            self.model, device=self.device, dtype="fp32", batch_size=size, threads=self.threads
-        )
-        return precision.check_precision(self.resized(size), reference, n)

@@ -11,10 +11,10 @@ import torch
 from drawing import tiny
 
 from ncsn_fast import Sampler
-from ncsn_fast.engines import verdicts
+from ncsn_fast.engines import precision, verdicts
 from ncsn_fast.engines.base import PrecisionError
+from ncsn_fast.engines.cpu.engine import CpuEngine
 from ncsn_fast.engines.probe_images import probe_images
-from ncsn_fast.engines.static_engine import StaticEngine
 
 remembered = verdicts.remembered  # before the fixture that makes every check
 
@@ -28,13 +28,28 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def checks(cache, monkeypatch):
-    """The checks that engines make with a cache that was empty."""
-    made, real = [], StaticEngine._error_of_small_plan
+    """Dtypes of the engines that are checked, with a cache that was empty."""
+    made, real = [], precision.check_precision
     monkeypatch.setattr(verdicts, "remembered", remembered)
     monkeypatch.setattr(
-        StaticEngine, "_error_of_small_plan", lambda e: made.append(e.dtype) or real(e)
+        precision, "check_precision", lambda e, *args: made.append(e.dtype) or real(e, *args)
     )
     return made
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("convolutions", ["direct", "winograd"])
+@pytest.mark.parametrize("arch", ["ncsnv2", "ncsn"])
+def test_an_engine_that_is_not_checked_again_computes_the_same(checks, arch, convolutions, dtype):
+    of, x = tiny(arch=arch, ngf=8), torch.rand(2, 3, 8, 8)
+    checked, not_again = (
+        CpuEngine(of, device=x.device, dtype=dtype, batch_size=2, convolutions=convolutions)
+        for _ in range(2)
+    )
+    assert checks == [dtype]
+    level = of.condition(of.sigmas[:2])
+    assert torch.equal(not_again.output(x, level), checked.output(x, level))
+    assert torch.equal(not_again.resized(1).output(x, level), checked.resized(1).output(x, level))
 
 
 def test_a_model_is_checked_once_for_each_engine_dtype_and_algorithm(checks):

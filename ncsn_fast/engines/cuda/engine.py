@@ -77,6 +77,10 @@ class CudaEngine(GraphEngine, StaticEngine):
         self.error = self.check_precision()
         self.model = without_weights(model)  # the GPU has copies; the caller may free theirs
 
+    def prepare(self) -> None:
+        with self.context():
+            self.loop(self.model.config.image_size)
+
     def check_facts(self) -> dict[str, Any]:
         facts = {**super().check_facts(), **self._variant}
         if self.device.type == "cuda":
