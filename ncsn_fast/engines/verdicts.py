@@ -21,11 +21,12 @@ import torch
 
 from ncsn_fast.data import files
 from ncsn_fast.engines.base import PrecisionError
+from ncsn_fast.engines.cpu import onednn
 from ncsn_fast.ops.extension import _C
 
 log = logging.getLogger(__name__)
 _LIMIT = 1 << 16  # bytes of a verdict
-_LEVELS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "NCSN_FAST_ISA")  # force other kernels
+_LEVELS = (*onednn.LIMITS, "NCSN_FAST_ISA")  # environment variables that choose other kernels
 
 
 def remembered(facts: Mapping[str, Any], check: Callable[[], float]) -> float:
@@ -48,7 +49,8 @@ def remembered(facts: Mapping[str, Any], check: Callable[[], float]) -> float:
     try:
         error = check()
     except PrecisionError as refusal:
-        _write(path, {"refused": [str(part) for part in refusal.args], "facts": dict(facts)})
+        remedy = str(refusal).removeprefix(refusal.reason).removeprefix("; ")
+        _write(path, {"refused": [refusal.reason, remedy], "facts": dict(facts)})
         raise
     _write(path, {"error": error, "facts": dict(facts)})
     return error
@@ -88,7 +90,8 @@ def _read(path: Path) -> dict[str, Any] | None:
         with open(path, "rb") as file:
             known = json.loads(file.read(_LIMIT))
         if "refused" in known:
-            intact = bool(known["refused"]) and all(isinstance(p, str) for p in known["refused"])
+            reason, remedy = known["refused"]
+            intact = isinstance(reason, str) and isinstance(remedy, str)
         else:
             intact = math.isfinite(known["error"]) and known["error"] >= 0
     except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
