@@ -1,6 +1,8 @@
 // ncsn_fast._C: bindings of the kernels, which take arrays and sizes. Does not depend on torch, so one
 // build works with every torch version. Python checks shapes, dtypes and devices before each call; here
 // the memory of every array is checked against the sizes (array.h). Kernels release the GIL.
+#include <omp.h>
+
 #include <array>
 #include <memory>
 #include <optional>
@@ -213,6 +215,8 @@ PYBIND11_MODULE(_C, m) {
     m.def("build_info", &build_info, "How this extension was built.");
     m.def("isa_levels", [] { return isa_levels(true); }, "CPU levels that this machine can run.");
     m.def("default_isa", [] { return isa_name(resolve_isa(-1)); }, "The CPU level in use.");
+    m.def("set_num_threads", &omp_set_num_threads, py::arg("threads"),
+          "Sets the OpenMP threads of the calling thread, which its kernels and torch's use.");
     m.def("cuda_device_count", &device_count, "CUDA devices; 0 without a driver or without CUDA.");
     bind_noise<NoiseKind::kWords>(m, "philox_words", "uint32 (batch, ceil(numel / 4), 4).");
     bind_noise<NoiseKind::kUniform>(m, "uniform", "float32 (batch, numel) in [0, 1).");

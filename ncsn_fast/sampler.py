@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,12 @@ from ncsn_fast.data.images import Output, as_tensor, check_output, convert
 from ncsn_fast.engines.base import (
     Engine,
     EngineError,
-    default_batch_size,
     dtype_name,
+    largest_batch_size,
     progress_shown,
-    torch_threads,
 )
 from ncsn_fast.engines.cuda.graphs import empty_cache
+from ncsn_fast.engines.torch_settings import torch_threads
 from ncsn_fast.evaluation.bits_per_dim import image_log_likelihood
 from ncsn_fast.evaluation.likelihood import Likelihood
 from ncsn_fast.inference import editing, runner
@@ -39,6 +41,7 @@ from ncsn_fast.samplers.procedure import Guide, Procedure, check_guide
 from ncsn_fast.samplers.program import Program
 
 log = logging.getLogger(__name__)
+_KEPT_SIZES = 4  # micro-batch sizes whose engines are kept
 
 
 class Sampler:
@@ -57,10 +60,15 @@ class Sampler:
             always float32.
         device: "cpu", "cuda", "cuda:1"; None takes a GPU if there is one.
         batch_size: images in a micro-batch. Samples are bitwise reproducible for a fixed
-            batch_size. None: a power of two that suits n and the image size.
+            batch_size, which every call then runs, padded. None: equal micro-batches that suit n
+            and the image size; 65 images run as 33 and 32 where 64 is the most.
         compile_cache: folder for compiled engines ("trt"); None for a folder below ~/.cache.
-        threads: CPU threads; None for torch's setting.
+        threads: CPU threads of a call; None for the calling thread's setting in torch.
         options: the engine's own options, such as graph="step"; see its class.
+
+    Several threads may share a sampler; their calls give what they give alone. A sampler can be
+    pickled, to be sent to another process: it takes its weights along and builds its engine again
+    at its first call there, in a dtype that suits that machine unless one was named.
 
     Raises:
         EngineUnavailable: the named engine cannot run here; the message says what is missing.
@@ -98,12 +106,33 @@ class Sampler:
         self._automatic = engine == "auto"
         self._dtype = kind.type_of_file(options) if dtype is None else dtype_name(dtype, kind)
         self.dtype = self._dtype or kind.attempts(self.device, None, options, threads)[0]["dtype"]
-        self._engines: dict[int, Engine] = {}
-        self.report: Report | None = None
+        self._begin()
         if engine == "auto":
             level = logging.INFO if kind in engines.OWN else logging.WARNING
             text = "engine %s (%s), %s, on %s"
             log.log(level, text, kind.name, reason, self.dtype, self.device)
+
+    def _begin(self) -> None:
+        """Sets what belongs to this process: no engine is built, no call was made."""
+        self._building = threading.RLock()
+        self._engines: OrderedDict[int, Engine] = OrderedDict()  # the last one is in use
+        self._last_call = threading.local()
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {"_building", "_engines", "_last_call"}
+        return {name: value for name, value in self.__dict__.items() if name not in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin()
+
+    @property
+    def report(self) -> Report | None:
+        """Report of the calling thread's last call; None before its end, and in other threads.
+
+        A `stream` reports when it is exhausted, to the thread that did so.
+        """
+        return getattr(self._last_call, "report", None)
 
     @takes(
         methods.parameters(),
@@ -387,34 +416,52 @@ class Sampler:
         """Returns the number of images in a micro-batch of a call for n."""
         if self.batch_size is None and self.engine_class.caches:
             return self.engine_for(n).batch_size
-        return self.batch_size or default_batch_size(n, self.model.image_shape, self.device)
+        return self._size(n)
+
+    def _size(self, n: int) -> int:
+        kind, shape = self.engine_class, self.model.image_shape
+        return self.batch_size or kind.default_batch_size(n, shape, self.device, self._options)
 
     def engine_for(self, n: int) -> Engine:
-        """Returns the engine for a call for n images; builds and checks it if it is new."""
-        size = self.batch_size or default_batch_size(n, self.model.image_shape, self.device)
-        if not self._engines:
-            engine = engines.build(
-                self.engine_class,
-                self.model,
-                self._dtype,
-                device=self.device,
-                options=self._options,
-                automatic=self._automatic,
-                batch_size=size,
-                threads=self.threads,
+        """Returns the engine for a call for n images; builds and checks it if it is new.
+
+        The engines of the last few micro-batch sizes are kept; all share their weights.
+        """
+        with self._building:
+            if not self._engines:
+                self._build(self._size(n))
+            largest = self._engines[max(self._engines)]
+            size = largest.fitting(self._size(n))  # of the engine that could be built
+            if size not in self._engines:
+                self._engines[size] = largest.resized(size)
+            self._engines.move_to_end(size)
+            if len(self._engines) > _KEPT_SIZES:
+                most = max(self._engines)
+                del self._engines[next(kept for kept in self._engines if kept != most)]
+            return self._engines[size]
+
+    def _build(self, size: int) -> None:
+        """Builds the first engine."""
+        if self.batch_size is None and self.engine_class.caches:
+            # What is built once and kept must not depend on the size of the first call.
+            size = largest_batch_size(self.model.image_shape, self.device)
+        engine = engines.build(
+            self.engine_class,
+            self.model,
+            self._dtype,
+            device=self.device,
+            options=self._options,
+            automatic=self._automatic,
+            batch_size=size,
+            threads=self.threads,
+        )
+        if self.batch_size is not None and engine.batch_size != size:
+            raise ValueError(
+                f"this engine's micro-batches have {engine.batch_size} images at the nearest; "
+                f"got batch_size {size}"
             )
-            if self.batch_size is not None and engine.batch_size != size:
-                raise ValueError(
-                    f"this engine's micro-batches have {engine.batch_size} images at the nearest; "
-                    f"got batch_size {size}"
-                )
-            self._engines[engine.batch_size] = engine
-            self.engine_class, self.dtype = type(engine), engine.dtype
-        largest = max(self._engines.values(), key=lambda engine: engine.batch_size)
-        size = largest.fitting(size)
-        if size not in self._engines:
-            self._engines[size] = largest.resized(size)
-        return self._engines[size]
+        self._engines[engine.batch_size] = engine
+        self.engine_class, self.dtype = type(engine), engine.dtype
 
     def _draw(
         self,
@@ -434,42 +481,53 @@ class Sampler:
         self, call: SamplingCall, program: Program | Procedure, job: Job
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields (sample indices, images in [0, 1]) of each micro-batch; then sets the report."""
-        self.report, seconds, began = None, 0.0, time.perf_counter()
+        self._last_call.report, seconds, began = None, 0.0, time.perf_counter()
         n, nfe = len(job.samples), [torch.zeros(0, dtype=torch.int64)]
+
         options: dict[str, Any] = {
             "progress": call.progress,
             "callback": call.callback,
-            "shrink": self._shrink,
         }
         shown = progress_shown.set(call.progress)
         try:
             engine = self.engine_for(n)
         finally:
             progress_shown.reset(shown)
+
+        def shrink(used: Engine, error: Exception) -> Engine:
+            nonlocal engine
+            engine = self._shrink(used, error)
+            return engine
+
+        options["shrink"] = shrink
         for samples, x, evaluations in runner.run(engine, program, job, call.seed, **options):
             seconds += time.perf_counter() - began
             nfe.append(evaluations)
             yield samples, x.clamp(0, 1)
             began = time.perf_counter()
-        self.report = runner.make_report(self.engine_for(n), program, torch.cat(nfe), seconds)
+        report = runner.make_report(engine, program, torch.cat(nfe), seconds)
+        self._last_call.report = report
 
     def _shrink(self, engine: Engine, error: Exception) -> Engine:
         """Returns an engine with half the micro-batch when a GPU is out of memory; once only."""
         engine.release()
         empty_cache()
-        size = engine.batch_size // 2
-        if self._halved or size == 0 or engine.fitting(size) != size:
-            raise EngineError(
-                f"out of GPU memory with micro-batches of {engine.batch_size}; free memory that "
-                "others hold, or choose a smaller batch_size"
-            ) from error
-        log.warning(
-            "out of GPU memory with micro-batches of %d; going on with %d, so choose batch_size=%d",
-            engine.batch_size, size, size,
-        )  # fmt: skip
-        self._halved, self.batch_size = True, size
-        self._engines = {size: engine.resized(size)}
-        return self._engines[size]
+        with self._building:
+            if self._halved and self.batch_size is not None and self.batch_size < engine.batch_size:
+                return self.engine_for(0)  # another thread has halved it meanwhile
+            size = engine.batch_size // 2
+            if self._halved or size == 0 or engine.fitting(size) != size:
+                raise EngineError(
+                    f"out of GPU memory with micro-batches of {engine.batch_size}; free memory "
+                    "that others hold, or choose a smaller batch_size"
+                ) from error
+            log.warning(
+                "out of GPU memory with micro-batches of %d; going on with %d, so choose "
+                "batch_size=%d", engine.batch_size, size, size,
+            )  # fmt: skip
+            self._halved, self.batch_size = True, size
+            self._engines = OrderedDict({size: engine.resized(size)})
+            return self._engines[size]
 
 
 __all__ = ["Progress", "Report", "Sampler", "SamplingError"]

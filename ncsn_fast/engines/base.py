@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ncsn_fast.engines.torch_settings import torch_threads
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.samplers.procedure import (
     Constrain,
@@ -205,6 +206,17 @@ class Engine(abc.ABC):
     def fitting(self, batch_size: int) -> int:
         """Returns the supported micro-batch size nearest to this one."""
         return batch_size
+
+    @classmethod
+    def default_batch_size(
+        cls, n: int, shape: tuple[int, int, int], device: torch.device, options: Mapping[str, Any]
+    ) -> int:
+        """Returns the micro-batch size of a call for n images (C, H, W) where none is named.
+
+        Micro-batches are balanced, so that fewer images than micro-batches are padding. Engines
+        that prepare every size at a cost override this.
+        """
+        return balanced_batch_size(n, largest_batch_size(shape, device))
 
     def release(self) -> None:
         """Frees the memory of micro-batches; weights stay, and the engine remains usable."""
@@ -422,25 +434,20 @@ def without_weights(model: ScoreModel) -> ScoreModel:
     return copy.deepcopy(model, memo).cpu().eval()
 
 
-@contextlib.contextmanager
-def torch_threads(threads: int | None) -> Iterator[None]:
-    """Sets the number of CPU threads (None: unchanged) and restores the old one afterwards."""
-    if threads is None:
-        yield
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def largest_batch_size(shape: tuple[int, int, int], device: torch.device) -> int:
     """Returns a power-of-two batch size for images (C, H, W) whose activations fit in memory."""
     pixels = 65_536 if device.type == "cpu" else 524_288
     most = max(1, min(LARGEST_BATCH_SIZE, pixels // (shape[1] * shape[2])))
     return 1 << (most.bit_length() - 1)
+
+
+def balanced_batch_size(n: int, largest: int) -> int:
+    """Returns the least size that cuts n images into as few batches as `largest` does.
+
+    With 64 as the largest, 65 gives 33.
+    """
+    n_batches = max(1, -(-n // largest))
+    return max(1, -(-n // n_batches))
 
 
 def default_batch_size(n: int, shape: tuple[int, int, int], device: torch.device) -> int:

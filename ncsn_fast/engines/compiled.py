@@ -16,13 +16,22 @@ import torch
 from torch import Tensor, nn
 
 from ncsn_fast.engines import reference_check
-from ncsn_fast.engines.base import DTYPES, Engine, EngineError, EngineUnavailable, without_weights
+from ncsn_fast.engines.base import (
+    DTYPES,
+    Engine,
+    EngineError,
+    EngineUnavailable,
+    default_batch_size,
+    without_weights,
+)
+from ncsn_fast.engines.torch_settings import compiler_settings, cudnn_precision
 from ncsn_fast.models.layers import InstanceNormPlus
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops import backends, reference
 
 _GRAPHS = ("reduce-overhead", "max-autotune")  # modes that use CUDA graphs
 _COMPILERS = {"darwin": "clang++", "win32": "cl"}  # torch's defaults; g++ elsewhere
+_NOTHING: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 _SHAPES = 1 << 16  # recompile limit; by default torch stops after eight shapes
 
 
@@ -103,20 +112,16 @@ class CompileEngine(Engine):
             return "fp32"
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
+    @classmethod
+    def default_batch_size(
+        cls, n: int, shape: tuple[int, int, int], device: torch.device, options: Mapping[str, Any]
+    ) -> int:
+        return default_batch_size(n, shape, device)  # few sizes, as each is compiled
+
     @contextlib.contextmanager
     def context(self) -> Iterator[None]:
-        import torch._dynamo.config
-        import torch._inductor.config
-
-        limits = {"recompile_limit": _SHAPES, "accumulated_recompile_limit": _SHAPES}
         on_gpu = self.device.type == "cuda"
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(super().context())
-            stack.enter_context(torch._dynamo.config.patch(limits))
-            stack.enter_context(torch._inductor.config.patch(freezing=not on_gpu))
-            if on_gpu:
-                stack.enter_context(torch.cuda.device(self.device))
-                stack.enter_context(_cudnn("tf32" if self.dtype == "tf32" else "ieee"))
+        with super().context(), torch.cuda.device(self.device) if on_gpu else _NOTHING:
             yield
 
     def network(self, x: Tensor, level: Tensor | None) -> Tensor:
@@ -124,7 +129,12 @@ class CompileEngine(Engine):
 
         self.check_call(x, level)
         x, level = _with_usual_strides(x, None if self.model.conditioning == "none" else level)
-        with self._lock:
+        on_gpu, precision = self.device.type == "cuda", "tf32" if self.dtype == "tf32" else "ieee"
+        with (
+            self._lock,
+            compiler_settings(freezing=not on_gpu, shapes=_SHAPES),
+            cudnn_precision(precision, self.device),
+        ):
             if self._graphs:
                 torch.compiler.cudagraph_mark_step_begin()
             try:
@@ -144,20 +154,6 @@ def _with_usual_strides(x: Tensor, level: Tensor | None) -> tuple[Tensor, Tensor
     x = x.contiguous(memory_format=torch.channels_last)
     x = x.as_strided(x.shape, (h * w * c, 1, w * c, c))
     return x, None if level is None else level.contiguous().as_strided(level.shape, (1,))
-
-
-@contextlib.contextmanager
-def _cudnn(precision: str) -> Iterator[None]:
-    """Sets the float32 precision of cuDNN and of Triton convolutions: "ieee" or "tf32"."""
-    places: Any = torch.backends.cudnn, torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before = [place.fp32_precision for place in places]
-    for place in places:
-        place.fp32_precision = precision
-    try:
-        yield
-    finally:
-        for place, value in zip(places, before, strict=True):
-            place.fp32_precision = value
 
 
 def _failure(error: Exception) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ncsn_fast import ops
 from ncsn_fast.engines.base import Engine
+from ncsn_fast.engines.torch_settings import cudnn_precision
 from ncsn_fast.models.score import ScoreModel
 
 
@@ -35,7 +36,11 @@ class EagerEngine(Engine):
         return None
 
     def network(self, x: Tensor, level: Tensor | None) -> Tensor:
-        return self.replica(x.to(memory_format=torch.channels_last), level)
+        with cudnn_precision("ieee", self.device):  # TF32 is torch's default in convolutions
+            return self.replica(self._arranged(x), level)
+
+    def _arranged(self, x: Tensor) -> Tensor:
+        return x.to(memory_format=torch.channels_last)
 
     def exact(self, x: Tensor, condition: Tensor | None) -> Tensor:
         """Returns f computed in float64, one image at a time; on the CPU."""
@@ -49,21 +54,5 @@ class EagerEngine(Engine):
 
     @contextlib.contextmanager
     def context(self) -> Iterator[None]:
-        with super().context(), ops.backend("reference"), _full_float32(self.device):
+        with super().context(), ops.backend("reference"):
             yield
-
-
-@contextlib.contextmanager
-def _full_float32(device: torch.device) -> Iterator[None]:
-    """Disables TF32 in the float32 convolutions of cuDNN, where it is the default."""
-    if device.type != "cuda":
-        yield
-        return
-    # Not allow_tf32: reading it raises if the caller has set its successor, fp32_precision.
-    settings: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before = settings.fp32_precision
-    settings.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        settings.fp32_precision = before

@@ -7,10 +7,6 @@ float64, and the engine may have a small multiple of the reference's error.
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import torch
 from PIL import Image
@@ -18,6 +14,7 @@ from torch import Tensor
 
 from ncsn_fast.engines.base import DamagedModelError, Engine, PrecisionError
 from ncsn_fast.engines.eager import EagerEngine
+from ncsn_fast.engines.probe_images import probe_images
 from ncsn_fast.models.score import ScoreModel
 
 # Allowed relative error of f for each dtype.
@@ -38,7 +35,7 @@ def probe_count(model: ScoreModel, flop: float) -> int:
 
 
 def probes(model: ScoreModel, n: int) -> tuple[Tensor, Tensor]:
-    """Returns noisy photographs (n, C, H, W) float32 and their levels (n,) int64, evenly spread."""
+    """Returns noisy images (n, C, H, W) float32 and their levels (n,) int64, evenly spread."""
     levels = torch.from_numpy(np.linspace(0, len(model.sigmas) - 1, n).round().astype(np.int64))
     generator = torch.Generator().manual_seed(0)
     images = torch.stack([_crop(model.image_shape, generator) for _ in range(n)])
@@ -90,21 +87,11 @@ def relative_error(f: Tensor, expected: Tensor) -> Tensor:
 
 
 def _crop(shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
-    """Crops a random square of a photograph and resizes it to (C, H, W) in [0, 1]."""
+    """Crops a random square of a probe image and resizes it to (C, H, W) in [0, 1]."""
     channels, height, width = shape
-    photo = _photographs()[int(torch.randint(2, (), generator=generator))]
+    photo = probe_images()[int(torch.randint(2, (), generator=generator))]
     side = min(photo.size)
     left = int(torch.randint(photo.width - side + 1, (), generator=generator))
     square = photo.crop((left, 0, left + side, side)).resize((width, height), Image.Resampling.BOX)
     pixels = torch.from_numpy(np.array(square)).permute(2, 0, 1) / 255
     return pixels[torch.arange(channels) % 3]
-
-
-@functools.cache
-def _photographs() -> list[Image.Image]:
-    """Loads the two sample photographs of scikit-learn, without importing scikit-learn."""
-    spec = importlib.util.find_spec("sklearn")
-    assert spec is not None
-    assert spec.origin is not None
-    folder = Path(spec.origin).parent / "datasets" / "images"
-    return [Image.open(folder / name).convert("RGB") for name in ("china.jpg", "flower.jpg")]

@@ -26,8 +26,8 @@ class ContiguousEngine(EagerEngine):
         super().__init__(model, **settings)
         self.replica.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
-    def network(self, x: Tensor, level: Tensor | None) -> Tensor:
-        return self.replica(x, level)
+    def _arranged(self, x: Tensor) -> Tensor:
+        return x
 
 
 def largest_error(

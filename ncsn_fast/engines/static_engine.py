@@ -5,9 +5,9 @@ from __future__ import annotations
 import abc
 import copy
 import threading
-from typing import Self
+from typing import Any, Self
 
-from ncsn_fast.engines import precision
+from ncsn_fast.engines import precision, verdicts
 from ncsn_fast.engines.base import Engine
 from ncsn_fast.engines.eager import EagerEngine
 from ncsn_fast.engines.lowering.graph import UnsupportedNetwork, lower
@@ -31,6 +31,11 @@ class BufferedEngine(Engine):
 class StaticEngine(BufferedEngine):
     """An engine for the networks that `graph.lower` supports, with one plan per image size."""
 
+    def resized(self, batch_size: int) -> StaticEngine:
+        other = super().resized(batch_size)
+        assert isinstance(other, StaticEngine)
+        return other
+
     @classmethod
     def refuses(cls, model: ScoreModel) -> str | None:
         try:
@@ -39,12 +44,37 @@ class StaticEngine(BufferedEngine):
             return f"does not run networks with {error}"
         return None
 
+    @abc.abstractmethod
+    def prepare(self) -> None:
+        """Builds the plan for the model's image size, and with it the weights that plans share."""
+
     def check_precision(self) -> float:
-        """Returns the error of a small plan with the same weights against the reference."""
+        """Returns the error of a small plan with the same weights against the reference.
+
+        Both run at the first start only; see `verdicts`.
+        """
         flop = lower(self.model.net, *self.model.config.image_size).flop
         n = precision.probe_count(self.model, flop)
-        size = min(n, self.batch_size)
-        reference = EagerEngine(
-            self.model, device=self.device, dtype="fp32", batch_size=size, threads=self.threads
-        )
-        return precision.check_precision(self.resized(size), reference, n)
+        small = self.resized(min(n, self.batch_size))
+        small.prepare()
+
+        def check() -> float:
+            reference = EagerEngine(
+                self.model,
+                device=self.device,
+                dtype="fp32",
+                batch_size=small.batch_size,
+                threads=self.threads,
+            )
+            return precision.check_precision(small, reference, n)
+
+        return verdicts.remembered(self.check_facts(), check)
+
+    def check_facts(self) -> dict[str, Any]:
+        """Returns what the error depends on beside the package and the machine."""
+        return {
+            "model": self.model.digest(),
+            "engine": self.name,
+            "dtype": self.dtype,
+            "device": self.device.type,
+        }

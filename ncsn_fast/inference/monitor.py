@@ -74,6 +74,7 @@ class Monitor:
         self.bar, self.callback = bar, callback
         self.checks: list[_Check] = []
         self.steps, self.units = 0, 0
+        self.callback_error: BaseException | None = None  # raised by the user's callback
         self.n_levels = 0
         if isinstance(program, Program):
             self.n_levels = int(program.level[-1]) + 1 if program.nfe else 0
@@ -113,9 +114,12 @@ class Monitor:
         if self.callback is not None:
             samples = self.chains.samples[: self.count].clone().cpu()
             state = x[: self.count].clone()
-            self.callback(
-                Progress(self.program.name, level, self.n_levels, sigma, nfe, samples, state)
-            )
+            progress = Progress(self.program.name, level, self.n_levels, sigma, nfe, samples, state)
+            try:
+                self.callback(progress)
+            except BaseException as error:
+                self.callback_error = error
+                raise
 
     def check(self, all_but: int = 0) -> None:
         """Raises SamplingError if a chain was lost in any level but the last `all_but`."""

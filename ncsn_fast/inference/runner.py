@@ -100,11 +100,12 @@ def run(
     """Runs a job and yields its results, micro-batch by micro-batch.
 
     The last micro-batch is padded rather than shrunk, so that results do not depend on how the work
-    was split.
+    was split. Exceptions of the callback come through as they are.
 
     Args:
-        shrink: called when the GPU runs out of memory; returns an engine for smaller
-            micro-batches, with which the run continues, or raises.
+        shrink: called when the engine runs out of GPU memory; returns an engine for smaller
+            micro-batches, with which the run continues, or raises. The micro-batch begins again,
+            so its levels are reported to the callback a second time.
     """
     n, first = len(job.samples), 0
     unit = "level" if isinstance(program, Program) else "%"
@@ -113,6 +114,7 @@ def run(
             size, units = engine.batch_size, _units(engine, program)
             bar.total = bar.n + -(-(n - first) // size) * units
             count, done = min(size, n - first), bar.n
+            chains = monitor = None
             rows = torch.arange(first, first + size).clamp(max=n - 1)
             try:
                 chains = job.chains(rows, program, seed, engine)
@@ -122,8 +124,9 @@ def run(
                 drawn = MicroBatch(job.samples[first : first + count], x[:count].cpu(), nfe[:count])
                 monitor.check()
             except RuntimeError as error:
-                chains = monitor = None  # type: ignore[assignment]  # free their memory
-                if shrink is None or not _is_out_of_memory(error):
+                of_callback = monitor is not None and error is monitor.callback_error
+                chains = monitor = None  # free their memory
+                if shrink is None or of_callback or not _is_out_of_memory(error):
                     raise
                 engine = shrink(engine, error.with_traceback(None))
                 bar.n = done

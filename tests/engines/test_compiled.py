@@ -12,7 +12,7 @@ from cross_section import cross_section
 from drawing import CLOSE, draw
 
 from ncsn_fast import EngineError, EngineUnavailable, Sampler, engines
-from ncsn_fast.engines import compiled, precision
+from ncsn_fast.engines import precision
 from ncsn_fast.engines.compiled import CompileEngine
 from ncsn_fast.ops import backends
 
@@ -187,19 +187,6 @@ def test_settings_of_the_caller_stay(graphs):
     assert settings() == before
     with built.context():
         assert settings() != before
-    assert settings() == before
-
-
-@pytest.mark.parametrize("precision", ["ieee", "tf32"])
-def test_float32_of_cudnn(precision):
-    cudnn = torch.backends.cudnn
-
-    def settings():
-        return cudnn.fp32_precision, cudnn.conv.fp32_precision
-
-    before = settings()
-    with compiled._cudnn(precision):
-        assert settings() == (precision, precision)
     assert settings() == before
 
 

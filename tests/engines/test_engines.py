@@ -5,12 +5,15 @@ import math
 
 import pytest
 import torch
-from drawing import CLOSE, draw, tiny
+from drawing import CLOSE, NFE, draw, tiny
 from engine_cases import SMALLEST, TYPES
 
 from ncsn_fast import EngineError, EngineUnavailable, Sampler, SamplingError, engines
+from ncsn_fast.engines import base
 from ncsn_fast.engines.cpu.engine import CpuEngine
 from ncsn_fast.engines.cuda.engine import CudaEngine
+from ncsn_fast.engines.eager import EagerEngine
+from ncsn_fast.inference.cost import network_flop
 from ncsn_fast.ops import backends
 
 
@@ -96,9 +99,68 @@ def test_names_of_types(dtype, name, monkeypatch):
 def test_engines_of_other_sizes_share_their_weights():
     sampler = Sampler(tiny(), engine="cpu")
     small, large = sampler.engine_for(1), sampler.engine_for(5)
-    assert (small.batch_size, large.batch_size) == (1, 8)
+    assert (small.batch_size, large.batch_size) == (1, 5)
     assert small._weights is large._weights
-    assert sampler.engine_for(6) is large
+    assert sampler.engine_for(5) is large
+
+
+def test_engines_of_a_few_sizes_are_kept():
+    """The largest, and those used last."""
+    sampler = Sampler(tiny(), engine="cpu", dtype="fp32")
+    largest = sampler.engine_for(9)
+    for n in (1, 2, 3, 2, 4, 5):
+        sampler.engine_for(n)
+    assert list(sampler._engines) == [9, 2, 4, 5]
+    assert sampler.engine_for(9) is largest
+    assert sampler.engine_for(1)._weights is largest._weights
+
+
+@pytest.mark.parametrize("largest", [1, 2, 7, 64, 256])
+def test_micro_batches_are_balanced(largest):
+    """As few as with the largest size; less than one image of padding in each."""
+    for n in range(1, 600):
+        size = base.balanced_batch_size(n, largest)
+        n_batches = -(-n // largest)
+        assert 1 <= size <= largest
+        assert -(-n // size) == n_batches
+        assert n_batches * (size - 1) < n <= n_batches * size
+    assert base.balanced_batch_size(0, largest) == 1
+
+
+@pytest.mark.parametrize(
+    ("engine", "options", "sizes"),
+    [
+        ("eager", {}, [1, 33, 33, 43]),
+        ("cpu", {}, [1, 33, 33, 43]),
+        ("cuda", {}, [1, 33, 33, 43]),
+        ("ort", {}, [1, 33, 33, 43]),
+        ("ort", {"graph": "on"}, [1, 64, 64, 64]),
+        ("compile", {}, [1, 64, 64, 64]),
+        ("trt", {}, [1, 64, 64, 64]),
+    ],
+)
+def test_default_sizes_of_micro_batches(monkeypatch, engine, options, sizes):
+    monkeypatch.setattr(base, "largest_batch_size", lambda *_: 64)
+    size = engines.ENGINES[engine].default_batch_size
+    got = [size(n, (3, 32, 32), torch.device("cpu"), options) for n in (1, 33, 65, 129)]
+    assert got == sizes
+
+
+def test_hardly_more_is_evaluated_than_asked_for(monkeypatch):
+    monkeypatch.setattr(base, "largest_batch_size", lambda *_: 4)
+    sampler, evaluated = Sampler(tiny(), engine="eager"), []
+    network = EagerEngine.network
+    monkeypatch.setattr(
+        EagerEngine, "network", lambda e, x, k: evaluated.append(len(x)) or network(e, x, k)
+    )
+    plan = sampler.plan(5)
+    assert (plan.batch_size, plan.n_batches) == (3, 2)
+    assert plan.flop == network_flop(sampler.model) * NFE * 6
+    evaluated.clear()
+    images = draw(sampler, 5)
+    assert evaluated == [3] * 2 * NFE
+    whole = draw(Sampler(sampler.model, engine="eager", batch_size=5), 5)
+    torch.testing.assert_close(images, whole, **CLOSE)
 
 
 def test_the_engine_that_auto_means(caplog):

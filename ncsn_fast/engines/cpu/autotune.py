@@ -25,10 +25,11 @@ import filelock
 import torch
 
 from ncsn_fast.data import files
-from ncsn_fast.engines.base import DTYPES, torch_threads
+from ncsn_fast.engines.base import DTYPES
 from ncsn_fast.engines.cpu import onednn
 from ncsn_fast.engines.cpu.plan import CpuPlan
 from ncsn_fast.engines.lowering.graph import ConvolutionSpec, Graph
+from ncsn_fast.engines.torch_settings import torch_threads
 from ncsn_fast.ops.extension import _C, forced_isa
 
 log = logging.getLogger(__name__)

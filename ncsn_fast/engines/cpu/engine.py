@@ -60,6 +60,14 @@ class CpuEngine(StaticEngine):
         self.error = self.check_precision()
         self.model = without_weights(model)  # packed copies remain; the caller may free theirs
 
+    def prepare(self) -> None:
+        with self.context(), self._lock:
+            self._plan(self.model.config.image_size)
+
+    def check_facts(self) -> dict[str, Any]:
+        own = {"convolutions": self.convolutions, "isa": forced_isa.get()}
+        return {**super().check_facts(), **own}
+
     @classmethod
     def unavailable(cls) -> str | None:
         return onednn.problem()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -66,6 +67,7 @@ class CudaEngine(GraphEngine, StaticEngine):
         super().__init__(model, **settings)
         self.check_options({"graph": graph, "kernels": kernels, "tune": tune})
         self.graph = graph
+        self._variant = {"kernels": kernels, "tune": tune}
         self._kernels = gpu_kernels.load(
             kernels, self.device, tf32=self.dtype == "tf32", tune=tune == "on"
         )
@@ -74,6 +76,19 @@ class CudaEngine(GraphEngine, StaticEngine):
         self.release()
         self.error = self.check_precision()
         self.model = without_weights(model)  # the GPU has copies; the caller may free theirs
+
+    def prepare(self) -> None:
+        with self.context():
+            self.loop(self.model.config.image_size)
+
+    def check_facts(self) -> dict[str, Any]:
+        facts = {**super().check_facts(), **self._variant}
+        if self.device.type == "cuda":
+            gpu = torch.cuda.get_device_properties(self.device)
+            facts |= {"gpu": gpu.name, "capability": [gpu.major, gpu.minor]}
+            facts |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+            facts |= {"triton": getattr(sys.modules.get("triton"), "__version__", None)}
+        return facts
 
     @classmethod
     def unavailable(cls) -> str | None:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ncsn_fast.engines import reference_check
-from ncsn_fast.engines.base import EngineUnavailable, without_weights
+from ncsn_fast.engines.base import EngineUnavailable, default_batch_size, without_weights
 from ncsn_fast.engines.onnx.model import make_onnx, read_onnx
 from ncsn_fast.engines.static_engine import BufferedEngine
 from ncsn_fast.models.score import ScoreModel
@@ -138,6 +138,14 @@ class OrtEngine(BufferedEngine):
     def default_dtype(cls, device: torch.device) -> str:
         # On CPUs, ONNX Runtime computes fp16 graphs in float32.
         return "fp32" if device.type == "cpu" else "fp16"
+
+    @classmethod
+    def default_batch_size(
+        cls, n: int, shape: tuple[int, int, int], device: torch.device, options: Mapping[str, Any]
+    ) -> int:
+        if options.get("graph") == "on":  # few sizes, as each is a session with its own weights
+            return default_batch_size(n, shape, device)
+        return super().default_batch_size(n, shape, device, options)
 
     def release(self) -> None:
         super().release()

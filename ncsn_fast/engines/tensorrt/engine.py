@@ -9,8 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
+
 from ncsn_fast.engines import reference_check
-from ncsn_fast.engines.base import PrecisionError, largest_batch_size, without_weights
+from ncsn_fast.engines.base import (
+    PrecisionError,
+    default_batch_size,
+    largest_batch_size,
+    without_weights,
+)
 from ncsn_fast.engines.cuda import kernels as gpu_kernels
 from ncsn_fast.engines.cuda.graph_engine import GRAPHS, GraphEngine
 from ncsn_fast.engines.cuda.graphs import empty_cache
@@ -43,7 +50,8 @@ class TrtEngine(GraphEngine):
     Args:
         graph, kernels: as for CudaEngine; `kernels` provide the update.
         batch: numbers of images "least:usual:largest", or one; limits micro-batches. None: tuned
-            for batch_size, from 1 to the largest default batch size.
+            for batch_size, from 1 to the largest default batch size. A Sampler without a
+            batch_size takes that largest for it, so that a plan does not depend on its first call.
         size: "H,W:H,W:H,W" or "H,W" of images; None for the model's.
         workspace: GB that a layer may use beside its maps; None for all there is.
         builder_level: 0 to 5, how long TensorRT searches for faster kernels; None for 3.
@@ -153,6 +161,12 @@ class TrtEngine(GraphEngine):
     def type_of_file(cls, options: Mapping[str, Any]) -> str | None:
         plan = options.get("plan")
         return None if plan is None else str(read_file(plan)[0].facts["dtype"])
+
+    @classmethod
+    def default_batch_size(
+        cls, n: int, shape: tuple[int, int, int], device: torch.device, options: Mapping[str, Any]
+    ) -> int:
+        return default_batch_size(n, shape, device)  # few sizes, as each is captured
 
     def resized(self, batch_size: int) -> TrtEngine:
         other = super().resized(batch_size)
