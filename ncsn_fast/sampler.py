@@ -97,10 +97,10 @@ class Sampler:
             )
         if compile_cache is not None:
             options = {**options, "compile_cache": compile_cache}
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1; got {batch_size}")
-        if threads is not None and threads < 1:
-            raise ValueError(f"threads must be at least 1; got {threads}")
+        if batch_size is not None:
+            batch_size = noise.check_integer("batch_size", batch_size, least=1)
+        if threads is not None:
+            threads = noise.check_integer("threads", threads, least=1)
         self.engine_class, self.batch_size, self.threads = kind, batch_size, threads
         self._options, self._halved = options, False
         self._automatic = engine == "auto"
@@ -125,6 +125,12 @@ class Sampler:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._begin()
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.model.image_shape))
+        size = "" if self.batch_size is None else f", batch_size={self.batch_size}"
+        runs = f"engine {self.engine_class.name}, {self.dtype}, on {self.device}{size}"
+        return f"<Sampler of {self.model.config.arch}, images {shape}: {runs}>"
 
     @property
     def report(self) -> Report | None:
@@ -203,9 +209,12 @@ class Sampler:
         )
         program = call.build(self.model)
         noise.check_uint32("seed", seed)
-        indices = torch.as_tensor(samples, dtype=torch.int64)
-        if indices.ndim != 1:
-            raise ValueError(f"samples must be indices (n,); got shape {tuple(indices.shape)}")
+        given = torch.as_tensor(samples)
+        indices = given.to(torch.int64)
+        if indices.ndim != 1 or (len(given) and (given.is_floating_point() or given.is_complex())):
+            raise ValueError(
+                f"samples must be integer indices (n,); got {given.dtype} {tuple(given.shape)}"
+            )
         return self._run(call, program, Job(indices))
 
     @takes(CALL_PARAMETERS)
@@ -403,6 +412,7 @@ class Sampler:
         self, n: int, *, method: str = "ald", steps: int | None = None, **options: Any
     ) -> CostEstimate:
         """Estimates the cost of sample(n): network evaluations, micro-batches, FLOP, seconds."""
+        n = noise.check_integer("n", n, least=0)
         program = SamplingCall(method=method, steps=steps, options=options).build(self.model)
         return estimate_cost(self.engine_for(n), program, n)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from drawing import CLOSE, NFE, draw, photos, tiny
 
-from ncsn_fast import Sampler, SamplingError
+from ncsn_fast import Sampler, SamplingError, export_onnx
 from ncsn_fast.checkpoints import model_folder
 from ncsn_fast.engines.eager import EagerEngine
 from ncsn_fast.inference.cost import network_flop
@@ -230,6 +230,57 @@ def test_callbacks_cannot_disturb_the_chains_and_may_use_autograd(plain):
 def test_bad_calls_are_refused(plain, call, words):
     with pytest.raises(ValueError, match=words):
         call(plain)
+
+
+@pytest.mark.parametrize("bad", [1.5, 2.0, True, "2", np.float64(2)])
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("batch_size", lambda s, bad: Sampler(s.model, engine="eager", batch_size=bad)),
+        ("threads", lambda s, bad: Sampler(s.model, engine="eager", threads=bad)),
+        ("n", lambda s, bad: draw(s, bad)),
+        ("seed", lambda s, bad: draw(s, 1, seed=bad)),
+        ("start", lambda s, bad: draw(s, 1, start=bad)),
+        ("steps", lambda s, bad: draw(s, 1, steps=bad)),
+        ("n_steps_each", lambda s, bad: draw(s, 1, n_steps_each=bad)),
+        ("corrector_steps", lambda s, bad: draw(s, 1, method="pc", corrector_steps=bad)),
+        ("n_frames", lambda s, bad: s.interpolate(1, bad, progress=False)),
+        ("n", lambda s, bad: s.interpolate(bad, 2, progress=False)),
+        ("factor", lambda s, bad: s.super_resolve(torch.zeros(1, 3, 4, 4), bad)),
+        ("n", lambda s, bad: s.plan(bad)),
+        ("n_probes", lambda s, bad: s.log_likelihood(torch.zeros(1, 3, 8, 8), n_probes=bad)),
+        ("batch_size", lambda s, bad: s.log_likelihood(torch.zeros(1, 3, 8, 8), batch_size=bad)),
+        ("opset", lambda s, bad: export_onnx(s.model, "m.onnx", opset=bad)),
+    ],
+)
+def test_fractions_and_truths_are_no_counts(plain, name, call, bad):
+    with pytest.raises(TypeError, match=f"^{name} must be an integer; got "):
+        call(plain, bad)
+
+
+def test_integers_of_numpy_and_torch_count(plain):
+    assert torch.equal(draw(plain, np.int64(2), seed=torch.tensor(3)), draw(plain, 2, seed=3))
+
+
+def test_indices_of_a_stream_are_integers(plain):
+    with pytest.raises(ValueError, match=r"integer indices \(n,\); got torch.float32 \(2,\)"):
+        plain.stream([0.5, 1.0])
+
+
+def test_a_stop_of_a_callback_is_said(plain):
+    def stop(progress):
+        raise StopIteration
+
+    with pytest.raises(SamplingError, match="callback, guide or classifier raised StopIteration"):
+        draw(plain, 1, callback=stop)
+
+
+def test_repr_tells_what_runs(plain):
+    shape = "x".join(map(str, plain.model.image_shape))
+    assert repr(plain) == (
+        f"<Sampler of {plain.model.config.arch}, images {shape}: engine cpu, fp32, on cpu, "
+        "batch_size=3>"
+    )
 
 
 def test_without_a_model_the_newest_run_is_taken_else_the_shipped_one(

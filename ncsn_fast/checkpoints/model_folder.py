@@ -74,7 +74,15 @@ def save_model(model: ScoreModel, folder: str | Path, *, dtype: torch.dtype | No
     Args:
         dtype: type of the stored weights (None: as they are). Loading gives float32 whatever it is.
             Sigmas and the frequencies of Fourier features (large phases) stay as they are.
+
+    Raises:
+        TypeError: of a subclass of ScoreModel, which loading would not restore.
     """
+    if type(model) is not ScoreModel:
+        raise TypeError(
+            f"a model folder holds a ScoreModel, and loading it would leave out what "
+            f"{type(model).__name__} adds; save its state_dict() with torch.save"
+        )
     folder = Path(folder)
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     if dtype is not None:

@@ -133,8 +133,7 @@ def batch_size_for(n: int, model: ScoreModel) -> int:
 
 
 def _check_batch_size(size: int) -> None:
-    if size < 1:
-        raise ValueError(f"batch_size must be at least 1; got {size}")
+    noise.check_integer("batch_size", size, least=1)
 
 
 def _likelihood(

@@ -140,8 +140,7 @@ def probes(trace: Trace, n_probes: int, x: Tensor, seed: int, samples: Tensor) -
         return list(basis.reshape(dimensions, 1, *x.shape[1:]))
     if trace not in ("rademacher", "gaussian"):
         raise ValueError(f"trace must be 'rademacher', 'gaussian' or 'exact'; got {trace!r}")
-    if n_probes < 1:
-        raise ValueError(f"n_probes must be at least 1; got {n_probes}")
+    noise.check_integer("n_probes", n_probes, least=1)
     draw = ops.normal if trace == "gaussian" else ops.uniform
     drawn = (draw(seed, samples, Stream.PROBE, i, tuple(x.shape[1:])) for i in range(n_probes))
     if trace == "gaussian":

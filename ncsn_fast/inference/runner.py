@@ -123,6 +123,11 @@ def run(
                 x, nfe = _run(engine, program, job, rows, chains, monitor)
                 drawn = MicroBatch(job.samples[first : first + count], x[:count].cpu(), nfe[:count])
                 monitor.check()
+            except StopIteration as error:  # a generator would hide which function it came from
+                raise SamplingError(
+                    "the callback, guide or classifier raised StopIteration, which cannot end a "
+                    "call; raise another exception"
+                ) from error
             except RuntimeError as error:
                 of_callback = monitor is not None and error is monitor.callback_error
                 chains = monitor = None  # free their memory

@@ -179,7 +179,10 @@ class ScoreModel(nn.Module):
         self.register_buffer("sigmas", sigmas.to(torch.float32).clone())
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Writes a model folder (config.json and model.safetensors) and returns it."""
+        """Writes a model folder (config.json and model.safetensors) and returns it.
+
+        TypeError for a subclass, which loading would not restore.
+        """
         return self.storage.save(self, Path(folder))
 
     @classmethod

@@ -20,6 +20,8 @@ from __future__ import annotations
 
 import enum
 import math
+import operator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,8 +44,32 @@ class Stream(enum.IntEnum):
     PROBE = 6  # Hutchinson's trace estimator
 
 
+def check_integer(name: str, value: Any, least: int | None = None) -> int:
+    """Returns an integer of any type (int, NumPy's, a tensor of one number) as an int.
+
+    Raises:
+        TypeError: it is a fraction, a bool or no number.
+        ValueError: it is below `least`.
+    """
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer; got {value!r}") from None
+    if least is not None and number < least:
+        raise ValueError(f"{name} must be at least {least}; got {number}")
+    return number
+
+
 def check_uint32(name: str, value: int) -> int:
-    """Returns `value` if it fits in 32 unsigned bits; otherwise raises ValueError."""
+    """Returns `value` if it is an integer of 32 unsigned bits.
+
+    Raises:
+        TypeError: it is no integer.
+        ValueError: it has another sign, or more bits.
+    """
+    value = check_integer(name, value)
     if not 0 <= value <= _MASK32:
         raise ValueError(
             f"{name} must be in [0, 2**32); got {value}. The noise contract has 32 bits for it."
@@ -54,10 +80,9 @@ def check_uint32(name: str, value: int) -> int:
 def sample_indices(start: int, n: int, device: torch.device | str = "cpu") -> Tensor:
     """Returns the indices start .. start+n-1 of n samples, (n,) int64.
 
-    Raises ValueError for n < 0 or indices beyond 32 bits.
+    Raises ValueError for n < 0 or indices beyond 32 bits, TypeError for fractions.
     """
-    if n < 0:
-        raise ValueError(f"n must be at least 0; got {n}")
+    n, start = check_integer("n", n, least=0), check_integer("start", start)
     if n > 0:
         check_uint32("first sample index", start)
         check_uint32("last sample index", start + n - 1)

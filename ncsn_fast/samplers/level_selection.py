@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from ncsn_fast.diffusion import schedule as ladders
 from ncsn_fast.diffusion.schedule import Schedule
 from ncsn_fast.models.score import ScoreModel
+from ncsn_fast.ops.noise import check_integer
 from ncsn_fast.samplers.program import Column
 
 
@@ -31,6 +32,10 @@ class Levels:
     rho: float | None = None
     sigma_start: float | None = None
     usual: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps is not None:
+            check_integer("steps", self.steps)
 
     def own(self, model: ScoreModel) -> Column:
         """Returns the model's ladder from sigma_start on.

@@ -298,6 +298,9 @@ def build(
     usual = row.steps if isinstance(row.steps, int) else None
     levels = Levels(steps, usual=usual, **of_levels)
     own = {name: value for name, value in options.items() if name not in of_levels}
+    for name, value in own.items():
+        if row.types[name] in (int, int | None) and value is not None:
+            noise.check_integer(name, value)
     sampler = row.build(model, levels, **own)
     noise.check_uint32("number of steps", sampler.nfe or 0)
     if model.conditional and not _trained(model, sampler):

@@ -24,6 +24,7 @@ import torch
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
+from ncsn_fast.ops.noise import check_integer
 from ncsn_fast.samplers.procedure import SolverError, per_sample
 
 Damping = Tensor | float  # a number, or (B,)
@@ -164,6 +165,7 @@ class Separable(Operator):
 
 def block_mean(factor: int, height: int, width: int) -> Separable:
     """Returns the mean over blocks of factor x factor pixels; A A^T = I / factor^2."""
+    factor = check_integer("factor", factor)
     if factor < 1 or height % factor or width % factor:
         raise ValueError(f"factor must divide {height} and {width}; got {factor}")
     block = torch.full((1, factor), 1 / factor, dtype=torch.float64)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ncsn_fast.ops.noise import check_integer
 from ncsn_fast.samplers.procedure import Procedure
 from ncsn_fast.samplers.program import Column, Program
 
@@ -85,7 +86,6 @@ def interpolation_weights(n_frames: int) -> Tensor:
 
     Every frame's noise has variance 1.
     """
-    if n_frames < 1:
-        raise ValueError(f"n_frames must be at least 1; got {n_frames}")
+    n_frames = check_integer("n_frames", n_frames, least=1)
     angle = torch.linspace(0, math.pi / 2, n_frames, dtype=torch.float64)
     return torch.stack((angle.cos(), angle.sin()), dim=1).to(torch.float32)

@@ -267,3 +267,14 @@ def test_atomic_write_makes_an_ordinary_file(tmp_path):
     for target in (path / "below", path.parent):
         with pytest.raises(OSError, match="cannot write"), files.atomic_write(target):
             pass
+
+
+def test_a_subclass_is_refused_as_it_would_not_load(tmp_path):
+    class Doubled(ncsn_fast.ScoreModel):
+        def forward(self, x, condition=None):
+            return 2 * super().forward(x, condition)
+
+    model = Doubled(tiny.model().config)
+    with pytest.raises(TypeError, match=r"what Doubled adds; save its state_dict\(\)"):
+        model.save_pretrained(tmp_path / "model")
+    assert not list(tmp_path.iterdir())

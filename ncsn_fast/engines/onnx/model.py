@@ -21,6 +21,7 @@ from ncsn_fast.engines.base import DTYPES, EngineError
 from ncsn_fast.engines.onnx.network import write
 from ncsn_fast.engines.onnx.writer import CONSTANTS, Writer
 from ncsn_fast.models.score import ScoreModel
+from ncsn_fast.ops.noise import check_integer
 
 LIMIT = 2**31 - 2**24  # bytes of weights: the limit of protobuf, less room for the nodes
 OPSETS = range(20, 24)
@@ -58,11 +59,11 @@ def make_onnx(
     if dtype not in FIRST_OPSET:
         raise ValueError(f"dtype must be {', '.join(FIRST_OPSET)}; got {dtype!r}")
     oldest, newest = FIRST_OPSET[dtype], OPSETS[-1]
-    opset = oldest if opset is None else opset
+    opset = oldest if opset is None else check_integer("opset", opset)
     if not oldest <= opset <= newest:
         raise ValueError(f"opset must be {oldest} to {newest} for {dtype}; got {opset}")
-    if batch is not None and batch < 1:
-        raise ValueError(f"batch must be at least 1; got {batch}")
+    if batch is not None:
+        batch = check_integer("batch", batch, least=1)
     if size is not None:
         model.net.check_input(torch.empty(1, model.config.channels, *size, device="meta"))
     graph = write(model, DTYPES[dtype], (batch, *size) if batch and size else None)
