@@ -182,11 +182,17 @@ def test_settings_of_the_caller_stay(graphs):
             torch.get_num_threads(),
         )
 
-    before = settings()
-    built = engine(smallest())
+    before, during = settings(), []
+    built = engine(smallest(), threads=before[2] + 1)
     assert settings() == before
+    run = built._run
+    built._run = lambda x, level: during.append(settings()) or run(x, level)
     with built.context():
-        assert settings() != before
+        built.network(torch.rand(2, 3, 8, 8), None)
+        assert settings() == (*before[:2], before[2] + 1)
+    ((limit, freezing, threads),) = during
+    assert limit > 1000
+    assert (freezing, threads) == (True, before[2] + 1)
     assert settings() == before
 
 
