@@ -25,7 +25,7 @@ from ncsn_fast.cli.outputs import check_output, check_pictures
 from ncsn_fast.data.decode import parse_colour
 from ncsn_fast.data.images import grid_shape, save_grid
 from ncsn_fast.data.rescue import write_or_keep
-from ncsn_fast.inference.restorer import Inpainting, Restoration, mean_of_colours
+from ncsn_fast.inference.editing import Inpainting, Restoration, mean_of_colours
 from ncsn_fast.ops.noise import Stream, normal, sample_indices
 from ncsn_fast.sampler import Sampler
 from ncsn_fast.samplers.operators import Operator, block_mean, gaussian_blur

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +25,26 @@ from ncsn_fast.engines.base import (
 from ncsn_fast.engines.cuda.graphs import empty_cache
 from ncsn_fast.evaluation.bits_per_dim import image_log_likelihood
 from ncsn_fast.evaluation.likelihood import Likelihood
-from ncsn_fast.inference import runner
+from ncsn_fast.inference import editing, runner
 from ncsn_fast.inference.cost import CostEstimate, estimate_cost
-from ncsn_fast.inference.editor import Editor
+from ncsn_fast.inference.editing import Inpainting, Restoration
 from ncsn_fast.inference.runner import Callback, Job, Progress, Report, SamplingError
+from ncsn_fast.inference.sampling_params import CALL_PARAMETERS, SamplingCall, keywords_of, takes
 from ncsn_fast.models.score import ScoreModel, each_sigma
 from ncsn_fast.ops import noise
-from ncsn_fast.samplers import methods
+from ncsn_fast.samplers.guidance import Gradient
+from ncsn_fast.samplers.operators import Operator
 from ncsn_fast.samplers.procedure import Guide, Procedure, check_guide
 from ncsn_fast.samplers.program import Program
 
 log = logging.getLogger(__name__)
 
 
-class Sampler(Editor):
-    """Draws samples from a score model.
+class Sampler:
+    """Draws samples from a score model, and edits images with it.
+
+    All methods that draw take the keyword arguments seed, start, method, steps, output, progress
+    and callback, and the options of the method, as `sample` explains them.
 
     Args:
         model: what `ncsn_fast.load` takes, or a ScoreModel. None: the newest run below ./runs if
@@ -130,11 +135,20 @@ class Sampler(Editor):
                 "pil": a list.
             callback: called with a Progress after every noise level.
         """
-        program = methods.build(method, self.model, steps, options)
+        call = SamplingCall(
+            seed=seed,
+            start=start,
+            method=method,
+            steps=steps,
+            output=output,
+            progress=progress,
+            callback=callback,
+            options=options,
+        )
+        program = call.build(self.model)
         check_guide(guide, n)
-        initial = None if init is None else self._images(init, n)
-        job = Job(noise.sample_indices(start, n), init=initial, guide=guide)
-        return self._draw(program, job, seed, output, progress, callback)
+        initial = None if init is None else self._initial(init, n)
+        return self._draw(call, program, Job(call.samples(n), init=initial, guide=guide))
 
     def stream(
         self,
@@ -147,12 +161,174 @@ class Sampler(Editor):
         **options: Any,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields (indices, images in [0, 1]) per micro-batch, for sample indices (n,) int64."""
-        program = methods.build(method, self.model, steps, options)
+        call = SamplingCall(
+            seed=seed, method=method, steps=steps, progress=progress, options=options
+        )
+        program = call.build(self.model)
         noise.check_uint32("seed", seed)
         indices = torch.as_tensor(samples, dtype=torch.int64)
         if indices.ndim != 1:
             raise ValueError(f"samples must be indices (n,); got shape {tuple(indices.shape)}")
-        return self._run(program, Job(indices), seed, progress)
+        return self._run(call, program, Job(indices))
+
+    @takes(CALL_PARAMETERS)
+    def inpaint(
+        self, images: Any, mask: Any, *, variant: Inpainting | None = None, **options: Any
+    ) -> Any:
+        """Fills in unknown pixels; known ones are returned exactly as they were given.
+
+        Methods with several steps at a level let what is unknown settle on what is known: of 96
+        held-out digits, left halves known, 70 % are completed to their own class with ald, 55 %
+        with cas and 59 % with dpmpp.
+
+        Args:
+            images: (N, C, H, W) in [0, 1] (or uint8, or PIL); unknown pixels may hold anything
+                finite.
+            mask: True (or non-zero) where a pixel is known; any shape that broadcasts to the
+                images.
+            variant: "ncsnv2" or "ncsn": the published way of imposing known pixels
+                (samplers/program_transforms.py), which pc does after every update; "projected": by
+                the score (see `restore`). None: "ncsnv2", or "projected" with a method that imposes
+                nothing (ode, adaptive).
+            options: those of `sample`.
+        """
+        call = SamplingCall.from_keywords(options)
+        return self._draw(call, *editing.inpaint(self.model, images, mask, call, variant))
+
+    @takes(CALL_PARAMETERS)
+    def restore(
+        self,
+        measurements: Tensor,
+        operator: Operator,
+        *,
+        noise: float = 0.0,
+        how: Restoration | None = None,
+        guide: Guide | None = None,
+        **options: Any,
+    ) -> Any:
+        """Draws images x that could have been measured: y = A x + noise z.
+
+        Without noise A x = y holds at the end, as far as images in [0, 1] can have it.
+
+        Args:
+            measurements: y (N, ...), one row per image.
+            operator: A; samplers/operators.py has some, and makes one of any linear function.
+            noise: standard deviation of the noise on the measurements, in their unit. Measurements
+                of 8 bits have at least 0.001; say so if A nearly loses what it measures.
+            how: "imposed": what is measured is replaced at every step; "projected": the score of
+                images that measure y (samplers/guidance.py), with every method, and with noise.
+                None: "imposed" where the method can do that and there is no noise.
+            guide: a guide beside, such as Conditional (samplers/guidance.py).
+            options: those of `sample`.
+        """
+        call = SamplingCall.from_keywords(options)
+        edit = editing.restore(
+            self.model, measurements, operator, call, noise=noise, how=how, guide=guide
+        )
+        return self._draw(call, *edit)
+
+    @takes(keywords_of(restore))
+    def colourise(self, images: Any, **options: Any) -> Any:
+        """Colours grey images (N, 1, H, W), which stay the means of the three channels.
+
+        Args:
+            options: those of `restore`.
+        """
+        measured = editing.grey_images(self.model, images, options.get("noise", 0.0))
+        return self.restore(*measured, **options)
+
+    @takes(keywords_of(restore))
+    def super_resolve(self, images: Any, factor: int, **options: Any) -> Any:
+        """Enlarges images (N, C, H / factor, W / factor), which stay the means of blocks of pixels.
+
+        Args:
+            options: those of `restore`.
+        """
+        measured = editing.small_images(self.model, images, factor, options.get("noise", 0.0))
+        return self.restore(*measured, **options)
+
+    @takes(keywords_of(restore))
+    def deblur(self, images: Any, blur: float, **options: Any) -> Any:
+        """Sharpens images that a Gaussian of standard deviation `blur` pixels has blurred.
+
+        The image is taken to go on beyond its borders as in a mirror (scipy's "reflect"); for other
+        kernels and borders use `restore` with `Linear` or `gaussian_blur`.
+
+        Args:
+            options: those of `restore`. A strong blur leaves little to measure: give its `noise`.
+        """
+        measured = editing.blurred_images(self.model, images, blur, options.get("noise", 0.0))
+        return self.restore(*measured, **options)
+
+    @takes(CALL_PARAMETERS)
+    def sdedit(
+        self,
+        images: Any,
+        *,
+        sigma: float | None = None,
+        strength: float | None = None,
+        **options: Any,
+    ) -> Any:
+        """Varies images: adds noise, and samples from there (SDEdit, Meng et al., ICLR 2022).
+
+        More noise keeps less of an image, and makes the result more like the model's data.
+
+        Args:
+            images: (N, C, H, W) in [0, 1] (or uint8, or PIL): photos, strokes, collages.
+            sigma: noise level to start at, or rather the nearest to it of the model's ladder.
+            strength: in its place, how much of the ladder is run, from 0 (none) to 1, in log sigma.
+            options: those of `sample`.
+        """
+        call = SamplingCall.from_keywords(options)
+        return self._draw(call, *editing.sdedit(self.model, images, call, sigma, strength))
+
+    @takes(CALL_PARAMETERS)
+    def guided(
+        self,
+        labels: Any,
+        classifier: Callable[[Tensor, Tensor], Tensor] | None = None,
+        *,
+        gradient: Gradient | None = None,
+        scale: float = 1.0,
+        **options: Any,
+    ) -> Any:
+        """Draws samples of given classes with a user's classifier of noisy images.
+
+        The score becomes score(x, sigma) + scale * grad_x log p(label | x, sigma).
+
+        Args:
+            labels: (N,), the class of each sample.
+            classifier: (x (B, C, H, W), sigma (B,)) -> logits (B, K), on the engine's device.
+            gradient: in its place, (x, sigma, labels) -> grad_x log p(labels | x, sigma).
+            scale: 1 is Bayes' rule; more sharpens, at the cost of variety.
+            options: those of `sample`.
+        """
+        call = SamplingCall.from_keywords(options)
+        edit = editing.guided(
+            self.model, labels, classifier, call,
+            gradient=gradient, scale=scale, device=self.device,
+        )  # fmt: skip
+        return self._draw(call, *edit)
+
+    @takes(CALL_PARAMETERS)
+    def interpolate(self, n_pairs: int = 1, n_frames: int = 8, **options: Any) -> Any:
+        """Rows of frames between two samples.
+
+        Frame k uses the noise cos(t_k) z_p + sin(t_k) z_q, t_k from 0 to pi/2, at every step.
+
+        Args:
+            options: those of `sample`.
+
+        Returns:
+            n_pairs * n_frames images, the frames of a row adjacent. Row r has sample index start +
+            r; its first frame is that sample.
+        """
+        call = SamplingCall.from_keywords(options)
+        return self._draw(call, *editing.interpolate(self.model, n_pairs, n_frames, call))
+
+    def denoise(self, images: Any, sigma: Tensor | float, *, output: Output = "pt") -> Any:
+        """The posterior mean of clean images given images with noise sigma (Tweedie)."""
+        return convert(editing.denoise(self.model, images, sigma, self.score), output)
 
     def score(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """grad log p_sigma(x), float32 on the CPU; x is (N, C, H, W), sigma a number or (N,)."""
@@ -181,12 +357,12 @@ class Sampler(Editor):
         self, n: int, *, method: str = "ald", steps: int | None = None, **options: Any
     ) -> CostEstimate:
         """What sample(n) will do: network evaluations, micro-batches, FLOP, estimated seconds."""
-        program = methods.build(method, self.model, steps, options)
+        program = SamplingCall(method=method, steps=steps, options=options).build(self.model)
         return estimate_cost(self.engine_for(n), program, n)
 
-    def _images(self, images: Any, n: int | None = None) -> Tensor:
+    def _initial(self, images: Any, n: int) -> Tensor:
         x = as_tensor(images, self.model.image_shape)
-        if n is not None and len(x) != n:
+        if len(x) != n:
             raise ValueError(f"expected {n} images; got {len(x)}")
         return x
 
@@ -225,42 +401,35 @@ class Sampler(Editor):
 
     def _draw(
         self,
+        call: SamplingCall,
         program: Program | Procedure,
         job: Job,
-        seed: int,
-        output: Output,
-        progress: bool,
-        callback: Callback | None,
+        finish: Callable[[Tensor], Tensor] | None = None,
     ) -> Any:
-        check_output(output)
-        noise.check_uint32("seed", seed)
-        parts = [x for _, x in self._run(program, job, seed, progress, callback)]
-        return convert(
-            torch.cat(parts) if parts else torch.empty(0, *self.model.image_shape), output
-        )
+        """Images of a job as the call wants them, after `finish` on those in [0, 1]."""
+        check_output(call.output)
+        noise.check_uint32("seed", call.seed)
+        parts = [x for _, x in self._run(call, program, job)]
+        x = torch.cat(parts) if parts else torch.empty(0, *self.model.image_shape)
+        return convert(x if finish is None else finish(x), call.output)
 
     def _run(
-        self,
-        program: Program | Procedure,
-        job: Job,
-        seed: int,
-        progress: bool,
-        callback: Callback | None = None,
+        self, call: SamplingCall, program: Program | Procedure, job: Job
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """(sample indices, images in [0, 1]) of each micro-batch; leaves a report at the end."""
         self.report, seconds, began = None, 0.0, time.perf_counter()
         n, nfe = len(job.samples), [torch.zeros(0, dtype=torch.int64)]
         options: dict[str, Any] = {
-            "progress": progress,
-            "callback": callback,
+            "progress": call.progress,
+            "callback": call.callback,
             "shrink": self._shrink,
         }
-        shown = progress_shown.set(progress)
+        shown = progress_shown.set(call.progress)
         try:
             engine = self.engine_for(n)
         finally:
             progress_shown.reset(shown)
-        for samples, x, evaluations in runner.run(engine, program, job, seed, **options):
+        for samples, x, evaluations in runner.run(engine, program, job, call.seed, **options):
             seconds += time.perf_counter() - began
             nfe.append(evaluations)
             yield samples, x.clamp(0, 1)

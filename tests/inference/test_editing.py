@@ -11,7 +11,7 @@ from drawing import TINY, photos, tiny
 from PIL import Image
 
 from ncsn_fast import Sampler, ScoreModel
-from ncsn_fast.inference.restorer import fitted
+from ncsn_fast.inference.editing import fitted
 from ncsn_fast.ops.noise import Stream, normal
 from ncsn_fast.samplers import methods
 from ncsn_fast.samplers.guidance import Conditional, classifier_gradient

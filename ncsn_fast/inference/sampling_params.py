@@ -1,0 +1,91 @@
+"""Keyword arguments that all methods of Sampler that draw share, and signatures that show them."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from ncsn_fast.data.images import Output
+from ncsn_fast.inference.monitor import Callback
+from ncsn_fast.models.score import ScoreModel
+from ncsn_fast.ops import noise
+from ncsn_fast.samplers import methods
+from ncsn_fast.samplers.procedure import Procedure
+from ncsn_fast.samplers.program import Program
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingParams:
+    """Which samples are drawn, and by which method; the command line has these options, too."""
+
+    seed: int = 0
+    """Seed of all noise."""
+    start: int = 0
+    """Index of the first sample."""
+    method: str = "ald"
+    """Sampling method, a row of METHODS (samplers/methods.py)."""
+    steps: int | None = None
+    """Number of noise levels; None for the method's own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingCall(SamplingParams):
+    """One call of a method of Sampler: its parameters, and where the images go."""
+
+    output: Output = "pt"
+    """"pt": float32 (n, C, H, W) in [0, 1] on the CPU; "np": uint8 (n, H, W, C); "pil": a list."""
+    progress: bool = True
+    """Whether to show a progress bar."""
+    callback: Callback | None = None
+    """Called with a Progress after every noise level."""
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """The method's own options."""
+
+    @classmethod
+    def from_keywords(cls, keywords: Mapping[str, Any]) -> SamplingCall:
+        """Sorts keyword arguments into the shared ones and the method's own."""
+        shared = keywords.keys() & {p.name for p in CALL_PARAMETERS}
+        own = {name: value for name, value in keywords.items() if name not in shared}
+        return cls(**{name: keywords[name] for name in shared}, options=own)
+
+    def build(self, model: ScoreModel, **more: Any) -> Program | Procedure:
+        """What the method runs on a model; `more` are options that replace those of the call."""
+        return methods.build(self.method, model, self.steps, {**self.options, **more})
+
+    def samples(self, n: int) -> Tensor:
+        """Indices (n,) int64 of the call's samples."""
+        return noise.sample_indices(self.start, n)
+
+
+CALL_PARAMETERS = [
+    p.replace(kind=p.KEYWORD_ONLY)
+    for p in inspect.signature(SamplingCall).parameters.values()
+    if p.name != "options"
+]
+
+
+def takes(parameters: Iterable[inspect.Parameter]) -> Callable[[F], F]:
+    """Decorator: a function's signature names keyword parameters that its **options take."""
+    shown = list(parameters)
+
+    def decorate(function: F) -> F:
+        signature = inspect.signature(function)
+        *own, rest = signature.parameters.values()
+        assert rest.kind is rest.VAR_KEYWORD
+        more = [p for p in shown if p.name not in signature.parameters]
+        function.__signature__ = signature.replace(parameters=[*own, *more, rest])  # type: ignore[attr-defined]
+        return function
+
+    return decorate
+
+
+def keywords_of(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """Keyword-only parameters of a function's signature."""
+    parameters = inspect.signature(function).parameters.values()
+    return [p for p in parameters if p.kind is p.KEYWORD_ONLY]
