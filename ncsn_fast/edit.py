@@ -46,11 +46,6 @@ class Drawing(SamplingOptions, abc.ABC):
         super().__post_init__()
         check_png("--out", self.out)
 
-    def drawn(self) -> dict[str, Any]:
-        """Returns sampling options as keyword arguments of the Sampler's methods."""
-        settings = {"seed": self.seed, "start": self.start, "progress": not self.quiet}
-        return {**settings, **self.method_options()}
-
     @abc.abstractmethod
     def grid(self, sampler: Sampler) -> Grid:
         """Returns the grid of the command."""
@@ -88,7 +83,7 @@ class Inpaint(OfImages):
     def grid(self, sampler: Sampler) -> Grid:
         images = read_images(self.images, self.n, sampler.model.image_shape, self.background)
         mask = make_mask(self.mask, *images.shape[2:])
-        result = sampler.inpaint(images, mask, variant=self.variant, **self.drawn())
+        result = sampler.inpaint(images, mask, variant=self.variant, **self.sampling())
         return torch.cat((images, torch.where(mask, images, 0.5), result)), len(images)
 
 
@@ -125,7 +120,7 @@ class Measured(OfImages):
         if self.noise and not self.given:
             samples = sample_indices(self.start, len(y))
             y = y + self.noise * normal(self.seed, samples, MEASURING, 0, measured_shape)
-        result = sampler.restore(y, operator, noise=self.noise, how=self.how, **self.drawn())
+        result = sampler.restore(y, operator, noise=self.noise, how=self.how, **self.sampling())
         times = shape[1] // measured_shape[1]
         seen = y.repeat_interleave(times, 2).repeat_interleave(times, 3).expand(-1, *shape)
         return torch.cat((*before, seen, result)), len(y)
@@ -185,7 +180,7 @@ class SDEdit(OfImages):
         strength = 0.5 if self.strength is None and self.sigma is None else self.strength
         sigma = start_level(sampler.model.sigmas.numpy(force=True), self.sigma, strength)
         noisy = images + sigma * noise_of(images, self.seed, self.start)
-        result = sampler.sdedit(images, sigma=self.sigma, strength=strength, **self.drawn())
+        result = sampler.sdedit(images, sigma=self.sigma, strength=strength, **self.sampling())
         return torch.cat((images, noisy, result)), len(images)
 
 
@@ -215,10 +210,10 @@ class Guide(Drawing):
     def grid(self, sampler: Sampler) -> Grid:
         grid_shape((1 + len(self.labels)) * self.n, *sampler.model.image_shape[1:], self.n)
         classifier = import_function("--classifier", self.classifier)
-        rows = [sampler.sample(self.n, **self.drawn())]
+        rows = [sampler.sample(self.n, **self.sampling())]
         for label in self.labels:
             rows.append(
-                sampler.guided([label] * self.n, classifier, scale=self.scale, **self.drawn())
+                sampler.guided([label] * self.n, classifier, scale=self.scale, **self.sampling())
             )
         return torch.cat(rows), self.n
 
@@ -241,7 +236,7 @@ class Interpolate(Drawing):
 
     def grid(self, sampler: Sampler) -> Grid:
         grid_shape(self.pairs * self.frames, *sampler.model.image_shape[1:], self.frames)
-        return sampler.interpolate(self.pairs, self.frames, **self.drawn()), self.frames
+        return sampler.interpolate(self.pairs, self.frames, **self.sampling()), self.frames
 
 
 @dataclasses.dataclass(frozen=True)

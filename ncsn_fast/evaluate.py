@@ -27,7 +27,13 @@ from tqdm import tqdm
 
 from ncsn_fast import engines
 from ncsn_fast.checkpoints.loading import resolve_model
-from ncsn_fast.cli.options import ModelOptions, SamplingOptions, check_count, check_png
+from ncsn_fast.cli.options import (
+    ModelOptions,
+    SamplingOptions,
+    check_count,
+    check_png,
+    method_argument,
+)
 from ncsn_fast.cli.outputs import check_output, check_output_folder, check_pictures
 from ncsn_fast.cli.sample_folder import SETTINGS_NAME, claim_folder, read_files, write_files
 from ncsn_fast.data import datasets
@@ -95,10 +101,8 @@ class EvaluateOptions(SamplingOptions):
     as an image has elements)."""
     n_probes: int = 1
     """Probes per image."""
-    rtol: float | None = None
-    """Relative tolerance of a step (--bpd, default 1e-5; ode, 0.001; adaptive, 0.02)."""
-    atol: float | None = None
-    """Absolute tolerance of a step (--bpd, default 1e-5; ode, 0.001; adaptive, 1/256)."""
+    rtol: Annotated[float | None, method_argument("rtol", f"{TOLERANCE} for --bpd; ")] = None
+    atol: Annotated[float | None, method_argument("atol", f"{TOLERANCE} for --bpd; ")] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

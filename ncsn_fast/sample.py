@@ -170,13 +170,7 @@ def _run(options: SampleOptions, state: shards.DistributedState) -> None:
     elif folder is not None:
         _write(options, state, sampler, folder)
     else:
-        images = sampler.sample(
-            options.n,
-            seed=options.seed,
-            start=options.start,
-            progress=not options.quiet,
-            **options.method_options(),
-        )
+        images = sampler.sample(options.n, **options.sampling())
         _write_grid(images, options, sampler)
 
 

@@ -32,6 +32,7 @@ from ncsn_fast.inference.runner import Callback, Job, Progress, Report, Sampling
 from ncsn_fast.inference.sampling_params import CALL_PARAMETERS, SamplingCall, keywords_of, takes
 from ncsn_fast.models.score import ScoreModel, each_sigma
 from ncsn_fast.ops import noise
+from ncsn_fast.samplers import methods
 from ncsn_fast.samplers.guidance import Gradient
 from ncsn_fast.samplers.operators import Operator
 from ncsn_fast.samplers.procedure import Guide, Procedure, check_guide
@@ -104,6 +105,10 @@ class Sampler:
             text = "engine %s (%s), %s, on %s"
             log.log(level, text, kind.name, reason, self.dtype, self.device)
 
+    @takes(
+        methods.parameters(),
+        explained=f"Options of the methods:\n{methods.describe_options()}",
+    )
     def sample(
         self,
         n: int = 1,
@@ -126,14 +131,16 @@ class Sampler:
         each machine and number of threads; dtype= and convolutions= fix them.
 
         Args:
-            method: "ald" (as published), or another row of METHODS (samplers/methods.py); `options`
-                are the method's own.
+            seed, start: seed of all noise, and index of the first sample.
+            method: "ald" (as published), or another row of METHODS (samplers/methods.py).
             steps: number of noise levels; None for the method's own.
             init: initial state, images (n, C, H, W); None for the method's own.
             guide: a change of the score, with n rows (samplers/guidance.py).
             output: "pt": float32 (n, C, H, W) in [0, 1] on the CPU; "np": uint8 (n, H, W, C);
                 "pil": a list.
+            progress: whether to show a progress bar.
             callback: called with a Progress after every noise level.
+            options: the method's own; the end of this text has them.
         """
         call = SamplingCall(
             seed=seed,
@@ -150,6 +157,7 @@ class Sampler:
         initial = None if init is None else self._initial(init, n)
         return self._draw(call, program, Job(call.samples(n), init=initial, guide=guide))
 
+    @takes(methods.parameters())
     def stream(
         self,
         samples: Tensor | Sequence[int],
@@ -353,6 +361,7 @@ class Sampler:
         with torch_threads(self.threads):
             return image_log_likelihood(self.model, images, seed=seed, start=start, **options)
 
+    @takes(methods.parameters())
     def plan(
         self, n: int, *, method: str = "ald", steps: int | None = None, **options: Any
     ) -> CostEstimate:

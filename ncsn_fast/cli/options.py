@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import tyro
 
-from ncsn_fast.diffusion.schedule import Schedule
+from ncsn_fast.inference.sampling_params import SamplingParams
 from ncsn_fast.ops.noise import check_uint32
 from ncsn_fast.sampler import Sampler
 from ncsn_fast.samplers import methods
-from ncsn_fast.samplers.predictor_corrector import Corrector, Norm, Order, Predictor
-from ncsn_fast.samplers.procedure_methods import Chain
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,73 +59,54 @@ class ModelOptions:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class SamplingOptions(ModelOptions):
-    """Which samples, and how they are drawn."""
+def method_argument(option: str, also: str = "") -> Any:
+    """Help of a method's option: what it is, which methods have it, and its default for each.
 
-    seed: int = 0
-    """Seed of all noise."""
-    start: int = 0
-    """Index of the first sample."""
-    method: Literal[
-        "ald", "fast", "cas", "euler", "heun", "dpmpp", "em", "reverse", "ancestral", "pc", "ode",
-        "adaptive",
-    ] = "ald"  # fmt: skip
-    """Annealed Langevin dynamics; its quality in 30 evaluations; consistent annealed sampling;
-    Euler's, Heun's (EDM) and DPM-Solver++'s method on the probability flow; Euler-Maruyama, reverse
-    diffusion and ancestral sampling of the reverse SDE; predictor-corrector; the flow, and the SDE,
-    by steps that adapt."""
-    steps: int | None = None
-    """Noise levels, or steps in time (em). Without it the model's own ladder; 30 for fast, 50 for
-    euler, 18 for heun (two evaluations each), 20 for dpmpp, 500 for em. None for ode, adaptive."""
-    schedule: Schedule | None = None
-    """Where the levels lie (all but ald, cas, em, ode, adaptive): ladder takes trained ones;
-    geometric; karras and polynomial bend with --rho. Without it geometric, or trained ones if the
-    network needs them."""
-    rho: float | None = None
-    """Bend of the schedule (default: karras 7, polynomial 1.5)."""
-    n_steps_each: int | None = None
-    """Langevin steps per level (ald)."""
-    n_sigma: int | None = None
-    """Cut every step between two levels into this many (cas)."""
-    epsilon: float | None = None
-    """Langevin step size (the published step_lr)."""
-    form: Literal["code", "paper"] | None = None
-    """code: x + a s + sqrt(2a) z; paper: half that a (ald). Without it the model's own."""
-    eta: float | None = None
-    """Share of noise, from 0 for the flow to 1 for the SDE (ancestral, dpmpp; default
-    1), and beyond (fast; default 4)."""
-    churn: float | None = None
-    """S_churn, noise added before steps (euler, heun; default 0)."""
-    s_min: float | None = None
-    """Smallest sigma that churn acts on."""
-    s_max: float | None = None
-    """Largest sigma that churn acts on."""
-    s_noise: float | None = None
-    """Scale of the noise (euler, heun, dpmpp, fast; default 1)."""
-    t_end: float | None = None
-    """Time of the last step, from 0 to 1 (em; default 0.001)."""
-    predictor: Predictor | None = None
-    """Predictor (pc; default reverse_diffusion)."""
-    corrector: Corrector | Chain | None = None
-    """Corrector (pc; default langevin): the published langevin and annealed, or a Markov chain."""
-    corrector_steps: int | None = None
-    """Corrector steps at each level (pc; default 1)."""
-    order: Order | None = None
-    """Which comes first at a level (pc; default corrector_first)."""
-    snr: float | None = None
-    """Signal-to-noise ratio of the step of langevin and annealed (pc; default 0.16)."""
-    relative_step: float | None = None
-    """Step of ula, mala and hmc, in units of sigma (pc; default: samplers/correctors.py)."""
-    norm: Norm | None = None
-    """Whose norms set the corrector's step: each sample's own (default), or means over the
-    micro-batch, as published (pc)."""
-    rtol: float | None = None
-    """Relative tolerance of a step (ode, default 0.001; adaptive, default 0.02)."""
-    atol: float | None = None
-    """Absolute tolerance of a step (ode, default 0.001; adaptive, default 1/256)."""
-    denoise: bool = True
-    """Finish with the posterior mean instead of a noisy sample (pc: without the last noise)."""
+    Args:
+        also: a default of the command's own, in words, to be told first.
+    """
+    return tyro.conf.arg(
+        help=methods.OPTIONS[option].help,
+        help_behavior_hint=f"(default: {also}{methods.defaults(option)})",
+    )
+
+
+def with_method_options(options: type[T]) -> type[T]:
+    """A dataclass with fields for the methods, their steps, and all options that they have.
+
+    The fields follow from METHODS and OPTIONS alone (samplers/methods.py). Their default is None,
+    for the method's own; a switch that all methods have alike has theirs.
+    """
+    method = tyro.conf.arg(
+        help="; ".join(f"{name}: {row.source}" for name, row in methods.METHODS.items())
+    )
+    steps = tyro.conf.arg(help_behavior_hint=f"(default: {methods.default_steps()})")
+    names = cast(Any, Literal)[tuple(methods.METHODS)]
+    fields = [
+        ("method", Annotated[names, method], dataclasses.field(default=SamplingParams.method)),
+        ("steps", Annotated[int | None, steps], dataclasses.field(default=SamplingParams.steps)),
+        *(_method_field(name) for name in methods.options() if methods.OPTIONS[name].command_line),
+    ]
+    made = dataclasses.make_dataclass(options.__name__, fields, bases=(options,), frozen=True)
+    made.__module__, made.__doc__ = options.__module__, options.__doc__
+    return cast(type[T], made)
+
+
+def _method_field(option: str) -> tuple[str, Any, Any]:
+    """Name, type and default of an option's field."""
+    kind, default = methods.option_type(option), None
+    users = methods.methods_with(option)
+    if kind is bool and len(users) == len(methods.METHODS):
+        first, *others = (parameter.default for parameter in users.values())
+        default = first if all(other == first for other in others) else None
+    kind = kind if default is not None else kind | None
+    return option, Annotated[kind, method_argument(option)], dataclasses.field(default=default)
+
+
+@with_method_options
+@dataclasses.dataclass(frozen=True)
+class SamplingOptions(SamplingParams, ModelOptions):
+    """Which samples, and how they are drawn; the methods' own options are generated."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -139,11 +120,16 @@ class SamplingOptions(ModelOptions):
         return True
 
     def method_options(self) -> dict[str, Any]:
-        """Keyword arguments for the sampler's methods; only what was given."""
+        """Method, steps, and the method's own options that were given, as keyword arguments."""
         others = {field.name for field in dataclasses.fields(ModelOptions)} | {"seed", "start"}
         names = [f.name for f in dataclasses.fields(SamplingOptions) if f.name not in others]
         values = {name: getattr(self, name) for name in names}
         return {k: v for k, v in values.items() if v is not None or k == "steps"}
+
+    def sampling(self) -> dict[str, Any]:
+        """Keyword arguments of the Sampler's methods that draw."""
+        shared = {"seed": self.seed, "start": self.start, "progress": not self.quiet}
+        return {**shared, **self.method_options()}
 
 
 def check_png(name: str, path: Path | None) -> None:

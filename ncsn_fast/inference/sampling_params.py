@@ -31,7 +31,7 @@ class SamplingParams:
     method: str = "ald"
     """Sampling method, a row of METHODS (samplers/methods.py)."""
     steps: int | None = None
-    """Number of noise levels; None for the method's own."""
+    """Noise levels, or steps in time (em); heun takes two evaluations each."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ class SamplingCall(SamplingParams):
     @classmethod
     def from_keywords(cls, keywords: Mapping[str, Any]) -> SamplingCall:
         """Sorts keyword arguments into the shared ones and the method's own."""
-        shared = keywords.keys() & {p.name for p in CALL_PARAMETERS}
+        shared = keywords.keys() & {f.name for f in dataclasses.fields(cls)} - {"options"}
         own = {name: value for name, value in keywords.items() if name not in shared}
         return cls(**{name: keywords[name] for name in shared}, options=own)
 
@@ -64,14 +64,21 @@ class SamplingCall(SamplingParams):
 
 
 CALL_PARAMETERS = [
-    p.replace(kind=p.KEYWORD_ONLY)
-    for p in inspect.signature(SamplingCall).parameters.values()
-    if p.name != "options"
+    *(
+        p.replace(kind=p.KEYWORD_ONLY)
+        for p in inspect.signature(SamplingCall).parameters.values()
+        if p.name != "options"
+    ),
+    *methods.parameters(),
 ]
 
 
-def takes(parameters: Iterable[inspect.Parameter]) -> Callable[[F], F]:
-    """Decorator: a function's signature names keyword parameters that its **options take."""
+def takes(parameters: Iterable[inspect.Parameter], explained: str = "") -> Callable[[F], F]:
+    """Decorator: a function's signature names the keyword parameters that its **options take.
+
+    Args:
+        explained: paragraphs that the docstring ends with.
+    """
     shown = list(parameters)
 
     def decorate(function: F) -> F:
@@ -80,6 +87,8 @@ def takes(parameters: Iterable[inspect.Parameter]) -> Callable[[F], F]:
         assert rest.kind is rest.VAR_KEYWORD
         more = [p for p in shown if p.name not in signature.parameters]
         function.__signature__ = signature.replace(parameters=[*own, *more, rest])  # type: ignore[attr-defined]
+        if explained and function.__doc__ is not None:  # there is none under python -OO
+            function.__doc__ = f"{inspect.cleandoc(function.__doc__)}\n\n{explained}"
         return function
 
     return decorate

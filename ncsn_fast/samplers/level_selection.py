@@ -22,6 +22,7 @@ class Levels:
         steps: number of noise levels.   sigmas: all of them, descending.
         schedule, rho: spacing between the ends of the model's ladder (schedule.spaced).
         sigma_start: noise level to start at, instead of the model's first.
+        usual: the method's number of levels if the user gives none; None for the model's.
     """
 
     steps: int | None = None
@@ -29,6 +30,7 @@ class Levels:
     schedule: Schedule | None = None
     rho: float | None = None
     sigma_start: float | None = None
+    usual: int | None = None
 
     def own(self, model: ScoreModel) -> Column:
         """Returns the model's ladder from sigma_start on.
@@ -74,20 +76,20 @@ class Levels:
             raise ValueError(f"steps must be at least 1; got {self.steps}")
         return np.geomspace(own[0], own[-1], self.steps)
 
-    def between_the_ends(self, model: ScoreModel, usual: int | None) -> Column:
+    def between_the_ends(self, model: ScoreModel) -> Column:
         """Returns the user's ladder, else `steps` levels between the ends of the model's.
 
-        The default of `steps` is `usual` (None: as many as the model's), reduced in proportion if
-        sigma_start shortens the range, and limited to the trained levels of a level-conditioned
-        network. The default of `schedule` is trained levels if the network is conditioned on them
-        or if all of them are used, else geometric.
+        The default of `steps` is `usual`, reduced in proportion if sigma_start shortens the range,
+        and limited to the trained levels of a level-conditioned network. The default of `schedule`
+        is trained levels if the network is conditioned on them or if all of them are used, else
+        geometric.
         """
         given = self._given()
         if given is not None:
             return given
         own, steps, schedule = self.own(model), self.steps, self.schedule
         if steps is None:
-            steps = len(own) if usual is None else self._share(model, usual)
+            steps = len(own) if self.usual is None else self._share(model, self.usual)
             if model.conditional or len(own) == 1:
                 steps = min(steps, len(own))
         if schedule is None:
@@ -99,7 +101,7 @@ class Levels:
         """Returns the user's own ladder, or None; ValueError if another option comes with it."""
         if self.sigmas is None:
             return None
-        others = {f.name for f in dataclasses.fields(self)} - {"sigmas"}
+        others = {f.name for f in dataclasses.fields(self)} - {"sigmas", "usual"}
         if any(getattr(self, name) is not None for name in others):
             raise ValueError(
                 "sigmas are a whole schedule; give no steps, schedule or rho with them, and no "

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import logging
-from collections.abc import Callable, Iterable
+import operator
+import textwrap
+import typing
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
+from ncsn_fast.diffusion.schedule import KARRAS_RHO, POLYNOMIAL_RHO
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops import noise
 from ncsn_fast.samplers import procedure_methods, program_methods
+from ncsn_fast.samplers.few_step import FAST_STEPS
 from ncsn_fast.samplers.level_selection import Levels
+from ncsn_fast.samplers.predictor_corrector import SNR
 from ncsn_fast.samplers.procedure import Procedure
 from ncsn_fast.samplers.program import Program
 
 log = logging.getLogger(__name__)
 
 _SPACING = ("sigmas", "schedule", "rho")
+_LEVEL_OPTIONS = (*_SPACING, "sigma_start")
+BY_TOLERANCE = "by the tolerances"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,49 +36,228 @@ class Method:
     """A row of METHODS.
 
     Attributes:
-        build: (model, levels, options of its own) -> what runs.   source: what it is, and whose.
-        levels: which fields of Levels it heeds, beside steps and sigma_start.
+        build: (model, levels, options of its own) -> Program or Procedure. The options are its
+            keyword-only parameters; each has a row in OPTIONS.
+        source: its name in words, and its paper.
+        levels: fields of Levels that are options of it, beside steps and sigma_start.
+        steps: its usual number of noise levels, or where the number comes from, in words.
     """
 
     build: Callable[..., Program | Procedure]
     source: str
     levels: tuple[str, ...] = _SPACING
+    steps: int | str = "the model's own"
 
-    def options(self) -> list[str]:
-        """Names of everything that a caller may choose, beside the steps."""
-        parameters = inspect.signature(self.build).parameters.values()
-        own = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-        return [*self.levels, *own, "sigma_start"]
+    def parameters(self) -> dict[str, inspect.Parameter]:
+        """Everything that a caller may choose, beside the steps, by name."""
+        of_levels = inspect.signature(Levels).parameters
+        parameters = inspect.signature(self.build).parameters
+        own = {name: p for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+        shared = {name: of_levels[name] for name in self.levels}
+        return {**shared, **own, "sigma_start": of_levels["sigma_start"]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """A row of OPTIONS.
+
+    Attributes:
+        help: one or two sentences, with the unit.
+        unset: in words, what a default of None stands for.
+        command_line: whether commands have it, too.
+    """
+
+    help: str
+    unset: str = "the method's own"
+    command_line: bool = True
 
 
 METHODS: dict[str, Method] = {
     "ald": Method(
-        program_methods.ald, "annealed Langevin dynamics, Song & Ermon 2019/2020", ("sigmas",)
+        program_methods.ald, "annealed Langevin dynamics (Song & Ermon 2019, 2020)", ("sigmas",)
     ),
     "fast": Method(
-        program_methods.fast, "DPM-Solver++(2M) with eta = 4: ald's quality, few evaluations"
+        program_methods.fast,
+        "quality of ald in few evaluations, by DPM-Solver++(2M) with more noise",
+        steps=FAST_STEPS,
     ),
     "cas": Method(
         program_methods.cas,
-        "consistent annealed sampling, Jolicoeur-Martineau et al. 2021",
+        "consistent annealed sampling (Jolicoeur-Martineau et al. 2021)",
         ("sigmas",),
     ),
     "euler": Method(
-        program_methods.euler, "Euler's method on the probability flow; DDIM, Song et al."
+        program_methods.euler,
+        "Euler's method on the probability flow (DDIM, Song et al. 2021)",
+        steps=50,
     ),
-    "heun": Method(program_methods.heun, "Heun's method, with churn; EDM, Karras et al. 2022"),
-    "dpmpp": Method(program_methods.dpmpp, "DPM-Solver++(2M), Lu et al. 2022"),
-    "em": Method(program_methods.em, "Euler-Maruyama on the reverse SDE, Song et al. 2021", ()),
-    "reverse": Method(program_methods.reverse, "reverse diffusion sampling, Song et al. 2021"),
-    "ancestral": Method(program_methods.ancestral, "ancestral sampling, Song et al. 2021"),
-    "pc": Method(procedure_methods.pc, "predictor-corrector sampling, Song et al. 2021"),
+    "heun": Method(
+        program_methods.heun,
+        "Heun's method on the probability flow, with churn (EDM, Karras et al. 2022)",
+        steps=18,
+    ),
+    "dpmpp": Method(program_methods.dpmpp, "DPM-Solver++(2M) (Lu et al. 2022)", steps=20),
+    "em": Method(
+        program_methods.em, "Euler-Maruyama on the reverse SDE (Song et al. 2021)", (), steps=500
+    ),
+    "reverse": Method(program_methods.reverse, "reverse diffusion sampling (Song et al. 2021)"),
+    "ancestral": Method(program_methods.ancestral, "ancestral sampling (Song et al. 2021)"),
+    "pc": Method(procedure_methods.pc, "predictor-corrector sampling (Song et al. 2021)"),
     "ode": Method(
-        procedure_methods.ode, "probability flow by adaptive Runge-Kutta, Song et al. 2021", ()
+        procedure_methods.ode,
+        "probability flow by adaptive Runge-Kutta (Song et al. 2021)",
+        (),
+        steps=BY_TOLERANCE,
     ),
     "adaptive": Method(
-        procedure_methods.adaptive, "adaptive steps on the SDE, Jolicoeur-Martineau et al. 2021", ()
+        procedure_methods.adaptive,
+        "adaptive steps on the reverse SDE (Jolicoeur-Martineau et al. 2021)",
+        (),
+        steps=BY_TOLERANCE,
     ),
 }
+
+# Help texts only: which methods have an option, its type and its defaults are their builders'.
+OPTIONS: dict[str, Option] = {
+    "sigmas": Option(
+        "All noise levels, descending, in place of steps, schedule, rho and sigma_start.",
+        unset="by the other options",
+        command_line=False,
+    ),
+    "schedule": Option(
+        "Where the levels lie: ladder takes trained ones; geometric; karras and polynomial bend "
+        "with rho.",
+        unset="geometric, or trained levels if the network needs them,",
+    ),
+    "rho": Option(
+        "Bend of the schedule.",
+        unset=f"{KARRAS_RHO:g} with karras and {POLYNOMIAL_RHO:g} with polynomial",
+    ),
+    "n_steps_each": Option("Langevin steps per level.", unset="the model's own"),
+    "n_sigma": Option("Number of steps that each step between two levels is cut into."),
+    "epsilon": Option(
+        "Langevin step size (the published step_lr). On levels other than the model's, ald takes "
+        "it from Technique 4.",
+        unset="the published one",
+    ),
+    "form": Option(
+        "Form of the Langevin step. code: x + a s + sqrt(2a) z; paper: half that a.",
+        unset="the model's own",
+    ),
+    "eta": Option("Share of noise, from 0 for the flow to 1 for the SDE, and beyond."),
+    "churn": Option("S_churn of EDM: noise added before steps."),
+    "s_min": Option("Smallest sigma that churn acts on, in units of the image range [0, 1]."),
+    "s_max": Option("Largest sigma that churn acts on, in units of the image range [0, 1]."),
+    "s_noise": Option("Scale of the noise."),
+    "t_end": Option("Time of the last step, from 0 to 1."),
+    "predictor": Option("Predictor, which goes from one level to the next."),
+    "corrector": Option(
+        "Corrector at each level: the published langevin and annealed, or a Markov chain."
+    ),
+    "corrector_steps": Option("Corrector steps at each level."),
+    "order": Option("Which comes first at a level."),
+    "snr": Option(
+        "Signal-to-noise ratio of the step of correctors langevin and annealed.", unset=f"{SNR:g}"
+    ),
+    "relative_step": Option(
+        "Step of correctors ula, mala and hmc, in units of sigma.",
+        unset="by corrector and image size (samplers/correctors.py)",
+    ),
+    "norm": Option(
+        "Whose norms set the step of corrector langevin: each sample's own, or means over the "
+        "micro-batch, as published.",
+        unset="sample",
+    ),
+    "rtol": Option("Relative tolerance of a step."),
+    "atol": Option("Absolute tolerance of a step, in units of the image range [0, 1]."),
+    "denoise": Option(
+        "Finish with the posterior mean instead of a noisy sample (pc: without the last noise)."
+    ),
+    "flow": Option("Follow the probability flow instead of the SDE.", command_line=False),
+    "sigma_start": Option(
+        "Noise level to start at.", unset="the model's first", command_line=False
+    ),
+}
+
+
+def options() -> list[str]:
+    """Names of the options of all methods, in the order of OPTIONS."""
+    used = {name: method for method, row in METHODS.items() for name in row.parameters()}
+    for name, method in used.items():
+        if name not in OPTIONS:
+            raise ValueError(
+                f"option {name} of method {method!r} has no help text; give it a row of OPTIONS in "
+                "samplers/methods.py"
+            )
+    return [name for name in OPTIONS if name in used]
+
+
+def methods_with(option: str) -> dict[str, inspect.Parameter]:
+    """Methods that have an option, each with its parameter, which has the default."""
+    parameters = {method: row.parameters() for method, row in METHODS.items()}
+    return {method: found[option] for method, found in parameters.items() if option in found}
+
+
+def option_type(option: str) -> Any:
+    """Type of an option; the union of its types where methods differ."""
+    hints = [
+        typing.get_type_hints(Levels if option in _LEVEL_OPTIONS else METHODS[method].build)[option]
+        for method in methods_with(option)
+    ]
+    return functools.reduce(operator.or_, hints)
+
+
+def default_steps() -> str:
+    """Usual number of steps of each method, in words."""
+    return _by_value({method: row.steps for method, row in METHODS.items()})
+
+
+def defaults(option: str) -> str:
+    """Methods that have an option and its default for each, in words."""
+    unset = OPTIONS[option].unset
+    return _by_value(
+        {
+            method: unset if parameter.default is None else parameter.default
+            for method, parameter in methods_with(option).items()
+        }
+    )
+
+
+def _by_value(values: Mapping[str, object]) -> str:
+    """Methods by their value: "4 for fast; 1 for dpmpp, ancestral"."""
+    names: dict[str, list[str]] = {}
+    for method, value in values.items():
+        text = f"{value:g}" if isinstance(value, float) else str(value)
+        names.setdefault(text, []).append(method)
+    return "; ".join(
+        f"{text} for {'all methods' if len(those) == len(METHODS) else ', '.join(those)}"
+        for text, those in names.items()
+    )
+
+
+def parameters() -> list[inspect.Parameter]:
+    """The options of all methods as keyword parameters; default ... where methods differ."""
+    found = []
+    for option in options():
+        first, *others = methods_with(option).values()
+        common = all(other.default == first.default for other in others)
+        found.append(
+            first.replace(kind=first.KEYWORD_ONLY, default=first.default if common else ...)
+        )
+    return found
+
+
+def describe_options() -> str:
+    """Paragraphs for a docstring: every option, its methods and its default for each."""
+    return "\n".join(
+        textwrap.fill(
+            f"{option}: {OPTIONS[option].help} (default: {defaults(option)})",
+            width=92,
+            initial_indent=" " * 4,
+            subsequent_indent=" " * 8,
+        )
+        for option in options()
+    )
 
 
 def check_options(method: str, options: Iterable[str]) -> Method:
@@ -77,8 +265,8 @@ def check_options(method: str, options: Iterable[str]) -> Method:
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
     row = METHODS[method]
-    known = row.options()
-    unknown = sorted(set(options) - set(known))
+    known = row.parameters()
+    unknown = sorted(set(options) - known.keys())
     if unknown:
         raise ValueError(
             f"method {method!r} has no option {', '.join(unknown)}; it has {', '.join(known)}"
@@ -91,8 +279,9 @@ def build(
 ) -> Program | Procedure:
     """What a method runs; ValueError names the methods, or options of it, that exist."""
     row = check_options(method, options)
-    of_levels = {f.name for f in dataclasses.fields(Levels)} & set(options)
-    levels = Levels(steps, **{name: options[name] for name in of_levels})
+    of_levels = {name: options[name] for name in _LEVEL_OPTIONS if name in options}
+    usual = row.steps if isinstance(row.steps, int) else None
+    levels = Levels(steps, usual=usual, **of_levels)
     own = {name: value for name, value in options.items() if name not in of_levels}
     sampler = row.build(model, levels, **own)
     noise.check_uint32("number of steps", sampler.nfe or 0)

@@ -35,6 +35,7 @@ Predictor = Literal["reverse_diffusion", "ancestral", "flow", "none"]
 Corrector = Literal["langevin", "annealed"]
 Order = Literal["corrector_first", "predictor_first"]
 Norm = Literal["batch", "sample"]
+SNR = 0.16  # of the published VE samplers
 
 
 class Moved(NamedTuple):
@@ -74,7 +75,7 @@ def predictor_corrector(
     corrector: Corrector | Move = "langevin",
     corrector_steps: int = 1,
     order: Order = "corrector_first",
-    snr: float = 0.16,
+    snr: float = SNR,
     norm: Norm = "batch",
     noise_norm: Literal["drawn", "expected"] = "drawn",
     variances: ArrayLike | None = None,

@@ -15,6 +15,7 @@ from ncsn_fast.samplers.correctors import CORRECTORS
 from ncsn_fast.samplers.level_selection import Levels
 from ncsn_fast.samplers.ode import probability_flow
 from ncsn_fast.samplers.predictor_corrector import (
+    SNR,
     Corrector,
     Move,
     Norm,
@@ -53,20 +54,20 @@ def pc(
     relative_step: float | None = None,
     denoise: bool = True,
 ) -> Procedure:
-    """Predictor-corrector sampling: `steps` levels (the model's own), NFE = steps * (1 + corrector
-    steps); correctors "mala" and "hmc" take several evaluations a step (correctors.py).
+    """Predictor-corrector sampling: `steps` levels, NFE = steps * (1 + corrector steps).
 
-    snr (0.16) is of "langevin" and "annealed". norm is of "langevin": the published code's norms
-    are means over the batch, here over the micro-batch; "sample", the default, takes each sample's
-    own, so that a sample does not depend on the others. relative_step, h / sigma, is of the chains.
+    Correctors "mala" and "hmc" take several evaluations a step (correctors.py). snr is of
+    "langevin" and "annealed". norm is of "langevin": the published code's norms are means over the
+    batch, here over the micro-batch; "sample", the default, takes each sample's own, so that a
+    sample does not depend on the others. relative_step, h / sigma, is of the chains.
     denoise leaves out the noise of the last update: of a predictor that is the denoised sample.
     """
-    ladder = levels.between_the_ends(model, None)
+    ladder = levels.between_the_ends(model)
     options: dict[str, Any] = {
         "predictor": predictor,
         "corrector_steps": corrector_steps,
         "order": order,
-        "snr": 0.16 if snr is None else snr,
+        "snr": SNR if snr is None else snr,
         "norm": norm or "sample",
     }
     kind = CORRECTORS.get(corrector)
