@@ -7,6 +7,7 @@ It imports nothing that takes time: a command's module imports this one first, a
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import io
 import logging
@@ -41,7 +42,7 @@ def parse(
     settings: dict[str, Any] = {} if default is None else {"default": default}
     said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(said), _no_garbage_collection():
             return tyro.cli(options, args=args, prog=prog, description=description, **settings)
     except SystemExit as stop:
         if stop.code != USAGE:
@@ -49,6 +50,18 @@ def parse(
         raise UsageError(f"{_first_sentence(said.getvalue())} See {prog} --help.") from None
     except ValueError as error:  # a dataclass that refuses its values
         raise UsageError(str(error)) from error
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Keeps a collection, over all that torch has imported, from taking longer than the parsing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _first_sentence(box: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast
 
@@ -72,39 +73,39 @@ def method_argument(option: str, also: str = "") -> Any:
 
 
 def with_method_options(options: type[T]) -> type[T]:
-    """A dataclass with fields for the methods, their steps, and all options that they have.
+    """Decorator: a dataclass has --method, --steps, and an option for each one that methods have.
 
-    The fields follow from METHODS and OPTIONS alone (samplers/methods.py). Their default is None,
-    for the method's own; a switch that all methods have alike has theirs.
+    All follow from METHODS and OPTIONS (samplers/methods.py). An option's default is None, for the
+    method's own; a switch with the same default for all methods that have it has that.
     """
-    method = tyro.conf.arg(
-        help="; ".join(f"{name}: {row.source}" for name, row in methods.METHODS.items())
-    )
-    steps = tyro.conf.arg(help_behavior_hint=f"(default: {methods.default_steps()})")
     names = cast(Any, Literal)[tuple(methods.METHODS)]
-    fields = [
-        ("method", Annotated[names, method], dataclasses.field(default=SamplingParams.method)),
-        ("steps", Annotated[int | None, steps], dataclasses.field(default=SamplingParams.steps)),
-        *(_method_field(name) for name in methods.options() if methods.OPTIONS[name].command_line),
-    ]
-    made = dataclasses.make_dataclass(options.__name__, fields, bases=(options,), frozen=True)
-    made.__module__, made.__doc__ = options.__module__, options.__doc__
-    return cast(type[T], made)
+    sources = "; ".join(f"{name}: {row.source}" for name, row in methods.METHODS.items())
+    steps = tyro.conf.arg(help_behavior_hint=f"(default: {methods.default_steps()})")
+    types: dict[str, Any] = {
+        "method": Annotated[names, tyro.conf.arg(help=sources)],
+        "steps": Annotated[int | None, steps],
+    }
+    for name in _command_line_options():
+        default, kind = _switch_default(name), methods.option_type(name)
+        types[name] = Annotated[kind | None if default is None else kind, method_argument(name)]
+        setattr(options, name, default)
+    options.__annotations__ = {**inspect.get_annotations(options), **types}
+    return options
 
 
-def _method_field(option: str) -> tuple[str, Any, Any]:
-    """Name, type and default of an option's field."""
-    kind, default = methods.option_type(option), None
-    users = methods.methods_with(option)
-    if kind is bool and len(users) == len(methods.METHODS):
-        first, *others = (parameter.default for parameter in users.values())
-        default = first if all(other == first for other in others) else None
-    kind = kind if default is not None else kind | None
-    return option, Annotated[kind, method_argument(option)], dataclasses.field(default=default)
+def _command_line_options() -> list[str]:
+    """Options of methods that commands have, too."""
+    return [name for name in methods.options() if methods.OPTIONS[name].command_line]
 
 
-@with_method_options
+def _switch_default(option: str) -> bool | None:
+    """Whether a switch is on by default; None for other options, or if methods differ."""
+    first, *others = (parameter.default for parameter in methods.methods_with(option).values())
+    return first if isinstance(first, bool) and all(d is first for d in others) else None
+
+
 @dataclasses.dataclass(frozen=True)
+@with_method_options
 class SamplingOptions(SamplingParams, ModelOptions):
     """Which samples, and how they are drawn; the methods' own options are generated."""
 
@@ -121,10 +122,14 @@ class SamplingOptions(SamplingParams, ModelOptions):
 
     def method_options(self) -> dict[str, Any]:
         """Method, steps, and the method's own options that were given, as keyword arguments."""
-        others = {field.name for field in dataclasses.fields(ModelOptions)} | {"seed", "start"}
-        names = [f.name for f in dataclasses.fields(SamplingOptions) if f.name not in others]
-        values = {name: getattr(self, name) for name in names}
-        return {k: v for k, v in values.items() if v is not None or k == "steps"}
+        given = {name: getattr(self, name) for name in _command_line_options()}
+        own = {
+            name: value
+            for name, value in given.items()
+            if value is not None
+            and (value is not _switch_default(name) or self.method in methods.methods_with(name))
+        }
+        return {"method": self.method, "steps": self.steps, **own}
 
     def sampling(self) -> dict[str, Any]:
         """Keyword arguments of the Sampler's methods that draw."""

@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 _SPACING = ("sigmas", "schedule", "rho")
 _LEVEL_OPTIONS = (*_SPACING, "sigma_start")
+_OF_LEVELS = inspect.signature(Levels).parameters
+_TYPES_OF_LEVELS = typing.get_type_hints(Levels)
 BY_TOLERANCE = "by the tolerances"
 
 
@@ -48,13 +50,20 @@ class Method:
     levels: tuple[str, ...] = _SPACING
     steps: int | str = "the model's own"
 
+    @functools.cached_property
     def parameters(self) -> dict[str, inspect.Parameter]:
         """Everything that a caller may choose, beside the steps, by name."""
-        of_levels = inspect.signature(Levels).parameters
-        parameters = inspect.signature(self.build).parameters
-        own = {name: p for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
-        shared = {name: of_levels[name] for name in self.levels}
-        return {**shared, **own, "sigma_start": of_levels["sigma_start"]}
+        own = inspect.signature(self.build).parameters.values()
+        names = {
+            **{name: _OF_LEVELS[name] for name in self.levels},
+            **{p.name: p for p in own if p.kind is p.KEYWORD_ONLY},
+        }
+        return {**names, "sigma_start": _OF_LEVELS["sigma_start"]}
+
+    @functools.cached_property
+    def types(self) -> dict[str, Any]:
+        """Types of `parameters`."""
+        return {**typing.get_type_hints(self.build), **_TYPES_OF_LEVELS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +191,7 @@ OPTIONS: dict[str, Option] = {
 
 def options() -> list[str]:
     """Names of the options of all methods, in the order of OPTIONS."""
-    used = {name: method for method, row in METHODS.items() for name in row.parameters()}
+    used = {name: method for method, row in METHODS.items() for name in row.parameters}
     for name, method in used.items():
         if name not in OPTIONS:
             raise ValueError(
@@ -194,17 +203,18 @@ def options() -> list[str]:
 
 def methods_with(option: str) -> dict[str, inspect.Parameter]:
     """Methods that have an option, each with its parameter, which has the default."""
-    parameters = {method: row.parameters() for method, row in METHODS.items()}
-    return {method: found[option] for method, found in parameters.items() if option in found}
+    return {
+        method: row.parameters[option]
+        for method, row in METHODS.items()
+        if option in row.parameters
+    }
 
 
 def option_type(option: str) -> Any:
     """Type of an option; the union of its types where methods differ."""
-    hints = [
-        typing.get_type_hints(Levels if option in _LEVEL_OPTIONS else METHODS[method].build)[option]
-        for method in methods_with(option)
-    ]
-    return functools.reduce(operator.or_, hints)
+    return functools.reduce(
+        operator.or_, [METHODS[method].types[option] for method in methods_with(option)]
+    )
 
 
 def default_steps() -> str:
@@ -265,7 +275,7 @@ def check_options(method: str, options: Iterable[str]) -> Method:
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
     row = METHODS[method]
-    known = row.parameters()
+    known = row.parameters
     unknown = sorted(set(options) - known.keys())
     if unknown:
         raise ValueError(
