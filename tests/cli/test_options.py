@@ -1,0 +1,169 @@
+"""Command-line options of the sampling methods, which follow from the table of methods."""
+
+import dataclasses
+import inspect
+import re
+import subprocess
+import sys
+
+import pytest
+from drawing import tiny
+
+from ncsn_fast import Sampler
+from ncsn_fast.cli import command
+from ncsn_fast.cli.command import UsageError
+from ncsn_fast.cli.options import ModelOptions, SamplingOptions, with_method_options
+from ncsn_fast.inference.sampling_params import SamplingCall, SamplingParams, takes
+from ncsn_fast.samplers import few_step, methods
+from ncsn_fast.samplers.methods import METHODS, OPTIONS, Method, Option
+
+
+def noisy(model, levels, *, churn: float = 2.0, wobble: int = 3, mirror: bool = False):
+    """A method like euler, with options of its own."""
+    if wobble < 0:
+        raise ValueError(f"wobble must be at least 0; got {wobble}")
+    ladder = levels.between_the_ends(model)
+    return few_step.euler(ladder, churn=few_step.Churn(churn + wobble))
+
+
+@pytest.fixture
+def another(monkeypatch):
+    """One more method, "noisy", with two options that no other has."""
+    monkeypatch.setitem(METHODS, "noisy", Method(noisy, "Euler's method with noise", steps=6))
+    monkeypatch.setitem(OPTIONS, "wobble", Option("How much it wobbles."))
+    monkeypatch.setitem(OPTIONS, "mirror", Option("Flip what it draws."))
+
+    @dataclasses.dataclass(frozen=True)
+    @with_method_options
+    class Options(SamplingOptions):
+        """As SamplingOptions, of the methods of the moment."""
+
+    return lambda line: command.parse(Options, line.split(), "draw", "Draws.")
+
+
+def help_of(parse, capsys, monkeypatch) -> dict[str, str]:
+    """What --help says of each option."""
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit) as stop:
+        parse("--help")
+    assert stop.value.code == 0
+    lines = [line.strip("│| ") for line in capsys.readouterr().out.splitlines()]
+    told = re.split(r"  (?=--[a-z])", "  ".join(lines))
+    return {text.split()[0].rstrip(","): text for text in told[1:]}
+
+
+def test_a_new_methods_options_are_on_the_command_line(another, capsys, monkeypatch):
+    told = help_of(another, capsys, monkeypatch)
+    assert "How much it wobbles. (default: 3 for noisy)" in told["--wobble"]
+    assert "(default: 0 for euler, heun; 2 for noisy)" in told["--churn"]
+    assert "--no-mirror" in told["--mirror"]
+    assert "6 for noisy" in told["--steps"]
+    assert "noisy: Euler's method with noise" in told["--method"]
+    options = another("--method noisy --wobble 1 --churn 0.5 --steps 4").method_options()
+    expected = {"method": "noisy", "steps": 4, "churn": 0.5, "wobble": 1, "mirror": False}
+    assert options == expected
+    # Switches that are not given go only to methods that have them.
+    assert another("").method_options() == {"method": "ald", "steps": None, "denoise": True}
+
+
+def test_a_new_method_draws_by_name(another):
+    sampler = Sampler(tiny(), engine="eager", batch_size=2)
+    drawn = sampler.sample(2, **another("--method noisy --wobble 1 --quiet").sampling())
+    assert sampler.report.nfe == 6
+    assert (drawn == sampler.sample(2, method="euler", steps=6, churn=3.0, progress=False)).all()
+    with pytest.raises(ValueError, match="wobble must be at least 0; got -1"):
+        sampler.sample(2, **another("--method noisy --wobble -1").sampling())
+
+
+def test_errors_name_a_new_methods_options(another):
+    with pytest.raises(UsageError, match="'ald' has no option wobble; it has sigmas, epsilon"):
+        another("--wobble 1")
+    with pytest.raises(UsageError, match=r"'noisy' has no option eta; .*churn, wobble, mirr"):
+        another("--method noisy --eta 1")
+    with pytest.raises(UsageError, match="'noisy' has no option denoise"):
+        another("--method noisy --no-denoise")
+    with pytest.raises(UsageError, match="--wobble"):
+        another("--method noisy --wobble 1.5")
+
+
+def test_help_and_signatures_of_python_show_a_new_methods_options(another):
+    @takes(methods.parameters(), explained=methods.describe_options())
+    def draw(n: int = 1, *, churn: str = "own", **options: object) -> None:
+        """Draws."""
+
+    assert "wobble: How much it wobbles. (default: 3 for noisy)" in " ".join(draw.__doc__.split())
+    shown = inspect.signature(draw).parameters
+    assert (shown["wobble"].default, shown["churn"].default) == (3, "own")
+    assert shown["wobble"].kind is inspect.Parameter.KEYWORD_ONLY
+
+
+def test_an_option_without_a_help_text_is_refused(monkeypatch):
+    monkeypatch.setitem(METHODS, "noisy", Method(noisy, "Euler's method with noise"))
+    with pytest.raises(ValueError, match="option wobble of method 'noisy' has no help text; give"):
+        methods.options()
+
+
+@pytest.mark.slow
+def test_a_new_method_reaches_the_command_sample():
+    program = (
+        "from ncsn_fast.samplers import methods, program_methods as p\n"
+        "def mine(model, levels, *, wobble: float = 0.25): return p.euler(model, levels)\n"
+        "methods.METHODS['mine'] = methods.Method(mine, 'my own')\n"
+        "methods.OPTIONS['wobble'] = methods.Option('How much it wobbles.')\n"
+        "from ncsn_fast import sample\n"
+        "sample.main(['--help'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert "(default: 0.25 for mine)" in done.stdout
+
+
+def test_every_option_has_one_row_one_type_and_a_default():
+    used = {name for row in METHODS.values() for name in row.parameters}
+    assert used == set(OPTIONS)
+    for name in OPTIONS:
+        found = methods.methods_with(name)
+        assert all(p.default is not p.empty for p in found.values()), name
+        assert len({METHODS[method].types[name] for method in found}) == 1, name
+
+
+def test_defaults_are_told_by_method():
+    assert methods.defaults("eta") == "4 for fast; 1 for dpmpp, ancestral"
+    assert methods.defaults("denoise") == "True for all methods"
+    assert methods.defaults("snr") == "0.16 for pc"
+    assert "50 for euler; 18 for heun" in methods.default_steps()
+
+
+def test_the_command_line_has_the_options_of_the_methods():
+    fields = [f.name for f in dataclasses.fields(SamplingOptions)]
+    shared = [f.name for c in (ModelOptions, SamplingParams) for f in dataclasses.fields(c)]
+    of_methods = [name for name, row in OPTIONS.items() if row.command_line]
+    assert fields == [*shared, *of_methods]
+    given = SamplingOptions(method="pc", steps=3, corrector="mala", denoise=False, quiet=True)
+    assert given.sampling() == {
+        "seed": 0, "start": 0, "progress": False, "method": "pc", "steps": 3, "corrector": "mala",
+        "denoise": False,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", ["sample", "inpaint", "restore", "colourise", "super_resolve", "deblur", "sdedit",
+             "guided", "interpolate"],
+)  # fmt: skip
+def test_methods_of_sampler_show_what_they_take(name):
+    """In their signatures, with the defaults of SamplingCall and of the methods' builders."""
+    shown = inspect.signature(getattr(Sampler, name)).parameters
+    for field in dataclasses.fields(SamplingCall):
+        if field.name != "options":
+            assert shown[field.name].default == field.default, field.name
+            assert shown[field.name].kind is inspect.Parameter.KEYWORD_ONLY
+    assert set(OPTIONS) < set(shown)
+    assert (shown["n_sigma"].default, shown["eta"].default) == (1, ...)
+    assert list(shown)[-1] == "options"
+
+
+def test_help_of_sample_tells_the_methods_of_an_option():
+    told = " ".join(Sampler.sample.__doc__.split())
+    for name, row in OPTIONS.items():
+        assert f"{name}: {row.help} (default: {methods.defaults(name)})" in told
