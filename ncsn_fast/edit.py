@@ -186,8 +186,10 @@ class SDEdit(OfImages):
 
 @dataclasses.dataclass(frozen=True)
 class Guide(Drawing):
-    """Draw samples of classes. Rows of the grid: samples of any class, then a row for each label,
-    of the same noise."""
+    """Draw samples of classes.
+
+    Rows of the grid: samples of any class, then a row for each label, of the same noise.
+    """
 
     classifier: str = ""
     """MODULE:NAME, a Python function of yours: (x (B, C, H, W), sigma (B,)) -> logits (B, K), of a

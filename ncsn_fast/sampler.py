@@ -1,4 +1,4 @@
-"""Sampler: a model, an engine, and everything one draws with them."""
+"""Sampler: draws samples and edits images with a model and an engine."""
 
 from __future__ import annotations
 
@@ -44,23 +44,23 @@ log = logging.getLogger(__name__)
 class Sampler:
     """Draws samples from a score model, and edits images with it.
 
-    All methods that draw take the keyword arguments seed, start, method, steps, output, progress
-    and callback, and the options of the method, as `sample` explains them.
+    All methods that draw samples accept the keyword arguments seed, start, method, steps, output,
+    progress and callback, and the options of the sampling method; `sample` explains them.
 
     Args:
-        model: what `ncsn_fast.load` takes, or a ScoreModel. None: the newest run below ./runs if
-            there is one, else the small digits model that ships with the package; a log line says
-            which.
+        model: a ScoreModel, or any source that `ncsn_fast.load` accepts. None: the newest run below
+            ./runs, else the small digits model that ships with the package; a log line says which.
         engine: "auto" (our kernels where they run and are precise enough for the model), or a name;
             see `python -m ncsn_fast.doctor`.
-        dtype: "fp32", "bf16" (or torch's; "fp16" and "tf32" on GPUs) for the network; None for what
-            is fastest here, if it keeps its precision in it. The state is float32 always.
+        dtype: type the network computes in: "fp32", "bf16", on GPUs also "fp16" and "tf32", or
+            torch's. None: the fastest type in which the network keeps its precision. The state is
+            always float32.
         device: "cpu", "cuda", "cuda:1"; None takes a GPU if there is one.
         batch_size: images in a micro-batch. Samples are bitwise reproducible for a fixed
-            batch_size; None picks a power of two that suits n and the image size.
-        compile_cache: folder for what engines compile ("trt"); None for one below ~/.cache.
+            batch_size. None: a power of two that suits n and the image size.
+        compile_cache: folder for compiled engines ("trt"); None for a folder below ~/.cache.
         threads: CPU threads; None for torch's setting.
-        options: the engine's own settings, such as graph="step"; see its class.
+        options: the engine's own options, such as graph="step"; see its class.
 
     Raises:
         EngineUnavailable: the named engine cannot run here; the message says what is missing.
@@ -79,7 +79,7 @@ class Sampler:
         **options: Any,
     ) -> None:
         if engine != "auto":
-            engines.named(engine)  # says what is missing before a model is read
+            engines.named(engine)  # raises EngineUnavailable before a model is read
         self.model = resolve_model(model)
         kind, self.device, reason = engines.pick(engine, device, self.model)
         kind.check_options(options)
@@ -126,21 +126,21 @@ class Sampler:
     ) -> Any:
         """Draws samples start .. start+n-1 of a seed.
 
-        Sample i is the same whatever n, start and threads are: bit for bit for a fixed batch_size,
-        dtype and algorithm, else up to rounding. Engine "cpu" chooses the latter two by itself for
-        each machine and number of threads; dtype= and convolutions= fix them.
+        Sample i does not depend on n, start or threads: it is the same bit for bit for a fixed
+        batch_size, dtype and algorithm, else up to rounding. Engine "cpu" chooses the latter two by
+        itself for each machine and number of threads; dtype= and convolutions= fix them.
 
         Args:
             seed, start: seed of all noise, and index of the first sample.
             method: "ald" (as published), or another row of METHODS (samplers/methods.py).
             steps: number of noise levels; None for the method's own.
             init: initial state, images (n, C, H, W); None for the method's own.
-            guide: a change of the score, with n rows (samplers/guidance.py).
+            guide: changes the score; has n rows (samplers/guidance.py).
             output: "pt": float32 (n, C, H, W) in [0, 1] on the CPU; "np": uint8 (n, H, W, C);
                 "pil": a list.
             progress: whether to show a progress bar.
             callback: called with a Progress after every noise level.
-            options: the method's own; the end of this text has them.
+            options: options of the method, listed below.
         """
         call = SamplingCall(
             seed=seed,
@@ -183,10 +183,10 @@ class Sampler:
     def inpaint(
         self, images: Any, mask: Any, *, variant: Inpainting | None = None, **options: Any
     ) -> Any:
-        """Fills in unknown pixels; known ones are returned exactly as they were given.
+        """Fills in unknown pixels; known pixels are returned exactly as given.
 
-        Methods with several steps at a level let what is unknown settle on what is known: of 96
-        held-out digits, left halves known, 70 % are completed to their own class with ald, 55 %
+        Methods with several steps at a level fit the unknown pixels to the known ones best: of 96
+        held-out digits with known left halves, 70 % are completed to their own class with ald, 55 %
         with cas and 59 % with dpmpp.
 
         Args:
@@ -194,10 +194,10 @@ class Sampler:
                 finite.
             mask: True (or non-zero) where a pixel is known; any shape that broadcasts to the
                 images.
-            variant: "ncsnv2" or "ncsn": the published way of imposing known pixels
-                (samplers/program_transforms.py), which pc does after every update; "projected": by
-                the score (see `restore`). None: "ncsnv2", or "projected" with a method that imposes
-                nothing (ode, adaptive).
+            variant: "ncsnv2" or "ncsn": known pixels are imposed as published in 2020 or 2019
+                (samplers/program_transforms.py; by pc after every update). "projected": the score
+                is projected (see `restore`). None: "ncsnv2", or "projected" for methods that cannot
+                impose pixels (ode, adaptive).
             options: those of `sample`.
         """
         call = SamplingCall.from_keywords(options)
@@ -214,19 +214,19 @@ class Sampler:
         guide: Guide | None = None,
         **options: Any,
     ) -> Any:
-        """Draws images x that could have been measured: y = A x + noise z.
+        """Draws images x from measurements y = A x + noise z of them.
 
-        Without noise A x = y holds at the end, as far as images in [0, 1] can have it.
+        Without noise the results fulfil A x = y, as far as images in [0, 1] can.
 
         Args:
             measurements: y (N, ...), one row per image.
-            operator: A; samplers/operators.py has some, and makes one of any linear function.
-            noise: standard deviation of the noise on the measurements, in their unit. Measurements
-                of 8 bits have at least 0.001; say so if A nearly loses what it measures.
-            how: "imposed": what is measured is replaced at every step; "projected": the score of
-                images that measure y (samplers/guidance.py), with every method, and with noise.
-                None: "imposed" where the method can do that and there is no noise.
-            guide: a guide beside, such as Conditional (samplers/guidance.py).
+            operator: A; see samplers/operators.py, where `Linear` wraps any linear function.
+            noise: standard deviation of the noise on the measurements, in their unit. 8-bit images
+                have at least 0.001; give it if A is ill-conditioned.
+            how: "imposed": the measurements are imposed at every step. "projected": the score is
+                projected on images that measure y (samplers/guidance.py); for every method, and
+                with noise. None: "imposed" if the method can and there is no noise.
+            guide: a further change of the score, such as Conditional (samplers/guidance.py).
             options: those of `sample`.
         """
         call = SamplingCall.from_keywords(options)
@@ -237,7 +237,7 @@ class Sampler:
 
     @takes(keywords_of(restore))
     def colourise(self, images: Any, **options: Any) -> Any:
-        """Colours grey images (N, 1, H, W), which stay the means of the three channels.
+        """Colours grey images (N, 1, H, W), the means of the three channels of the result.
 
         Args:
             options: those of `restore`.
@@ -247,7 +247,7 @@ class Sampler:
 
     @takes(keywords_of(restore))
     def super_resolve(self, images: Any, factor: int, **options: Any) -> Any:
-        """Enlarges images (N, C, H / factor, W / factor), which stay the means of blocks of pixels.
+        """Enlarges images (N, C, H / factor, W / factor), means of blocks of the result's pixels.
 
         Args:
             options: those of `restore`.
@@ -257,13 +257,13 @@ class Sampler:
 
     @takes(keywords_of(restore))
     def deblur(self, images: Any, blur: float, **options: Any) -> Any:
-        """Sharpens images that a Gaussian of standard deviation `blur` pixels has blurred.
+        """Sharpens images that were blurred by a Gaussian of standard deviation `blur` pixels.
 
-        The image is taken to go on beyond its borders as in a mirror (scipy's "reflect"); for other
-        kernels and borders use `restore` with `Linear` or `gaussian_blur`.
+        Images are mirrored at their borders (scipy's "reflect"). For other kernels and borders use
+        `restore` with `Linear` or `gaussian_blur`.
 
         Args:
-            options: those of `restore`. A strong blur leaves little to measure: give its `noise`.
+            options: those of `restore`. A strong blur is ill-conditioned: give its `noise`.
         """
         measured = editing.blurred_images(self.model, images, blur, options.get("noise", 0.0))
         return self.restore(*measured, **options)
@@ -277,14 +277,15 @@ class Sampler:
         strength: float | None = None,
         **options: Any,
     ) -> Any:
-        """Varies images: adds noise, and samples from there (SDEdit, Meng et al., ICLR 2022).
+        """Varies images: adds noise and samples from there (SDEdit, Meng et al., ICLR 2022).
 
-        More noise keeps less of an image, and makes the result more like the model's data.
+        More noise keeps less of an image and makes the result more like the model's data.
 
         Args:
             images: (N, C, H, W) in [0, 1] (or uint8, or PIL): photos, strokes, collages.
-            sigma: noise level to start at, or rather the nearest to it of the model's ladder.
-            strength: in its place, how much of the ladder is run, from 0 (none) to 1, in log sigma.
+            sigma: noise level to start at; the nearest level of the model's ladder is taken.
+            strength: instead of sigma, the share of the ladder that is run, from 0 (none) to 1, in
+                log sigma.
             options: those of `sample`.
         """
         call = SamplingCall.from_keywords(options)
@@ -300,15 +301,15 @@ class Sampler:
         scale: float = 1.0,
         **options: Any,
     ) -> Any:
-        """Draws samples of given classes with a user's classifier of noisy images.
+        """Draws samples of given classes, guided by a classifier of noisy images.
 
         The score becomes score(x, sigma) + scale * grad_x log p(label | x, sigma).
 
         Args:
             labels: (N,), the class of each sample.
             classifier: (x (B, C, H, W), sigma (B,)) -> logits (B, K), on the engine's device.
-            gradient: in its place, (x, sigma, labels) -> grad_x log p(labels | x, sigma).
-            scale: 1 is Bayes' rule; more sharpens, at the cost of variety.
+            gradient: instead of classifier, (x, sigma, labels) -> grad_x log p(labels | x, sigma).
+            scale: weight of the gradient. 1 is Bayes' rule; more sharpens and reduces variety.
             options: those of `sample`.
         """
         call = SamplingCall.from_keywords(options)
@@ -320,7 +321,7 @@ class Sampler:
 
     @takes(CALL_PARAMETERS)
     def interpolate(self, n_pairs: int = 1, n_frames: int = 8, **options: Any) -> Any:
-        """Rows of frames between two samples.
+        """Draws rows of frames between two samples.
 
         Frame k uses the noise cos(t_k) z_p + sin(t_k) z_q, t_k from 0 to pi/2, at every step.
 
@@ -335,11 +336,15 @@ class Sampler:
         return self._draw(call, *editing.interpolate(self.model, n_pairs, n_frames, call))
 
     def denoise(self, images: Any, sigma: Tensor | float, *, output: Output = "pt") -> Any:
-        """The posterior mean of clean images given images with noise sigma (Tweedie)."""
+        """Returns the posterior mean of clean images given images with noise sigma (Tweedie)."""
         return convert(editing.denoise(self.model, images, sigma, self.score), output)
 
     def score(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """grad log p_sigma(x), float32 on the CPU; x is (N, C, H, W), sigma a number or (N,)."""
+        """Returns grad log p_sigma(x), float32 on the CPU.
+
+        Args:
+            x: (N, C, H, W).   sigma: a number or (N,).
+        """
         x = x.detach().to("cpu", torch.float32)
         sigma = each_sigma(sigma, x)
         condition = self.model.condition(sigma.to(self.model.device))
@@ -350,12 +355,15 @@ class Sampler:
     def log_likelihood(
         self, images: Any, *, seed: int = 0, start: int = 0, **options: Any
     ) -> Likelihood:
-        """log p(image) and bits per dimension by the probability flow; fields (N, ...) on the CPU.
+        """Computes log p(image) and bits per dimension by the probability flow, (N,) on the CPU.
 
-        Images of 8-bit levels (uint8, PIL) are dequantised, float ones in [0, 1] taken as they are.
-        The network is run as it is, in float32, because engines give no gradients, on the sampler's
-        device and threads; `options` are those of `bits.image_log_likelihood`: trace, n_probes,
-        rtol, atol, sigma_min, sigma_max.
+        8-bit images (uint8, PIL) are dequantised, float images in [0, 1] are taken as they are. As
+        engines give no gradients, the network itself is run, in float32, on the sampler's device
+        and threads.
+
+        Args:
+            options: those of `evaluation.bits_per_dim.image_log_likelihood`: trace, n_probes, rtol,
+                atol, sigma_min, sigma_max.
         """
         options = {"batch_size": self.batch_size, "device": self.device, **options}
         with torch_threads(self.threads):
@@ -365,7 +373,7 @@ class Sampler:
     def plan(
         self, n: int, *, method: str = "ald", steps: int | None = None, **options: Any
     ) -> CostEstimate:
-        """What sample(n) will do: network evaluations, micro-batches, FLOP, estimated seconds."""
+        """Estimates the cost of sample(n): network evaluations, micro-batches, FLOP, seconds."""
         program = SamplingCall(method=method, steps=steps, options=options).build(self.model)
         return estimate_cost(self.engine_for(n), program, n)
 
@@ -376,13 +384,13 @@ class Sampler:
         return x
 
     def micro_batch(self, n: int) -> int:
-        """Images in a micro-batch of a call for n."""
+        """Returns the number of images in a micro-batch of a call for n."""
         if self.batch_size is None and self.engine_class.caches:
             return self.engine_for(n).batch_size
         return self.batch_size or default_batch_size(n, self.model.image_shape, self.device)
 
     def engine_for(self, n: int) -> Engine:
-        """The engine, built and checked, that a call for n images uses."""
+        """Returns the engine for a call for n images; builds and checks it if it is new."""
         size = self.batch_size or default_batch_size(n, self.model.image_shape, self.device)
         if not self._engines:
             engine = engines.build(
@@ -415,7 +423,7 @@ class Sampler:
         job: Job,
         finish: Callable[[Tensor], Tensor] | None = None,
     ) -> Any:
-        """Images of a job as the call wants them, after `finish` on those in [0, 1]."""
+        """Runs a job and returns its images, after `finish`, in the output form of the call."""
         check_output(call.output)
         noise.check_uint32("seed", call.seed)
         parts = [x for _, x in self._run(call, program, job)]
@@ -425,7 +433,7 @@ class Sampler:
     def _run(
         self, call: SamplingCall, program: Program | Procedure, job: Job
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """(sample indices, images in [0, 1]) of each micro-batch; leaves a report at the end."""
+        """Yields (sample indices, images in [0, 1]) of each micro-batch; then sets the report."""
         self.report, seconds, began = None, 0.0, time.perf_counter()
         n, nfe = len(job.samples), [torch.zeros(0, dtype=torch.int64)]
         options: dict[str, Any] = {
@@ -446,7 +454,7 @@ class Sampler:
         self.report = runner.make_report(self.engine_for(n), program, torch.cat(nfe), seconds)
 
     def _shrink(self, engine: Engine, error: Exception) -> Engine:
-        """The engine with half the micro-batch, for a GPU whose memory did not suffice; once."""
+        """Returns an engine with half the micro-batch when a GPU is out of memory; once only."""
         engine.release()
         empty_cache()
         size = engine.batch_size // 2

@@ -1,5 +1,7 @@
 """Sampler on tiny networks: reproducibility, outputs, reports, and what it refuses."""
 
+import dataclasses
+import inspect
 import logging
 import math
 
@@ -12,8 +14,10 @@ from ncsn_fast import Sampler, SamplingError
 from ncsn_fast.checkpoints import model_folder
 from ncsn_fast.engines.eager import EagerEngine
 from ncsn_fast.inference.cost import network_flop
+from ncsn_fast.inference.sampling_params import SamplingCall
 from ncsn_fast.ops import noise
 from ncsn_fast.ops.noise import Stream
+from ncsn_fast.samplers import methods
 
 
 def test_a_sample_depends_on_its_index_alone(sampler):
@@ -265,3 +269,25 @@ def test_streams_check_before_they_start(plain):
     parts = list(plain.stream([5, 2, 9, 0], progress=False))
     assert torch.cat([indices for indices, _ in parts]).tolist() == [5, 2, 9, 0]
     assert torch.equal(parts[1][1], draw(plain, 1))
+
+
+@pytest.mark.parametrize(
+    "name", ["sample", "inpaint", "restore", "colourise", "super_resolve", "deblur", "sdedit",
+             "guided", "interpolate"],
+)  # fmt: skip
+def test_methods_of_sampler_show_what_they_take(name):
+    """In their signatures, with the defaults of SamplingCall and of the methods' builders."""
+    shown = inspect.signature(getattr(Sampler, name)).parameters
+    for field in dataclasses.fields(SamplingCall):
+        if field.name != "options":
+            assert shown[field.name].default == field.default, field.name
+            assert shown[field.name].kind is inspect.Parameter.KEYWORD_ONLY
+    assert set(methods.OPTIONS) < set(shown)
+    assert (shown["n_sigma"].default, shown["eta"].default) == (1, ...)
+    assert list(shown)[-1] == "options"
+
+
+def test_help_of_sample_tells_the_methods_of_an_option():
+    told = " ".join(Sampler.sample.__doc__.split())
+    for name, row in methods.OPTIONS.items():
+        assert f"{name}: {row.help} (default: {methods.defaults(name)})" in told

@@ -54,7 +54,7 @@ def parse(
 
 @contextlib.contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Keeps a collection, over all that torch has imported, from taking longer than the parsing."""
+    """Suspends garbage collection: one over all that torch imports takes longer than parsing."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""Command-line options that several commands share, under the same names everywhere."""
+"""Command-line options that several commands share."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class ModelOptions:
-    """Which model, and what runs it."""
+    """Options of the model and the engine that runs it."""
 
     model: str | None = None
-    """Run folder, model folder, published .pth, or `digits` (the shipped model). Without it the
+    """Run folder, model folder, published .pth, or `digits` (the shipped model). Default: the
     newest run below ./runs, else the shipped model."""
     engine: Literal["auto", "eager", "compile", "cpu", "cuda", "ort", "trt"] = "auto"
-    """Engine; `python -m ncsn_fast.doctor` says which run here."""
+    """Engine; `python -m ncsn_fast.doctor` lists those that run on this machine."""
     dtype: Literal["fp32", "tf32", "bf16", "fp16"] | None = None
-    """Type the network computes in; without it the engine's own choice."""
+    """Type the network computes in. Default: the engine's choice."""
     device: str | None = None
-    """cpu, cuda or cuda:N; without it what the engine runs on."""
+    """cpu, cuda or cuda:N. Default: the device of the engine."""
     batch_size: int | None = None
     """Images in a micro-batch."""
     threads: int | None = None
     """CPU threads."""
     compile_cache: Path | None = None
-    """Folder for what the engine compiles (trt); without it one below ~/.cache."""
+    """Folder for compiled engines (trt). Default: a folder below ~/.cache."""
     engine_options: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Settings of the engine's own, as NAME VALUE pairs: graph step, batch 1:64:256."""
+    """The engine's own options, as NAME VALUE pairs: graph step, batch 1:64:256."""
     quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """No progress bar."""
 
@@ -47,7 +47,7 @@ class ModelOptions:
                 check_count(f"--{name.replace('_', '-')}", value)
 
     def sampler(self) -> Sampler:
-        """The Sampler that these options describe."""
+        """Makes the Sampler that these options describe."""
         return Sampler(
             self.model,
             engine=self.engine,
@@ -61,10 +61,10 @@ class ModelOptions:
 
 
 def method_argument(option: str, also: str = "") -> Any:
-    """Help of a method's option: what it is, which methods have it, and its default for each.
+    """Returns the help of a method's option, with the methods that have it and their defaults.
 
     Args:
-        also: a default of the command's own, in words, to be told first.
+        also: a default of the command itself, in words, to be named first.
     """
     return tyro.conf.arg(
         help=methods.OPTIONS[option].help,
@@ -73,10 +73,10 @@ def method_argument(option: str, also: str = "") -> Any:
 
 
 def with_method_options(options: type[T]) -> type[T]:
-    """Decorator: a dataclass has --method, --steps, and an option for each one that methods have.
+    """Decorates a dataclass: adds a field for the method, its steps and every option of a method.
 
-    All follow from METHODS and OPTIONS (samplers/methods.py). An option's default is None, for the
-    method's own; a switch with the same default for all methods that have it has that.
+    The fields follow from METHODS and OPTIONS (samplers/methods.py). Their default is None, for the
+    method's own default, except for switches: their default is that of the methods if all agree.
     """
     names = cast(Any, Literal)[tuple(methods.METHODS)]
     sources = "; ".join(f"{name}: {row.source}" for name, row in methods.METHODS.items())
@@ -94,12 +94,12 @@ def with_method_options(options: type[T]) -> type[T]:
 
 
 def _command_line_options() -> list[str]:
-    """Options of methods that commands have, too."""
+    """Returns the options of methods that the command line has."""
     return [name for name in methods.options() if methods.OPTIONS[name].command_line]
 
 
 def _switch_default(option: str) -> bool | None:
-    """Whether a switch is on by default; None for other options, or if methods differ."""
+    """Returns the default of a switch; None for other options, or if methods differ."""
     first, *others = (parameter.default for parameter in methods.methods_with(option).values())
     return first if isinstance(first, bool) and all(d is first for d in others) else None
 
@@ -107,7 +107,7 @@ def _switch_default(option: str) -> bool | None:
 @dataclasses.dataclass(frozen=True)
 @with_method_options
 class SamplingOptions(SamplingParams, ModelOptions):
-    """Which samples, and how they are drawn; the methods' own options are generated."""
+    """Options of sampling; those of the methods are generated from their builders."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -117,11 +117,11 @@ class SamplingOptions(SamplingParams, ModelOptions):
             methods.check_options(self.method, set(self.method_options()) - {"method", "steps"})
 
     def draws(self) -> bool:
-        """Whether the command draws samples at all."""
+        """Returns whether the command draws samples at all."""
         return True
 
     def method_options(self) -> dict[str, Any]:
-        """Method, steps, and the method's own options that were given, as keyword arguments."""
+        """Returns method, steps and the given options of the method, as keyword arguments."""
         given = {name: getattr(self, name) for name in _command_line_options()}
         own = {
             name: value
@@ -132,19 +132,19 @@ class SamplingOptions(SamplingParams, ModelOptions):
         return {"method": self.method, "steps": self.steps, **own}
 
     def sampling(self) -> dict[str, Any]:
-        """Keyword arguments of the Sampler's methods that draw."""
+        """Returns the keyword arguments for the methods of Sampler that draw."""
         shared = {"seed": self.seed, "start": self.start, "progress": not self.quiet}
         return {**shared, **self.method_options()}
 
 
 def check_png(name: str, path: Path | None) -> None:
-    """ValueError unless a picture's path, if there is one, ends in .png."""
+    """Raises ValueError if a path is given that does not end in .png."""
     if path is not None and path.suffix.lower() != ".png":
         raise ValueError(f"{name} must end in .png, as pictures are written so; got {str(path)!r}")
 
 
 def check_count(name: str, value: int, least: int = 1, most: int = 2**32) -> None:
-    """ValueError unless an option's value is at least `least`, and no more than samples can be."""
+    """Raises ValueError unless a value is in [least, most]; there are 2**32 samples at most."""
     if value < least:
         raise ValueError(f"{name} must be at least {least}; got {value}")
     if value > most:

@@ -1,6 +1,7 @@
-"""Editing: from a model, images and a call to what the runner runs, and what becomes of its images.
+"""Editing: inpainting, restoration, variation, guidance and interpolation of images.
 
-Each function checks its arguments and returns an `Edit`; the methods of Sampler run it.
+Each function checks its arguments and returns an `Edit`: a sampler, a job for the runner, and a
+function for the images that it draws. The methods of Sampler run it.
 """
 
 from __future__ import annotations
@@ -37,15 +38,15 @@ from ncsn_fast.samplers.program_transforms import (
 
 Inpainting = Literal["ncsnv2", "ncsn", "projected"]
 Restoration = Literal["imposed", "projected"]
-FITS, ROUNDS = 1e-6, 200  # |A x - y| that is enough, and the most projections towards it
+FITS, ROUNDS = 1e-6, 200  # tolerance of |A x - y|, and the largest number of projections
 
 
 class Edit(NamedTuple):
-    """An edit that is ready to run.
+    """Edit that is ready to run.
 
     Attributes:
         program: the sampler.   job: its chains, one per image.
-        finish: (N, C, H, W) in [0, 1] -> the same, on the images that were drawn; None for nothing.
+        finish: function of the drawn images (N, C, H, W) in [0, 1], or None.
     """
 
     program: Program | Procedure
@@ -54,7 +55,7 @@ class Edit(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """Measurements y = A x of images x, float32 (N, ...), and the operator A that makes them."""
+    """Measurements y = A x of images x, float32 (N, ...), and the operator A."""
 
     y: Tensor
     operator: Operator
@@ -121,7 +122,7 @@ def restore(
 
 
 def grey_images(model: ScoreModel, images: Any, noise: float = 0.0) -> Measured:
-    """Grey images (N, 1, H, W), the means of a model's channels."""
+    """Checks grey images (N, 1, H, W), means of the channels of a model's images."""
     operator = mean_of_colours(model)
     grey = as_tensor(images, (1, *model.image_shape[1:]))
     check_range(grey, noise)
@@ -129,7 +130,7 @@ def grey_images(model: ScoreModel, images: Any, noise: float = 0.0) -> Measured:
 
 
 def small_images(model: ScoreModel, images: Any, factor: int, noise: float = 0.0) -> Measured:
-    """Images (N, C, H / factor, W / factor), the means of blocks of a model's pixels."""
+    """Checks images (N, C, H / factor, W / factor), means of blocks of pixels."""
     channels, height, width = model.image_shape
     operator = block_mean(factor, height, width)
     small = as_tensor(images, (channels, height // factor, width // factor))
@@ -138,7 +139,7 @@ def small_images(model: ScoreModel, images: Any, factor: int, noise: float = 0.0
 
 
 def blurred_images(model: ScoreModel, images: Any, blur: float, noise: float = 0.0) -> Measured:
-    """Images (N, C, H, W) that a Gaussian of standard deviation `blur` pixels has blurred."""
+    """Checks images (N, C, H, W), blurred by a Gaussian of standard deviation `blur` pixels."""
     operator = gaussian_blur(blur, *model.image_shape[1:])
     blurred = as_tensor(images, model.image_shape)
     check_range(blurred, noise)
@@ -204,7 +205,7 @@ def denoise(
     sigma: Tensor | float,
     score: Callable[[Tensor, Tensor | float], Tensor],
 ) -> Tensor:
-    """Posterior mean x + sigma^2 score(x, sigma) of noisy images (Tweedie), in [0, 1]."""
+    """Returns the posterior mean x + sigma^2 score(x, sigma) of noisy images, in [0, 1]."""
     x = as_tensor(images, model.image_shape)
     sigmas = each_sigma(sigma, x)
     check_range(x, float(sigmas.max()) if len(x) else 0.0)
@@ -213,10 +214,10 @@ def denoise(
 
 
 def fitted(x: Tensor, operator: Operator, y: Tensor) -> Tensor:
-    """Images (N, C, H, W) in [0, 1] with A x = y, near to x, each by itself.
+    """Returns images (N, C, H, W) in [0, 1] with A x = y, near x; each depends on its own row only.
 
-    Alternating projections: onto the images that measure y, and onto [0, 1]. Where there is no such
-    image it ends between the two.
+    Alternating projections onto {x: A x = y} and onto [0, 1]. If the two do not meet, the result
+    lies between them.
     """
     for _ in range(ROUNDS):
         off = (operator.apply(x) - y).abs().flatten(1).amax(1) > FITS if len(x) else x.new_zeros(0)
@@ -227,7 +228,7 @@ def fitted(x: Tensor, operator: Operator, y: Tensor) -> Tensor:
 
 
 def mean_of_colours(model: ScoreModel) -> Grey:
-    """Returns what `colourise` measures; ValueError unless the model's images are RGB."""
+    """Returns the mean of the channels; ValueError unless the model's images are RGB."""
     channels = model.image_shape[0]
     if channels != 3:
         raise ValueError(
@@ -238,12 +239,12 @@ def mean_of_colours(model: ScoreModel) -> Grey:
 
 
 def _imposes(program: Program | Procedure) -> bool:
-    """Whether a sampler can impose what is known on its way."""
+    """Returns whether a sampler can impose known pixels or measurements while it runs."""
     return isinstance(program, Program) or program.constrains
 
 
 def _check_measured(model: ScoreModel, measurements: Tensor, operator: Operator) -> Tensor:
-    """Measurements as float32 on the CPU; ValueError unless the operator makes such."""
+    """Returns measurements as float32 on the CPU; ValueError unless they fit the operator."""
     y = torch.as_tensor(measurements).detach().to("cpu", torch.float32)
     n, shape = len(y) if y.ndim else 0, model.image_shape
     try:

@@ -1,4 +1,4 @@
-"""Keyword arguments that all methods of Sampler that draw share, and signatures that show them."""
+"""Parameters shared by all methods of Sampler that draw samples."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclasses.dataclass(frozen=True)
 class SamplingParams:
-    """Which samples are drawn, and by which method; the command line has these options, too."""
+    """Choice of samples and method, for Sampler and the command line alike."""
 
     seed: int = 0
     """Seed of all noise."""
@@ -36,7 +36,7 @@ class SamplingParams:
 
 @dataclasses.dataclass(frozen=True)
 class SamplingCall(SamplingParams):
-    """One call of a method of Sampler: its parameters, and where the images go."""
+    """Parameters of one call: the samples, the form of the result, and the method's options."""
 
     output: Output = "pt"
     """"pt": float32 (n, C, H, W) in [0, 1] on the CPU; "np": uint8 (n, H, W, C); "pil": a list."""
@@ -45,21 +45,21 @@ class SamplingCall(SamplingParams):
     callback: Callback | None = None
     """Called with a Progress after every noise level."""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """The method's own options."""
+    """Options of the method (samplers/methods.py)."""
 
     @classmethod
     def from_keywords(cls, keywords: Mapping[str, Any]) -> SamplingCall:
-        """Sorts keyword arguments into the shared ones and the method's own."""
+        """Makes a call from keyword arguments; all that are not fields are the method's options."""
         shared = keywords.keys() & {f.name for f in dataclasses.fields(cls)} - {"options"}
         own = {name: value for name, value in keywords.items() if name not in shared}
         return cls(**{name: keywords[name] for name in shared}, options=own)
 
     def build(self, model: ScoreModel, **more: Any) -> Program | Procedure:
-        """What the method runs on a model; `more` are options that replace those of the call."""
+        """Builds the sampler for a model; `more` are options that replace those of the call."""
         return methods.build(self.method, model, self.steps, {**self.options, **more})
 
     def samples(self, n: int) -> Tensor:
-        """Indices (n,) int64 of the call's samples."""
+        """Returns the indices (n,) int64 of n samples."""
         return noise.sample_indices(self.start, n)
 
 
@@ -74,10 +74,10 @@ CALL_PARAMETERS = [
 
 
 def takes(parameters: Iterable[inspect.Parameter], explained: str = "") -> Callable[[F], F]:
-    """Decorator: a function's signature names the keyword parameters that its **options take.
+    """Decorates a function: its signature lists the keyword parameters that **options accepts.
 
     Args:
-        explained: paragraphs that the docstring ends with.
+        explained: paragraphs to add to the docstring.
     """
     shown = list(parameters)
 
@@ -87,7 +87,7 @@ def takes(parameters: Iterable[inspect.Parameter], explained: str = "") -> Calla
         assert rest.kind is rest.VAR_KEYWORD
         more = [p for p in shown if p.name not in signature.parameters]
         function.__signature__ = signature.replace(parameters=[*own, *more, rest])  # type: ignore[attr-defined]
-        if explained and function.__doc__ is not None:  # there is none under python -OO
+        if explained and function.__doc__ is not None:  # None under python -OO
             function.__doc__ = f"{inspect.cleandoc(function.__doc__)}\n\n{explained}"
         return function
 
@@ -95,6 +95,6 @@ def takes(parameters: Iterable[inspect.Parameter], explained: str = "") -> Calla
 
 
 def keywords_of(function: Callable[..., Any]) -> list[inspect.Parameter]:
-    """Keyword-only parameters of a function's signature."""
+    """Returns the keyword-only parameters of a function's signature."""
     parameters = inspect.signature(function).parameters.values()
     return [p for p in parameters if p.kind is p.KEYWORD_ONLY]

@@ -1,4 +1,4 @@
-"""Sampling methods by name: how a model and a caller's options become a Program or a Procedure."""
+"""Tables of the sampling methods and their options; builds a method for a model."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ BY_TOLERANCE = "by the tolerances"
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A row of METHODS.
+    """Row of METHODS.
 
     Attributes:
-        build: (model, levels, options of its own) -> Program or Procedure. The options are its
-            keyword-only parameters; each has a row in OPTIONS.
-        source: its name in words, and its paper.
-        levels: fields of Levels that are options of it, beside steps and sigma_start.
-        steps: its usual number of noise levels, or where the number comes from, in words.
+        build: (model, levels, *, options) -> Program or Procedure. Its keyword-only parameters are
+            the method's options; each needs a default here and a row of OPTIONS.
+        source: full name and paper.
+        levels: fields of Levels that the method uses, beside steps and sigma_start.
+        steps: default number of noise levels, or where it comes from, in words.
     """
 
     build: Callable[..., Program | Procedure]
@@ -52,7 +52,7 @@ class Method:
 
     @functools.cached_property
     def parameters(self) -> dict[str, inspect.Parameter]:
-        """Everything that a caller may choose, beside the steps, by name."""
+        """Options of the method by name, as parameters of a function."""
         own = inspect.signature(self.build).parameters.values()
         names = {
             **{name: _OF_LEVELS[name] for name in self.levels},
@@ -62,18 +62,18 @@ class Method:
 
     @functools.cached_property
     def types(self) -> dict[str, Any]:
-        """Types of `parameters`."""
+        """Types of the options by name."""
         return {**typing.get_type_hints(self.build), **_TYPES_OF_LEVELS}
 
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """A row of OPTIONS.
+    """Row of OPTIONS.
 
     Attributes:
         help: one or two sentences, with the unit.
-        unset: in words, what a default of None stands for.
-        command_line: whether commands have it, too.
+        unset: meaning of a default of None, in words.
+        command_line: whether the commands have the option.
     """
 
     help: str
@@ -126,7 +126,7 @@ METHODS: dict[str, Method] = {
     ),
 }
 
-# Help texts only: which methods have an option, its type and its defaults are their builders'.
+# Help texts only: the methods that have an option, its type and its defaults follow from METHODS.
 OPTIONS: dict[str, Option] = {
     "sigmas": Option(
         "All noise levels, descending, in place of steps, schedule, rho and sigma_start.",
@@ -134,37 +134,37 @@ OPTIONS: dict[str, Option] = {
         command_line=False,
     ),
     "schedule": Option(
-        "Where the levels lie: ladder takes trained ones; geometric; karras and polynomial bend "
-        "with rho.",
+        "Spacing of the levels: trained levels (ladder), geometric, or by rho (karras, "
+        "polynomial).",
         unset="geometric, or trained levels if the network needs them,",
     ),
     "rho": Option(
-        "Bend of the schedule.",
+        "Exponent of the schedule karras or polynomial.",
         unset=f"{KARRAS_RHO:g} with karras and {POLYNOMIAL_RHO:g} with polynomial",
     ),
     "n_steps_each": Option("Langevin steps per level.", unset="the model's own"),
-    "n_sigma": Option("Number of steps that each step between two levels is cut into."),
+    "n_sigma": Option("Number of steps between two levels."),
     "epsilon": Option(
-        "Langevin step size (the published step_lr). On levels other than the model's, ald takes "
-        "it from Technique 4.",
+        "Langevin step size (the published step_lr). For levels other than the model's, ald "
+        "computes it by Technique 4.",
         unset="the published one",
     ),
     "form": Option(
-        "Form of the Langevin step. code: x + a s + sqrt(2a) z; paper: half that a.",
+        "Form of the Langevin step: x + a s + sqrt(2a) z (code), or the same with a / 2 (paper).",
         unset="the model's own",
     ),
-    "eta": Option("Share of noise, from 0 for the flow to 1 for the SDE, and beyond."),
-    "churn": Option("S_churn of EDM: noise added before steps."),
+    "eta": Option("Amount of noise: 0 for the probability flow, 1 for the SDE; more is possible."),
+    "churn": Option("S_churn of EDM: noise added before a step."),
     "s_min": Option("Smallest sigma that churn acts on, in units of the image range [0, 1]."),
     "s_max": Option("Largest sigma that churn acts on, in units of the image range [0, 1]."),
     "s_noise": Option("Scale of the noise."),
     "t_end": Option("Time of the last step, from 0 to 1."),
-    "predictor": Option("Predictor, which goes from one level to the next."),
+    "predictor": Option("Predictor of the step from one level to the next."),
     "corrector": Option(
         "Corrector at each level: the published langevin and annealed, or a Markov chain."
     ),
     "corrector_steps": Option("Corrector steps at each level."),
-    "order": Option("Which comes first at a level."),
+    "order": Option("Order of predictor and corrector at a level."),
     "snr": Option(
         "Signal-to-noise ratio of the step of correctors langevin and annealed.", unset=f"{SNR:g}"
     ),
@@ -173,14 +173,15 @@ OPTIONS: dict[str, Option] = {
         unset="by corrector and image size (samplers/correctors.py)",
     ),
     "norm": Option(
-        "Whose norms set the step of corrector langevin: each sample's own, or means over the "
+        "Norms that set the step of corrector langevin: of each sample, or means over the "
         "micro-batch, as published.",
         unset="sample",
     ),
     "rtol": Option("Relative tolerance of a step."),
     "atol": Option("Absolute tolerance of a step, in units of the image range [0, 1]."),
     "denoise": Option(
-        "Finish with the posterior mean instead of a noisy sample (pc: without the last noise)."
+        "Return the posterior mean at the last level instead of a noisy sample (pc: omit the last "
+        "noise)."
     ),
     "flow": Option("Follow the probability flow instead of the SDE.", command_line=False),
     "sigma_start": Option(
@@ -190,7 +191,11 @@ OPTIONS: dict[str, Option] = {
 
 
 def options() -> list[str]:
-    """Names of the options of all methods, in the order of OPTIONS."""
+    """Returns the names of the options of all methods, in the order of OPTIONS.
+
+    Raises:
+        ValueError: an option of a method has no row in OPTIONS.
+    """
     used = {name: method for method, row in METHODS.items() for name in row.parameters}
     for name, method in used.items():
         if name not in OPTIONS:
@@ -202,7 +207,7 @@ def options() -> list[str]:
 
 
 def methods_with(option: str) -> dict[str, inspect.Parameter]:
-    """Methods that have an option, each with its parameter, which has the default."""
+    """Returns the methods that have an option, each with its parameter."""
     return {
         method: row.parameters[option]
         for method, row in METHODS.items()
@@ -211,19 +216,19 @@ def methods_with(option: str) -> dict[str, inspect.Parameter]:
 
 
 def option_type(option: str) -> Any:
-    """Type of an option; the union of its types where methods differ."""
+    """Returns the type of an option; a union if methods differ."""
     return functools.reduce(
         operator.or_, [METHODS[method].types[option] for method in methods_with(option)]
     )
 
 
 def default_steps() -> str:
-    """Usual number of steps of each method, in words."""
+    """Returns the default number of steps of every method, in words."""
     return _by_value({method: row.steps for method, row in METHODS.items()})
 
 
 def defaults(option: str) -> str:
-    """Methods that have an option and its default for each, in words."""
+    """Returns the defaults of an option and the methods that have them, in words."""
     unset = OPTIONS[option].unset
     return _by_value(
         {
@@ -234,7 +239,7 @@ def defaults(option: str) -> str:
 
 
 def _by_value(values: Mapping[str, object]) -> str:
-    """Methods by their value: "4 for fast; 1 for dpmpp, ancestral"."""
+    """Groups methods by value: "4 for fast; 1 for dpmpp, ancestral"."""
     names: dict[str, list[str]] = {}
     for method, value in values.items():
         text = f"{value:g}" if isinstance(value, float) else str(value)
@@ -246,7 +251,7 @@ def _by_value(values: Mapping[str, object]) -> str:
 
 
 def parameters() -> list[inspect.Parameter]:
-    """The options of all methods as keyword parameters; default ... where methods differ."""
+    """Returns the options of all methods as keyword parameters; default ... if methods differ."""
     found = []
     for option in options():
         first, *others = methods_with(option).values()
@@ -258,7 +263,7 @@ def parameters() -> list[inspect.Parameter]:
 
 
 def describe_options() -> str:
-    """Paragraphs for a docstring: every option, its methods and its default for each."""
+    """Returns a docstring's paragraphs on every option, its methods and their defaults."""
     return "\n".join(
         textwrap.fill(
             f"{option}: {OPTIONS[option].help} (default: {defaults(option)})",
@@ -271,7 +276,7 @@ def describe_options() -> str:
 
 
 def check_options(method: str, options: Iterable[str]) -> Method:
-    """The row of a method; ValueError unless it exists and has these options."""
+    """Returns the row of a method; ValueError unless it exists and has these options."""
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
     row = METHODS[method]
@@ -287,7 +292,7 @@ def check_options(method: str, options: Iterable[str]) -> Method:
 def build(
     method: str, model: ScoreModel, steps: int | None, options: dict[str, Any]
 ) -> Program | Procedure:
-    """What a method runs; ValueError names the methods, or options of it, that exist."""
+    """Builds a method for a model; ValueError names the existing methods, or the options."""
     row = check_options(method, options)
     of_levels = {name: options[name] for name in _LEVEL_OPTIONS if name in options}
     usual = row.steps if isinstance(row.steps, int) else None
@@ -304,7 +309,7 @@ def build(
 
 
 def _trained(model: ScoreModel, sampler: Program | Procedure) -> bool:
-    """Whether the sampler asks for trained sigmas alone."""
+    """Returns whether the sampler evaluates the network at trained sigmas only."""
     if sampler.nfe is None:
         return False
     trained = model.sigmas.double().cpu().numpy()

@@ -1,4 +1,4 @@
-"""Methods that are no tables: how each turns a model, levels and options into a Procedure."""
+"""Builders of the other methods: from a model, levels and options to a Procedure."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def pc(
 def _refuse_idle(
     corrector: str, snr: float | None, norm: str | None, relative_step: float | None
 ) -> None:
-    """ValueError for options of other correctors."""
+    """Raises ValueError if options of other correctors are given."""
     if corrector in CORRECTORS:
         idle = {"snr": snr, "norm": norm}
         has = "relative_step"
@@ -117,7 +117,7 @@ def _refuse_idle(
 def _corrector(
     name: Corrector | Chain, chains: Chains, relative_step: float | None
 ) -> Corrector | Move:
-    """What predictor_corrector takes: a name, or the move of that name for these chains."""
+    """Returns the corrector for these chains: a name of predictor_corrector, or a `Move`."""
     if name not in CORRECTORS:
         return cast(Corrector, name)
     if chains.noise_weights is not None:
@@ -183,7 +183,7 @@ def adaptive(
 
 
 def _ends(name: str, model: ScoreModel, levels: Levels) -> tuple[float, float]:
-    """Where a method that chooses its steps begins and ends."""
+    """Returns the first and last noise level of a method that chooses its steps."""
     if levels.steps is not None:
         raise ValueError(f"method {name!r} chooses its own steps; give rtol and atol instead")
     own = levels.own(model)

@@ -1,4 +1,4 @@
-"""Methods that are tables: how each turns a model, levels and options into a Program."""
+"""Builders of the methods that are tables: from a model, levels and options to a Program."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def ald(
 ) -> Program:
     """Annealed Langevin dynamics: `steps` noise levels, NFE = steps * n_steps_each (+ 1).
 
-    A ladder or n_steps_each other than the model's own gets its epsilon from Technique 4, one level
-    the model's in proportion, unless one is given.
+    The default of epsilon is the model's own. For another ladder or n_steps_each it follows from
+    Technique 4, and for a ladder of one level from the model's in proportion to sigma^2.
     """
     config = model.config
     ladder = levels.like_the_model(model)
@@ -48,7 +48,7 @@ def ald(
 def _epsilon(
     model: ScoreModel, levels: Levels, ladder: Column, n_steps_each: int, form: str
 ) -> float:
-    """The model's own step on its own ladder, else Technique 4's."""
+    """Returns the model's own step on its own ladder, else the step of Technique 4."""
     config, own = model.config, levels.own(model)
     same = len(ladder) == len(own) and np.allclose(ladder, own, rtol=1e-5)
     if n_steps_each < 1 or (same and n_steps_each == config.n_steps_each):
@@ -143,7 +143,7 @@ def fast(
     s_noise: float = 1.0,
     denoise: bool = True,
 ) -> Program:
-    """The quality of `ald` in few evaluations: `steps` levels, NFE = steps (few_step.py)."""
+    """DPM-Solver++(2M) with the quality of `ald`: `steps` levels, NFE = steps (few_step.py)."""
     ladder = levels.between_the_ends(model)
     return few.fast(ladder, eta=eta, s_noise=s_noise, denoise=denoise)
 

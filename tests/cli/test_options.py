@@ -13,7 +13,7 @@ from ncsn_fast import Sampler
 from ncsn_fast.cli import command
 from ncsn_fast.cli.command import UsageError
 from ncsn_fast.cli.options import ModelOptions, SamplingOptions, with_method_options
-from ncsn_fast.inference.sampling_params import SamplingCall, SamplingParams, takes
+from ncsn_fast.inference.sampling_params import SamplingParams, takes
 from ncsn_fast.samplers import few_step, methods
 from ncsn_fast.samplers.methods import METHODS, OPTIONS, Method, Option
 
@@ -119,22 +119,6 @@ def test_a_new_method_reaches_the_command_sample():
     assert "(default: 0.25 for mine)" in done.stdout
 
 
-def test_every_option_has_one_row_one_type_and_a_default():
-    used = {name for row in METHODS.values() for name in row.parameters}
-    assert used == set(OPTIONS)
-    for name in OPTIONS:
-        found = methods.methods_with(name)
-        assert all(p.default is not p.empty for p in found.values()), name
-        assert len({METHODS[method].types[name] for method in found}) == 1, name
-
-
-def test_defaults_are_told_by_method():
-    assert methods.defaults("eta") == "4 for fast; 1 for dpmpp, ancestral"
-    assert methods.defaults("denoise") == "True for all methods"
-    assert methods.defaults("snr") == "0.16 for pc"
-    assert "50 for euler; 18 for heun" in methods.default_steps()
-
-
 def test_the_command_line_has_the_options_of_the_methods():
     fields = [f.name for f in dataclasses.fields(SamplingOptions)]
     shared = [f.name for c in (ModelOptions, SamplingParams) for f in dataclasses.fields(c)]
@@ -145,25 +129,3 @@ def test_the_command_line_has_the_options_of_the_methods():
         "seed": 0, "start": 0, "progress": False, "method": "pc", "steps": 3, "corrector": "mala",
         "denoise": False,
     }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "name", ["sample", "inpaint", "restore", "colourise", "super_resolve", "deblur", "sdedit",
-             "guided", "interpolate"],
-)  # fmt: skip
-def test_methods_of_sampler_show_what_they_take(name):
-    """In their signatures, with the defaults of SamplingCall and of the methods' builders."""
-    shown = inspect.signature(getattr(Sampler, name)).parameters
-    for field in dataclasses.fields(SamplingCall):
-        if field.name != "options":
-            assert shown[field.name].default == field.default, field.name
-            assert shown[field.name].kind is inspect.Parameter.KEYWORD_ONLY
-    assert set(OPTIONS) < set(shown)
-    assert (shown["n_sigma"].default, shown["eta"].default) == (1, ...)
-    assert list(shown)[-1] == "options"
-
-
-def test_help_of_sample_tells_the_methods_of_an_option():
-    told = " ".join(Sampler.sample.__doc__.split())
-    for name, row in OPTIONS.items():
-        assert f"{name}: {row.help} (default: {methods.defaults(name)})" in told

@@ -249,3 +249,19 @@ def test_the_command_line(tiny_folder, monkeypatch, capsys):
     assert sample.main([*common, "c", "--method", "dpmpp", "--eta", "0.5", "--steps", "2"]) == 0
     with pytest.raises(ValueError, match="'em' has no option schedule"):
         sample.main([*common, "d", "--method", "em", "--schedule", "karras"])
+
+
+def test_every_option_has_one_row_one_type_and_a_default():
+    used = {name for row in methods.METHODS.values() for name in row.parameters}
+    assert used == set(methods.OPTIONS)
+    for name in methods.OPTIONS:
+        found = methods.methods_with(name)
+        assert all(p.default is not p.empty for p in found.values()), name
+        assert len({methods.METHODS[method].types[name] for method in found}) == 1, name
+
+
+def test_defaults_are_told_by_method():
+    assert methods.defaults("eta") == "4 for fast; 1 for dpmpp, ancestral"
+    assert methods.defaults("denoise") == "True for all methods"
+    assert methods.defaults("snr") == "0.16 for pc"
+    assert "50 for euler; 18 for heun" in methods.default_steps()
