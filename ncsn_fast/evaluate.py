@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from ncsn_fast import engines
 from ncsn_fast.checkpoints.loading import resolve_model
+from ncsn_fast.cli.arguments import import_function
 from ncsn_fast.cli.options import (
     ModelOptions,
     SamplingOptions,
@@ -35,7 +36,7 @@ from ncsn_fast.cli.options import (
     method_argument,
 )
 from ncsn_fast.cli.outputs import check_output, check_output_folder, check_pictures
-from ncsn_fast.cli.sample_folder import SETTINGS_NAME, claim_folder, read_files, write_files
+from ncsn_fast.cli.sample_folder import claim_folder, read_files, read_settings, write_files
 from ncsn_fast.data import datasets
 from ncsn_fast.data.decode import parse_colour
 from ncsn_fast.data.files import atomic_write
@@ -51,7 +52,7 @@ from ncsn_fast.evaluation.bits_per_dim import (
     model_ends,
 )
 from ncsn_fast.evaluation.evaluator import BATCH, Evaluator, describe_source, open_source
-from ncsn_fast.evaluation.features import load_extractor
+from ncsn_fast.evaluation.features import Extractor, function_extractor, load_extractor
 from ncsn_fast.evaluation.likelihood import Trace
 from ncsn_fast.evaluation.metrics import digit_figures, nearest_images
 from ncsn_fast.ops import noise
@@ -76,9 +77,9 @@ class EvaluateOptions(SamplingOptions):
     them, or the likelihood of each image."""
     extractor: str | None = None
     """Compute FID, KID and the inception score from its features: digits (a small network trained
-    on them), weights of the FID's Inception network (.safetensors or .pth), or a TorchScript
-    program (.pt, .ts), which is code and is run: name only files that you trust. Nothing is
-    downloaded."""
+    on them), weights of the FID's Inception network (.safetensors or .pth), or MODULE:NAME, a
+    Python function of yours: uint8 images (N, 3, H, W) -> features (N, F) or (features, logits).
+    Nothing is downloaded."""
     reference: str | None = None
     """Reference of the samples: a folder, zip, hf:NAME[:SPLIT], digits:train,
     digits:held-out (the default of the digits' extractor), or an .npz file with mu and sigma."""
@@ -215,7 +216,7 @@ def evaluate_samples(options: EvaluateOptions) -> tuple[dict[str, Any], list[Pic
     evaluator = None
     if options.extractor is not None:
         evaluator = Evaluator(
-            load_extractor(options.extractor).to(sampler.device),
+            _extractor(options.extractor).to(sampler.device),
             options.reference,
             model,
             options.samples(),
@@ -241,6 +242,14 @@ def evaluate_samples(options: EvaluateOptions) -> tuple[dict[str, Any], list[Pic
     return found, list(_pictures(options, samples, searched))
 
 
+def _extractor(name: str) -> Extractor:
+    """Loads the extractor that --extractor names."""
+    module, _, function = name.partition(":")
+    if module and function and not Path(name).exists():
+        return function_extractor(name, import_function("--extractor", name))
+    return load_extractor(name)
+
+
 def _pictures(
     options: EvaluateOptions, samples: Tensor, searched: datasets.Images | None
 ) -> Iterator[Picture]:
@@ -260,8 +269,8 @@ def _sampling(options: EvaluateOptions, sampler: Sampler, nfe: int | None) -> di
         assert sampler.report is not None
         drawn = dataclasses.asdict(sampler.report)
     else:
-        there = json.loads((options.out_dir / SETTINGS_NAME).read_text())
-        drawn |= {"dtype": there["dtype"], "out_dir": str(options.out_dir)}
+        there = read_settings(options.out_dir)
+        drawn |= {"dtype": there.get("dtype"), "out_dir": str(options.out_dir)}
     return {**drawn, **options.method_options(), "seed": options.seed, "start": options.start}
 
 

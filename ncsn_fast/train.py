@@ -310,9 +310,10 @@ def train(
     log.info(
         "training %s: %d images, %.2f M parameters, on %s", run, len(images), size / 1e6, device
     )
-    if trainer.step >= config.steps:
-        return run, None
-    return run, fit(trainer, images, Journal(run, config, trainer.step), progress=progress)
+    journal = Journal(run, config, trainer.step)
+    if plan.saved is not None:
+        journal.sample_again(trainer)
+    return run, fit(trainer, images, journal, progress=progress)
 
 
 _NAMES = ", ".join([*CONFIGS, "toy"])

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import safetensors
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ncsn_fast.checkpoints.safetensors_file import read_safetensors
 from ncsn_fast.checkpoints.torch_file import CheckpointError, key_differences
-from ncsn_fast.data.files import atomic_write
+from ncsn_fast.data.files import atomic_write_all
+from ncsn_fast.data.json_file import JSONError, parse_json, read_json
 from ncsn_fast.diffusion.schedule import check_ladder
 from ncsn_fast.models.score import ModelConfig, ScoreModel
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
+DIGEST = "weights_sha256"  # in config.json: of which weights it speaks
 _EXACT = ("sigmas", ".W")  # endings of keys that keep float32 in files of half precision
 
 
@@ -47,8 +51,8 @@ def build_model(config: ModelConfig, state: dict[str, Tensor], where: str) -> Sc
 def _check_fit(expected: dict[str, Tensor], state: dict[str, Tensor], arch: str) -> None:
     if differences := key_differences(expected, state):
         raise ValueError(f"the weights do not fit network {arch!r}: {differences}")
-    for key, value in state.items():
-        wanted = expected[key]
+    for key, wanted in expected.items():
+        value = state[key]
         if value.shape != wanted.shape:
             raise ValueError(
                 f"{key} has shape {tuple(value.shape)}; expected {tuple(wanted.shape)}"
@@ -90,43 +94,55 @@ def save_model(model: ScoreModel, folder: str | Path, *, dtype: torch.dtype | No
             k: v.to(dtype) if v.is_floating_point() and not k.endswith(_EXACT) else v
             for k, v in state.items()
         }
-    with atomic_write(folder / WEIGHTS_NAME) as path:
-        path.write_bytes(safetensors.torch.save(state, metadata={"format": "pt"}))
-    with atomic_write(folder / CONFIG_NAME) as path:
-        path.write_text(json.dumps(model.config.to_dict(), indent=2) + "\n")
+    content = safetensors.torch.save(state, metadata={"format": "pt"})
+    described = {**model.config.to_dict(), DIGEST: hashlib.sha256(content).hexdigest()}
+    with atomic_write_all(folder / WEIGHTS_NAME, folder / CONFIG_NAME) as (weights, config):
+        weights.write_bytes(content)
+        config.write_text(json.dumps(described, indent=2) + "\n")
     return folder
 
 
 def load_model_folder(folder: Path) -> ScoreModel:
-    """ScoreModel from config.json and model.safetensors."""
+    """ScoreModel from config.json and model.safetensors.
+
+    CheckpointError unless they are complete and belong together.
+    """
     weights, described = folder / WEIGHTS_NAME, folder / CONFIG_NAME
     try:
-        text = described.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"cannot read {described}: {error}") from error
-    try:
-        state = safetensors.torch.load_file(weights)
-    except FileNotFoundError as error:
+        values = read_json(described)
+    except (OSError, JSONError) as error:
+        raise CheckpointError(str(error)) from error
+    if not weights.exists():
+        raise CheckpointError(f"{weights} does not exist; {folder} is not a complete model folder")
+    expected = values.pop(DIGEST, None)
+    state, digest = read_safetensors(weights)
+    model = build_model(_config(values, state, str(described)), state, str(weights))
+    if expected not in (None, digest):
         raise CheckpointError(
-            f"{weights} does not exist; {folder} is not a complete model folder"
-        ) from error
-    except (safetensors.SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"cannot read {weights} ({error}); is the file complete?") from error
-    return build_model(config_from_json(text, state, str(described)), state, str(weights))
+            f"{described} is not of the weights in {weights}, whose SHA-256 is {digest}: writing "
+            f"the folder was interrupted, or one file was exchanged. Write it again (or delete "
+            f"{DIGEST} from {CONFIG_NAME}, if both are as you want them)"
+        )
+    return model
 
 
 def config_from_json(text: str, state: dict[str, Tensor], where: str) -> ModelConfig:
     """ModelConfig from JSON, for weights that must have as many sigmas as it says."""
     try:
-        values = json.loads(text)
-        if not isinstance(values, dict):
-            raise ValueError("expected a JSON object")
-        sigmas = state.get("sigmas")
-        found = "no sigmas" if sigmas is None else f"sigmas of shape {tuple(sigmas.shape)}"
+        values = parse_json(text, where)
+    except JSONError as error:
+        raise CheckpointError(str(error)) from error
+    return _config(values, state, where)
+
+
+def _config(values: dict[str, Any], state: dict[str, Tensor], where: str) -> ModelConfig:
+    sigmas = state.get("sigmas")
+    found = "no sigmas" if sigmas is None else f"sigmas of shape {tuple(sigmas.shape)}"
+    try:
         if sigmas is None or list(sigmas.shape) != [values.get("n_sigmas")]:
             raise ValueError(f"n_sigmas is {values.get('n_sigmas')}, but the weights have {found}")
         return ModelConfig.from_dict(values)
-    except (ValueError, RecursionError) as error:
+    except (ValueError, OverflowError) as error:
         raise CheckpointError(f"cannot use {where}: {error}") from error
 
 

@@ -37,7 +37,7 @@ def infer_config(state: dict[str, Tensor], overrides: dict[str, Any], path: Path
     suffix = "_deepest" if _has(state, "res31.") else "_deeper" if _has(state, "res5.") else ""
     ngf, channels = first.shape[:2]
     begin, end = 1.0, 0.01  # NCSN (2019), which stores no ladder
-    if ladder is not None and ladder.ndim == 1 and len(ladder):
+    if ladder is not None and ladder.ndim == 1 and ladder.is_floating_point() and len(ladder):
         begin, end = float(ladder[0]), float(ladder[-1])
     found: dict[str, Any] = {
         "arch": ("ncsnv2" if table is None else "ncsn") + suffix,
@@ -72,5 +72,6 @@ def full_table(key: str, table: Tensor, state: dict[str, Tensor]) -> Tensor:
 
 
 def _without_bias(state: dict[str, Tensor]) -> bool:
-    table = state.get("normalizer.embed.weight")  # networks without it may hold other tables
-    return table is not None and table.shape[1:] == (2 * len(state["begin_conv.weight"]),)
+    # Networks without these tensors may hold other tables.
+    table, first = (state.get(key) for key in ("normalizer.embed.weight", "begin_conv.weight"))
+    return table is not None and first is not None and table.shape[1:] == (2 * len(first),)

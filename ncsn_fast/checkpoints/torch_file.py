@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import pickle
 import warnings
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import torch
 from torch import Tensor
+
+from ncsn_fast.data import limits
+from ncsn_fast.data.files import open_regular
+
+_ZIP_MAGIC = b"PK\x03\x04"
 
 Weights = Literal["ema", "raw"]
 
@@ -21,8 +27,12 @@ class CheckpointError(ValueError):
 def read_torch(path: Path) -> Any:
     """torch.load without code execution, on the CPU; CheckpointError for whatever goes wrong."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # about odd pickles: refused or fine
-            return torch.load(path, map_location="cpu", weights_only=True)
+        with (
+            open_regular(path, limits.WEIGHTS_BYTES) as file,
+            warnings.catch_warnings(action="ignore"),  # about odd pickles: refused or fine
+        ):
+            _check_records(file)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist") from error
     except pickle.UnpicklingError as error:
@@ -37,6 +47,18 @@ def read_torch(path: Path) -> Any:
         ) from error
 
 
+def _check_records(file: BinaryIO) -> None:
+    """ValueError for a zip archive whose records take more memory than its file has bytes."""
+    if file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC:
+        with zipfile.ZipFile(file) as archive:
+            records = archive.infolist()
+        if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+            raise ValueError("its records are compressed, which torch.save never does")
+        if sum(record.file_size for record in records) > file.seek(0, 2):
+            raise ValueError("its records claim more bytes than the file has")
+    file.seek(0)
+
+
 def check_tensors(entry: Any, where: str) -> dict[str, Tensor]:
     """`entry` if it is a state dict of plain dense tensors, else CheckpointError."""
     if not isinstance(entry, dict) or not entry:
@@ -44,11 +66,20 @@ def check_tensors(entry: Any, where: str) -> dict[str, Tensor]:
     for key, value in entry.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise CheckpointError(f"{where} is not a state dict of tensors: see its entry {key!r}")
-        dense = value.layout == torch.strided and value.device.type == "cpu"
-        # A view that repeats few numbers would make a small file ask for any amount of memory.
-        if not dense or value.untyped_storage().nbytes() < value.numel() * value.element_size():
+        if not is_plain(value):
             raise CheckpointError(f"{where}: {key} is not a plain dense tensor; re-save the file")
     return entry
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Returns whether a tensor is dense, in memory, and all of its numbers are there.
+
+    A view that repeats few numbers would make a small file ask for any amount of memory.
+    """
+    dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    if not dense or tensor.is_quantized:
+        return False
+    return tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
 
 
 def key_differences(expected: Iterable[str], found: Iterable[str]) -> str:

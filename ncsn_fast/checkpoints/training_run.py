@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ncsn_fast.checkpoints.model_folder import build_model, config_from_json
-from ncsn_fast.checkpoints.torch_file import CheckpointError, Weights, check_tensors, read_torch
+from ncsn_fast.checkpoints.torch_file import (
+    CheckpointError,
+    Weights,
+    check_tensors,
+    is_plain,
+    read_torch,
+)
+from ncsn_fast.data.json_file import JSONError, parse_json
 from ncsn_fast.models.score import ModelConfig, ScoreModel
 
 CHECKPOINTS = "checkpoints"
@@ -80,12 +87,30 @@ def read_run_file(path: Path, contents: Any = None) -> RunCheckpoint:
         isinstance(contents.get(key, ...), kind) for key, kind in kinds.items()
     ):
         raise CheckpointError(f"{path} is not a checkpoint of ncsn_fast.train")
+    for name in ("step", "n_images"):
+        number = contents.get(name, 0)
+        if type(number) is not int or not 0 <= number < 2**53:
+            raise CheckpointError(f"{path}: {name} must be a number from 0 on; got {number!r:.40}")
     for name in ("model", "ema"):
         if contents[name] is not None:
             check_tensors(contents[name], f"{path}: its {name} entry")
+    if not all(map(is_plain, _tensors(contents["optimizer"]))):
+        raise CheckpointError(f"{path}: its optimizer entry is not of plain dense tensors")
     config = config_from_json(contents["model_config"], contents["model"], str(path))
     try:
-        settings = json.loads(contents["train_config"])
-    except ValueError as error:
-        raise CheckpointError(f"cannot use {path}: {error}") from error
+        settings = parse_json(contents["train_config"], f"{path}, train_config")
+    except JSONError as error:
+        raise CheckpointError(str(error)) from error
     return RunCheckpoint(path, contents["step"], config, settings, contents)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors in nested dicts, lists and tuples, each once."""
+    todo, seen = [value], set[int]()
+    while todo:
+        if id(value := todo.pop()) not in seen:
+            seen.add(id(value))
+            if isinstance(value, Tensor):
+                yield value
+            elif isinstance(value, (dict, list, tuple)):
+                todo.extend(value.values() if isinstance(value, dict) else value)

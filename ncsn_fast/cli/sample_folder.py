@@ -7,6 +7,8 @@ results of two models, seeds or settings.
 from __future__ import annotations
 
 import json
+import logging
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,18 +17,23 @@ import torch
 from torch import Tensor
 
 from ncsn_fast.cli.options import SamplingOptions
+from ncsn_fast.data import limits
 from ncsn_fast.data.decode import DataError, WarnOnce, decode, pixels
-from ncsn_fast.data.files import atomic_write, remove_leftovers
+from ncsn_fast.data.files import atomic_write, open_regular, remove_leftovers
 from ncsn_fast.data.images import sample_path, save_png, to_uint8
+from ncsn_fast.data.json_file import JSONError, read_json
 from ncsn_fast.ops import noise
 from ncsn_fast.sampler import Sampler
 
+log = logging.getLogger(__name__)
 SETTINGS_NAME = "settings.json"
 SAMPLES = "samples drawn"
 # What an engine chooses by itself, and the options that choose it. Engines without the choice, and
 # older versions, do not write "convolutions".
 CHOICES = {"dtype": "--dtype", "convolutions": "--engine-options convolutions"}
 OPTIONAL = frozenset({"convolutions"})
+_PNG_BEGIN = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4s", 13, b"IHDR")
+_PNG_END = struct.pack(">I4sI", 0, b"IEND", 0xAE426082)
 
 
 def claim_folder(
@@ -43,16 +50,11 @@ def claim_folder(
         ValueError: the folder holds results with other settings.
     """
     path = folder / SETTINGS_NAME
+    remove_leftovers(folder, {SETTINGS_NAME})
     if not path.exists():
         with atomic_write(path, overwrite=False) as temporary:
             temporary.write_text(json.dumps(settings, indent=2) + "\n")
-    try:
-        there = dict(json.loads(path.read_text()))  # another process may have been first
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"{path} does not say what the {what} there are made with; take a new --out-dir "
-            "(or delete that file, if you know that this command made them)"
-        ) from error
+    there = read_settings(folder, what)  # another process may have been first
     named = [k for k in {**there, **settings} if k not in ignore]
     compared = [k for k in named if k not in OPTIONAL or (k in there and k in settings)]
     changed = [k for k in compared if there.get(k) != settings.get(k)]
@@ -65,16 +67,29 @@ def claim_folder(
         )
 
 
+def read_settings(folder: Path, what: str = SAMPLES) -> dict[str, Any]:
+    """What a folder's results are made with, as claim_folder wrote it."""
+    path = folder / SETTINGS_NAME
+    try:
+        return read_json(path, finite=False)  # an option may be infinite
+    except JSONError as error:
+        raise ValueError(
+            f"{path} does not say what the {what} there are made with ({error}); take a new "
+            "--out-dir (or delete that file, if you know that this command made them)"
+        ) from error
+
+
 def write_files(
     sampler: Sampler, options: SamplingOptions, folder: Path, block: range
 ) -> tuple[int, int]:
-    """Draws the samples of a block whose files are missing, one PNG each.
+    """Draws the samples of a block whose files are missing or incomplete, one PNG each.
 
     Returns:
         Numbers of files written and of files that existed.
     """
     indices = noise.sample_indices(options.start + block.start, len(block)).tolist()
-    missing = {i: path for i in indices if not (path := sample_path(folder, i)).exists()}
+    shape = sampler.model.image_shape
+    missing = {i: path for i in indices if not is_whole(path := sample_path(folder, i), shape)}
     choices: dict[str, str] = {}
     if missing or not (folder / SETTINGS_NAME).exists():
         # Only an engine that was built knows whether the model needs a slower variant.
@@ -89,9 +104,10 @@ def write_files(
     claim_folder(folder, settings, SAMPLES, ignore=frozenset(() if choices else CHOICES))
     if not missing:
         return 0, len(indices)
-    names = {path.name for path in missing.values()}
-    for place in {path.parent for path in missing.values()}:
-        remove_leftovers(place, names)
+    if broken := [path for path in missing.values() if path.exists()]:
+        log.warning("drawn again, as incomplete or of another size: %d of %s", len(broken), folder)
+    for place in {sample_path(folder, i).parent for i in indices}:
+        remove_leftovers(place)
     stream = sampler.stream(
         torch.tensor(list(missing), dtype=torch.int64),
         seed=options.seed,
@@ -102,6 +118,22 @@ def write_files(
         for index, array in zip(part.tolist(), to_uint8(images), strict=True):
             save_png(array, missing[index])
     return len(missing), len(indices) - len(missing)
+
+
+def is_whole(path: Path, shape: tuple[int, int, int]) -> bool:
+    """Whether a file begins and ends as the PNG of an image (C, H, W) does.
+
+    It is read at both ends only; a crash of the machine leaves none, or zeros.
+    """
+    channels, height, width = shape
+    header = struct.pack(">IIBB", width, height, 8, 0 if channels == 1 else 2)
+    try:
+        with open_regular(path, limits.IMAGE_BYTES) as file:
+            begin = file.read(len(_PNG_BEGIN) + len(header))
+            file.seek(-len(_PNG_END), 2)
+            return begin == _PNG_BEGIN + header and file.read() == _PNG_END
+    except OSError:
+        return False
 
 
 def read_files(

@@ -4,72 +4,149 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
+import fcntl
 import os
+import re
+import stat
 import tempfile
 from collections.abc import Container, Iterator
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
+
+from ncsn_fast.data.limits import Limit
 
 _SUFFIX = ".tmp"
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]+\.tmp")
 # Errors of file systems without hard links (FAT, some network and cloud mounts).
 _NO_LINKS = (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+
+
+def open_regular(path: Path, limit: Limit) -> BinaryIO:
+    """Opens a file for reading bytes.
+
+    A pipe or device may keep its reader waiting for ever, or never end.
+
+    Raises:
+        OSError: it is no regular file, or larger than the limit.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe or device"
+            raise OSError(f"{path} is {kind}, not a file")
+        limit.check(found.st_size, str(path), OSError)
+        return open(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path, *, overwrite: bool = True, mode: int | None = None) -> Iterator[Path]:
     """Yields a temporary path; on success flushes it to disk and renames it to `path`.
 
-    If the process is killed, the old file remains, or none. OSError (for example a full disk) means
-    that nothing changed. With overwrite=False an existing file is kept, even if another process
-    creates it meanwhile: of several concurrent writers exactly one succeeds. `mode` holds from the
-    file's creation on; None uses the umask.
+    If the process is killed, the old file remains, or none; the next call for this path removes the
+    temporary file. OSError (for example a full disk) means that nothing changed. With
+    overwrite=False an existing file is kept, even if another process creates it meanwhile: of
+    several concurrent writers exactly one succeeds. `mode` holds from the file's creation on; None
+    uses the umask.
     """
-    temporary: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_SUFFIX)
-        temporary = Path(name)
-        os.close(handle)
+    with _temporaries((path,)) as (temporary,):
         yield temporary
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.chmod(temporary, 0o666 & ~_umask() if mode is None else mode)
+        _flush(temporary, mode)
         if overwrite:
             os.replace(temporary, path)
         else:
             _put_once(temporary, path, 0o666 if mode is None else mode)
         _fsync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def atomic_write_all(*paths: Path) -> Iterator[tuple[Path, ...]]:
+    """Yields a temporary path for each of several files that belong together.
+
+    All are flushed to disk before the first is renamed, in the order of `paths`. A kill between two
+    renames leaves new files beside old ones: the last must say which others it belongs to.
+    """
+    with _temporaries(paths) as temporaries:
+        for path in paths:
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        yield temporaries
+        for temporary in temporaries:
+            _flush(temporary, None)
+        for temporary, path in zip(temporaries, paths, strict=True):
+            os.replace(temporary, path)
+        for folder in {path.parent for path in paths}:
+            _fsync_folder(folder)
+
+
+@contextlib.contextmanager
+def _temporaries(paths: tuple[Path, ...]) -> Iterator[tuple[Path, ...]]:
+    """Creates a temporary file beside each path, locked while this process lives."""
+    made: list[tuple[int, Path]] = []
+    try:
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(path.parent, {path.name})
+            made.append(_temporary(path))
+        yield tuple(temporary for _, temporary in made)
     except OSError as error:
         raise OSError(
-            f"cannot write {path}: {error.strerror or error}. Nothing was changed there; "
-            "make room or choose another place, then repeat the command."
+            f"cannot write {' and '.join(map(str, paths))}: {error.strerror or error}. Nothing was "
+            "changed there; make room or choose another place, then repeat the command."
         ) from error
     finally:
-        if temporary is not None:
+        for descriptor, temporary in made:
             temporary.unlink(missing_ok=True)
+            os.close(descriptor)
 
 
-def read_json(path: Path, *, most_bytes: int) -> Any:
-    """Returns the value in a small JSON file; None if there is none, or it is damaged or larger."""
-    try:
-        with path.open("rb") as file:
-            text = file.read(most_bytes + 1)
-        return json.loads(text) if len(text) <= most_bytes else None
-    except (OSError, ValueError, RecursionError):
-        return None
+def _temporary(path: Path) -> tuple[int, Path]:
+    prefix = f".{path.name}."
+    while True:
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=_SUFFIX)
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor, Path(name)
+        os.close(descriptor)  # remove_leftovers of another process was faster than the lock
+
+
+def _flush(temporary: Path, mode: int | None) -> None:
+    with open(temporary, "rb") as written:
+        os.fsync(written.fileno())
+    os.chmod(temporary, 0o666 & ~_umask() if mode is None else mode)
 
 
 def remove_leftovers(folder: Path, names: Container[str] | None = None) -> None:
     """Deletes temporary files that atomic_write left in a folder when its process was killed.
 
+    Files that a living process is writing are locked, and stay.
+
     Args:
-        names: delete only temporary files for these file names; needed in folders that other
-            processes are writing to.
+        names: delete only temporary files for these file names.
     """
-    for leftover in folder.glob(f".*{_SUFFIX}"):
-        if names is None or leftover.name[1:].rsplit(".", 2)[0] in names:
-            leftover.unlink(missing_ok=True)
+    try:
+        with os.scandir(folder) as entries:
+            found = [(m["name"], e.path) for e in entries if (m := _TEMPORARY.fullmatch(e.name))]
+    except FileNotFoundError:
+        return
+    for name, path in found:
+        if names is None or name in names:
+            with contextlib.suppress(OSError):  # somebody else's, or just renamed
+                _remove_unlocked(path)
+
+
+def _remove_unlocked(path: str) -> None:
+    # Locks of NFS are for descriptors that can write.
+    descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(path)
+    finally:
+        os.close(descriptor)
 
 
 def _put_once(temporary: Path, path: Path, mode: int) -> None:
@@ -107,5 +184,29 @@ def cache_folder() -> Path:
 
     It holds caches and measurements.
     """
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "ncsn_fast"
+    return user_folder("XDG_CACHE_HOME", ".cache") / "ncsn_fast"
+
+
+def user_folder(variable: str, usual: str) -> Path:
+    """Returns the folder that an environment variable names, else `usual` in the home directory.
+
+    Users without a home (containers that run under any user number) get one in the system's
+    temporary folder, of mode 0700.
+
+    Raises:
+        OSError: that folder exists, and is not theirs alone.
+    """
+    if given := os.environ.get(variable):
+        return Path(given)
+    home = os.path.expanduser("~")  # as it is, where nobody knows
+    return (Path(home) if os.access(home, os.X_OK) else _temporary_home(variable)) / usual
+
+
+def _temporary_home(variable: str) -> Path:
+    folder = Path(tempfile.gettempdir()) / f"ncsn_fast-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise OSError(f"{folder} is not this user's alone; set HOME or {variable} to a folder")
+    return folder

@@ -66,8 +66,37 @@ IMAGE_BYTES = Limit(
     "bytes",
     "size of one image file; of a zip's entry, uncompressed",
 )
+JSON_BYTES = Limit(
+    "NCSN_FAST_MAX_JSON_BYTES", 2**20, "bytes", "size of a JSON file (config.json, settings.json)"
+)
+RECORD_BYTES = Limit(
+    "NCSN_FAST_MAX_RECORD_BYTES", 2**30, "bytes", "size of a record of likelihoods (bits.jsonl)"
+)
+WEIGHTS_BYTES = Limit(
+    "NCSN_FAST_MAX_WEIGHTS_BYTES", 2**34, "bytes", "size of a file of weights or checkpoint"
+)
+HEADER_BYTES = Limit("NCSN_FAST_MAX_HEADER_BYTES", 2**24, "bytes", "header of a .safetensors file")
+IMAGE_SIZE = Limit(
+    "NCSN_FAST_MAX_IMAGE_SIZE", 4096, "pixels", "height and width of a model's images"
+)
+STEPS = Limit(
+    "NCSN_FAST_MAX_STEPS", 10**6, "steps", "Langevin steps of a model (n_sigmas x n_steps_each)"
+)
+BATCH_ELEMENTS = Limit(
+    "NCSN_FAST_MAX_BATCH_ELEMENTS", 2**28, "elements", "N x C x H x W that an ONNX file is fixed to"
+)
 
-LIMITS = (PIXELS, IMAGE_BYTES)
+LIMITS = (
+    PIXELS,
+    IMAGE_BYTES,
+    JSON_BYTES,
+    RECORD_BYTES,
+    WEIGHTS_BYTES,
+    HEADER_BYTES,
+    IMAGE_SIZE,
+    STEPS,
+    BATCH_ELEMENTS,
+)
 
 
 def parse_size(text: str, name: str) -> int:

@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ncsn_fast.data import datasets
-from ncsn_fast.data.files import atomic_write
+from ncsn_fast.data import datasets, limits
+from ncsn_fast.data.files import atomic_write, open_regular
 from ncsn_fast.data.images import as_tensor, check_range
+from ncsn_fast.data.json_file import parse_json
 from ncsn_fast.engines.base import default_batch_size
 from ncsn_fast.evaluation.likelihood import Likelihood, Trace, dequantise, log_likelihood
 from ncsn_fast.inference.runner import SamplingError
@@ -197,14 +198,15 @@ class Record:
         self.path, self.found = path, dict[int, dict[str, Any]]()
         if path is None or not path.exists():
             return
-        lines = path.read_text().splitlines(keepends=True)
-        for line in lines:
+        with open_regular(path, limits.RECORD_BYTES) as file:
+            written = file.read()
+        for line in written.splitlines():
             try:
-                values = json.loads(line)
-                self.found[values["index"]] = {k: values[k] for k in ("index", "bpd", "nfe")}
-            except (ValueError, KeyError, TypeError):
+                entry = _entry(line)
+            except ValueError:
                 continue  # a truncated line of a killed process: redo that image
-        if "".join(lines) != (text := "".join(map(_line, self.found.values()))):
+            self.found[entry["index"]] = entry
+        if written != (text := "".join(map(_line, self.found.values()))).encode():
             with atomic_write(path) as temporary:
                 temporary.write_text(text)
 
@@ -236,6 +238,15 @@ class Record:
             },
             "nfe": float(nfe.mean()) if n else None,
         }
+
+
+def _entry(line: bytes) -> dict[str, Any]:
+    """A line of a record; ValueError unless it is one."""
+    values = parse_json(line.decode(), "line")
+    index, bpd, nfe = (values.get(key) for key in ("index", "bpd", "nfe"))
+    if type(index) is not int or index < 0 or type(bpd) is not float or type(nfe) is not int:
+        raise ValueError(f"expected index, bpd and nfe; got {values}")
+    return {"index": index, "bpd": bpd, "nfe": nfe}
 
 
 def _line(values: dict[str, Any]) -> str:

@@ -16,7 +16,8 @@ from tqdm import tqdm
 from ncsn_fast.data import datasets
 from ncsn_fast.data.images import to_uint8
 from ncsn_fast.evaluation.features import Extractor, sha256
-from ncsn_fast.evaluation.fidelity import Fidelity, load_statistics, save_statistics
+from ncsn_fast.evaluation.fidelity import Fidelity
+from ncsn_fast.evaluation.statistics_file import load_statistics, save_statistics
 from ncsn_fast.models.score import ScoreModel
 
 log = logging.getLogger(__name__)

@@ -7,22 +7,23 @@ its weights. None is ever downloaded.
 from __future__ import annotations
 
 import hashlib
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ncsn_fast.checkpoints.safetensors_file import read_safetensors
 from ncsn_fast.checkpoints.torch_file import CheckpointError, check_tensors, read_torch
 from ncsn_fast.models.inception import FEATURES as INCEPTION_FEATURES
 from ncsn_fast.models.inception import FIDInception
 
 DIGIT_FEATURES = Path(__file__).parents[1] / "assets" / "digit_features" / "model.safetensors"
 AT_ONCE = 16  # images per batch: at 299 x 299, each needs about 15 MB
-WEIGHTS, PROGRAMS = (".safetensors", ".pth"), (".pt", ".ts", ".torchscript")
+WEIGHTS, TORCHSCRIPT = (".safetensors", ".pth"), (".pt", ".ts", ".torchscript")
 
 
 class DigitNet(nn.Module):
@@ -49,45 +50,25 @@ class DigitNet(nn.Module):
         return features, self.classes(features)
 
 
-class TorchScript(nn.Module):
-    """A user's TorchScript program: uint8 images (N, 3, H, W) -> features (N, F), or with logits.
+class UserFunction(nn.Module):
+    """A user's function: uint8 images (N, 3, H, W) -> features (N, F), or (features, logits).
 
-    If its forward takes `return_features`, as in the detectors of StyleGAN2-ADA and EDM, it is
-    called for features, and, if it takes `no_output_bias` too, for class probabilities.
+    Calls raise ValueError where it fails.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
         super().__init__()
-        try:
-            self.program = torch.jit.load(str(path), map_location="cpu").eval()
-        except (RuntimeError, ValueError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise CheckpointError(
-                f"cannot read {path} as a TorchScript program ({reason}); weights alone are read "
-                "from a .safetensors or .pth file"
-            ) from error
-        takes = {argument.name for argument in self.program.forward.schema.arguments}
-        self.detector = "return_features" in takes
-        self.classifies = self.detector and "no_output_bias" in takes
+        self.function = function
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(self, images: Tensor) -> tuple[Any, Any]:
         try:
-            return self._run(images)
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
+            found = self.function(images)
+        except Exception as error:  # it may raise anything
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
             raise ValueError(
-                f"the TorchScript program failed on uint8 images {tuple(images.shape)}: {reason}"
+                f"the extractor failed on uint8 images {tuple(images.shape)}: {reason}"
             ) from error
-
-    def _run(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        if not self.detector:
-            found = self.program(images)
-            return found if isinstance(found, tuple) else (found, None)
-        features = self.program(images, return_features=True)
-        if not self.classifies:
-            return features, None
-        # The logarithms of probabilities are logits.
-        return features, self.program(images, no_output_bias=True).clamp(min=1e-30).log()
+        return found if isinstance(found, tuple) and len(found) == 2 else (found, None)
 
 
 class Extractor(nn.Module):
@@ -95,7 +76,8 @@ class Extractor(nn.Module):
 
     Attributes:
         place: a scalar on the device of the weights.
-        name: digits, inception or torchscript.   sha256: of the file that holds the weights.
+        name: digits, inception, or MODULE:NAME of a function.   sha256: of the file that holds
+            the weights, or the function.
         num_features: number of features F.   classes: number of logits; 0 if it has none.
         inception: whether features can be Inception's, so that distances may be called FID.
     """
@@ -123,10 +105,10 @@ class Extractor(nn.Module):
             )
         n, _, height, width = images.shape
         images = images.to(self.place.device).expand(n, 3, height, width).contiguous()
-        program = isinstance(self.network, TorchScript)
+        levels = isinstance(self.network, UserFunction)
         with torch.no_grad():
             parts = [
-                self._checked(self.network(part if program else part.float() / 255), len(part))
+                self._checked(self.network(part if levels else part.float() / 255), len(part))
                 for part in images.split(AT_ONCE)
             ]
         features, logits = zip(*parts, strict=True)
@@ -150,10 +132,9 @@ class Extractor(nn.Module):
 
 
 def load_extractor(source: str | Path) -> Extractor:
-    """Loads the extractor `digits` or one from a file.
+    """Loads the extractor `digits`, or the FID's Inception network with weights from a file.
 
-    Weights of the FID's Inception network (.safetensors, .pth) hold no code. A TorchScript program
-    (.pt, .ts) is code, which runs: use files whose origin you trust.
+    Neither holds code.
 
     Raises:
         CheckpointError: an unreadable file, or weights that do not fit, with the keys that differ.
@@ -162,21 +143,32 @@ def load_extractor(source: str | Path) -> Extractor:
         network = _with_weights(DigitNet(), DIGIT_FEATURES)
         return Extractor(network, "digits", sha256(DIGIT_FEATURES))
     path = Path(source).expanduser()
-    if not path.is_file():
-        raise CheckpointError(
-            f"extractor {path} does not exist; it is digits, weights of the FID's Inception "
-            f"network ({', '.join(WEIGHTS)}) or a TorchScript program ({', '.join(PROGRAMS)})"
-        )
-    if path.suffix in WEIGHTS:
+    if path.suffix in WEIGHTS and path.is_file():
         with torch.device("meta"):
             network = FIDInception()
         return Extractor(_with_weights(network, path), "inception", sha256(path))
-    if path.suffix in PROGRAMS:
-        return Extractor(TorchScript(path), "torchscript", sha256(path))
+    what = "must end so" if path.is_file() else "does not exist"
+    code = " (a TorchScript file is code, and is not read: let a function load it)"
     raise CheckpointError(
-        f"extractor {path} must end in {', '.join(WEIGHTS)} (weights of the FID's Inception "
-        f"network) or {', '.join(PROGRAMS)} (a TorchScript program)"
+        f"extractor {path} {what}: it is digits, weights of the FID's Inception network "
+        f"({', '.join(WEIGHTS)}), or MODULE:NAME, a function of yours"
+        f"{code if path.suffix in TORCHSCRIPT else ''}"
     )
+
+
+def function_extractor(name: str, function: Callable[[Tensor], Any]) -> Extractor:
+    """The extractor that a Python function is.
+
+    Args:
+        name: MODULE:NAME; its SHA-256 is that of the module's file.
+        function: uint8 images (N, 3, H, W) on the device of the call -> features (N, F), or
+            (features, logits (N, K)).
+
+    Raises:
+        ValueError: it fails, or gives something else.
+    """
+    file = getattr(sys.modules.get(name.partition(":")[0]), "__file__", None)
+    return Extractor(UserFunction(function), name, sha256(Path(file)) if file else "")
 
 
 def sha256(path: Path) -> str:
@@ -190,10 +182,7 @@ def _with_weights(network: nn.Module, path: Path) -> nn.Module:
     if path.suffix == ".pth":
         state = check_tensors(read_torch(path), str(path))
     else:
-        try:
-            state = safetensors.torch.load_file(path)
-        except (safetensors.SafetensorError, OSError, ValueError) as error:
-            raise CheckpointError(f"cannot read {path} ({error}); is the file complete?") from error
+        state, _ = read_safetensors(path)
     # Files made before torch 0.4.1 lack these counters, which matter in training only.
     counters = {k for k in network.state_dict() if k.endswith("num_batches_tracked")}
     expected = {k: v.shape for k, v in network.state_dict().items() if k not in counters}

@@ -12,69 +12,18 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ncsn_fast.data.files import atomic_write
 from ncsn_fast.evaluation.features import Extractor
 from ncsn_fast.evaluation.metrics import Statistics, statistics_distance
 
 MIN_SAMPLES_FOR_FID = 10_000  # with fewer samples, a Fréchet distance is not called FID
 KID_SUBSETS, KID_SUBSET_SIZE, KID_MAX_IMAGES = 100, 1000, 5000
 IS_SPLITS = 10
-
-
-def save_statistics(path: Path, statistics: Statistics, extractor: Extractor) -> None:
-    """Writes mu and sigma under their usual names, with n and the extractor."""
-    with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        np.savez(
-            file,
-            mu=statistics.mu,
-            sigma=statistics.sigma,
-            n=np.int64(statistics.n),
-            extractor=np.str_(extractor.name),
-            extractor_sha256=np.str_(extractor.sha256),
-        )
-
-
-def load_statistics(path: Path, extractor: Extractor) -> Statistics:
-    """Reads `mu` and `sigma` from an npz file, without unpickling anything.
-
-    Raises:
-        ValueError: they are not finite, not of the extractor's size, sigma is not symmetric, or the
-            file names another extractor.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            entries = {name: file[name] for name in file.files}
-        mu, sigma = (np.asarray(entries[name], dtype=np.float64) for name in ("mu", "sigma"))
-    except KeyError as error:
-        raise ValueError(f"{path} must hold mu and sigma; it has no {error}") from error
-    except Exception as error:  # damaged bytes make the reader raise nearly anything
-        reason = str(error) or type(error).__name__
-        raise ValueError(f"cannot read {path} as an npz file of mu and sigma: {reason}") from error
-    width = extractor.num_features
-    if mu.shape != (width,) or sigma.shape != (width, width):
-        raise ValueError(
-            f"extractor {extractor.name} has {width} features, so mu must be ({width},) and sigma "
-            f"({width}, {width}); {path} has {mu.shape} and {sigma.shape}"
-        )
-    if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
-        raise ValueError(f"{path} holds NaN or infinite values")
-    scale = np.abs(sigma).max()
-    if np.abs(sigma - sigma.T).max() > 1e-6 * scale or sigma.diagonal().min() < -1e-6 * scale:
-        raise ValueError(f"{path}: sigma is no covariance: it must be symmetric, its diagonal >= 0")
-    by = str(entries.get("extractor_sha256", ""))
-    if by and by != extractor.sha256:
-        raise ValueError(
-            f"{path} was made with extractor {entries.get('extractor')} (sha256 {by[:12]}), not "
-            f"with {extractor.name} ({extractor.sha256[:12]}); give that one, or other statistics"
-        )
-    return Statistics(mu, sigma, int(entries.get("n", 0)))
 
 
 class _PrecomputedFeatures(nn.Module):

@@ -54,7 +54,12 @@ def statistics_distance(a: Statistics, b: Statistics) -> float:
     The last trace is the sum of the singular values of S_a^(1/2) S_b^(1/2), which is accurate for
     singular covariances, too: it takes no root of an eigenvalue of a product.
     """
-    cross = np.linalg.svd(_root(a.sigma) @ _root(b.sigma), compute_uv=False).sum()
+    try:
+        cross = np.linalg.svd(_root(a.sigma) @ _root(b.sigma), compute_uv=False).sum()
+    except np.linalg.LinAlgError as error:
+        raise ValueError(
+            f"no Fréchet distance: {error} of a covariance; are the features finite?"
+        ) from error
     gap = a.mu - b.mu
     return max(0.0, float(gap @ gap + np.trace(a.sigma) + np.trace(b.sigma) - 2 * cross))
 

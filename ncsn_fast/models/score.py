@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from ncsn_fast.data import limits
 from ncsn_fast.diffusion import schedule as ladders
 from ncsn_fast.models.refinenet import ARCHITECTURES, RefineNet
 from ncsn_fast.models.unet import TIME_ARCHS, Clock, TimeUNet
@@ -47,6 +48,7 @@ class ModelConfig:
     sigma_max: float = 0.0
 
     def __post_init__(self) -> None:
+        self._check_numbers()
         if self.langevin_form not in ("code", "paper"):
             raise ValueError(f"langevin_form must be 'code' or 'paper'; got {self.langevin_form!r}")
         if not (0 < self.epsilon < math.inf and self.n_steps_each >= 0):
@@ -72,6 +74,25 @@ class ModelConfig:
                 f"sigma_min and sigma_max belong to {' and '.join(TIME_ARCHS)}, not {self.arch!r}; "
                 "a ladder has sigma_begin and sigma_end"
             )
+
+    def _check_numbers(self) -> None:
+        """ValueError for numbers of another kind, or beyond what files may ask for."""
+        least = {"channels": 1, "ngf": 1, "n_sigmas": 1, "n_steps_each": 0}
+        wrong = [
+            f"{name} must be an integer from {low} on; got {value!r}"
+            for name, low in least.items()
+            if type(value := getattr(self, name)) is not int or value < low
+        ]
+        size = self.image_size
+        if type(size) is not tuple or len(size) != 2 or not all(type(n) is int for n in size):
+            wrong.append(f"image_size must be (height, width); got {size!r}")
+        elif min(size) < 1:
+            wrong.append(f"image_size must be positive; got {size!r}")
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        limits.IMAGE_SIZE.check(max(size), f"image_size {size[0]}x{size[1]}")
+        steps = self.n_sigmas * max(1, self.n_steps_each)
+        limits.STEPS.check(steps, f"n_sigmas {self.n_sigmas}, n_steps_each {self.n_steps_each}")
 
     def clock(self) -> Clock:
         """Returns the mapping between time and noise level of a time-conditioned network."""

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
+from ncsn_fast.data import limits
 from ncsn_fast.data.decode import parse_colour
 from ncsn_fast.models.published_runs import PUBLISHED_RUNS
 from ncsn_fast.models.refinenet import ARCHITECTURES
@@ -135,6 +136,8 @@ class TrainConfig:
                 raise ValueError(
                     f"{field} must be at least {low:g}{bound}, and finite; got {value}"
                 )
+        limits.IMAGE_SIZE.check(self.image_size, "image_size")
+        limits.STEPS.check(self.n_sigmas * self.n_steps_each, "n_sigmas x n_steps_each")
         for field in ("sigma_end", "lr", "adam_eps"):
             if not 0 < getattr(self, field) < math.inf:
                 raise ValueError(f"{field} must be positive; got {getattr(self, field)}")

@@ -166,7 +166,7 @@ class Trainer:
         """
         try:
             self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            self._load_optimizer(state["optimizer"])
             if self.ema is not None:
                 self.averaged().load_state_dict(state["ema"])
             self.generator.set_state(state["generator"])
@@ -174,6 +174,21 @@ class Trainer:
             reason = str(error).splitlines()[0]
             raise TrainingError(f"the checkpoint does not fit this run: {reason}") from error
         self.step = state["step"]
+
+    def _load_optimizer(self, state: dict[str, Any]) -> None:
+        """Adam's moments; ValueError unless they are those of these weights and settings."""
+        own = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict(state)
+        for group, found in zip(own, self.optimizer.state_dict()["param_groups"], strict=True):
+            changed = [k for k in group if k != "lr" and found.get(k) != group[k]]
+            if changed:
+                raise ValueError(f"the optimizer has another {', '.join(changed)}")
+        for weight, moments in self.optimizer.state.items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                moment = moments[name]
+                if moment.shape != weight.shape or not bool(torch.isfinite(moment).all()):
+                    raise ValueError(f"{name} of shape {tuple(moment.shape)} does not fit a weight")
+            moments["step"] = torch.as_tensor(float(moments["step"]))
 
 
 class LevelLosses:
@@ -249,6 +264,18 @@ class Journal:
         for old in training_run.checkpoint_paths(self.run)[: -self.config.keep]:
             old.unlink()
 
+    def grid_path(self, step: int) -> Path:
+        """File of the grid that is drawn at a step."""
+        return self.run / "samples" / f"step_{step:08d}.png"
+
+    def sample_again(self, trainer: Trainer) -> None:
+        """Draws the grid of the checkpoint that was just loaded, if a kill prevented it."""
+        remove_leftovers(self.run / "samples")
+        last = trainer.step >= self.config.steps
+        due = last or trainer.step % self.config.snapshot_every == 0
+        if due and not self.grid_path(trainer.step).exists():
+            self.sample(trainer)
+
     def sample(self, trainer: Trainer) -> None:
         """Draws a grid from the averaged weights into samples/ and TensorBoard."""
         if self.config.grid < 1:
@@ -261,7 +288,7 @@ class Journal:
         except SamplingError as error:  # a model that cannot sample yet may still learn to
             log.warning("no samples at step %d: %s", trainer.step, error)
             return
-        grid = save_grid(images, self.run / "samples" / f"step_{trainer.step:08d}.png")
+        grid = save_grid(images, self.grid_path(trainer.step))
         if self.board is not None:
             self.board.add_image("samples", grid, trainer.step, dataformats="HWC")
 

@@ -1,19 +1,25 @@
 """Model folders, run folders, and files that are not what they claim to be."""
 
+import copy
+import hashlib
 import json
 import os
 import pickle
 import shutil
 import stat
+import tracemalloc
+import zipfile
+from pathlib import Path
 
 import pytest
 import safetensors.torch
 import tiny
 import torch
+from killing import killed_at_each_call
 
 import ncsn_fast
 from ncsn_fast import CheckpointError, ScoreModel
-from ncsn_fast.checkpoints import model_folder, training_run
+from ncsn_fast.checkpoints import model_folder, torch_file, training_run
 from ncsn_fast.checkpoints.model_folder import CONFIG_NAME, WEIGHTS_NAME
 from ncsn_fast.data import files
 from ncsn_fast.training.trainer import Journal, Trainer
@@ -65,7 +71,8 @@ def test_load_takes_models_and_files_of_a_folder(tiny_folder):
         ({"arch": "vgg"}, "arch must be one of"),
         ({"colour": 1}, "unknown model config fields: colour"),
         ({"ngf": "4"}, "'ngf' must be int; got '4'"),
-        ({"epsilon": float("nan")}, "epsilon must be positive"),
+        ({"epsilon": float("nan")}, "the number NaN is not finite"),
+        ({"epsilon": -1.0}, "epsilon must be positive"),
         ({"image_size": [9, 9]}, "multiples of 2; got 9x9"),
         ({"image_size": 8}, "image_size"),
         ({"sigma_end": 7.0}, "sigma_end <= sigma_begin"),
@@ -168,10 +175,125 @@ def test_a_few_numbers_cannot_ask_for_much_memory(tmp_path):
         ncsn_fast.load(path)
 
 
-@pytest.fixture
-def run(tmp_path):
-    """A run folder with checkpoints of steps 1 and 2."""
-    folder = tmp_path / "run"
+def test_a_record_that_inflates_is_refused_before_it_does(tmp_path):
+    path, bomb = tmp_path / "small.pth", tmp_path / "bomb.pth"
+    torch.save([{"module.sigmas": torch.ones(4)}, {}], path)
+    with zipfile.ZipFile(path) as records, zipfile.ZipFile(bomb, "w") as archive:
+        for info in records.infolist():
+            data = records.read(info)
+            if info.filename.endswith("data/0"):
+                archive.writestr(info.filename, bytes(2**24), zipfile.ZIP_DEFLATED)
+            else:
+                archive.writestr(info.filename, data)
+    assert bomb.stat().st_size < 2**16
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match=r"records are compressed, which torch\.save"):
+        ncsn_fast.load(bomb)
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+
+
+def test_records_that_share_bytes_are_refused(tmp_path):
+    """One record under many names would make a small file take any amount of memory."""
+    path = tmp_path / "small.pth"
+    torch.save([{"module.sigmas": torch.ones(1000)}, {}], path)
+    with zipfile.ZipFile(path, "a") as archive:
+        entry = next(info for info in archive.infolist() if info.filename.endswith("data/0"))
+        for i in range(50):
+            again = copy.copy(entry)
+            again.filename = f"{entry.filename}{i}"
+            archive.filelist.append(again)
+        archive._didModify = True  # writes the directory anew
+    with pytest.raises(CheckpointError, match="claim more bytes than the file has"):
+        ncsn_fast.load(path)
+
+
+def test_pipes_are_not_waited_for(tmp_path, tiny_folder):
+    for path in (tiny_folder / CONFIG_NAME, tiny_folder / WEIGHTS_NAME):
+        content = path.read_bytes()
+        path.unlink()
+        os.mkfifo(path)
+        with pytest.raises(CheckpointError, match=rf"{path.name} is a pipe or device, not a file"):
+            ncsn_fast.load(tiny_folder)
+        path.unlink()
+        path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="null is a pipe or device, not a file"):
+        torch_file.read_torch(Path("/dev/null"))
+
+
+def test_a_long_header_is_refused(tiny_folder):
+    path = tiny_folder / WEIGHTS_NAME
+    path.write_bytes((2**25).to_bytes(8, "little") + bytes(2**25))
+    with pytest.raises(CheckpointError, match=r"header .* declares 33,554,432 bytes"):
+        ncsn_fast.load(tiny_folder)
+
+
+@pytest.mark.parametrize(("change", "text"), [
+    ({"image_size": [65536, 65536]}, "image_size 65536x65536 declares 65,536 pixels, and at most"),
+    ({"n_steps_each": 10**7}, "n_steps_each 10000000 declares 40,000,000 steps, and at most"),
+    ({"n_steps_each": -1}, "n_steps_each must be an integer from 0 on; got -1"),
+    ({"ngf": 0}, "ngf must be an integer from 1 on; got 0"),
+    ({"epsilon": 10**30}, "the integer 10{19}... has more than 64 bits"),
+    ({"epsilon": float("inf")}, "the number Infinity is not finite"),
+])  # fmt: skip
+def test_configs_that_ask_for_much(tiny_folder, change, text):
+    path = tiny_folder / CONFIG_NAME
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(CheckpointError, match=f"cannot use .*{CONFIG_NAME}: .*{text}"):
+        ncsn_fast.load(tiny_folder)
+
+
+def test_limits_can_be_raised(tiny_folder, monkeypatch):
+    path = tiny_folder / CONFIG_NAME
+    path.write_text(json.dumps({**json.loads(path.read_text()), "n_steps_each": 10**6}))
+    monkeypatch.setenv("NCSN_FAST_MAX_STEPS", "4000000")
+    assert ncsn_fast.load(tiny_folder).config.n_steps_each == 10**6
+
+
+@pytest.mark.parametrize("size", [(64,), 64, [64, 64], (64.0, 64), (True, 64)])
+def test_image_sizes_that_are_none(size):
+    with pytest.raises(ValueError, match=r"image_size must be \(height, width\); got"):
+        ncsn_fast.ModelConfig(image_size=size)
+    with pytest.raises(ValueError, match=r"image_size must be positive; got \(0, 8\)"):
+        ncsn_fast.ModelConfig(image_size=(0, 8))
+
+
+def test_config_speaks_of_its_weights(tiny_folder, tmp_path):
+    other = tiny.model(seed=1).save_pretrained(tmp_path / "other")
+    mine = json.loads((tiny_folder / CONFIG_NAME).read_text())
+    weights = (tiny_folder / WEIGHTS_NAME).read_bytes()
+    assert mine[model_folder.DIGEST] == hashlib.sha256(weights).hexdigest()
+    (tiny_folder / WEIGHTS_NAME).write_bytes((other / WEIGHTS_NAME).read_bytes())
+    with pytest.raises(CheckpointError, match=r"config.json is not of the weights in .* Write it"):
+        ncsn_fast.load(tiny_folder)
+    del mine[model_folder.DIGEST]  # as folders were written before
+    (tiny_folder / CONFIG_NAME).write_text(json.dumps(mine))
+    assert same_weights(ncsn_fast.load(tiny_folder), tiny.model(seed=1))
+
+
+def test_a_kill_at_any_call_never_mixes_two_models(tiny_folder):
+    old, new = tiny.model(), tiny.model(seed=1, epsilon=7e-5)
+    models, seen = {"old": old, "new": new}, []
+    for _ in killed_at_each_call(lambda: new.save_pretrained(tiny_folder), tiny_folder):
+        try:
+            found = ncsn_fast.load(tiny_folder)
+        except CheckpointError as error:
+            seen.append("refused" if "is not of the weights in" in str(error) else str(error))
+        else:
+            same = [k for k, m in models.items() if m.config == found.config]
+            seen += [k for k in same if same_weights(found, models[k])] or ["mixed"]
+        old.save_pretrained(tiny_folder)
+        assert {p.name for p in tiny_folder.iterdir()} == {CONFIG_NAME, WEIGHTS_NAME}
+    assert seen == sorted(seen, key=["old", "refused", "new"].index)
+    assert seen.count("refused") == 1
+    assert seen.count("old") > 8
+    assert ncsn_fast.load(tiny_folder).config == new.config
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run folder with checkpoints of steps 1 and 2, and its trainer."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
     config = tiny.train_config(ema=0.5)
     trainer = Trainer(config, tiny.model().config, torch.device("cpu"))
     journal = Journal(folder, config)
@@ -180,6 +302,13 @@ def run(tmp_path):
         journal.save(trainer)
     journal.close()
     return folder, trainer
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of it, for tests that change it."""
+    folder, trainer = trained
+    return shutil.copytree(folder, tmp_path / "run"), trainer
 
 
 def test_run_folder(run):
@@ -218,6 +347,19 @@ def test_damaged_newest_checkpoint_names_the_one_before(run):
     [
         (lambda c: c.pop("optimizer"), "not a checkpoint of ncsn_fast.train"),
         (lambda c: c.update(step="2"), "not a checkpoint of ncsn_fast.train"),
+        (lambda c: c.update(step=-5), "step must be a number from 0 on; got -5"),
+        (lambda c: c.update(step=True), "step must be a number from 0 on; got True"),
+        (lambda c: c.update(n_images="x"), "n_images must be a number from 0 on; got 'x'"),
+        (lambda c: c.update(train_config="null"), "train_config: expected a JSON object; got None"),
+        (lambda c: c.update(train_config="["), "train_config"),
+        (
+            lambda c: c.update(model_config=c["model_config"].replace("5e-05", "1e400")),
+            "the number 1e400 is not finite",
+        ),
+        (
+            lambda c: c["optimizer"]["state"][0].update(exp_avg=torch.ones(1).expand(10**12)),
+            "optimizer entry is not of plain dense tensors",
+        ),
         (lambda c: c.update(model={"a": 1}), "not a state dict"),
         (lambda c: c.update(model_config="{"), "cannot use"),
         (lambda c: c["ema"]["sigmas"].fill_(torch.nan), "holds NaN"),

@@ -121,6 +121,22 @@ def test_colour_images_of_any_size_as_reference(colour, capsys, kind):
     assert len(again["reference"]["sha256"]) == 64
 
 
+def test_a_function_of_the_users_extracts(colour, capsys):
+    Path("means_of.py").write_text("def channels(x):\n    return x.float().mean(dim=(2, 3))\n")
+    found = drawn("--extractor", "means_of:channels", "--reference", "photos", capsys=capsys)
+    means = [
+        x.to(torch.float64).mean(dim=(2, 3)).numpy()
+        for x in (
+            levels(colour),
+            datasets.stack(datasets.open_images("photos", size=8, channels=3)),
+        )
+    ]
+    expected = frechet_distance(*means)
+    assert found["figures"]["frechet_distance"] == pytest.approx(expected, rel=1e-5)
+    assert found["extractor"]["name"] == "means_of:channels"
+    assert len(found["extractor"]["sha256"]) == 64
+
+
 def test_neighbours_are_searched_in_the_users_images(colour, capsys):
     options = ("--extractor", "digits", "--reference", "photos")
     drawn(*options, "--neighbours", "n.png", "--data", "photos", capsys=capsys)
@@ -270,6 +286,7 @@ def test_options_that_would_change_nothing_are_refused(line, in_tmp, capsys):
 
 EARLY = {
     "--extractor nowhere.pt --reference digits": "extractor nowhere.pt does not exist",
+    "--extractor no.where:f --reference digits": "--extractor no.where:f: No module named 'no'",
     "--extractor digits --reference nowhere": "nowhere does not exist",
     "--extractor digits --reference nowhere.npz": "cannot read nowhere.npz",
     "--extractor digits --out words.txt/f.json": "cannot write --out words.txt",

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,13 @@ from torch import nn
 
 from ncsn_fast.checkpoints.torch_file import CheckpointError
 from ncsn_fast.data import datasets
-from ncsn_fast.evaluation.features import AT_ONCE, DIGIT_FEATURES, DigitNet, load_extractor
+from ncsn_fast.evaluation.features import (
+    AT_ONCE,
+    DIGIT_FEATURES,
+    DigitNet,
+    function_extractor,
+    load_extractor,
+)
 from ncsn_fast.models import inception
 from ncsn_fast.models.inception import FIDInception
 
@@ -172,80 +179,61 @@ def test_weights_that_do_not_fit_are_named(weights, tmp_path):
         assert words in str(refused.value)
 
 
-class Means(nn.Module):
+def means(images):
     """Features: the three channel means, of levels in 0 .. 255."""
-
-    def forward(self, x):
-        return x.float().mean(dim=(2, 3))
+    return images.float().mean(dim=(2, 3))
 
 
-class Detector(nn.Module):
-    """The signature of StyleGAN2-ADA's detectors: probabilities unless features are asked for."""
-
-    def forward(self, img, return_features: bool = False, no_output_bias: bool = False):
-        means = img.float().mean(dim=(2, 3))
-        return means if return_features else (means / 255 + float(no_output_bias)).softmax(dim=1)
+def detector(images):
+    """Logits, too."""
+    return means(images), means(images) / 255
 
 
-def scripted(module, path):
-    torch.jit.script(module).save(str(path))
-    return load_extractor(path)
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_torchscript_programs(tmp_path):
-    means = IMAGES.float().mean(dim=(2, 3))
-    plain = scripted(Means(), tmp_path / "means.pt")
-    assert (plain.name, plain.num_features, plain.classes) == ("torchscript", 3, 0)
+def test_functions():
+    plain = function_extractor(f"{__name__}:means", means)
+    assert (plain.name, plain.num_features, plain.classes) == (f"{__name__}:means", 3, 0)
     assert not plain.inception
-    torch.testing.assert_close(plain(IMAGES)[0], means)
+    assert plain.sha256 == hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    torch.testing.assert_close(plain(IMAGES)[0], means(IMAGES))
     assert plain(IMAGES)[1] is None
-    detector = scripted(Detector(), tmp_path / "detector.pt")
-    assert detector.classes == 3
-    features, logits = detector(IMAGES)
-    torch.testing.assert_close(features, means)
-    torch.testing.assert_close(logits.softmax(1), (means / 255).softmax(1))
+    both = function_extractor("elsewhere:detector", detector)
+    assert (both.classes, both.sha256) == (3, "")
+    features, logits = both(IMAGES)
+    torch.testing.assert_close(features, means(IMAGES))
+    torch.testing.assert_close(logits, means(IMAGES) / 255)
 
 
-class Flat(nn.Module):
+def flat(images):
     """Takes maps as they lie in memory, as many programs do."""
-
-    def forward(self, x):
-        return x.view(-1).view(x.shape[0], -1).float().mean(dim=1, keepdim=True)
+    return images.view(-1).view(images.shape[0], -1).float().mean(dim=1, keepdim=True)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_programs_get_grey_images_with_channels_of_their_own(tmp_path):
+def test_functions_get_grey_images_with_channels_of_their_own():
     grey = IMAGES[:, :1]
-    found, _ = scripted(Flat(), tmp_path / "flat.pt")(grey)
+    found, _ = function_extractor("m:flat", flat)(grey)
     torch.testing.assert_close(found, grey.float().mean(dim=(1, 2, 3))[:, None])
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_programs_that_give_no_features_are_refused(tmp_path):
+def test_functions_that_give_no_features_are_refused():
     with pytest.raises(ValueError, match=r"features must be \(2, ...\); got \(2, 3, 32, 32\)"):
-        scripted(nn.Identity(), tmp_path / "identity.pt")
+        function_extractor("m:identity", nn.Identity())
 
 
-class Picky(nn.Module):
-    """Takes one size only."""
+def test_functions_that_fail_say_so_in_one_line():
+    def picky(images):
+        """Takes one size only."""
+        return images.float().reshape(-1, 3 * 299 * 299)
 
-    def forward(self, x):
-        return x.float().reshape(-1, 3 * 299 * 299)
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_programs_that_fail_say_so_in_one_line(tmp_path):
     with pytest.raises(ValueError, match=r"failed on uint8 images \(2, 3, 32, 32\): ") as failed:
-        scripted(Picky(), tmp_path / "picky.pt")
+        function_extractor("m:picky", picky)
     assert "\n" not in str(failed.value)
     assert "shape" in str(failed.value)
 
 
 @pytest.mark.parametrize(("name", "text"), [
-    ("nowhere.safetensors", "does not exist"), ("words.txt", "must end in .safetensors"),
-    ("words.pt", "cannot read .* as a TorchScript program"), ("words.pth", "or is no checkpoint"),
-    ("words.safetensors", "is the file complete"),
+    ("nowhere.safetensors", "does not exist"), ("words.txt", "must end so: .*.safetensors"),
+    ("words.pt", "is code, and is not read: let a function load it"),
+    ("words.pth", "or is no checkpoint"), ("words.safetensors", "is the file complete"),
 ])  # fmt: skip
 def test_files_that_are_no_extractors(name, text, tmp_path):
     if not name.startswith("nowhere"):

@@ -25,6 +25,7 @@ import filelock
 import torch
 
 from ncsn_fast.data import files
+from ncsn_fast.data.json_file import find_json
 from ncsn_fast.engines.base import DTYPES
 from ncsn_fast.engines.cpu import onednn
 from ncsn_fast.engines.cpu.plan import CpuPlan
@@ -37,7 +38,7 @@ ALGORITHMS = ("direct", "winograd")
 _GAIN = 1.1  # required speedup over the default, above the noise of the timer
 _ROUNDS = 7
 _PATIENCE = 60.0  # seconds to wait for another process that measures
-_MOST_BYTES, _LARGEST = 4096, 1e4  # of a file and of the speeds in it; others are damaged
+_LARGEST = 1e4  # speed in a file; others are damaged
 # Environment variables that limit the instruction sets of oneDNN and torch.
 _LIMITS = (*onednn.LIMITS, "ONEDNN_DEFAULT_FPMATH_MODE", "ATEN_CPU_CAPABILITY")
 
@@ -117,9 +118,9 @@ def _obtain(path: Path, threads: int, measure: bool) -> Choice:
 
 def _read(path: Path) -> Choice | None:
     """Returns the choice in a file; None if there is none, or something else."""
-    known = files.read_json(path, most_bytes=_MOST_BYTES)
+    known = find_json(path)
     names = [f"{dtype} {algorithm}" for dtype, algorithm in _variants()]
-    if not isinstance(known, dict) or set(known) != set(names):
+    if known is None or set(known) != set(names):
         return None
     for speed in known.values():
         if type(speed) not in (int, float) or not 1 / _LARGEST < speed < _LARGEST:

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ncsn_fast.data import files
+from ncsn_fast.data.json_file import find_json
 from ncsn_fast.engines.base import DTYPES
 from ncsn_fast.engines.lowering.graph import ConvolutionSpec
 from ncsn_fast.ops.addresses import NHWC, array
@@ -126,8 +127,8 @@ def _verdict() -> str | None:
     facts = [_C.build_info()["version"], torch.__version__, str(torch.version.git_version)]
     key = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
     path = files.cache_folder() / f"torch-{key}.json"
-    known = files.read_json(path, most_bytes=4096)
-    if isinstance(known, dict) and type(known.get("failure")) in (str, type(None)):
+    known = find_json(path)
+    if known is not None and type(known.get("failure")) in (str, type(None)):
         return known.get("failure")
     log.info("torch %s is new to this version: trying a convolution", torch.__version__)
     failure = _try_in_child()

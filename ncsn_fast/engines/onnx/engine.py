@@ -21,7 +21,12 @@ import torch
 from torch import Tensor
 
 from ncsn_fast.engines import reference_check
-from ncsn_fast.engines.base import EngineUnavailable, default_batch_size, without_weights
+from ncsn_fast.engines.base import (
+    EngineError,
+    EngineUnavailable,
+    default_batch_size,
+    without_weights,
+)
 from ncsn_fast.engines.onnx.model import make_onnx, read_onnx
 from ncsn_fast.engines.static_engine import BufferedEngine
 from ncsn_fast.models.score import ScoreModel
@@ -166,7 +171,10 @@ class OrtEngine(BufferedEngine):
                 if buffers.condition is not None and level is not None:
                     buffers.condition.copy_(level)
                 session = buffers.session
-                session.ort.run_with_iobinding(buffers.binding, session.settings)
+                try:
+                    session.ort.run_with_iobinding(buffers.binding, session.settings)
+                except Exception as error:  # ONNX Runtime's errors have no other base
+                    raise EngineError(f"ONNX Runtime cannot run this network: {error}") from error
                 f.copy_(buffers.f)
             return f
 
@@ -258,7 +266,7 @@ def open_session(
         )
     except Exception as error:  # ONNX Runtime's errors have no other base
         if not graph:
-            raise
+            raise EngineError(f"ONNX Runtime cannot open this network: {error}") from error
         raise EngineUnavailable(f"{uncaptured}: {error}; use graph='off'") from error
     if built.get_providers()[0] != name:
         raise EngineUnavailable(

@@ -11,12 +11,15 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ncsn_fast.data import limits
+from ncsn_fast.data.files import open_regular
 from ncsn_fast.engines.base import DTYPES, EngineError
 from ncsn_fast.engines.onnx.network import write
 from ncsn_fast.engines.onnx.writer import CONSTANTS, Writer
@@ -32,6 +35,7 @@ _KINDS = {
     torch.bfloat16: "BFLOAT16",
     torch.int64: "INT64",
 }
+_MOST_NODES = 2**24  # bytes of a file beside the weights
 _IDENTITY = ("model", "config", "dtype")  # metadata that every file of ours has
 
 
@@ -102,39 +106,60 @@ def describe(model: ScoreModel, dtype: str) -> dict[str, str]:
 def read_onnx(path: str | Path, model: ScoreModel, dtype: str) -> bytes:
     """Reads a file that `make_onnx` wrote for this very model and dtype.
 
+    The file must hold, node for node and weight for weight, what make_onnx writes of the model for
+    the file's shape and opset. So no graph of anyone else's reaches ONNX Runtime, which may crash
+    on one, run for ever, or ask for any amount of memory.
+
     Raises:
-        EngineError: it was not written by make_onnx, holds another model or dtype, or refers to
-            other files.
+        EngineError: it was not written by make_onnx, or holds another model, dtype or graph.
     """
     path = Path(path).expanduser()
     again = "write it anew with `python -m ncsn_fast.export`"
     if not path.is_file():
         raise EngineError(f"{path}: there is no such file; {again}")
-    if path.stat().st_size > LIMIT:
-        raise EngineError(f"{path} has more than the {LIMIT / 1e9:.1f} GB of an ONNX file; {again}")
-    content = path.read_bytes()
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    if path.stat().st_size > min(LIMIT, weights + _MOST_NODES):
+        raise EngineError(f"{path} has more bytes than this model takes as ONNX; {again}")
     try:
-        proto = onnx.ModelProto.FromString(content)
-    except DecodeError as error:
+        with open_regular(path, limits.WEIGHTS_BYTES) as file:
+            content = file.read()
+        found, batch, size, opset = _declared(content)
+    except Exception as error:  # damaged bytes make protobuf raise several kinds
         raise EngineError(f"{path} is no ONNX file, or half of one; {again}") from error
-    found = {entry.key: entry.value for entry in proto.metadata_props}
-    domains = {entry.domain for entry in (*proto.opset_import, *proto.graph.node)}
-    if any(key not in found for key in _IDENTITY) or proto.functions or domains != {""}:
+    if any(key not in found for key in _IDENTITY):
         raise EngineError(f"{path} was not written by ncsn_fast; {again}")
-    if _refers_elsewhere(proto):
-        raise EngineError(f"{path} keeps weights in other files, which are not read; {again}")
     if found["model"] != model.digest():
         raise EngineError(f"{path} holds another model than the one given; {again}")
     if found["dtype"] != dtype:
         raise EngineError(f"{path} computes in {found['dtype']}; pass dtype={found['dtype']!r}")
+    elements = math.prod((batch or 1, model.config.channels, *(size or model.config.image_size)))
+    limits.BATCH_ELEMENTS.check(elements, str(path), EngineError)
     try:
-        onnx.checker.check_model(proto, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise EngineError(f"{path} is damaged; {again}") from error
-    return content
+        own = make_onnx(model, dtype=dtype, batch=batch, size=size, opset=opset)
+    except ValueError as error:
+        raise EngineError(f"{path}: {error}; {again}") from error
+    if graph_digest(content) != graph_digest(own):
+        raise EngineError(
+            f"{path} does not hold the graph that ncsn_fast {package_version('ncsn_fast')} writes "
+            f"for this model (it says that it is of {found.get('ncsn_fast')}); {again}"
+        )
+    return own
+
+
+def _declared(
+    content: bytes,
+) -> tuple[dict[str, str], int | None, tuple[int, int] | None, int | None]:
+    """Meta data, batch, (height, width) and opset of an ONNX file; None for what is open."""
+    import onnx
+
+    proto = onnx.ModelProto.FromString(content)
+    found = {entry.key: entry.value for entry in proto.metadata_props}
+    shapes = [entry.type.tensor_type.shape.dim for entry in proto.graph.input]
+    dims = [d.dim_value if d.HasField("dim_value") else None for d in shapes[0]] if shapes else []
+    batch, _, height, width = dims if len(dims) == 4 else [None] * 4
+    size = None if height is None or width is None else (height, width)
+    opset = proto.opset_import[0].version if proto.opset_import else None
+    return found, batch, size, opset
 
 
 def graph_digest(content: bytes, *, weights: bool = True) -> str:
@@ -151,22 +176,6 @@ def graph_digest(content: bytes, *, weights: bool = True) -> str:
         if not (weights or tensor.name.startswith(CONSTANTS)):
             tensor.ClearField("raw_data")
     return hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
-
-
-def _refers_elsewhere(proto: Any) -> bool:
-    """Returns whether a tensor lies in another file, or anywhere but among the initialisers."""
-    elsewhere = ("t", "g", "sparse_tensor", "tensors", "graphs", "sparse_tensors")
-    graph = proto.graph
-    return (
-        any(tensor.data_location == tensor.EXTERNAL for tensor in graph.initializer)
-        or bool(graph.sparse_initializer or proto.training_info)
-        or any(
-            field.name in elsewhere
-            for node in graph.node
-            for attribute in node.attribute
-            for field, _ in attribute.ListFields()
-        )
-    )
 
 
 def _proto(graph: Writer, model: ScoreModel, shape: tuple[int | str, ...], opset: int) -> Any:

@@ -95,8 +95,7 @@ def as_json(value: Mapping[str, Any]) -> dict[str, Any]:
 
 def key_path() -> Path:
     """Returns the path of the signing key: ncsn_fast/cache.key in $XDG_CONFIG_HOME or ~/.config."""
-    root = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
-    return Path(root) / "ncsn_fast" / "cache.key"
+    return files.user_folder("XDG_CONFIG_HOME", ".config") / "ncsn_fast" / "cache.key"
 
 
 def signing_key(*, create: bool = False) -> bytes | None:

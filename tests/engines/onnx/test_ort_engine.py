@@ -7,6 +7,7 @@ import threading
 from typing import ClassVar
 
 import golden
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -20,6 +21,7 @@ from ncsn_fast import EngineError, EngineUnavailable, Sampler, engines, export_o
 from ncsn_fast.engines import precision, reference_check
 from ncsn_fast.engines.onnx import engine as ort
 from ncsn_fast.engines.onnx.engine import OrtEngine
+from ncsn_fast.engines.onnx.model import make_onnx
 
 CPU = torch.device("cpu")
 
@@ -178,8 +180,23 @@ def test_a_file_that_computes_something_else_is_refused(tmp_path):
     digest = of.digest()
     other.digest = lambda: digest  # a forged name
     export_onnx(other, path)
-    with pytest.raises(EngineError, match=r"'ort' in fp32 differs from the reference by \d"):
+    with pytest.raises(EngineError, match=r"does not hold the graph that ncsn_fast .* writes"):
         engine(of, onnx=path)
+    content = make_onnx(other)  # bytes are trusted to be the model's, and their numbers are not
+    with pytest.raises(EngineError, match=r"'ort' in fp32 differs from the reference by \d"):
+        engine(of, onnx=content)
+
+
+def test_errors_of_onnx_runtime_become_ours():
+    """They have no base but Exception, which nobody else catches."""
+    with pytest.raises(EngineError, match="ONNX Runtime cannot open this network"):
+        ort.open_session(b"no graph", torch.device("cpu"), 1)
+    built = engine(tiny.model())
+    built.network(x := torch.rand(3, 1, 8, 8), None)
+    (buffers,) = built._buffers.values()
+    buffers.binding.bind_input("x", "cpu", 0, np.float32, (3, 1, 9, 8), buffers.x.data_ptr())
+    with pytest.raises(EngineError, match="ONNX Runtime cannot run this network"):
+        built.network(x, None)
 
 
 @pytest.mark.parametrize("missing", [("onnx",), ("onnxruntime",), ("onnx", "onnxruntime")])
@@ -341,7 +358,7 @@ def test_graphs_that_cannot_be_captured(gpu, monkeypatch):
     words = r"cannot capture this network in a CUDA graph: not all nodes .*; use graph='off'"
     with pytest.raises(EngineUnavailable, match=words):
         built.network(torch.rand(3, 1, 8, 8), None)
-    with pytest.raises(RuntimeError, match=r"^not all nodes"):
+    with pytest.raises(EngineError, match=r"ONNX Runtime cannot open this network: not all nodes"):
         engine(of, device=GPU)
     monkeypatch.setattr(Runtime, "fails", "")
     monkeypatch.setattr(Runtime, "claims", {"enable_cuda_graph": "0"})
