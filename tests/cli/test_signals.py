@@ -14,6 +14,11 @@ from ncsn_fast.cli import command
 from ncsn_fast.data.files import atomic_write
 
 
+def _hear_interrupts() -> None:
+    """Undoes what a shell does to its background jobs: they ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def slow_torch(tmp_path):
     """Starts commands where importing torch says so and takes a minute."""
@@ -26,7 +31,7 @@ def slow_torch(tmp_path):
     def start(*words: str) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
             [sys.executable, "-m", *words], cwd=tmp_path, env={**os.environ, "PYTHONPATH": path},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=_hear_interrupts,
         )  # fmt: skip
         assert process.stdout is not None
         assert process.stdout.readline() == b"importing\n"
