@@ -234,7 +234,7 @@ def test_modes(mode, graphs):
 
 
 def test_bad_settings_and_calls(graphs):
-    of = smallest(conditional=True)
+    of = engine_cases.small(conditional=True)
     with pytest.raises(ValueError, match=r"'compile' has no option mode='fast'; .* mode: default"):
         Sampler(of, engine="compile", mode="fast", device="cpu")
     for dtype in ("fp16", "tf32"):
