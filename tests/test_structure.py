@@ -28,9 +28,10 @@ ORDER = [
 ]
 # The same for engines/: a row of modules, or a folder.
 ENGINES_ORDER = [
+    ("torch_settings", "probe_images"),
     ("base",),
     ("eager", "lowering"),
-    ("precision",),
+    ("precision", "verdicts"),
     ("static_engine", "reference_check"),
     ("compiled", "cpu"),
     ("cuda",),
