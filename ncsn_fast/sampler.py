@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,18 +17,16 @@ from ncsn_fast.checkpoints.loading import resolve_model
 from ncsn_fast.data.images import Output, as_tensor, check_output, convert
 from ncsn_fast.engines.base import (
     Engine,
-    EngineError,
     dtype_name,
-    largest_batch_size,
     progress_shown,
 )
-from ncsn_fast.engines.cuda.graphs import empty_cache
 from ncsn_fast.engines.torch_settings import torch_threads
 from ncsn_fast.evaluation.bits_per_dim import image_log_likelihood
 from ncsn_fast.evaluation.likelihood import Likelihood
 from ncsn_fast.inference import editing, runner
 from ncsn_fast.inference.cost import CostEstimate, estimate_cost
 from ncsn_fast.inference.editing import Inpainting, Restoration
+from ncsn_fast.inference.engine_pool import EnginePool
 from ncsn_fast.inference.runner import Callback, Job, Progress, Report, SamplingError
 from ncsn_fast.inference.sampling_params import CALL_PARAMETERS, SamplingCall, keywords_of, takes
 from ncsn_fast.models.score import ScoreModel, each_sigma
@@ -41,7 +38,6 @@ from ncsn_fast.samplers.procedure import Guide, Procedure, check_guide
 from ncsn_fast.samplers.program import Program
 
 log = logging.getLogger(__name__)
-_KEPT_SIZES = 4  # micro-batch sizes whose engines are kept
 
 
 class Sampler:
@@ -101,36 +97,52 @@ class Sampler:
             batch_size = noise.check_integer("batch_size", batch_size, least=1)
         if threads is not None:
             threads = noise.check_integer("threads", threads, least=1)
-        self.engine_class, self.batch_size, self.threads = kind, batch_size, threads
-        self._options, self._halved = options, False
-        self._automatic = engine == "auto"
-        self._dtype = kind.type_of_file(options) if dtype is None else dtype_name(dtype, kind)
-        self.dtype = self._dtype or kind.attempts(self.device, None, options, threads)[0]["dtype"]
-        self._begin()
+        self.threads, self._last_call = threads, threading.local()
+        self._pool = EnginePool(
+            self.model,
+            kind,
+            device=self.device,
+            dtype=kind.type_of_file(options) if dtype is None else dtype_name(dtype, kind),
+            batch_size=batch_size,
+            threads=threads,
+            options=options,
+            automatic=engine == "auto",
+        )
         if engine == "auto":
             level = logging.INFO if kind in engines.OWN else logging.WARNING
             text = "engine %s (%s), %s, on %s"
             log.log(level, text, kind.name, reason, self.dtype, self.device)
 
-    def _begin(self) -> None:
-        """Sets what belongs to this process: no engine is built, no call was made."""
-        self._building = threading.RLock()
-        self._engines: OrderedDict[int, Engine] = OrderedDict()  # the last one is in use
-        self._last_call = threading.local()
-
     def __getstate__(self) -> dict[str, Any]:
-        own = {"_building", "_engines", "_last_call"}
-        return {name: value for name, value in self.__dict__.items() if name not in own}
+        return {name: value for name, value in self.__dict__.items() if name != "_last_call"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._begin()
+        self.__dict__.update(state, _last_call=threading.local())
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.model.image_shape))
         size = "" if self.batch_size is None else f", batch_size={self.batch_size}"
         runs = f"engine {self.engine_class.name}, {self.dtype}, on {self.device}{size}"
         return f"<Sampler of {self.model.config.arch}, images {shape}: {runs}>"
+
+    @property
+    def engine_class(self) -> type[Engine]:
+        """Class of the engine; known for certain once it is built."""
+        return self._pool.kind
+
+    @property
+    def dtype(self) -> str:
+        """Type the network computes in; known for certain once the engine is built."""
+        return self._pool.dtype
+
+    @property
+    def batch_size(self) -> int | None:
+        """Images in a micro-batch; None where every call has its own."""
+        return self._pool.batch_size
+
+    @batch_size.setter
+    def batch_size(self, size: int | None) -> None:
+        self._pool.batch_size = size
 
     @property
     def report(self) -> Report | None:
@@ -424,54 +436,14 @@ class Sampler:
 
     def micro_batch(self, n: int) -> int:
         """Returns the number of images in a micro-batch of a call for n."""
-        if self.batch_size is None and self.engine_class.caches:
-            return self.engine_for(n).batch_size
-        return self._size(n)
-
-    def _size(self, n: int) -> int:
-        kind, shape = self.engine_class, self.model.image_shape
-        return self.batch_size or kind.default_batch_size(n, shape, self.device, self._options)
+        return self._pool.micro_batch(n)
 
     def engine_for(self, n: int) -> Engine:
         """Returns the engine for a call for n images; builds and checks it if it is new.
 
         The engines of the last few micro-batch sizes are kept; all share their weights.
         """
-        with self._building:
-            if not self._engines:
-                self._build(self._size(n))
-            largest = self._engines[max(self._engines)]
-            size = largest.fitting(self._size(n))  # of the engine that could be built
-            if size not in self._engines:
-                self._engines[size] = largest.resized(size)
-            self._engines.move_to_end(size)
-            if len(self._engines) > _KEPT_SIZES:
-                most = max(self._engines)
-                del self._engines[next(kept for kept in self._engines if kept != most)]
-            return self._engines[size]
-
-    def _build(self, size: int) -> None:
-        """Builds the first engine."""
-        if self.batch_size is None and self.engine_class.caches:
-            # What is built once and kept must not depend on the size of the first call.
-            size = largest_batch_size(self.model.image_shape, self.device)
-        engine = engines.build(
-            self.engine_class,
-            self.model,
-            self._dtype,
-            device=self.device,
-            options=self._options,
-            automatic=self._automatic,
-            batch_size=size,
-            threads=self.threads,
-        )
-        if self.batch_size is not None and engine.batch_size != size:
-            raise ValueError(
-                f"this engine's micro-batches have {engine.batch_size} images at the nearest; "
-                f"got batch_size {size}"
-            )
-        self._engines[engine.batch_size] = engine
-        self.engine_class, self.dtype = type(engine), engine.dtype
+        return self._pool.engine_for(n)
 
     def _draw(
         self,
@@ -506,7 +478,7 @@ class Sampler:
 
         def shrink(used: Engine, error: Exception) -> Engine:
             nonlocal engine
-            engine = self._shrink(used, error)
+            engine = self._pool.shrink(used, error)
             return engine
 
         options["shrink"] = shrink
@@ -517,27 +489,6 @@ class Sampler:
             began = time.perf_counter()
         report = runner.make_report(engine, program, torch.cat(nfe), seconds)
         self._last_call.report = report
-
-    def _shrink(self, engine: Engine, error: Exception) -> Engine:
-        """Returns an engine with half the micro-batch when a GPU is out of memory; once only."""
-        engine.release()
-        empty_cache()
-        with self._building:
-            if self._halved and self.batch_size is not None and self.batch_size < engine.batch_size:
-                return self.engine_for(0)  # another thread has halved it meanwhile
-            size = engine.batch_size // 2
-            if self._halved or size == 0 or engine.fitting(size) != size:
-                raise EngineError(
-                    f"out of GPU memory with micro-batches of {engine.batch_size}; free memory "
-                    "that others hold, or choose a smaller batch_size"
-                ) from error
-            log.warning(
-                "out of GPU memory with micro-batches of %d; going on with %d, so choose "
-                "batch_size=%d", engine.batch_size, size, size,
-            )  # fmt: skip
-            self._halved, self.batch_size = True, size
-            self._engines = OrderedDict({size: engine.resized(size)})
-            return self._engines[size]
 
 
 __all__ = ["Progress", "Report", "Sampler", "SamplingError"]

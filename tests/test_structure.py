@@ -28,9 +28,10 @@ ORDER = [
 ]
 # The same for engines/: a row of modules, or a folder.
 ENGINES_ORDER = [
+    ("torch_settings", "probe_images"),
     ("base",),
     ("eager", "lowering"),
-    ("precision",),
+    ("precision", "verdicts"),
     ("static_engine", "reference_check"),
     ("compiled", "cpu"),
     ("cuda",),
@@ -148,7 +149,9 @@ TAKES_AN_ADDRESS = {
 }  # fmt: skip
 # Modules that call kernels of the extension, and its functions that take no memory.
 CALLS_C = {"ops.extension", "ops.cpu", "ops.native", "engines.cpu.plan", "engines.cpu.onednn"}
-TELLS = {"build_info", "isa_levels", "default_isa", "cuda_device_count"}
+TELLS = {
+    "build_info", "isa_levels", "default_isa", "cuda_device_count", "set_num_threads", "__file__",
+}  # fmt: skip
 
 
 def test_addresses_are_taken_in_one_place():

@@ -68,7 +68,7 @@ def claim_folder(
 
 
 def read_settings(folder: Path, what: str = SAMPLES) -> dict[str, Any]:
-    """What a folder's results are made with, as claim_folder wrote it."""
+    """Returns what a folder's results are made with, as claim_folder wrote it."""
     path = folder / SETTINGS_NAME
     try:
         return read_json(path, finite=False)  # an option may be infinite

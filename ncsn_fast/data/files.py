@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import re
+import secrets
 import stat
 import tempfile
 from collections.abc import Container, Iterator
@@ -19,6 +20,12 @@ _SUFFIX = ".tmp"
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]+\.tmp")
 # Errors of file systems without hard links (FAT, some network and cloud mounts).
 _NO_LINKS = (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+# Errors of folders that cannot be flushed: some file systems, and folders that may not be read.
+_NO_FLUSH = (errno.EINVAL, errno.EBADF, errno.EACCES, *_NO_LINKS)
+
+
+class WrittenError(OSError):
+    """Error that comes after a file has been changed; the message says which, and what is left."""
 
 
 def open_regular(path: Path, limit: Limit) -> BinaryIO:
@@ -47,12 +54,13 @@ def atomic_write(path: Path, *, overwrite: bool = True, mode: int | None = None)
     """Yields a temporary path; on success flushes it to disk and renames it to `path`.
 
     If the process is killed, the old file remains, or none; the next call for this path removes the
-    temporary file. OSError (for example a full disk) means that nothing changed. With
+    temporary file. OSError (for example a full disk) means that nothing changed, unless it is a
+    WrittenError. With
     overwrite=False an existing file is kept, even if another process creates it meanwhile: of
     several concurrent writers exactly one succeeds. `mode` holds from the file's creation on; None
     uses the umask.
     """
-    with _temporaries((path,)) as (temporary,):
+    with _temporaries((path,), mode) as (temporary,):
         yield temporary
         _flush(temporary, mode)
         if overwrite:
@@ -76,22 +84,32 @@ def atomic_write_all(*paths: Path) -> Iterator[tuple[Path, ...]]:
         yield temporaries
         for temporary in temporaries:
             _flush(temporary, None)
-        for temporary, path in zip(temporaries, paths, strict=True):
-            os.replace(temporary, path)
+        for k, (temporary, path) in enumerate(zip(temporaries, paths, strict=True)):
+            try:
+                os.replace(temporary, path)
+            except OSError as error:
+                if k == 0:
+                    raise
+                raise WrittenError(
+                    f"{' and '.join(map(str, paths[:k]))} was written, but {path} could not be: "
+                    f"{error.strerror or error}. Mend that, then repeat the command."
+                ) from error
         for folder in {path.parent for path in paths}:
             _fsync_folder(folder)
 
 
 @contextlib.contextmanager
-def _temporaries(paths: tuple[Path, ...]) -> Iterator[tuple[Path, ...]]:
+def _temporaries(paths: tuple[Path, ...], mode: int | None = None) -> Iterator[tuple[Path, ...]]:
     """Creates a temporary file beside each path, locked while this process lives."""
     made: list[tuple[int, Path]] = []
     try:
         for path in paths:
             path.parent.mkdir(parents=True, exist_ok=True)
             remove_leftovers(path.parent, {path.name})
-            made.append(_temporary(path))
+            made.append(_temporary(path, mode))
         yield tuple(temporary for _, temporary in made)
+    except WrittenError:
+        raise
     except OSError as error:
         raise OSError(
             f"cannot write {' and '.join(map(str, paths))}: {error.strerror or error}. Nothing was "
@@ -103,21 +121,29 @@ def _temporaries(paths: tuple[Path, ...]) -> Iterator[tuple[Path, ...]]:
             os.close(descriptor)
 
 
-def _temporary(path: Path) -> tuple[int, Path]:
-    prefix = f".{path.name}."
+def _temporary(path: Path, mode: int | None) -> tuple[int, Path]:
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     while True:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=_SUFFIX)
+        name = path.parent / f".{path.name}.{secrets.token_hex(4)}{_SUFFIX}"
+        try:
+            # The system applies the umask: reading it would set it, for all threads.
+            descriptor = os.open(name, flags, 0o666 if mode is None else mode)
+        except FileExistsError:
+            continue
+        if mode is not None:
+            os.fchmod(descriptor, mode)  # whatever the umask takes away
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         if os.fstat(descriptor).st_nlink:
-            return descriptor, Path(name)
+            return descriptor, name
         os.close(descriptor)  # remove_leftovers of another process was faster than the lock
 
 
 def _flush(temporary: Path, mode: int | None) -> None:
     with open(temporary, "rb") as written:
         os.fsync(written.fileno())
-    os.chmod(temporary, 0o666 & ~_umask() if mode is None else mode)
+    if mode is not None:
+        os.chmod(temporary, mode)
 
 
 def remove_leftovers(folder: Path, names: Container[str] | None = None) -> None:
@@ -165,18 +191,25 @@ def _put_once(temporary: Path, path: Path, mode: int) -> None:
                 file.write(temporary.read_bytes())
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Flushes the names in a folder to disk, where its file system and its permissions allow that.
+
+    Raises:
+        WrittenError: the disk fails.
+    """
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FLUSH:
+            raise WrittenError(
+                f"the file was written, but its name in {folder} could not be flushed to disk "
+                f"({error.strerror or error}): it is lost if the machine stops now. Check the "
+                "disk, then repeat the command."
+            ) from error
 
 
 def cache_folder() -> Path:

@@ -20,13 +20,13 @@ from typing import Any
 import torch
 
 from ncsn_fast.data import files
+from ncsn_fast.data.json_file import read_json
 from ncsn_fast.engines.base import PrecisionError
-from ncsn_fast.engines.cpu import onednn
 from ncsn_fast.ops.extension import _C
 
 log = logging.getLogger(__name__)
-_LIMIT = 1 << 16  # bytes of a verdict
-_LEVELS = (*onednn.LIMITS, "NCSN_FAST_ISA")  # environment variables that choose other kernels
+# Environment variables that choose other kernels.
+_LEVELS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "NCSN_FAST_ISA")
 
 
 def remembered(facts: Mapping[str, Any], check: Callable[[], float]) -> float:
@@ -87,14 +87,13 @@ def _path(facts: Mapping[str, Any]) -> Path:
 def _read(path: Path) -> dict[str, Any] | None:
     """Returns a verdict as it was written, or None if there is none or it is damaged."""
     try:
-        with open(path, "rb") as file:
-            known = json.loads(file.read(_LIMIT))
+        known = read_json(path)
         if "refused" in known:
             reason, remedy = known["refused"]
             intact = isinstance(reason, str) and isinstance(remedy, str)
         else:
             intact = math.isfinite(known["error"]) and known["error"] >= 0
-    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError):
         return None
     return known if intact else None
 

@@ -1,5 +1,6 @@
 """Files that a kill or a full disk leaves whole, and files that are not what they seem."""
 
+import errno
 import os
 import pwd
 import signal
@@ -120,6 +121,78 @@ def test_a_writer_whose_file_was_cleared_before_its_lock_takes_another(tmp_path,
     with atomic_write(tmp_path / "a") as temporary:
         assert temporary != seen[0]
         temporary.write_text("a")
+    assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_files_have_the_mode_that_the_umask_leaves_and_nobody_changes_it(
+    tmp_path, monkeypatch, umask
+):
+    before = os.umask(umask)
+    try:
+        monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("the umask is the process's"))
+        write(tmp_path / "a", "a")
+        write(tmp_path / "once", "a", overwrite=False)
+        with atomic_write(tmp_path / "own", mode=0o604) as temporary:
+            assert stat.S_IMODE(temporary.stat().st_mode) == 0o604
+            temporary.write_text("a")
+    finally:
+        monkeypatch.undo()
+        os.umask(before)
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("a", "once", "own")]
+    assert modes == [0o666 & ~umask, 0o666 & ~umask, 0o604]
+
+
+def write_both(*paths):
+    """Writes two files that belong together."""
+    with atomic_write_all(*paths) as temporaries:
+        for temporary in temporaries:
+            temporary.write_text("new")
+
+
+def failing_fsync(monkeypatch, number):
+    """Makes fsync of folders fail with this error number."""
+    real = os.fsync
+
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+def test_a_folder_that_cannot_be_flushed_is_told_as_it_is(tmp_path, monkeypatch):
+    failing_fsync(monkeypatch, errno.EIO)
+    with pytest.raises(
+        files.WrittenError, match=r"^the file was written, .* not be flushed"
+    ) as told:
+        write(tmp_path / "a", "new")
+    assert "othing was changed" not in str(told.value)
+    assert (tmp_path / "a").read_text() == "new"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+def test_file_systems_that_flush_no_folders_are_left_alone(tmp_path, monkeypatch, number):
+    failing_fsync(monkeypatch, number)
+    write(tmp_path / "a", "new")
+    write_both(tmp_path / "b", tmp_path / "c")
+    assert sorted(os.listdir(tmp_path)) == ["a", "b", "c"]
+
+
+def test_of_several_files_those_that_were_written_are_told(tmp_path, monkeypatch):
+    replace, done = os.replace, []
+
+    def once(source, target):
+        if done:
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        done.append(replace(source, target))
+
+    monkeypatch.setattr(os, "replace", once)
+    words = rf"^{tmp_path}/a was written, but {tmp_path}/b could not be: Permission denied"
+    with pytest.raises(files.WrittenError, match=words):
+        write_both(tmp_path / "a", tmp_path / "b")
     assert os.listdir(tmp_path) == ["a"]
 
 

@@ -110,7 +110,7 @@ def test_engines_of_a_few_sizes_are_kept():
     largest = sampler.engine_for(9)
     for n in (1, 2, 3, 2, 4, 5):
         sampler.engine_for(n)
-    assert list(sampler._engines) == [9, 2, 4, 5]
+    assert sampler._pool.sizes == [9, 2, 4, 5]
     assert sampler.engine_for(9) is largest
     assert sampler.engine_for(1)._weights is largest._weights
 

@@ -100,7 +100,7 @@ def test_a_refusal_is_remembered_with_its_words(cache):
         b'{"refused": ["a"]}',
         b'{"refused": ["a", 1]}',
         b"[" * 50_000,
-        b'{"error": ' + b" " * (1 << 17) + b"0.5}",
+        b'{"error": true, "error": 1}',
     ],
 )
 def test_damaged_verdicts_are_made_anew(cache, content):

@@ -222,7 +222,7 @@ def test_bad_requests_are_refused_before_anything_is_built():
     for method, options in (("ode", {"rtol": -1.0}), ("pc", {"corrector": "ula", "snr": 1.0})):
         with pytest.raises(ValueError, match=r"expected rtol|has no snr"):
             sampler.plan(4, method=method, **options)
-    assert not sampler._engines
+    assert not sampler._pool.sizes
 
 
 def test_known_pixels_and_pairs_of_samples(plain):

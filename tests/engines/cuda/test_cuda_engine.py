@@ -316,7 +316,7 @@ class Full(CpuEngine):
 def test_a_full_gpu_halves_the_micro_batch_once(caplog, monkeypatch):
     of = model()
     sampler = Sampler(of, engine="cpu", dtype="fp32", batch_size=4)
-    sampler.engine_class = Full
+    sampler._pool.kind = Full
     samples = sampler.sample(7, progress=False)
     assert "micro-batches of 4; going on with 2, so choose batch_size=2" in caplog.text
     expected = Sampler(of, engine="cpu", dtype="fp32", batch_size=2).sample(7, progress=False)
@@ -332,7 +332,7 @@ def test_memory_that_fills_up_later_loses_nothing(caplog, monkeypatch):
     """What was yielded before stays, and the rest goes on where it was."""
     of = model()
     sampler = Sampler(of, engine="cpu", dtype="fp32", batch_size=4)
-    sampler.engine_class = Full
+    sampler._pool.kind = Full
     monkeypatch.setattr(Full, "fits", 4)
     work = sampler.stream(range(9), progress=False)
     first, _ = next(work)
