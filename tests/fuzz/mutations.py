@@ -6,6 +6,7 @@ import io
 import json
 import random
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable
 from typing import Any
@@ -122,10 +123,15 @@ def odd_tensor(tensor: torch.Tensor, draw: random.Random) -> Any:
         lambda: torch.zeros(1).expand(tensor.shape),
         lambda: torch.empty(tensor.shape, device="meta"),
         lambda: torch.zeros(2, 2).to_sparse(),
-        lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.quint8),
+        _quantised,
         lambda: torch.nn.Parameter(tensor) if tensor.is_floating_point() else tensor,
     ]
     return draw.choice(odd)()
+
+
+def _quantised() -> torch.Tensor:
+    with warnings.catch_warnings(action="ignore"):  # on their way out
+        return torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.quint8)
 
 
 # What other values are replaced by.

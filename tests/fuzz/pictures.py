@@ -6,18 +6,15 @@ works or ends in one line of ours that names the file.
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import functools
 import io
 import logging
 import os
 import random
-import resource
 import struct
 import sys
 import tempfile
-import time
 import warnings
 import zipfile
 import zlib
@@ -25,6 +22,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import harness
+import mutations
 import numpy as np
 from PIL import Image
 
@@ -37,7 +36,6 @@ from ncsn_fast.data.images import as_tensor, sample_path
 
 MOST_PIXELS = 10**6  # lower than the package's, so that a run is about parsers, not memory
 SIDE = 12
-NUMBERS = (0, 1, 2, 7, 8, 127, 128, 255, 256, 32767, 65535, 2**31 - 1, 2**31, 2**32 - 1)
 
 
 @functools.cache
@@ -80,52 +78,12 @@ def mutate(seed: int) -> bytes:
     return bytes(content)
 
 
-def _flip(content: bytearray, draw: random.Random) -> None:
-    for _ in range(draw.randint(1, 8)):
-        if content:
-            content[_place(content, draw)] ^= 1 << draw.randrange(8)
-
-
-def _number(content: bytearray, draw: random.Random) -> None:
-    layout = draw.choice((">H", "<H", ">I", "<I", "B"))
-    number = draw.choice(NUMBERS) % 256 ** struct.calcsize(layout)
-    place = _place(content, draw)
-    content[place : place + struct.calcsize(layout)] = struct.pack(layout, number)
-
-
-def _cut(content: bytearray, draw: random.Random) -> None:
-    del content[_place(content, draw) :]
-
-
-def _remove(content: bytearray, draw: random.Random) -> None:
-    place = _place(content, draw)
-    del content[place : place + draw.randint(1, 16)]
-
-
-def _repeat(content: bytearray, draw: random.Random) -> None:
-    place, length = _place(content, draw), draw.randint(1, 64)
-    content[place:place] = content[place : place + length] * draw.randint(1, 3)
-
-
-def _noise(content: bytearray, draw: random.Random) -> None:
-    place = _place(content, draw)
-    content[place:place] = draw.randbytes(draw.randint(1, 16))
-
-
 def _splice(content: bytearray, draw: random.Random) -> None:
     other = draw.choice(corpus())
-    content[_place(content, draw) :] = other[draw.randrange(len(other)) :]
+    content[mutations.place(content, draw) :] = other[draw.randrange(len(other)) :]
 
 
-CHANGES: tuple[Callable[[bytearray, random.Random], None], ...] = (
-    _flip, _number, _number, _number, _cut, _remove, _repeat, _noise, _splice,
-)  # fmt: skip
-
-
-def _place(content: bytearray, draw: random.Random) -> int:
-    """A place in a file, as often in its first bytes, where sizes stand, as in all the others."""
-    return draw.randrange(min(64, len(content)) if draw.random() < 0.5 and content else
-                          max(1, len(content)))  # fmt: skip
+CHANGES: tuple[Callable[[bytearray, random.Random], None], ...] = (*mutations.CHANGES, _splice)
 
 
 def _sign(content: bytearray) -> None:
@@ -210,26 +168,7 @@ def _quiet() -> Iterator[None]:
 
 def run(n: int, first: int = 0) -> dict[str, Any]:
     """Checks the files of n seeds; how many were read, and the first failures."""
-    read: collections.Counter[str] = collections.Counter()
-    failures, slowest, began = [], (0.0, 0), time.perf_counter()
-    for seed in range(first, first + n):
-        since = time.perf_counter()
-        try:
-            read.update({name: int(ok) for name, ok in check(mutate(seed)).items()})
-        except AssertionError as error:
-            failures.append(f"seed {seed}: {error}")
-        slowest = max(slowest, (time.perf_counter() - since, seed))
-    return {
-        "executions": n,
-        "first_seed": first,
-        "read": dict(read),
-        "failures": len(failures),
-        "first_failures": failures[:20],
-        "slowest_seconds": round(slowest[0], 3),
-        "slowest_seed": slowest[1],
-        "seconds": round(time.perf_counter() - began, 1),
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000,
-    }
+    return harness.run(mutate, check, n, first)
 
 
 if __name__ == "__main__":
