@@ -26,7 +26,11 @@ from ncsn_fast.ops.extension import _C
 
 log = logging.getLogger(__name__)
 _LIMIT = 1 << 16  # bytes of a verdict
-_LEVELS = (*onednn.LIMITS, "NCSN_FAST_ISA")  # environment variables that choose other kernels
+_LEVELS = (
+    *onednn.LIMITS,
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "NCSN_FAST_ISA",
+)  # environment variables that choose other kernels
 
 
 def remembered(facts: Mapping[str, Any], check: Callable[[], float]) -> float:
