@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
 import torch.nn.functional as F
 from bench_ops import BOUNDS, DTYPES, SECONDS, Builders, Case
+from convolutions import check_dtype
+from race import Absent
 from torch import Tensor
 
 from ncsn_fast.ops import cpu, reference
@@ -52,7 +55,15 @@ def bench_winograd(race: Callable[..., None], shape: str, dtype: str, provider: 
 def _direct(x: Tensor, weight: Tensor, dilation: int) -> Callable[[], Tensor]:
     each, one = [dilation, dilation], [1, 1]
     mkldnn = torch.ops.mkldnn
+    try:
+        check_dtype(x.dtype)
+    except Absent as error:
+        return functools.partial(_raise, error)
     packed = mkldnn._reorder_convolution_weight(weight, each, one, each, 1, list(x.shape))
     return lambda: mkldnn._convolution_pointwise(
         x, packed, None, each, one, each, 1, "none", [], ""
     )
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error

@@ -15,7 +15,7 @@ import torch
 from race import Absent, Entrant, Pace, Replay, Result
 from race import race as run_race
 
-from ncsn_fast import ops
+from ncsn_fast import EngineUnavailable, ops
 
 RESULTS = pytest.StashKey[dict[tuple[Any, ...], dict[str, Result]]]()
 NOT_RUN = pytest.StashKey[list[dict[str, str]]]()
@@ -89,7 +89,7 @@ def race(request: pytest.FixtureRequest, benchmark: Any) -> Callable[..., None]:
         if result.failure is not None:
             note = {"group": title, "provider": provider, "reason": str(result.failure)}
             request.config.stash.setdefault(NOT_RUN, []).append(note)
-            if isinstance(result.failure, Absent):
+            if isinstance(result.failure, (Absent, EngineUnavailable)):
                 pytest.skip(str(result.failure))
             raise result.failure
         benchmark.extra_info.update(

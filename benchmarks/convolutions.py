@@ -12,11 +12,19 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from race import relative_error
+from race import Absent, relative_error
 from torch import Tensor, nn
 
 from ncsn_fast import ScoreModel, ops
+from ncsn_fast.engines.cpu.engine import CpuEngine
 from ncsn_fast.inference.cost import network_flop
+
+
+def check_dtype(dtype: torch.dtype) -> None:
+    """Raises Absent, with the reason, if oneDNN does not convolve in a dtype on this machine."""
+    problem = CpuEngine.lacks("bf16" if dtype is torch.bfloat16 else "fp32")
+    if problem is not None:
+        raise Absent(problem)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +109,7 @@ def _calls(model: ScoreModel, x: Tensor) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def _pack(name: str, layer: nn.Conv2d, x: Tensor) -> Convolution:
+    check_dtype(x.dtype)
     mkldnn = torch.ops.mkldnn
     window = (list(layer.padding), list(layer.stride), list(layer.dilation), 1)
     weight = mkldnn._reorder_convolution_weight(layer.weight.to(x.dtype), *window, list(x.shape))

@@ -26,7 +26,9 @@ from ncsn_fast.ops.extension import _C
 
 log = logging.getLogger(__name__)
 # Environment variables that choose other kernels.
-_LEVELS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "NCSN_FAST_ISA")
+_LEVELS = (
+    "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "NCSN_FAST_ISA",
+)  # fmt: skip
 
 
 def remembered(facts: Mapping[str, Any], check: Callable[[], float]) -> float:

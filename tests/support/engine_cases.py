@@ -6,7 +6,9 @@ import tiny
 import torch
 
 from ncsn_fast import ScoreModel
+from ncsn_fast.engines import precision
 from ncsn_fast.engines.cpu.engine import CpuEngine
+from ncsn_fast.engines.eager import EagerEngine
 from ncsn_fast.engines.lowering.graph import Graph, Map
 from ncsn_fast.models.refinenet import ARCHITECTURES, Architecture, Refine, Stage
 from ncsn_fast.samplers import methods
@@ -22,6 +24,16 @@ SMALLEST = TYPES[0]
 def model(arch: str = "ncsnv2", **fields) -> ScoreModel:
     settings = {"image_size": (16, 16), "channels": 3, "ngf": 16, "n_sigmas": LEVELS}
     return tiny.model(**{**settings, "arch": arch, **fields})
+
+
+def float32_bound(of: ScoreModel, n: int = LEVELS) -> float:
+    """The largest error that an fp32 engine may have in a check of n levels."""
+    reference = EagerEngine(of, device=CPU, dtype="fp32", batch_size=2)
+    x, levels = precision.probes(of, n)
+    condition = of.condition(of.sigmas[levels])
+    exact = reference.exact(x, condition)
+    own = precision.relative_error(reference.output(x, condition), exact)
+    return max(precision.BOUNDS["fp32"], 4 * float(own.max()))
 
 
 def program_of(of: ScoreModel, name: str = "ald", **options) -> Program:

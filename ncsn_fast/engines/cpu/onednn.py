@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -131,7 +132,9 @@ def _verdict() -> str | None:
     if known is not None and type(known.get("failure")) in (str, type(None)):
         return known.get("failure")
     log.info("torch %s is new to this version: trying a convolution", torch.__version__)
-    failure = _try_in_child()
+    failure, lasting = _try_in_child()
+    if not lasting:
+        return failure
     try:
         with files.atomic_write(path) as temporary:
             temporary.write_text(json.dumps({"torch": torch.__version__, "failure": failure}))
@@ -140,7 +143,8 @@ def _verdict() -> str | None:
     return failure
 
 
-def _try_in_child() -> str | None:
+def _try_in_child() -> tuple[str | None, bool]:
+    """Returns why the trial failed, if it did, and whether it would do the same again."""
     program = (
         f"import sys; sys.path[:] = {sys.path!r}; "
         "from ncsn_fast.engines.cpu import onednn; onednn.trial()"
@@ -152,13 +156,14 @@ def _try_in_child() -> str | None:
             capture_output=True, text=True, timeout=_PATIENCE, check=False,
         )  # fmt: skip
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
-        return f"{what} did not end: {error}"
+        return f"{what} did not end: {error}", False
     if child.returncode == 0:
-        return None
+        return None, True
     if child.returncode < 0:
-        return f"{what} crashed (signal {-child.returncode})"
+        stopped = -child.returncode in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+        return f"{what} crashed (signal {-child.returncode})", not stopped
     last = (child.stderr.strip().splitlines() or ["it said nothing"])[-1]
-    return f"{what} failed: {last}"
+    return f"{what} failed: {last}", True
 
 
 def trial() -> None:

@@ -6,6 +6,7 @@ same files without a limit.
 """
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -29,6 +30,7 @@ FILES = (
     "engines/cpu/test_autotune.py",
     "engines/cpu/test_cpu_engine.py",
     "engines/test_engines.py",
+    "engines/test_fallback.py",
     "ops/test_cpu.py",
     "ops/test_winograd.py",
     "ops/test_instance_norm_plus.py",
@@ -46,7 +48,10 @@ assert doctor.main([]) == 0
 print("bf16:", onednn.lacks("bf16") is None, sampler.report.engine)
 """
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="levels of x86-64"),
+]
 
 
 @pytest.fixture
@@ -78,6 +83,14 @@ def limited(request, tmp_path):
 def test_the_default_call_and_doctor_run(limited):
     said = limited("-c", CALL)
     assert said.endswith(f"bf16: {LEVELS[limited.level][3]} cpu\n")
+
+
+@pytest.mark.parametrize("limited", ["avx2"], indirect=True)
+def test_benchmarks_leave_out_what_the_processor_lacks(limited):
+    files = [f"benchmarks/{name}.py" for name in ("bench_winograd", "bench_sampling")]
+    said = limited("-m", "pytest", "-q", "-rs", "--benchmark-disable", "-k", "not equal", *files)
+    assert "oneDNN has no bf16 convolutions for this processor" in said
+    assert " passed" in said
 
 
 @pytest.mark.parametrize("limited", SUITE, indirect=True)

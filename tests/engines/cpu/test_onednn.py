@@ -108,10 +108,17 @@ def test_a_failed_trial_is_remembered(program, words, children, tmp_path):
     assert len(children.started) == 1
 
 
-def test_a_trial_that_hangs_is_stopped(children, monkeypatch):
-    children("import time; time.sleep(60)")
+def test_a_trial_that_was_stopped_is_tried_again(children, monkeypatch):
+    children("import os; os.kill(os.getpid(), 9)")  # as a system does that is out of memory
+    assert "in a child process crashed (signal 9)" in onednn.problem()
     monkeypatch.setattr(onednn, "_PATIENCE", 0.5)
+    children("import time; time.sleep(60)")
+    onednn.problem.cache_clear()
     assert "in a child process did not end: " in onednn.problem()
+    monkeypatch.setattr(onednn, "_PATIENCE", 60.0)
+    children("")
+    onednn.problem.cache_clear()
+    assert onednn.problem() is None
 
 
 @pytest.mark.parametrize("damage", ["{", "[]", '{"failure": 3}', "[" * 4000, "{}" + " " * 5000])
