@@ -20,7 +20,13 @@ import tyro
 from torch import Tensor
 
 from ncsn_fast.cli.arguments import MASKS, import_function, make_mask, read_images
-from ncsn_fast.cli.options import ModelOptions, SamplingOptions, check_count, check_png
+from ncsn_fast.cli.options import (
+    ModelOptions,
+    SamplingOptions,
+    check_count,
+    check_png,
+    own_options_first,
+)
 from ncsn_fast.cli.outputs import check_output, check_pictures
 from ncsn_fast.data.decode import parse_colour
 from ncsn_fast.data.images import grid_shape, save_grid
@@ -69,6 +75,7 @@ class OfImages(Drawing):
         parse_colour(self.background)
 
 
+@own_options_first
 @dataclasses.dataclass(frozen=True)
 class Inpaint(OfImages):
     """Fill in unknown pixels. Rows of the grid: original, known pixels, result."""
@@ -126,6 +133,7 @@ class Measured(OfImages):
         return torch.cat((*before, seen, result)), len(y)
 
 
+@own_options_first
 @dataclasses.dataclass(frozen=True)
 class Colourise(Measured):
     """Colour grey images. Rows of the grid: original, mean of its channels, result."""
@@ -134,6 +142,7 @@ class Colourise(Measured):
         return mean_of_colours(sampler.model)
 
 
+@own_options_first
 @dataclasses.dataclass(frozen=True)
 class SuperResolve(Measured):
     """Enlarge images. Rows of the grid: original, means of blocks of pixels, result."""
@@ -145,6 +154,7 @@ class SuperResolve(Measured):
         return block_mean(self.factor, *sampler.model.image_shape[1:])
 
 
+@own_options_first
 @dataclasses.dataclass(frozen=True)
 class Deblur(Measured):
     """Sharpen images that a Gaussian has blurred. Rows of the grid: original, blurred, result."""
@@ -159,6 +169,7 @@ class Deblur(Measured):
         return gaussian_blur(self.blur, *sampler.model.image_shape[1:])
 
 
+@own_options_first
 @dataclasses.dataclass(frozen=True)
 class SDEdit(OfImages):
     """Vary images: add noise and sample from there. Rows of the grid: original, noisy, result."""
@@ -184,6 +195,7 @@ class SDEdit(OfImages):
         return torch.cat((images, noisy, result)), len(images)
 
 
+@own_options_first
 @dataclasses.dataclass(frozen=True)
 class Guide(Drawing):
     """Draw samples of classes.
@@ -220,6 +232,7 @@ class Guide(Drawing):
         return torch.cat(rows), self.n
 
 
+@own_options_first
 @dataclasses.dataclass(frozen=True)
 class Interpolate(Drawing):
     """Rows of frames between two samples."""
@@ -241,6 +254,7 @@ class Interpolate(Drawing):
         return sampler.interpolate(self.pairs, self.frames, **self.sampling()), self.frames
 
 
+@own_options_first
 @dataclasses.dataclass(frozen=True)
 class Denoise(ModelOptions):
     """Add noise, then remove it (Tweedie). Rows of the grid: original, noisy, denoised."""
