@@ -32,12 +32,14 @@ from ncsn_fast.data.decode import parse_colour
 from ncsn_fast.data.images import grid_shape, save_grid
 from ncsn_fast.data.rescue import write_or_keep
 from ncsn_fast.inference.editing import Inpainting, Restoration, mean_of_colours
+from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops.noise import Stream, normal, sample_indices
 from ncsn_fast.sampler import Sampler
 from ncsn_fast.samplers.operators import Operator, block_mean, gaussian_blur
 from ncsn_fast.samplers.program_transforms import start_level
 
 MEASURING = 7  # stream of the noise that commands add to measurements
+ROWS = 3  # of a grid, at most: original, measured, result
 Grid = tuple[Tensor, int]  # images, and images per row
 
 
@@ -74,6 +76,15 @@ class OfImages(Drawing):
         check_count("--n", self.n)
         parse_colour(self.background)
 
+    def read(self, model: ScoreModel, shape: tuple[int, ...] | None = None) -> Tensor:
+        """Reads the images, (n, *shape), at the model's size without a shape.
+
+        Raises ValueError if a grid of them would be too large.
+        """
+        images = read_images(self.images, self.n, shape or model.image_shape, self.background)
+        grid_shape(ROWS * len(images), *model.image_shape[1:], len(images))
+        return images
+
 
 @own_options_first
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +99,7 @@ class Inpaint(OfImages):
     Default: ncsnv2, or projected for methods that cannot impose pixels (ode, adaptive)."""
 
     def grid(self, sampler: Sampler) -> Grid:
-        images = read_images(self.images, self.n, sampler.model.image_shape, self.background)
+        images = self.read(sampler.model)
         mask = make_mask(self.mask, *images.shape[2:])
         result = sampler.inpaint(images, mask, variant=self.variant, **self.sampling())
         return torch.cat((images, torch.where(mask, images, 0.5), result)), len(images)
@@ -120,9 +131,9 @@ class Measured(OfImages):
         operator, shape = self.operator(sampler), sampler.model.image_shape
         measured_shape = tuple(operator.apply(torch.zeros(1, *shape)).shape[1:])
         if self.given:
-            before, y = [], read_images(self.images, self.n, measured_shape, self.background)
+            before, y = [], self.read(sampler.model, measured_shape)
         else:
-            images = read_images(self.images, self.n, sampler.model.image_shape, self.background)
+            images = self.read(sampler.model)
             before, y = [images], operator.apply(images)
         if self.noise and not self.given:
             samples = sample_indices(self.start, len(y))
@@ -187,7 +198,7 @@ class SDEdit(OfImages):
             raise ValueError(f"--strength must be in [0, 1]; got {self.strength}")
 
     def grid(self, sampler: Sampler) -> Grid:
-        images = read_images(self.images, self.n, sampler.model.image_shape, self.background)
+        images = self.read(sampler.model)
         strength = 0.5 if self.strength is None and self.sigma is None else self.strength
         sigma = start_level(sampler.model.sigmas.numpy(force=True), self.sigma, strength)
         noisy = images + sigma * noise_of(images, self.seed, self.start)
@@ -282,6 +293,7 @@ class Denoise(ModelOptions):
 
     def grid(self, sampler: Sampler) -> Grid:
         images = read_images(self.images, self.n, sampler.model.image_shape, self.background)
+        grid_shape(ROWS * len(images), *sampler.model.image_shape[1:], len(images))
         noisy = images + self.sigma * noise_of(images, self.seed, self.start)
         return torch.cat((images, noisy, sampler.denoise(noisy, self.sigma))), len(images)
 

@@ -88,7 +88,7 @@ class ModelConfig:
         wrong += [
             f"{name} must be a number; got {value!r}"
             for name in ("sigma_begin", "sigma_end", "epsilon", "sigma_min", "sigma_max")
-            if type(value := getattr(self, name)) not in (int, float)
+            if isinstance(value := getattr(self, name), bool) or not isinstance(value, (int, float))
         ]
         tables: dict[str, Iterable[Any]] = {
             "arch": (*ARCHITECTURES, *TIME_ARCHS), "act": ACTIVATIONS,
