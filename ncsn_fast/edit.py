@@ -20,18 +20,26 @@ import tyro
 from torch import Tensor
 
 from ncsn_fast.cli.arguments import MASKS, import_function, make_mask, read_images
-from ncsn_fast.cli.options import ModelOptions, SamplingOptions, check_count, check_png
+from ncsn_fast.cli.options import (
+    ModelOptions,
+    SamplingOptions,
+    check_count,
+    check_png,
+    own_options_first,
+)
 from ncsn_fast.cli.outputs import check_output, check_pictures
 from ncsn_fast.data.decode import parse_colour
 from ncsn_fast.data.images import grid_shape, save_grid
 from ncsn_fast.data.rescue import write_or_keep
 from ncsn_fast.inference.editing import Inpainting, Restoration, mean_of_colours
+from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops.noise import Stream, normal, sample_indices
 from ncsn_fast.sampler import Sampler
 from ncsn_fast.samplers.operators import Operator, block_mean, gaussian_blur
 from ncsn_fast.samplers.program_transforms import start_level
 
 MEASURING = 7  # stream of the noise that commands add to measurements
+ROWS = 3  # of a grid, at most: original, measured, result
 Grid = tuple[Tensor, int]  # images, and images per row
 
 
@@ -68,7 +76,17 @@ class OfImages(Drawing):
         check_count("--n", self.n)
         parse_colour(self.background)
 
+    def read(self, model: ScoreModel, shape: tuple[int, ...] | None = None) -> Tensor:
+        """Reads the images, (n, *shape), at the model's size without a shape.
 
+        Raises ValueError if a grid of them would be too large.
+        """
+        images = read_images(self.images, self.n, shape or model.image_shape, self.background)
+        grid_shape(ROWS * len(images), *model.image_shape[1:], len(images))
+        return images
+
+
+@own_options_first
 @dataclasses.dataclass(frozen=True)
 class Inpaint(OfImages):
     """Fill in unknown pixels. Rows of the grid: original, known pixels, result."""
@@ -81,7 +99,7 @@ class Inpaint(OfImages):
     Default: ncsnv2, or projected for methods that cannot impose pixels (ode, adaptive)."""
 
     def grid(self, sampler: Sampler) -> Grid:
-        images = read_images(self.images, self.n, sampler.model.image_shape, self.background)
+        images = self.read(sampler.model)
         mask = make_mask(self.mask, *images.shape[2:])
         result = sampler.inpaint(images, mask, variant=self.variant, **self.sampling())
         return torch.cat((images, torch.where(mask, images, 0.5), result)), len(images)
@@ -113,9 +131,9 @@ class Measured(OfImages):
         operator, shape = self.operator(sampler), sampler.model.image_shape
         measured_shape = tuple(operator.apply(torch.zeros(1, *shape)).shape[1:])
         if self.given:
-            before, y = [], read_images(self.images, self.n, measured_shape, self.background)
+            before, y = [], self.read(sampler.model, measured_shape)
         else:
-            images = read_images(self.images, self.n, sampler.model.image_shape, self.background)
+            images = self.read(sampler.model)
             before, y = [images], operator.apply(images)
         if self.noise and not self.given:
             samples = sample_indices(self.start, len(y))
@@ -126,6 +144,7 @@ class Measured(OfImages):
         return torch.cat((*before, seen, result)), len(y)
 
 
+@own_options_first
 @dataclasses.dataclass(frozen=True)
 class Colourise(Measured):
     """Colour grey images. Rows of the grid: original, mean of its channels, result."""
@@ -134,6 +153,7 @@ class Colourise(Measured):
         return mean_of_colours(sampler.model)
 
 
+@own_options_first
 @dataclasses.dataclass(frozen=True)
 class SuperResolve(Measured):
     """Enlarge images. Rows of the grid: original, means of blocks of pixels, result."""
@@ -145,6 +165,7 @@ class SuperResolve(Measured):
         return block_mean(self.factor, *sampler.model.image_shape[1:])
 
 
+@own_options_first
 @dataclasses.dataclass(frozen=True)
 class Deblur(Measured):
     """Sharpen images that a Gaussian has blurred. Rows of the grid: original, blurred, result."""
@@ -159,6 +180,7 @@ class Deblur(Measured):
         return gaussian_blur(self.blur, *sampler.model.image_shape[1:])
 
 
+@own_options_first
 @dataclasses.dataclass(frozen=True)
 class SDEdit(OfImages):
     """Vary images: add noise and sample from there. Rows of the grid: original, noisy, result."""
@@ -176,7 +198,7 @@ class SDEdit(OfImages):
             raise ValueError(f"--strength must be in [0, 1]; got {self.strength}")
 
     def grid(self, sampler: Sampler) -> Grid:
-        images = read_images(self.images, self.n, sampler.model.image_shape, self.background)
+        images = self.read(sampler.model)
         strength = 0.5 if self.strength is None and self.sigma is None else self.strength
         sigma = start_level(sampler.model.sigmas.numpy(force=True), self.sigma, strength)
         noisy = images + sigma * noise_of(images, self.seed, self.start)
@@ -184,6 +206,7 @@ class SDEdit(OfImages):
         return torch.cat((images, noisy, result)), len(images)
 
 
+@own_options_first
 @dataclasses.dataclass(frozen=True)
 class Guide(Drawing):
     """Draw samples of classes.
@@ -220,6 +243,7 @@ class Guide(Drawing):
         return torch.cat(rows), self.n
 
 
+@own_options_first
 @dataclasses.dataclass(frozen=True)
 class Interpolate(Drawing):
     """Rows of frames between two samples."""
@@ -241,6 +265,7 @@ class Interpolate(Drawing):
         return sampler.interpolate(self.pairs, self.frames, **self.sampling()), self.frames
 
 
+@own_options_first
 @dataclasses.dataclass(frozen=True)
 class Denoise(ModelOptions):
     """Add noise, then remove it (Tweedie). Rows of the grid: original, noisy, denoised."""
@@ -268,6 +293,7 @@ class Denoise(ModelOptions):
 
     def grid(self, sampler: Sampler) -> Grid:
         images = read_images(self.images, self.n, sampler.model.image_shape, self.background)
+        grid_shape(ROWS * len(images), *sampler.model.image_shape[1:], len(images))
         noisy = images + self.sigma * noise_of(images, self.seed, self.start)
         return torch.cat((images, noisy, sampler.denoise(noisy, self.sigma))), len(images)
 

@@ -16,6 +16,7 @@ if __name__ == "__main__":  # before the imports that take seconds
 import dataclasses
 import functools
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,7 +27,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ncsn_fast import engines
-from ncsn_fast.checkpoints.loading import resolve_model
+from ncsn_fast.checkpoints.loading import SHIPPED, load, resolve_model
+from ncsn_fast.checkpoints.training_run import is_run, newest_run, training_data
 from ncsn_fast.cli.arguments import import_function
 from ncsn_fast.cli.options import (
     ModelOptions,
@@ -34,6 +36,7 @@ from ncsn_fast.cli.options import (
     check_count,
     check_png,
     method_argument,
+    own_options_first,
 )
 from ncsn_fast.cli.outputs import check_output, check_output_folder, check_pictures
 from ncsn_fast.cli.sample_folder import claim_folder, read_files, read_settings, write_files
@@ -55,15 +58,18 @@ from ncsn_fast.evaluation.evaluator import BATCH, Evaluator, describe_source, op
 from ncsn_fast.evaluation.features import Extractor, function_extractor, load_extractor
 from ncsn_fast.evaluation.likelihood import Trace
 from ncsn_fast.evaluation.metrics import digit_figures, nearest_images
+from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops import noise
 from ncsn_fast.sampler import Sampler
 from ncsn_fast.samplers import methods
 
+log = logging.getLogger(__name__)
 SHOWN, COMPARED = 64, 16  # number of samples in --grid and in --neighbours
 BITS_NAME = "bits.jsonl"
 TOLERANCE = 1e-5  # of --bpd, as published
 
 
+@own_options_first
 @dataclasses.dataclass(frozen=True)
 class EvaluateOptions(SamplingOptions):
     """Command-line options of `python -m ncsn_fast.evaluate`."""
@@ -194,6 +200,28 @@ def draw(options: EvaluateOptions, sampler: Sampler) -> Iterator[Tensor]:
             bar.update(len(images))
 
 
+def check_learnt_digits(options: EvaluateOptions, model: ScoreModel, remedy: str) -> None:
+    """Checks that a model learnt the digits, before it is compared with them by default.
+
+    Logs a warning where nothing says what it learnt.
+
+    Raises:
+        ValueError: it was trained on something else.
+    """
+    run = Path(options.model).expanduser() if options.model else newest_run(Path("runs"))
+    data = training_data(run) if run is not None and is_run(run) else None
+    if data == "digits" or model.digest() == load(SHIPPED).digest():
+        return
+    if data is not None:
+        raise ValueError(
+            f"{run} was trained on {data}, and would be compared with the UCI digits: give {remedy}"
+        )
+    log.warning(
+        "compared with the UCI digits, and nothing says that this model learnt them: if it learnt "
+        "something else the figures mean nothing, so give %s", remedy,
+    )  # fmt: skip
+
+
 def evaluate_samples(options: EvaluateOptions) -> tuple[dict[str, Any], list[Picture]]:
     """Draws and evaluates samples; returns the figures for JSON, and the requested grids."""
     sampler = options.sampler()
@@ -206,6 +234,12 @@ def evaluate_samples(options: EvaluateOptions) -> tuple[dict[str, Any], list[Pic
             f"without --extractor, figures are for models of the digits (1, S, S), and this one is "
             f"{model.image_shape}; give an --extractor and a --reference"
         )
+    if options.extractor is None:
+        check_learnt_digits(options, model, "an --extractor and a --reference")
+    elif options.reference is None and options.extractor == "digits":
+        check_learnt_digits(options, model, "a --reference")
+    elif options.neighbours is not None and options.data is None and digits:
+        check_learnt_digits(options, model, "--data, the images that it learnt from")
     if options.grid or options.neighbours or options.out_dir:
         check_pictures(model)
     if options.neighbours is not None and options.data is None and not digits:
@@ -281,6 +315,8 @@ def measure_bits(options: EvaluateOptions) -> dict[str, Any]:
     _, device, _ = engines.pick("eager", options.device, model)
     if options.data is None and model.image_shape[0] != 1:
         raise ValueError("--bpd needs --data: the images whose likelihood is computed")
+    if options.data is None:
+        check_learnt_digits(options, model, "--data, the images whose likelihood is computed")
     source = options.data or "digits:held-out"
     images = open_source(source, model, options.background)
     n = len(images) - options.start if options.n is None else options.n

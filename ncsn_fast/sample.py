@@ -23,7 +23,7 @@ import tyro
 from torch import Tensor
 
 from ncsn_fast.cli import command, shards
-from ncsn_fast.cli.options import SamplingOptions, check_count, check_png
+from ncsn_fast.cli.options import SamplingOptions, check_count, check_png, own_options_first
 from ncsn_fast.cli.outputs import check_output, check_output_folder, check_pictures
 from ncsn_fast.cli.sample_folder import read_files, write_files
 from ncsn_fast.data.images import grid_shape, save_grid
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 FOLDER, GRID = Path("samples"), Path("samples.png")
 
 
+@own_options_first
 @dataclasses.dataclass(frozen=True)
 class SampleOptions(SamplingOptions):
     """Command-line options of `python -m ncsn_fast.sample`."""

@@ -17,7 +17,7 @@ from ncsn_fast.checkpoints.torch_file import (
     is_plain,
     read_torch,
 )
-from ncsn_fast.data.json_file import JSONError, parse_json
+from ncsn_fast.data.json_file import JSONError, find_json, parse_json
 from ncsn_fast.models.score import ModelConfig, ScoreModel
 
 CHECKPOINTS = "checkpoints"
@@ -48,6 +48,12 @@ def checkpoint_paths(run: Path) -> list[Path]:
 def is_run(folder: Path) -> bool:
     """Returns whether a folder holds checkpoints of a training run."""
     return bool(checkpoint_paths(folder))
+
+
+def training_data(run: Path) -> str | None:
+    """Returns the --data that a run was trained on, from its config.json; None if it has none."""
+    data = (find_json(run / "config.json") or {}).get("data")
+    return data if isinstance(data, str) else None
 
 
 def newest_run(runs: Path) -> Path | None:

@@ -64,6 +64,30 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
+def _choices(match: re.Match[str]) -> str:
+    names = sorted(set(re.findall(r"'([^']*)'", match[1])) - {"None"})
+    return f"Expected one of {', '.join(names)}"
+
+
+def _kind(match: re.Match[str]) -> str:
+    words = {"INT": "an integer", "FLOAT": "a number"}
+    kinds = [words.get(kind, kind) for kind in match[2].split("|") if kind != "{None}"]
+    return f"{match[1]} must be {' or '.join(kinds)}; got {match[3]}"
+
+
+# tyro's words, and plain ones.
+_PLAIN: tuple[tuple[re.Pattern[str], Any], ...] = (
+    (re.compile(r"^Error parsing \w+: "), ""),
+    (re.compile(r"Error parsing (--\S+): no type matching (\S+) could .* from \[(.*)\]"), _kind),
+    (re.compile(r"(?:Error parsing )?(--\S+): invalid literal for int\(\) with base 10: "),
+     r"\1 must be an integer; got "),
+    (re.compile(r"(?:Error parsing )?(--\S+): could not convert string to float: "),
+     r"\1 must be a number; got "),
+    (re.compile(r"Error parsing (--\S+): "), r"\1: "),
+    (re.compile(r"Expected one of \(([^()]*)\)"), _choices),
+)  # fmt: skip
+
+
 def _first_sentence(box: str) -> str:
     """Returns tyro's message, without the title of its box, up to the first rule, as one line."""
     words: list[str] = []
@@ -73,7 +97,9 @@ def _first_sentence(box: str) -> str:
             words.append(text)
         elif words:
             break
-    text = re.sub(r"^Error parsing \w+: ", "", " ".join(words))
+    text = " ".join(words)
+    for pattern, plain in _PLAIN:
+        text = pattern.sub(plain, text)
     return text if text.endswith(".") else f"{text}."
 
 

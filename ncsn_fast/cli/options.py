@@ -42,9 +42,9 @@ class ModelOptions:
     """No progress bar."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "threads"):
+        for name, most in (("batch_size", 2**32), ("threads", 2**16)):
             if (value := getattr(self, name)) is not None:
-                check_count(f"--{name.replace('_', '-')}", value)
+                check_count(f"--{name.replace('_', '-')}", value, most=most)
 
     def sampler(self) -> Sampler:
         """Makes the Sampler that these options describe."""
@@ -58,6 +58,14 @@ class ModelOptions:
             compile_cache=self.compile_cache,
             **self.engine_options,
         )
+
+
+def own_options_first(options: type[T]) -> type[T]:
+    """Decorates a dataclass: --help lists its own options first, then those of its bases."""
+    fields = options.__dict__["__dataclass_fields__"]
+    names = [name for base in options.__mro__ for name in inspect.get_annotations(base)]
+    options.__dataclass_fields__ = {name: fields[name] for name in names if name in fields}  # type: ignore[attr-defined]
+    return options
 
 
 def method_argument(option: str, also: str = "") -> Any:

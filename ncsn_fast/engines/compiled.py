@@ -10,6 +10,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -158,8 +159,14 @@ def _with_usual_strides(x: Tensor, level: Tensor | None) -> tuple[Tensor, Tensor
 
 def _failure(error: Exception) -> str:
     """Condenses torch's error report to one line with a remedy."""
+    home = str(Path(torch.__file__).parent)
+    if any(letter.isspace() for letter in home):
+        return (
+            f"torch.compile fails here: torch lies below a folder with a space in its name ({home}), "
+            "which the compiler's command line does not bear; move the environment, or use "
+            "engine='eager'"
+        )
     first, *rest = str(error).strip().splitlines() or [type(error).__name__]
-    # For example, linking fails if the path of torch contains a space.
     cause = next((line.strip() for line in rest if "cannot" in line or "error:" in line), "")
     return f"torch.compile fails here: {first} {cause}".strip() + "; use engine='eager'"
 

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from ncsn_fast.data import limits
 from ncsn_fast.diffusion import schedule as ladders
+from ncsn_fast.models.layers import ACTIVATIONS, NORMS
 from ncsn_fast.models.refinenet import ARCHITECTURES, RefineNet
 from ncsn_fast.models.unet import TIME_ARCHS, Clock, TimeUNet
 
@@ -82,6 +84,20 @@ class ModelConfig:
             f"{name} must be an integer from {low} on; got {value!r}"
             for name, low in least.items()
             if type(value := getattr(self, name)) is not int or value < low
+        ]
+        wrong += [
+            f"{name} must be a number; got {value!r}"
+            for name in ("sigma_begin", "sigma_end", "epsilon", "sigma_min", "sigma_max")
+            if isinstance(value := getattr(self, name), bool) or not isinstance(value, (int, float))
+        ]
+        tables: dict[str, Iterable[Any]] = {
+            "arch": (*ARCHITECTURES, *TIME_ARCHS), "act": ACTIVATIONS,
+            "norm": (*NORMS, TIME_STYLE["norm"]), "scale_input": (True, False),
+        }  # fmt: skip
+        wrong += [
+            f"{name} must be one of {', '.join(map(str, known))}; got {value!r}"
+            for name, known in tables.items()
+            if (value := getattr(self, name)) not in list(known) or type(value) is int
         ]
         size = self.image_size
         if type(size) is not tuple or len(size) != 2 or not all(type(n) is int for n in size):

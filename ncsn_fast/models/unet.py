@@ -68,12 +68,17 @@ class Clock:
         t = torch.as_tensor(t, dtype=torch.float64)
         return self.scale * torch.expm1(self.rate * t).sqrt()
 
+    def formula(self) -> str:
+        """Returns `time` in words, for files: the time that a network wants at noise level sigma."""
+        return (
+            f"min(1, log1p((sigma / {self.scale!r})**2) / {self.rate!r}), computed in float64 and "
+            "rounded to float32 at the end"
+        )
+
     def time(self, std: Tensor | float) -> Tensor:
         """Computes the time in [0, 1] at which the noise has this standard deviation; float64.
 
         Above std(1) it returns 1, the last time the network was trained on.
-
-        1, the last that a network knows, above std(1).
         """
         std = torch.as_tensor(std, dtype=torch.float64)
         return (torch.log1p((std / self.scale).square()) / self.rate).clamp(max=1.0)

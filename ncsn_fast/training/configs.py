@@ -30,6 +30,13 @@ _BOUNDS: tuple[tuple[str, float, float], ...] = (
     ("seed", 0, 2**32),
 )  # fmt: skip
 
+# Largest values of counts. More is a slip, whose memory could end the process.
+_MOST = {
+    "image_size": 2**16, "ngf": 2**16, "n_sigmas": 2**24, "n_steps_each": 2**31, "grid": 2**16,
+    "batch_size": 2**31, "centre_crop": 2**31, "workers": 2**10, "threads": 2**16,
+    **dict.fromkeys(("steps", "warmup", "log_every", "snapshot_every", "keep"), 2**53),
+}  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -138,6 +145,9 @@ class TrainConfig:
                 )
         limits.IMAGE_SIZE.check(self.image_size, "image_size")
         limits.STEPS.check(self.n_sigmas * self.n_steps_each, "n_sigmas x n_steps_each")
+        for field, most in _MOST.items():
+            if getattr(self, field) > most:
+                raise ValueError(f"{field} must be at most {most}; got {getattr(self, field)}")
         for field in ("sigma_end", "lr", "adam_eps"):
             if not 0 < getattr(self, field) < math.inf:
                 raise ValueError(f"{field} must be positive; got {getattr(self, field)}")

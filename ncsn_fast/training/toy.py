@@ -126,9 +126,11 @@ class ToyOptions:
     """Print the options as JSON and stop."""
 
     def __post_init__(self) -> None:
-        for field in ("steps", "batch_size", "width", "n"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} must be at least 1; got {getattr(self, field)}")
+        for field, most in (("steps", 2**53), ("batch_size", 2**31), ("width", 2**16), ("n", 2**31)):
+            value = getattr(self, field)
+            if not 1 <= value <= most:
+                bound = "at least 1" if value < 1 else f"at most {most}"
+                raise ValueError(f"{field} must be {bound}; got {value}")
         if not 0 < self.lr < math.inf:
             raise ValueError(f"lr must be positive; got {self.lr}")
         noise.check_uint32("seed", self.seed)

@@ -20,7 +20,11 @@ def in_folder(tiny_folder, monkeypatch) -> None:
 
 USAGE = {
     "unknown option": ("train --n-sigmaz 3", "Unrecognized options: --n-sigmaz"),
-    "no number": ("train --ngf wide", "--ngf: invalid literal"),
+    "no number": ("train --ngf wide", "--ngf must be an integer; got 'wide'"),
+    "no rate at all": ("train --lr fast", "--lr must be a number; got 'fast'"),
+    "half an image": ("sample --batch-size 1.5", "--batch-size must be an integer; got '1.5'"),
+    "no bend": ("sample --rho steep", "--rho must be a number; got 'steep'"),
+    "no type": ("sample --dtype int8", "Expected one of bf16, fp16, fp32, tf32."),
     "no choice": ("train --arch vgg", "invalid choice 'vgg' for argument '--arch'"),
     "no config": ("train --config mnist", "--config must be one of digits, cifar10"),
     "config of nothing": ("train --config", "expected one argument"),

@@ -265,6 +265,22 @@ def test_help_explains_every_option(name, capsys, monkeypatch):
         assert explained, lines[i:after]
 
 
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("edit inpaint", ["--mask", "--variant", "--images", "--n", "--background", "--out"]),
+        ("edit interpolate", ["--pairs", "--frames", "--out"]),
+        ("sample", ["--n", "--out", "--out-dir"]),
+        ("evaluate", ["--n", "--out", "--out-dir"]),
+    ],
+)
+def test_help_begins_with_the_options_of_the_command(name, first, capsys):
+    with pytest.raises(SystemExit):
+        COMMANDS[name].main([*name.split()[1:], "--help"])
+    options = re.findall(r"^│? *(--[a-z-]+)", capsys.readouterr().out, re.MULTILINE)
+    assert options[: len(first)] == first
+
+
 def test_dispatcher(monkeypatch, capsys):
     def run(*words: str) -> int:
         monkeypatch.setattr(sys, "argv", ["ncsn-fast", *words])

@@ -1,6 +1,8 @@
 """`python -m ncsn_fast.evaluate`: what it draws, compares, resumes, writes and refuses."""
 
 import json
+import logging
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -331,3 +333,31 @@ def test_the_networks_of_2019_are_refused(in_tmp, capsys):
     tiny.model(arch="ncsn").save_pretrained("model")
     assert command.run(lambda: evaluate.main(["--bpd", "--model", "model"])) == 1
     assert "no probability flow and no likelihood" in capsys.readouterr().err
+
+
+DEFAULTS = {
+    "": "an --extractor and a --reference",
+    "--extractor digits": "a --reference",
+    "--bpd --n 1 --rtol 1e-2 --atol 1e-2": "--data, the images whose likelihood",
+}
+
+
+@pytest.mark.parametrize("options", DEFAULTS)
+def test_the_digits_are_no_reference_for_models_of_something_else(options, model, capsys, caplog):
+    run = Path("runs/mine")
+    shutil.copytree("model", run / "checkpoints")
+    (run / "checkpoints" / "step_00000001.pt").touch()
+    (run / "config.json").write_text(json.dumps({"data": "photos"}))
+    chosen = evaluate.EvaluateOptions(model=str(run), quiet=True)
+    with pytest.raises(ValueError, match=r"runs/mine was trained on photos, .*: give DATA"):
+        evaluate.check_learnt_digits(chosen, model, "DATA")
+    (run / "config.json").write_text(json.dumps({"data": "digits"}))
+    evaluate.check_learnt_digits(chosen, model, "DATA")
+    evaluate.check_learnt_digits(evaluate.EvaluateOptions(), ncsn_fast.load("digits"), "DATA")
+    assert "nothing says" not in caplog.text
+    fast = [] if "--bpd" in options else ["--n", "10", "--engine", "eager"]
+    run_quietly = [*options.split(), *fast, "--model", "model", "--quiet"]
+    with caplog.at_level(logging.WARNING):
+        assert evaluate.main(run_quietly) == 0
+    assert "nothing says that this model learnt them" in caplog.text
+    assert f"so give {DEFAULTS[options]}" in caplog.text

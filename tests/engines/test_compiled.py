@@ -12,7 +12,7 @@ from cross_section import cross_section
 from drawing import CLOSE, draw
 
 from ncsn_fast import EngineError, EngineUnavailable, Sampler, engines
-from ncsn_fast.engines import precision
+from ncsn_fast.engines import compiled, precision
 from ncsn_fast.engines.compiled import CompileEngine
 from ncsn_fast.ops import backends
 
@@ -62,6 +62,13 @@ def primitives(monkeypatch):
 
     yield stand_in(monkeypatch, torch._dynamo.lookup_backend("aot_eager_decomp_partition"))
     torch._dynamo.reset()
+
+
+def test_a_path_with_a_space_is_named(monkeypatch):
+    monkeypatch.setattr(torch, "__file__", "/home/a b/torch/__init__.py")
+    said = compiled._failure(RuntimeError("/usr/bin/ld: cannot find -ltorch"))
+    assert "torch lies below a folder with a space in its name (/home/a b/torch)" in said
+    assert said.endswith("or use engine='eager'")
 
 
 @pytest.mark.slow

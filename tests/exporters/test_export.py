@@ -220,6 +220,18 @@ def test_meta_data_and_interface():
     ]  # fmt: skip
 
 
+def test_the_time_of_a_noise_level_is_in_the_metadata():
+    of = model("unet_b")
+    proto = onnx.load_from_string(make_onnx(of))
+    formula = {entry.key: entry.value for entry in proto.metadata_props}["time"]
+    expression, said = formula.split(", computed ")
+    assert said == "in float64 and rounded to float32 at the end"
+    for sigma in (0.01, 0.3, 5.0, 1e3):
+        names = {"log1p": math.log1p, "min": min, "sigma": sigma}
+        found = np.float32(eval(expression, {"__builtins__": {}}, names))
+        assert found == of.condition(torch.tensor([sigma], dtype=torch.float64)).numpy()[0]
+
+
 def dimensions(value):
     return [dim.dim_value or dim.dim_param for dim in value.type.tensor_type.shape.dim]
 

@@ -197,8 +197,16 @@ def test_conditional_networks_need_instance_norm_plus(norm):
         ({"arch": "unet"}, r"arch must be one of ncsnv2, .*; got 'unet'"),
         ({"act": "gelu"}, r"act must be one of elu, .*; got 'gelu'"),
         ({"norm": "LayerNorm"}, r"norm must be one of InstanceNorm\+\+, .*; got 'LayerNorm'"),
-        ({"ngf": 0}, r"must be positive; got 3, 0 and 4"),
-        ({"n_sigmas": 0}, r"n_sigmas must be at least 1; got 0"),
+        ({"ngf": 0}, r"ngf must be an integer from 1 on; got 0"),
+        ({"ngf": 4.5}, "ngf must be an integer from 1 on; got 4.5"),
+        ({"channels": True}, "channels must be an integer"),
+        ({"n_sigmas": 0}, r"n_sigmas must be an integer from 1 on; got 0"),
+        ({"image_size": (64,)}, r"image_size must be \(height, width\); got \(64,\)"),
+        ({"image_size": (64, 0)}, "image_size must be positive"),
+        ({"epsilon": "small"}, "epsilon must be a number; got 'small'"),
+        ({"sigma_end": None}, "sigma_end must be a number; got None"),
+        ({"norm": ["InstanceNorm"]}, r"norm must be one of .*; got \['InstanceNorm'\]"),
+        ({"scale_input": 1}, "scale_input must be one of True, False; got 1"),
         ({"sigma_end": 3.0}, r"expected 0 < sigma_end <= sigma_begin"),
         ({"epsilon": 0.0}, r"epsilon must be positive"),
         ({"langevin_form": "book"}, r"langevin_form must be 'code' or 'paper'"),
@@ -206,7 +214,7 @@ def test_conditional_networks_need_instance_norm_plus(norm):
 )
 def test_bad_configurations_are_refused(fields, words):
     with pytest.raises(ValueError, match=words):
-        tiny(**fields)
+        dataclasses.replace(TINY, **fields)
 
 
 def test_a_ladder_of_another_length_is_refused():

@@ -91,6 +91,7 @@ def make_onnx(
 def describe(model: ScoreModel, dtype: str) -> dict[str, str]:
     """Returns the metadata of a model's file."""
     own = "1" if model.conditional else "1 / sigma"
+    clock = {} if model.clock is None else {"time": model.clock.formula()}
     return {
         "model": model.digest(),
         "config": json.dumps(model.config.to_dict(), sort_keys=True),
@@ -99,6 +100,7 @@ def describe(model: ScoreModel, dtype: str) -> dict[str, str]:
         "conditioning": model.conditioning,
         "score": f"f * {own}",
         "dtype": dtype,
+        **clock,
         **{name: package_version(name) for name in ("ncsn_fast", "torch", "onnx")},
     }
 
