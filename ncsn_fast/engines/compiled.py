@@ -162,7 +162,7 @@ def _failure(error: Exception) -> str:
     home = str(Path(torch.__file__).parent)
     if any(letter.isspace() for letter in home):
         return (
-            f"torch.compile fails here: torch lies below a folder with a space in its name ({home}), "
+            f"torch.compile fails here: a folder above torch has a space in its name ({home}), "
             "which the compiler's command line does not bear; move the environment, or use "
             "engine='eager'"
         )

@@ -69,7 +69,7 @@ class Clock:
         return self.scale * torch.expm1(self.rate * t).sqrt()
 
     def formula(self) -> str:
-        """Returns `time` in words, for files: the time that a network wants at noise level sigma."""
+        """Returns `time` as a formula for files: the network's input at noise level sigma."""
         return (
             f"min(1, log1p((sigma / {self.scale!r})**2) / {self.rate!r}), computed in float64 and "
             "rounded to float32 at the end"

@@ -126,7 +126,8 @@ class ToyOptions:
     """Print the options as JSON and stop."""
 
     def __post_init__(self) -> None:
-        for field, most in (("steps", 2**53), ("batch_size", 2**31), ("width", 2**16), ("n", 2**31)):
+        bounds = {"steps": 2**53, "batch_size": 2**31, "width": 2**16, "n": 2**31}
+        for field, most in bounds.items():
             value = getattr(self, field)
             if not 1 <= value <= most:
                 bound = "at least 1" if value < 1 else f"at most {most}"

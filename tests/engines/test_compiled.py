@@ -67,7 +67,7 @@ def primitives(monkeypatch):
 def test_a_path_with_a_space_is_named(monkeypatch):
     monkeypatch.setattr(torch, "__file__", "/home/a b/torch/__init__.py")
     said = compiled._failure(RuntimeError("/usr/bin/ld: cannot find -ltorch"))
-    assert "torch lies below a folder with a space in its name (/home/a b/torch)" in said
+    assert "a folder above torch has a space in its name (/home/a b/torch)" in said
     assert said.endswith("or use engine='eager'")
 
 
