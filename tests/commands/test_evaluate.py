@@ -292,7 +292,7 @@ EARLY = {
     "--extractor digits --reference nowhere": "nowhere does not exist",
     "--extractor digits --reference nowhere.npz": "cannot read nowhere.npz",
     "--extractor digits --out words.txt/f.json": "cannot write --out words.txt",
-    "--extractor digits --out-dir words.txt": "is no folder that may be written to",
+    "--extractor digits --out-dir words.txt": "words.txt is not a folder; choose another place",
     "--grid model.png": "it is a folder",
     "--neighbours n.png --data nowhere": "nowhere does not exist",
     "--bpd --data nowhere": "nowhere does not exist",

@@ -301,5 +301,5 @@ def test_refuses(one, call, message):
 
 
 def test_colours_need_a_model_of_them():
-    with pytest.raises(ValueError, match=r"grey is of 3 channels, and the images .* have 1"):
+    with pytest.raises(ValueError, match=r"needs a model of RGB images; .* have 1 channel$"):
         Sampler(tiny(channels=1), engine="eager").colourise(HALF[:, :1])

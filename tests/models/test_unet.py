@@ -203,8 +203,8 @@ def test_bad_calls_are_refused(call, words):
         ({"norm": "InstanceNorm++"}, "unet_a has norm 'GroupNorm'"),
         ({"scale_input": True}, "unet_a has scale_input False"),
         ({"sigma_max": 0.0}, "0 < sigma_min < sigma_max"),
-        ({"ngf": 0}, "channels and ngf must be positive"),
-        ({"arch": "unet_c"}, "sigma_min and sigma_max belong to unet_a and unet_b"),
+        ({"ngf": 0}, "ngf must be an integer from 1 on; got 0"),
+        ({"arch": "ncsnv2"}, "sigma_min and sigma_max belong to unet_a and unet_b"),
         ({"arch": "unet_c", "sigma_min": 0.0, "sigma_max": 0.0}, "ncsnv2, .*, unet_a, unet_b; got"),
     ],
 )

@@ -55,7 +55,7 @@ def golden_run(name):
     if name == "inpainting":
         program = inpainting(program, "ncsnv2", restore=False)
         chains.known = golden.uniform(meta["ref_seed"], *draws.shape)
-        chains.mask = (torch.arange(draws.shape[3]) < draws.shape[3] // 2).expand_as(x)
+        chains.mask = (torch.arange(draws.shape[3]) < draws.shape[3] // 2).expand_as(x).contiguous()
     return model, program, chains, InjectedNoise(draws), arrays["output"]
 
 

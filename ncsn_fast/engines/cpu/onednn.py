@@ -129,8 +129,8 @@ def _verdict() -> str | None:
     key = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
     path = files.cache_folder() / f"torch-{key}.json"
     known = find_json(path)
-    if known is not None and type(known.get("failure")) in (str, type(None)):
-        return known.get("failure")
+    if known is not None and isinstance(known.get("failure", 0), str | None):
+        return known["failure"]
     log.info("torch %s is new to this version: trying a convolution", torch.__version__)
     failure, lasting = _try_in_child()
     if not lasting:
