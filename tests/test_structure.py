@@ -148,7 +148,7 @@ TAKES_AN_ADDRESS = {
 }  # fmt: skip
 # Modules that call kernels of the extension, and its functions that take no memory.
 CALLS_C = {"ops.extension", "ops.cpu", "ops.native", "engines.cpu.plan", "engines.cpu.onednn"}
-TELLS = {"build_info", "isa_levels", "default_isa", "cuda_device_count"}
+TELLS = {"build_info", "isa_levels", "default_isa", "set_num_threads", "cuda_device_count"}
 
 
 def test_addresses_are_taken_in_one_place():
