@@ -200,6 +200,14 @@ py::dict build_info() {
     return info;
 }
 
+// OpenMP ends the process if it cannot start as many.
+void set_num_threads(int64_t threads) {
+    if (threads < 1 || threads > 4096) {
+        throw std::invalid_argument("threads must be in [1, 4096]; got " + std::to_string(threads));
+    }
+    omp_set_num_threads(static_cast<int>(threads));
+}
+
 int device_count() {
 #if defined(NCSN_FAST_CUDA)
     return cuda_device_count();
@@ -215,7 +223,7 @@ PYBIND11_MODULE(_C, m) {
     m.def("build_info", &build_info, "How this extension was built.");
     m.def("isa_levels", [] { return isa_levels(true); }, "CPU levels that this machine can run.");
     m.def("default_isa", [] { return isa_name(resolve_isa(-1)); }, "The CPU level in use.");
-    m.def("set_num_threads", &omp_set_num_threads, py::arg("threads"),
+    m.def("set_num_threads", &set_num_threads, py::arg("threads"),
           "Sets the OpenMP threads of the calling thread, which its kernels and torch's use.");
     m.def("cuda_device_count", &device_count, "CUDA devices; 0 without a driver or without CUDA.");
     bind_noise<NoiseKind::kWords>(m, "philox_words", "uint32 (batch, ceil(numel / 4), 4).");

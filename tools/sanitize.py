@@ -28,6 +28,7 @@ TESTS = (("tests/ops",), ("tests/engines/cpu", "tests/engines/test_chains.py"))
 OPTIONS = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
 # Processes that tests start load the package's own extension; of these tests that is all there is.
 ELSEWHERE = (
+    "tests/engines/cpu/test_levels.py",
     "tests/engines/cpu/test_cpu_engine.py::test_memory_stays_flat_over_a_thousand_samples",
 )
 
@@ -102,10 +103,11 @@ def run_tests(extension: Path, tests: Sequence[Sequence[str]] = TESTS) -> tuple[
             )
             for group, output in zip(tests, outputs, strict=True)
         ]
-        code = max(abs(process.wait()) for process in running)
-        for output in outputs:
+        codes, text = [process.wait() for process in running], ""
+        for group, code, output in zip(tests, codes, outputs, strict=True):
             output.seek(0)
-        return code, "".join(output.read() for output in outputs)
+            text += f"{output.read()}pytest {' '.join(group)} ended with code {code}\n"
+        return max(map(abs, codes)), text
 
 
 def main() -> None:

@@ -307,8 +307,8 @@ def without_memory(value: Any) -> Iterator[Any]:
 
 
 def test_every_entry_is_walked():
-    told = {"build_info", "isa_levels", "default_isa", "cuda_device_count", "Plan"}
-    told.add("set_num_threads")  # takes a number alone
+    told = {"build_info", "isa_levels", "default_isa", "cuda_device_count", "set_num_threads"}
+    told.add("Plan")
     entries = {name for name in dir(_C) if not name.startswith("_")} - told
     entries |= {f"Plan.{name}" for name in dir(_C.Plan) if not name.startswith("_")}
     entries -= {"Plan.run", "Plan.profile", "Plan.convolution"}  # the last is below
@@ -343,6 +343,12 @@ def test_sizes_that_cannot_be_are_refused(function, make):
     for wrong in itertools.chain(*(variants(arguments, change) for change in changes)):
         with pytest.raises(ValueError, match=r"must|has no pixels"):
             function(*written(wrong))
+
+
+@pytest.mark.parametrize("threads", [0, -1, 4097, 2**31, -(2**63)])
+def test_threads_that_cannot_be_started_are_refused(threads):
+    with pytest.raises(ValueError, match=rf"threads must be in \[1, 4096\]; got {threads}"):
+        _C.set_num_threads(threads)
 
 
 def test_a_plan_takes_no_address_of_nothing():

@@ -10,7 +10,7 @@ import sys
 
 os.environ.pop("LD_PRELOAD", None)
 NAME = "ncsn_fast._C"
-_spec = importlib.util.spec_from_file_location(NAME, os.environ["NCSN_FAST_EXTENSION"])
+_spec = importlib.util.spec_from_file_location(NAME, os.environ.pop("NCSN_FAST_EXTENSION"))
 assert _spec is not None
 assert _spec.loader is not None
 sys.modules[NAME] = importlib.util.module_from_spec(_spec)
