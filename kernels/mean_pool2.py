@@ -2,8 +2,8 @@
 
     y = ((s00 + s01) + (s10 + s11)) / 4,   s = a or a + b
 
-A program computes some columns of one row of y. Memory traffic per element of y in bfloat16: 10
-bytes, or 18 with b. Memory-bound.
+A Triton instance computes some columns of one row of y. Memory traffic per element of y in
+bfloat16: 10 bytes, or 18 with b. Memory-bound.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
     max: the largest of the elements inside the map; a NaN among them gives a NaN
     average: sum / 25; elements outside the map count as zeros
 
-A program computes STRIP rows of some columns and channels. It reduces each input row along the
+A Triton instance computes STRIP rows of some columns and channels. It reduces each input row along
+the
 width once, with five loads, and uses the result for up to five output rows: 10 loads per output
 element instead of 25, served by the L1 cache. Memory traffic: each element is read once and written
 once, 4 bytes in bfloat16. Memory-bound, then bound by the L1 cache.

@@ -3,8 +3,9 @@
     y[i, j] = a[i, j] + x at (i (h - 1) / (H - 1), j (w - 1) / (W - 1))
 
 Positions are computed in integers, so a position that falls on a pixel of x takes exactly that
-pixel. A program computes some columns of one row of y. Memory traffic per element of y in bfloat16:
-4 bytes with a, 2 without, plus x once from memory and four times from cache. Memory-bound.
+pixel. A Triton instance computes some columns of one row of y. Memory traffic per element of y in
+bfloat16: 4 bytes with a, 2 without, plus x once from memory and four times from cache.
+Memory-bound.
 """
 
 from __future__ import annotations

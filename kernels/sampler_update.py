@@ -1,4 +1,4 @@
-"""One row of a sampler program: state, history, noise, known pixels, the network's next input.
+"""One row of a sampler's table: state, history, noise, known pixels, the network's next input.
 
     x' = a x + b f + g h + c z        h' = p x + q f        z = w0 z(stream 0) + w1 z(stream 3)
     then, where an element is known:  x' = known + c_ref z(stream 2)

@@ -180,7 +180,8 @@ class Sampler:
         Args:
             seed, start: seed of all noise, and index of the first sample.
             method: "ald" (as published), or another row of METHODS (samplers/methods.py).
-            steps: number of noise levels; None for the method's own.
+            steps: number of noise levels (em: of steps in time), not of evaluations: ald takes
+                n_steps_each at every level. None: the method's own.
             init: initial state, images (n, C, H, W); None for the method's own.
             guide: changes the score; has n rows (samplers/guidance.py).
             output: "pt": float32 (n, C, H, W) in [0, 1] on the CPU; "np": uint8 (n, H, W, C);

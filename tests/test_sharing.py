@@ -45,6 +45,7 @@ def stop(progress):
         raise Stop
 
 
+@pytest.mark.slow
 def test_four_threads_with_two_samplers_draw_what_one_draws_and_leave_nothing():
     """With unlike thread counts, calls that a callback ends, and streams that are not finished."""
     of = tiny()

@@ -1,1 +1,1 @@
-"""Shared parts of the commands: options, arguments, sample folders, shards."""
+"""Shared parts of the commands (the files beside this folder): options, arguments, shards."""

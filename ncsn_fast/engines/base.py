@@ -383,7 +383,10 @@ class Engine(abc.ABC):
     def _stepper(
         self, program: Program, chains: Chains, levels: Tensor | None, update: Update | None
     ) -> Callable[[int, int], object]:
-        """`stepper` of what has been checked."""
+        """Returns a function (first, stop) that runs rows in place; `stepper` has checked them.
+
+        Engines with a loop of their own override it.
+        """
 
         def network(x: Tensor, k: int) -> Tensor:
             return self.network(x, None if levels is None else levels[k].expand(len(x)))

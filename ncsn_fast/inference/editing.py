@@ -1,7 +1,7 @@
 """Editing: inpainting, restoration, variation, guidance and interpolation of images.
 
-Each function checks its arguments and returns an `Edit`: a sampler, a job for the runner, and a
-function for the images that it draws. The methods of Sampler run it.
+Each function checks its arguments and returns an `Edit`: a Program or Procedure, a job for the
+runner, and a function for the images that it draws. The methods of Sampler run it.
 """
 
 from __future__ import annotations

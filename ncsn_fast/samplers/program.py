@@ -4,7 +4,8 @@ Every fixed-step sampler here is linear in its inputs, so it is data, one row pe
     f  = sigma_k * score(x, sigma_k)
     x' = a x + b f + g h + c z        z: standard normal of (seed, sample, stream 0, step k)
     h' = p x + q f                    h: one history buffer, zero at first
-Tables are float64 and can be checked against closed forms without a network.
+An engine replaces f by the network's raw output and puts the factor between them into b and q
+(`Program.scaled`). Tables are float64 and can be checked against closed forms without a network.
 """
 
 from __future__ import annotations
@@ -39,8 +40,10 @@ class Program:
             Callbacks, progress and NaN checks happen between two levels.
         a, b, g, c, p, q: (K,) coefficients; b and q multiply f = sigma * score.
         initial: initial distribution: "uniform" on [0, 1), or "prior", N(0, sigma[0]^2).
-        reference_noise: (K + 1,) or None. Entry k < K is the scale of the noise on known pixels
-            imposed before row k, entry K after the last row; NaN imposes nothing.
+        reference_noise: (K + 1,), for inpainting; None: the program cannot inpaint. Before row k
+        known
+            pixels become known + reference_noise[k] z, entry K is for after the last row; NaN: not
+            at this point.
         reference_step: (K + 1,) int64 or None: the step index of that noise (stream 2).
     """
 

@@ -1,1 +1,1 @@
-"""Training: configurations, the loop, the toy figures."""
+"""Training: configurations, state and steps of a run, the toy figures; the loop is the command."""

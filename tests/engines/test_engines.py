@@ -25,7 +25,10 @@ def test_batch_sizes_and_engines_agree_to_rounding(model, batch_size):
         torch.testing.assert_close(other, expected, **CLOSE)
 
 
-@pytest.mark.parametrize("arch", ["ncsnv2", "ncsn", "ncsnv2_deeper"])
+@pytest.mark.parametrize(
+    "arch",
+    ["ncsn", *(pytest.param(a, marks=pytest.mark.slow) for a in ("ncsnv2", "ncsnv2_deeper"))],
+)
 @pytest.mark.parametrize(
     "settings",
     [

@@ -27,7 +27,13 @@ def finished(name: str) -> dict:
     return {key: value for key, value in contents.items() if key != "train_config"}
 
 
-@pytest.mark.parametrize("extra", [{"ema": 0.9}, {"ema": 0.0, "norm": "BatchNorm", "grid": 1}])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"ema": 0.9},
+        pytest.param({"ema": 0.0, "norm": "BatchNorm", "grid": 1}, marks=pytest.mark.slow),
+    ],
+)
 def test_resumed_is_bit_for_bit_uninterrupted(in_tmp, extra):
     settings = {"snapshot_every": 5, "batch_size": 100, **extra}  # epochs of 14 steps
     switches = ["--flip", "--dequantise"]
@@ -211,6 +217,7 @@ def start(processes: BaseContext) -> BaseProcess:
     return process
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_and_interrupted(in_tmp, processes):
     run, reached, moment = Path("runs/digits"), 0, random.Random(0)
     for _ in range(5):
