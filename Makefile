@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 TORCH := torch>=2.9
 GPU_SETUP := $(if $(filter $(VENV)/%,$(PY)),setup)
 
-.PHONY: demo setup check fmt test test-all test-asan test-gpu bench-gpu gpu rehearse-gpu bench package clean
+.PHONY: demo setup check fmt test test-all test-asan fuzz test-gpu bench-gpu gpu rehearse-gpu bench package clean
 
 demo: setup runs/demo                ## train for a minute, then sample: PNG grids in demo/
 	$(PY) -m ncsn_fast.sample --model digits --n 64 --out demo/shipped.png
@@ -48,6 +48,10 @@ test-all: setup                      ## the whole suite: README's commands, comp
 # A test marked slow does the same, so test-all includes it.
 test-asan: setup                     ## the extension's tests under AddressSanitizer and UBSan
 	$(PY) tools/sanitize.py
+
+# The tests run a few hundred. It goes on where it was stopped: benchmarks/results/fuzz.json.
+fuzz: setup                          ## a million damaged files (N=...), and everything that reads files
+	OMP_NUM_THREADS=1 $(PY) tools/fuzz.py $(or $(N),1000000)
 
 # On a machine whose Python has torch with CUDA already, without network: make gpu PY=python3
 test-gpu: $(GPU_SETUP)               ## build for the GPU at hand, test and fuzz its kernels
