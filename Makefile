@@ -49,8 +49,9 @@ test-all: setup                      ## the whole suite: README's commands, comp
 test-asan: setup                     ## the extension's tests under AddressSanitizer and UBSan
 	$(PY) tools/sanitize.py
 
-fuzz: setup                          ## a million damaged files through everything that reads files
-	$(PY) tools/fuzz.py
+# The tests run a few hundred. It goes on where it was stopped: benchmarks/results/fuzz.json.
+fuzz: setup                          ## a million damaged files (N=...), and everything that reads files
+	OMP_NUM_THREADS=1 $(PY) tools/fuzz.py $(or $(N),1000000)
 
 campaign: setup                      ## kills, threads and a soak; writes benchmarks/results/campaign.json
 	OMP_NUM_THREADS=1 $(PY) tools/campaign.py

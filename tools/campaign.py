@@ -1,6 +1,7 @@
 """Campaign of kills, mutated files, threads and a soak: nothing is lost, results stay the same.
 
-    python tools/campaign.py            about an hour on two cores: benchmarks/results/campaign.json
+    python tools/campaign.py            benchmarks/results/campaign.json: an hour on two cores, and
+                                        hours more for the million mutated files
     python tools/campaign.py --short    the same in a minute, without a file
 
 Every section raises CampaignError at the first difference, so a figure that is written has held.
@@ -221,6 +222,19 @@ def call_from_threads(calls: int) -> dict[str, Any]:
     return {"calls": calls, "threads": 4, "samplers": 2}
 
 
+def mutate_files(n: int) -> dict[str, Any]:
+    """Reads damaged files of every kind (tools/fuzz.py)."""
+    import fuzz
+
+    found: dict[str, Any] = {"kinds": {}}
+    for kind in fuzz.KINDS:
+        fuzz.fuzz(kind, -(-n // len(fuzz.KINDS)), found, None)
+        failures = found["kinds"][kind]["first_failures"]
+        require(not failures, f"{kind}: {'; '.join(failures[:3])}")
+    counts = {kind: figures["executions"] for kind, figures in found["kinds"].items()}
+    return {"files": sum(counts.values()), **counts}
+
+
 def machine() -> dict[str, Any]:
     """Describes where this ran."""
     model = next(
@@ -253,6 +267,7 @@ def main() -> int:
         ),
         "soak": lambda: soak(counts["soak_samples"]),
         "threads": lambda: call_from_threads(counts["threaded_calls"]),
+        "mutated": lambda: mutate_files(counts["mutated_files"]),
     }
     unknown = set(chosen.sections) - set(sections)
     if unknown:

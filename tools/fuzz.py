@@ -68,50 +68,51 @@ class Worker:
         theirs.close()
 
     def run(self, first: int, n: int) -> list[dict[str, Any]]:
-        """Figures of seeds first, ..., first + n - 1, in as many parts as processes were needed."""
+        """Figures of n seeds, in as many parts as processes were needed."""
         parts, end = [], first + n
         while first < end:
             self.seed.value = -1
             self.results.send((first, end - first))
-            reason = self._wait()
-            if reason is None:
-                return [*parts, self.results.recv()]
+            found = self._figures()
+            if isinstance(found, dict):
+                return [*parts, found]
             at = max(first, self.seed.value)
-            if at > first:  # those before it were fine; once more, for their figures
-                self.close()
-                self._start()
-                parts += self.run(first, at - first)
-            parts.append(
-                {"executions": 1, "first_seed": at, "read": {}, "failures": 1,
-                 "first_failures": [f"seed {at}: {reason}"], "slowest_seconds": 0.0,
-                 "slowest_seed": at, "seconds": 0.0, "peak_mb": 0}
-            )  # fmt: skip
-            first = at + 1
             self.close()
             self._start()
+            if at > first:  # those before it were fine; once more, for their figures
+                parts += self.run(first, at - first)
+            parts.append(of_one_failure(at, found))
+            first = at + 1
         return parts
 
-    def _wait(self) -> str | None:
-        """Returns why no figures come, or None once they have."""
+    def _figures(self) -> dict[str, Any] | str:
+        """Waits for the figures, or for the reason why there are none."""
         seed, since = -1, time.monotonic()
         while not self.results.poll(0.2):
-            if not self.process.is_alive() and not self.results.poll():
-                return f"the process ended with {self.process.exitcode}"
             if self.seed.value != seed:
                 seed, since = self.seed.value, time.monotonic()
-            patience = PATIENCE if seed >= 0 else 10 * PATIENCE  # before the first, imports
+            patience = PATIENCE if seed >= 0 else 10 * PATIENCE  # imports come before the first
             if time.monotonic() - since > patience:
                 return f"no end after {patience:g} s"
         try:
-            self.results.poll()
+            return self.results.recv()
         except EOFError:
+            self.process.join()
             return f"the process ended with {self.process.exitcode}"
-        return None
 
     def close(self) -> None:
         self.process.kill()
         self.process.join()
         self.results.close()
+
+
+def of_one_failure(seed: int, reason: str) -> dict[str, Any]:
+    """Figures of a file that ended its process."""
+    return {
+        "executions": 1, "first_seed": seed, "read": {}, "failures": 1,
+        "first_failures": [f"seed {seed}: {reason}"], "slowest_seconds": 0.0, "slowest_seed": seed,
+        "seconds": 0.0, "peak_mb": 0,
+    }  # fmt: skip
 
 
 def joined(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:

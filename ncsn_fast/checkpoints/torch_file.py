@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import pickle
 import warnings
 import zipfile
@@ -16,6 +18,8 @@ from ncsn_fast.data import limits
 from ncsn_fast.data.files import open_regular
 
 _ZIP_MAGIC = b"PK\x03\x04"
+# Calls in a pickle that torch.load allows: bytearray(10**12), and codecs of quadratic time.
+_COSTLY = (b"\nbytearray\n", b"c_codecs\nencode\n")
 
 Weights = Literal["ema", "raw"]
 
@@ -48,14 +52,26 @@ def read_torch(path: Path) -> Any:
 
 
 def _check_records(file: BinaryIO) -> None:
-    """ValueError for a zip archive whose records take more memory than its file has bytes."""
+    """Raises ValueError for a file that takes more memory or time than its size allows.
+
+    That is an archive with compressed records, or with records that share their bytes, and a pickle
+    with one of _COSTLY, which torch.load would call.
+    """
     if file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC:
+        size = file.seek(0, os.SEEK_END)
         with zipfile.ZipFile(file) as archive:
             records = archive.infolist()
-        if any(record.compress_type != zipfile.ZIP_STORED for record in records):
-            raise ValueError("its records are compressed, which torch.save never does")
-        if sum(record.file_size for record in records) > file.seek(0, 2):
-            raise ValueError("its records claim more bytes than the file has")
+            if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+                raise ValueError("its records are compressed, which torch.save never does")
+            if sum(record.file_size for record in records) > size:
+                raise ValueError("its records claim more bytes than the file has")
+            pickles = [archive.read(r) for r in records if r.filename.endswith("data.pkl")]
+        costly = any(call in pickled for pickled in pickles for call in _COSTLY)
+    else:
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            costly = any(content.find(call) >= 0 for call in _COSTLY)
+    if costly:
+        raise ValueError("it holds bytes, which no state dict does")
     file.seek(0)
 
 

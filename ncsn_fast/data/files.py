@@ -55,10 +55,9 @@ def atomic_write(path: Path, *, overwrite: bool = True, mode: int | None = None)
 
     If the process is killed, the old file remains, or none; the next call for this path removes the
     temporary file. OSError (for example a full disk) means that nothing changed, unless it is a
-    WrittenError. With
-    overwrite=False an existing file is kept, even if another process creates it meanwhile: of
-    several concurrent writers exactly one succeeds. `mode` holds from the file's creation on; None
-    uses the umask.
+    WrittenError. With overwrite=False an existing file is kept, even if another process creates it
+    meanwhile: of several concurrent writers exactly one succeeds. `mode` holds from the file's
+    creation on; None uses the umask.
     """
     with _temporaries((path,), mode) as (temporary,):
         yield temporary

@@ -208,6 +208,26 @@ def test_records_that_share_bytes_are_refused(tmp_path):
         ncsn_fast.load(path)
 
 
+class Zeros:
+    """A pickle of a hundred bytes that asks for a gigabyte of zeros."""
+
+    def __reduce__(self):
+        return bytearray, (2**30,)
+
+
+@pytest.mark.parametrize("contents", [Zeros(), [Zeros(), {}], {"x": b"text"}])
+@pytest.mark.parametrize("new", [True, False])
+def test_a_pickle_cannot_ask_for_memory_or_time(tmp_path, contents, new):
+    path = tmp_path / "zeros.pth"
+    torch.save(contents, path, _use_new_zipfile_serialization=new)
+    assert path.stat().st_size < 2000
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match="it holds bytes, which no state dict does"):
+        ncsn_fast.load(path)
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+
+
 def test_pipes_are_not_waited_for(tmp_path, tiny_folder):
     for path in (tiny_folder / CONFIG_NAME, tiny_folder / WEIGHTS_NAME):
         content = path.read_bytes()

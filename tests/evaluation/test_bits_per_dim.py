@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import exact
 import numpy as np
@@ -255,3 +256,22 @@ def test_samplers_compute_on_their_device_and_threads(monkeypatch):
     assert model is not sampler.model
     assert sampler.model.device.type == "cpu"
     assert torch.get_num_threads() == before
+
+
+def test_lines_that_are_no_likelihoods_are_done_again(tmp_path):
+    good = b'{"index": 1, "bpd": 2.5, "nfe": 40}\n'
+    path = tmp_path / "bits.jsonl"
+    path.write_bytes(
+        b'{"index": 2, "bpd": "x", "nfe": 40}\n{"index": 3, "bpd": NaN, "nfe": 40}\n'
+        b'{"index": -1, "bpd": 2.5, "nfe": 40}\n{"index": 4, "bpd": 1e400, "nfe": 40}\n'
+        b'{"index": true, "bpd": 2.5, "nfe": 40}\n{"index": [], "bpd": 2.5, "nfe": 40}\n'
+        b'[]\nnull\n\xff\n' + b"[" * 10**5 + b"\n" + good + b'{"index": 5, "bp'
+    )
+    record = Record(path)
+    assert list(record.found) == [1]
+    assert record.figures(range(9))["bpd"]["n"] == 1
+    assert path.read_bytes() == good
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(OSError, match="is a pipe or device"):
+        Record(path)

@@ -91,6 +91,8 @@ def run(
                 taken.update({name: int(ok) for name, ok in check(mutate(seed)).items()})
         except AssertionError as error:
             failures.append(f"seed {seed}: {error}")
+        except Exception as error:  # outside of `reads`: memory, a mistake of the fuzzer
+            failures.append(f"seed {seed}: {error!r:.500}")
         slowest = max(slowest, (time.perf_counter() - since, seed))
     return {
         "executions": n,

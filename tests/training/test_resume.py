@@ -1,5 +1,6 @@
 """Runs that are resumed, interrupted, killed or that fail: nothing is lost, nothing is changed."""
 
+import copy
 import math
 import multiprocessing
 import os
@@ -47,6 +48,21 @@ def test_resumed_is_bit_for_bit_uninterrupted(in_tmp, extra):
     assert tiny.same(finished("half"), finished("whole"))
     assert train.main([*rest, *switches, "--resume"]) == 0  # nothing left to do
     assert tiny.same(finished("half"), finished("whole"))
+
+
+def test_a_grid_that_a_kill_prevented_is_drawn_on_resume(in_tmp):
+    arguments = tiny.arguments(steps=4, snapshot_every=2, grid=1)
+    assert train.main(arguments) == 0
+    first, last = (Path(f"runs/digits/samples/step_{step:08d}.png") for step in (2, 4))
+    content = last.read_bytes()
+    last.unlink()
+    (last.parent / f".{last.name}.x1_y.tmp").write_bytes(content[:20])
+    assert train.main([*arguments, "--resume"]) == 0
+    assert last.read_bytes() == content
+    assert sorted(last.parent.iterdir()) == [first, last]
+    kept = first.stat().st_mtime_ns, last.stat().st_mtime_ns
+    assert train.main([*arguments, "--resume"]) == 0
+    assert (first.stat().st_mtime_ns, last.stat().st_mtime_ns) == kept
 
 
 def test_other_settings_are_refused_on_resume(in_tmp):
@@ -194,6 +210,24 @@ def test_checkpoint_of_another_network():
         tiny.trainer(ngf=6).load_state_dict(state)
     with pytest.raises(TrainingError, match="does not fit this run"):
         tiny.trainer(ema=0.9).load_state_dict({**state, "ema": None})
+
+
+def test_an_optimiser_of_something_else_is_refused():
+    made = tiny.trainer()
+    made.train_step(tiny.IMAGES[:8])
+    for change, text in (
+        (lambda s: s["param_groups"][0].update(betas=(0.1, "x")), "another betas"),
+        (lambda s: s["state"][0].update(exp_avg=torch.zeros(3)), r"exp_avg of shape \(3,\)"),
+        (lambda s: s["state"][0]["exp_avg_sq"].fill_(math.nan), "exp_avg_sq of shape"),
+        (lambda s: s["state"][0].pop("exp_avg"), "exp_avg"),
+        (lambda s: s["state"][0].update(step="x"), "could not convert"),
+    ):
+        state = made.state_dict()
+        state["optimizer"] = copy.deepcopy(state["optimizer"])
+        change(state["optimizer"])
+        with pytest.raises(TrainingError, match=f"does not fit this run: .*{text}"):
+            tiny.trainer().load_state_dict(state)
+    tiny.trainer().load_state_dict(made.state_dict())
 
 
 @pytest.fixture(scope="module")
