@@ -38,12 +38,15 @@ fmt: setup
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-# One process a core, one thread a process: OpenMP's threads of two processes would fight.
+# One process a core, one thread a process: OpenMP's threads of two processes would fight. Where a
+# test asks for more, those that wait sleep, for a waiting loop would keep a core from another test.
+SUITE := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest -n auto --dist worksteal
+
 test: setup                          ## the suite but for the tests marked slow: minutes on two cores
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal -m "not slow"
+	$(SUITE) -m "not slow"
 
 test-all: setup                      ## the whole suite: README's commands, compilers, long statistics
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal
+	$(SUITE)
 
 # A test marked slow does the same, so test-all includes it.
 test-asan: setup                     ## the extension's tests under AddressSanitizer and UBSan

@@ -32,11 +32,12 @@ def suite(pytester: pytest.Pytester) -> pytest.Pytester:
 
 
 def options_of(target: str) -> list[str]:
-    """Options of pytest in the Makefile's recipe of a target, without those of xdist."""
+    """Options that the Makefile's recipe of a target adds to those of both."""
     makefile = (ROOT / "Makefile").read_text()
+    assert re.search(r"^SUITE := .* -m pytest -n auto --dist worksteal$", makefile, re.MULTILINE)
     (recipe,) = re.findall(rf"^{target}:.*\n((?:\t.*\n)+)", makefile, re.MULTILINE)
-    before, _, options = recipe.partition("-m pytest -n auto --dist worksteal")
-    assert before
+    before, _, options = recipe.partition("$(SUITE)")
+    assert before == "\t"
     return shlex.split(options)
 
 

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from cross_section import cross_section
 from drawing import CLOSE, NFE, draw, tiny
 from engine_cases import SMALLEST, TYPES
 
@@ -26,20 +27,14 @@ def test_batch_sizes_and_engines_agree_to_rounding(model, batch_size):
 
 
 @pytest.mark.parametrize(
-    "arch",
-    ["ncsn", *(pytest.param(a, marks=pytest.mark.slow) for a in ("ncsnv2", "ncsnv2_deeper"))],
+    ("arch", "how"),
+    cross_section(["ncsnv2", "ncsn", "ncsnv2_deeper"], ["eager", "direct", "winograd"]),
 )
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"engine": "eager"},
-        {"engine": "cpu", "dtype": SMALLEST, "convolutions": "direct"},
-        {"engine": "cpu", "dtype": SMALLEST, "convolutions": "winograd"},
-    ],
-    ids=["eager", "direct", "winograd"],
-)
-def test_numbers_of_threads_change_nothing(settings, arch, monkeypatch):
+def test_numbers_of_threads_change_nothing(arch, how, monkeypatch):
     """For one type and algorithm, which the cpu engine may choose by the number of threads."""
+    settings = {"engine": "eager"}
+    if how != "eager":
+        settings = {"engine": "cpu", "dtype": SMALLEST, "convolutions": how}
     monkeypatch.setitem(precision.BOUNDS, "bf16", 0.1)  # random weights, not trained ones
     before = torch.get_num_threads()
     model = tiny(arch=arch, ngf=8, n_sigmas=2)

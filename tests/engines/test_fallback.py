@@ -5,6 +5,7 @@ import logging
 
 import pytest
 import torch
+from cross_section import SLOW, cross_section
 from engine_cases import CPU, TYPES, model
 
 from ncsn_fast import EngineError, ModelConfig, Sampler, ScoreModel
@@ -49,8 +50,9 @@ def unbalanced():
     return of
 
 
-@pytest.mark.parametrize("convolutions", autotune.ALGORITHMS)
-@pytest.mark.parametrize("arch", ["ncsnv2", "ncsn"])
+@pytest.mark.parametrize(
+    ("arch", "convolutions"), cross_section(["ncsnv2", "ncsn"], autotune.ALGORITHMS)
+)
 def test_where_float32_is_at_its_limit_float64_judges(arch, convolutions, monkeypatch):
     monkeypatch.setitem(precision.BOUNDS, "fp32", 1e-9)
     of = model(arch, ngf=32)
@@ -72,7 +74,7 @@ def test_where_float32_is_at_its_limit_float64_judges(arch, convolutions, monkey
         CpuEngine(of, device=CPU, dtype="fp32", batch_size=2, convolutions=convolutions)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(k, marks=SLOW) for k in (1, 2))])
 def test_auto_runs_networks_that_are_hardly_trained(seed, caplog):
     """Their norms divide by small variances: two orders of float32 sums differ by 3e-5 and more."""
     torch.manual_seed(seed)

@@ -265,7 +265,7 @@ def test_lines_that_are_no_likelihoods_are_done_again(tmp_path):
         b'{"index": 2, "bpd": "x", "nfe": 40}\n{"index": 3, "bpd": NaN, "nfe": 40}\n'
         b'{"index": -1, "bpd": 2.5, "nfe": 40}\n{"index": 4, "bpd": 1e400, "nfe": 40}\n'
         b'{"index": true, "bpd": 2.5, "nfe": 40}\n{"index": [], "bpd": 2.5, "nfe": 40}\n'
-        b'[]\nnull\n\xff\n' + b"[" * 10**5 + b"\n" + good + b'{"index": 5, "bp'
+        b"[]\nnull\n\xff\n" + b"[" * 10**5 + b"\n" + good + b'{"index": 5, "bp'
     )
     record = Record(path)
     assert list(record.found) == [1]
