@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 
 import pytest
 import torch
@@ -41,7 +42,11 @@ def test_numbers_of_threads_change_nothing(arch, how, monkeypatch):
     one, two = (
         draw(Sampler(model, batch_size=4, threads=t, **settings), 3, method="cas") for t in (1, 2)
     )
-    assert torch.equal(two, one)
+    if how == "eager" and os.environ.get("ONEDNN_MAX_CPU_ISA") in ("SSE41", "AVX"):
+        # Below AVX2 oneDNN's own products are summed by parts, one for each thread.
+        torch.testing.assert_close(two, one, **CLOSE)
+    else:
+        assert torch.equal(two, one)
     assert torch.get_num_threads() == before
 
 
