@@ -7,10 +7,13 @@ import copy
 import threading
 from typing import Any, Self
 
+import torch
+
 from ncsn_fast.engines import precision, verdicts
 from ncsn_fast.engines.base import Engine
 from ncsn_fast.engines.eager import EagerEngine
-from ncsn_fast.engines.lowering.graph import UnsupportedNetwork, lower
+from ncsn_fast.engines.lowering.graph import Graph, UnsupportedNetwork
+from ncsn_fast.engines.lowering.lower import lower
 from ncsn_fast.models.score import ScoreModel
 
 
@@ -28,8 +31,17 @@ class BufferedEngine(Engine):
         self._lock = threading.RLock()
 
 
+def lowered(model: ScoreModel, size: tuple[int, int], batch: int | None = None) -> Graph:
+    """Lowers the network of a model for images of a size; see `lower`."""
+    kinds = {"none": (), "level": (torch.int64,), "time": (torch.float32,)}
+    shape = (model.config.channels, *size)
+    if batch is None:
+        return lower(model.net, shape, kinds[model.conditioning])
+    return lower(model.net, shape, kinds[model.conditioning], batch)
+
+
 class StaticEngine(BufferedEngine):
-    """An engine for the networks that `graph.lower` supports, with one plan per image size."""
+    """An engine for the networks that `lower` supports, with one plan per image size."""
 
     def resized(self, batch_size: int) -> StaticEngine:
         other = super().resized(batch_size)
@@ -39,10 +51,14 @@ class StaticEngine(BufferedEngine):
     @classmethod
     def refuses(cls, model: ScoreModel) -> str | None:
         try:
-            lower(model.net, *model.config.image_size)
+            cls.check_graph(lowered(model, model.config.image_size))
         except UnsupportedNetwork as error:
             return f"does not run networks with {error}"
         return None
+
+    @classmethod
+    def check_graph(cls, graph: Graph) -> None:
+        """Raises UnsupportedNetwork for an operation that the engine does not run."""
 
     @abc.abstractmethod
     def prepare(self) -> None:
@@ -53,7 +69,7 @@ class StaticEngine(BufferedEngine):
 
         Both run at the first start only; see `verdicts`.
         """
-        flop = lower(self.model.net, *self.model.config.image_size).flop
+        flop = lowered(self.model, self.model.config.image_size).flop
         n = precision.probe_count(self.model, flop)
         small = self.resized(min(n, self.batch_size))
         small.prepare()

@@ -15,9 +15,8 @@ from torch import Tensor
 from ncsn_fast.engines.base import DTYPES, without_weights
 from ncsn_fast.engines.cpu import autotune, onednn
 from ncsn_fast.engines.cpu.plan import CpuPlan, Weights
-from ncsn_fast.engines.lowering.graph import lower
 from ncsn_fast.engines.lowering.memory_plan import format_profile
-from ncsn_fast.engines.static_engine import StaticEngine
+from ncsn_fast.engines.static_engine import StaticEngine, lowered
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops.addresses import NHWC, array
 from ncsn_fast.ops.extension import forced_isa
@@ -170,7 +169,7 @@ class CpuEngine(StaticEngine):
 
     def _plan(self, size: tuple[int, int]) -> CpuPlan:
         if size not in self._plans:
-            graph = lower(self.model.net, *size)
+            graph = lowered(self.model, size)
             self._plans[size] = CpuPlan(
                 graph,
                 self.batch_size,

@@ -15,9 +15,8 @@ from ncsn_fast.engines.cuda import kernels as gpu_kernels
 from ncsn_fast.engines.cuda.graph_engine import GRAPHS, GraphEngine
 from ncsn_fast.engines.cuda.plan import CudaPlan, Weights
 from ncsn_fast.engines.lowering.fusion import fuse
-from ncsn_fast.engines.lowering.graph import lower
 from ncsn_fast.engines.lowering.memory_plan import format_profile
-from ncsn_fast.engines.static_engine import StaticEngine
+from ncsn_fast.engines.static_engine import StaticEngine, lowered
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops.backends import DEFAULT_FAMILY
 
@@ -102,7 +101,7 @@ class CudaEngine(GraphEngine, StaticEngine):
 
     def new_plan(self, size: tuple[int, int]) -> CudaPlan:
         return CudaPlan(
-            fuse(lower(self.model.net, *size)),
+            fuse(lowered(self.model, size)),
             self.model.config.channels,
             self.batch_size,
             DTYPES[self.dtype],

@@ -20,7 +20,6 @@ from torch import Tensor
 from ncsn_fast.engines.lowering.graph import (
     ConvolutionSpec,
     Graph,
-    Kind,
     Map,
     NormSpec,
     Op,
@@ -29,7 +28,7 @@ from ncsn_fast.engines.lowering.graph import (
 
 PIXEL = 8
 _MAX_TERMS = 3  # most maps that one pointwise operation adds
-_IN_PLACE: tuple[Kind, ...] = ("norm", "pointwise", "resize_add")
+_IN_PLACE: tuple[str, ...] = ("norm", "pointwise", "resize_add")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +138,7 @@ class _Fusion:
 
     def _emit(
         self,
-        kind: Kind,
+        kind: str,
         op: Op,
         inputs: tuple[Map, ...],
         spec: NormSpec | None,
