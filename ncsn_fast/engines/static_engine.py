@@ -5,12 +5,13 @@ from __future__ import annotations
 import abc
 import copy
 import threading
+from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
 
 from ncsn_fast.engines import precision, verdicts
-from ncsn_fast.engines.base import Engine
+from ncsn_fast.engines.base import Engine, without_weights
 from ncsn_fast.engines.eager import EagerEngine
 from ncsn_fast.engines.lowering.graph import Graph, UnsupportedNetwork
 from ncsn_fast.engines.lowering.lower import lower
@@ -43,6 +44,8 @@ def lowered(model: ScoreModel, size: tuple[int, int], batch: int | None = None) 
 class StaticEngine(BufferedEngine):
     """An engine for the networks that `lower` supports, with one plan per image size."""
 
+    _graphs: Mapping[tuple[int, int], Graph] = {}
+
     def resized(self, batch_size: int) -> StaticEngine:
         other = super().resized(batch_size)
         assert isinstance(other, StaticEngine)
@@ -60,6 +63,22 @@ class StaticEngine(BufferedEngine):
     def check_graph(cls, graph: Graph) -> None:
         """Raises UnsupportedNetwork for an operation that the engine does not run."""
 
+    def lowered(self, size: tuple[int, int]) -> Graph:
+        """Returns the model's network for images of a size as the operations that plans run."""
+        if size in self._graphs:
+            return self._graphs[size]
+        graph = lowered(self.model, size)
+        if graph.batch not in (None, self.batch_size):
+            graph = lowered(self.model, size, self.batch_size)
+        return graph
+
+    def forget_weights(self) -> None:
+        """Replaces the model by a copy without the weights that plans have copies of."""
+        graph = self.lowered(size := self.model.config.image_size)
+        self.model = without_weights(self.model, graph.kept)
+        if graph.batch is None:  # others are lowered for every batch size
+            self._graphs = {size: graph.without_weights()}
+
     @abc.abstractmethod
     def prepare(self) -> None:
         """Builds the plan for the model's image size, and with it the weights that plans share."""
@@ -69,7 +88,7 @@ class StaticEngine(BufferedEngine):
 
         Both run at the first start only; see `verdicts`.
         """
-        flop = lowered(self.model, self.model.config.image_size).flop
+        flop = self.lowered(self.model.config.image_size).flop
         n = precision.probe_count(self.model, flop)
         small = self.resized(min(n, self.batch_size))
         small.prepare()

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ncsn_fast.engines.base import DTYPES, without_weights
+from ncsn_fast.engines.base import DTYPES
 from ncsn_fast.engines.cpu import autotune, onednn
 from ncsn_fast.engines.cpu.plan import CpuPlan, Weights
 from ncsn_fast.engines.lowering.memory_plan import format_profile
-from ncsn_fast.engines.static_engine import StaticEngine, lowered
+from ncsn_fast.engines.static_engine import StaticEngine
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops.addresses import NHWC, array
 from ncsn_fast.ops.extension import forced_isa
@@ -54,10 +54,9 @@ class CpuEngine(StaticEngine):
         super().__init__(model, **settings)
         self.convolutions = _algorithm(convolutions, self.dtype, self.threads)
         self._weights: Weights = {}  # shared by all plans
-        self._scale, self._shift = (2.0, -1.0) if model.net.scale_input else (1.0, 0.0)
         self.release()
         self.error = self.check_precision()
-        self.model = without_weights(model)  # packed copies remain; the caller may free theirs
+        self.forget_weights()  # packed copies remain; the caller may free theirs
 
     def prepare(self) -> None:
         with self.context(), self._lock:
@@ -123,7 +122,7 @@ class CpuEngine(StaticEngine):
         with self._lock:
             plan = self._load(x)
             if level is not None:
-                plan.set_levels(level)
+                plan.set_conditions(level)
             plan.run()
             return plan.output.clone()
 
@@ -143,7 +142,7 @@ class CpuEngine(StaticEngine):
                 plan = self._load(chains.x)
                 for start, end, level in rows.of_one_level(first, stop):
                     if level is not None:
-                        plan.set_levels(torch.full((self.batch_size,), level))
+                        plan.set_conditions(torch.full((self.batch_size,), level))
                     self._sample(plan, chains, rows, start, end)
 
         return run_rows
@@ -156,7 +155,7 @@ class CpuEngine(StaticEngine):
         plan = self._plan(self.model.config.image_size)
         with self.context(), self._lock:
             plan.run()
-            rounds = [plan.steps.profile(forced_isa.get()) for _ in range(_PROFILE_ROUNDS)]
+            rounds = [plan.profile() for _ in range(_PROFILE_ROUNDS)]
         seconds = [statistics.median(times) for times in zip(*rounds, strict=True)]
         return (
             f"{format_profile(plan.costs, seconds, self.dtype)}; "
@@ -169,9 +168,8 @@ class CpuEngine(StaticEngine):
 
     def _plan(self, size: tuple[int, int]) -> CpuPlan:
         if size not in self._plans:
-            graph = lowered(self.model, size)
             self._plans[size] = CpuPlan(
-                graph,
+                self.lowered(size),
                 self.batch_size,
                 DTYPES[self.dtype],
                 self._weights,
@@ -182,7 +180,7 @@ class CpuEngine(StaticEngine):
     def _load(self, x: Tensor) -> CpuPlan:
         """Returns the plan for images of the size of x, with x loaded."""
         plan = self._plan((x.shape[2], x.shape[3]))
-        plan.load(x, self._scale, self._shift)
+        plan.load(x)
         return plan
 
     def _sample(self, plan: CpuPlan, chains: Chains, rows: _Rows, start: int, end: int) -> None:
@@ -197,7 +195,8 @@ class CpuEngine(StaticEngine):
             array("noise_weights", chains.noise_weights, (n, 2), torch.float32),
             array("mask", chains.mask, shape, torch.bool),
             array("known", chains.known, shape, torch.float32),
-            array("net_input", plan.input, shape, kind, layout=NHWC), self._scale, self._shift,
+            array("net_input", plan.input, shape, kind, layout=NHWC),
+            plan.graph.scale, plan.graph.shift,
             array("coefficients", rows.coefficients[start:end], (count, 7), torch.float64),
             array("steps", rows.steps[start:end], (count, 2), torch.int64), count, forced_isa.get(),
         )  # fmt: skip

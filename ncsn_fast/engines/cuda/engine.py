@@ -16,7 +16,7 @@ from ncsn_fast.engines.cuda.graph_engine import GRAPHS, GraphEngine
 from ncsn_fast.engines.cuda.plan import CudaPlan, Weights
 from ncsn_fast.engines.lowering.fusion import fuse
 from ncsn_fast.engines.lowering.memory_plan import format_profile
-from ncsn_fast.engines.static_engine import StaticEngine, lowered
+from ncsn_fast.engines.static_engine import StaticEngine
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops.backends import DEFAULT_FAMILY
 
@@ -71,10 +71,11 @@ class CudaEngine(GraphEngine, StaticEngine):
             kernels, self.device, tf32=self.dtype == "tf32", tune=tune == "on"
         )
         self._weights: Weights = {}  # shared by all plans
-        self.scale, self.shift = (2.0, -1.0) if model.net.scale_input else (1.0, 0.0)
+        graph = self.lowered(model.config.image_size)
+        self.scale, self.shift = graph.scale, graph.shift
         self.release()
         self.error = self.check_precision()
-        self.model = without_weights(model)  # the GPU has copies; the caller may free theirs
+        self.forget_weights()  # the GPU has copies; the caller may free theirs
 
     def prepare(self) -> None:
         with self.context():
@@ -101,7 +102,7 @@ class CudaEngine(GraphEngine, StaticEngine):
 
     def new_plan(self, size: tuple[int, int]) -> CudaPlan:
         return CudaPlan(
-            fuse(lowered(self.model, size)),
+            fuse(self.lowered(size)),
             self.model.config.channels,
             self.batch_size,
             DTYPES[self.dtype],

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -280,6 +281,16 @@ class Op:
     overwrites: tuple[tuple[Map, Map], ...] = ()
     spec: Spec | None = None
 
+    @property
+    def flop(self) -> float:
+        """FLOP of a convolution or an attention, for one image; 0 for what is bound by memory."""
+        spec = self.spec
+        if isinstance(spec, ConvolutionSpec):
+            return spec.flop(self.outputs[0])
+        if isinstance(spec, TransposedSpec):
+            return spec.flop(self.inputs[0])
+        return spec.flop() if isinstance(spec, AttentionSpec) else 0.0
+
 
 class UnsupportedNetwork(ValueError):
     """Error of a network that lowering does not support; the message names the part."""
@@ -308,10 +319,14 @@ class Graph:
 
     @property
     def flop(self) -> float:
-        """FLOP of the convolutions, for one image."""
-        return sum(
-            op.spec.flop(op.outputs[0]) for op in self.ops if isinstance(op.spec, ConvolutionSpec)
-        )
+        """FLOP of convolutions and attention, for one image."""
+        return sum(op.flop for op in self.ops)
+
+    def without_weights(self) -> Graph:
+        """Copies the graph with storage-free tensors, but for `parameters`."""
+        other = copy.copy(self)
+        other.ops = [dataclasses.replace(op, spec=_without_weights(op.spec)) for op in self.ops]
+        return other
 
     def conv(self, name: str, x: Map, spec: ConvolutionSpec, *, into: Map | None = None) -> Map:
         """Appends a convolution of x, accumulated into `into` if given."""
@@ -328,3 +343,17 @@ class Graph:
         y = Map(x.channels, x.height // shrink, x.width // shrink)
         self.ops.append(Op(kind, name, (x,), (y,), ((y, x),) if in_place else (), spec))
         return y
+
+
+def _without_weights(spec: Any) -> Any:
+    """Copies an operation's parameters with storage-free tensors."""
+    if not dataclasses.is_dataclass(spec):
+        return spec
+
+    def bare(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return torch.zeros((), dtype=value.dtype).expand(value.shape)
+        return tuple(map(bare, value)) if isinstance(value, tuple) else value
+
+    fields = {f.name: bare(getattr(spec, f.name)) for f in dataclasses.fields(spec)}
+    return type(spec)(**fields)
