@@ -206,8 +206,8 @@ def add(
     capsules = owned([y, x, *packed])
     bias = None if spec.bias is None else capsules.pop()
     plan.convolution(
-        name, *capsules, bias, (spec.padding,) * 2, (spec.stride,) * 2, (spec.dilation,) * 2, spec.groups,
-        array("y", y, tuple(y.shape), y.dtype, layout=NHWC), y.nbytes if clear else 0,
+        name, *capsules, bias, (spec.padding,) * 2, (spec.stride,) * 2, (spec.dilation,) * 2,
+        spec.groups, array("y", y, tuple(y.shape), y.dtype, layout=NHWC), y.nbytes if clear else 0,
     )  # fmt: skip
 
 

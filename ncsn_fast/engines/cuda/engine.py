@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ncsn_fast.engines.base import DTYPES, without_weights
+from ncsn_fast.engines.base import DTYPES
 from ncsn_fast.engines.cuda import kernels as gpu_kernels
 from ncsn_fast.engines.cuda.graph_engine import GRAPHS, GraphEngine
 from ncsn_fast.engines.cuda.plan import CudaPlan, Weights

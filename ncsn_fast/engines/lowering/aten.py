@@ -71,7 +71,6 @@ class Lowering:
         self._deferred: list[fx.Node] = []  # run by PyTorch; no operation of the graph yet
         self._vectors: dict[fx.Node, Vector] = {}
         self._parents = {name for name, module in net.named_modules() if [*module.children()]}
-        self._used: set[str] = set()
 
     def run(self) -> Graph:
         for node in self.exported.nodes:
@@ -134,14 +133,8 @@ class Lowering:
         return ".".join(part for part in (path, what) if part) if path in self._parents else path
 
     def owner(self, node: fx.Node, what: str) -> str:
-        """Returns the path of the module with a node's parameters; each name is given once."""
-        path = name = self.exported.path(node) or what
-        count = 1
-        while name in self._used:
-            count += 1
-            name = f"{path}#{count}"
-        self._used.add(name)
-        return name
+        """Returns the path of the module with a node's parameters, or what the node does."""
+        return self.exported.path(node) or what
 
     def image_map(self, view: View, name: str = "copy") -> Map:
         """Returns a map that is a view (C, H, W) in channels-last order; copies it if need be."""
@@ -315,7 +308,7 @@ def is_whole(view: View) -> bool:
 
 
 def meta(view: View, images: int) -> Tensor:
-    """Returns a tensor without memory that lies in the memory of so many images as the view does."""
+    """Returns a tensor without memory that lies as the view does in that of so many images."""
     numel = view.map.numel
     memory = torch.empty(images * numel, device="meta")
     shape, strides = (images, *view.shape), (numel, *view.strides)
@@ -323,12 +316,14 @@ def meta(view: View, images: int) -> Tensor:
 
 
 def view_of(x: Map, tensor: Tensor, images: int) -> View:
-    """Returns the view that a tensor in the memory of `meta` is; declines batches that are mixed."""
+    """Returns a tensor in the memory of `meta` as a view; declines if it mixes images."""
     if tensor.ndim == 0 or tensor.shape[0] != images:
         raise Declined
     if images > 1 and tensor.stride(0) != x.numel:
         raise Declined
-    return View(x, tuple(tensor.shape[1:]), tuple(tensor.stride()[1:]), int(tensor.storage_offset()))
+    return View(
+        x, tuple(tensor.shape[1:]), tuple(tensor.stride()[1:]), int(tensor.storage_offset())
+    )
 
 
 def _output(shape: tuple[int, ...] | None) -> View:

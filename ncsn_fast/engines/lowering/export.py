@@ -221,5 +221,3 @@ def _needed(graph: fx.Graph, output: fx.Node) -> list[fx.Node]:
 def users(node: fx.Node, among: set[fx.Node]) -> list[fx.Node]:
     """Returns the nodes of a set that read a node."""
     return [user for user in node.users if user in among]
-
-

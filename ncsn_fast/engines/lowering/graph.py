@@ -101,7 +101,7 @@ class ConvolutionSpec:
 
 @dataclasses.dataclass(frozen=True)
 class TransposedSpec:
-    """Parameters of a transposed convolution: weight (C_in, C_out / groups, k, k), bias (C_out,)."""
+    """Parameters of a transposed convolution: weight (C_in, C_out / groups, k, k) and bias."""
 
     weight: Tensor
     bias: Tensor | None
@@ -155,7 +155,6 @@ class GroupNormSpec:
     bias: Tensor | None = None
     eps: float = 1e-5
     activation: str = ""
-    slope: float = 0.0
     add: Vector | None = None
     scale: Vector | None = None
     shift: Vector | None = None
@@ -181,6 +180,14 @@ class AffineSpec:
     def is_constant(self) -> bool:
         """Whether neither depends on the network's conditions."""
         return not isinstance(self.scale, Vector) and not isinstance(self.shift, Vector)
+
+
+@dataclasses.dataclass(frozen=True)
+class AddSpec:
+    """Weights of a sum: a * first + b * second."""
+
+    a: float = 1.0
+    b: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,6 +258,7 @@ Spec = (
     | GroupNormSpec
     | PointwiseSpec
     | AffineSpec
+    | AddSpec
     | ActivationSpec
     | AttentionSpec
     | PadSpec

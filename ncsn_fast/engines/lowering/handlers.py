@@ -17,7 +17,6 @@ from ncsn_fast.engines.lowering.aten import (
     image,
     is_channels_first,
     is_image,
-    is_tokens,
     is_whole,
     lowers,
     meta,
@@ -271,9 +270,7 @@ def _native_batch_norm(low: Lowering, node: fx.Node, a: SimpleNamespace) -> Valu
     return (_folded_batch_norm(low, node, a, training=False),)
 
 
-def _folded_batch_norm(
-    low: Lowering, node: fx.Node, a: SimpleNamespace, *, training: bool
-) -> View:
+def _folded_batch_norm(low: Lowering, node: fx.Node, a: SimpleNamespace, *, training: bool) -> View:
     x, mean, variance = low.view(a.input), low.tensor(a.running_mean), low.tensor(a.running_var)
     if training or mean is None or variance is None or not is_channels_first(x):
         raise Declined
@@ -404,9 +401,7 @@ def _neg(low: Lowering, node: fx.Node, a: SimpleNamespace) -> Value:
     return _affine(low, node, low.view(node.args[0]), -1.0)
 
 
-def _sum(
-    low: Lowering, node: fx.Node, a: Any, b: Any, scale_a: float, scale_b: float
-) -> Value:
+def _sum(low: Lowering, node: fx.Node, a: Any, b: Any, scale_a: float, scale_b: float) -> Value:
     """Lowers scale_a a + scale_b b, where one of them may be no map."""
     if not low.is_map(a):
         a, b, scale_a, scale_b = b, a, scale_b, scale_a

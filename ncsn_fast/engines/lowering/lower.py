@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from ncsn_fast.engines.lowering import handlers, passes
 from ncsn_fast.engines.lowering.aten import Lowering
 from ncsn_fast.engines.lowering.export import PROBE, Exported, Program
-from ncsn_fast.engines.lowering.graph import Graph, Vector
+from ncsn_fast.engines.lowering.graph import ActivationSpec, AddSpec, Graph, Vector
 
 # In this order: what removes operations, then what joins them, then where they write.
 PASSES: tuple[passes.Pass, ...] = (
@@ -25,6 +26,7 @@ PASSES: tuple[passes.Pass, ...] = (
     passes.fold_padding,
     passes.pool_convolutions,
     passes.fuse_activations,
+    passes.weigh_sums,
     passes.fuse_sums,
     passes.fuse_added_activations,
     passes.drop_dead,
@@ -83,9 +85,21 @@ def _lower(
             module.training = True
     graph = Lowering(net, exported, shape).run()
     passes.apply(graph, PASSES)
+    _name_uniquely(graph)
     _add_condition(graph, exported)
     graph.kept = frozenset(exported.kept)
     return graph
+
+
+def _name_uniquely(graph: Graph) -> None:
+    """Gives operations with parameters names of their own, under which plans keep these."""
+    used = Counter[str]()
+    for i, op in enumerate(graph.ops):
+        if not op.spec or isinstance(op.spec, (AddSpec, ActivationSpec)):
+            continue
+        used[op.name] += 1
+        if used[op.name] > 1:
+            graph.ops[i] = dataclasses.replace(op, name=f"{op.name}#{used[op.name]}")
 
 
 def _add_condition(graph: Graph, exported: Exported) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ncsn_fast.engines.lowering.graph import (
     ACTIVATIONS,
-    ActivationSpec,
+    AddSpec,
     AffineSpec,
     AttentionSpec,
     ConvolutionSpec,
@@ -33,7 +33,8 @@ from ncsn_fast.engines.lowering.graph import (
 )
 
 Pass = Callable[[Graph], None]
-_IN_PLACE = ("norm", "group_norm", "affine", "add", *ACTIVATIONS, *(f"add_{a}" for a in ACTIVATIONS))
+_SUMS = ("add", *(f"add_{name}" for name in ACTIVATIONS))
+_IN_PLACE = ("norm", "group_norm", "affine", *ACTIVATIONS, *_SUMS)
 
 
 def apply(graph: Graph, passes: Iterable[Pass]) -> Graph:
@@ -109,9 +110,7 @@ def _folded_before(first: Op, op: Op) -> Op | None:
     scale, shift = spec.scale, spec.shift
     before = first.spec
     if isinstance(before, AffineSpec) and before.is_constant:
-        product = AffineSpec(
-            _times(before.scale, scale), _plus(_times(before.shift, scale), shift)
-        )
+        product = AffineSpec(_times(before.scale, scale), _plus(_times(before.shift, scale), shift))
         return dataclasses.replace(op, inputs=first.inputs, spec=product)
     if isinstance(before, ConvolutionSpec) and len(first.inputs) == 1:
         weight, bias = before.weight.detach().double(), before.bias
@@ -156,7 +155,7 @@ def _folded_after(first: Op, op: Op) -> Op | None:
 
 
 def absorb_vectors(graph: Graph) -> None:
-    """Makes what is added to a map before a group norm, or scales and shifts it after, a part of it."""
+    """Makes what is added before a group norm, or scales and shifts it after, a part of it."""
     while _fold_one(graph, _added_before) or _fold_one(graph, _modulated_after):
         pass
 
@@ -264,12 +263,49 @@ def _activated_norm(first: Op, op: Op) -> Op | None:
     norm = first.spec
     if isinstance(norm, NormSpec) and op.kind == "elu" and not norm.elu:
         norm = dataclasses.replace(norm, elu=True)
-    elif isinstance(norm, GroupNormSpec) and not norm.activation:
-        slope = op.spec.slope if isinstance(op.spec, ActivationSpec) else 0.0
-        norm = dataclasses.replace(norm, activation=op.kind, slope=slope)
+    elif isinstance(norm, GroupNormSpec) and not norm.activation and op.spec is None:
+        norm = dataclasses.replace(norm, activation=op.kind)
     else:
         return None
     return dataclasses.replace(first, outputs=op.outputs, spec=norm)
+
+
+def weigh_sums(graph: Graph) -> None:
+    """Makes numbers that a sum, or what is summed, is scaled by a part of the sum."""
+    while _fold_one(graph, _scaled_sum) or _weigh_one(graph):
+        pass
+
+
+def _scaled_sum(first: Op, op: Op) -> Op | None:
+    spec = op.spec
+    if first.kind != "add" or not isinstance(spec, AffineSpec) or spec.shift != 0.0:
+        return None
+    if not isinstance(spec.scale, float):
+        return None
+    weights = first.spec if isinstance(first.spec, AddSpec) else AddSpec()
+    weights = AddSpec(weights.a * spec.scale, weights.b * spec.scale)
+    return dataclasses.replace(first, outputs=op.outputs, spec=weights)
+
+
+def _weigh_one(graph: Graph) -> bool:
+    """Folds one number by which a term of a sum is scaled."""
+    producers, count = _producers(graph), _readers(graph)
+    for i, op in enumerate(graph.ops):
+        for side, x in enumerate(op.inputs if op.kind == "add" else ()):
+            first = producers.get(x)
+            spec = None if first is None or count[x] > 1 else first.spec
+            if first is None or not isinstance(spec, AffineSpec) or spec.shift != 0.0:
+                continue
+            if not isinstance(spec.scale, float):
+                continue
+            weights = op.spec if isinstance(op.spec, AddSpec) else AddSpec()
+            pair = [weights.a, weights.b]
+            pair[side] *= spec.scale
+            inputs = tuple(first.inputs[0] if y is x else y for y in op.inputs)
+            graph.ops[i] = dataclasses.replace(op, inputs=inputs, spec=AddSpec(*pair))
+            graph.ops.remove(first)
+            return True
+    return False
 
 
 def fuse_sums(graph: Graph) -> None:
@@ -317,7 +353,7 @@ def _sums(graph: Graph) -> dict[Op, _Sum]:
     within: set[int] = set()
     found: dict[Op, _Sum] = {}
     for root in reversed(graph.ops):
-        if root.kind != "add" or id(root) in within:
+        if root.kind != "add" or root.spec is not None or id(root) in within:
             continue
         total = _Sum([], [], [])
         pending = [*root.inputs]
@@ -325,7 +361,8 @@ def _sums(graph: Graph) -> dict[Op, _Sum]:
             x = pending.pop(0)
             producer = producers.get(x)
             alone = producer is not None and count[x] == 1
-            if producer is not None and alone and producer.kind == "add":
+            is_sum = producer is not None and producer.kind == "add" and producer.spec is None
+            if producer is not None and alone and is_sum:
                 total.inner.append(producer)
                 within.add(id(producer))
                 pending = [*producer.inputs, *pending]
@@ -395,7 +432,8 @@ def fuse_added_activations(graph: Graph) -> None:
             ops.append(op)
             continue
         total = before.outputs if count[before.outputs[0]] > 1 else ()
-        ops[-1] = Op(f"add_{op.kind}", op.name, before.inputs, (*total, *op.outputs))
+        both = (*total, *op.outputs)
+        ops[-1] = Op(f"add_{op.kind}", op.name, before.inputs, both, spec=before.spec)
     graph.ops = ops
 
 
