@@ -60,6 +60,9 @@ def _norm(plan: CpuPlan, op: Op) -> None:
 def _group_norm(plan: CpuPlan, op: Op) -> None:
     spec, x, y = op.spec, op.inputs[0], op.outputs[0]
     assert isinstance(spec, GroupNormSpec)
+    tokens = op.kind == "layer_norm"  # each token is normalised by itself
+    batch, plane = plan.batch, x.height * x.width
+    batch, plane = (batch * plane, 1) if tokens else (batch, plane)
     gamma, beta = (
         _parameter(*plan.float32(f"{op.name} {name}", p), x.channels) if p is not None else NONE
         for name, p in (("weight", spec.weight), ("bias", spec.bias))
@@ -69,28 +72,30 @@ def _group_norm(plan: CpuPlan, op: Op) -> None:
         for v, less in ((spec.add, 0), (spec.scale, 1), (spec.shift, 0))
     ]
     plan.steps.group_norm(
-        plan.array(x), plan.array(y), gamma, beta, *more, plan.batch, x.channels,
-        x.height * x.width, spec.groups, True, plan.bfloat16, plan.bfloat16,
-        activation_code(spec.activation or "none"), spec.eps,
+        plan.array(x), plan.array(y), gamma, beta, *more, batch, x.channels, plane, spec.groups,
+        True, plan.bfloat16, plan.bfloat16, activation_code(spec.activation or "none"), spec.eps,
     )  # fmt: skip
 
 
 def _affine(plan: CpuPlan, op: Op) -> None:
     spec, x, y = op.spec, op.inputs[0], op.outputs[0]
     assert isinstance(spec, AffineSpec)
-    if isinstance(spec.scale, float) and spec.shift == 0.0:
+    if spec.number is not None:
         plan.steps.add_activation(
-            plan.array(x), NONE, NONE, plan.array(y), plan.count(x), plan.bfloat16, 0, spec.scale,
+            plan.array(x), NONE, NONE, plan.array(y), plan.count(x), plan.bfloat16, 0, spec.number,
             1.0,
         )  # fmt: skip
         return
     scale, shift = (
-        NONE if f == nothing else _rows(plan, _factor(plan, f"{op.name} {name}", f, x.channels))
-        for name, f, nothing in (("scale", spec.scale, 1.0), ("shift", spec.shift, 0.0))
+        NONE if nothing else _rows(plan, _factor(plan, f"{op.name} {name}", factor, x.channels))
+        for name, factor, nothing in (
+            ("scale", spec.scale, spec.only_shifts),
+            ("shift", spec.shift, spec.only_scales),
+        )
     )
     plan.steps.scale_shift(
         plan.array(x), plan.array(y), scale, shift, plan.batch, x.channels, x.height * x.width,
-        True, plan.bfloat16, plan.bfloat16, 0,
+        True, plan.bfloat16, plan.bfloat16, activation_code(spec.activation or "none"),
     )  # fmt: skip
 
 
@@ -213,6 +218,7 @@ def _torch(plan: CpuPlan, op: Op) -> None:
 TABLE: dict[str, Adder] = {
     "norm": _norm,
     "group_norm": _group_norm,
+    "layer_norm": _group_norm,
     "affine": _affine,
     "activation": _activation,
     "add": _add,

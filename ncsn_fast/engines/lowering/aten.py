@@ -149,9 +149,8 @@ class Lowering:
         """Returns a view whose numbers lie in their order, the last axis as channels."""
         if is_tokens(view):
             return view
-        *rest, last = view.shape or (1,)
-        y = Map(last, math.prod(rest), 1)
-        target = View(y, view.shape, raster(view.shape))
+        target = fresh(view.shape, (view.map,))
+        y = target.map
         self.emit("copy", name, (view.map,), y, CopySpec(view, target))
         return target
 
@@ -204,7 +203,8 @@ class Lowering:
         program = Program(self.exported, [*boundary, *vectors])
         module = program.finish([program.copy(node) for node in outputs])
         inputs = tuple(self.view(node) for node in boundary)
-        views = tuple(_output(self.exported.shape(node)) for node in outputs)
+        near = [view.map for view in inputs]
+        views = tuple(fresh(self._shape(node), near, images=True) for node in outputs)
         spec = TorchSpec(
             module,
             inputs,
@@ -326,10 +326,14 @@ def view_of(x: Map, tensor: Tensor, images: int) -> View:
     )
 
 
-def _output(shape: tuple[int, ...] | None) -> View:
-    """Returns a view of a new map for a tensor: an image, or else contiguous."""
-    assert shape is not None
-    if len(shape) == 3:
+def fresh(shape: tuple[int, ...], near: Sequence[Map], *, images: bool = False) -> View:
+    """Returns a view of a new map for a tensor, contiguous; with `images`, (C, H, W) is an image.
+
+    Tokens that are as many as the pixels of a map nearby are the pixels of such a map.
+    """
+    if images and len(shape) == 3:
         return image(Map(*shape))
     *rest, last = shape or (1,)
-    return View(Map(last, math.prod(rest), 1), shape, raster(shape))
+    count = math.prod(rest)
+    size = next(((m.height, m.width) for m in near if m.height * m.width == count), (count, 1))
+    return View(Map(last, *size), shape, raster(shape))

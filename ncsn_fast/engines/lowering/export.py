@@ -86,14 +86,18 @@ class Exported:
         """Returns the name of the parameter or buffer that a node is."""
         return self._names.get(node.name) if node.op == "placeholder" else None
 
+    def keep(self, node: fx.Node) -> None:
+        """Notes that a parameter is read by more than convolutions and norms."""
+        if (name := self.parameter(node)) is not None:
+            self.kept.add(name)
+
     def constant(self, node: fx.Node) -> Any:
         """Returns the value of a constant node; a tensor, mostly."""
         if node.name in self._tensors:
             return self._tensors[node.name]
         if node not in self._folded:
-            for name in map(self.parameter, node.all_input_nodes):
-                if name is not None:
-                    self.kept.add(name)
+            for each in node.all_input_nodes:
+                self.keep(each)
             args, kwargs = fx.map_arg((node.args, node.kwargs), self.constant)
             assert callable(node.target)
             with torch.inference_mode(mode=False), torch.no_grad():
@@ -171,8 +175,7 @@ class Program:
             value := exported.constant(node), Tensor
         ):
             name = exported.parameter(node) or f"folded {node.name}"
-            if exported.parameter(node):
-                exported.kept.add(name)
+            exported.keep(node)
             self.tensors[name] = value
             with self.graph.inserting_after(self._last):
                 self._last = self.graph.placeholder(f"parameter_{len(self.tensors)}")

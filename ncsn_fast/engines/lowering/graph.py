@@ -131,7 +131,8 @@ class NormSpec:
 
     parameters: alpha, gamma and beta, (C,) each; if by_level, one table (levels, 3 C) of gamma,
     alpha and beta.   bias: biases (C,) that are added to the input first.   vectors: alpha, gamma
-    and beta of each image, in place of `parameters`.
+    and beta of each image, in place of `parameters`.   plus: False for an instance norm, which is
+    IN++ with alpha 0.
     """
 
     parameters: tuple[Tensor, ...]
@@ -140,6 +141,7 @@ class NormSpec:
     bias: tuple[Tensor, ...] = ()
     eps: float = 1e-5
     vectors: tuple[Vector, ...] = ()
+    plus: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,14 +173,30 @@ class PointwiseSpec:
 
 @dataclasses.dataclass(frozen=True)
 class AffineSpec:
-    """scale * x + shift."""
+    """activation(scale * x + shift)."""
 
     scale: Factor = 1.0
     shift: Factor = 0.0
+    activation: str = ""
+
+    @property
+    def only_scales(self) -> bool:
+        return isinstance(self.shift, float) and self.shift == 0.0 and not self.activation
+
+    @property
+    def only_shifts(self) -> bool:
+        return isinstance(self.scale, float) and self.scale == 1.0 and not self.activation
+
+    @property
+    def number(self) -> float | None:
+        """The number that all of x is multiplied by; None if that is not all."""
+        return self.scale if isinstance(self.scale, float) and self.only_scales else None
 
     @property
     def is_constant(self) -> bool:
-        """Whether neither depends on the network's conditions."""
+        """Whether it is linear, and nothing depends on the network's conditions."""
+        if self.activation:
+            return False
         return not isinstance(self.scale, Vector) and not isinstance(self.shift, Vector)
 
 
@@ -273,10 +291,11 @@ class Op:
 
     Attributes:
         kind: "conv", which adds to its second input if it has one; "conv_transpose"; "norm" (IN++);
-            "group_norm"; an activation; "add" and "add_" + an activation (whose outputs are the sum
-            and its activation, or only the latter); "affine"; "concat"; "max_pool5", "avg_pool5",
-            "mean_pool2"; "nearest2"; "resize", "resize_add" (bilinear, with align_corners); "pad";
-            "attention"; "copy"; "pointwise" (fusion.py); "torch".
+            "group_norm"; "layer_norm" (a group norm of each pixel); an activation; "add", and
+            "add_" + an activation, whose outputs are the sum and its activation, or only the
+            latter; "affine"; "concat"; "max_pool5", "avg_pool5", "mean_pool2"; "nearest2";
+            "resize", "resize_add" (bilinear, with align_corners); "pad"; "attention"; "copy";
+            "pointwise" (fusion.py); "torch".
         overwrites: pairs (output, input): the output takes the memory of an input, which nothing
             may read afterwards. A convolution that overwrites accumulates into it.
         spec: parameters.

@@ -247,8 +247,9 @@ def _instance_norm(low: Lowering, node: fx.Node, a: SimpleNamespace) -> Value:
     gamma = torch.ones(c) if gamma is None else gamma
     beta = torch.zeros(c) if beta is None else beta
     return _normalised(
-        low, node, x, "norm", NormSpec((torch.zeros(c), gamma, beta), False, False, eps=a.eps)
-    )
+        low, node, x, "norm",
+        NormSpec((torch.zeros(c), gamma, beta), False, False, eps=a.eps, plus=False),
+    )  # fmt: skip
 
 
 @lowers(aten.group_norm.default)
@@ -258,6 +259,16 @@ def _group_norm(low: Lowering, node: fx.Node, a: SimpleNamespace) -> Value:
         raise Declined
     spec = GroupNormSpec(a.num_groups, low.tensor(a.weight), low.tensor(a.bias), a.eps)
     return _normalised(low, node, x, "group_norm", spec)
+
+
+@lowers(aten.layer_norm.default)
+def _layer_norm(low: Lowering, node: fx.Node, a: SimpleNamespace) -> Value:
+    """A norm of each token (..., C)."""
+    x = low.contiguous(low.view(a.input))
+    if len(a.normalized_shape) != 1:
+        raise Declined
+    spec = GroupNormSpec(1, low.tensor(a.weight), low.tensor(a.bias), a.eps)
+    return _normalised(low, node, x, "layer_norm", spec)
 
 
 @lowers(aten.batch_norm.default)
@@ -354,6 +365,7 @@ def _factor(low: Lowering, x: View, node: Any) -> Factor:
         tensor = low.tensor(node)
         assert tensor is not None
         if tensor.numel() == 1:
+            low.exported.keep(node)  # the number is read here, and becomes part of operations
             return float(tensor)
         return tensor.reshape(-1).float()
     if low.exported.depends(node) != "condition" or low.exported.shape(node) is None:

@@ -34,7 +34,7 @@ from ncsn_fast.engines.lowering.graph import (
 
 Pass = Callable[[Graph], None]
 _SUMS = ("add", *(f"add_{name}" for name in ACTIVATIONS))
-_IN_PLACE = ("norm", "group_norm", "affine", *ACTIVATIONS, *_SUMS)
+_IN_PLACE = ("norm", "group_norm", "layer_norm", "affine", *ACTIVATIONS, *_SUMS)
 
 
 def apply(graph: Graph, passes: Iterable[Pass]) -> Graph:
@@ -74,7 +74,9 @@ def drop_identities(graph: Graph) -> None:
         op = _renamed(op, renamed)
         x, y = op.inputs[0], op.outputs[0]
         same = (x.height, x.width) == (y.height, y.width)
-        if (op.kind in ("resize", "nearest2") and same) or op.spec == AffineSpec(1.0, 0.0):
+        if (op.kind in ("resize", "nearest2") and same) or (
+            isinstance(op.spec, AffineSpec) and op.spec.number == 1.0
+        ):
             renamed[y] = x
         else:
             kept.append(op)
@@ -104,11 +106,15 @@ def _fold_one(graph: Graph, fold: Callable[[Op, Op], Op | None]) -> bool:
 
 def _folded_before(first: Op, op: Op) -> Op | None:
     """Folds a constant affine map into what comes before it."""
-    spec = op.spec
-    if not isinstance(spec, AffineSpec) or not spec.is_constant:
+    before, spec = first.spec, op.spec
+    if not isinstance(spec, AffineSpec):
+        return None
+    if isinstance(before, AffineSpec) and before.only_scales and spec.only_shifts:
+        both = AffineSpec(before.scale, spec.shift)
+        return dataclasses.replace(op, inputs=first.inputs, spec=both)
+    if not spec.is_constant:
         return None
     scale, shift = spec.scale, spec.shift
-    before = first.spec
     if isinstance(before, AffineSpec) and before.is_constant:
         product = AffineSpec(_times(before.scale, scale), _plus(_times(before.shift, scale), shift))
         return dataclasses.replace(op, inputs=first.inputs, spec=product)
@@ -120,7 +126,7 @@ def _folded_before(first: Op, op: Op) -> Op | None:
         folded = dataclasses.replace(
             before,
             weight=(weight * rows[:, None, None, None]).float(),
-            bias=moved.float() if bool(moved.any()) or bias is not None else None,
+            bias=None if bias is None and spec.only_scales else moved.float(),
         )
         return dataclasses.replace(first, outputs=op.outputs, spec=folded)
     if isinstance(before, GroupNormSpec) and not before.activation and not _modulated(before):
@@ -140,7 +146,7 @@ def _folded_after(first: Op, op: Op) -> Op | None:
         return None
     if not isinstance(after, ConvolutionSpec) or after.groups != 1:
         return None
-    if spec.shift != 0.0 and after.padding:
+    if not spec.only_scales and after.padding:
         return None
     channels = op.inputs[0].channels
     weight = after.weight.detach().double()
@@ -149,7 +155,7 @@ def _folded_after(first: Op, op: Op) -> Op | None:
     folded = dataclasses.replace(
         after,
         weight=(weight * _column(spec.scale, channels)[:, None, None]).float(),
-        bias=moved.float() if after.bias is not None or bool(moved.any()) else None,
+        bias=None if after.bias is None and spec.only_scales else moved.float(),
     )
     return dataclasses.replace(op, inputs=first.inputs, spec=folded)
 
@@ -164,7 +170,7 @@ def _added_before(first: Op, op: Op) -> Op | None:
     spec, norm = first.spec, op.spec
     if not isinstance(spec, AffineSpec) or not isinstance(norm, GroupNormSpec) or norm.add:
         return None
-    if spec.scale != 1.0 or not isinstance(spec.shift, Vector):
+    if not spec.only_shifts or not isinstance(spec.shift, Vector) or op.kind != "group_norm":
         return None
     absorbed = dataclasses.replace(norm, add=spec.shift)
     return dataclasses.replace(op, inputs=first.inputs, spec=absorbed)
@@ -175,8 +181,11 @@ def _modulated_after(first: Op, op: Op) -> Op | None:
     if not isinstance(norm, GroupNormSpec) or not isinstance(spec, AffineSpec):
         return None
     scale, shift = spec.scale, spec.shift
-    allowed = isinstance(scale, Vector) or scale == 1.0, isinstance(shift, Vector) or shift == 0.0
-    if norm.activation or norm.shift or (norm.scale and scale != 1.0) or not all(allowed):
+    if not (isinstance(scale, Vector) or spec.only_shifts) or norm.activation or norm.shift:
+        return None
+    if not (isinstance(shift, Vector) or spec.only_scales) or first.kind != "group_norm":
+        return None
+    if norm.scale and not spec.only_shifts:
         return None
     absorbed = dataclasses.replace(
         norm,
@@ -253,21 +262,27 @@ def _padded(first: Op, op: Op) -> Op | None:
 
 
 def fuse_activations(graph: Graph) -> None:
-    """Makes an activation a part of the norm before it."""
-    _fold_all(graph, _activated_norm)
+    """Makes an activation a part of the norm or the affine map before it."""
+    _fold_all(graph, _activated)
 
 
-def _activated_norm(first: Op, op: Op) -> Op | None:
-    if op.kind not in ACTIVATIONS:
+def _activated(first: Op, op: Op) -> Op | None:
+    spec = first.spec
+    if op.kind not in ACTIVATIONS or op.spec is not None:
         return None
-    norm = first.spec
-    if isinstance(norm, NormSpec) and op.kind == "elu" and not norm.elu:
-        norm = dataclasses.replace(norm, elu=True)
-    elif isinstance(norm, GroupNormSpec) and not norm.activation and op.spec is None:
-        norm = dataclasses.replace(norm, activation=op.kind)
-    else:
-        return None
-    return dataclasses.replace(first, outputs=op.outputs, spec=norm)
+    if isinstance(spec, NormSpec) and op.kind == "elu" and not spec.elu:
+        return dataclasses.replace(
+            first, outputs=op.outputs, spec=dataclasses.replace(spec, elu=True)
+        )
+    if isinstance(spec, NormSpec) and not spec.plus and not spec.elu:
+        alpha, gamma, beta = spec.parameters
+        norm = GroupNormSpec(len(alpha), gamma, beta, spec.eps, op.kind)
+        return Op("group_norm", first.name, first.inputs, op.outputs, spec=norm)
+    if isinstance(spec, (GroupNormSpec, AffineSpec)) and not spec.activation:
+        return dataclasses.replace(
+            first, outputs=op.outputs, spec=dataclasses.replace(spec, activation=op.kind)
+        )
+    return None
 
 
 def weigh_sums(graph: Graph) -> None:
@@ -278,12 +293,10 @@ def weigh_sums(graph: Graph) -> None:
 
 def _scaled_sum(first: Op, op: Op) -> Op | None:
     spec = op.spec
-    if first.kind != "add" or not isinstance(spec, AffineSpec) or spec.shift != 0.0:
-        return None
-    if not isinstance(spec.scale, float):
+    if first.kind != "add" or not isinstance(spec, AffineSpec) or spec.number is None:
         return None
     weights = first.spec if isinstance(first.spec, AddSpec) else AddSpec()
-    weights = AddSpec(weights.a * spec.scale, weights.b * spec.scale)
+    weights = AddSpec(weights.a * spec.number, weights.b * spec.number)
     return dataclasses.replace(first, outputs=op.outputs, spec=weights)
 
 
@@ -294,13 +307,11 @@ def _weigh_one(graph: Graph) -> bool:
         for side, x in enumerate(op.inputs if op.kind == "add" else ()):
             first = producers.get(x)
             spec = None if first is None or count[x] > 1 else first.spec
-            if first is None or not isinstance(spec, AffineSpec) or spec.shift != 0.0:
-                continue
-            if not isinstance(spec.scale, float):
+            if first is None or not isinstance(spec, AffineSpec) or spec.number is None:
                 continue
             weights = op.spec if isinstance(op.spec, AddSpec) else AddSpec()
             pair = [weights.a, weights.b]
-            pair[side] *= spec.scale
+            pair[side] *= spec.number
             inputs = tuple(first.inputs[0] if y is x else y for y in op.inputs)
             graph.ops[i] = dataclasses.replace(op, inputs=inputs, spec=AddSpec(*pair))
             graph.ops.remove(first)

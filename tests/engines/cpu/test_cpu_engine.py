@@ -34,8 +34,9 @@ from ncsn_fast.engines.base import Engine
 from ncsn_fast.engines.cpu.engine import CpuEngine
 from ncsn_fast.engines.cpu.plan import CpuPlan
 from ncsn_fast.engines.eager import EagerEngine
-from ncsn_fast.engines.lowering.graph import Graph, lower
+from ncsn_fast.engines.lowering.graph import Graph
 from ncsn_fast.engines.lowering.memory_plan import plan_memory
+from ncsn_fast.engines.static_engine import lowered
 from ncsn_fast.models.layers import NORMS
 from ncsn_fast.models.refinenet import ARCHITECTURES
 
@@ -116,7 +117,7 @@ def test_what_the_plan_does_not_cover_goes_to_eager(caplog):
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_maps_that_live_together_lie_apart(arch):
-    graph = lower(model(arch).net, 16, 32)
+    graph = lowered(model(arch), (16, 32))
     offsets, total = plan_memory(graph, 3, 2)
     spans = lives(graph)
     size = {x: 3 * x.channels * x.height * x.width * 2 for x in spans}
@@ -282,7 +283,7 @@ def test_describe_lists_every_operation():
         model(ngf=32), device=CPU, dtype=SMALLEST, batch_size=2, convolutions="winograd"
     )
     head, *lines, total = built.describe().splitlines()
-    graph = lower(built.model.net, 16, 16)
+    graph = lowered(built.model, (16, 16))
     assert head.split()[:2] == ["operation", "name"]
     kinds = [line.split()[0].replace("winograd", "conv") for line in lines]
     assert kinds == [op.kind for op in graph.ops]
