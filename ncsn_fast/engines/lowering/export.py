@@ -86,6 +86,11 @@ class Exported:
         """Returns the name of the parameter or buffer that a node is."""
         return self._names.get(node.name) if node.op == "placeholder" else None
 
+    @property
+    def names(self) -> dict[int, str]:
+        """Names of parameters and buffers, by the ids of the tensors that `constant` returns."""
+        return {id(tensor): self._names[node] for node, tensor in self._tensors.items()}
+
     def keep(self, node: fx.Node) -> None:
         """Notes that a parameter is read by more than convolutions and norms."""
         if (name := self.parameter(node)) is not None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ncsn_fast.engines.lowering import handlers, passes
+from ncsn_fast.engines.lowering import handlers, passes, stored
 from ncsn_fast.engines.lowering.aten import Lowering
 from ncsn_fast.engines.lowering.export import PROBE, Exported, Program
 from ncsn_fast.engines.lowering.graph import ActivationSpec, AddSpec, Graph, Vector
@@ -61,8 +61,21 @@ def lower(
     if key not in known:
         for old in [k for k in known if k[-1] != versions]:
             del known[old]
-        known[key] = _lower(net, shape, conditions, batch)
+        known[key] = _obtained(net, shape, conditions, batch)
     return known[key]
+
+
+def _obtained(
+    net: nn.Module, shape: tuple[int, int, int], conditions: Sequence[torch.dtype], batch: int
+) -> Graph:
+    """Returns the graph that is stored for a network's architecture, or lowers and stores it."""
+    name = stored.key(net, shape, [*conditions])
+    graph = None if name is None else stored.find(name, net)
+    if graph is None:
+        graph, names = _lower(net, shape, conditions, batch)
+        if name is not None:
+            stored.keep(name, graph, names)
+    return graph
 
 
 def _tensors(net: nn.Module) -> Iterator[Tensor]:
@@ -72,7 +85,8 @@ def _tensors(net: nn.Module) -> Iterator[Tensor]:
 
 def _lower(
     net: nn.Module, shape: tuple[int, int, int], conditions: Sequence[torch.dtype], batch: int
-) -> Graph:
+) -> tuple[Graph, dict[int, str]]:
+    """Lowers a network; returns the names of its tensors too, by their ids."""
     training = [module for module in net.modules() if module.training]
     for module in training:
         module.training = False
@@ -88,7 +102,7 @@ def _lower(
     _name_uniquely(graph)
     _add_condition(graph, exported)
     graph.kept = frozenset(exported.kept)
-    return graph
+    return graph, exported.names
 
 
 def _name_uniquely(graph: Graph) -> None:
