@@ -64,7 +64,7 @@ def _group_norm(plan: CpuPlan, op: Op) -> None:
     batch, plane = plan.batch, x.height * x.width
     batch, plane = (batch * plane, 1) if tokens else (batch, plane)
     gamma, beta = (
-        _parameter(*plan.float32(f"{op.name} {name}", p), x.channels) if p is not None else NONE
+        NONE if p is None else _parameter(plan.float32(f"{op.name} {name}", p)[0], x.channels)
         for name, p in (("weight", spec.weight), ("bias", spec.bias))
     )
     more = [

@@ -14,7 +14,8 @@ from ncsn_fast.engines.base import DTYPES
 from ncsn_fast.engines.cuda import kernels as gpu_kernels
 from ncsn_fast.engines.cuda.graph_engine import GRAPHS, GraphEngine
 from ncsn_fast.engines.cuda.plan import CudaPlan, Weights
-from ncsn_fast.engines.lowering.fusion import fuse
+from ncsn_fast.engines.lowering.fusion import check_fusable, fuse
+from ncsn_fast.engines.lowering.graph import Graph
 from ncsn_fast.engines.lowering.memory_plan import format_profile
 from ncsn_fast.engines.static_engine import StaticEngine
 from ncsn_fast.models.score import ScoreModel
@@ -71,8 +72,8 @@ class CudaEngine(GraphEngine, StaticEngine):
             kernels, self.device, tf32=self.dtype == "tf32", tune=tune == "on"
         )
         self._weights: Weights = {}  # shared by all plans
-        graph = self.lowered(model.config.image_size)
-        self.scale, self.shift = graph.scale, graph.shift
+        lowered = self.lowered(model.config.image_size)
+        self.scale, self.shift = lowered.scale, lowered.shift
         self.release()
         self.error = self.check_precision()
         self.forget_weights()  # the GPU has copies; the caller may free theirs
@@ -99,6 +100,10 @@ class CudaEngine(GraphEngine, StaticEngine):
         gpu = torch.cuda.is_available()
         emulated = gpu and not torch.cuda.is_bf16_supported(including_emulation=False)
         return "fp16" if emulated else "bf16"  # before Ampere
+
+    @classmethod
+    def check_graph(cls, graph: Graph) -> None:
+        check_fusable(graph)
 
     def new_plan(self, size: tuple[int, int]) -> CudaPlan:
         return CudaPlan(

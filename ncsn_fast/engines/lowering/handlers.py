@@ -157,10 +157,10 @@ def _convolution(low: Lowering, node: fx.Node, a: SimpleNamespace) -> Value:
         padding = _single(a.padding)
     if getattr(a, "transposed", False):
         output_padding = _single(a.output_padding, 0)
-        spec = TransposedSpec(
+        transposed = TransposedSpec(
             weight, low.tensor(a.bias), stride, padding, output_padding, a.groups, dilation
         )
-        return _transposed(low, node, spec)
+        return _transposed(low, node, transposed)
     x = low.image_map(low.view(a.input))
     spec = ConvolutionSpec(
         weight, low.tensor(a.bias), padding, dilation, stride=stride, groups=a.groups
@@ -215,6 +215,11 @@ def _instance_norm_plus(low: Lowering, node: fx.Node, a: SimpleNamespace) -> Val
     return _normalised(low, node, x, "norm", spec)
 
 
+def _node(value: Any) -> fx.Node:
+    assert isinstance(value, fx.Node)
+    return value
+
+
 def _level_table(low: Lowering, three: tuple[fx.Node, ...]) -> Tensor | None:
     """Returns the table of gamma, alpha and beta, if they are the rows of one for a level."""
     parts = {p.args[0] for p in three if p.target is operator.getitem}
@@ -225,7 +230,7 @@ def _level_table(low: Lowering, three: tuple[fx.Node, ...]) -> Tensor | None:
     if not isinstance(embedding, fx.Node) or embedding.target is not aten.embedding.default:
         return None
     table, level = embedding.args[:2]
-    if level not in low.exported.inputs[1:] or low.exported.depends(table) != "constant":
+    if level not in low.exported.inputs[1:2] or low.exported.depends(_node(table)) != "constant":
         return None
     return low.tensor(table)
 

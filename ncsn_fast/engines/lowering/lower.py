@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ncsn_fast.engines.lowering import handlers, passes, stored
+from ncsn_fast.engines.lowering import passes, stored
 from ncsn_fast.engines.lowering.aten import Lowering
 from ncsn_fast.engines.lowering.export import PROBE, Exported, Program
 from ncsn_fast.engines.lowering.graph import ActivationSpec, AddSpec, Graph, Vector
@@ -32,7 +32,6 @@ PASSES: tuple[passes.Pass, ...] = (
     passes.drop_dead,
     passes.reuse_memory,
 )
-assert handlers.lowers  # the module fills the table
 
 _memory: weakref.WeakKeyDictionary[nn.Module, dict[Any, Graph]] = weakref.WeakKeyDictionary()
 
