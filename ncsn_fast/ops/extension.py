@@ -97,7 +97,8 @@ def group_norm(
         array("x", x, shape, x.dtype, layout=layout),
         array("out", out, shape, out.dtype, layout=layout),
         gamma, beta, add, scale, shift, n, c, height * width, groups, layout is NHWC,
-        x.dtype is torch.bfloat16, out.dtype is torch.bfloat16, activation_code(activation), eps, isa,
+        x.dtype is torch.bfloat16, out.dtype is torch.bfloat16, activation_code(activation), eps,
+        isa,
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The table of activations: its numbers in C++, its derivatives, and the accuracy of the kernels."""
+"""The table of activations: numbers in C++, derivatives, accuracy of the kernels."""
 
 import math
 import re
@@ -39,7 +39,7 @@ def exact(name: str, x: torch.Tensor) -> torch.Tensor:
     return ACTIVATIONS[name].function(x)
 
 
-# Largest relative errors left and right of zero, as csrc/include/ncsn_fast/activation.h states them.
+# Largest relative errors left and right of zero, as the header states them.
 BOUNDS = {name: (2.0**-22, 2.0**-22) for name in ACTIVATIONS}
 BOUNDS |= {"gelu": (2.0**-20, 2.0**-20), "gelu_tanh": (2.0**-16, 2.0**-22)}
 
@@ -70,5 +70,5 @@ def test_infinities_nans_and_zero(name, dtype):
 
 def test_names():
     assert activation_code("silu") == 3
-    with pytest.raises(ValueError, match="none, elu, relu, silu.*; got 'mish'"):
+    with pytest.raises(ValueError, match=r"none, elu, relu, silu.*; got 'mish'"):
         activation_code("mish")
