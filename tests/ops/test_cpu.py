@@ -425,7 +425,10 @@ def test_scale_and_shift_take_both_layouts_and_types():
 @pytest.mark.parametrize("dtype", EPSILON)
 @pytest.mark.parametrize(
     ("tokens", "keys", "heads", "width", "value_width"),
-    [(64, 64, 2, 16, 16), (1, 1, 1, 1, 1), (5, 77, 3, 40, 33), (300, 33, 1, 3, 65), (15, 40, 8, 8, 8)],
+    [
+        (64, 64, 2, 16, 16), (1, 1, 1, 1, 1), (5, 77, 3, 40, 33), (300, 33, 1, 3, 65),
+        (15, 40, 8, 8, 8),
+    ],
 )  # fmt: skip
 def test_attention_agrees_with_torch(tokens, keys, heads, width, value_width, dtype):
     q = noise_like(2, tokens, heads, width).to(dtype)
