@@ -20,8 +20,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ncsn_fast.ops import extension
 from ncsn_fast.ops.activations import activation_code
 from ncsn_fast.ops.addresses import (
+    NCHW,
     NHWC,
     NONE,
     Array,
@@ -31,7 +33,7 @@ from ncsn_fast.ops.addresses import (
     overlap,
     strided,
 )
-from ncsn_fast.ops.checks import KERNEL_DTYPES, check_norm_out
+from ncsn_fast.ops.checks import KERNEL_DTYPES, check_group_norm, check_norm_out
 from ncsn_fast.ops.extension import _C, forced_isa
 
 
@@ -97,19 +99,14 @@ def group_norm_out(
     """Writes `reference.group_norm` of x to out, which may be x.
 
     x and out are each float32 or bfloat16, and share one layout (contiguous or channels-last).
-    gamma and beta are (C,), add, scale and shift (N, C), all float32 and contiguous.
     """
-    layout = _check_affine(x, out)
-    n, c, height, width = x.shape
-    parameters = (("gamma", gamma, (c,)), ("beta", beta, (c,)), ("add", add, (n, c)))
-    parameters += (("scale", scale, (n, c)), ("shift", shift, (n, c)))
-    _C.group_norm(
-        array("x", x, x.shape, x.dtype, layout=layout),
-        array("out", out, x.shape, out.dtype, layout=layout),
-        *(array(name, t, shape, torch.float32) for name, t, shape in parameters),
-        n, c, height * width, groups, layout is NHWC, _is_bfloat16(x), _is_bfloat16(out),
-        activation_code(activation), eps, forced_isa.get(),
+    check_group_norm(
+        x, groups, {"gamma": gamma, "beta": beta}, {"add": add, "scale": scale, "shift": shift},
+        activation,
     )  # fmt: skip
+    check_norm_out(x, out)
+    parameters = (gamma, beta, add, scale, shift)
+    extension.group_norm(x, groups, parameters, out, activation, eps, forced_isa.get())
     return out
 
 
@@ -125,7 +122,10 @@ def scale_shift_out(
 
     scale and shift are (N, C), float32 and contiguous; x and out are as in `group_norm_out`.
     """
-    layout = _check_affine(x, out)
+    if x.ndim != 4:
+        raise ValueError(f"x must have shape (N, C, H, W); got {tuple(x.shape)}")
+    check_norm_out(x, out)
+    layout = NCHW if x.is_contiguous() and out.is_contiguous() else NHWC
     n, c, height, width = x.shape
     _C.scale_shift(
         array("x", x, x.shape, x.dtype, layout=layout),
@@ -135,6 +135,19 @@ def scale_shift_out(
         activation_code(activation), forced_isa.get(),
     )  # fmt: skip
     return out
+
+
+def _token_layout(name: str, t: Tensor) -> tuple[int, int]:
+    """Returns the elements between two tokens and between two heads of (N, tokens, heads, D)."""
+    sample, token, head, element = t.stride()
+    n, tokens, _, width = t.shape
+    token = token if tokens > 1 else sample
+    if (width > 1 and element != 1) or (n > 1 and sample != tokens * token):
+        raise ValueError(
+            f"{name} must have elements of a head side by side, and samples one after another; got "
+            f"shape {tuple(t.shape)} with strides {t.stride()}"
+        )
+    return token, head
 
 
 def copy_channels_out(
@@ -206,19 +219,15 @@ def attention_out(
     ):  # fmt: skip
         if t.shape != shape:
             raise ValueError(f"{name} must have shape {shape}; got {tuple(t.shape)}")
-    for name, t in tensors.items():
-        side_by_side = t.stride(3) == 1 or t.shape[3] == 1
-        if not side_by_side or (n > 1 and t.stride(0) != t.shape[1] * t.stride(1)):
-            raise ValueError(
-                f"{name} must have elements of a head side by side, and samples one after another; "
-                f"got shape {tuple(t.shape)} with strides {t.stride()}"
-            )
+    if keys == 0 and out.numel():
+        raise ValueError(f"k and v must have tokens; got shape {tuple(k.shape)}")
+    layouts = {name: _token_layout(name, t) for name, t in tensors.items()}
     _check_outputs({"q": q, "k": k, "v": v}, {"out": out})
+    q_at, k_at, v_at, out_at = (strided(name, t) for name, t in tensors.items())
     _C.attention(
-        *(strided(name, t) for name, t in tensors.items()),
-        (n, heads, queries, keys, width, value_width),
-        *((t.stride(1), t.stride(2)) for t in tensors.values()),
-        width**-0.5 if scale is None else scale, _is_bfloat16(q), forced_isa.get(),
+        q_at, k_at, v_at, out_at, (n, heads, queries, keys, width, value_width), layouts["q"],
+        layouts["k"], layouts["v"], layouts["out"], width**-0.5 if scale is None else scale,
+        _is_bfloat16(q), forced_isa.get(),
     )  # fmt: skip
     return out
 
@@ -387,15 +396,6 @@ def winograd_conv_out(
         weights.out_channels, dilation, accumulate, _is_bfloat16(x), forced_isa.get(),
     )  # fmt: skip
     return out
-
-
-def _check_affine(x: Tensor, out: Tensor) -> torch.memory_format:
-    """Returns the layout that x and out share; raises unless each has a dtype of the kernels."""
-    if x.ndim != 4:
-        raise ValueError(f"x must have shape (N, C, H, W); got {tuple(x.shape)}")
-    check_norm_out(x, out)
-    both = x.is_contiguous() and out.is_contiguous()
-    return torch.contiguous_format if both else NHWC
 
 
 def _map(name: str, x: Tensor | None) -> Array:

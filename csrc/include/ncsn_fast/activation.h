@@ -1,5 +1,5 @@
-// Activations. Errors, relative to the exact function of a float32, are below 2^-22; left of zero gelu's are
-// below 2^-20 and gelu_tanh's, whose argument is a cubic, below 2^-16. Results below 2^-115 may be 0.
+// Activations. Errors, relative to the exact function of a float32, are below 2^-22; gelu's are below
+// 2^-20, and left of zero gelu_tanh's, whose argument is a cubic, below 2^-16. Results below 2^-115 may be 0.
 #pragma once
 
 #include "ncsn_fast/elementary.h"
