@@ -247,9 +247,8 @@ class Lowering:
 
     def _fits(self, node: fx.Node) -> bool:
         """Whether a value can be a map: numbers of a network's type, image by image."""
-        value = node.meta.get("val")
         shape = self.exported.shape(node)
-        return shape is not None and 0 not in shape and value.dtype is torch.float32
+        return shape is not None and 0 not in shape and node.meta["val"].dtype is torch.float32
 
     def _program_name(self, nodes: list[fx.Node]) -> str:
         found = dict.fromkeys(

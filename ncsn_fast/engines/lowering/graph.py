@@ -374,7 +374,7 @@ class Graph:
 
 def _without_weights(spec: Any) -> Any:
     """Copies an operation's parameters with storage-free tensors."""
-    if not dataclasses.is_dataclass(spec):
+    if not dataclasses.is_dataclass(spec) or isinstance(spec, type):
         return spec
 
     def bare(value: Any) -> Any:
@@ -383,4 +383,4 @@ def _without_weights(spec: Any) -> Any:
         return tuple(map(bare, value)) if isinstance(value, tuple) else value
 
     fields = {f.name: bare(getattr(spec, f.name)) for f in dataclasses.fields(spec)}
-    return type(spec)(**fields)
+    return dataclasses.replace(spec, **fields)

@@ -45,7 +45,7 @@ def listing(graph):
 
 
 def computed(net, shape, conditions=(), dtype=torch.float32, batch=3):
-    """Returns what a plan computes, what the network computes, and the kinds of the plan's steps."""
+    """Returns what a plan and the network compute, and the kinds of the plan's steps."""
     net.eval()
     torch.manual_seed(1)
     with torch.inference_mode():
@@ -172,7 +172,7 @@ class OneSize(nn.Module):
 
 def test_a_network_of_one_batch_size():
     net = OneSize(3).eval()
-    with pytest.raises(UnsupportedNetwork, match="torch.export does not take"):
+    with pytest.raises(UnsupportedNetwork, match=r"torch\.export does not take"):
         lower(net, (1, 8, 8))
     graph = lower(net, (1, 8, 8), batch=3)
     assert graph.batch == 3
