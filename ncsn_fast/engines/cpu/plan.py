@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor
@@ -26,7 +26,8 @@ class CpuPlan:
     Args:
         weights: weights of another plan of the same network and dtype, to share; missing ones are
             copied from the network and packed.
-        winograd: run 3x3 convolutions by Winograd's algorithm where it pays.
+        winograd: names of the convolutions that run by Winograd's algorithm; True for all where it
+            pays.
 
     Attributes:
         input, output: (batch, C, H, W) channels-last, in the plan's buffer; valid between two runs.
@@ -40,7 +41,7 @@ class CpuPlan:
         dtype: torch.dtype,
         weights: Weights | None = None,
         *,
-        winograd: bool = False,
+        winograd: Collection[str] | bool = False,
     ) -> None:
         self.graph, self.batch, self.dtype, self.winograd = graph, batch, dtype, winograd
         self.weights: Weights = {} if weights is None else weights
@@ -211,11 +212,11 @@ class CpuPlan:
 
     def _chooses_winograd(self, op: Op, spec: ConvolutionSpec) -> bool:
         """Returns whether to use Winograd; packed weights keep their algorithm at every size."""
-        if not self.winograd or op.name in self.weights:
+        if op.name in self.weights:
             return False
-        x, plain = op.inputs[0], spec.stride == spec.groups == 1
-        fits = plain and spec.taps == 3 and spec.padding == spec.dilation
-        return fits and winograd_pays(x.channels, spec.channels, x.height, x.width, spec.dilation)
+        if isinstance(self.winograd, bool):
+            return self.winograd and can_be_winograd(op, spec)
+        return op.name in self.winograd
 
     def _add_winograd(self, op: Op, spec: ConvolutionSpec) -> None:
         x, y = op.inputs[0], op.outputs[0]
@@ -236,3 +237,10 @@ class CpuPlan:
             self.array(x), *weights.arrays(), offsets, self.array(y), self.nhwc(x), y.channels,
             spec.dilation, bool(op.overwrites), self.bfloat16,
         )  # fmt: skip
+
+
+def can_be_winograd(op: Op, spec: ConvolutionSpec) -> bool:
+    """Whether Winograd's algorithm covers a convolution, and its tiles fit the map."""
+    x, plain = op.inputs[0], spec.stride == spec.groups == 1
+    fits = plain and spec.taps == 3 and spec.padding == spec.dilation
+    return fits and winograd_pays(x.channels, spec.channels, x.height, x.width, spec.dilation)
