@@ -1,16 +1,16 @@
 """From nodes of an exported network to operations of a graph, one for each; passes.py fuses them.
 
 A value of the network is a `View`: a map's memory and how the tensor lies in it, so that what only
-changes shape or order (permute, reshape, chunk, ...) is no operation. Nodes without a handler here,
-and those whose handler declines, are collected and run by PyTorch, as one operation for several.
+changes shape or order (permute, reshape, chunk, ...) is no operation. Nodes without a handler, and
+those whose handler declines, are collected and run by PyTorch, as one operation for several.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -29,41 +29,44 @@ from ncsn_fast.engines.lowering.graph import (
 )
 
 Value = View | tuple[View, ...]
-Handler = Callable[["Lowering", fx.Node, SimpleNamespace], Value]
+Function = Callable[["Lowering", fx.Node, SimpleNamespace], Value]
 
-HANDLERS: dict[Any, Handler] = {}
-_JOINING: set[Any] = set()  # operations that PyTorch runs if it runs the one before
+
+class Handler(NamedTuple):
+    """Lowers the nodes of an ATen operation.
+
+    Attributes:
+        function: returns a node's value, for its arguments by name.
+        joins: whether the operation becomes part of what PyTorch runs, if it follows such a part.
+    """
+
+    function: Function
+    joins: bool
 
 
 class Declined(Exception):
     """A handler's answer to arguments that no operation covers."""
 
 
-def lowers(*targets: Any, joins: bool = False) -> Callable[[Handler], Handler]:
-    """Registers a handler of ATen operations.
-
-    joins: whether the operation becomes part of what PyTorch runs, if it follows such a part.
-    """
-
-    def register(handler: Handler) -> Handler:
-        HANDLERS.update(dict.fromkeys(targets, handler))
-        if joins:
-            _JOINING.update(targets)
-        return handler
-
-    return register
-
-
 class Lowering:
     """The graph of an exported network, as far as it is lowered.
+
+    Args:
+        handlers: by ATen operation.
 
     Attributes:
         graph: the operations so far.
         values: views of the nodes that are lowered.
     """
 
-    def __init__(self, net: nn.Module, exported: Exported, shape: tuple[int, ...]) -> None:
-        self.exported = exported
+    def __init__(
+        self,
+        net: nn.Module,
+        exported: Exported,
+        shape: tuple[int, ...],
+        handlers: Mapping[Any, Handler],
+    ) -> None:
+        self.exported, self._handlers = exported, handlers
         channels, height, width = shape
         self.graph = Graph(channels, height, width)
         self.graph.batch = exported.batch
@@ -160,12 +163,13 @@ class Lowering:
         return View(Map(m.channels, m.height, m.width), view.shape, view.strides)
 
     def _lower(self, node: fx.Node) -> None:
-        handler = HANDLERS.get(node.target)
-        joins = node.target in _JOINING and any(n in self._deferred for n in node.all_input_nodes)
+        handler = self._handlers.get(node.target)
         try:
-            if handler is None or joins:
+            if handler is None or (
+                handler.joins and any(n in self._deferred for n in node.all_input_nodes)
+            ):
                 raise Declined
-            self.values[node] = handler(self, node, self._arguments(node))
+            self.values[node] = handler.function(self, node, self._arguments(node))
         except Declined:
             self._deferred.append(node)
 

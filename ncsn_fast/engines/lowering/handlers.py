@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,13 +13,14 @@ from torch import Tensor, fx
 
 from ncsn_fast.engines.lowering.aten import (
     Declined,
+    Function,
+    Handler,
     Lowering,
     Value,
     image,
     is_channels_first,
     is_image,
     is_whole,
-    lowers,
     meta,
     raster,
     view_of,
@@ -38,6 +40,8 @@ from ncsn_fast.engines.lowering.graph import (
     View,
 )
 
+HANDLERS: dict[Any, Handler] = {}
+
 aten = torch.ops.aten
 _VIEWS = (
     aten.alias.default, aten.detach.default, aten.expand.default, aten.permute.default,
@@ -53,6 +57,19 @@ _RESHAPES = (
     aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints,
     aten.unflatten.int, aten.view_as.default, aten.reshape_as.default,
 )  # fmt: skip
+
+
+def lowers(*targets: Any, joins: bool = False) -> Callable[[Function], Function]:
+    """Registers a handler of ATen operations.
+
+    joins: whether the operation becomes part of what PyTorch runs, if it follows such a part.
+    """
+
+    def register(function: Function) -> Function:
+        HANDLERS.update(dict.fromkeys(targets, Handler(function, joins)))
+        return function
+
+    return register
 
 
 def _view(low: Lowering, tensor: Tensor, node: fx.Node) -> Any:

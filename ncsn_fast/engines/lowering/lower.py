@@ -15,6 +15,7 @@ from ncsn_fast.engines.lowering import passes, stored
 from ncsn_fast.engines.lowering.aten import Lowering
 from ncsn_fast.engines.lowering.export import PROBE, Exported, Program
 from ncsn_fast.engines.lowering.graph import ActivationSpec, AddSpec, Graph, Vector
+from ncsn_fast.engines.lowering.handlers import HANDLERS
 
 # In this order: what removes operations, then what joins them, then where they write.
 PASSES: tuple[passes.Pass, ...] = (
@@ -96,7 +97,7 @@ def _lower(
     finally:
         for module in training:
             module.training = True
-    graph = Lowering(net, exported, shape).run()
+    graph = Lowering(net, exported, shape, HANDLERS).run()
     passes.apply(graph, PASSES)
     _name_uniquely(graph)
     _add_condition(graph, exported)
