@@ -107,6 +107,9 @@ class ModelConfig:
         if wrong:
             raise ValueError("; ".join(wrong))
         limits.IMAGE_SIZE.check(max(size), f"image_size {size[0]}x{size[1]}")
+        limits.WIDTH.check(
+            max(self.channels, self.ngf), f"channels {self.channels}, ngf {self.ngf}"
+        )
         steps = self.n_sigmas * max(1, self.n_steps_each)
         limits.STEPS.check(steps, f"n_sigmas {self.n_sigmas}, n_steps_each {self.n_steps_each}")
 
