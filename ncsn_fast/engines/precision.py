@@ -54,6 +54,9 @@ def check_precision(engine: Engine, reference: EagerEngine, n: int) -> float:
     """
     x, levels = probes(engine.model, n)
     sigmas = engine.model.sigmas[levels.to(engine.model.device)]
+    form = engine.model.parameterisation.linear_form(sigmas.cpu())
+    scale, shift = (c.float().view(-1, 1, 1, 1) for c in (form.scale, form.shift))
+    x = scale * x + shift
     condition = engine.model.condition(sigmas)
     seen = None if condition is None else condition.cpu()
     expected, f = (e.output(x, seen) for e in (reference, engine))

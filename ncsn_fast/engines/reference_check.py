@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ncsn_fast.engines import precision
 from ncsn_fast.engines.base import Engine
 from ncsn_fast.engines.eager import EagerEngine
-from ncsn_fast.models.score import ScoreModel
+from ncsn_fast.models.score import ModelConfig, ScoreModel
 
 # Condition inputs of exported graphs, by ScoreModel.conditioning.
 CONDITIONS = {"level": torch.int64, "time": torch.float32}
@@ -43,6 +43,7 @@ def largest_error(
         EngineError: see precision.check_precision.
     """
     probed, probe = copy.copy(model), copy.copy(engine)
+    assert isinstance(model.config, ModelConfig)
     probed.config = dataclasses.replace(model.config, image_size=size)
     probe.model, probe.batch_size = probed, batch
     probe.release()

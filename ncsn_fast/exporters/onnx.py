@@ -15,7 +15,7 @@ from ncsn_fast.engines.base import EngineUnavailable
 from ncsn_fast.engines.onnx.engine import OrtEngine
 from ncsn_fast.engines.onnx.model import make_onnx
 from ncsn_fast.engines.precision import BOUNDS
-from ncsn_fast.models.score import ScoreModel
+from ncsn_fast.models.score import ModelConfig, ScoreModel
 
 _BATCH = 4  # images per batch in the check, if the file leaves N dynamic
 
@@ -87,6 +87,7 @@ def export_onnx(
     if dtype in OrtEngine.dtypes:
         probed = copy.copy(model)
         if size is not None:
+            assert isinstance(model.config, ModelConfig)
             probed.config = dataclasses.replace(model.config, image_size=size)
         engine = OrtEngine(
             probed, onnx=content, dtype=dtype, batch_size=batch or _BATCH,

@@ -27,7 +27,7 @@ from ncsn_fast.engines.base import (
     default_batch_size,
     without_weights,
 )
-from ncsn_fast.engines.onnx.model import make_onnx, read_onnx
+from ncsn_fast.engines.onnx.model import make_onnx, read_onnx, unsupported
 from ncsn_fast.engines.static_engine import BufferedEngine
 from ncsn_fast.models.score import ScoreModel
 
@@ -128,6 +128,10 @@ class OrtEngine(BufferedEngine):
         self.model = without_weights(model)
 
     @classmethod
+    def refuses(cls, model: ScoreModel) -> str | None:
+        return unsupported(model)
+
+    @classmethod
     def unavailable(cls) -> str | None:
         missing = [name for name in ("onnx", "onnxruntime") if not importlib.util.find_spec(name)]
         if not missing:
@@ -156,7 +160,7 @@ class OrtEngine(BufferedEngine):
         super().release()
         self._buffers: dict[tuple[Any, ...], _Buffers] = {}
 
-    def network(self, x: Tensor, level: Tensor | None) -> Tensor:
+    def network(self, x: Tensor, level: Tensor | None, labels: Tensor | None = None) -> Tensor:
         self.check_call(x, level)
         self._check_shape(x.shape)
         # A session with a CUDA graph may not be run from several threads.

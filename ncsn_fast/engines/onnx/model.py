@@ -23,6 +23,7 @@ from ncsn_fast.data.files import open_regular
 from ncsn_fast.engines.base import DTYPES, EngineError
 from ncsn_fast.engines.onnx.network import write
 from ncsn_fast.engines.onnx.writer import CONSTANTS, Writer
+from ncsn_fast.models.adapter import WrappedConfig
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops.noise import check_integer
 
@@ -66,10 +67,13 @@ def make_onnx(
     opset = oldest if opset is None else check_integer("opset", opset)
     if not oldest <= opset <= newest:
         raise ValueError(f"opset must be {oldest} to {newest} for {dtype}; got {opset}")
+    problem = unsupported(model)
+    if problem is not None:
+        raise ValueError(f"an ONNX file {problem}")
     if batch is not None:
         batch = check_integer("batch", batch, least=1)
     if size is not None:
-        model.net.check_input(torch.empty(1, model.config.channels, *size, device="meta"))
+        model.check_input(torch.empty(1, model.config.channels, *size, device="meta"))
     graph = write(model, DTYPES[dtype], (batch, *size) if batch and size else None)
     stored = sum(tensor.nbytes for tensor in graph.constants.values())
     if stored > LIMIT:
@@ -224,3 +228,10 @@ def package_version(name: str) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:  # a source tree that was never installed
         return "unknown"
+
+
+def unsupported(model: ScoreModel) -> str | None:
+    """Returns None if `make_onnx` writes this model, else the reason why not."""
+    if isinstance(model.config, WrappedConfig):
+        return "does not hold networks that were wrapped"
+    return None

@@ -39,6 +39,7 @@ def write(
         if isinstance(model.net, TimeUNet):
             f = _unet(w, model.net, x, Value("time", torch.float32))
         else:
+            assert isinstance(model.net, RefineNet)
             level = Value("level", torch.int64) if model.conditional else None
             f = _refinenet(w, model.net, x, level)
         w.op("Cast", f, name="f", to=torch.float32)
