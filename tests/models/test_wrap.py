@@ -258,7 +258,7 @@ def test_labels_that_are_none(options, error, text):
         ncsn_fast.Sampler("digits").sample(1, labels=0, progress=False)
 
 
-# What wrap takes, and what it refuses --------------------------------------------------------------
+# What wrap takes, and what it refuses ------------------------------------------------------------
 
 
 class Plain(nn.Module):
@@ -304,7 +304,7 @@ class Two(Plain):
             Plain().half(),
             {},
             ValueError,
-            "parameters must be float32.*conv.weight is torch.float16",
+            "must be float32.*conv.weight is torch.float16",
         ),
         (Plain(lambda f: f[:, :, 1:]), {}, ValueError, r"returned the shape \(1, 1, 3, 6\) for"),
         (Plain(lambda f: "f"), {}, TypeError, "must return a tensor.*got str"),
