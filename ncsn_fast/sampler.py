@@ -414,8 +414,11 @@ class Sampler:
             sigma: a number or (N,).
         """
         x = x.detach().to("cpu", torch.float32)
-        sigma, state = each_sigma(sigma, x), x.reshape(len(x), *self.model.image_shape)
-        return self.model.score_by(self.engine_for(len(x)).output, state, sigma).reshape(x.shape)
+        own, state = self.model.sample_shape, x
+        if len(own) != 3 and tuple(x.shape[1:]) == own:
+            state = x.reshape(len(x), *self.model.image_shape)
+        network = self.engine_for(len(x)).output
+        return self.model.score_by(network, state, each_sigma(sigma, x)).reshape(x.shape)
 
     def log_likelihood(
         self, images: Any, *, seed: int = 0, start: int = 0, **options: Any

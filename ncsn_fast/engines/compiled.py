@@ -144,7 +144,7 @@ class CompileEngine(Engine):
             if self._graphs:
                 torch.compiler.cudagraph_mark_step_begin()
             try:
-                f = self._run(x, level, labels)
+                f = self._run(x, level, *(() if labels is None else (labels,)))
             except torch._dynamo.exc.TorchDynamoException as error:
                 raise EngineUnavailable(_failure(error)) from error
             return f.clone() if self._graphs else f  # the next replay overwrites it
@@ -190,7 +190,9 @@ class _CompilableModel(nn.Module):
             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
                 module.to(dtype)
 
-    def forward(self, x: Tensor, level: Tensor | None, labels: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, level: Tensor | None, labels: Tensor | None = None
+    ) -> Tensor:
         if self.ours:
             return self.net(x, level).float()
         if labels is None and self.n_classes:

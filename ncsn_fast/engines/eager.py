@@ -37,7 +37,8 @@ class EagerEngine(Engine):
 
     def network(self, x: Tensor, level: Tensor | None, labels: Tensor | None = None) -> Tensor:
         with cudnn_precision("ieee", self.device):  # TF32 is torch's default in convolutions
-            return self.replica(self._arranged(x), level, labels)
+            more = () if labels is None else (labels,)
+            return self.replica(self._arranged(x), level, *more)
 
     def _arranged(self, x: Tensor) -> Tensor:
         return x.to(memory_format=torch.channels_last)

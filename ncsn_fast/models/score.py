@@ -370,7 +370,8 @@ class ScoreModel(nn.Module):
         labels: (N,) int64, for networks with classes.
         """
         sigma = each_sigma(sigma, x)
-        return self.score_by(lambda u, condition: self(u, condition, labels), x, sigma)
+        more = () if labels is None else (labels,)
+        return self.score_by(lambda u, condition: self(u, condition, *more), x, sigma)
 
     def score_by(
         self, network: Callable[[Tensor, Tensor | None], Tensor], x: Tensor, sigma: Tensor
