@@ -417,8 +417,11 @@ class Sampler:
         own, state = self.model.sample_shape, x
         if len(own) != 3 and tuple(x.shape[1:]) == own:
             state = x.reshape(len(x), *self.model.image_shape)
-        network = self.engine_for(len(x)).output
-        return self.model.score_by(network, state, each_sigma(sigma, x)).reshape(x.shape)
+        sigma, engine = each_sigma(sigma, x), self.engine_for(len(x))
+        seen = engine.condition(sigma.to(self.model.device))
+        seen = None if seen is None else seen.cpu()
+        score = self.model.score_by(lambda u, _: engine.output(u, seen), state, sigma)
+        return score.reshape(x.shape)
 
     def log_likelihood(
         self, images: Any, *, seed: int = 0, start: int = 0, **options: Any

@@ -268,12 +268,19 @@ class Engine(abc.ABC):
                 f"shape {tuple(chains.x.shape)}"
             )
 
+    def condition(self, sigma: Tensor) -> Tensor | None:
+        """Returns the second input of `network` at noise levels sigma, as ScoreModel.condition.
+
+        Engines whose graphs take sigma itself return that.
+        """
+        return self.model.condition(sigma)
+
     @abc.abstractmethod
     def network(self, x: Tensor, level: Tensor | None, labels: Tensor | None = None) -> Tensor:
         """Returns the raw network output F for the network's input x (batch_size, C, H, W) float32.
 
-        level is the result of ScoreModel.condition, (batch_size,): int64 levels, float32 numbers,
-        or None for unconditioned networks. labels (batch_size,) int64 are for networks with
+        level is the result of `condition`, (batch_size,): int64 levels, float32 numbers, or None
+        for unconditioned networks. labels (batch_size,) int64 are for networks with
         classes; None for no class. Engines that `refuses` such networks do not take them.
         """
 
@@ -356,7 +363,7 @@ class Engine(abc.ABC):
         """Returns a function that runs rows, with the model's parameterisation in the table."""
         sigma = torch.from_numpy(program.sigma)
         own = program.of_network(self.model.parameterisation.linear_form(sigma).numpy())
-        conditions = self.model.condition(sigma.to(self.model.device))
+        conditions = self.condition(sigma.to(self.model.device))
         if conditions is not None:
             conditions = conditions.to(self.device)
         return self.stepper(own, chains, conditions, update)
@@ -394,10 +401,12 @@ class Engine(abc.ABC):
     def _score_by(
         self, network: Callable[[Tensor, Tensor | None], Tensor], x: Tensor, sigma: Tensor
     ) -> Tensor:
-        def on_device(u: Tensor, condition: Tensor | None) -> Tensor:
-            return network(u, None if condition is None else condition.to(self.device))
+        seen = self.condition(sigma)
 
-        return self.model.score_by(on_device, x, sigma)
+        def conditioned(u: Tensor, _: Tensor | None) -> Tensor:
+            return network(u, None if seen is None else seen.to(self.device))
+
+        return self.model.score_by(conditioned, x, sigma)
 
     def chunks(self, program: Program) -> list[range]:
         """Splits the rows of a program at its callbacks: one range per noise level."""
@@ -409,7 +418,7 @@ class Engine(abc.ABC):
         """Returns a function that runs rows first .. stop-1 of a program on the chains, in place.
 
         The program is in terms of the raw output f; levels (K,) are the rows' conditions, as
-        returned by ScoreModel.condition. Raises as `run` does; the function that it returns refuses
+        returned by `condition`. Raises as `run` does; the function that it returns refuses
         rows outside the program.
         """
         self.check_run(program, chains, update)

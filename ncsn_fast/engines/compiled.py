@@ -190,9 +190,7 @@ class _CompilableModel(nn.Module):
             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
                 module.to(dtype)
 
-    def forward(
-        self, x: Tensor, level: Tensor | None, labels: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, level: Tensor | None, labels: Tensor | None = None) -> Tensor:
         if self.ours:
             return self.net(x, level).float()
         if labels is None and self.n_classes:

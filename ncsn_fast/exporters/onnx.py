@@ -60,10 +60,8 @@ def export_onnx(
 
     score = f / sigma for networks of the NCSNv2 family and those conditioned on time; score = f for
     NCSN (2019). Inputs are "x" (N, C, H, W) float32, data in [0, 1] plus noise, and "level" (N,)
-    int64 or "time" (N,) float32 for networks conditioned on it; the output is "f" float32.
-
-    The metadata hold the formula of the time of a noise level, "time". Evaluate it in float64: in
-    float32, 1 + (sigma / scale)^2 alone loses four of seven digits at the smallest sigmas.
+    int64 for NCSN, or the noise level "sigma" (N,) float32 for networks conditioned on time; the
+    output is "f" float32.
 
     Args:
         model: anything that `ncsn_fast.load` accepts, or a ScoreModel; None as for Sampler.

@@ -1,5 +1,6 @@
 """The four coefficients: identities in float64, the table of the module, files."""
 
+import itertools
 import json
 import math
 
@@ -105,7 +106,7 @@ def test_discrete_chains(betas):
         beta = np.linspace(math.sqrt(1e-3), math.sqrt(0.1), 200) ** 2
     if betas == "cosine":
         level = [math.cos((i / 200 + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(201)]
-        beta = [min(1 - b / a, 0.999) for a, b in zip(level, level[1:], strict=False)]
+        beta = [min(1 - b / a, 0.999) for a, b in itertools.pairwise(level)]
     kept = np.cumprod(1 - np.asarray(beta))
     np.testing.assert_allclose(chain.sigmas, np.sqrt((1 - kept) / kept), rtol=1e-12)
     np.testing.assert_allclose(chain.time(chain.sigmas), np.arange(200), atol=1e-9)

@@ -127,6 +127,9 @@ class OrtEngine(BufferedEngine):
         self.error, self.levels = reference_check.check_precision(self, size)
         self.model = without_weights(model)
 
+    def condition(self, sigma: Tensor) -> Tensor | None:
+        return reference_check.exported_condition(self.model, sigma)
+
     @classmethod
     def refuses(cls, model: ScoreModel) -> str | None:
         return unsupported(model)
@@ -198,13 +201,12 @@ class OrtEngine(BufferedEngine):
         session = self._session or self._graph_session(shape)
         with torch.inference_mode(False):  # to be written in any mode later
             x, f = (torch.zeros(shape, device=self.device) for _ in range(2))
-            kind = reference_check.CONDITIONS.get(self.model.conditioning)
-            condition = None
-            if kind is not None:
-                condition = torch.zeros(len(x), dtype=kind, device=self.device)
+            seen, condition = reference_check.CONDITIONS.get(self.model.conditioning), None
+            if seen is not None:
+                condition = torch.zeros(len(x), dtype=seen[1], device=self.device)
         binding = session.ort.io_binding()
         place = self.device.type, self.device.index or 0
-        for name, tensor in (("x", x), (self.model.conditioning, condition), ("f", f)):
+        for name, tensor in (("x", x), ("" if seen is None else seen[0], condition), ("f", f)):
             if tensor is not None:
                 bind = binding.bind_output if name == "f" else binding.bind_input
                 element = np.int64 if tensor.dtype is torch.int64 else np.float32

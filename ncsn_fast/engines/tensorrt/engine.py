@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from ncsn_fast.engines import reference_check
 from ncsn_fast.engines.base import (
@@ -136,6 +137,9 @@ class TrtEngine(GraphEngine):
     def profile(self) -> Profile:
         """The shapes that the engine accepts."""
         return self.settings.profile
+
+    def condition(self, sigma: Tensor) -> Tensor | None:
+        return reference_check.exported_condition(self.model, sigma)
 
     @classmethod
     def refuses(cls, model: ScoreModel) -> str | None:
