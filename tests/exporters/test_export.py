@@ -231,7 +231,7 @@ def test_the_graph_computes_the_time_of_a_noise_level(arch):
     session = onnxruntime.InferenceSession(
         proto.SerializeToString(), providers=["CPUExecutionProvider"]
     )
-    x = np.zeros((len(sigma), 1, 12, 12), np.float32)
+    x = np.zeros((len(sigma), *of.image_shape), np.float32)
     (found,) = session.run([times], {"x": x, "sigma": sigma.numpy()})
     np.testing.assert_allclose(found, of.clock.time(sigma).numpy(), rtol=5e-7)
 

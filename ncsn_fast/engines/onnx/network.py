@@ -31,7 +31,8 @@ def write(
 ) -> Writer:
     """Writes the graph of f: "x" (N, C, H, W) float32 and its noise level -> "f".
 
-    The noise level is "level" int64, "sigma" float32 (N,), or nothing.   shape is (N, H, W) if it is fixed.
+    The noise level is "level" int64, "sigma" float32 (N,), or nothing. shape is (N, H, W) if it is
+    fixed.
     """
     w = Writer(model, dtype, shape)
     x = Value("x", torch.float32)
