@@ -101,8 +101,7 @@ void norm_blocks(const Typed& x, const Typed& y, const Sizes& sizes,
 template <class Target, void (*run)(const UpdateArgs&, Target)>
 void update_rows(const Array& x, const Array& h, const Sizes& sizes, const Strided& f, const Table& rows,
                  const Array& seeds, const Array& samples, const Array& noise_weights, const Array& mask,
-                 const Array& known, const Strided& net_input, float scale, float shift,
-                 const Array& nonfinite, Target target) {
+                 const Array& known, const Strided& net_input, const Array& nonfinite, Target target) {
     const auto [batch, channels, plane] = sizes;
     UpdateArgs args =
         state_args(batch, channels, plane, x, h, samples, noise_weights, mask, known, nonfinite);
@@ -117,7 +116,6 @@ void update_rows(const Array& x, const Array& h, const Sizes& sizes, const Strid
                  required<const int64_t>("rows.steps", steps, 2 * count),
                  required<const int32_t>("rows.counter", counter, 1), count};
     args.seeds = required<const int64_t>("seeds", seeds, batch);
-    args.scale = scale, args.shift = shift;
     if (count > 0) run(args, target);
 }
 
@@ -125,8 +123,8 @@ constexpr const char* kNormDoc =
     "(x, y, (batch, channels, plane), (alpha, gamma, beta), bias, elu, eps, ...): x and y are (array, "
     "dtype), a parameter is (array, floats between rows).";
 constexpr const char* kUpdateDoc =
-    "(x, h, (batch, channels, plane), f, rows, seeds, samples, noise_weights, mask, known, net_input, scale, "
-    "shift, nonfinite, target): f and net_input are (array, (dtype, sample, channel, pixel, channels)).";
+    "(x, h, (batch, channels, plane), f, rows, seeds, samples, noise_weights, mask, known, net_input, "
+    "nonfinite, target): f and net_input are (array, (dtype, sample, channel, pixel, channels)).";
 
 }  // namespace
 

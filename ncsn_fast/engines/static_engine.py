@@ -13,6 +13,7 @@ import torch
 from ncsn_fast.engines import precision, verdicts
 from ncsn_fast.engines.base import Engine, without_weights
 from ncsn_fast.engines.eager import EagerEngine
+from ncsn_fast.engines.lowering.export import PROBE
 from ncsn_fast.engines.lowering.graph import Graph, UnsupportedNetwork
 from ncsn_fast.engines.lowering.lower import lower
 from ncsn_fast.models.score import ScoreModel
@@ -23,7 +24,7 @@ class BufferedEngine(Engine):
 
     def resized(self, batch_size: int) -> Self:
         other = copy.copy(self)
-        other.batch_size = batch_size
+        other.batch_size, other._doubled = batch_size, None
         other.release()
         return other
 
@@ -32,13 +33,11 @@ class BufferedEngine(Engine):
         self._lock = threading.RLock()
 
 
-def lowered(model: ScoreModel, size: tuple[int, int], batch: int | None = None) -> Graph:
-    """Lowers the network of a model for images of a size; see `lower`."""
-    kinds = {"none": (), "level": (torch.int64,), "time": (torch.float32,)}
-    shape = (model.config.channels, *size)
-    if batch is None:
-        return lower(model.net, shape, kinds[model.conditioning])
-    return lower(model.net, shape, kinds[model.conditioning], batch)
+def lowered(model: ScoreModel, size: tuple[int, int], batch: int = PROBE) -> Graph:
+    """Lowers the network of a model for states of a size; see `lower`."""
+    seen = None if model.conditioning == "none" else model.parameterisation.noise_dtype
+    labels = [torch.int64] if model.n_classes else []
+    return lower(model.net, (model.config.channels, *size), [seen, *labels], batch)
 
 
 class StaticEngine(BufferedEngine):

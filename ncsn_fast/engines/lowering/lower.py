@@ -40,7 +40,7 @@ _memory: weakref.WeakKeyDictionary[nn.Module, dict[Any, Graph]] = weakref.WeakKe
 def lower(
     net: nn.Module,
     shape: tuple[int, int, int],
-    conditions: Sequence[torch.dtype] = (),
+    conditions: Sequence[torch.dtype | None] = (),
     batch: int = PROBE,
 ) -> Graph:
     """Lowers a network net(x, *conditions) to a graph for images (C, H, W) of this shape.
@@ -48,7 +48,7 @@ def lower(
     Graphs are remembered as long as the network lives and its parameters stay as they are.
 
     Args:
-        conditions: dtypes of the network's further inputs, each (N,).
+        conditions: dtypes of the network's further inputs, each (N,); None for an input of None.
         batch: number of images to export the network with; it matters for networks that run with
             one number only, which `Graph.batch` tells.
 
@@ -66,7 +66,7 @@ def lower(
 
 
 def _obtained(
-    net: nn.Module, shape: tuple[int, int, int], conditions: Sequence[torch.dtype], batch: int
+    net: nn.Module, shape: tuple[int, int, int], conditions: Sequence[torch.dtype | None], batch: int
 ) -> Graph:
     """Returns the graph that is stored for a network's architecture, or lowers and stores it."""
     name = stored.key(net, shape, [*conditions])
@@ -84,15 +84,15 @@ def _tensors(net: nn.Module) -> Iterator[Tensor]:
 
 
 def _lower(
-    net: nn.Module, shape: tuple[int, int, int], conditions: Sequence[torch.dtype], batch: int
+    net: nn.Module, shape: tuple[int, int, int], conditions: Sequence[torch.dtype | None], batch: int
 ) -> tuple[Graph, dict[int, str]]:
     """Lowers a network; returns the names of its tensors too, by their ids."""
     training = [module for module in net.modules() if module.training]
     for module in training:
         module.training = False
     try:
-        inputs = [torch.zeros(batch, *shape)]
-        inputs += [torch.zeros(batch, dtype=dtype) for dtype in conditions]
+        inputs: list[Tensor | None] = [torch.zeros(batch, *shape)]
+        inputs += [None if t is None else torch.zeros(batch, dtype=t) for t in conditions]
         exported = Exported(net, inputs)
     finally:
         for module in training:
