@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ncsn_fast.engines.lowering import passes, stored
+from ncsn_fast.engines.lowering import passes, stored, sums
 from ncsn_fast.engines.lowering.aten import Lowering
 from ncsn_fast.engines.lowering.export import PROBE, Exported, Program
 from ncsn_fast.engines.lowering.graph import ActivationSpec, AddSpec, Graph, Vector
@@ -27,19 +27,21 @@ PASSES: tuple[passes.Pass, ...] = (
     passes.fold_padding,
     passes.pool_convolutions,
     passes.fuse_activations,
-    passes.weigh_sums,
-    passes.fuse_sums,
-    passes.fuse_added_activations,
+    sums.weigh_sums,
+    sums.fuse_sums,
+    sums.fuse_added_activations,
     passes.drop_dead,
     passes.reuse_memory,
 )
+
+Shape = tuple[int, int, int]
 
 _memory: weakref.WeakKeyDictionary[nn.Module, dict[Any, Graph]] = weakref.WeakKeyDictionary()
 
 
 def lower(
     net: nn.Module,
-    shape: tuple[int, int, int],
+    shape: Shape,
     conditions: Sequence[torch.dtype | None] = (),
     batch: int = PROBE,
 ) -> Graph:
@@ -66,7 +68,10 @@ def lower(
 
 
 def _obtained(
-    net: nn.Module, shape: tuple[int, int, int], conditions: Sequence[torch.dtype | None], batch: int
+    net: nn.Module,
+    shape: Shape,
+    conditions: Sequence[torch.dtype | None],
+    batch: int,
 ) -> Graph:
     """Returns the graph that is stored for a network's architecture, or lowers and stores it."""
     name = stored.key(net, shape, [*conditions])
@@ -84,7 +89,10 @@ def _tensors(net: nn.Module) -> Iterator[Tensor]:
 
 
 def _lower(
-    net: nn.Module, shape: tuple[int, int, int], conditions: Sequence[torch.dtype | None], batch: int
+    net: nn.Module,
+    shape: Shape,
+    conditions: Sequence[torch.dtype | None],
+    batch: int,
 ) -> tuple[Graph, dict[int, str]]:
     """Lowers a network; returns the names of its tensors too, by their ids."""
     training = [module for module in net.modules() if module.training]
