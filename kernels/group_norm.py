@@ -307,8 +307,9 @@ def launch_split(
         *parameters, plane, split.tiles, eps, C=c, SIZE=size, ROWS=split.rows, TILES=tiles,
         GROUPS=together, MEMBERS=members, warps=WARPS,
     )  # fmt: skip
-    block_c = min(power_of_2(c), 256)
-    block_p = min(elements_at_once(x, out) // block_c, power_of_2(plane))
+    at_once = elements_at_once(x, out)
+    block_c = min(power_of_2(c), 256, at_once)
+    block_p = min(at_once // block_c, power_of_2(plane))
     start(
         group_apply_kernel, n * cdiv(plane, block_p) * cdiv(c, block_c), x.device, x, out,
         coefficients, n, plane, C=c, APPLY_ROWS=block_p, BLOCK_P=block_p, BLOCK_C=block_c,
