@@ -59,14 +59,14 @@ void bind_kernel(py::module_& m, py::class_<Plan>& plan, const char* name, Step 
 // the CPU and the stream handle on CUDA.
 template <class Target, void (*run)(const UpdateArgs&, Target)>
 void update(const Array& x, const Array& f, const Array& h, int64_t batch, int64_t channels, int64_t plane,
-            bool f_bfloat16, bool f_channels_last, const std::array<double, 6>& coefficients, int64_t seed,
+            bool f_bfloat16, bool f_channels_last, const std::array<double, 11>& row, int64_t seed,
             const Array& samples, int64_t step, const Array& noise_weights, const Array& mask,
-            const Array& known, double c_ref, int64_t ref_step, const Array& net_input, bool net_bfloat16,
-            bool net_channels_last, float scale, float shift, const Array& nonfinite, Target target) {
+            const Array& known, int64_t ref_step, const Array& net_input, bool net_bfloat16,
+            bool net_channels_last, const Array& nonfinite, Target target) {
     UpdateArgs args = update_args(x, f, h, batch, channels, plane, f_bfloat16, f_channels_last, seed,
                                   samples, noise_weights, mask, known, net_input, net_bfloat16,
-                                  net_channels_last, scale, shift, nonfinite);
-    args.row = update_row(coefficients.data(), c_ref, step, ref_step);
+                                  net_channels_last, nonfinite);
+    args.row = update_row(row.data(), step, ref_step);
     run(args, target);
 }
 
@@ -81,23 +81,23 @@ void add_convolution(Plan& plan, const std::string& name, const py::capsule& des
                          required<uint8_t>("memory", memory, zero), zero});
 }
 
-// Rows of a level: coefficients (rows, 7) float64 are a, b, g, c, p, q, c_ref; steps (rows, 2) int64
-// are the noise step and the reference's.
+// Rows of a level: coefficients (rows, 11) float64 are the numbers of a Row; steps (rows, 2) int64 are
+// the noise step and the reference's.
 void sample(Plan& plan, const Array& x, const Array& f, const Array& h, const Map& nhwc, bool bfloat16,
             int64_t seed, const Array& samples, const Array& noise_weights, const Array& mask,
-            const Array& known, const Array& net_input, float scale, float shift, const Array& coefficients,
-            const Array& steps, int64_t rows, int isa) {
+            const Array& known, const Array& net_input, const Array& coefficients, const Array& steps,
+            int64_t rows, int isa) {
     const auto [batch, height, width, channels] = nhwc;
     required("net_input", net_input, checked_map(nhwc), dtype(bfloat16));  // the network reads it
-    checked_count({{"rows", rows}, {"columns", 7}});
-    const auto* k = required<const double>("coefficients", coefficients, 7 * rows);
+    checked_count({{"rows", rows}, {"columns", 11}});
+    const auto* k = required<const double>("coefficients", coefficients, 11 * rows);
     const auto* step = required<const int64_t>("steps", steps, 2 * rows);
     const UpdateArgs args =
         update_args(x, f, h, batch, channels, height * width, bfloat16, true, seed, samples,
-                    noise_weights, mask, known, net_input, bfloat16, true, scale, shift, Array{});
+                    noise_weights, mask, known, net_input, bfloat16, true, Array{});
     std::vector<Row> table;
-    for (int64_t r = 0; r < rows; ++r, k += 7, step += 2) {
-        table.push_back(update_row(k, k[6], step[0], step[1]));
+    for (int64_t r = 0; r < rows; ++r, k += 11, step += 2) {
+        table.push_back(update_row(k, step[0], step[1]));
     }
     plan.sample(args, table, isa, [] {  // checks for Ctrl-C after each row
         const py::gil_scoped_acquire acquire;
@@ -147,8 +147,8 @@ void bind_plan(py::class_<Plan>& plan) {
         },
         NoGil(), "(isa): as run; returns the seconds of each step.");
     plan.def("sample", &sample, NoGil(),
-             "(x, f, h, nhwc, bfloat16, seed, samples, noise_weights, mask, known, net_input, scale, "
-             "shift, coefficients, steps, rows, isa): runs the network and the update for each row.");
+             "(x, f, h, nhwc, bfloat16, seed, samples, noise_weights, mask, known, net_input, "
+             "coefficients, steps, rows, isa): runs the network and the update for each row.");
     plan.def("__len__", &Plan::size);
 }
 
@@ -239,9 +239,9 @@ PYBIND11_MODULE(_C, m) {
         py::arg("out"), py::arg("words"), py::arg("pairs"), py::arg("isa") = -1,
         "Two normals for each pair of the given uint32 words.");
     m.def("sampler_update", &update<int, sampler_update_cpu>, NoGil(),
-          "(x, f, h, batch, channels, plane, f_bfloat16, f_channels_last, coefficients, seed, samples, "
-          "step, noise_weights, mask, known, c_ref, ref_step, net_input, net_bfloat16, "
-          "net_channels_last, scale, shift, nonfinite, isa); (0, 0) is no tensor.");
+          "(x, f, h, batch, channels, plane, f_bfloat16, f_channels_last, row, seed, samples, step, "
+          "noise_weights, mask, known, ref_step, net_input, net_bfloat16, net_channels_last, nonfinite, "
+          "isa); (0, 0) is no tensor.");
     py::class_<Plan> plan(m, "Plan", "A network as steps on planned buffers; see ncsn_fast.engines.cpu.engine.");
     bind_plan(plan);
     bind_kernel(m, plan, "instance_norm_plus", &norm_step,

@@ -134,8 +134,7 @@ void group_norm_blocks(const Typed& x, const Typed& y, const Sizes& sizes, int64
 template <class Target, void (*run)(const UpdateArgs&, Target)>
 void update_rows(const Array& x, const Array& h, const Sizes& sizes, const Strided& f, const Table& rows,
                  const Array& seeds, const Array& samples, const Array& noise_weights, const Array& mask,
-                 const Array& known, const Strided& net_input, float scale, float shift,
-                 const Array& nonfinite, Target target) {
+                 const Array& known, const Strided& net_input, const Array& nonfinite, Target target) {
     const auto [batch, channels, plane] = sizes;
     UpdateArgs args =
         state_args(batch, channels, plane, x, h, samples, noise_weights, mask, known, nonfinite);
@@ -150,7 +149,6 @@ void update_rows(const Array& x, const Array& h, const Sizes& sizes, const Strid
                  required<const int64_t>("rows.steps", steps, 2 * count),
                  required<const int32_t>("rows.counter", counter, 1), count};
     args.seeds = required<const int64_t>("seeds", seeds, batch);
-    args.scale = scale, args.shift = shift;
     if (count > 0) run(args, target);
 }
 
@@ -161,8 +159,8 @@ constexpr const char* kGroupDoc =
     "(x, y, (batch, channels, plane), groups, (gamma, beta, add, scale, shift), activation, eps, partials, "
     "coefficients, target): x and y are (array, dtype).";
 constexpr const char* kUpdateDoc =
-    "(x, h, (batch, channels, plane), f, rows, seeds, samples, noise_weights, mask, known, net_input, scale, "
-    "shift, nonfinite, target): f and net_input are (array, (dtype, sample, channel, pixel, channels)).";
+    "(x, h, (batch, channels, plane), f, rows, seeds, samples, noise_weights, mask, known, net_input, "
+    "nonfinite, target): f and net_input are (array, (dtype, sample, channel, pixel, channels)).";
 
 }  // namespace
 

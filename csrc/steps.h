@@ -319,11 +319,11 @@ inline Step winograd_step(const Array& x, const Array& values, const Array& scal
     return [args](int isa) { winograd_conv_cpu(args, isa); };
 }
 
-inline Row update_row(const double* k, double c_ref, int64_t step, int64_t ref_step) {
-    const auto as_float = [](double v) { return static_cast<float>(v); };
-    return {as_float(k[0]), as_float(k[1]), as_float(k[2]), as_float(k[3]), as_float(k[4]),
-            as_float(k[5]), as_float(c_ref), checked_uint32("step", step),
-            checked_uint32("ref_step", ref_step)};
+// `k` are the numbers of a Row in order.
+inline Row update_row(const double* k, int64_t step, int64_t ref_step) {
+    const auto at = [k](int i) { return static_cast<float>(k[i]); };
+    return {at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7), at(8), at(9), at(10),
+            checked_uint32("step", step), checked_uint32("ref_step", ref_step)};
 }
 
 // A dense map without padding channels.
@@ -357,7 +357,7 @@ inline UpdateArgs update_args(const Array& x, const Array& f, const Array& h, in
                               int64_t plane, bool f_bfloat16, bool f_channels_last, int64_t seed,
                               const Array& samples, const Array& noise_weights, const Array& mask,
                               const Array& known, const Array& net_input, bool net_bfloat16,
-                              bool net_channels_last, float scale, float shift, const Array& nonfinite) {
+                              bool net_channels_last, const Array& nonfinite) {
     UpdateArgs args = state_args(batch, channels, plane, x, h, samples, noise_weights, mask, known, nonfinite);
     const int64_t count = batch * channels * plane;
     args.f = required("f", f, count, dtype(f_bfloat16));
@@ -365,7 +365,6 @@ inline UpdateArgs update_args(const Array& x, const Array& f, const Array& h, in
     args.seed = checked_uint32("seed", seed);
     args.net_input = optional("net_input", net_input, count, dtype(net_bfloat16));
     args.net_layout = dense_layout(net_bfloat16, net_channels_last, channels, plane);
-    args.scale = scale, args.shift = shift;
     return args;
 }
 

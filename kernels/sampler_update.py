@@ -1,6 +1,6 @@
 """One row of a sampler's table: state, history, noise, known pixels, the network's next input.
 
-    x' = a x + b f + g h + c z        h' = p x + q f        z = w0 z(stream 0) + w1 z(stream 3)
+    x' = a x + b f + g h + c z + e    h' = p x + q f + r    z = w0 z(stream 0) + w1 z(stream 3)
     then, where an element is known:  x' = known + c_ref z(stream 2)
 
 x and h are (B, C, P) float32, P = H W, and are updated in place. f and the next input are accessed
@@ -17,6 +17,7 @@ pixel), history 8 more, a mask with its values 5. Memory-bound.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -102,7 +103,7 @@ def row_noise(seed, key, step, weights_ptr, sample, quad, ROWS: tl.constexpr, N:
 def update_kernel(
     x_ptr, h_ptr, f_ptr, table_ptr, steps_ptr, counter_ptr, seeds_ptr, samples_ptr, weights_ptr,
     mask_ptr, known_ptr, net_ptr, nonfinite_ptr, n_rows, plane, f_sample, f_channel, f_pixel,
-    net_sample, net_channel, net_pixel, scale, shift, C: tl.constexpr, F_WIDTH: tl.constexpr,
+    net_sample, net_channel, net_pixel, C: tl.constexpr, F_WIDTH: tl.constexpr,
     NET_CHANNELS: tl.constexpr, NET_WIDTH: tl.constexpr, FLAT: tl.constexpr, TILE_C: tl.constexpr,
     TILE_P: tl.constexpr,
 ):  # fmt: skip
@@ -125,25 +126,27 @@ def update_kernel(
         quad = c * (plane // 4) + quad
     seed, key = tl.load(seeds_ptr + sample), tl.load(samples_ptr + sample)
     step = tl.load(steps_ptr + 2 * row)
-    table_ptr += row * 8
+    table_ptr += row * 12
     base = sample * plane * C
     x = tl.load(x_ptr + base + element, mask=valid, other=0.0)
     f = load_output(
         f_ptr + sample * f_sample, c, p, f_channel, f_pixel, valid, plane, start, F_WIDTH, TILE_C,
         TILE_P,
     )  # fmt: skip
-    new = tl.fma(tl.load(table_ptr + 1), f, tl.load(table_ptr) * x)
+    new = tl.fma(tl.load(table_ptr), x, tl.load(table_ptr + 6))
+    new = tl.fma(tl.load(table_ptr + 1), f, new)
     if h_ptr is not None:
         h = tl.load(h_ptr + base + element, mask=valid, other=0.0)
         new = tl.fma(tl.load(table_ptr + 2), h, new)
-        h = tl.fma(tl.load(table_ptr + 5), f, tl.load(table_ptr + 4) * x)
+        h = tl.fma(tl.load(table_ptr + 4), x, tl.load(table_ptr + 7))
+        h = tl.fma(tl.load(table_ptr + 5), f, h)
         tl.store(h_ptr + base + element, h, mask=valid)
     noise_scale = tl.load(table_ptr + 3)
     if noise_scale != 0.0:
         z = row_noise(seed, key, step, weights_ptr, sample, quad, TILE_C, TILE_P)
         new = tl.fma(noise_scale, z, new)
     if mask_ptr is not None:
-        reference_scale = tl.load(table_ptr + 6)
+        reference_scale = tl.load(table_ptr + 8)
         if reference_scale == reference_scale:
             is_known = tl.load(mask_ptr + base + element, mask=valid, other=0) != 0
             known = tl.load(known_ptr + base + element, mask=valid, other=0.0)
@@ -151,8 +154,9 @@ def update_kernel(
             new = tl.where(is_known, tl.fma(reference_scale, z, known), new)
     tl.store(x_ptr + base + element, new, mask=valid)
     if net_ptr is not None:
+        net = tl.fma(tl.load(table_ptr + 9), new, tl.load(table_ptr + 10))
         store_input(
-            net_ptr + sample * net_sample, tl.fma(scale, new, shift), c, p, net_channel, net_pixel,
+            net_ptr + sample * net_sample, net, c, p, net_channel, net_pixel,
             valid, plane, start, C, NET_CHANNELS, NET_WIDTH, TILE_P,
         )  # fmt: skip
     if nonfinite_ptr is not None:
@@ -233,8 +237,6 @@ def sampler_update_(
     mask: Tensor | None = None,
     known: Tensor | None = None,
     net_input: Tensor | None = None,
-    scale: float = 2.0,
-    shift: float = -1.0,
     nonfinite: Tensor | None = None,
 ) -> None:
     """Applies `reference.sampler_update` in place on x and h, with the row at `rows.counter`.
@@ -248,8 +250,8 @@ def sampler_update_(
             channels of a padded map.
         seeds, samples: (B,) int64 below 2^32, the key of each sample's noise.
         noise_weights: (B, 2) float32.   mask, known: bool and float32, contiguous, shape of x.
-        net_input: receives scale x' + shift; (B, C', H, W), C' >= C, any dtype and layout allowed
-            for f. Channels C and above are set to zero.
+        net_input: receives scale x' + shift of the row; (B, C', H, W), C' >= C, any dtype and
+            layout allowed for f. Channels C and above are set to zero.
         nonfinite: (B,) int32, set to 1 where a sample's new state is not finite.
     """
     _check(x, f, net_input)
@@ -275,7 +277,7 @@ def sampler_update_(
         update_kernel, n * cdiv(c * plane if flat else plane, tile_p), x.device, x, h, f,
         rows.table, rows.steps, rows.counter, seeds, samples, noise_weights, mask, known, net_input,
         nonfinite, len(rows.table), plane, f.stride(0), f.stride(1), pixel_stride("f", f),
-        net.stride(0), net.stride(1), pixel_stride("net_input", net), float(scale), float(shift),
+        net.stride(0), net.stride(1), pixel_stride("net_input", net),
         C=c, F_WIDTH=f_width, NET_CHANNELS=net.shape[1], NET_WIDTH=net_width, FLAT=flat,
         TILE_C=tile_c, TILE_P=tile_p, warps=min(WARPS, power_of_2(widest // 128)),
     )  # fmt: skip
@@ -285,18 +287,22 @@ def sampler_update(
     x: Tensor,
     f: Tensor,
     h: Tensor | None,
-    coefficients: tuple[float, float, float, float, float, float],
+    coefficients: Sequence[float],
     *,
     seed: int,
     samples: Tensor,
     step: int,
     c_ref: float = math.nan,
     ref_step: int = 0,
+    scale: float = 2.0,
+    shift: float = -1.0,
     **options: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     """Applies `reference.sampler_update`, with its signature: one row, on copies of x and h."""
-    table = torch.tensor([coefficients], dtype=torch.float64)
-    rows = new_rows(table, torch.tensor([c_ref]), torch.tensor([[step, ref_step]]), x.device)
+    constants = (0.0, 0.0)[len(coefficients) - 6 :]
+    row = [*coefficients, *constants, c_ref, scale, shift]
+    numbers = torch.tensor([row], dtype=torch.float64)
+    rows = new_rows(numbers, torch.tensor([[step, ref_step]]), x.device)
     x_new, h_new = x.contiguous().clone(), None if h is None else h.contiguous().clone()
     seeds = torch.full_like(samples, seed)
     sampler_update_(x_new, f, h_new, rows, seeds=seeds, samples=samples, **options)

@@ -12,19 +12,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ncsn_fast.checkpoints.loading import load
     from ncsn_fast.checkpoints.torch_file import CheckpointError
+    from ncsn_fast.diffusion.parameterisation import DiscreteVP, Parameterisation
     from ncsn_fast.engines import EngineError, EngineUnavailable
     from ncsn_fast.exporters.onnx import export_onnx
     from ncsn_fast.exporters.tensorrt import export_trt
     from ncsn_fast.models.score import ModelConfig, ScoreModel
+    from ncsn_fast.models.wrap import wrap
     from ncsn_fast.sampler import Sampler, SamplingError
 
     __version__: str
 
 __all__ = [
     "CheckpointError",
+    "DiscreteVP",
     "EngineError",
     "EngineUnavailable",
     "ModelConfig",
+    "Parameterisation",
     "Sampler",
     "SamplingError",
     "ScoreModel",
@@ -32,6 +36,7 @@ __all__ = [
     "export_onnx",
     "export_trt",
     "load",
+    "wrap",
 ]
 
 # Where the names are. model_folder.py has models that can be saved.
@@ -39,13 +44,16 @@ _MODULES = {
     "CheckpointError": "checkpoints.torch_file",
     "EngineError": "engines",
     "EngineUnavailable": "engines",
+    "DiscreteVP": "diffusion.parameterisation",
     "ModelConfig": "checkpoints.model_folder",
+    "Parameterisation": "diffusion.parameterisation",
     "Sampler": "sampler",
     "SamplingError": "sampler",
     "ScoreModel": "checkpoints.model_folder",
     "export_onnx": "exporters.onnx",
     "export_trt": "exporters.tensorrt",
     "load": "checkpoints.loading",
+    "wrap": "models.wrap",
 }
 
 

@@ -169,6 +169,8 @@ class Sampler:
         output: Output = "pt",
         progress: bool = True,
         callback: Callback | None = None,
+        labels: Any = None,
+        guidance: float | None = None,
         **options: Any,
     ) -> Any:
         """Draws samples start .. start+n-1 of a seed.
@@ -188,6 +190,10 @@ class Sampler:
                 "pil": a list.
             progress: whether to show a progress bar.
             callback: called with a Progress after every noise level.
+            labels: classes of a model that has them: an integer for all samples, or one each. None:
+                no class.
+            guidance: weight w of classifier-free guidance, which replaces the network's output by
+                F(no class) + w (F(class) - F(no class)); None for F(class). Each step costs twice.
             options: options of the method, listed below.
         """
         call = SamplingCall(
@@ -198,6 +204,8 @@ class Sampler:
             output=output,
             progress=progress,
             callback=callback,
+            labels=labels,
+            guidance=guidance,
             options=options,
         )
         program = call.build(self.model)
@@ -214,11 +222,19 @@ class Sampler:
         method: str = "ald",
         steps: int | None = None,
         progress: bool = True,
+        labels: Any = None,
+        guidance: float | None = None,
         **options: Any,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields (indices, images in [0, 1]) per micro-batch, for sample indices (n,) int64."""
         call = SamplingCall(
-            seed=seed, method=method, steps=steps, progress=progress, options=options
+            seed=seed,
+            method=method,
+            steps=steps,
+            progress=progress,
+            labels=labels,
+            guidance=guidance,
+            options=options,
         )
         program = call.build(self.model)
         noise.check_uint32("seed", seed)
@@ -391,17 +407,21 @@ class Sampler:
         return convert(editing.denoise(self.model, images, sigma, self.score), output)
 
     def score(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """Returns grad log p_sigma(x), float32 on the CPU.
+        """Returns grad log p_sigma(x), float32 on the CPU, shape of x.
 
         Args:
-            x: (N, C, H, W).   sigma: a number or (N,).
+            x: (N, C, H, W), or samples in the shape of a wrapped network.
+            sigma: a number or (N,).
         """
         x = x.detach().to("cpu", torch.float32)
-        sigma = each_sigma(sigma, x)
-        condition = self.model.condition(sigma.to(self.model.device))
-        factor = torch.as_tensor(self.model.score_factor(sigma))
-        f = self.engine_for(len(x)).output(x, None if condition is None else condition.cpu())
-        return f * factor[:, None, None, None]
+        own, state = self.model.sample_shape, x
+        if len(own) != 3 and tuple(x.shape[1:]) == own:
+            state = x.reshape(len(x), *self.model.image_shape)
+        sigma, engine = each_sigma(sigma, x), self.engine_for(len(x))
+        seen = engine.condition(sigma.to(self.model.device))
+        seen = None if seen is None else seen.cpu()
+        score = self.model.score_by(lambda u, _: engine.output(u, seen), state, sigma)
+        return score.reshape(x.shape)
 
     def log_likelihood(
         self, images: Any, *, seed: int = 0, start: int = 0, **options: Any
@@ -430,6 +450,9 @@ class Sampler:
         return estimate_cost(self.engine_for(n), program, n)
 
     def _initial(self, images: Any, n: int) -> Tensor:
+        own = self.model.sample_shape
+        if len(own) != 3 and isinstance(images, Tensor) and tuple(images.shape[1:]) == own:
+            images = images.reshape(len(images), *self.model.image_shape)
         x = as_tensor(images, self.model.image_shape)
         if len(x) != n:
             raise ValueError(f"expected {n} images; got {len(x)}")
@@ -454,11 +477,22 @@ class Sampler:
         finish: Callable[[Tensor], Tensor] | None = None,
     ) -> Any:
         """Runs a job and returns its images, after `finish`, in the output form of the call."""
-        check_output(call.output)
+        self._check_output(call.output)
         noise.check_uint32("seed", call.seed)
         parts = [x for _, x in self._run(call, program, job)]
         x = torch.cat(parts) if parts else torch.empty(0, *self.model.image_shape)
-        return convert(x if finish is None else finish(x), call.output)
+        x = x if finish is None else finish(x)
+        return convert(x.reshape(len(x), *self.model.sample_shape), call.output)
+
+    def _check_output(self, output: Output) -> None:
+        """Raises ValueError unless samples of this model can be given in this form."""
+        check_output(output)
+        images = len(self.model.sample_shape) == 3 and self.model.bounded
+        if output != "pt" and not images:
+            raise ValueError(
+                f"output={output!r} is of images with a data_range; this model's samples are "
+                f"{tuple(self.model.sample_shape)}: use output='pt'"
+            )
 
     def _run(
         self, call: SamplingCall, program: Program | Procedure, job: Job
@@ -466,6 +500,7 @@ class Sampler:
         """Yields (sample indices, images in [0, 1]) of each micro-batch; then sets the report."""
         self._last_call.report, seconds, began = None, 0.0, time.perf_counter()
         n, nfe = len(job.samples), [torch.zeros(0, dtype=torch.int64)]
+        job.labels, job.guidance = call.classes(self.model, n), call.guidance
 
         options: dict[str, Any] = {
             "progress": call.progress,
@@ -486,7 +521,7 @@ class Sampler:
         for samples, x, evaluations in runner.run(engine, program, job, call.seed, **options):
             seconds += time.perf_counter() - began
             nfe.append(evaluations)
-            yield samples, x.clamp(0, 1)
+            yield samples, x.clamp(0, 1) if self.model.bounded else x
             began = time.perf_counter()
         report = runner.make_report(engine, program, torch.cat(nfe), seconds)
         self._last_call.report = report

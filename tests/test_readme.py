@@ -105,6 +105,7 @@ AFTER = {
     "pictures = ": "assert images.shape == (16, 1, 16, 16) and len(pictures) == 4\n"
     "assert (again - images[12:]).abs().max() < 1e-3",
     "restore(": "assert found.shape == truth.shape and (found - truth).abs().mean() < 0.1",
+    "wrap(": "assert images.shape == (4, 3, 32, 32) and model.score(images, 1.0).isfinite().all()",
     "describe()": "assert sampler.dtype == 'fp32' and sampler.plan(16).memory > 1e6",
 }
 

@@ -114,7 +114,7 @@ def updates() -> Iterator[Case]:
         shape = (256, channels, size, size)
         x, padded = meta(*shape), maps(8, size, dtype)
         index = meta(256, dtype=torch.int64)
-        rows = Rows(meta(9, 8), meta(9, 2, dtype=torch.int64), meta(1, dtype=torch.int32))
+        rows = Rows(meta(9, 12), meta(9, 2, dtype=torch.int64), meta(1, dtype=torch.int32))
         always = {
             "seeds": index, "samples": index, "nonfinite": meta(256, dtype=torch.int32),
         }  # fmt: skip
@@ -170,7 +170,7 @@ def epilogues() -> Iterator[Case]:
 def odd() -> Iterator[Case]:
     """Yields launches with arguments of 1, which the JIT makes constants (without `.to`, say)."""
     index, call = meta(1, dtype=torch.int64), functools.partial
-    rows = Rows(meta(1, 8), meta(1, 2, dtype=torch.int64), meta(1, dtype=torch.int32))
+    rows = Rows(meta(1, 12), meta(1, 2, dtype=torch.int64), meta(1, dtype=torch.int32))
     for c, height, width in ((1, 1, 1), (8, 1, 1), (3, 7, 1), (3, 1, 2), (3, 8, 12)):
         x = meta(1, c, height, width).contiguous(memory_format=torch.channels_last)
         double, name = meta(1, c, 2 * height, 2 * width), f"odd {c}x{height}x{width}"

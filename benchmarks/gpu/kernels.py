@@ -234,8 +234,8 @@ def _kernel_update(family: str, batch: int) -> Callable[[State], timing.Call]:
 
     def make(state: State) -> timing.Call:
         device = state.x.device
-        row = torch.tensor([ROW], dtype=torch.float64)
-        rows = new_rows(row, torch.tensor([torch.nan]), torch.tensor([[7, 0]]), device)
+        numbers = torch.tensor([[*ROW, 0, 0, torch.nan, 2, -1]], dtype=torch.float64)
+        rows = new_rows(numbers, torch.tensor([[7, 0]]), device)
         seeds = torch.full((batch,), 1, dtype=torch.int64, device=device)
         samples = torch.arange(batch, device=device)
         return lambda: module.sampler_update_(

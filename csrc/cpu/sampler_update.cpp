@@ -39,12 +39,12 @@ static void scatter_input(const UpdateArgs& args, int64_t sample, int64_t first,
     Out* to = static_cast<Out*>(args.net_input) + sample * layout.sample;
     if (layout.channels == args.channels && in_order(layout, args.channels, args.plane)) {
 #pragma omp simd
-        for (int64_t i = 0; i < count; ++i) store(to + first + i, fused(args.scale, x[i], args.shift));
+        for (int64_t i = 0; i < count; ++i) store(to + first + i, network_input(args.row, x[i]));
         return;
     }
     for_each_stretch(args, layout, first, count, [&](int64_t at, int64_t length, int64_t memory) {
         for (int64_t i = 0; i < length; ++i) {
-            store(to + memory + i * layout.pixel, fused(args.scale, x[at + i], args.shift));
+            store(to + memory + i * layout.pixel, network_input(args.row, x[at + i]));
         }
         if (first + at >= args.plane) return;  // the first channel fills what the state lacks
         for (int64_t c = args.channels; c < layout.channels; ++c) {

@@ -111,11 +111,11 @@ struct UpdateQuads {
         return out;
     }
 
-    NCSN_HD_MEMBER void store_input(const Place& at, const Quad& x) const {
+    NCSN_HD_MEMBER void store_input(const Row& row, const Place& at, const Quad& x) const {
         const MapLayout& layout = args.net_layout;
         const int64_t base = at.sample * layout.sample;
         Quad next;
-        for (int i = 0; i < 4; ++i) next.v[i] = fused(args.scale, x.v[i], args.shift);
+        for (int i = 0; i < 4; ++i) next.v[i] = network_input(row, x.v[i]);
         if (wide && net_wide) return store_four<4>(layout.dtype, args.net_input, base + at.first, next);
         NCSN_UNROLL
         for (int i = 0; i < 4; ++i) {
@@ -142,7 +142,7 @@ struct UpdateQuads {
         Row row;
         if (!read_row(args, counter, row)) return;
         const Quad next = next_state<wide, true, true>(args, row, keys, at, in, f);
-        if (args.net_input != nullptr) store_input(at, next);
+        if (args.net_input != nullptr) store_input(row, at, next);
     }
 };
 
@@ -204,7 +204,7 @@ struct UpdatePixels {
             if (c < args.channels) {
                 const Quad f{pixel[0].v[c], pixel[1].v[c], pixel[2].v[c], pixel[3].v[c]};
                 x = next_state<true, history, masked>(args, row, keys, place(sample, first, c), in[c], f);
-                for (int i = 0; i < 4; ++i) x.v[i] = fused(args.scale, x.v[i], args.shift);
+                for (int i = 0; i < 4; ++i) x.v[i] = network_input(row, x.v[i]);
             }
             NCSN_UNROLL
             for (int i = 0; i < 4; ++i) pixel[i].v[c] = x.v[i];

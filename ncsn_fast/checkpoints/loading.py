@@ -6,6 +6,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ncsn_fast.checkpoints.model_folder import CONFIG_NAME, WEIGHTS_NAME, load_model_folder
 from ncsn_fast.checkpoints.published import from_published
 from ncsn_fast.checkpoints.torch_file import CheckpointError, Weights, read_torch
@@ -23,7 +25,11 @@ SHIPPED = Path(__file__).parents[1] / "assets" / "digits"
 
 
 def load(
-    source: str | Path | ScoreModel, *, weights: Weights = "ema", **overrides: Any
+    source: str | Path | ScoreModel,
+    *,
+    weights: Weights = "ema",
+    net: nn.Module | None = None,
+    **overrides: Any,
 ) -> ScoreModel:
     """A ScoreModel in evaluation mode, on the CPU, in float32.
 
@@ -32,6 +38,7 @@ def load(
             file, "digits" for the shipped model, or a ScoreModel, which is returned as it is.
         weights: "ema" takes the averaged weights where there are any, "raw" the others (runs and
             .pth files).
+        net: the network of a model folder that `ncsn_fast.wrap` made, whose weights are replaced.
         overrides: fields of ModelConfig that a .pth file does not hold (image_size, epsilon,
             sigma_begin, ...).
 
@@ -44,6 +51,8 @@ def load(
     if isinstance(source, ScoreModel):
         return source
     path = Path(source).expanduser()
+    if net is not None:
+        return load_model_folder(path, net)
     if str(source) == SHIPPED.name and not path.exists():
         path = SHIPPED
     if path.name in (WEIGHTS_NAME, CONFIG_NAME):

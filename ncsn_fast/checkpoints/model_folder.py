@@ -11,14 +11,16 @@ import numpy as np
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from ncsn_fast.checkpoints.safetensors_file import read_safetensors
 from ncsn_fast.checkpoints.torch_file import CheckpointError, key_differences
 from ncsn_fast.data.files import atomic_write_all
 from ncsn_fast.data.json_file import JSONError, parse_json, read_json
 from ncsn_fast.diffusion.schedule import check_ladder
+from ncsn_fast.models.adapter import Adapter, WrappedConfig
 from ncsn_fast.models.score import ModelConfig, ScoreModel
+from ncsn_fast.models.wrap import check_runs
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -37,7 +39,7 @@ def build_model(config: ModelConfig, state: dict[str, Tensor], where: str) -> Sc
     try:
         with torch.device("meta"):
             model = ScoreModel(config)
-        model.net.check_input(torch.empty(1, *model.image_shape, device="meta"))
+        model.check_input(torch.empty(1, *model.image_shape, device="meta"))
         expected = model.state_dict()
         _check_fit(expected, state, config.arch)
         _check_ends(config, check_ladder(state["sigmas"]))
@@ -63,7 +65,7 @@ def _check_fit(expected: dict[str, Tensor], state: dict[str, Tensor], arch: str)
             raise ValueError(f"{key} holds NaN or infinite values; use another checkpoint")
 
 
-def _check_ends(config: ModelConfig, ladder: NDArray[np.float64]) -> None:
+def _check_ends(config: ModelConfig | WrappedConfig, ladder: NDArray[np.float64]) -> None:
     ends = (config.sigma_begin, config.sigma_end)
     if not np.allclose(ends, ladder[[0, -1]], rtol=1e-3):
         raise ValueError(
@@ -88,6 +90,7 @@ def save_model(model: ScoreModel, folder: str | Path, *, dtype: torch.dtype | No
             f"{type(model).__name__} adds; save its state_dict() with torch.save"
         )
     folder = Path(folder)
+    values = model.config.to_dict()  # TypeError before anything is written
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     if dtype is not None:
         state = {
@@ -95,17 +98,22 @@ def save_model(model: ScoreModel, folder: str | Path, *, dtype: torch.dtype | No
             for k, v in state.items()
         }
     content = safetensors.torch.save(state, metadata={"format": "pt"})
-    described = {**model.config.to_dict(), DIGEST: hashlib.sha256(content).hexdigest()}
+    described = {**values, DIGEST: hashlib.sha256(content).hexdigest()}
     with atomic_write_all(folder / WEIGHTS_NAME, folder / CONFIG_NAME) as (weights, config):
         weights.write_bytes(content)
         config.write_text(json.dumps(described, indent=2) + "\n")
     return folder
 
 
-def load_model_folder(folder: Path) -> ScoreModel:
+def load_model_folder(folder: Path, net: nn.Module | None = None) -> ScoreModel:
     """ScoreModel from config.json and model.safetensors.
 
-    CheckpointError unless they are complete and belong together.
+    Args:
+        net: the network of a model that was wrapped; its weights are replaced by those of the file.
+
+    Raises:
+        CheckpointError: the files are not complete, or do not belong together, or belong to another
+            network, or to one that is missing.
     """
     weights, described = folder / WEIGHTS_NAME, folder / CONFIG_NAME
     try:
@@ -116,13 +124,52 @@ def load_model_folder(folder: Path) -> ScoreModel:
         raise CheckpointError(f"{weights} does not exist; {folder} is not a complete model folder")
     expected = values.pop(DIGEST, None)
     state, digest = read_safetensors(weights)
-    model = build_model(_config(values, state, str(described)), state, str(weights))
+    if "parameterisation" in values:
+        model = _wrapped(values, state, net, described, weights)
+    elif net is None:
+        model = build_model(_config(values, state, str(described)), state, str(weights))
+    else:
+        raise CheckpointError(f"{folder} holds a network of this package; load it without net=")
     if expected not in (None, digest):
         raise CheckpointError(
             f"{described} is not of the weights in {weights}, whose SHA-256 is {digest}: writing "
             f"the folder was interrupted, or one file was exchanged. Write it again (or delete "
             f"{DIGEST} from {CONFIG_NAME}, if both are as you want them)"
         )
+    return model
+
+
+def _wrapped(
+    values: dict[str, Any],
+    state: dict[str, Tensor],
+    net: nn.Module | None,
+    described: Path,
+    weights: Path,
+) -> ScoreModel:
+    """Puts the weights of a wrapped model into the network that the caller brings."""
+    try:
+        config = WrappedConfig.from_dict(values)
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise CheckpointError(f"cannot use {described}: {error}") from error
+    if net is None:
+        raise CheckpointError(
+            f"{described.parent} holds weights of a network that is not of this package "
+            f"({config.arch}), and files run no code: build that network and pass it, "
+            "load(folder, net=...)"
+        )
+    conditioned = config.parameterisation.c_noise is not None
+    adapter = Adapter(
+        net, config.sample_shape, conditioned=conditioned, labelled=config.n_classes > 0
+    )
+    try:
+        model = ScoreModel(config, state.get("sigmas"), adapter)
+        expected = model.state_dict()
+        _check_fit(expected, state, type(net).__name__)
+        _check_ends(config, check_ladder(state["sigmas"]))
+    except (ValueError, RuntimeError, TypeError, OverflowError) as error:
+        raise CheckpointError(f"{weights}: {error}") from error
+    model.load_state_dict(state)
+    check_runs(model.eval())
     return model
 
 

@@ -79,6 +79,7 @@ HEADER_BYTES = Limit("NCSN_FAST_MAX_HEADER_BYTES", 2**24, "bytes", "header of a 
 IMAGE_SIZE = Limit(
     "NCSN_FAST_MAX_IMAGE_SIZE", 4096, "pixels", "height and width of a model's images"
 )
+WIDTH = Limit("NCSN_FAST_MAX_WIDTH", 2**16, "channels", "a model's channels and ngf")
 STEPS = Limit(
     "NCSN_FAST_MAX_STEPS", 10**6, "steps", "Langevin steps of a model (n_sigmas x n_steps_each)"
 )
@@ -94,6 +95,7 @@ LIMITS = (
     WEIGHTS_BYTES,
     HEADER_BYTES,
     IMAGE_SIZE,
+    WIDTH,
     STEPS,
     BATCH_ELEMENTS,
 )

@@ -10,7 +10,6 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +22,6 @@ from ncsn_fast.samplers.procedure import (
     Procedure,
     Result,
     Score,
-    per_sample,
 )
 from ncsn_fast.samplers.program import Chains, Program, Update, run
 
@@ -122,11 +120,12 @@ class Engine(abc.ABC):
         check_machine(dtype, type(self))
         self.model, self.device, self.dtype = model, device, dtype
         self.batch_size, self.threads = batch_size, threads
+        self._doubled: Self | None = None
 
     def resized(self, batch_size: int) -> Self:
         """Returns this engine for another micro-batch size, sharing its weights."""
         other = copy.copy(self)
-        other.batch_size = batch_size
+        other.batch_size, other._doubled = batch_size, None
         return other
 
     @classmethod
@@ -232,11 +231,11 @@ class Engine(abc.ABC):
 
     def check_images(self, x: Tensor) -> None:
         """Raises ValueError unless x is a micro-batch of images that the network accepts."""
-        self.model.net.check_input(x)
+        self.model.check_input(x)
         if len(x) != self.batch_size:
             raise ValueError(f"this engine runs batches of {self.batch_size}; got {len(x)} images")
 
-    def check_call(self, x: Tensor, level: Tensor | None) -> None:
+    def check_call(self, x: Tensor, level: Tensor | None, labels: Tensor | None = None) -> None:
         """Raises ValueError unless `network` accepts these arguments."""
         self.check_images(x)
         seen = self.model.conditioning
@@ -245,6 +244,10 @@ class Engine(abc.ABC):
             raise ValueError(f"this network is conditioned on the {what}: pass {seen} (N,)")
         if level is not None and level.shape != (len(x),):
             raise ValueError(f"{seen} must have shape ({len(x)},); got {tuple(level.shape)}")
+        if labels is not None and (labels.shape != (len(x),) or labels.dtype != torch.int64):
+            raise ValueError(
+                f"labels must be int64 ({len(x)},); got {labels.dtype} {tuple(labels.shape)}"
+            )
 
     def check_chains(self, chains: Chains) -> None:
         """TypeError or ValueError unless chains are a micro-batch of this engine's."""
@@ -265,13 +268,53 @@ class Engine(abc.ABC):
                 f"shape {tuple(chains.x.shape)}"
             )
 
-    @abc.abstractmethod
-    def network(self, x: Tensor, level: Tensor | None) -> Tensor:
-        """Returns the raw network output f for x (batch_size, C, H, W) float32.
+    def condition(self, sigma: Tensor) -> Tensor | None:
+        """Returns the second input of `network` at noise levels sigma, as ScoreModel.condition.
 
-        level is the result of ScoreModel.condition, (batch_size,): int64 levels, float32 times, or
-        None for unconditioned networks.
+        Engines whose graphs take sigma itself return that.
         """
+        return self.model.condition(sigma)
+
+    @abc.abstractmethod
+    def network(self, x: Tensor, level: Tensor | None, labels: Tensor | None = None) -> Tensor:
+        """Returns the raw network output F for the network's input x (batch_size, C, H, W) float32.
+
+        level is the result of `condition`, (batch_size,): int64 levels, float32 numbers, or None
+        for unconditioned networks. labels (batch_size,) int64 are for networks with
+        classes; None for no class. Engines that `refuses` such networks do not take them.
+        """
+
+    def network_of(self, chains: Chains) -> Callable[[Tensor, Tensor | None], Tensor]:
+        """Returns the network for chains with labels and guidance; (x, level) -> F."""
+        labels, w = chains.labels, chains.guidance
+        if labels is None:
+            return self.network
+        if w is None:
+            return lambda x, level: self.network(x, level, labels)
+        n = len(labels)
+        none = torch.full_like(labels, self.model.n_classes)
+        if self.fitting(2 * n) != 2 * n:  # an engine of fixed sizes runs the halves in turn
+            halves = (labels, none)
+
+            def in_turn(x: Tensor, level: Tensor | None) -> Tensor:
+                with_class, without = (self.network(x, level, part).float() for part in halves)
+                return torch.lerp(without, with_class, w)
+
+            return in_turn
+        pair, both = self._pair(2 * n), torch.cat([labels, none])
+
+        def at_once(x: Tensor, level: Tensor | None) -> Tensor:
+            twice = None if level is None else level.repeat(2)
+            f = pair.network(x.repeat(2, 1, 1, 1), twice, both).float()
+            return torch.lerp(f[n:], f[:n], w)
+
+        return at_once
+
+    def _pair(self, size: int) -> Self:
+        """Returns the engine for both halves of classifier-free guidance in one batch."""
+        if self._doubled is None or self._doubled.batch_size != size:
+            self._doubled = self.resized(size)
+        return self._doubled
 
     @contextlib.contextmanager
     def context(self) -> Iterator[None]:
@@ -305,7 +348,7 @@ class Engine(abc.ABC):
             run_rows = self._own_steps(program, chains, update)
         else:
             self.check_run(program, chains, update)
-            run_rows = _guided_steps(program, chains, update, self.guided(guide))
+            run_rows = _guided_steps(program, chains, update, self.guided(guide, chains))
         left = [rows for rows in self.chunks(program) if rows.stop > start]
         for rows in left or [range(start, start)]:  # without rows known pixels are still imposed
             with self.context():
@@ -317,14 +360,13 @@ class Engine(abc.ABC):
     def _own_steps(
         self, program: Program, chains: Chains, update: Update | None
     ) -> Callable[[int, int], object]:
-        """Returns a function that runs rows, with the factor from f to score put into the table."""
+        """Returns a function that runs rows, with the model's parameterisation in the table."""
         sigma = torch.from_numpy(program.sigma)
-        factor = np.asarray(self.model.score_factor(sigma), dtype=np.float64)
-        scaled = program.scaled(program.sigma * factor)
-        conditions = self.model.condition(sigma.to(self.model.device))
+        own = program.of_network(self.model.parameterisation.linear_form(sigma).numpy())
+        conditions = self.condition(sigma.to(self.model.device))
         if conditions is not None:
             conditions = conditions.to(self.device)
-        return self.stepper(scaled, chains, conditions, update)
+        return self.stepper(own, chains, conditions, update)
 
     def solve(
         self,
@@ -338,21 +380,33 @@ class Engine(abc.ABC):
         """Runs a procedure (a sampler that is not a table); on_step is called inside `context`."""
         self.check_chains(chains)
         with self.context():
-            return procedure.solve(self.guided(guide), chains, constrain, on_step)
+            return procedure.solve(self.guided(guide, chains), chains, constrain, on_step)
 
-    def guided(self, guide: Guide | None) -> Score:
-        """Returns the score of this engine's network, modified by the guide."""
-        return self.score if guide is None else functools.partial(guide.score, self.score)
+    def guided(self, guide: Guide | None, chains: Chains) -> Score:
+        """Returns the score of this engine's network for some chains, modified by the guide."""
+        network = self.network_of(chains)
+
+        def score(x: Tensor, sigma: Tensor) -> Tensor:
+            return self._score_by(network, x, sigma)
+
+        return score if guide is None else functools.partial(guide.score, score)
 
     def score(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Returns grad log p_sigma(x), shape of x (batch_size, C, H, W), on the engine's device.
 
         sigma is (batch_size,). Call it inside `context`.
         """
-        condition = self.model.condition(sigma)
-        f = self.network(x, None if condition is None else condition.to(self.device))
-        factor = torch.as_tensor(self.model.score_factor(sigma), device=self.device)
-        return f.float() * per_sample(factor.expand(len(x)), x)
+        return self._score_by(self.network, x, sigma)
+
+    def _score_by(
+        self, network: Callable[[Tensor, Tensor | None], Tensor], x: Tensor, sigma: Tensor
+    ) -> Tensor:
+        seen = self.condition(sigma)
+
+        def conditioned(u: Tensor, _: Tensor | None) -> Tensor:
+            return network(u, None if seen is None else seen.to(self.device))
+
+        return self.model.score_by(conditioned, x, sigma)
 
     def chunks(self, program: Program) -> list[range]:
         """Splits the rows of a program at its callbacks: one range per noise level."""
@@ -364,7 +418,7 @@ class Engine(abc.ABC):
         """Returns a function that runs rows first .. stop-1 of a program on the chains, in place.
 
         The program is in terms of the raw output f; levels (K,) are the rows' conditions, as
-        returned by ScoreModel.condition. Raises as `run` does; the function that it returns refuses
+        returned by `condition`. Raises as `run` does; the function that it returns refuses
         rows outside the program.
         """
         self.check_run(program, chains, update)
@@ -372,7 +426,8 @@ class Engine(abc.ABC):
             raise ValueError(f"levels must have shape ({program.nfe},) for this network; got None")
         if levels is not None and levels.shape != (program.nfe,):
             raise ValueError(f"levels must have shape ({program.nfe},); got {tuple(levels.shape)}")
-        run_rows = self._stepper(program, chains, levels, update)
+        own = Engine._stepper if chains.guidance is not None else type(self)._stepper
+        run_rows = own(self, program, chains, levels, update)
 
         def run_checked_rows(first: int, stop: int) -> object:
             _check_rows(program, first, stop)
@@ -388,8 +443,10 @@ class Engine(abc.ABC):
         Engines with a loop of their own override it.
         """
 
+        conditioned = self.network_of(chains)
+
         def network(x: Tensor, k: int) -> Tensor:
-            return self.network(x, None if levels is None else levels[k].expand(len(x)))
+            return conditioned(x, None if levels is None else levels[k].expand(len(x)))
 
         return lambda first, stop: run(
             program, network, chains, start=first, stop=stop, update=update

@@ -25,7 +25,12 @@ from ncsn_fast.engines.base import (
     default_batch_size,
     without_weights,
 )
-from ncsn_fast.engines.torch_settings import compiler_settings, cudnn_precision
+from ncsn_fast.engines.torch_settings import (
+    compiler_settings,
+    cudnn_precision,
+    to_channels_last,
+)
+from ncsn_fast.models.adapter import Adapter
 from ncsn_fast.models.layers import InstanceNormPlus
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops import backends, reference
@@ -75,7 +80,7 @@ class CompileEngine(Engine):
         self._lock = threading.Lock()  # one call at a time, whatever its size
         with torch.inference_mode(False):  # inference tensors have no version counters
             self.replica = _CompilableModel(model, DTYPES[self.dtype]).to(self.device)
-        self.replica.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        to_channels_last(self.replica)
         self._run = torch.compile(self.replica, dynamic=False, fullgraph=True, mode=mode)
         self.error, self.levels = reference_check.check_precision(self, self.batch_size)
         self.model = without_weights(model)
@@ -125,10 +130,10 @@ class CompileEngine(Engine):
         with super().context(), torch.cuda.device(self.device) if on_gpu else _NOTHING:
             yield
 
-    def network(self, x: Tensor, level: Tensor | None) -> Tensor:
+    def network(self, x: Tensor, level: Tensor | None, labels: Tensor | None = None) -> Tensor:
         import torch._dynamo.exc
 
-        self.check_call(x, level)
+        self.check_call(x, level, labels)
         x, level = _with_usual_strides(x, None if self.model.conditioning == "none" else level)
         on_gpu, precision = self.device.type == "cuda", "tf32" if self.dtype == "tf32" else "ieee"
         with (
@@ -139,7 +144,7 @@ class CompileEngine(Engine):
             if self._graphs:
                 torch.compiler.cudagraph_mark_step_begin()
             try:
-                f = self._run(x, level)
+                f = self._run(x, level, *(() if labels is None else (labels,)))
             except torch._dynamo.exc.TorchDynamoException as error:
                 raise EngineUnavailable(_failure(error)) from error
             return f.clone() if self._graphs else f  # the next replay overwrites it
@@ -177,14 +182,22 @@ class _CompilableModel(nn.Module):
     def __init__(self, model: ScoreModel, dtype: torch.dtype) -> None:
         super().__init__()
         self.net = copy.deepcopy(model.net).eval().requires_grad_(False)
-        for module in self.net.modules():
+        self.n_classes, self.dtype = model.n_classes, dtype
+        self.ours = not isinstance(self.net, Adapter)
+        for module in self.net.modules() if self.ours else ():
             if type(module) in _REPLACEMENTS:
                 module.__class__ = _REPLACEMENTS[type(module)]
             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
                 module.to(dtype)
 
-    def forward(self, x: Tensor, level: Tensor | None) -> Tensor:
-        return self.net(x, level).float()
+    def forward(self, x: Tensor, level: Tensor | None, labels: Tensor | None = None) -> Tensor:
+        if self.ours:
+            return self.net(x, level).float()
+        if labels is None and self.n_classes:
+            labels = torch.full((len(x),), self.n_classes, device=x.device)
+        low = self.dtype is not torch.float32
+        with torch.autocast(x.device.type, self.dtype if low else torch.bfloat16, enabled=low):
+            return self.net(x, level, labels).float()
 
 
 class _CompilableNorm(InstanceNormPlus):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ncsn_fast import ops
 from ncsn_fast.engines.base import Engine
-from ncsn_fast.engines.torch_settings import cudnn_precision
+from ncsn_fast.engines.torch_settings import cudnn_precision, to_channels_last
 from ncsn_fast.models.score import ScoreModel
 
 
@@ -29,15 +29,16 @@ class EagerEngine(Engine):
     def __init__(self, model: ScoreModel, *, device: torch.device, **settings: Any) -> None:
         super().__init__(model, device=device, **settings)
         self.replica = copy.deepcopy(model).to(device).eval().requires_grad_(False)
-        self.replica.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        to_channels_last(self.replica)
 
     @classmethod
     def unavailable(cls) -> str | None:
         return None
 
-    def network(self, x: Tensor, level: Tensor | None) -> Tensor:
+    def network(self, x: Tensor, level: Tensor | None, labels: Tensor | None = None) -> Tensor:
         with cudnn_precision("ieee", self.device):  # TF32 is torch's default in convolutions
-            return self.replica(self._arranged(x), level)
+            more = () if labels is None else (labels,)
+            return self.replica(self._arranged(x), level, *more)
 
     def _arranged(self, x: Tensor) -> Tensor:
         return x.to(memory_format=torch.channels_last)

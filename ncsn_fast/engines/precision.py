@@ -54,9 +54,14 @@ def check_precision(engine: Engine, reference: EagerEngine, n: int) -> float:
     """
     x, levels = probes(engine.model, n)
     sigmas = engine.model.sigmas[levels.to(engine.model.device)]
-    condition = engine.model.condition(sigmas)
-    seen = None if condition is None else condition.cpu()
-    expected, f = (e.output(x, seen) for e in (reference, engine))
+    form = engine.model.parameterisation.linear_form(sigmas.cpu())
+    scale, shift = (c.float().view(-1, 1, 1, 1) for c in (form.scale, form.shift))
+    x = scale * x + shift
+    seen, own = (
+        None if condition is None else condition.cpu()
+        for condition in (reference.condition(sigmas), engine.condition(sigmas))
+    )
+    expected, f = reference.output(x, seen), engine.output(x, own)
     for sigma, values in zip(sigmas.tolist(), expected, strict=True):
         if not bool(torch.isfinite(values).all()):
             raise DamagedModelError(

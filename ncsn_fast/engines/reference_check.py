@@ -13,10 +13,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from ncsn_fast.engines import precision
 from ncsn_fast.engines.base import Engine
 from ncsn_fast.engines.eager import EagerEngine
-from ncsn_fast.models.score import ScoreModel
+from ncsn_fast.models.score import ModelConfig, ScoreModel
 
-# Condition inputs of exported graphs, by ScoreModel.conditioning.
-CONDITIONS = {"level": torch.int64, "time": torch.float32}
+# Inputs of exported graphs beside the images, by ScoreModel.conditioning: name and dtype. Networks
+# conditioned on time take the noise level, from which the graph computes the time.
+CONDITIONS = {"level": ("level", torch.int64), "time": ("sigma", torch.float32)}
+
+
+def exported_condition(model: ScoreModel, sigma: Tensor) -> Tensor | None:
+    """Returns the input of a model's exported graph at noise levels sigma; None without one."""
+    return sigma.float() if model.conditioning == "time" else model.condition(sigma)
 
 
 class ContiguousEngine(EagerEngine):
@@ -43,6 +49,7 @@ def largest_error(
         EngineError: see precision.check_precision.
     """
     probed, probe = copy.copy(model), copy.copy(engine)
+    assert isinstance(model.config, ModelConfig)
     probed.config = dataclasses.replace(model.config, image_size=size)
     probe.model, probe.batch_size = probed, batch
     probe.release()

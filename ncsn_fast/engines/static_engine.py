@@ -11,6 +11,7 @@ from ncsn_fast.engines import precision, verdicts
 from ncsn_fast.engines.base import Engine
 from ncsn_fast.engines.eager import EagerEngine
 from ncsn_fast.engines.lowering.graph import UnsupportedNetwork, lower
+from ncsn_fast.models.adapter import WrappedConfig
 from ncsn_fast.models.score import ScoreModel
 
 
@@ -19,7 +20,7 @@ class BufferedEngine(Engine):
 
     def resized(self, batch_size: int) -> Self:
         other = copy.copy(self)
-        other.batch_size = batch_size
+        other.batch_size, other._doubled = batch_size, None
         other.release()
         return other
 
@@ -38,6 +39,8 @@ class StaticEngine(BufferedEngine):
 
     @classmethod
     def refuses(cls, model: ScoreModel) -> str | None:
+        if isinstance(model.config, WrappedConfig):
+            return "does not run networks that were wrapped"
         try:
             lower(model.net, *model.config.image_size)
         except UnsupportedNetwork as error:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import nn
 
 from ncsn_fast.ops.extension import _C
 
@@ -92,3 +93,10 @@ def _compiler_settings_are_per_thread() -> bool:
         thread.start()
         thread.join()
         return seen != [config.recompile_limit]
+
+
+def to_channels_last(module: nn.Module) -> None:
+    """Converts weights (O, I, kH, kW) to channels-last; those of other shapes stay."""
+    for parameter in module.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

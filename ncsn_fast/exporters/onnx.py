@@ -15,7 +15,7 @@ from ncsn_fast.engines.base import EngineUnavailable
 from ncsn_fast.engines.onnx.engine import OrtEngine
 from ncsn_fast.engines.onnx.model import make_onnx
 from ncsn_fast.engines.precision import BOUNDS
-from ncsn_fast.models.score import ScoreModel
+from ncsn_fast.models.score import ModelConfig, ScoreModel
 
 _BATCH = 4  # images per batch in the check, if the file leaves N dynamic
 
@@ -60,10 +60,8 @@ def export_onnx(
 
     score = f / sigma for networks of the NCSNv2 family and those conditioned on time; score = f for
     NCSN (2019). Inputs are "x" (N, C, H, W) float32, data in [0, 1] plus noise, and "level" (N,)
-    int64 or "time" (N,) float32 for networks conditioned on it; the output is "f" float32.
-
-    The metadata hold the formula of the time of a noise level, "time". Evaluate it in float64: in
-    float32, 1 + (sigma / scale)^2 alone loses four of seven digits at the smallest sigmas.
+    int64 for NCSN, or the noise level "sigma" (N,) float32 for networks conditioned on time; the
+    output is "f" float32.
 
     Args:
         model: anything that `ncsn_fast.load` accepts, or a ScoreModel; None as for Sampler.
@@ -87,6 +85,7 @@ def export_onnx(
     if dtype in OrtEngine.dtypes:
         probed = copy.copy(model)
         if size is not None:
+            assert isinstance(model.config, ModelConfig)
             probed.config = dataclasses.replace(model.config, image_size=size)
         engine = OrtEngine(
             probed, onnx=content, dtype=dtype, batch_size=batch or _BATCH,

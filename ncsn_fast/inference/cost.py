@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import time
@@ -59,8 +60,7 @@ class CostEstimate:
 
 def network_flop(model: ScoreModel) -> int:
     """Returns the FLOP of one network evaluation of one image, counted on the meta device."""
-    with torch.device("meta"):
-        shadow = ScoreModel(model.config)
+    shadow = copy.deepcopy(model).to("meta")
     x = torch.empty(1, *model.image_shape, device="meta")
     condition = model.condition(torch.ones(1, device=model.device))
     if condition is not None:

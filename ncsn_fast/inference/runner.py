@@ -46,6 +46,7 @@ class Job:
         noise_weights, mask, known: as in Chains.   init: initial state, or None for the program's.
         constraint: other known measurements, imposed where the sampler imposes known pixels.
         guide: changes the score.
+        labels: classes (n,) int64 of a network that takes them.   guidance: as in Chains.
     """
 
     samples: Tensor
@@ -55,6 +56,8 @@ class Job:
     init: Tensor | None = None
     constraint: Constraint | None = None
     guide: Guide | None = None
+    labels: Tensor | None = None
+    guidance: float | None = None
 
     def chains(
         self, rows: Tensor, program: Program | Procedure, seed: int, engine: Engine
@@ -76,6 +79,8 @@ class Job:
                 noise_weights=take(self.noise_weights),
                 mask=take(self.mask),
                 known=take(self.known),
+                labels=take(self.labels),
+                guidance=self.guidance,
             )
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from ncsn_fast.data.images import Output
@@ -44,6 +46,10 @@ class SamplingCall(SamplingParams):
     """Whether to show a progress bar."""
     callback: Callback | None = None
     """Called with a Progress after every noise level."""
+    labels: Any = None
+    """Classes of a model that has them: an integer for all samples, or one each."""
+    guidance: float | None = None
+    """Weight w of classifier-free guidance, F(no class) + w (F(class) - F(no class))."""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Options of the method (samplers/methods.py)."""
 
@@ -57,6 +63,35 @@ class SamplingCall(SamplingParams):
     def build(self, model: ScoreModel, **more: Any) -> Program | Procedure:
         """Builds the sampler for a model; `more` are options that replace those of the call."""
         return methods.build(self.method, model, self.steps, {**self.options, **more})
+
+    def classes(self, model: ScoreModel, n: int) -> Tensor | None:
+        """Returns the labels (n,) int64 of a call for n samples, or None.
+
+        TypeError or ValueError unless they are classes of the model, and guidance has labels.
+        """
+        if self.guidance is not None:
+            if self.labels is None:
+                raise ValueError("guidance is towards a class: give labels")
+            if not math.isfinite(self.guidance):
+                raise ValueError(f"guidance must be finite; got {self.guidance}")
+        if self.labels is None:
+            return None
+        if model.n_classes == 0:
+            raise ValueError(
+                "this model has no classes, so labels say nothing to it; `guided` samples with a "
+                "classifier"
+            )
+        given = torch.as_tensor(self.labels)
+        if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
+            raise TypeError(f"labels must be integers; got {given.dtype}")
+        if given.ndim > 1 or (given.ndim == 1 and len(given) != n):
+            raise ValueError(f"labels must be an integer or ({n},); got {tuple(given.shape)}")
+        if given.numel() and not 0 <= int(given.min()) <= int(given.max()) < model.n_classes:
+            raise ValueError(
+                f"labels must be in [0, {model.n_classes}), the model's classes; got "
+                f"{int(given.min())} .. {int(given.max())}"
+            )
+        return given.to("cpu", torch.int64).expand(n).clone()
 
     def samples(self, n: int) -> Tensor:
         """Returns the indices (n,) int64 of n samples."""

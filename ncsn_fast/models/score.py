@@ -6,15 +6,17 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ncsn_fast.data import limits
 from ncsn_fast.diffusion import schedule as ladders
+from ncsn_fast.diffusion.parameterisation import Parameterisation, standard
+from ncsn_fast.models.adapter import Adapter, WrappedConfig
 from ncsn_fast.models.layers import ACTIVATIONS, NORMS
 from ncsn_fast.models.refinenet import ARCHITECTURES, RefineNet
 from ncsn_fast.models.unet import TIME_ARCHS, Clock, TimeUNet
@@ -107,6 +109,9 @@ class ModelConfig:
         if wrong:
             raise ValueError("; ".join(wrong))
         limits.IMAGE_SIZE.check(max(size), f"image_size {size[0]}x{size[1]}")
+        limits.WIDTH.check(
+            max(self.channels, self.ngf), f"channels {self.channels}, ngf {self.ngf}"
+        )
         steps = self.n_sigmas * max(1, self.n_steps_each)
         limits.STEPS.check(steps, f"n_sigmas {self.n_sigmas}, n_steps_each {self.n_steps_each}")
 
@@ -187,26 +192,39 @@ class ModelStorage(Protocol):
 class ScoreModel(nn.Module):
     """Score network: score(x, sigma) = grad log p_sigma(x), for x = clean + sigma z.
 
-    `score_factor` converts the raw network output f: score = score_factor(sigma) * f. `condition`
-    converts sigma to the network's second input:
+    `parameterisation` (diffusion/parameterisation.py) converts the raw network output F to the
+    score, and sigma to the network's second input:
 
-    - "none" (NCSNv2): no second input; f = sigma * score, so any sigma > 0 is valid;
-    - "level" (NCSN 2019): the nearest trained level (in log sigma); f is the score itself;
-    - "time" (the tutorial's U-Net): the time t at which the noise is sigma; f = sigma * score.
+    - NCSNv2: no second input; F = sigma * score, so any sigma > 0 is valid;
+    - NCSN (2019): the nearest trained level (in log sigma); F is the score itself;
+    - the tutorial's U-Net: the time t at which the noise is sigma; F = sigma * score;
+    - any other network: see `ncsn_fast.wrap`.
 
     Attributes:
+        config: its description; a ModelConfig for the networks of this package.
+        net: the network, called as net(u, condition) or net(u, condition, labels).
         sigmas: (n_sigmas,) float32, descending.
-        clock: mapping between time and sigma, for "time"; else None.
+        clock: mapping between time and sigma, for the tutorial's U-Net; else None.
         storage: reader and writer of models; checkpoints/model_folder.py sets it.
     """
 
     storage: ClassVar[ModelStorage]
 
-    def __init__(self, config: ModelConfig, sigmas: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        config: ModelConfig | WrappedConfig,
+        sigmas: Tensor | None = None,
+        net: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
-        self.net = build_network(config)
-        self.clock = config.clock() if config.arch in TIME_ARCHS else None
+        if net is None:
+            if not isinstance(config, ModelConfig):
+                raise TypeError("a network of your own comes with its module: use ncsn_fast.wrap")
+            net = build_network(config)
+        self.net = net
+        own = isinstance(config, ModelConfig) and config.arch in TIME_ARCHS
+        self.clock = config.clock() if own else None  # type: ignore[union-attr]
         if sigmas is None:
             sigmas = ladders.geometric(config.sigma_begin, config.sigma_end, config.n_sigmas)
         ladders.check_ladder(sigmas)
@@ -228,21 +246,56 @@ class ScoreModel(nn.Module):
         return cls.storage.load(Path(folder).expanduser())
 
     @property
+    def parameterisation(self) -> Parameterisation:
+        """Functions that make the score of the network's output; see the class."""
+        if isinstance(self.config, WrappedConfig):
+            return self.config.parameterisation
+        if isinstance(self.net, RefineNet) and self.net.arch.conditional:
+            known = standard("score", sees="nothing")
+            return dataclasses.replace(
+                known, c_noise=self.nearest_level, noise_dtype=torch.int64, spec=None
+            )
+        known = standard("scaled_score", sees="nothing")
+        if self.clock is None:
+            return known
+        last = float(self.clock.std(1.0))
+        return dataclasses.replace(known, c_noise=self.clock.time, largest=last, spec=None)
+
+    @property
     def conditional(self) -> bool:
         """Whether the network takes the index of a trained level, and so accepts no other level."""
         return self.conditioning == "level"
 
     @property
-    def conditioning(self) -> Literal["none", "level", "time"]:
-        """Kind of the network's noise level input."""
+    def conditioning(self) -> str:
+        """Kind of the network's noise level input: "none", "level", "time", "sigma", ..."""
+        if isinstance(self.config, WrappedConfig):
+            return self.config.conditioning
         if isinstance(self.net, TimeUNet):
             return "time"
+        assert isinstance(self.net, RefineNet)
         return "level" if self.net.arch.conditional else "none"
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Shape (C, H, W) of one image."""
+        """Shape (C, H, W) of the state of one sample; an image, or a view of other data."""
         return (self.config.channels, *self.config.image_size)
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample as callers see it; that of the state, for images."""
+        own = isinstance(self.config, WrappedConfig)
+        return self.config.sample_shape if own else self.image_shape  # type: ignore[union-attr]
+
+    @property
+    def bounded(self) -> bool:
+        """Whether samples are in [0, 1]."""
+        return self.config.bounded if isinstance(self.config, WrappedConfig) else True
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes of a network that takes labels; 0 for others."""
+        return self.config.n_classes if isinstance(self.config, WrappedConfig) else 0
 
     @property
     def device(self) -> torch.device:
@@ -259,19 +312,13 @@ class ScoreModel(nn.Module):
     def condition(self, sigma: Tensor | float) -> Tensor | None:
         """Returns the network's second input at noise level sigma, in the shape of sigma.
 
-        int64 levels, float32 times, or None for networks without one; on the device of sigma, or of
-        the model if sigma is a number.
+        int64 levels, float32 numbers, or None for networks without one; on the device of sigma, or
+        of the model if sigma is a number.
         """
-        if self.clock is not None:
-            device = sigma.device if isinstance(sigma, Tensor) else self.device
-            return self.clock.time(sigma).to(device, torch.float32)
-        return self.nearest_level(sigma) if self.conditional else None
-
-    def score_factor(self, sigma: Tensor | float) -> Tensor | float:
-        """Returns the factor from the raw network output f to the score at sigma."""
-        if self.conditional:
-            return torch.ones_like(sigma) if isinstance(sigma, Tensor) else 1.0
-        return 1.0 / sigma
+        if not isinstance(sigma, Tensor):
+            sigma = torch.as_tensor(sigma, dtype=torch.float64, device=self.device)
+        found = self.parameterisation.condition(sigma)
+        return None if found is None else found.to(sigma.device)
 
     def digest(self) -> str:
         """Returns the SHA-256 of the configuration and all weights.
@@ -279,18 +326,32 @@ class ScoreModel(nn.Module):
         Equal models have equal digests.
         """
         total = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
+        if isinstance(self.config, WrappedConfig):
+            total.update(self.config.token.encode())
         for key, value in sorted(self.state_dict().items()):
             total.update(key.encode())
             total.update(value.detach().cpu().contiguous().numpy().tobytes())
         return total.hexdigest()
 
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Computes the raw network output f for x (N, C, H, W).
+    def forward(
+        self, u: Tensor, condition: Tensor | None = None, labels: Tensor | None = None
+    ) -> Tensor:
+        """Computes the raw network output F for the network's input u (N, C, H, W).
 
         Conditioned networks read `condition` (N,), as returned by the method `condition`; others
-        ignore it.
+        ignore it. labels (N,) int64 are for networks with classes; n_classes means no class.
         """
-        return self.net(x, None if self.conditioning == "none" else condition)
+        condition = None if self.conditioning == "none" else condition
+        if self.n_classes == 0:
+            return self.net(u, condition)
+        if labels is None:
+            labels = torch.full((len(u),), self.n_classes, device=u.device)
+        return self.net(u, condition, labels)
+
+    def check_input(self, u: Tensor) -> None:
+        """Raises ValueError unless u is a batch of states that the network accepts."""
+        assert isinstance(self.net, (RefineNet, TimeUNet, Adapter))
+        self.net.check_input(u)
 
     def score_at(self, x: Tensor, level: Tensor | int) -> Tensor:
         """Computes the score at a trained level: an index in [0, n_sigmas), or (N,) int64."""
@@ -301,24 +362,38 @@ class ScoreModel(nn.Module):
             )
         if level.numel() and not 0 <= int(level.min()) <= int(level.max()) < len(self.sigmas):
             raise ValueError(f"level must be in [0, {len(self.sigmas)}); got {level.tolist()}")
-        level = level.expand(len(x))
-        return self(x, level) if self.conditional else self._divided(x, self.sigmas[level])
+        return self.score(x, self.sigmas[level.expand(len(x))])
 
-    def score(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """Computes the score at noise level sigma > 0: a number, or one per sample (N,)."""
+    def score(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
+        """Computes the score at noise level sigma > 0: a number, or one per sample (N,).
+
+        labels: (N,) int64, for networks with classes.
+        """
         sigma = each_sigma(sigma, x)
-        if self.conditional:
-            return self(x, self.nearest_level(sigma))
-        return self._divided(x, sigma)
+        more = () if labels is None else (labels,)
+        return self.score_by(lambda u, condition: self(u, condition, *more), x, sigma)
 
-    def _divided(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Computes f / sigma, for networks with f = sigma * score; sigma is (N,)."""
-        return self(x, self.condition(sigma)) / sigma[:, None, None, None]
+    def score_by(
+        self, network: Callable[[Tensor, Tensor | None], Tensor], x: Tensor, sigma: Tensor
+    ) -> Tensor:
+        """Computes the score from any implementation of the network.
+
+        Args:
+            network: (u, condition) -> F, as `forward`.   sigma: (N,).
+        """
+        form = self.parameterisation.linear_form(sigma)
+        row = (-1, *[1] * (x.ndim - 1))
+        skip, out, const = (c / sigma.double() for c in (form.skip, form.out, form.const))
+        skip, out, const, scale, shift = (
+            c.to(x.device, x.dtype).view(row) for c in (skip, out, const, form.scale, form.shift)
+        )
+        f = network(scale * x + shift, self.condition(sigma)).to(x.dtype)
+        return out * f + (skip * x + const)
 
     def score_at_time(self, x: Tensor, t: Tensor | float) -> Tensor:
         """Computes the score at time t in (0, 1]: a number, or one per sample (N,).
 
-        For time-conditioned networks only; others raise ValueError.
+        For the tutorial's networks only; others raise ValueError.
         """
         if self.clock is None:
             raise ValueError(f"{self.config.arch} is not conditioned on time; use score(x, sigma)")
@@ -327,10 +402,11 @@ class ScoreModel(nn.Module):
             raise ValueError(f"t must be in (0, 1]; got {t.tolist()}")
         return self(x, t) / self.clock.std(t).to(x.dtype)[:, None, None, None]
 
-    def denoise(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+    def denoise(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
         """Computes the posterior mean x + sigma^2 score(x, sigma) (Tweedie's formula)."""
         sigma = each_sigma(sigma, x)
-        return x + sigma.square()[:, None, None, None] * self.score(x, sigma)
+        square = sigma.square().view(-1, *[1] * (x.ndim - 1))
+        return x + square * self.score(x, sigma, labels)
 
 
 def each_sigma(sigma: Tensor | float, x: Tensor) -> Tensor:

@@ -68,13 +68,6 @@ class Clock:
         t = torch.as_tensor(t, dtype=torch.float64)
         return self.scale * torch.expm1(self.rate * t).sqrt()
 
-    def formula(self) -> str:
-        """Returns `time` as a formula for files: the network's input at noise level sigma."""
-        return (
-            f"min(1, log1p((sigma / {self.scale!r})**2) / {self.rate!r}), computed in float64 and "
-            "rounded to float32 at the end"
-        )
-
     def time(self, std: Tensor | float) -> Tensor:
         """Computes the time in [0, 1] at which the noise has this standard deviation; float64.
 

@@ -54,6 +54,15 @@ class UpdateArguments(NamedTuple):
     shift: float
     nonfinite: Tensor | None
 
+    def row(self) -> list[float]:
+        """The row's numbers in the order that kernels read them (kernels/rows.py)."""
+        return [*padded(self.coefficients), self.c_ref, self.scale, self.shift]
+
+
+def padded(coefficients: Sequence[float]) -> tuple[float, ...]:
+    """Returns (a, b, g, c, p, q, e, r); e and r are 0 where only six are given."""
+    return (*coefficients, *(0.0, 0.0)[: 8 - len(coefficients)])
+
 
 def on_gpu(x: Tensor) -> bool:
     """Returns whether x's ops run on the CUDA backend.
@@ -177,8 +186,11 @@ def check_update(u: UpdateArguments) -> None:
         )
     if x.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"the state x must be float32 (or float64); got {x.dtype}")
-    if len(u.coefficients) != 6:
-        raise ValueError(f"coefficients must be (a, b, g, c, p, q); got {len(u.coefficients)}")
+    if len(u.coefficients) not in (6, 8):
+        raise ValueError(
+            "coefficients must be (a, b, g, c, p, q), with or without (e, r); got "
+            f"{len(u.coefficients)} numbers"
+        )
     if f.shape != x.shape or not f.dtype.is_floating_point:
         raise ValueError(
             f"f must be floating point of shape {tuple(x.shape)}; got {tuple(f.shape)}, {f.dtype}"

@@ -104,12 +104,12 @@ def sampler_update(u: UpdateArguments) -> None:
     f = u.f if u.f.dtype in CUDA_DTYPES else u.f.float()
     weights, known = (None if t is None else t.float() for t in (u.noise_weights, u.known))
     weights, known, mask = (None if t is None else t.contiguous() for t in (weights, known, u.mask))
-    table = torch.tensor([list(u.coefficients)], dtype=torch.float64)
+    numbers = torch.tensor([u.row()], dtype=torch.float64)
     steps = torch.tensor([[u.step, u.ref_step]])
     samples = u.samples.contiguous()
     sampler_update_(
         u.x, f if is_dense(f) else f.contiguous(), u.h,
-        new_rows(table, torch.tensor([u.c_ref]), steps, u.x.device),
+        new_rows(numbers, steps, u.x.device),
         seeds=torch.full_like(samples, u.seed), samples=samples, noise_weights=weights, mask=mask,
-        known=known, net_input=u.net_input, scale=u.scale, shift=u.shift, nonfinite=u.nonfinite,
+        known=known, net_input=u.net_input, nonfinite=u.nonfinite,
     )  # fmt: skip

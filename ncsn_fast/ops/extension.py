@@ -129,12 +129,12 @@ def sampler_update(u: UpdateArguments, isa: int) -> None:
     run(
         at("x", x, shape, torch.float32), at("f", f, shape, f.dtype, layout=f_layout),
         at("h", u.h, shape, torch.float32), batch, channels, height * width,
-        f.dtype is torch.bfloat16, f_layout is NHWC, u.coefficients, u.seed,
+        f.dtype is torch.bfloat16, f_layout is NHWC, u.row(), u.seed,
         at("samples", samples, (batch,), torch.int64), u.step,
         at("noise_weights", weights, (batch, 2), torch.float32),
-        at("mask", mask, shape, torch.bool), at("known", known, shape, torch.float32), u.c_ref,
+        at("mask", mask, shape, torch.bool), at("known", known, shape, torch.float32),
         u.ref_step, at("net_input", net_input, shape, net_dtype, layout=net_layout),
-        net_dtype is torch.bfloat16, net_layout is NHWC, u.scale, u.shift,
+        net_dtype is torch.bfloat16, net_layout is NHWC,
         at("nonfinite", u.nonfinite, (batch,), torch.int32), target,
     )  # fmt: skip
 

@@ -292,9 +292,8 @@ def _update(*arguments: Any) -> None:
 
 
 def _update_reference(u: UpdateArguments) -> None:
-    a, b, g, c, p, q = u.coefficients
     x_new, h_new = reference.sampler_update(
-        u.x, u.f, u.h, (a, b, g, c, p, q), seed=u.seed, samples=u.samples, step=u.step,
+        u.x, u.f, u.h, u.coefficients, seed=u.seed, samples=u.samples, step=u.step,
         noise_weights=u.noise_weights, mask=u.mask, known=u.known, c_ref=u.c_ref,
         ref_step=u.ref_step,
     )  # fmt: skip

@@ -284,8 +284,6 @@ def sampler_update_(
     mask: Tensor | None = None,
     known: Tensor | None = None,
     net_input: Tensor | None = None,
-    scale: float = 2.0,
-    shift: float = -1.0,
     nonfinite: Tensor | None = None,
 ) -> None:
     """Applies `reference.sampler_update` in place on x and h, with the row at `rows.counter`.
@@ -299,13 +297,12 @@ def sampler_update_(
             channels of a padded map.
         seeds, samples: (B,) int64 below 2^32, the key of each sample's noise.
         noise_weights: (B, 2) float32.   mask, known: bool and float32, contiguous, shape of x.
-        net_input: receives scale x' + shift; (B, C', H, W), C' >= C, any dtype and layout allowed
-            for f. Channels C and above, and its padding, are set to zero.
+        net_input: receives scale x' + shift of the row; (B, C', H, W), C' >= C, any dtype and
+            layout allowed for f. Channels C and above, and its padding, are set to zero.
         nonfinite: (B,) int32, set to 1 where a sample's new state is not finite.
     """
     arguments = _update_arguments(
-        x, f, h, rows, seeds, samples, noise_weights, mask, known, net_input, scale, shift,
-        nonfinite,
+        x, f, h, rows, seeds, samples, noise_weights, mask, known, net_input, nonfinite,
     )  # fmt: skip
     kernel, target = _kernel(x, "sampler_update_rows", "sampler_update_rows_cuda")
     if x.numel() == 0:
@@ -325,8 +322,6 @@ def _update_arguments(
     mask: Tensor | None,
     known: Tensor | None,
     net_input: Tensor | None,
-    scale: float,
-    shift: float,
     nonfinite: Tensor | None,
 ) -> tuple[Any, ...]:
     """Those of a kernel, but for its target."""
@@ -351,7 +346,7 @@ def _update_arguments(
         at("samples", samples, (n,), torch.int64),
         at("noise_weights", noise_weights, (n, 2), torch.float32),
         at("mask", mask, shape, torch.bool), at("known", known, shape, torch.float32),
-        _strided("net_input", net_input), scale, shift,
+        _strided("net_input", net_input),
         at("nonfinite", nonfinite, (n,), torch.int32),
     )  # fmt: skip
 

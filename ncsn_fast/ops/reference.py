@@ -6,6 +6,7 @@ The kernels in csrc/ and kernels/ share these signatures and are tested against 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ncsn_fast.ops import noise
 from ncsn_fast.ops.activations import ACTIVATIONS
+from ncsn_fast.ops.checks import padded
 from ncsn_fast.ops.noise import Stream
 
 
@@ -307,18 +309,22 @@ def combine_row(
     x: Tensor,
     f: Tensor,
     h: Tensor | None,
-    coefficients: tuple[float, float, float, float, float, float],
+    coefficients: Sequence[float],
     z: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Applies one row of a Program, noise given: x' = a x + b f + g h + c z, h' = p x + q f."""
-    a, b, g, c, p, q = coefficients
+    """Applies one row of a Program, noise given.
+
+    x' = a x + b f + g h + c z + e,   h' = p x + q f + r,   coefficients = (a, b, g, c, p, q), with
+    or without (e, r), which are 0 otherwise.
+    """
+    a, b, g, c, p, q, e, r = padded(coefficients)
     f = f.to(x.dtype)
-    x_new = a * x + b * f
+    x_new = a * x + e + b * f
     if h is not None:
         x_new = x_new + g * h
     if c != 0.0 and z is not None:
         x_new = x_new + c * z.to(x.dtype)
-    return x_new, None if h is None else p * x + q * f
+    return x_new, None if h is None else p * x + r + q * f
 
 
 def row_noise(
@@ -347,7 +353,7 @@ def sampler_update(
     x: Tensor,
     f: Tensor,
     h: Tensor | None,
-    coefficients: tuple[float, float, float, float, float, float],
+    coefficients: Sequence[float],
     *,
     seed: int,
     samples: Tensor,
@@ -360,7 +366,7 @@ def sampler_update(
 ) -> tuple[Tensor, Tensor | None]:
     """Applies one row of a sampler program, including its noise (samplers/program.py).
 
-    x' = a x + b f + g h + c z,   h' = p x + q f,   coefficients = (a, b, g, c, p, q)
+    The row is that of `combine_row`;
     then, where mask is True and c_ref is not NaN, x' = known + c_ref z_ref.
 
     Args:

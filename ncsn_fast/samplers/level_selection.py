@@ -51,10 +51,10 @@ class Levels:
                 f"sigma_start must be at least {own[-1]:.4g}, the model's last noise level; "
                 f"got {start}"
             )
-        most = math.inf if model.clock is None else float(model.clock.std(1.0))
+        most = model.parameterisation.sigma_limit
         if start > most * (1 + 1e-6):
             raise ValueError(
-                f"sigma_start must be at most {most:.4g}, the noise at this model's last time; "
+                f"sigma_start must be at most {most:.4g}, the last noise that this model knows; "
                 f"got {start}"
             )
         below = own[own <= start * (1 + 1e-6)]

@@ -2,10 +2,11 @@
 
 Every fixed-step sampler here is linear in its inputs, so it is data, one row per evaluation:
     f  = sigma_k * score(x, sigma_k)
-    x' = a x + b f + g h + c z        z: standard normal of (seed, sample, stream 0, step k)
-    h' = p x + q f                    h: one history buffer, zero at first
-An engine replaces f by the network's raw output and puts the factor between them into b and q
-(`Program.scaled`). Tables are float64 and can be checked against closed forms without a network.
+    x' = a x + b f + g h + c z + e    z: standard normal of (seed, sample, stream 0, step k)
+    h' = p x + q f + r                h: one history buffer, zero at first
+Builders write tables with e = r = 0. An engine replaces f by the network's raw output
+(`Program.of_network`), which also says how the network's input follows from x. Tables
+are float64 and can be checked against closed forms without a network.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ncsn_fast import ops
+from ncsn_fast.diffusion.parameterisation import LinearForm
 from ncsn_fast.ops import addresses, reference
 from ncsn_fast.ops.noise import Stream, check_uint32
 
-Coefficients = tuple[float, float, float, float, float, float]
+Coefficients = tuple[float, float, float, float, float, float, float, float]
 Column = NDArray[np.float64]
 
 
@@ -38,7 +40,8 @@ class Program:
         sigma: (K,) noise level at which each row evaluates the score.
         level: (K,) int64, non-decreasing from 0: index of the noise level each row belongs to.
             Callbacks, progress and NaN checks happen between two levels.
-        a, b, g, c, p, q: (K,) coefficients; b and q multiply f = sigma * score.
+        a, b, g, c, p, q, e, r: (K,) coefficients; b and q multiply f = sigma * score.
+        scale, shift: (K,), the network's input at a row is scale x + shift.
         initial: initial distribution: "uniform" on [0, 1), or "prior", N(0, sigma[0]^2).
         reference_noise: (K + 1,), for inpainting; None: the program cannot inpaint. Before row k
         known
@@ -56,6 +59,10 @@ class Program:
     g: Column
     p: Column
     q: Column
+    e: Column
+    r: Column
+    scale: Column
+    shift: Column
     initial: Literal["uniform", "prior"] = "uniform"
     reference_noise: Column | None = None
     reference_step: NDArray[np.int64] | None = None
@@ -76,10 +83,17 @@ class Program:
         return bool(np.any(self.c != 0))
 
     def coefficients(self, k: int) -> Coefficients:
-        """Returns (a, b, g, c, p, q) of row k."""
-        return tuple(
-            float(column[k]) for column in (self.a, self.b, self.g, self.c, self.p, self.q)
-        )  # type: ignore[return-value]
+        """Returns (a, b, g, c, p, q, e, r) of row k."""
+        return tuple(float(column[k]) for column in self._coefficients)  # type: ignore[return-value]
+
+    @property
+    def _coefficients(self) -> tuple[Column, ...]:
+        return (self.a, self.b, self.g, self.c, self.p, self.q, self.e, self.r)
+
+    def input(self, x: Tensor, k: int) -> Tensor:
+        """Returns the network's input at row k, scale x + shift; x itself if they are 1 and 0."""
+        scale, shift = float(self.scale[k]), float(self.shift[k])
+        return x if (scale, shift) == (1.0, 0.0) else scale * x + shift
 
     @property
     def imposes(self) -> bool:
@@ -108,18 +122,52 @@ class Program:
         starts = [0, *(np.flatnonzero(np.diff(self.level)) + 1).tolist(), self.nfe]
         return (range(i, j) for i, j in itertools.pairwise(starts) if j > i)
 
-    def scaled(self, output_scale: Column) -> Program:
-        """Returns the program for a network with output_scale (K,) * output = sigma * score."""
-        return dataclasses.replace(self, b=self.b * output_scale, q=self.q * output_scale)
+    def of_network(self, network: LinearForm) -> Program:
+        """Returns the program in terms of the raw output of a network, f = skip x + out F + const.
+
+        The network's noise levels (K,) are those of the rows.
+        """
+        b, q = self.b, self.q
+        return dataclasses.replace(
+            self,
+            a=self.a + b * network.skip,
+            b=b * network.out,
+            e=self.e + b * network.const,
+            p=self.p + q * network.skip,
+            q=q * network.out,
+            r=self.r + q * network.const,
+            scale=network.scale,
+            shift=network.shift,
+        )
+
+    def numbers(self) -> tuple[Column, NDArray[np.int64]]:
+        """Returns all rows as kernels read them, (K, 11) float64 and (K, 2) int64.
+
+        Columns are a, b, g, c, p, q, e, r, then scale of the noise on pixels that become known, and
+        scale and shift of the next row's input; step index of the noise, and of that on known
+        pixels.
+        """
+        impositions = [self.imposition(k + 1) for k in range(self.nfe)]
+        known = np.array([scale for scale, _ in impositions], dtype=np.float64)
+        following = [np.append(column[1:], column[-1:]) for column in (self.scale, self.shift)]
+        steps = np.array([(k, step) for k, (_, step) in enumerate(impositions)], dtype=np.int64)
+        return (
+            np.stack([*self._coefficients, known, *following], axis=1).astype(np.float64),
+            steps.reshape(-1, 2),
+        )
 
 
 def table(
     name: str, sigma: Column, level: NDArray[np.integer], *, b: Column, c: Column, **columns: object
 ) -> Program:
-    """Builds a Program with the usual defaults for omitted columns: a = 1, g = p = q = 0."""
+    """Builds a Program with the usual defaults for omitted columns.
+
+    a = scale = 1 and g = p = q = e = r = shift = 0.
+    """
     k = len(sigma)
-    defaults = {"a": np.ones(k), "g": np.zeros(k), "p": np.zeros(k), "q": np.zeros(k)}
-    values = {**defaults, **columns}
+    ones: dict[str, object] = {name: np.ones(k) for name in ("a", "scale")}
+    zeros = {name: np.zeros(k) for name in ("g", "p", "q", "e", "r", "shift")}
+    values = {**ones, **zeros, **columns}
     return Program(name=name, sigma=sigma, level=level.astype(np.int64), b=b, c=c, **values)  # type: ignore[arg-type]
 
 
@@ -137,6 +185,9 @@ class Chains:
         noise_weights: (B, 2) float32, weights of streams 0 and 3, or None for (1, 0).
         mask, known: bool and float32, shape of x: mask and values of known pixels; or None.
         h: history buffer, float32, shape of x; updated in place.
+        labels: (B,) int64, the classes of a network that takes them; None for no class.
+        guidance: weight w of classifier-free guidance, F(no class) + w (F(class) - F(no class));
+            None for F(class) alone.
         count: number of rows that are samples, the others being padding; None for all.
         nonfinite: (B,) int32, nonzero where x is not finite, from engines that detect it; else
             None.
@@ -149,6 +200,8 @@ class Chains:
     mask: Tensor | None = None
     known: Tensor | None = None
     h: Tensor | None = None
+    labels: Tensor | None = None
+    guidance: float | None = None
     count: int | None = None
     nonfinite: Tensor | None = None
 
@@ -172,6 +225,7 @@ class Chains:
             ("mask", self.mask, shape, torch.bool),
             ("known", self.known, shape, torch.float32),
             ("h", self.h, shape, torch.float32),
+            ("labels", self.labels, (n,), torch.int64),
             ("nonfinite", self.nonfinite, (n,), torch.int32),
         )
         for name, value, expected, dtype in fields:
@@ -283,7 +337,7 @@ def run(
     A run interrupted before row k continues exactly: pass the saved x and h, and start=k.
 
     Args:
-        network: (x, k) -> raw output f of row k, shape of x.
+        network: (u, k) -> raw output f of row k, shape of u = scale x + shift.
         on_level: called after each level with the number of rows done.
     """
     update = update or FusedUpdate()
@@ -295,7 +349,7 @@ def run(
     for rows in program.level_rows():
         for k in rows:
             if start <= k < stop:
-                update.row(chains, network(chains.x, k), program, k)
+                update.row(chains, network(program.input(chains.x, k), k), program, k)
         if start < rows.stop <= stop and on_level is not None:
             on_level(rows.stop)
     return chains.x

@@ -188,7 +188,10 @@ class Trainer:
                 moment = moments[name]
                 if moment.shape != weight.shape or not bool(torch.isfinite(moment).all()):
                     raise ValueError(f"{name} of shape {tuple(moment.shape)} does not fit a weight")
-            moments["step"] = torch.as_tensor(float(moments["step"]))
+            step = float(moments["step"])
+            if not 0 <= step < math.inf or bool((moments["exp_avg_sq"] < 0).any()):
+                raise ValueError("the optimizer's steps and mean squares must not be negative")
+            moments["step"] = torch.as_tensor(step)
 
 
 class LevelLosses:

@@ -9,8 +9,8 @@ from ncsn_fast.kernels.instance_norm_plus import instance_norm_plus
 from ncsn_fast.kernels.instance_norm_plus_backward import instance_norm_plus_backward
 from ncsn_fast.kernels.norm_statistics import new_partials
 from ncsn_fast.kernels.pool5 import max_pool5
-from ncsn_fast.kernels.rows import new_rows
 from ncsn_fast.kernels.sampler_update import advance, sampler_update, sampler_update_
+from program_rows import rows_of
 from triton_common import DEVICE, FLOATS, assert_close, nhwc, noise_like
 
 from ncsn_fast import ops
@@ -81,9 +81,9 @@ def test_update_has_the_bits_of_the_cpu_kernel(shape):
 def test_a_graph_replays_every_row():
     """Norm, pool, update and counter in one captured graph, replayed for each row and new seeds."""
     shape, steps = (4, 8, 16, 16), 5
-    table = torch.randn(steps, 6, generator=torch.Generator().manual_seed(3)) * 0.5
+    table = torch.randn(steps, 8, generator=torch.Generator().manual_seed(3)) * 0.5
     indices = torch.stack((torch.arange(steps), torch.zeros(steps, dtype=torch.int64)), dim=1)
-    rows = new_rows(table, torch.full((steps,), math.nan), indices, DEVICE)
+    rows = rows_of(table, torch.full((steps,), math.nan), indices, DEVICE)
     parameters = affine(*shape[:2])
     x, h = (torch.zeros(shape, device=DEVICE) for _ in range(2))
     net_input, normed, f = (nhwc(torch.zeros(shape).bfloat16()) for _ in range(3))

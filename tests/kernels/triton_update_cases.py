@@ -10,8 +10,9 @@ import triton
 import triton.language as tl
 from ncsn_fast.kernels import launch
 from ncsn_fast.kernels import noise as kernels_noise
-from ncsn_fast.kernels.rows import Rows, new_rows
+from ncsn_fast.kernels.rows import Rows
 from ncsn_fast.kernels.sampler_update import advance, sampler_update, sampler_update_
+from program_rows import rows_of
 from torch import Tensor
 from triton_common import DEVICE, FLOATS, noise_like
 
@@ -21,7 +22,7 @@ from ncsn_fast.ops.noise import Stream
 # In planes; 12 pixels a channel, less than a tile; flat; one element; flat, fewer than 4 pixels;
 # too many channels for planes.
 SHAPES = [(3, 3, 8, 12), (2, 4, 3, 4), (2, 3, 7, 11), (1, 1, 1, 1), (2, 5, 1, 3), (2, 65, 2, 2)]
-FULL = (0.9, 0.37, -0.21, 0.63, 0.11, -1.3)
+FULL = (0.9, 0.37, -0.21, 0.63, 0.11, -1.3, 0.2, -0.7)
 SEED, STEP = 2**32 - 1, 77
 
 
@@ -169,7 +170,7 @@ def test_network_output_of_any_type_and_layout(shape, layout, dtype):
 
 def one_row(row=FULL, c_ref: float = math.nan, step: int = STEP, ref_step: int = 0) -> Rows:
     steps = torch.tensor([[step, ref_step]])
-    return new_rows(torch.tensor([row]), torch.tensor([c_ref]), steps, DEVICE)
+    return rows_of(torch.tensor([row]), torch.tensor([c_ref]), steps, DEVICE)
 
 
 def seeds(n: int, seed: int = SEED) -> Tensor:
@@ -210,9 +211,9 @@ def test_rows_and_counter():
     """Three rows by replaying the same two launches, then one past the end."""
     shape, n = (2, 3, 4, 6), 2
     generator = torch.Generator().manual_seed(4)
-    table = torch.randn(3, 6, generator=generator)
+    table = torch.randn(3, 8, generator=generator)
     steps = torch.tensor([[0, 9], [2**32 - 1, 0], [7, 2**31]])
-    rows = new_rows(table, torch.tensor([math.nan, 0.5, 0.0]), steps, DEVICE)
+    rows = rows_of(table, torch.tensor([math.nan, 0.5, 0.0]), steps, DEVICE)
     x, f, h, known = (field(*shape, seed=k) for k in range(4))
     mask, own_seeds = field(*shape, seed=5) > 0, torch.tensor([3, 2**32 - 1], device=DEVICE)
     options = {"mask": mask, "known": known, "samples": keys(n)}

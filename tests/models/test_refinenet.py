@@ -247,7 +247,6 @@ def test_unconditional_score_at_any_sigma():
     model, x = tiny(), field(3, 3, 8, 8)
     for sigma in (0.0123, 0.7, 31.0):
         torch.testing.assert_close(model.score(x, sigma), model(x) / sigma)
-        assert model.score_factor(sigma) == 1 / sigma
     assert torch.equal(model(x, torch.tensor([3, 0, 1])), model(x))
 
 
@@ -258,7 +257,6 @@ def test_conditional_score_takes_the_nearest_level_in_log_sigma():
     assert not torch.allclose(model.score_at(x, 1), model.score_at(x, 2))
     assert torch.equal(model.score(x, middle * 1.001), model.score_at(x, 1))
     assert torch.equal(model.score(x, middle * 0.999), model.score_at(x, 2))
-    assert model.score_factor(0.3) == 1.0
     many = torch.tensor([[1e9, middle * 1.001], [middle * 0.999, 1e-9]])
     assert model.nearest_level(many).tolist() == [[0, 1], [2, 3]]
 

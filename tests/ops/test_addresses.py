@@ -123,20 +123,20 @@ def group_norm_rows() -> list[Any]:
 
 
 def update_rows() -> list[Any]:
-    rows = (Memory(5 * 8), Memory(5 * 2, I64), Memory(1, I32), Size(5))
+    rows = (Memory(5 * 12), Memory(5 * 2, I64), Memory(1, I32), Size(5))
     return [
         Memory(COUNT), optional(COUNT), (N, C, Size(H * W)), (Memory(COUNT), (0, *STRIDED)), rows,
         Memory(N, I64), Memory(N, I64), optional(2 * N), optional(COUNT, U8), optional(COUNT),
-        (optional(COUNT, BF16), (1, *STRIDED)), 2.0, -1.0, optional(N, I32),
+        (optional(COUNT, BF16), (1, *STRIDED)), optional(N, I32),
     ]  # fmt: skip
 
 
 def sampler_update() -> list[Any]:
-    coefficients = (1.0, 0.5, 0.1, 0.2, 0.3, 0.4)
+    row = (1.0, 0.5, 0.1, 0.2, 0.3, 0.4, 0.6, -0.2, 0.5, 2.0, -1.0)
     return [
-        Memory(COUNT), Memory(COUNT), optional(COUNT), N, C, Size(H * W), False, True, coefficients,
-        1, Memory(N, I64), 0, optional(2 * N), optional(COUNT, U8), optional(COUNT), 0.5, 0,
-        optional(COUNT, BF16), True, False, 2.0, -1.0, optional(N, I32), -1,
+        Memory(COUNT), Memory(COUNT), optional(COUNT), N, C, Size(H * W), False, True, row,
+        1, Memory(N, I64), 0, optional(2 * N), optional(COUNT, U8), optional(COUNT), 0,
+        optional(COUNT, BF16), True, False, optional(N, I32), -1,
     ]  # fmt: skip
 
 
@@ -246,8 +246,8 @@ def set_levels(*arguments: Any) -> None:
 def sample() -> list[Any]:
     return [
         Memory(COUNT), Memory(COUNT), optional(COUNT), NHWC_SIZES, False, 1, Memory(N, I64),
-        optional(2 * N), optional(COUNT, U8), optional(COUNT), Memory(COUNT), 2.0, -1.0,
-        Memory(2 * 7, torch.float64), Memory(2 * 2, I64), Size(2), -1,
+        optional(2 * N), optional(COUNT, U8), optional(COUNT), Memory(COUNT),
+        Memory(2 * 11, torch.float64), Memory(2 * 2, I64), Size(2), -1,
     ]  # fmt: skip
 
 

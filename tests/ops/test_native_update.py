@@ -9,7 +9,8 @@ import math
 
 import pytest
 import torch
-from ncsn_fast.kernels.rows import Rows, new_rows
+from ncsn_fast.kernels.rows import Rows
+from program_rows import rows_of
 from torch import Tensor
 
 from ncsn_fast import _C, ops
@@ -17,7 +18,7 @@ from ncsn_fast.ops import native
 from ncsn_fast.ops.native import DTYPES
 
 FLOATS = tuple(DTYPES)
-FULL = (0.9, 0.37, -0.21, 0.63, 0.11, -1.3)
+FULL = (0.9, 0.37, -0.21, 0.63, 0.11, -1.3, 0.2, -0.7)
 # Whole quads; pixels in fours and not; flat; one element; more channels than pixels are read for.
 SHAPES = [
     (3, 3, 8, 12), (2, 4, 2, 2), (2, 1, 4, 4), (2, 3, 7, 11), (2, 2, 2, 3), (1, 1, 1, 1),
@@ -54,19 +55,18 @@ def laid_out(values: Tensor, layout: str, dtype: torch.dtype, padding: float = m
 
 def some_rows(c_ref: float = 0.4) -> Rows:
     generator = torch.Generator().manual_seed(5)
-    table = torch.randn(4, 6, generator=generator)
+    table, inputs = torch.randn(4, 8, generator=generator), torch.randn(4, 2, generator=generator)
     table[1, 3] = 0.0  # no noise
     steps = torch.tensor([[77, 3], [0, 0], [2**32 - 1, 2**32 - 1], [5, 9]])
-    return new_rows(table, torch.tensor([c_ref, 0.0, math.nan, 1.3]), steps, "cpu")
+    return rows_of(table, torch.tensor([c_ref, 0.0, math.nan, 1.3]), steps, "cpu", inputs)
 
 
 def emulated_update_(
     x, f, h, rows, *, seeds, samples, noise_weights=None, mask=None, known=None, net_input=None,
-    scale=2.0, shift=-1.0, nonfinite=None, backward=False,
+    nonfinite=None, backward=False,
 ):  # fmt: skip
     arguments = native._update_arguments(
-        x, f, h, rows, seeds, samples, noise_weights, mask, known, net_input, scale, shift,
-        nonfinite,
+        x, f, h, rows, seeds, samples, noise_weights, mask, known, net_input, nonfinite,
     )  # fmt: skip
     _C.emulated_sampler_update(*arguments, backward)
 
@@ -161,9 +161,9 @@ def test_rows_in_memory_are_the_scalar_rows(row, shape):
     for i in range(n):
         one = slice(i, i + 1)
         expected = ops.sampler_update(
-            x[one], f[one], h[one], tuple(rows.table[row, :6].tolist()), seed=int(seeds(n)[i]),
+            x[one], f[one], h[one], tuple(rows.table[row, :8].tolist()), seed=int(seeds(n)[i]),
             samples=keys(n)[one], step=int(rows.steps[row, 0]), ref_step=int(rows.steps[row, 1]),
-            c_ref=rows.table[row, 6].item(), known=known[one],
+            c_ref=rows.table[row, 8].item(), known=known[one],
             **{k: t[one] for k, t in options.items()},
         )  # fmt: skip
         assert torch.equal(own[0][one], expected[0])
@@ -182,8 +182,10 @@ def test_the_next_input_and_zeros_behind_it(dtype, layout, update):
             width = net_input.stride(3)
             net_input = net_input.as_strided((3, width, 4, 8), net_input.stride())
         state = x.clone()
-        update(state, f, None, some_rows(), seeds=seeds(3), samples=keys(3), net_input=net_input)
-        assert torch.equal(net_input[:, :3], (2 * state - 1).to(dtype))
+        rows = some_rows()
+        update(state, f, None, rows, seeds=seeds(3), samples=keys(3), net_input=net_input)
+        scale, shift = rows.table[0, 9:11].double()
+        assert torch.equal(net_input[:, :3], (scale * state.double() + shift).float().to(dtype))
         everything_written = held_by(net_input).view(dtype)
         assert everything_written.isfinite().all()
         assert everything_written.count_nonzero() <= 3 * 3 * 4 * 8

@@ -14,7 +14,7 @@ from ncsn_fast.ops.noise import Stream
 LEVELS = _C.isa_levels()
 LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 SHAPES = [(3, 3, 32, 32), (2, 3, 7, 11), (1, 1, 1, 1), (2, 5, 1, 3), (1, 2, 37, 41)]
-FULL = (0.9, 0.37, -0.21, 0.63, 0.11, -1.3)
+FULL = (0.9, 0.37, -0.21, 0.63, 0.11, -1.3, 0.2, -0.7)
 KEY = {"seed": 2**32 - 1, "step": 77}
 
 
@@ -47,7 +47,9 @@ def exact_update(x, f, h, coefficients, **options):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("with_history", [False, True])
-@pytest.mark.parametrize("kept", [(), (0,), (1,), (0, 1), (0, 1, 3), (2, 4), range(6)], ids=str)
+@pytest.mark.parametrize(
+    "kept", [(), (0,), (1,), (0, 1), (0, 1, 3), (2, 4), range(6), (0, 6, 7), range(8)], ids=str
+)
 def test_every_term(kept, with_history, shape):
     coefficients = tuple(v if i in kept else 0.0 for i, v in enumerate(FULL))
     x, f, h = (field(*shape, seed=k) for k in range(3))
@@ -247,7 +249,11 @@ def test_compiles_without_graph_breaks():
         ({"f": torch.zeros(2, 3, 4, 5)}, ValueError, r"\(2, 3, 4, 4\); got \(2, 3, 4, 5\)"),
         ({"f": torch.zeros(2, 3, 4, 4).int()}, ValueError, "floating point.*torch.int32"),
         ({"h": torch.zeros(2, 3, 4, 4).double()}, TypeError, "h must be float32; got"),
-        ({"coefficients": (1.0, 2.0)}, ValueError, r"\(a, b, g, c, p, q\); got 2"),
+        (
+            {"coefficients": (1.0, 2.0)},
+            ValueError,
+            r"or without \(e, r\); got 2 numbers",
+        ),
         ({"samples": torch.arange(3)}, ValueError, r"samples must have shape \(2,\)"),
         ({"samples": torch.tensor([0, 2**32])}, ValueError, r"samples\[1\] = 4294967296"),
         ({"seed": 2**32}, ValueError, "seed must be in"),

@@ -162,7 +162,7 @@ def plain(program, model, seed, samples):
     x = sigma[0] * noise.normal(seed, samples, Stream.INITIAL, 0, shape).double()
     h = torch.zeros_like(x)
     for k in range(program.nfe):
-        a, b, g, c, p, q = program.coefficients(k)
+        a, b, g, c, p, q, _, _ = program.coefficients(k)
         with torch.no_grad():
             f = sigma[k] * model.score(x.float(), float(sigma[k])).double()
         z = noise.normal(seed, samples, Stream.SAMPLER, k, shape).double()

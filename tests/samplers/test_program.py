@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from ncsn_fast.diffusion.parameterisation import LinearForm
 from ncsn_fast.ops import noise
 from ncsn_fast.ops.noise import Stream
 from ncsn_fast.samplers.langevin import annealed_langevin, consistent_annealed
@@ -43,15 +44,22 @@ def test_levels_are_consecutive_runs_of_rows():
     assert rows == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11], [12]]
 
 
-def test_scaled_is_the_same_sampler_for_a_network_of_another_unit():
+def test_of_network_is_the_same_sampler_for_any_parameterisation():
+    """The table run on F gives what the table run on f = skip x + out F(scale x + shift) gives."""
     rng = np.random.default_rng(0)
     program = by_hand(rng)
-    scale = rng.uniform(0.5, 2, program.nfe)
-    scaled = program.scaled(scale)
-    for column in ("b", "q"):
-        np.testing.assert_array_equal(getattr(scaled, column), getattr(program, column) * scale)
-    for column in ("a", "g", "c", "p", "sigma"):
-        np.testing.assert_array_equal(getattr(scaled, column), getattr(program, column))
+    form = LinearForm(*rng.uniform(-1, 1, (5, program.nfe)))
+    raw = lambda u, k: torch.tanh(u * (1 + 0.1 * k))  # noqa: E731
+
+    def f(x, k):
+        skip, out, const, scale, shift = (column[k] for column in form)
+        return skip * x + out * raw(scale * x + shift, k) + const
+
+    results = []
+    for table_, network_ in ((program, f), (program.of_network(form), raw)):
+        chains = Chains(torch.ones(2, 1, 2, 3, dtype=torch.float64), 0, torch.arange(2))
+        results.append(run(table_, network_, chains))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=1e-12)
 
 
 def by_hand(rng, k=7):

@@ -33,7 +33,7 @@ def moments(program, mean, variance, *, data_mean, data_variance):
     """
     means, variances = [mean], [variance]
     for k in range(program.nfe):
-        a, b, g, c, p, q = program.coefficients(k)
+        a, b, g, c, p, q, _, _ = program.coefficients(k)
         assert (a, g, p, q) == (1, 0, 0, 0)
         slope = -program.sigma[k] / (data_variance + program.sigma[k] ** 2)  # f = slope (x - m)
         factor = 1 + b * slope

@@ -37,7 +37,7 @@ def moments(
     state = np.array([mean, 0.0])
     covariance = np.diag([program.sigma[0] ** 2 if variance is None else variance, 0.0])
     for k in range(program.nfe):
-        a, b, g, c, p, q = program.coefficients(k)
+        a, b, g, c, p, q, _, _ = program.coefficients(k)
         step = np.array([[a + b * slope[k], g], [p + q * slope[k], 0.0]])
         state = step @ state - np.array([b, q]) * slope[k] * centre[k]
         covariance = step @ covariance @ step.T + np.diag([c**2, 0.0])

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from fuzz_draw import Draw, close, exact
-from ncsn_fast.kernels.rows import new_rows
+from program_rows import rows_of
 from torch import Tensor
 
 from ncsn_fast.ops import reference
@@ -182,10 +182,12 @@ def sampler_update(draw: Draw, module: Any) -> None:
     f = draw.map((n, width_of_f or c, height, width), draw.choose("dtype", FLOATS))[:, :c]
     net = draw.out((n, width_of_input or c, height, width), draw.choose("input", FLOATS), "input")
     flags = torch.zeros(n, dtype=torch.int32, device=draw.device)
-    table, steps = draw.numbers(3, 6), torch.tensor([[0, 9], [2**32 - 1, 0], [7, 2**31]])
+    table, steps = draw.numbers(3, 8), torch.tensor([[0, 9], [2**32 - 1, 0], [7, 2**31]])
     table[:, 3] = table[:, 3] if draw.choose("noise", (True, True, False)) else 0.0
     c_refs = torch.tensor([math.nan, 0.5, 0.0])
-    rows, k = new_rows(table, c_refs, steps, draw.device), draw.choose("row", (0, 1, 2))
+    inputs = draw.numbers(3, 2)
+    rows = rows_of(table, c_refs, steps, draw.device, inputs)
+    k = draw.choose("row", (0, 1, 2))
     rows.counter.fill_(k)
     seed, samples = 2**32 - 3, torch.arange(n) + 2**32 - 5
     state = exact(x), exact(f), exact(h)
@@ -208,7 +210,8 @@ def sampler_update(draw: Draw, module: Any) -> None:
     close("x", x, truth, None, floor)
     if h is not None:
         close("h", h, history, None, floor)
-    close("input", net[:, :c], 2 * truth - 1, None, 2 * floor)
+    scale, shift = inputs[k].double().tolist()
+    close("input", net[:, :c], scale * truth + shift, None, (1 + abs(scale)) * floor)
     assert not net[:, c:].any(), "channels that pad the next input are not zero"
 
 

@@ -58,7 +58,7 @@ def test_processes_that_die_or_hang_are_replaced(fuzz, tmp_path, monkeypatch):
     (tmp_path / "dying.py").write_text(KIND)
     monkeypatch.syspath_prepend(tmp_path)  # processes inherit it
     monkeypatch.setattr(fuzz, "PATIENCE", 5.0)
-    monkeypatch.setattr(fuzz, "KINDS", ("dying",))
+    monkeypatch.setattr(fuzz, "KINDS", {"dying": 1.0})
     monkeypatch.setattr(fuzz, "AT_ONCE", 6)
     out = tmp_path / "found.json"
     assert fuzz.main(["8", "--out", str(out)]) == 1

@@ -221,6 +221,8 @@ def test_an_optimiser_of_something_else_is_refused():
         (lambda s: s["state"][0]["exp_avg_sq"].fill_(math.nan), "exp_avg_sq of shape"),
         (lambda s: s["state"][0].pop("exp_avg"), "exp_avg"),
         (lambda s: s["state"][0].update(step="x"), "could not convert"),
+        (lambda s: s["state"][0].update(step=-1), "must not be negative"),
+        (lambda s: s["state"][0]["exp_avg_sq"].neg_(), "must not be negative"),
     ):
         state = made.state_dict()
         state["optimizer"] = copy.deepcopy(state["optimizer"])

@@ -1,6 +1,6 @@
 // One row of a sampler table on one element:
 //
-//   x' = a x + b f + g h + c z        h' = p x + q f
+//   x' = a x + b f + g h + c z + e        h' = p x + q f + r
 //   then, where an element is known:  x' = known + c_ref z_ref
 //
 // State and arithmetic are float32; each product-sum is fused in this fixed order on every backend.
@@ -17,11 +17,12 @@ constexpr uint32_t kSamplerStream = 0;
 constexpr uint32_t kReferenceStream = 2;
 constexpr uint32_t kSecondStream = 3;
 
-constexpr int kRowWidth = 8;  // floats of a row in memory: a, b, g, c, p, q, c_ref and one of padding
+constexpr int kRowWidth = 12;  // floats of a row in memory: those of Row in order, and one of padding
 
 struct Row {
-    float a, b, g, c, p, q;
-    float c_ref;  // NaN: known elements are not imposed
+    float a, b, g, c, p, q, e, r;
+    float c_ref;         // NaN: known elements are not imposed
+    float scale, shift;  // scale x' + shift is the network's next input
     uint32_t step, ref_step;
 };
 
@@ -56,10 +57,9 @@ struct UpdateArgs {
     const float* known;
     Row row;
     Rows rows;
-    // Receives scale * x' + shift, the network's next input; null: not written.
+    // Receives the network's next input; null: not written.
     void* net_input;
     MapLayout net_layout;
-    float scale, shift;
     int32_t* nonfinite;  // (batch,) or null; set to 1 where a sample's new state is not finite
 };
 
@@ -70,8 +70,8 @@ NCSN_HD bool read_row(const UpdateArgs& args, int64_t next, Row& row) {
     if (next < 0 || next >= args.rows.count) return false;
     const float* k = args.rows.table + next * kRowWidth;
     const int64_t* steps = args.rows.steps + 2 * next;
-    row = {k[0], k[1], k[2], k[3], k[4], k[5], k[6], static_cast<uint32_t>(steps[0]),
-           static_cast<uint32_t>(steps[1])};
+    row = {k[0], k[1], k[2], k[3], k[4], k[5], k[6], k[7], k[8], k[9], k[10],
+           static_cast<uint32_t>(steps[0]), static_cast<uint32_t>(steps[1])};
     return true;
 }
 
@@ -83,9 +83,15 @@ NCSN_HD uint32_t seed_of(const UpdateArgs& args, int64_t sample) {
     return args.seeds == nullptr ? args.seed : static_cast<uint32_t>(args.seeds[sample]);
 }
 
-NCSN_HD float updated_state(const Row& row, float x, float f) { return fused(row.b, f, row.a * x); }
+NCSN_HD float updated_state(const Row& row, float x, float f) {
+    return fused(row.b, f, fused(row.a, x, row.e));
+}
 
-NCSN_HD float updated_history(const Row& row, float x, float f) { return fused(row.q, f, row.p * x); }
+NCSN_HD float updated_history(const Row& row, float x, float f) {
+    return fused(row.q, f, fused(row.p, x, row.r));
+}
+
+NCSN_HD float network_input(const Row& row, float x) { return fused(row.scale, x, row.shift); }
 
 // x - x is 0 for finite x and NaN otherwise.
 NCSN_HD bool is_nonfinite(float x) { return !(x - x == 0.0f); }

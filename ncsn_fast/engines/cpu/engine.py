@@ -8,7 +8,6 @@ import statistics
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -119,7 +118,7 @@ class CpuEngine(StaticEngine):
         plan = self._plan(self.model.config.image_size)
         return plan.weight_bytes + plan.map_bytes
 
-    def network(self, x: Tensor, level: Tensor | None) -> Tensor:
+    def network(self, x: Tensor, level: Tensor | None, labels: Tensor | None = None) -> Tensor:
         self.check_call(x, level)
         with self._lock:
             plan = self._load(x)
@@ -133,15 +132,17 @@ class CpuEngine(StaticEngine):
     ) -> Callable[[int, int], object]:
         if update is not None:  # noise that the caller supplies
             return super()._stepper(program, chains, levels, update)
-        rows = _Rows(program, levels)
+        rows = _Rows(program, levels, self._scale, self._shift)
         if program.has_history and chains.h is None:
             chains.h = torch.zeros_like(chains.x)
 
         def run_rows(first: int, stop: int) -> None:
             if first == 0:
                 FusedUpdate().begin(chains, program)
+            if first >= stop:
+                return
             with self._lock:
-                plan = self._load(chains.x)
+                plan = self._load(program.input(chains.x, first))
                 for start, end, level in rows.of_one_level(first, stop):
                     if level is not None:
                         plan.set_levels(torch.full((self.batch_size,), level))
@@ -198,8 +199,8 @@ class CpuEngine(StaticEngine):
             array("noise_weights", chains.noise_weights, (n, 2), torch.float32),
             array("mask", chains.mask, shape, torch.bool),
             array("known", chains.known, shape, torch.float32),
-            array("net_input", plan.input, shape, kind, layout=NHWC), self._scale, self._shift,
-            array("coefficients", rows.coefficients[start:end], (count, 7), torch.float64),
+            array("net_input", plan.input, shape, kind, layout=NHWC),
+            array("coefficients", rows.coefficients[start:end], (count, 11), torch.float64),
             array("steps", rows.steps[start:end], (count, 2), torch.int64), count, forced_isa.get(),
         )  # fmt: skip
 
@@ -215,22 +216,20 @@ def _algorithm(name: str | None, dtype: str, threads: int | None) -> str:
 
 
 class _Rows:
-    """A program's rows in the memory layout of the extension."""
+    """A program's rows in the memory layout of the extension.
 
-    def __init__(self, program: Program, levels: Tensor | None) -> None:
-        impositions = [program.imposition(k + 1) for k in range(program.nfe)]
-        columns = [program.a, program.b, program.g, program.c, program.p, program.q]
-        scales = np.array([scale for scale, _ in impositions], dtype=np.float64)
-        coefficients = np.stack([*columns, scales], axis=1).astype(np.float64)
-        self.coefficients = torch.from_numpy(coefficients).contiguous()
-        steps = [(k, step) for k, (_, step) in enumerate(impositions)]
-        self.steps = torch.tensor(steps, dtype=torch.int64).view(-1, 2)
+    scale, shift: from the network's input to the plan's.
+    """
+
+    def __init__(self, program: Program, levels: Tensor | None, scale: float, shift: float) -> None:
+        numbers, steps = program.numbers()
+        numbers[:, -2:] = numbers[:, -2:] * scale + [0, shift]
+        self.coefficients = torch.from_numpy(numbers).contiguous()
+        self.steps = torch.from_numpy(steps).contiguous()
         self.levels = None if levels is None else levels.tolist()
 
     def of_one_level(self, first: int, stop: int) -> list[tuple[int, int, int | None]]:
         """Returns (start, end, trained level) of each run of rows with the same level."""
-        if first >= stop:
-            return []
         if self.levels is None:
             return [(first, stop, None)]
         changes = [k for k in range(first + 1, stop) if self.levels[k] != self.levels[k - 1]]

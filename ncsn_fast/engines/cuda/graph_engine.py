@@ -44,7 +44,7 @@ class GraphEngine(BufferedEngine):
         loop = self.loop(self.model.config.image_size)
         return loop.plan.weight_bytes + loop.plan.map_bytes + loop.bytes
 
-    def network(self, x: Tensor, level: Tensor | None) -> Tensor:
+    def network(self, x: Tensor, level: Tensor | None, labels: Tensor | None = None) -> Tensor:
         self.check_call(x, level)
         with self._exclusive_use():
             loop = self.loop((x.shape[2], x.shape[3]))

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ncsn_fast.engines.cuda.graphs import Graphs
 from ncsn_fast.engines.cuda.kernels import Kernels
-from ncsn_fast.kernels.rows import Rows, new_rows
+from ncsn_fast.kernels.rows import ROW_WIDTH, Rows, new_rows
 from ncsn_fast.samplers.program import Chains, Program
 
 MAX_UNROLLED = 32  # rows in one graph of a level; longer levels replay it
@@ -66,7 +65,7 @@ class Loop:
     """Chains of a micro-batch on the static memory of a plan.
 
     Args:
-        scale, shift: the network's input is scale * x + shift.
+        scale, shift: from the network's input to the plan's, which is scale * u + shift.
         graph: scope of a captured graph: a "step", the rows of a "level", the whole "loop", or
             "none".
     """
@@ -93,7 +92,7 @@ class Loop:
         """Loads a program (in terms of the raw output f) and its chains before row `first`."""
         if program.nfe > self.capacity:
             self._reserve(program.nfe)
-        rows = _rows(program)
+        rows = _rows(program, self.scale, self.shift)
         for ours, theirs in zip(self.rows[:2], rows[:2], strict=True):
             ours[: program.nfe].copy_(theirs)
         if levels is not None:
@@ -107,7 +106,8 @@ class Loop:
         self.mask, self.known = _copied(self.mask, chains.mask), _copied(self.known, chains.known)
         # A captured graph is specific to the update variant that these tensors select.
         self.variant = tuple(t is not None for t in (chains.h, chains.noise_weights, chains.mask))
-        self.plan.load(self.x, self.scale, self.shift)
+        if first < program.nfe:
+            self.plan.load(program.input(self.x, first), self.scale, self.shift)
         self.holder = holder
         self._go_to(first)
 
@@ -147,8 +147,6 @@ class Loop:
             mask=self.mask if masked else None,
             known=self.known if masked else None,
             net_input=plan.input,
-            scale=self.scale,
-            shift=self.shift,
             nonfinite=self.nonfinite,
         )
         plan.kernels.advance(self.rows)
@@ -164,7 +162,7 @@ class Loop:
     def _reserve(self, nfe: int) -> None:
         """Allocates tables for programs of `nfe` rows; drops graphs that read the old ones."""
         self.capacity = 1 << max(nfe - 1, 0).bit_length()
-        shape, device = (self.capacity, 8), self.plan.device
+        shape, device = (self.capacity, ROW_WIDTH), self.plan.device
         self.rows = Rows(
             torch.zeros(shape, device=device),
             torch.zeros(self.capacity, 2, dtype=torch.int64, device=device),
@@ -186,13 +184,10 @@ class Loop:
         self._go_to(row)
 
 
-def _rows(program: Program) -> Rows:
-    impositions = [program.imposition(k + 1) for k in range(program.nfe)]
-    columns = (program.a, program.b, program.g, program.c, program.p, program.q)
-    coefficients = torch.from_numpy(np.stack(columns, axis=1))
-    c_ref = torch.tensor([scale for scale, _ in impositions], dtype=torch.float64)
-    steps = torch.tensor([(k, step) for k, (_, step) in enumerate(impositions)], dtype=torch.int64)
-    return new_rows(coefficients, c_ref, steps.view(-1, 2), "cpu")
+def _rows(program: Program, scale: float, shift: float) -> Rows:
+    numbers, steps = program.numbers()
+    numbers[:, -2:] = numbers[:, -2:] * scale + [0, shift]
+    return new_rows(torch.from_numpy(numbers), torch.from_numpy(steps), "cpu")
 
 
 def _copied(buffer: Tensor | None, value: Tensor | None) -> Tensor | None:

@@ -27,7 +27,7 @@ from ncsn_fast.engines.base import (
     default_batch_size,
     without_weights,
 )
-from ncsn_fast.engines.onnx.model import make_onnx, read_onnx
+from ncsn_fast.engines.onnx.model import make_onnx, read_onnx, unsupported
 from ncsn_fast.engines.static_engine import BufferedEngine
 from ncsn_fast.models.score import ScoreModel
 
@@ -127,6 +127,13 @@ class OrtEngine(BufferedEngine):
         self.error, self.levels = reference_check.check_precision(self, size)
         self.model = without_weights(model)
 
+    def condition(self, sigma: Tensor) -> Tensor | None:
+        return reference_check.exported_condition(self.model, sigma)
+
+    @classmethod
+    def refuses(cls, model: ScoreModel) -> str | None:
+        return unsupported(model)
+
     @classmethod
     def unavailable(cls) -> str | None:
         missing = [name for name in ("onnx", "onnxruntime") if not importlib.util.find_spec(name)]
@@ -156,7 +163,7 @@ class OrtEngine(BufferedEngine):
         super().release()
         self._buffers: dict[tuple[Any, ...], _Buffers] = {}
 
-    def network(self, x: Tensor, level: Tensor | None) -> Tensor:
+    def network(self, x: Tensor, level: Tensor | None, labels: Tensor | None = None) -> Tensor:
         self.check_call(x, level)
         self._check_shape(x.shape)
         # A session with a CUDA graph may not be run from several threads.
@@ -194,13 +201,12 @@ class OrtEngine(BufferedEngine):
         session = self._session or self._graph_session(shape)
         with torch.inference_mode(False):  # to be written in any mode later
             x, f = (torch.zeros(shape, device=self.device) for _ in range(2))
-            kind = reference_check.CONDITIONS.get(self.model.conditioning)
-            condition = None
-            if kind is not None:
-                condition = torch.zeros(len(x), dtype=kind, device=self.device)
+            seen, condition = reference_check.CONDITIONS.get(self.model.conditioning), None
+            if seen is not None:
+                condition = torch.zeros(len(x), dtype=seen[1], device=self.device)
         binding = session.ort.io_binding()
         place = self.device.type, self.device.index or 0
-        for name, tensor in (("x", x), (self.model.conditioning, condition), ("f", f)):
+        for name, tensor in (("x", x), ("" if seen is None else seen[0], condition), ("f", f)):
             if tensor is not None:
                 bind = binding.bind_output if name == "f" else binding.bind_input
                 element = np.int64 if tensor.dtype is torch.int64 else np.float32

@@ -23,6 +23,8 @@ from ncsn_fast.data.files import open_regular
 from ncsn_fast.engines.base import DTYPES, EngineError
 from ncsn_fast.engines.onnx.network import write
 from ncsn_fast.engines.onnx.writer import CONSTANTS, Writer
+from ncsn_fast.engines.reference_check import CONDITIONS
+from ncsn_fast.models.adapter import WrappedConfig
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops.noise import check_integer
 
@@ -50,7 +52,7 @@ def make_onnx(
     """Returns the network's raw output f as an ONNX model, checked by onnx.checker.
 
     Inputs are "x" (N, C, H, W) float32 and, for networks conditioned on it, "level" (N,) int64 or
-    "time" (N,) float32; the output is "f" (N, C, H, W) float32.
+    "sigma" (N,) float32; the output is "f" (N, C, H, W) float32.
 
     Args:
         dtype: "fp32", "fp16" or "bf16": dtype of feature maps and convolutions.
@@ -66,10 +68,13 @@ def make_onnx(
     opset = oldest if opset is None else check_integer("opset", opset)
     if not oldest <= opset <= newest:
         raise ValueError(f"opset must be {oldest} to {newest} for {dtype}; got {opset}")
+    problem = unsupported(model)
+    if problem is not None:
+        raise ValueError(f"an ONNX file {problem}")
     if batch is not None:
         batch = check_integer("batch", batch, least=1)
     if size is not None:
-        model.net.check_input(torch.empty(1, model.config.channels, *size, device="meta"))
+        model.check_input(torch.empty(1, model.config.channels, *size, device="meta"))
     graph = write(model, DTYPES[dtype], (batch, *size) if batch and size else None)
     stored = sum(tensor.nbytes for tensor in graph.constants.values())
     if stored > LIMIT:
@@ -91,7 +96,6 @@ def make_onnx(
 def describe(model: ScoreModel, dtype: str) -> dict[str, str]:
     """Returns the metadata of a model's file."""
     own = "1" if model.conditional else "1 / sigma"
-    clock = {} if model.clock is None else {"time": model.clock.formula()}
     return {
         "model": model.digest(),
         "config": json.dumps(model.config.to_dict(), sort_keys=True),
@@ -100,7 +104,6 @@ def describe(model: ScoreModel, dtype: str) -> dict[str, str]:
         "conditioning": model.conditioning,
         "score": f"f * {own}",
         "dtype": dtype,
-        **clock,
         **{name: package_version(name) for name in ("ncsn_fast", "torch", "onnx")},
     }
 
@@ -203,9 +206,9 @@ def _proto(graph: Writer, model: ScoreModel, shape: tuple[int | str, ...], opset
         for node in graph.nodes
     ]  # fmt: skip
     inputs = [helper.make_tensor_value_info("x", kinds[torch.float32], shape)]
-    if model.conditioning != "none":
-        dtype = torch.int64 if model.conditional else torch.float32
-        inputs.append(helper.make_tensor_value_info(model.conditioning, kinds[dtype], shape[:1]))
+    if model.conditioning in CONDITIONS:
+        name, dtype = CONDITIONS[model.conditioning]
+        inputs.append(helper.make_tensor_value_info(name, kinds[dtype], shape[:1]))
     output = helper.make_tensor_value_info("f", kinds[torch.float32], shape)
     weights = [initializer(name, tensor) for name, tensor in graph.constants.items()]
     opsets = [helper.make_opsetid("", opset)]
@@ -224,3 +227,10 @@ def package_version(name: str) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:  # a source tree that was never installed
         return "unknown"
+
+
+def unsupported(model: ScoreModel) -> str | None:
+    """Returns None if `make_onnx` writes this model, else the reason why not."""
+    if isinstance(model.config, WrappedConfig):
+        return "does not hold networks that were wrapped"
+    return None

@@ -29,16 +29,19 @@ EPS = 1e-5  # of all norms without one of their own
 def write(
     model: ScoreModel, dtype: torch.dtype, shape: tuple[int, int, int] | None = None
 ) -> Writer:
-    """Writes the graph of f: "x" (N, C, H, W) float32, "level" int64 or "time" float32 (N,) -> "f".
+    """Writes the graph of f: "x" (N, C, H, W) float32 and its noise level -> "f".
 
-    shape is (N, H, W) if it is fixed.
+    The noise level is "level" int64, "sigma" float32 (N,), or nothing. shape is (N, H, W) if it is
+    fixed.
     """
     w = Writer(model, dtype, shape)
     x = Value("x", torch.float32)
     with w.inside(model.net):
         if isinstance(model.net, TimeUNet):
-            f = _unet(w, model.net, x, Value("time", torch.float32))
+            assert model.clock is not None
+            f = _unet(w, model.net, x, _time(w, model.clock, Value("sigma", torch.float32)))
         else:
+            assert isinstance(model.net, RefineNet)
             level = Value("level", torch.int64) if model.conditional else None
             f = _refinenet(w, model.net, x, level)
         w.op("Cast", f, name="f", to=torch.float32)
@@ -153,6 +156,20 @@ def _unet_stage(w: Writer, net: TimeUNet, stage: unet.Stage, x: Value, embedding
         bias = w.op("Unsqueeze", _linear(w, dense.dense, embedding), w.ints(2, 3))
         h = w.op("Add", h, bias)
     return w.low(swish(w, normalise(w, norm, h, None)))
+
+
+def _time(w: Writer, clock: unet.Clock, sigma: Value) -> Value:
+    """Writes Clock.time, min(1, log1p(y) / rate) with y = (sigma / scale)^2, to float32's accuracy.
+
+    Below y = 1, log1p(y) = 2 artanh(y / (2 + y)): 1 + y would lose y's digits.
+    """
+    ratio = w.op("Mul", sigma, w.scalar(1 / clock.scale))
+    y, two = w.op("Mul", ratio, ratio), w.scalar(2.0)
+    small = w.op("Mul", w.op("Atanh", w.op("Div", y, w.op("Add", y, two))), two)
+    large = w.op("Log", w.op("Add", y, w.scalar(1.0)))
+    below = w.op("Less", y, w.scalar(1.0), dtype=torch.bool)
+    log1p = w.op("Where", below, small, large, dtype=torch.float32)
+    return w.op("Min", w.op("Mul", log1p, w.scalar(1 / clock.rate)), w.scalar(1.0))
 
 
 def _embed(w: Writer, embed: nn.Module, t: Value) -> Value:

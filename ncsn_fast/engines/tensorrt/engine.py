@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from ncsn_fast.engines import reference_check
 from ncsn_fast.engines.base import (
@@ -21,7 +22,7 @@ from ncsn_fast.engines.base import (
 from ncsn_fast.engines.cuda import kernels as gpu_kernels
 from ncsn_fast.engines.cuda.graph_engine import GRAPHS, GraphEngine
 from ncsn_fast.engines.cuda.graphs import empty_cache
-from ncsn_fast.engines.onnx.model import make_onnx
+from ncsn_fast.engines.onnx.model import make_onnx, unsupported
 from ncsn_fast.engines.tensorrt import api as trt_api
 from ncsn_fast.engines.tensorrt.builder import LEVELS, Profile, Settings, build_plan
 from ncsn_fast.engines.tensorrt.facts import facts_of, read_file
@@ -136,6 +137,13 @@ class TrtEngine(GraphEngine):
     def profile(self) -> Profile:
         """The shapes that the engine accepts."""
         return self.settings.profile
+
+    def condition(self, sigma: Tensor) -> Tensor | None:
+        return reference_check.exported_condition(self.model, sigma)
+
+    @classmethod
+    def refuses(cls, model: ScoreModel) -> str | None:
+        return unsupported(model)
 
     @classmethod
     def unavailable(cls) -> str | None:

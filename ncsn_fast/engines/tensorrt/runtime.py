@@ -229,11 +229,11 @@ class TrtPlan:
         kernels: Kernels,
     ) -> None:
         self.batch, self.device, self.kernels = shape[0], device, kernels
-        self.conditional = conditioning in CONDITIONS
+        name, kind = CONDITIONS.get(conditioning, ("", torch.int64))
+        self.conditional = bool(name)
         self.input, self.output = (torch.zeros(shape, device=device) for _ in range(2))
-        kind = CONDITIONS.get(conditioning, torch.int64)
         self.level = torch.zeros(self.batch, dtype=kind, device=device)
-        inputs = {"x": self.input, **({conditioning: self.level} if self.conditional else {})}
+        inputs = {"x": self.input, **({name: self.level} if self.conditional else {})}
         self._network = network
         self.context, self._maps = network.new_context(inputs, self.output)
         # TensorRT waits for the GPU after every call on the default stream.

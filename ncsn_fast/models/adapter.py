@@ -1,0 +1,170 @@
+"""Networks that users bring: their description, and the module that calls them."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from ncsn_fast.data import limits
+from ncsn_fast.diffusion.parameterisation import Parameterisation, from_spec
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class WrappedConfig:
+    """Description of a model with a network that is not of this package.
+
+    Attributes:
+        arch: name of the network's class.
+        sample_shape: shape of one sample as the network takes it.
+        parameterisation: of the network.
+        n_sigmas, sigma_begin, sigma_end: the ladder, in the unit of x.
+        epsilon, n_steps_each, langevin_form: of Langevin dynamics, as in ModelConfig.
+        n_classes: of a network that takes labels; the label n_classes means no class.
+        bounded: whether samples are in [0, 1].
+        token: differs between all wrapped networks, since nothing tells their code apart.
+    """
+
+    arch: str
+    sample_shape: tuple[int, ...]
+    parameterisation: Parameterisation
+    n_sigmas: int
+    sigma_begin: float
+    sigma_end: float
+    epsilon: float
+    n_steps_each: int = 5
+    langevin_form: str = "code"
+    n_classes: int = 0
+    bounded: bool = True
+    token: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
+
+    @property
+    def channels(self) -> int:
+        """Channels of the state."""
+        return self.sample_shape[0]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the state: (C, L) is (C, 1, L), (C, D, H, W) is (C, D H, W)."""
+        rest = self.sample_shape[1:]
+        return (1, 1) if not rest else (math.prod(rest[:-1]), rest[-1])
+
+    @property
+    def conditioning(self) -> str:
+        """Kind of the network's second input."""
+        if self.parameterisation.c_noise is None:
+            return "none"
+        spec = self.parameterisation.spec
+        return "noise" if spec is None else str(spec["sees"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns values for JSON; TypeError if the parameterisation has functions of the user."""
+        spec = self.parameterisation.spec
+        if spec is None:
+            raise TypeError(
+                "a Parameterisation of your own functions cannot be written to a file; save the "
+                "network's state_dict() and wrap it again"
+            )
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        del values["token"]
+        return {**values, "sample_shape": list(self.sample_shape), "parameterisation": dict(spec)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> WrappedConfig:
+        """Returns the description that `to_dict` gave; ValueError or TypeError if it is none."""
+        known = {f.name for f in dataclasses.fields(cls)} - {"token"}
+        if unknown := sorted(set(values) - known):
+            raise ValueError(f"unknown model config fields: {', '.join(unknown)}")
+        fields = dict(values)
+        shape = fields["sample_shape"]
+        if not (isinstance(shape, list) and shape and all(type(n) is int and n > 0 for n in shape)):
+            raise ValueError(f"sample_shape must be positive integers; got {shape!r}")
+        limits.BATCH_ELEMENTS.check(math.prod(shape), "sample_shape")
+        for name, least in (("n_sigmas", 1), ("n_steps_each", 0), ("n_classes", 0)):
+            if type(fields.get(name)) is not int or fields[name] < least:
+                raise ValueError(f"{name} must be an integer from {least} on; got {fields[name]!r}")
+        steps = fields["n_sigmas"] * max(1, fields["n_steps_each"])
+        limits.STEPS.check(steps, "the ladder")
+        for name in ("sigma_begin", "sigma_end", "epsilon"):
+            value = fields.get(name)
+            if type(value) not in (int, float) or not 0 < float(value or 0) < math.inf:
+                raise ValueError(f"{name} must be a positive number; got {value!r}")
+        if fields.get("langevin_form", "code") not in ("code", "paper"):
+            raise ValueError(f"langevin_form must be 'code' or 'paper'; got {fields!r}")
+        fields["sample_shape"] = tuple(shape)
+        fields["parameterisation"] = from_spec(fields["parameterisation"])
+        return cls(**fields)
+
+
+class Adapter(nn.Module):
+    """Calls a network that takes samples in their own shape, and returns its output as a tensor.
+
+    Args:
+        net: net(x), net(x, c) or net(x, c, labels), with x (N, *shape) and c, labels (N,).
+        shape: of one sample.   conditioned, labelled: which of the others it takes.
+    """
+
+    def __init__(
+        self, net: nn.Module, shape: tuple[int, ...], *, conditioned: bool, labelled: bool
+    ) -> None:
+        super().__init__()
+        self.net, self.shape = net, shape
+        self.conditioned, self.labelled = conditioned, labelled
+
+    def check_input(self, x: Tensor) -> None:
+        """Raises ValueError unless x (N, C, H, W) views samples of the network's shape."""
+        rest = self.shape[1:]
+        size = (1, 1) if not rest else (math.prod(rest[:-1]), rest[-1])
+        expected = (self.shape[0], *size)
+        if tuple(x.shape[1:]) != expected:
+            raise ValueError(
+                f"this network takes samples of shape {self.shape}; got states {tuple(x.shape)}, "
+                f"not (N, {', '.join(map(str, expected))})"
+            )
+
+    def forward(
+        self, x: Tensor, condition: Tensor | None = None, labels: Tensor | None = None
+    ) -> Tensor:
+        """Computes the network's output for states x (N, C, H, W), in their shape."""
+        arguments = [x if len(self.shape) == 3 else x.reshape(len(x), *self.shape)]
+        if self.conditioned and condition is not None:
+            arguments.append(condition)
+        if self.labelled and labels is not None:
+            arguments.append(labels)
+        output = _tensor(self.net(*arguments))
+        if output.shape != arguments[0].shape:
+            raise ValueError(
+                f"the network returned the shape {tuple(output.shape)} for samples "
+                f"{tuple(arguments[0].shape)}; they must be equal"
+            )
+        return output if len(self.shape) == 3 else output.reshape(x.shape)
+
+
+def _tensor(output: Any) -> Tensor:
+    """Returns the tensor of an output: itself, its field or key `sample`, or the first of a tuple.
+
+    TypeError for anything else.
+    """
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping) and isinstance(output.get("sample"), Tensor):
+        return output["sample"]
+    if isinstance(getattr(output, "sample", None), Tensor):
+        return output.sample
+    if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
+        return output[0]
+    raise TypeError(
+        "a network must return a tensor, or an object with a tensor `sample`; got "
+        f"{type(output).__name__}"
+    )
+
+
+def forward_parameters(net: nn.Module) -> list[inspect.Parameter]:
+    """Returns the positional parameters of a network's forward method, without self."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p for p in inspect.signature(net.forward).parameters.values() if p.kind in kinds]
