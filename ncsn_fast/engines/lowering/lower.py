@@ -27,6 +27,7 @@ PASSES: tuple[passes.Pass, ...] = (
     passes.fold_padding,
     passes.pool_convolutions,
     passes.fuse_activations,
+    passes.join_projections,
     sums.weigh_sums,
     sums.fuse_sums,
     sums.fuse_added_activations,

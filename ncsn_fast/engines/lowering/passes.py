@@ -264,6 +264,58 @@ def _activated(first: Op, op: Op) -> Op | None:
     return None
 
 
+def join_projections(graph: Graph) -> None:
+    """Makes the three 1x1 convolutions of an attention's queries, keys and values one."""
+    producers, count = producers_of(graph), readers_of(graph)
+    for i, op in enumerate(graph.ops):
+        spec = op.spec
+        if not isinstance(spec, AttentionSpec):
+            continue
+        convs = [producers.get(x) for x in op.inputs]
+        views = (spec.query, spec.key, spec.value)
+        alone = len({*op.inputs}) == 3 and all(count[x] == 1 for x in op.inputs)
+        rows = all(v.strides[1] == v.map.channels and v.offset < v.strides[1] for v in views)
+        joined = _joined(convs) if alone and rows else None
+        if joined is None:
+            continue
+        first, *others = [conv for conv in convs if conv is not None]
+        (y,) = joined.outputs
+        moved, offset = [], 0
+        for view in views:
+            strides = (view.strides[0], y.channels, view.strides[2])
+            moved.append(View(y, view.shape, strides, view.offset + offset))
+            offset += view.map.channels
+        q, k, v = moved
+        attention = AttentionSpec(q, k, v, spec.scale)
+        graph.ops[i] = dataclasses.replace(op, inputs=(y, y, y), spec=attention)
+        graph.ops[graph.ops.index(first)] = joined
+        for conv in others:
+            graph.ops[graph.ops.index(conv)] = _NOTHING
+    graph.ops = [op for op in graph.ops if op is not _NOTHING]
+
+
+def _joined(convs: list[Op | None]) -> Op | None:
+    """Returns one 1x1 convolution for several of one map; None if they are no such."""
+    found = [(op, op.spec) for op in convs if op and isinstance(op.spec, ConvolutionSpec)]
+    if len(found) < len(convs) or len({op.inputs for op, _ in found}) > 1:
+        return None
+    if any((s.taps, s.stride, s.groups, s.padding) != (1, 1, 1, 0) for _, s in found):
+        return None
+    biases = [spec.bias for _, spec in found]
+    present = [bias.detach() for bias in biases if bias is not None]
+    if len(present) not in (0, len(biases)):
+        return None
+    spec = ConvolutionSpec(
+        torch.cat([s.weight.detach() for _, s in found]),
+        torch.cat(present) if present else None,
+        padding=0,
+    )
+    first = found[0][0]
+    parts = "+".join(op.name.rpartition(".")[2] for op, _ in found[1:])
+    y = dataclasses.replace(first.outputs[0], channels=spec.channels)
+    return Op("conv", f"{first.name}+{parts}", first.inputs, (y,), spec=spec)
+
+
 def reuse_memory(graph: Graph) -> None:
     """Lets outputs overwrite inputs that nothing reads afterwards, where kernels allow it."""
     last = {x: i for i, op in enumerate(graph.ops) for x in op.inputs}

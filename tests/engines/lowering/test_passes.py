@@ -11,6 +11,7 @@ from ncsn_fast.engines.lowering import passes, sums
 from ncsn_fast.engines.lowering.graph import (
     AddSpec,
     AffineSpec,
+    AttentionSpec,
     ConvolutionSpec,
     Graph,
     GroupNormSpec,
@@ -19,6 +20,7 @@ from ncsn_fast.engines.lowering.graph import (
     Op,
     PadSpec,
     Vector,
+    View,
 )
 
 ROW = torch.linspace(0.5, 1.5, 4)
@@ -294,6 +296,34 @@ def test_an_activation_joins_the_sum_before_it():
     with torch.inference_mode():
         expected = F.silu(0.5 * x.relu() + 2 * x.tanh())
         assert torch.allclose(output(g, x), expected, atol=1e-6)
+
+
+def attention(g, maps, heads=2):
+    q, k, v = (View(m, (heads, 64, 2), (2, 4, 1)) for m in maps)
+    y = Map(4, 8, 8)
+    g.ops.append(Op("attention", "attention", (*maps,), (y,), spec=AttentionSpec(q, k, v, 0.5)))
+    return y
+
+
+def test_queries_keys_and_values_are_one_convolution():
+    g = graph()
+    maps = [conv(g, g.input, f"block.to_{name}", taps=1) for name in "qkv"]
+    g.output = attention(g, maps)
+    same(g, passes.join_projections)
+    assert names(g) == ["block.to_q+to_k+to_v", "attention"]
+    assert g.ops[0].outputs[0].channels == 12
+
+
+@pytest.mark.parametrize("case", ["another input", "read elsewhere", "3x3"])
+def test_other_projections_stay(case):
+    g = graph()
+    other = g.unary("relu", "relu", g.input) if case == "another input" else g.input
+    maps = [conv(g, g.input, name, taps=3 if case == "3x3" else 1) for name in "qk"]
+    maps.append(conv(g, other, "v", taps=1))
+    y = attention(g, maps)
+    g.output = binary(g, "sum", y, maps[2]) if case == "read elsewhere" else y
+    before = names(g)
+    assert names(same(g, passes.join_projections)) == before
 
 
 def test_memory_is_reused_where_nothing_reads_it_any_more():
