@@ -31,6 +31,7 @@ from engine_cases import (
 from ncsn_fast import _C, EngineError, EngineUnavailable, ModelConfig, Sampler, ScoreModel, ops
 from ncsn_fast.engines import precision
 from ncsn_fast.engines.base import Engine
+from ncsn_fast.engines.cpu import onednn
 from ncsn_fast.engines.cpu.engine import CpuEngine
 from ncsn_fast.engines.cpu.plan import CpuPlan
 from ncsn_fast.engines.eager import EagerEngine
@@ -152,6 +153,23 @@ def test_bits_are_those_of_every_level_of_instructions():
         with ops.isa(isa):
             outputs.append(built.output(x, None))
     assert all(torch.equal(f, outputs[0]) for f in outputs)
+
+
+def test_a_step_of_pytorch_may_fail_and_is_let_go():
+    class Step:
+        def __call__(self):
+            raise ZeroDivisionError("in a step")
+
+    step, plan = Step(), _C.Plan(*onednn.addresses())
+    gone = weakref.ref(step)
+    plan.callback(step)
+    del step
+    for run in (plan.run, plan.profile):
+        with pytest.raises(ZeroDivisionError, match="in a step"):
+            run(-1)
+    del plan, run  # a bound method holds the plan
+    gc.collect()
+    assert gone() is None
 
 
 @pytest.mark.parametrize("dtype", TYPES)

@@ -5,8 +5,13 @@ import itertools
 import engine_cases
 import pytest
 
-from ncsn_fast.engines.lowering.fusion import PIXEL, fuse
-from ncsn_fast.engines.lowering.graph import ConvolutionSpec, NormSpec, PointwiseSpec
+from ncsn_fast.engines.lowering.fusion import PIXEL, check_fusable, fuse
+from ncsn_fast.engines.lowering.graph import (
+    ConvolutionSpec,
+    NormSpec,
+    PointwiseSpec,
+    UnsupportedNetwork,
+)
 from ncsn_fast.engines.lowering.memory_plan import plan_memory
 from ncsn_fast.engines.static_engine import lowered
 from ncsn_fast.models.refinenet import ARCHITECTURES
@@ -85,3 +90,22 @@ def test_what_is_overwritten_is_not_read_again(arch):
         dead |= set(taken)
     assert graph.input not in dead
     assert graph.output not in dead
+
+
+@pytest.mark.parametrize(
+    ("fields", "part"),
+    [
+        ({"act": "swish"}, r"the operation silu \(\S+\)"),
+        ({"norm": "BatchNorm"}, r"the operation affine \(res1\.0\.normalize1\)"),
+        ({"norm": "VarianceNorm"}, r"the operation torch \(res1\.0\.normalize1\.\S+\)"),
+    ],
+)
+def test_what_the_gpu_does_not_run_is_named(fields, part):
+    graph = lowered(engine_cases.model("ncsnv2", **fields), (16, 32))
+    with pytest.raises(UnsupportedNetwork, match=part):
+        check_fusable(graph)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_the_published_networks_are_run_by_the_gpu(arch):
+    check_fusable(lowered(engine_cases.model(arch), (16, 32)))
