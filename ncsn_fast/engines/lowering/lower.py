@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import weakref
 from collections import Counter
@@ -96,12 +97,17 @@ def _lower(
     batch: int,
 ) -> tuple[Graph, dict[int, str]]:
     """Lowers a network; returns the names of its tensors too, by their ids."""
+    if any(t.is_floating_point() and t.dtype is not torch.float32 for t in _tensors(net)):
+        net = copy.deepcopy(net).float()  # graphs are in terms of float32
     training = [module for module in net.modules() if module.training]
     for module in training:
         module.training = False
     try:
-        inputs: list[Tensor | None] = [torch.zeros(batch, *shape)]
-        inputs += [None if t is None else torch.zeros(batch, dtype=t) for t in conditions]
+        device = next(_tensors(net), torch.empty(0)).device
+        inputs: list[Tensor | None] = [torch.zeros(batch, *shape, device=device)]
+        for dtype in conditions:
+            row = None if dtype is None else torch.zeros(batch, dtype=dtype, device=device)
+            inputs.append(row)
         exported = Exported(net, inputs)
     finally:
         for module in training:

@@ -208,6 +208,18 @@ def test_the_training_mode_and_the_network_stay_as_they_are():
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_network_of_another_type_is_lowered_in_float32(dtype):
+    net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.SiLU(), nn.Conv2d(2, 1, 1)).to(dtype)
+    x = torch.rand(2, 1, 8, 8)
+    with torch.inference_mode():
+        plan = CpuPlan(lower(net, (1, 8, 8)), 2, torch.float32)
+        plan.load(x)
+        plan.run()
+        assert error(plan.output, copy.deepcopy(net).float()(x)) <= 1e-6
+    assert net[0].weight.dtype is dtype
+
+
 def test_a_changed_network_is_lowered_again():
     net = nn.Sequential(
         nn.Conv2d(1, 2, 1, bias=False), nn.BatchNorm2d(2), nn.Conv2d(2, 1, 1)
