@@ -7,7 +7,7 @@ import dataclasses
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,25 @@ PASSES: tuple[passes.Pass, ...] = (
 
 Shape = tuple[int, int, int]
 
-_memory: weakref.WeakKeyDictionary[nn.Module, dict[Any, Graph]] = weakref.WeakKeyDictionary()
+
+class _Lowered(NamedTuple):
+    """A graph, and the parameters that it was made of, with their versions."""
+
+    graph: Graph
+    seen: list[tuple[weakref.ref[Tensor], int]]
+
+    def is_of(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether it was made of these, as they are now."""
+        pairs = zip(self.seen, tensors, strict=False)
+        same = all(ref() is p and version == _version(p) for (ref, version), p in pairs)
+        return same and len(self.seen) == len(tensors)
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+_memory: weakref.WeakKeyDictionary[nn.Module, dict[Any, _Lowered]] = weakref.WeakKeyDictionary()
 
 
 def lower(
@@ -59,14 +77,14 @@ def lower(
     Raises:
         UnsupportedNetwork: torch cannot export the network, or its output is no image of the shape.
     """
-    versions = tuple((id(p), 0 if p.is_inference() else p._version) for p in _tensors(net))
-    key = (shape, tuple(conditions), batch, versions)
+    tensors = [*_tensors(net)]
     known = _memory.setdefault(net, {})
-    if key not in known:
-        for old in [k for k in known if k[-1] != versions]:
-            del known[old]
-        known[key] = _obtained(net, shape, conditions, batch)
-    return known[key]
+    key = (shape, tuple(conditions), batch)
+    found = known.get(key)
+    if found is None or not found.is_of(tensors):
+        seen = [(weakref.ref(p), _version(p)) for p in tensors]
+        found = known[key] = _Lowered(_obtained(net, shape, conditions, batch), seen)
+    return found.graph
 
 
 def _obtained(
@@ -90,6 +108,12 @@ def _tensors(net: nn.Module) -> Iterator[Tensor]:
     yield from net.buffers()
 
 
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether torch.export takes a tensor, and it is float32 as graphs are, if of any float."""
+    wide = tensor.is_floating_point() and tensor.dtype is not torch.float32
+    return not wide and not tensor.is_inference()
+
+
 def _lower(
     net: nn.Module,
     shape: Shape,
@@ -97,8 +121,9 @@ def _lower(
     batch: int,
 ) -> tuple[Graph, dict[int, str]]:
     """Lowers a network; returns the names of its tensors too, by their ids."""
-    if any(t.is_floating_point() and t.dtype is not torch.float32 for t in _tensors(net)):
-        net = copy.deepcopy(net).float()  # graphs are in terms of float32
+    if not all(map(_is_plain, _tensors(net))):
+        with torch.inference_mode(mode=False):
+            net = copy.deepcopy(net).float()
     training = [module for module in net.modules() if module.training]
     for module in training:
         module.training = False

@@ -220,6 +220,14 @@ def test_a_network_of_another_type_is_lowered_in_float32(dtype):
     assert net[0].weight.dtype is dtype
 
 
+def test_a_network_of_inference_mode():
+    with torch.inference_mode():
+        net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.SiLU(), nn.Conv2d(2, 1, 1))
+    found, expected, kinds = computed(net, (1, 8, 8))
+    assert error(found, expected) <= 1e-6
+    assert kinds == ["conv", "silu", "conv"]
+
+
 def test_a_changed_network_is_lowered_again():
     net = nn.Sequential(
         nn.Conv2d(1, 2, 1, bias=False), nn.BatchNorm2d(2), nn.Conv2d(2, 1, 1)
@@ -230,6 +238,9 @@ def test_a_changed_network_is_lowered_again():
         net[1].weight.mul_(3)
     second = lower(net, (1, 4, 4))
     assert torch.allclose(second.ops[0].spec.weight, 3 * first.ops[0].spec.weight)
+    for _ in range(3):  # a new parameter may have the address of one that is gone
+        net[2].weight = nn.Parameter(torch.rand(1, 2, 1, 1))
+        assert torch.equal(lower(net, (1, 4, 4)).ops[1].spec.weight, net[2].weight)
 
 
 def test_what_depends_on_nothing_but_parameters_is_computed_once():
