@@ -178,7 +178,7 @@ class CpuEngine(StaticEngine):
             with self._lock:
                 plan = self._load(program.input(chains.x, first))
                 for start, end, level in rows.of_one_level(first, stop):
-                    each = None if level is None else torch.full((self.batch_size,), level)
+                    each = None if level is None else rows.each(level, self.batch_size)
                     plan.set_conditions(*self._conditions(each, chains.labels))
                     self._sample(plan, chains, rows, start, end)
 
@@ -286,8 +286,13 @@ class _Rows:
         self.coefficients = torch.from_numpy(numbers).contiguous()
         self.steps = torch.from_numpy(steps).contiguous()
         self.levels = None if levels is None else levels.tolist()
+        self._dtype = None if levels is None else levels.dtype
 
-    def of_one_level(self, first: int, stop: int) -> list[tuple[int, int, int | None]]:
+    def each(self, level: float, batch: int) -> Tensor:
+        """Returns the condition of a row for every image, (batch,)."""
+        return torch.full((batch,), level, dtype=self._dtype)
+
+    def of_one_level(self, first: int, stop: int) -> list[tuple[int, int, float | None]]:
         """Returns (start, end, trained level) of each run of rows with the same level."""
         if self.levels is None:
             return [(first, stop, None)]

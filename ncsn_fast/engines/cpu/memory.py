@@ -78,7 +78,7 @@ class PlanMemory:
 
     def vector(self, vector: Vector, *, less: int = 0) -> Tensor:
         """Returns the memory (batch, C) of numbers that `set_conditions` computes, minus `less`."""
-        rows = torch.zeros(self.batch, vector.channels)
+        rows = torch.zeros(self.batch, vector.channels, dtype=torch.float32)
         return self._vectors.setdefault((vector, less), rows)
 
     def own(self, tensor: Tensor) -> Tensor:
@@ -88,9 +88,9 @@ class PlanMemory:
 
     def level_rows(self, table: Tensor, channels: int) -> list[Tensor]:
         """Returns memory for alpha, gamma and beta (batch, C) of each image's level."""
-        rows = [self.own(torch.zeros(self.batch, channels)) for _ in range(3)]
-        self._by_level = True
         shape = (self.batch, channels)
+        rows = [self.own(torch.zeros(shape, dtype=torch.float32)) for _ in range(3)]
+        self._by_level = True
         self.steps.level_parameters(
             array("table", table, (len(table), 3 * channels), torch.float32), len(table), *shape,
             *(array("parameters of a norm", row, shape, torch.float32) for row in rows),

@@ -42,7 +42,7 @@ class CpuPlan(PlanMemory):
         super().__init__(graph, batch, dtype, weights)
         self.winograd = winograd
         self.input, self.output = self.tensor(graph.input), self.tensor(graph.output)
-        self._input = self.own(torch.empty(self.input.shape))  # float32, before rounding
+        self._input = self.own(torch.empty(self.input.shape, dtype=torch.float32))  # unrounded
         self._spans: list[int] = []  # steps of each operation
         self.costs = [self._add(op) for op in graph.ops]
 

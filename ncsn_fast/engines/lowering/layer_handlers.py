@@ -158,11 +158,12 @@ def _instance_norm(low: Lowering, node: fx.Node, a: SimpleNamespace) -> Value:
         raise Declined
     c = x.map.channels
     gamma, beta = low.tensor(a.weight), low.tensor(a.bias)
-    gamma = torch.ones(c) if gamma is None else gamma
-    beta = torch.zeros(c) if beta is None else beta
+    zeros = torch.zeros(c, dtype=torch.float32)
+    gamma = torch.ones_like(zeros) if gamma is None else gamma
+    beta = zeros if beta is None else beta
     return _normalised(
         low, node, x, "norm",
-        NormSpec((torch.zeros(c), gamma, beta), False, False, eps=a.eps, plus=False),
+        NormSpec((zeros, gamma, beta), False, False, eps=a.eps, plus=False),
     )  # fmt: skip
 
 

@@ -129,7 +129,9 @@ def _lower(
         module.training = False
     try:
         device = next(_tensors(net), torch.empty(0)).device
-        inputs: list[Tensor | None] = [torch.zeros(batch, *shape, device=device)]
+        inputs: list[Tensor | None] = [
+            torch.zeros(batch, *shape, dtype=torch.float32, device=device)
+        ]
         for dtype in conditions:
             row = None if dtype is None else torch.zeros(batch, dtype=dtype, device=device)
             inputs.append(row)

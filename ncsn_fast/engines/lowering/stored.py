@@ -180,6 +180,6 @@ def _read(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if "tensor" in value:
         return tensors[value["tensor"]].detach()
     if "fill" in value:
-        return torch.full((value["size"],), value["fill"])
+        return torch.full((value["size"],), value["fill"], dtype=torch.float32)
     fields = {k: _read(v, tensors) for k, v in value.items() if k != "spec"}
     return _SPECS[value["spec"]](**fields)
