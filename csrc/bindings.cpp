@@ -249,6 +249,25 @@ PYBIND11_MODULE(_C, m) {
                 "out_bfloat16, elu, eps, isa); isa -1 is the best level.");
     bind_kernel(m, plan, "add_elu", &add_elu_step,
                 "(a, b, sum, y, count, bfloat16, isa); b, sum or y (0, 0) where there is none.");
+    bind_kernel(m, plan, "add_activation", &add_activation_step,
+                "(a, b, sum, y, count, bfloat16, activation, a_weight, b_weight, isa); b, sum or y (0, 0) where "
+                "there is none.");
+    bind_kernel(m, plan, "group_norm", &group_norm_step,
+                "(x, y, gamma, beta, add, scale, shift, batch, channels, plane, groups, channels_last, "
+                "in_bfloat16, out_bfloat16, activation, eps, isa); gamma and beta (channels,), the next three "
+                "(batch, channels), each (0, 0) where there is none.");
+    bind_kernel(m, plan, "scale_shift", &scale_shift_step,
+                "(x, y, scale, shift, batch, channels, plane, channels_last, in_bfloat16, out_bfloat16, "
+                "activation, isa); scale and shift (batch, channels), each (0, 0) where there is none.");
+    bind_kernel(m, plan, "copy_channels", &copy_channels_step,
+                "(x, y, pixels, channels, x_channels, x_first, y_channels, y_first, in_bfloat16, out_bfloat16, "
+                "isa)");
+    bind_kernel(m, plan, "upsample_nearest", &upsample_nearest_step,
+                "(x, y, (batch, height, width, channels), rows, columns, bfloat16, isa)");
+    bind_kernel(m, plan, "attention", &attention_step,
+                "(q, k, v, out, (batch, heads, queries, keys, width, value_width), q layout, k layout, v "
+                "layout, out layout, scale, bfloat16, isa); a layout is the elements between two tokens, and "
+                "between two heads.");
     bind_kernel(m, plan, "max_pool5", &pool5_step<PoolKind::kMax>,
                 "(x, y, (batch, height, width, channels), bfloat16, isa)");
     bind_kernel(m, plan, "avg_pool5", &pool5_step<PoolKind::kAverage>,

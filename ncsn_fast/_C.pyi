@@ -38,6 +38,31 @@ def sampler_update(
 def add_elu(
     a: Array, b: Array, sum: Array, y: Array, count: int, bfloat16: bool, isa: int, /
 ) -> None: ...
+def add_activation(
+    a: Array, b: Array, sum: Array, y: Array, count: int, bfloat16: bool, activation: int,
+    a_weight: float, b_weight: float, isa: int, /,
+) -> None: ...  # fmt: skip
+def group_norm(
+    x: Array, y: Array, gamma: Array, beta: Array, add: Array, scale: Array, shift: Array,
+    batch: int, channels: int, plane: int, groups: int, channels_last: bool, in_bfloat16: bool,
+    out_bfloat16: bool, activation: int, eps: float, isa: int, /,
+) -> None: ...  # fmt: skip
+def scale_shift(
+    x: Array, y: Array, scale: Array, shift: Array, batch: int, channels: int, plane: int,
+    channels_last: bool, in_bfloat16: bool, out_bfloat16: bool, activation: int, isa: int, /,
+) -> None: ...  # fmt: skip
+def copy_channels(
+    x: Array, y: Array, pixels: int, channels: int, x_channels: int, x_first: int, y_channels: int,
+    y_first: int, in_bfloat16: bool, out_bfloat16: bool, isa: int, /,
+) -> None: ...  # fmt: skip
+def upsample_nearest(
+    x: Array, y: Array, nhwc: Sequence[int], rows: int, columns: int, bfloat16: bool, isa: int, /
+) -> None: ...
+def attention(
+    q: Array, k: Array, v: Array, out: Array, sizes: Sequence[int], q_layout: Sequence[int],
+    k_layout: Sequence[int], v_layout: Sequence[int], out_layout: Sequence[int], scale: float,
+    bfloat16: bool, isa: int, /,
+) -> None: ...  # fmt: skip
 def max_pool5(x: Array, y: Array, nhwc: Sequence[int], bfloat16: bool, isa: int, /) -> None: ...
 def avg_pool5(x: Array, y: Array, nhwc: Sequence[int], bfloat16: bool, isa: int, /) -> None: ...
 def mean_pool2(
@@ -69,6 +94,14 @@ def instance_norm_plus_cuda(
     x: Typed, y: Typed, sizes: Sequence[int], parameters: Sequence[Typed], bias: Array, elu: bool,
     eps: float, partials: Array, single: bool, stream: int, /,
 ) -> None: ...  # fmt: skip
+def emulated_group_norm(
+    x: Typed, y: Typed, sizes: Sequence[int], groups: int, parameters: Sequence[Array],
+    activation: int, eps: float, partials: Array, coefficients: Array, backward: bool, /,
+) -> None: ...  # fmt: skip
+def group_norm_cuda(
+    x: Typed, y: Typed, sizes: Sequence[int], groups: int, parameters: Sequence[Array],
+    activation: int, eps: float, partials: Array, coefficients: Array, stream: int, /,
+) -> None: ...  # fmt: skip
 def sampler_update_rows(
     x: Array, h: Array, sizes: Sequence[int], f: Strided, rows: Table, seeds: Array, samples: Array,
     noise_weights: Array, mask: Array, known: Array, net_input: Strided, scale: float, shift: float,
@@ -92,6 +125,12 @@ class Plan:
     def convolution(self, *arguments: Any) -> None: ...
     def instance_norm_plus(self, *arguments: Any) -> None: ...
     def add_elu(self, *arguments: Any) -> None: ...
+    def add_activation(self, *arguments: Any) -> None: ...
+    def group_norm(self, *arguments: Any) -> None: ...
+    def scale_shift(self, *arguments: Any) -> None: ...
+    def copy_channels(self, *arguments: Any) -> None: ...
+    def upsample_nearest(self, *arguments: Any) -> None: ...
+    def attention(self, *arguments: Any) -> None: ...
     def max_pool5(self, *arguments: Any) -> None: ...
     def avg_pool5(self, *arguments: Any) -> None: ...
     def mean_pool2(self, *arguments: Any) -> None: ...

@@ -73,15 +73,27 @@ static inline void store_lanes(Bfloat16* p, Lanes<float, n> v) {
     store_bits(p, __builtin_convertvector(kept >> 16, Lanes<uint16_t, n>));
 }
 
-// f of each lane; loops over all lanes become vector instructions, and `lane` stays in a register.
+// f of each lane; loops over all lanes become vector instructions, and `lane` stays in a register. All of
+// f must be inlined for that: its call has the attribute, too.
 template <int n, class F>
-static inline Lanes<float, n> each_lane(Lanes<float, n> v, F f) {
+static inline __attribute__((always_inline)) Lanes<float, n> each_lane(Lanes<float, n> v, F f) {
     float lane[n];
     memcpy(lane, &v, sizeof v);
 #pragma omp simd
     for (int i = 0; i < n; ++i) lane[i] = f(lane[i]);
     memcpy(&v, lane, sizeof v);
     return v;
+}
+
+constexpr int kSumLanes = 32;  // lanes of a sum whose order is fixed, at every instruction-set level
+
+// A sum in kSumLanes lanes of T, added up in a fixed tree.
+template <class T>
+static inline T total(T (&lane)[kSumLanes]) {
+    for (int half = kSumLanes / 2; half > 0; half /= 2) {
+        for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
+    }
+    return lane[0];
 }
 
 static inline int64_t pieces(int64_t size, int64_t piece) { return (size + piece - 1) / piece; }

@@ -116,6 +116,12 @@ def norm_rows() -> list[Any]:
     return [(Memory(COUNT), 0), (Memory(COUNT, BF16), 1), (N, C, Size(H * W)), PARAMETERS]
 
 
+def group_norm_rows() -> list[Any]:
+    rows = [optional(C), optional(C), *(optional(N * C) for _ in range(3))]
+    maps = [(Memory(COUNT), 0), (Memory(COUNT, BF16), 1), (N, C, Size(H * W)), 3, rows]
+    return [*maps, 3, 1e-5, Memory(N * 2 * C), Memory(N * 3 * C), False]
+
+
 def update_rows() -> list[Any]:
     rows = (Memory(5 * 12), Memory(5 * 2, I64), Memory(1, I32), Size(5))
     return [
@@ -142,6 +148,45 @@ def norm(per_sample: bool) -> list[Any]:
 
 def add_elu() -> list[Any]:
     return [Memory(COUNT), *(optional(COUNT) for _ in range(3)), Size(COUNT), False]
+
+
+def add_activation() -> list[Any]:
+    return [*add_elu(), 3, 1.0, 0.5]
+
+
+def group_norm(layout: bool) -> list[Any]:
+    rows = [optional(C), optional(C), *(optional(N * C) for _ in range(3))]
+    sizes = [N, C, Size(H * W), 3, layout, False, True, 3, 1e-5]
+    return [Memory(COUNT), Memory(COUNT, BF16), *rows, *sizes]
+
+
+def scale_shift() -> list[Any]:
+    rows = [optional(N * C), optional(N * C)]
+    return [Memory(COUNT), Memory(COUNT, BF16), *rows, N, C, Size(H * W), True, False, True, 3]
+
+
+def copy_channels() -> list[Any]:
+    pixels = N * H * W
+    maps = [Memory(pixels * 5), Memory(pixels * 4, BF16)]
+    return [*maps, Size(pixels), C, Size(5), Size(2), Size(4), Size(1), False, True]
+
+
+def upsample_nearest() -> list[Any]:
+    return [Memory(COUNT), Memory(COUNT * 6), NHWC_SIZES, Size(2), Size(3), False]
+
+
+def attention(dtype: torch.dtype) -> list[Any]:
+    """Two heads of 3 and 4 elements; each row has an element more than it needs."""
+    sizes = (N, Size(2), Size(5), Size(6), C, Size(4))
+    rows = [
+        (9, 4, 10, 3),
+        (8, 3, 12, 3),
+        (12, 5, 12, 4),
+        (11, 5, 10, 4),
+    ]  # row, head, tokens, width
+    memory = [Memory((tokens - 1) * row + head + width, dtype) for row, head, tokens, width in rows]
+    layouts = [(Size(row), Size(head)) for row, head, _, _ in rows]
+    return [*memory, sizes, *layouts, 0.5, dtype is BF16]
 
 
 def pool5(dtype: torch.dtype) -> list[Any]:
@@ -209,6 +254,12 @@ def sample() -> list[Any]:
 STEPS = {
     "instance_norm_plus": [lambda: norm(True), lambda: norm(False)],
     "add_elu": [add_elu],
+    "add_activation": [add_activation],
+    "group_norm": [lambda: group_norm(True), lambda: group_norm(False)],
+    "scale_shift": [scale_shift],
+    "copy_channels": [copy_channels],
+    "upsample_nearest": [upsample_nearest],
+    "attention": [lambda: attention(F32), lambda: attention(BF16)],
     "max_pool5": [lambda: pool5(F32)],
     "avg_pool5": [lambda: pool5(BF16)],
     "mean_pool2": [mean_pool2],
@@ -238,6 +289,7 @@ ENTRIES: dict[str, tuple[Callable[..., object], list[Callable[[], list[Any]]]]] 
             lambda: [*norm_rows(), optional(C), True, 1e-5, NONE, True, False],
         ],
     ),
+    "emulated_group_norm": (_C.emulated_group_norm, [group_norm_rows]),
     "sampler_update_rows": (_C.sampler_update_rows, [lambda: [*update_rows(), -1]]),
     "emulated_sampler_update": (_C.emulated_sampler_update, [lambda: [*update_rows(), False]]),
     "winograd_sizes": (_C.winograd_sizes, [lambda: [Size(3), Size(5)]]),
@@ -402,6 +454,14 @@ def test_what_a_kernel_would_not_compute_is_refused():
     for arrays in ((a, NONE, NONE, NONE), (a, NONE, a, a), (a, a, NONE, NONE)):
         with pytest.raises(ValueError, match="is written"):
             _C.add_elu(*arrays, 8, False, -1)
+    for code in (-1, 8, 2**40):
+        arguments = written([*group_norm(True)[:-2], code, 1e-5, -1])
+        with pytest.raises(ValueError, match=r"activation must be in \[0, 8\); got"):
+            _C.group_norm(*arguments)
+    for groups in (0, -1, 2, 2**40):
+        arguments = written([*group_norm(True)[:10], groups, *group_norm(True)[11:], -1])
+        with pytest.raises(ValueError, match="groups must divide the channels"):
+            _C.group_norm(*arguments)
     with pytest.raises(ValueError, match="levels must be those of 2 images; got 3"):
         set_levels(Memory(3, I64).array, 3)
     with pytest.raises(ValueError, match=r"at most 2\*\*34 elements"):
