@@ -74,11 +74,26 @@ void update(const Array& x, const Array& f, const Array& h, int64_t batch, int64
 void add_convolution(Plan& plan, const std::string& name, const py::capsule& destination,
                      const py::capsule& x, const py::capsule& weight, const std::optional<py::capsule>& bias,
                      const std::array<int64_t, 2>& padding, const std::array<int64_t, 2>& stride,
-                     const std::array<int64_t, 2>& dilation, const Array& memory, int64_t zero) {
+                     const std::array<int64_t, 2>& dilation, int64_t groups, const Array& memory,
+                     int64_t zero) {
     checked_count({{"zero", zero}});
     plan.add(Convolution{name, destination.get_pointer(), x.get_pointer(), weight.get_pointer(),
-                         bias ? bias->get_pointer() : nullptr, padding, stride, dilation,
+                         bias ? bias->get_pointer() : nullptr, padding, stride, dilation, groups,
                          required<uint8_t>("memory", memory, zero), zero});
+}
+
+// A step that calls Python, for what has no kernel here. The plan takes a reference, which may be
+// dropped by a thread that does not hold the GIL.
+void add_callback(Plan& plan, py::function function) {
+    const auto release = [](py::function* held) {
+        const py::gil_scoped_acquire acquire;
+        delete held;
+    };
+    const std::shared_ptr<py::function> held(new py::function(std::move(function)), release);
+    plan.add([held](int) {
+        const py::gil_scoped_acquire acquire;
+        (*held)();
+    });
 }
 
 // Rows of a level: coefficients (rows, 11) float64 are the numbers of a Row; steps (rows, 2) int64 are
@@ -115,7 +130,7 @@ void bind_plan(py::class_<Plan>& plan) {
              }),
              "(convolution_add, release): addresses of libtorch's functions.");
     plan.def("convolution", &add_convolution,
-             "(name, destination, x, weight, bias, padding, stride, dilation, memory, zero): tensors are "
+             "(name, destination, x, weight, bias, padding, stride, dilation, groups, memory, zero): tensors are "
              "capsules whose references the plan takes, bias may be None; `zero` bytes of `memory` are "
              "cleared first.");
     plan.def(
@@ -137,6 +152,7 @@ void bind_plan(py::class_<Plan>& plan) {
             self.set_levels(required<const int64_t>("levels", levels, batch), batch);
         },
         "(levels, batch): reads the parameters of every norm for each sample's level.");
+    plan.def("callback", &add_callback, "(function): a step that calls a function without arguments.");
     plan.def("run", &Plan::run, NoGil(), "(isa): runs every step once.");
     plan.def(
         "profile",

@@ -5,33 +5,39 @@ import itertools
 import engine_cases
 import pytest
 
-from ncsn_fast.engines.lowering.fusion import PIXEL, fuse
-from ncsn_fast.engines.lowering.graph import ConvolutionSpec, NormSpec, PointwiseSpec, lower
+from ncsn_fast.engines.lowering.fusion import PIXEL, check_fusable, fuse
+from ncsn_fast.engines.lowering.graph import (
+    ConvolutionSpec,
+    NormSpec,
+    PointwiseSpec,
+    UnsupportedNetwork,
+)
 from ncsn_fast.engines.lowering.memory_plan import plan_memory
+from ncsn_fast.engines.static_engine import lowered
 from ncsn_fast.models.refinenet import ARCHITECTURES
 
 
 def graphs(arch, **fields):
-    lowered = lower(engine_cases.model(arch, **fields).net, 16, 32)
-    return lowered, fuse(lowered)
+    graph = lowered(engine_cases.model(arch, **fields), (16, 32))
+    return graph, fuse(graph)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_convolutions_only_write(arch):
-    lowered, fused = graphs(arch)
+    graph, fused = graphs(arch)
     for op in fused.ops:
         if isinstance(op.spec, ConvolutionSpec):
             assert op.spec.bias is None
             assert len(op.inputs) == 1
             assert not op.overwrites
-    assert fused.flop == lowered.flop
+    assert fused.flop == graph.flop
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_every_bias_is_added_once(arch):
     """Biases may be added together; MSF's go to what reads the sum, both ends of a resize too."""
-    lowered, fused = graphs(arch)
-    expected = [op.spec.bias for op in lowered.ops if isinstance(op.spec, ConvolutionSpec)]
+    graph, fused = graphs(arch)
+    expected = [op.spec.bias for op in graph.ops if isinstance(op.spec, ConvolutionSpec)]
     found = [
         b
         for op in fused.ops
@@ -43,10 +49,10 @@ def test_every_bias_is_added_once(arch):
 
 def test_there_is_one_pass_between_two_convolutions():
     """But for a sum that a norm reads, what two blocks read, and pools, which take whole maps."""
-    lowered, fused = graphs("ncsnv2")
+    graph, fused = graphs("ncsnv2")
     convolutions = sum(isinstance(op.spec, ConvolutionSpec) for op in fused.ops)
     passes = len(fused.ops) - convolutions
-    assert convolutions == sum(isinstance(op.spec, ConvolutionSpec) for op in lowered.ops) == 75
+    assert convolutions == sum(isinstance(op.spec, ConvolutionSpec) for op in graph.ops) == 75
     assert passes == 87  # 17 norms, 8 pools, a mean and a resize; 60 sums and activations
     assert sum(op.kind == "pointwise" for op in fused.ops) == 60
 
@@ -84,3 +90,22 @@ def test_what_is_overwritten_is_not_read_again(arch):
         dead |= set(taken)
     assert graph.input not in dead
     assert graph.output not in dead
+
+
+@pytest.mark.parametrize(
+    ("fields", "part"),
+    [
+        ({"act": "swish"}, r"the operation silu \(\S+\)"),
+        ({"norm": "BatchNorm"}, r"the operation affine \(res1\.0\.normalize1\)"),
+        ({"norm": "VarianceNorm"}, r"the operation torch \(res1\.0\.normalize1\.\S+\)"),
+    ],
+)
+def test_what_the_gpu_does_not_run_is_named(fields, part):
+    graph = lowered(engine_cases.model("ncsnv2", **fields), (16, 32))
+    with pytest.raises(UnsupportedNetwork, match=part):
+        check_fusable(graph)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_the_published_networks_are_run_by_the_gpu(arch):
+    check_fusable(lowered(engine_cases.model(arch), (16, 32)))
