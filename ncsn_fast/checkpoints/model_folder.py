@@ -18,7 +18,7 @@ from ncsn_fast.checkpoints.torch_file import CheckpointError, key_differences
 from ncsn_fast.data.files import atomic_write_all
 from ncsn_fast.data.json_file import JSONError, parse_json, read_json
 from ncsn_fast.diffusion.schedule import check_ladder
-from ncsn_fast.models.adapter import Adapter, WrappedConfig
+from ncsn_fast.models.adapter import Adapter, WrappedConfig, identity_of
 from ncsn_fast.models.score import ModelConfig, ScoreModel
 from ncsn_fast.models.wrap import check_runs
 
@@ -148,7 +148,7 @@ def _wrapped(
 ) -> ScoreModel:
     """Puts the weights of a wrapped model into the network that the caller brings."""
     try:
-        config = WrappedConfig.from_dict(values)
+        config = WrappedConfig.from_dict(values, "" if net is None else identity_of(net))
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise CheckpointError(f"cannot use {described}: {error}") from error
     if net is None:

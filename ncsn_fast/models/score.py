@@ -327,7 +327,7 @@ class ScoreModel(nn.Module):
         """
         total = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
         if isinstance(self.config, WrappedConfig):
-            total.update(self.config.token.encode())
+            total.update(self.config.identity.encode())
         for key, value in sorted(self.state_dict().items()):
             total.update(key.encode())
             total.update(value.detach().cpu().contiguous().numpy().tobytes())

@@ -19,7 +19,7 @@ from ncsn_fast.diffusion.parameterisation import (
     Sees,
     standard,
 )
-from ncsn_fast.models.adapter import Adapter, WrappedConfig, forward_parameters
+from ncsn_fast.models.adapter import Adapter, WrappedConfig, forward_parameters, identity_of
 from ncsn_fast.models.score import ScoreModel
 
 _EDM_ENDS = (0.002, 80.0)  # Karras et al. 2022, table 1, for data of standard deviation 0.5
@@ -124,6 +124,7 @@ def wrap(
         n_steps_each=n_steps_each,
         n_classes=n_classes,
         bounded=data_range is not None,
+        identity=identity_of(net),
     )
     adapter = Adapter(net, shape, conditioned=conditioned, labelled=n_classes > 0)
     model = ScoreModel(config, torch.from_numpy(ladder), adapter).eval()

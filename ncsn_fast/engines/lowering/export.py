@@ -1,0 +1,231 @@
+"""A network as the graph of ATen operations that torch.export finds, and parts of it as programs.
+
+Every node has one of four kinds, by what its value depends on: nothing but parameters ("constant"),
+the number of images ("batch"), the network's conditions ("condition"), or its maps ("map").
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx, nn
+
+from ncsn_fast.engines.lowering.graph import UnsupportedNetwork
+
+PROBE = 2  # images in the tensors that stand for all batch sizes
+Dependence = Literal["constant", "batch", "condition", "map"]
+_ORDER: tuple[Dependence, ...] = ("constant", "batch", "condition", "map")
+_SIZE = torch.ops.aten.sym_size.int
+
+
+class Exported:
+    """The exported graph of a network.
+
+    Args:
+        net: a module in evaluation mode.
+        inputs: the image input (N, ...), then conditions (N, ...); their values do not matter.
+
+    Attributes:
+        nodes: what the output depends on, in order.
+        output: the node of the network's output.
+        batch: the batch size, if the network allows one only; else None.
+        images: the number of images that stands for N where a number is needed.
+
+    Raises:
+        UnsupportedNetwork: torch cannot export the network.
+    """
+
+    def __init__(self, net: nn.Module, inputs: Sequence[Tensor]) -> None:
+        program = _export(net, tuple(inputs))
+        signature = program.graph_signature
+        tensors = {**program.constants, **program.state_dict}
+        names = {
+            **signature.inputs_to_parameters,
+            **signature.inputs_to_buffers,
+            **signature.inputs_to_lifted_tensor_constants,
+        }
+        self._names = {node: str(name) for node, name in names.items()}
+        self._tensors: dict[str, Tensor] = {}
+        for node, name in self._names.items():
+            tensor = tensors[name]
+            if not isinstance(tensor, Tensor):
+                raise UnsupportedNetwork(f"constants of type {type(tensor).__name__}")
+            self._tensors[node] = tensor.detach()
+        found = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+        self.inputs = [found[name] for name in signature.user_inputs if isinstance(name, str)]
+        (outputs,) = next(n for n in program.graph.nodes if n.op == "output").args
+        if len(outputs) != 1 or not isinstance(outputs[0], fx.Node):
+            raise UnsupportedNetwork(f"{len(outputs)} outputs; one tensor is expected")
+        self.output: fx.Node = outputs[0]
+        size = self.inputs[0].meta["val"].shape[0]
+        self.batch = size if isinstance(size, int) else None
+        self.images = PROBE if self.batch is None else self.batch
+        self._size = size
+        self.nodes = _needed(program.graph, self.output)
+        self._kinds: dict[fx.Node, Dependence] = {}
+        for node in self.nodes:
+            self._kinds[node] = self._classify(node)
+        self._folded: dict[fx.Node, Any] = {}
+        self.kept: set[str] = set()  # parameters that are read by more than convolutions and norms
+
+    def depends(self, node: fx.Node) -> Dependence:
+        return self._kinds[node]
+
+    def shape(self, node: fx.Node) -> tuple[int, ...] | None:
+        """Returns the shape of one image's part of a value; None if it is not (N, ...)."""
+        value = node.meta.get("val")
+        if not isinstance(value, Tensor) or not value.ndim or not self._is_batch(value.shape[0]):
+            return None
+        rest = tuple(value.shape[1:])
+        return rest if all(isinstance(n, int) for n in rest) else None
+
+    def parameter(self, node: fx.Node) -> str | None:
+        """Returns the name of the parameter or buffer that a node is."""
+        return self._names.get(node.name) if node.op == "placeholder" else None
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Names of parameters and buffers, by the ids of the tensors that `constant` returns."""
+        return {id(tensor): self._names[node] for node, tensor in self._tensors.items()}
+
+    def keep(self, node: fx.Node) -> None:
+        """Notes that a parameter is read by more than convolutions and norms."""
+        if (name := self.parameter(node)) is not None:
+            self.kept.add(name)
+
+    def constant(self, node: fx.Node) -> Any:
+        """Returns the value of a constant node; a tensor, mostly."""
+        if node.name in self._tensors:
+            return self._tensors[node.name]
+        if node not in self._folded:
+            for each in node.all_input_nodes:
+                self.keep(each)
+            args, kwargs = fx.map_arg((node.args, node.kwargs), self.constant)
+            assert callable(node.target)
+            with torch.inference_mode(mode=False), torch.no_grad():
+                self._folded[node] = node.target(*args, **kwargs)
+        return self._folded[node]
+
+    def number(self, node: fx.Node) -> Any:
+        """Returns the value of a node of kind "batch" that is a number, for `images` images."""
+        if node.target is _SIZE:
+            return self.images
+        args, kwargs = fx.map_arg((node.args, node.kwargs), self.number)
+        assert callable(node.target)
+        return node.target(*args, **kwargs)
+
+    def path(self, node: fx.Node) -> str:
+        """Returns the path of the module whose forward computes a node; "" for the network."""
+        stack = node.meta.get("nn_module_stack") or {}
+        path = str(next(reversed(stack.values()))[0]) if stack else ""
+        return path if path.isascii() and not path.startswith("_empty") else ""
+
+    def _is_batch(self, size: Any) -> bool:
+        return size == self.batch if self.batch is not None else str(size) == str(self._size)
+
+    def _classify(self, node: fx.Node) -> Dependence:
+        if node.op == "placeholder":
+            if node in self.inputs:
+                return "condition" if self.inputs.index(node) else "map"
+            return "constant"
+        if node.op != "call_function":
+            raise UnsupportedNetwork(f"control flow in {self.path(node) or 'its forward'}")
+        if node.target is _SIZE and node.args[1] == 0:
+            return "batch"
+        kinds = (self._kinds[n] for n in node.all_input_nodes)
+        return max(kinds, key=_ORDER.index, default="constant")
+
+
+class Program:
+    """Nodes of an exported network as a torch.fx graph module, called (N, *inputs, *parameters).
+
+    Attributes:
+        module: returns the tuple of outputs.
+        inputs: nodes whose values the caller supplies.
+        parameters: names of tensors that the caller supplies, in order; `tensors` holds them.
+    """
+
+    def __init__(self, exported: Exported, inputs: Iterable[fx.Node]) -> None:
+        self.exported = exported
+        self.graph = fx.Graph()
+        self.batch = self.graph.placeholder("batch")
+        self.inputs = list(inputs)
+        self._copies = {node: self.graph.placeholder(node.name) for node in self.inputs}
+        self.tensors: dict[str, Tensor] = {}
+        self._last = self.graph._root.prev
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        return tuple(self.tensors)
+
+    def copy(self, node: fx.Node) -> fx.Node:
+        """Adds a node and what it depends on; returns the copy."""
+        if node not in self._copies:
+            self._copies[node] = self._copy(node)
+        return self._copies[node]
+
+    def finish(self, outputs: Sequence[fx.Node]) -> fx.GraphModule:
+        self.graph.output(tuple(outputs))
+        self.graph.lint()
+        return fx.GraphModule({}, self.graph)
+
+    def _copy(self, node: fx.Node) -> fx.Node:
+        exported = self.exported
+        if node.target is _SIZE and exported.depends(node) == "batch":
+            return self.batch
+        if exported.depends(node) == "constant" and isinstance(
+            value := exported.constant(node), Tensor
+        ):
+            name = exported.parameter(node) or f"folded {node.name}"
+            exported.keep(node)
+            self.tensors[name] = value
+            with self.graph.inserting_after(self._last):
+                self._last = self.graph.placeholder(f"parameter_{len(self.tensors)}")
+            return self._last
+        for needed in node.all_input_nodes:
+            self.copy(needed)
+        return self.graph.node_copy(node, self.copy)
+
+
+def _export(net: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
+    sizes = tuple({0: torch.export.Dim.AUTO} if len(x) == PROBE else None for x in inputs)
+    with torch.inference_mode(mode=False), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.export.export(net, inputs, dynamic_shapes=sizes, strict=False)
+            if any(_mutates(node) for node in program.graph.nodes):
+                program = program.run_decompositions({})
+        except Exception as error:
+            reason = next((line for line in str(error).splitlines() if line.strip()), "")
+            raise UnsupportedNetwork(
+                f"a forward that torch.export does not take ({type(error).__name__}: "
+                f"{reason.strip()[:200]})"
+            ) from error
+    return program
+
+
+def _mutates(node: fx.Node) -> bool:
+    """Whether a node writes into its argument, or holds a graph of its own."""
+    if node.op == "get_attr":
+        return True
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)
+
+
+def _needed(graph: fx.Graph, output: fx.Node) -> list[fx.Node]:
+    """Returns the nodes that the output depends on, in order; sizes are no values of a tensor."""
+    needed, pending = {output}, [output]
+    while pending:
+        for node in pending.pop().all_input_nodes:
+            if node not in needed:
+                needed.add(node)
+                pending.append(node)
+    return [node for node in graph.nodes if node in needed]
+
+
+def users(node: fx.Node, among: set[fx.Node]) -> list[fx.Node]:
+    """Returns the nodes of a set that read a node."""
+    return [user for user in node.users if user in among]
