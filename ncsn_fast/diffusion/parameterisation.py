@@ -294,13 +294,49 @@ def standard(
     Raises:
         ValueError: unknown names, or a choice that lacks what it needs.
     """
+    sees = "log_sigma/4" if sees is None and predicts == "edm" else sees
+    _check(predicts, sees, process, sigma_data, sigmas, data_range)
+    assert sees is not None
+    low, high = map(float, data_range)
+    functions = _Standard(predicts, process, sigma_data)
+    seen = None if sees == "nothing" else _Seen(sees, process, time_scale, tuple(sigmas))
+    spec = {
+        "predicts": predicts,
+        "sees": sees,
+        "process": None if process is None else _process_to_dict(process),
+        "time_scale": float(time_scale),
+        "sigma_data": float(sigma_data),
+        "sigmas": list(sigmas),
+        "data_range": [low, high],
+    }
+    return Parameterisation(
+        functions.c_skip,
+        functions.c_out,
+        functions.c_in,
+        seen,
+        functions.slope,
+        torch.int64 if sees == "level" else torch.float32,
+        data_scale=high - low,
+        data_shift=low,
+        largest=math.inf if process is None or sees == "nothing" else _last_level(process),
+        spec=spec,
+    )
+
+
+def _check(
+    predicts: str,
+    sees: str | None,
+    process: Process | None,
+    sigma_data: float,
+    sigmas: tuple[float, ...],
+    data_range: tuple[float, float],
+) -> None:
+    """Raises ValueError unless `standard` takes these arguments."""
     if predicts not in get_args(Predicts):
         raise ValueError(
             f"predicts must be one of {', '.join(get_args(Predicts))}, or a Parameterisation; got "
             f"{predicts!r}"
         )
-    if sees is None and predicts == "edm":
-        sees = "log_sigma/4"
     if sees is None or sees not in get_args(Sees):
         raise ValueError(f"sees must be one of {', '.join(get_args(Sees))}; got {sees!r}")
     if predicts == "v" and not isinstance(process, (VP, DiscreteVP)):
@@ -318,29 +354,6 @@ def standard(
         raise ValueError(f"data_range must be two numbers, the lower first; got {data_range}")
     if not 0 < sigma_data < math.inf:
         raise ValueError(f"sigma_data must be positive; got {sigma_data}")
-    functions = _Standard(predicts, process, sigma_data)
-    seen = None if sees == "nothing" else _Seen(sees, process, time_scale, tuple(sigmas))
-    spec = {
-        "predicts": predicts,
-        "sees": sees,
-        "process": None if process is None else _process_to_dict(process),
-        "time_scale": time_scale,
-        "sigma_data": sigma_data,
-        "sigmas": list(sigmas),
-        "data_range": [low, high],
-    }
-    return Parameterisation(
-        functions.c_skip,
-        functions.c_out,
-        functions.c_in,
-        seen,
-        functions.slope,
-        torch.int64 if sees == "level" else torch.float32,
-        data_scale=high - low,
-        data_shift=low,
-        largest=math.inf if process is None or sees == "nothing" else _last_level(process),
-        spec=spec,
-    )
 
 
 def from_spec(spec: Mapping[str, Any]) -> Parameterisation:

@@ -182,7 +182,8 @@ def identity_of(net: nn.Module) -> str:
             source = inspect.getsource(kind)
         except (OSError, TypeError):
             return uuid.uuid4().hex
-        simple = {k: v for k, v in vars(module).items() if _is_simple(v) and k != "training"}
+        simple = {k: v for k, v in vars(module).items() if _is_simple(v) and k[0] != "_"}
+        simple.pop("training", None)
         total.update(repr((name, kind.__module__, kind.__qualname__, source)).encode())
         total.update(repr(sorted(simple.items())).encode())
         if any(callable(v) or not _is_simple(v) for k, v in vars(module).items() if k[0] != "_"):
