@@ -136,7 +136,7 @@ class Adapter(nn.Module):
         self, x: Tensor, condition: Tensor | None = None, labels: Tensor | None = None
     ) -> Tensor:
         """Computes the network's output for states x (N, C, H, W), in their shape."""
-        arguments = [x if len(self.shape) == 3 else x.reshape(len(x), *self.shape)]
+        arguments = [x if len(self.shape) == 3 else x.reshape(x.shape[0], *self.shape)]
         if self.conditioned and condition is not None:
             arguments.append(condition)
         if self.labelled and labels is not None:

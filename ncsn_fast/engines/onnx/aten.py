@@ -320,6 +320,11 @@ def _transpose(t: _Translation, node: fx.Node, x: Value, a: int = 0, b: int = 1)
     return t.w.op("Transpose", x, perm=axes)
 
 
+@handles("mT", "adjoint", "matrix_H")
+def _transposed_matrix(t: _Translation, node: fx.Node, x: Value) -> Value:
+    return _transpose(t, node, x, -1, -2)
+
+
 @handles("expand", "expand_as")
 def _expand(t: _Translation, node: fx.Node, x: Value, *rest: Any) -> Value:
     shape = t.shape(node)
@@ -554,6 +559,13 @@ def _linear(
 @handles("matmul", "bmm", "mm")
 def _matmul(t: _Translation, node: fx.Node, a: Value, b: Value) -> Value:
     return t.w.op("MatMul", t.low(node, a), t.low(node, b))
+
+
+@handles("einsum")
+def _einsum(
+    t: _Translation, node: fx.Node, equation: str, operands: Sequence[Value], **options: Any
+) -> Value:
+    return t.w.op("Einsum", *(t.low(node, v) for v in operands), equation=equation.replace(" ", ""))
 
 
 @handles("addmm", "baddbmm")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ncsn_fast.engines.lowering.export import PROBE, Exported
+from ncsn_fast.engines.lowering.graph import UnsupportedNetwork
 from ncsn_fast.engines.onnx.aten import translate
 from ncsn_fast.engines.onnx.writer import Value, Writer
 from ncsn_fast.models.score import ScoreModel
@@ -47,6 +48,10 @@ def write(model: ScoreModel, dtype: torch.dtype, batch: int | None) -> Writer:
         inputs.append(torch.zeros(n, dtype=torch.int64))
         names["labels"] = torch.int64
     exported = Exported(scored, inputs)
+    if exported.batch is not None and batch is None:
+        raise UnsupportedNetwork(
+            "a forward that fixes the number of images, as len(x) does where x.shape[0] would not"
+        )
     w = Writer(scored, dtype)
     f = translate(exported, w, [Value(name, kind) for name, kind in names.items()])
     w.op("Cast", f, name="f", to=torch.float32)
