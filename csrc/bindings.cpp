@@ -74,11 +74,26 @@ void update(const Array& x, const Array& f, const Array& h, int64_t batch, int64
 void add_convolution(Plan& plan, const std::string& name, const py::capsule& destination,
                      const py::capsule& x, const py::capsule& weight, const std::optional<py::capsule>& bias,
                      const std::array<int64_t, 2>& padding, const std::array<int64_t, 2>& stride,
-                     const std::array<int64_t, 2>& dilation, const Array& memory, int64_t zero) {
+                     const std::array<int64_t, 2>& dilation, int64_t groups, const Array& memory,
+                     int64_t zero) {
     checked_count({{"zero", zero}});
     plan.add(Convolution{name, destination.get_pointer(), x.get_pointer(), weight.get_pointer(),
-                         bias ? bias->get_pointer() : nullptr, padding, stride, dilation,
+                         bias ? bias->get_pointer() : nullptr, padding, stride, dilation, groups,
                          required<uint8_t>("memory", memory, zero), zero});
+}
+
+// A step that calls Python, for what has no kernel here. The plan takes a reference, which may be
+// dropped by a thread that does not hold the GIL.
+void add_callback(Plan& plan, py::function function) {
+    const auto release = [](py::function* held) {
+        const py::gil_scoped_acquire acquire;
+        delete held;
+    };
+    const std::shared_ptr<py::function> held(new py::function(std::move(function)), release);
+    plan.add([held](int) {
+        const py::gil_scoped_acquire acquire;
+        (*held)();
+    });
 }
 
 // Rows of a level: coefficients (rows, 11) float64 are the numbers of a Row; steps (rows, 2) int64 are
@@ -115,7 +130,7 @@ void bind_plan(py::class_<Plan>& plan) {
              }),
              "(convolution_add, release): addresses of libtorch's functions.");
     plan.def("convolution", &add_convolution,
-             "(name, destination, x, weight, bias, padding, stride, dilation, memory, zero): tensors are "
+             "(name, destination, x, weight, bias, padding, stride, dilation, groups, memory, zero): tensors are "
              "capsules whose references the plan takes, bias may be None; `zero` bytes of `memory` are "
              "cleared first.");
     plan.def(
@@ -137,6 +152,7 @@ void bind_plan(py::class_<Plan>& plan) {
             self.set_levels(required<const int64_t>("levels", levels, batch), batch);
         },
         "(levels, batch): reads the parameters of every norm for each sample's level.");
+    plan.def("callback", &add_callback, "(function): a step that calls a function without arguments.");
     plan.def("run", &Plan::run, NoGil(), "(isa): runs every step once.");
     plan.def(
         "profile",
@@ -249,6 +265,25 @@ PYBIND11_MODULE(_C, m) {
                 "out_bfloat16, elu, eps, isa); isa -1 is the best level.");
     bind_kernel(m, plan, "add_elu", &add_elu_step,
                 "(a, b, sum, y, count, bfloat16, isa); b, sum or y (0, 0) where there is none.");
+    bind_kernel(m, plan, "add_activation", &add_activation_step,
+                "(a, b, sum, y, count, bfloat16, activation, a_weight, b_weight, isa); b, sum or y (0, 0) where "
+                "there is none.");
+    bind_kernel(m, plan, "group_norm", &group_norm_step,
+                "(x, y, gamma, beta, add, scale, shift, batch, channels, plane, groups, channels_last, "
+                "in_bfloat16, out_bfloat16, activation, eps, isa); gamma and beta (channels,), the next three "
+                "(batch, channels), each (0, 0) where there is none.");
+    bind_kernel(m, plan, "scale_shift", &scale_shift_step,
+                "(x, y, scale, shift, batch, channels, plane, channels_last, in_bfloat16, out_bfloat16, "
+                "activation, isa); scale and shift (batch, channels), each (0, 0) where there is none.");
+    bind_kernel(m, plan, "copy_channels", &copy_channels_step,
+                "(x, y, pixels, channels, x_channels, x_first, y_channels, y_first, in_bfloat16, out_bfloat16, "
+                "isa)");
+    bind_kernel(m, plan, "upsample_nearest", &upsample_nearest_step,
+                "(x, y, (batch, height, width, channels), rows, columns, bfloat16, isa)");
+    bind_kernel(m, plan, "attention", &attention_step,
+                "(q, k, v, out, (batch, heads, queries, keys, width, value_width), q layout, k layout, v "
+                "layout, out layout, scale, bfloat16, isa); a layout is the elements between two tokens, and "
+                "between two heads.");
     bind_kernel(m, plan, "max_pool5", &pool5_step<PoolKind::kMax>,
                 "(x, y, (batch, height, width, channels), bfloat16, isa)");
     bind_kernel(m, plan, "avg_pool5", &pool5_step<PoolKind::kAverage>,

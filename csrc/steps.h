@@ -53,21 +53,37 @@ inline Step norm_step(const Array& x, const Array& y, const Array& alpha, const 
     return [args](int isa) { instance_norm_plus_cpu(args, isa); };
 }
 
-inline Step add_elu_step(const Array& a, const Array& b, const Array& sum, const Array& y, int64_t count,
-                         bool bfloat16) {
+inline Activation activation(int64_t code) {
+    if (code >= 0 && code < kActivations) return static_cast<Activation>(code);
+    throw std::invalid_argument("activation must be in [0, " + std::to_string(kActivations) + "); got " +
+                                std::to_string(code) + ". ncsn_fast.ops.activations has their numbers.");
+}
+
+inline Step add_activation_step(const Array& a, const Array& b, const Array& sum, const Array& y,
+                                int64_t count, bool bfloat16, int64_t code, float a_weight,
+                                float b_weight) {
     checked_count({{"count", count}});
     const Dtype type = dtype(bfloat16);
-    const AddEluArgs args{count,
-                          required("a", a, count, type),
-                          optional("b", b, count, type),
-                          optional("sum", sum, count, type),
-                          optional("y", y, count, type),
-                          type};
+    const AddActivationArgs args{count,
+                                 required("a", a, count, type),
+                                 optional("b", b, count, type),
+                                 optional("sum", sum, count, type),
+                                 optional("y", y, count, type),
+                                 type,
+                                 activation(code),
+                                 a_weight,
+                                 b_weight};
     const bool adds = args.b != nullptr, keeps = args.sum != nullptr;
     if (count != 0 && (adds ? !keeps && args.y == nullptr : keeps || args.y == nullptr)) {
         throw std::invalid_argument("of a and b sum or y is written, of a alone y; neither was given so");
     }
-    return [args](int isa) { add_elu_cpu(args, isa); };
+    return [args](int isa) { add_activation_cpu(args, isa); };
+}
+
+inline Step add_elu_step(const Array& a, const Array& b, const Array& sum, const Array& y, int64_t count,
+                         bool bfloat16) {
+    const auto elu = static_cast<int64_t>(Activation::kElu);
+    return add_activation_step(a, b, sum, y, count, bfloat16, elu, 1.0f, 1.0f);
 }
 
 inline int64_t checked_map(const Map& nhwc) {
@@ -123,6 +139,138 @@ inline Step resize_add_step(const Array& x, const Array& a, const Array& y, cons
                           required("y", y, out, type),
                           type};
     return [args](int isa) { resize_add_cpu(args, isa); };
+}
+
+inline Step group_norm_step(const Array& x, const Array& y, const Array& gamma, const Array& beta,
+                            const Array& add, const Array& scale, const Array& shift, int64_t batch,
+                            int64_t channels, int64_t plane, int64_t groups, bool channels_last,
+                            bool in_bfloat16, bool out_bfloat16, int64_t code, float eps) {
+    const int64_t count = checked_count({{"batch", batch}, {"channels", channels}, {"plane", plane}});
+    if (groups < 1 || channels % groups != 0) {
+        throw std::invalid_argument("groups must divide the channels; got " + std::to_string(groups) +
+                                    " groups of " + std::to_string(channels) + " channels");
+    }
+    const int64_t rows = batch * channels;
+    const GroupNormArgs args{batch,
+                             channels,
+                             plane,
+                             groups,
+                             required("x", x, count, dtype(in_bfloat16)),
+                             required("y", y, count, dtype(out_bfloat16)),
+                             optional<const float>("gamma", gamma, channels),
+                             optional<const float>("beta", beta, channels),
+                             optional<const float>("add", add, rows),
+                             optional<const float>("scale", scale, rows),
+                             optional<const float>("shift", shift, rows),
+                             channels_last,
+                             dtype(in_bfloat16),
+                             dtype(out_bfloat16),
+                             activation(code),
+                             eps};
+    return [args](int isa) { group_norm_cpu(args, isa); };
+}
+
+inline Step scale_shift_step(const Array& x, const Array& y, const Array& scale, const Array& shift,
+                             int64_t batch, int64_t channels, int64_t plane, bool channels_last,
+                             bool in_bfloat16, bool out_bfloat16, int64_t code) {
+    const int64_t count = checked_count({{"batch", batch}, {"channels", channels}, {"plane", plane}});
+    const int64_t rows = batch * channels;
+    const ScaleShiftArgs args{batch,
+                              channels,
+                              plane,
+                              required("x", x, count, dtype(in_bfloat16)),
+                              required("y", y, count, dtype(out_bfloat16)),
+                              optional<const float>("scale", scale, rows),
+                              optional<const float>("shift", shift, rows),
+                              channels_last,
+                              dtype(in_bfloat16),
+                              dtype(out_bfloat16),
+                              activation(code)};
+    return [args](int isa) { scale_shift_cpu(args, isa); };
+}
+
+// Channels x_first .. x_first + channels - 1 of x become y_first .. of y.
+inline Step copy_channels_step(const Array& x, const Array& y, int64_t pixels, int64_t channels,
+                               int64_t x_channels, int64_t x_first, int64_t y_channels, int64_t y_first,
+                               bool in_bfloat16, bool out_bfloat16) {
+    checked_count({{"pixels", pixels}, {"channels", channels}});
+    const int64_t from = checked_count({{"pixels", pixels}, {"x_channels", x_channels}});
+    const int64_t to = checked_count({{"pixels", pixels}, {"y_channels", y_channels}});
+    if (x_first < 0 || y_first < 0 || x_first > x_channels - channels || y_first > y_channels - channels) {
+        throw std::invalid_argument(std::to_string(channels) + " channels must lie within x from channel " +
+                                    std::to_string(x_first) + " and within y from channel " +
+                                    std::to_string(y_first) + "; these have " + std::to_string(x_channels) +
+                                    " and " + std::to_string(y_channels));
+    }
+    const Dtype in = dtype(in_bfloat16), out = dtype(out_bfloat16);
+    const auto* first = static_cast<const char*>(required("x", x, from, in));
+    auto* const target = static_cast<char*>(required("y", y, to, out));
+    const CopyChannelsArgs args{pixels,     channels,   first + x_first * (in_bfloat16 ? 2 : 4),
+                                target + y_first * (out_bfloat16 ? 2 : 4),
+                                x_channels, y_channels, in,
+                                out};
+    return [args](int isa) { copy_channels_cpu(args, isa); };
+}
+
+inline Step upsample_nearest_step(const Array& x, const Array& y, const Map& nhwc, int64_t rows,
+                                  int64_t columns, bool bfloat16) {
+    const auto [batch, height, width, channels] = nhwc;
+    const int64_t from = checked_map(nhwc), lines = checked_count({{"height", height}, {"rows", rows}});
+    const int64_t to = checked_map({batch, lines, checked_count({{"width", width}, {"columns", columns}}), channels});
+    const Dtype type = dtype(bfloat16);
+    const UpsampleArgs args{batch, height, width, channels, rows, columns, required("x", x, from, type),
+                            required("y", y, to, type), type};
+    return [args](int isa) { upsample_nearest_cpu(args, isa); };
+}
+
+// Elements from the first of all tokens to the last.
+inline int64_t token_elements(int64_t tokens, int64_t heads, int64_t width, const Tokens& layout) {
+    const int64_t count = checked_count({{"tokens", tokens}, {"heads", heads}, {"width", width}});
+    const int64_t rows = checked_count({{"tokens", tokens}, {"row", layout.row}});
+    const int64_t parts = checked_count({{"heads", heads}, {"head", layout.head}});
+    return count == 0 ? 0 : rows - layout.row + parts - layout.head + width;
+}
+
+inline Step attention_step(const Array& q, const Array& k, const Array& v, const Array& out,
+                           const std::array<int64_t, 6>& sizes, const std::array<int64_t, 2>& q_layout,
+                           const std::array<int64_t, 2>& k_layout, const std::array<int64_t, 2>& v_layout,
+                           const std::array<int64_t, 2>& out_layout, float scale, bool bfloat16) {
+    const auto [batch, heads, queries, keys, width, value_width] = sizes;
+    const auto tokens = [](const std::array<int64_t, 2>& layout) { return Tokens{layout[0], layout[1]}; };
+    const int64_t asking = checked_count({{"batch", batch}, {"queries", queries}});
+    const int64_t asked = checked_count({{"batch", batch}, {"keys", keys}});
+    checked_count({{"batch", batch}, {"heads", heads}, {"queries", queries}, {"keys", keys}});
+    // Workspace of a thread.
+    checked_count({{"keys", keys}, {"width and value_width", checked_count({{"width", width}, {"rows", 64}}) +
+                                                                checked_count({{"value_width", value_width},
+                                                                               {"rows", 64}})}});
+    if (keys == 0 && asking != 0) throw std::invalid_argument("k and v must have tokens; got keys 0");
+    const Tokens written = tokens(out_layout);
+    const int64_t elements = token_elements(asking, heads, value_width, written);
+    if (written.head < value_width || written.row < (heads - 1) * written.head + value_width) {
+        throw std::invalid_argument("heads of out must lie apart, within a row; got width " +
+                                    std::to_string(value_width) + ", " + std::to_string(written.head) +
+                                    " between heads and " + std::to_string(written.row) + " between rows");
+    }
+    const Dtype type = dtype(bfloat16);
+    const AttentionArgs args{
+        batch,
+        heads,
+        queries,
+        keys,
+        width,
+        value_width,
+        required("q", q, token_elements(asking, heads, width, tokens(q_layout)), type),
+        required("k", k, token_elements(asked, heads, width, tokens(k_layout)), type),
+        required("v", v, token_elements(asked, heads, value_width, tokens(v_layout)), type),
+        required("out", out, elements, type),
+        tokens(q_layout),
+        tokens(k_layout),
+        tokens(v_layout),
+        written,
+        scale,
+        type};
+    return [args](int isa) { attention_cpu(args, isa); };
 }
 
 inline WinogradSizes winograd_sizes(int64_t in_channels, int64_t out_channels) {

@@ -28,7 +28,7 @@ ORDER = [
 ]
 # The same for engines/: a row of modules, or a folder.
 ENGINES_ORDER = [
-    ("torch_settings", "probe_images"),
+    ("torch_settings", "probe_images", "installation"),
     ("base",),
     ("eager", "lowering"),
     ("precision", "verdicts"),

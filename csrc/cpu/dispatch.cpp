@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -63,6 +64,25 @@ void check_keys(const char* what, const char* name, const int64_t* keys, int64_t
 
 void check_samples(const int64_t* samples, int64_t batch) {
     check_keys("sample indices", "samples", samples, batch);
+}
+
+// At least so many bytes, aligned to a cache line; kept by the thread between calls.
+unsigned char* workspace(int64_t bytes) {
+    thread_local std::vector<unsigned char> buffer;
+    const auto size = static_cast<size_t>(bytes + 64);
+    if (buffer.size() < size) buffer.resize(size);
+    const auto address = reinterpret_cast<uintptr_t>(buffer.data());
+    return reinterpret_cast<unsigned char*>((address + 63) / 64 * 64);
+}
+
+// Runs a norm that has something to do, with one slot of workspace for each thread.
+template <class Args>
+void run_norm(const Args& args, void (*run)(const Args&, const NormPlan&, const NormWorkspace&)) {
+    const NormPlan plan(args.channels, args.plane, args.channels_last);
+    const int threads = threads_for(args.batch * args.channels * args.plane, args.batch * plan.units);
+    const int64_t floats = threads * plan.slot_floats;
+    auto* const data = reinterpret_cast<float*>(workspace(floats * static_cast<int64_t>(sizeof(float))));
+    run(args, plan, {data, threads});
 }
 
 }  // namespace
@@ -168,15 +188,19 @@ void fill_noise(NoiseKind kind, const NoiseArgs& args, int isa) {
 void instance_norm_plus_cpu(const NormArgs& args, int isa) {
     const Kernels& chosen = kernels(isa);
     if (args.batch == 0 || args.channels == 0 || args.plane == 0) return;
-    const NormPlan plan(args.channels, args.plane, args.channels_last);
-    const int64_t elements = args.batch * args.channels * args.plane;
-    const int threads = threads_for(elements, args.batch * plan.units);
-    thread_local std::vector<unsigned char> buffer;  // kept between calls; one slot per thread
-    const size_t bytes = static_cast<size_t>(threads * plan.slot_floats) * sizeof(float) + 64;
-    if (buffer.size() < bytes) buffer.resize(bytes);
-    const auto address = reinterpret_cast<uintptr_t>(buffer.data());
-    auto* aligned = reinterpret_cast<float*>((address + 63) / 64 * 64);
-    chosen.instance_norm_plus(args, plan, {aligned, threads});
+    run_norm(args, chosen.instance_norm_plus);
+}
+
+void group_norm_cpu(const GroupNormArgs& args, int isa) {
+    const Kernels& chosen = kernels(isa);
+    if (args.batch == 0 || args.channels == 0 || args.plane == 0) return;
+    run_norm(args, chosen.group_norm);
+}
+
+void scale_shift_cpu(const ScaleShiftArgs& args, int isa) {
+    const Kernels& chosen = kernels(isa);
+    if (args.batch == 0 || args.channels == 0 || args.plane == 0) return;
+    run_norm(args, chosen.scale_shift);
 }
 
 void sampler_update_cpu(const UpdateArgs& args, int isa) {
@@ -189,9 +213,9 @@ void sampler_update_cpu(const UpdateArgs& args, int isa) {
     chosen.sampler_update(one, threads_for(elements, elements));
 }
 
-void add_elu_cpu(const AddEluArgs& args, int isa) {
+void add_activation_cpu(const AddActivationArgs& args, int isa) {
     const Kernels& chosen = kernels(isa);
-    chosen.add_elu(args, threads_for(args.count, args.count));
+    chosen.add_activation(args, threads_for(args.count, args.count));
 }
 
 void pool5_cpu(PoolKind kind, const PoolArgs& args, int isa) {
@@ -213,6 +237,46 @@ void resize_add_cpu(const ResizeArgs& args, int isa) {
     chosen.resize_add(args, threads_for(rows * args.out_width * args.channels, rows));
 }
 
+void copy_channels_cpu(const CopyChannelsArgs& args, int isa) {
+    const Kernels& chosen = kernels(isa);
+    if (args.pixels == 0 || args.channels == 0) return;
+    chosen.copy_channels(args, threads_for(args.pixels * args.channels, args.pixels));
+}
+
+void upsample_nearest_cpu(const UpsampleArgs& args, int isa) {
+    const Kernels& chosen = kernels(isa);
+    const int64_t lines = args.batch * args.height, columns = args.width * args.columns;
+    if (lines == 0 || columns == 0 || args.rows == 0 || args.channels == 0) return;
+    chosen.upsample_nearest(args, threads_for(lines * args.rows * columns * args.channels, lines));
+}
+
+AttentionPlan::AttentionPlan(const AttentionArgs& args, int threads) {
+    const int64_t units = args.batch * args.heads;
+    // Of few units each thread gets the same share; of many, whole ones, whose keys are packed once.
+    parts = units >= 4 * threads ? 1 : std::min<int64_t>(threads / std::gcd<int64_t>(units, threads), args.queries);
+    padded_keys = ceil_div(args.keys, kAttentionPanel) * kAttentionPanel;
+    padded_width = ceil_div(args.value_width, kAttentionPanel) * kAttentionPanel;
+    const auto lines = [](int64_t floats) { return ceil_div(floats, 16) * 16; };
+    values_at = lines(padded_keys * args.width);
+    queries_at = values_at + lines(args.keys * padded_width);
+    scores_at = queries_at + lines(kAttentionRows * args.width);
+    sums_at = scores_at + kAttentionRows * padded_keys;
+    slot_floats = sums_at + kAttentionRows * padded_width;
+}
+
+void attention_cpu(const AttentionArgs& args, int isa) {
+    const Kernels& chosen = kernels(isa);
+    const int64_t rows = args.batch * args.heads * args.queries;
+    if (rows == 0 || args.value_width == 0) return;
+    constexpr int64_t kProductsOfElement = 16;  // take about as long as another kernel's element
+    const int64_t work = rows * ((args.keys * (args.width + args.value_width)) / kProductsOfElement + 1);
+    const int threads = threads_for(work, rows);
+    const AttentionPlan plan(args, threads);
+    const int64_t floats = threads * plan.slot_floats;
+    auto* const data = reinterpret_cast<float*>(workspace(floats * static_cast<int64_t>(sizeof(float))));
+    chosen.attention(args, plan, {data, threads});
+}
+
 void zero_cpu(void* memory, int64_t bytes) {
     constexpr int64_t kChunk = 1 << 16;
     const int threads = threads_for(bytes / static_cast<int64_t>(sizeof(float)), ceil_div(bytes, kChunk));
@@ -229,11 +293,7 @@ void winograd_conv_cpu(const WinogradArgs& args, int isa) {
     const int threads = threads_for(work * (args.in_channels + 1), work);
     const WinogradPlan plan(args, threads, resolve_isa(isa));
     const int64_t pixel_bytes = ceil_div(plan.sizes.channels * sizeof(float), 64) * 64;
-    thread_local std::vector<unsigned char> buffer;  // kept between calls
-    const size_t bytes = static_cast<size_t>(pixel_bytes + threads * plan.slot_bytes + 64);
-    if (buffer.size() < bytes) buffer.resize(bytes);
-    const auto address = reinterpret_cast<uintptr_t>(buffer.data());
-    auto* const aligned = reinterpret_cast<unsigned char*>((address + 63) / 64 * 64);
+    unsigned char* const aligned = workspace(pixel_bytes + threads * plan.slot_bytes);
     std::fill_n(aligned, pixel_bytes, 0);
     chosen.winograd(args, plan, {aligned + pixel_bytes, aligned, threads});
 }

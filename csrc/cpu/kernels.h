@@ -6,12 +6,16 @@
 // the baseline path. Buffers are therefore allocated by dispatch.cpp.
 #pragma once
 
-#include "ncsn_fast/add_elu.h"
+#include "ncsn_fast/add_activation.h"
+#include "ncsn_fast/attention.h"
+#include "ncsn_fast/copy_channels.h"
+#include "ncsn_fast/group_norm.h"
 #include "ncsn_fast/instance_norm_plus.h"
 #include "ncsn_fast/mean_pool2.h"
 #include "ncsn_fast/pool5.h"
 #include "ncsn_fast/resize_add.h"
 #include "ncsn_fast/sampler_update.h"
+#include "ncsn_fast/upsample_nearest.h"
 #include "ncsn_fast/winograd.h"
 
 namespace ncsn_fast {
@@ -28,7 +32,7 @@ struct NoiseArgs {
     void* out;  // float32 (batch, numel); words: uint32 (batch, ceil(numel / 4), 4)
 };
 
-// Split of a sample into units of work for instance_norm_plus. It depends on the sizes alone, so that
+// Split of a sample into units of work for norms. It depends on the sizes alone, so that
 // results do not depend on the batch, the threads or the instruction set.
 struct NormPlan {
     int64_t tiles;      // number of tiles of the plane
@@ -40,6 +44,21 @@ struct NormPlan {
 };
 
 struct NormWorkspace {
+    float* data;  // `threads` slots of plan.slot_floats, 64-byte aligned
+    int threads;
+};
+
+// Split of a batch into units of work for attention: a sample, a head and one of `parts` of its queries.
+// Results do not depend on it.
+struct AttentionPlan {
+    int64_t parts;
+    int64_t padded_keys, padded_width;  // keys and value_width, rounded up to a panel
+    int64_t values_at, queries_at, scores_at, sums_at, slot_floats;  // workspace of one thread
+
+    AttentionPlan(const AttentionArgs& args, int threads);
+};
+
+struct AttentionWorkspace {
     float* data;  // `threads` slots of plan.slot_floats, 64-byte aligned
     int threads;
 };
@@ -69,11 +88,16 @@ struct Kernels {
     void (*noise)(NoiseKind, const NoiseArgs&, int threads);
     void (*box_muller)(const uint32_t* words, int64_t pairs, float* out);
     void (*instance_norm_plus)(const NormArgs&, const NormPlan&, const NormWorkspace&);
+    void (*group_norm)(const GroupNormArgs&, const NormPlan&, const NormWorkspace&);
+    void (*scale_shift)(const ScaleShiftArgs&, const NormPlan&, const NormWorkspace&);
     void (*sampler_update)(const UpdateArgs&, int threads);
-    void (*add_elu)(const AddEluArgs&, int threads);
+    void (*add_activation)(const AddActivationArgs&, int threads);
     void (*pool5)(PoolKind, const PoolArgs&, int threads);
     void (*mean_pool2)(const MeanPoolArgs&, int threads);
     void (*resize_add)(const ResizeArgs&, int threads);
+    void (*copy_channels)(const CopyChannelsArgs&, int threads);
+    void (*upsample_nearest)(const UpsampleArgs&, int threads);
+    void (*attention)(const AttentionArgs&, const AttentionPlan&, const AttentionWorkspace&);
     void (*winograd)(const WinogradArgs&, const WinogradPlan&, const WinogradWorkspace&);
 };
 
@@ -89,10 +113,15 @@ void box_muller_cpu(const uint32_t* words, int64_t pairs, float* out, int isa);
 void fill_noise(NoiseKind kind, const NoiseArgs& args, int isa);
 void instance_norm_plus_cpu(const NormArgs& args, int isa);
 void sampler_update_cpu(const UpdateArgs& args, int isa);
-void add_elu_cpu(const AddEluArgs& args, int isa);
+void group_norm_cpu(const GroupNormArgs& args, int isa);
+void scale_shift_cpu(const ScaleShiftArgs& args, int isa);
+void add_activation_cpu(const AddActivationArgs& args, int isa);
 void pool5_cpu(PoolKind kind, const PoolArgs& args, int isa);
 void mean_pool2_cpu(const MeanPoolArgs& args, int isa);
 void resize_add_cpu(const ResizeArgs& args, int isa);
+void copy_channels_cpu(const CopyChannelsArgs& args, int isa);
+void upsample_nearest_cpu(const UpsampleArgs& args, int isa);
+void attention_cpu(const AttentionArgs& args, int isa);
 void zero_cpu(void* memory, int64_t bytes);
 void winograd_conv_cpu(const WinogradArgs& args, int isa);
 

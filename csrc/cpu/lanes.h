@@ -84,6 +84,17 @@ static inline Lanes<float, n> each_lane(Lanes<float, n> v, F f) {
     return v;
 }
 
+constexpr int kSumLanes = 32;  // lanes of a sum whose order is fixed, at every instruction-set level
+
+// A sum in kSumLanes lanes of T, added up in a fixed tree.
+template <class T>
+static inline T total(T (&lane)[kSumLanes]) {
+    for (int half = kSumLanes / 2; half > 0; half /= 2) {
+        for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
+    }
+    return lane[0];
+}
+
 static inline int64_t pieces(int64_t size, int64_t piece) { return (size + piece - 1) / piece; }
 
 template <int n>

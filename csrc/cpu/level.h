@@ -2,6 +2,9 @@
 #pragma once
 
 #include <string.h>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 #include "kernels.h"
 
@@ -19,7 +22,12 @@ void noise(NoiseKind kind, const NoiseArgs& args, int threads);
 void box_muller_pairs(const uint32_t* words, int64_t pairs, float* out);
 void instance_norm_plus(const NormArgs& args, const NormPlan& plan, const NormWorkspace& workspace);
 void sampler_update(const UpdateArgs& args, int threads);
-void add_elu(const AddEluArgs& args, int threads);
+void group_norm(const GroupNormArgs& args, const NormPlan& plan, const NormWorkspace& workspace);
+void scale_shift(const ScaleShiftArgs& args, const NormPlan& plan, const NormWorkspace& workspace);
+void add_activation(const AddActivationArgs& args, int threads);
+void copy_channels(const CopyChannelsArgs& args, int threads);
+void upsample_nearest(const UpsampleArgs& args, int threads);
+void attention(const AttentionArgs& args, const AttentionPlan& plan, const AttentionWorkspace& workspace);
 void pool5(PoolKind kind, const PoolArgs& args, int threads);
 void mean_pool2(const MeanPoolArgs& args, int threads);
 void resize_add(const ResizeArgs& args, int threads);
@@ -99,6 +107,18 @@ static inline V load(const Bfloat16* p) {
 template <class T, class V>
 static inline void store_vector(T* p, V v) {
     memcpy(p, &v, sizeof v);
+}
+
+// a b + c, with one rounding.
+static inline Vec multiply_add(Vec a, Vec b, Vec c) {
+#if defined(__AVX512F__)
+    return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__)
+    return (Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    for (int i = 0; i < kLanes; ++i) c[i] = fused(a[i], b[i], c[i]);
+    return c;
+#endif
 }
 
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }

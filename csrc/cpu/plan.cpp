@@ -19,7 +19,7 @@ void Plan::add(Convolution convolution) {
         Torch::Tensor result = nullptr;
         const int32_t error = torch.convolution_add(
             c.destination, c.x, c.weight, c.bias == nullptr ? nullptr : &c.bias, c.padding.data(), 2,
-            c.stride.data(), 2, c.dilation.data(), 2, 1, "add", nullptr, nullptr, nullptr, 0, nullptr,
+            c.stride.data(), 2, c.dilation.data(), 2, c.groups, "add", nullptr, nullptr, nullptr, 0, nullptr,
             &result);
         if (error != 0) {
             throw std::runtime_error("torch could not run the convolution " + c.name +

@@ -36,6 +36,7 @@ struct Convolution {
     std::string name;  // for errors
     Torch::Tensor destination, x, weight, bias;  // bias null: none
     std::array<int64_t, 2> padding, stride, dilation;
+    int64_t groups;
     void* memory;
     int64_t zero;
 };

@@ -4,7 +4,8 @@
 namespace ncsn_fast::NCSN_ISA {
 
 extern const Kernels kKernels;
-const Kernels kKernels{noise,   box_muller_pairs, instance_norm_plus, sampler_update,
-                       add_elu, pool5,            mean_pool2,         resize_add,     winograd};
+const Kernels kKernels{noise,          box_muller_pairs, instance_norm_plus, group_norm,    scale_shift,
+                       sampler_update, add_activation,   pool5,              mean_pool2,    resize_add,
+                       copy_channels,  upsample_nearest, attention,          winograd};
 
 }  // namespace ncsn_fast::NCSN_ISA

@@ -4,9 +4,6 @@
 //
 // A unit of work is a block of tiles and a group of panels of output channels: the block's transformed
 // inputs stay in the second-level cache while the weights pass by. Every tile is computed by itself.
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
 #include <omp.h>
 
 #include "lanes.h"
@@ -65,15 +62,7 @@ struct FloatingPoint {
     static inline Vec weights(const float* u) { return load_lanes<kLanes>(u); }
     static inline Vec inputs(const float* v) { return Vec{} + *v; }
 
-    static inline void add(Vec& sum, Vec u, Vec x) {
-#if defined(__AVX512F__)
-        sum = (Vec)_mm512_fmadd_ps((__m512)u, (__m512)x, (__m512)sum);
-#elif defined(__AVX2__)
-        sum = (Vec)_mm256_fmadd_ps((__m256)u, (__m256)x, (__m256)sum);
-#else
-        for (int i = 0; i < kLanes; ++i) sum[i] = fused(u[i], x[i], sum[i]);
-#endif
-    }
+    static inline void add(Vec& sum, Vec u, Vec x) { sum = multiply_add(u, x, sum); }
 
     static inline Vec value(Vec sum, Vec) { return sum; }
 };

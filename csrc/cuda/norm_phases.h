@@ -101,7 +101,7 @@ struct Normaliser {
         float y[In::kWidth];
         NCSN_UNROLL
         for (int c = 0; c < In::kWidth; ++c) {
-            y[c] = normalised<false>(In::value(raw, c), mean[c], scale[c], shift[c]);
+            y[c] = normalised<Activation::kNone>(In::value(raw, c), mean[c], scale[c], shift[c]);
             if constexpr (elu) y[c] = Out::kNarrow ? elu_narrow(y[c]) : elu_of(y[c]);
         }
         Out::template store<last>(args.out_dtype, args.y, at, y);

@@ -7,7 +7,7 @@ import contextlib
 import contextvars
 import copy
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, ClassVar, Self
 
 import torch
@@ -490,10 +490,14 @@ def _guided_steps(
     return lambda first, stop: run(program, network, chains, start=first, stop=stop, update=update)
 
 
-def without_weights(model: ScoreModel) -> ScoreModel:
-    """Copies the model with storage-free parameters: all shapes, one number of memory each."""
+def without_weights(model: ScoreModel, keep: Collection[str] = ()) -> ScoreModel:
+    """Copies the model with storage-free parameters: all shapes, one number of memory each.
+
+    keep: names of parameters of the network that are copied as they are.
+    """
     memo: dict[int, Any] = {
         id(p): nn.Parameter(torch.zeros(()).expand(p.shape), requires_grad=False)
-        for p in model.parameters()
+        for name, p in model.named_parameters()
+        if name.removeprefix("net.") not in keep
     }
     return copy.deepcopy(model, memo).cpu().eval()

@@ -5,13 +5,17 @@ from __future__ import annotations
 import abc
 import copy
 import threading
+from collections.abc import Mapping
 from typing import Any, Self
 
+import torch
+
 from ncsn_fast.engines import precision, verdicts
-from ncsn_fast.engines.base import Engine
+from ncsn_fast.engines.base import Engine, without_weights
 from ncsn_fast.engines.eager import EagerEngine
-from ncsn_fast.engines.lowering.graph import UnsupportedNetwork, lower
-from ncsn_fast.models.adapter import WrappedConfig
+from ncsn_fast.engines.lowering.export import PROBE
+from ncsn_fast.engines.lowering.graph import Graph, UnsupportedNetwork
+from ncsn_fast.engines.lowering.lower import lower
 from ncsn_fast.models.score import ScoreModel
 
 
@@ -29,8 +33,17 @@ class BufferedEngine(Engine):
         self._lock = threading.RLock()
 
 
+def lowered(model: ScoreModel, size: tuple[int, int], batch: int = PROBE) -> Graph:
+    """Lowers the network of a model for states of a size; see `lower`."""
+    seen = None if model.conditioning == "none" else model.parameterisation.noise_dtype
+    labels = [torch.int64] if model.n_classes else []
+    return lower(model.net, (model.config.channels, *size), [seen, *labels], batch)
+
+
 class StaticEngine(BufferedEngine):
-    """An engine for the networks that `graph.lower` supports, with one plan per image size."""
+    """An engine for the networks that `lower` supports, with one plan per image size."""
+
+    _graphs: Mapping[tuple[int, int], Graph] = {}
 
     def resized(self, batch_size: int) -> StaticEngine:
         other = super().resized(batch_size)
@@ -39,13 +52,31 @@ class StaticEngine(BufferedEngine):
 
     @classmethod
     def refuses(cls, model: ScoreModel) -> str | None:
-        if isinstance(model.config, WrappedConfig):
-            return "does not run networks that were wrapped"
         try:
-            lower(model.net, *model.config.image_size)
+            cls.check_graph(lowered(model, model.config.image_size))
         except UnsupportedNetwork as error:
             return f"does not run networks with {error}"
         return None
+
+    @classmethod
+    def check_graph(cls, graph: Graph) -> None:
+        """Raises UnsupportedNetwork for an operation that the engine does not run."""
+
+    def lowered(self, size: tuple[int, int]) -> Graph:
+        """Returns the model's network for images of a size as the operations that plans run."""
+        if size in self._graphs:
+            return self._graphs[size]
+        graph = lowered(self.model, size)
+        if graph.batch not in (None, self.batch_size):
+            graph = lowered(self.model, size, self.batch_size)
+        return graph
+
+    def forget_weights(self) -> None:
+        """Replaces the model by a copy without the weights that plans have copies of."""
+        graph = self.lowered(size := self.model.config.image_size)
+        self.model = without_weights(self.model, graph.kept)
+        if graph.batch is None:  # others are lowered for every batch size
+            self._graphs = {size: graph.without_weights()}
 
     @abc.abstractmethod
     def prepare(self) -> None:
@@ -56,7 +87,7 @@ class StaticEngine(BufferedEngine):
 
         Both run at the first start only; see `verdicts`.
         """
-        flop = lower(self.model.net, *self.model.config.image_size).flop
+        flop = self.lowered(self.model.config.image_size).flop
         n = precision.probe_count(self.model, flop)
         small = self.resized(min(n, self.batch_size))
         small.prepare()

@@ -6,7 +6,6 @@ depends on. A file that cannot be used is ignored, and the check is done again.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import logging
@@ -21,8 +20,8 @@ import torch
 
 from ncsn_fast.data import files
 from ncsn_fast.data.json_file import read_json
+from ncsn_fast.engines import installation
 from ncsn_fast.engines.base import PrecisionError
-from ncsn_fast.ops.extension import _C
 
 log = logging.getLogger(__name__)
 # Environment variables that choose other kernels.
@@ -64,21 +63,12 @@ def _machine() -> dict[str, Any]:
     lines = cpu.read_text().splitlines() if cpu.exists() else [platform.processor()]
     names = ("model name", "flags", "Features")
     return {
-        "ncsn_fast": _installation(),
+        "ncsn_fast": installation.digest(),
         "torch": torch.__version__,
         "machine": platform.machine(),
         "cpu": sorted({line for line in lines if line.startswith(names)}),
         "levels": {name: os.environ[name] for name in _LEVELS if name in os.environ},
     }
-
-
-@functools.cache
-def _installation() -> str:
-    """Returns a hash of name, size and time of every source file and of the compiled extension."""
-    folder = Path(_C.__file__).parent
-    found = sorted([Path(_C.__file__), *folder.rglob("*.py")])
-    stats = [(str(p.relative_to(folder)), (s := p.stat()).st_size, s.st_mtime_ns) for p in found]
-    return hashlib.sha256(json.dumps(stats).encode()).hexdigest()
 
 
 def _path(facts: Mapping[str, Any]) -> Path:

@@ -2,6 +2,7 @@
 
 from ncsn_fast.ops.backends import available, backend, isa
 from ncsn_fast.ops.library import (
+    group_norm,
     instance_norm_plus,
     instance_norm_plus_out,
     normal,
@@ -13,6 +14,7 @@ from ncsn_fast.ops.library import (
 __all__ = [
     "available",
     "backend",
+    "group_norm",
     "instance_norm_plus",
     "instance_norm_plus_out",
     "isa",

@@ -91,9 +91,15 @@ def part(memory: Tensor, offset: int, size: int) -> Array:
 
 
 def overlap(a: Tensor, b: Tensor) -> bool:
-    """Whether dense tensors share memory."""
+    """Whether there is memory between the first and the last element of both tensors."""
     start, other = a.data_ptr(), b.data_ptr()
-    return start < other + b.nbytes and other < start + a.nbytes
+    return start < other + _extent(b) and other < start + _extent(a)
+
+
+def _extent(x: Tensor) -> int:
+    """Bytes from the first element of a tensor to the end of its last."""
+    steps = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    return (1 + steps) * x.element_size() if x.numel() else 0
 
 
 def is_same_memory(a: Tensor, b: Tensor) -> bool:

@@ -14,6 +14,8 @@ import torch.utils._python_dispatch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ncsn_fast.ops.activations import check_activation
+
 KERNEL_DTYPES = (torch.float32, torch.bfloat16)
 CUDA_DTYPES = (*KERNEL_DTYPES, torch.float16)
 
@@ -130,6 +132,39 @@ def check_norm_out(x: Tensor, out: Tensor) -> None:
             "x and out must be on one device, both contiguous or both channels-last; got strides "
             f"{x.stride()} on {x.device} and {out.stride()} on {out.device}"
         )
+
+
+def check_group_norm(
+    x: Tensor,
+    groups: int,
+    parameters: dict[str, Tensor | None],
+    rows: dict[str, Tensor | None],
+    activation: str,
+) -> None:
+    """Raises ValueError or TypeError unless `group_norm` accepts these arguments.
+
+    Args:
+        parameters, rows: those that are (C,), and those that are (N, C).
+    """
+    check_activation(activation)
+    if x.ndim != 4:
+        raise ValueError(f"x must have shape (N, C, H, W); got {tuple(x.shape)}")
+    if x.dtype not in (*(CUDA_DTYPES if on_gpu(x) else KERNEL_DTYPES), torch.float64):
+        raise TypeError(
+            f"x must be float32, bfloat16 or float64; got {x.dtype}. Convert it with .to(dtype). "
+            "float16 runs on CUDA devices only."
+        )
+    n, c = x.shape[:2]
+    if groups < 1 or c % groups:
+        raise ValueError(f"groups must divide the {c} channels of x; got {groups}")
+    for shape, named in (((c,), parameters), ((n, c), rows)):
+        for name, tensor in named.items():
+            if tensor is not None and tensor.shape != shape:
+                raise ValueError(
+                    f"{name} must have shape {shape} for x of shape {tuple(x.shape)}; got "
+                    f"{tuple(tensor.shape)}"
+                )
+        _expect_device(x, **named)
 
 
 def _same_layout(x: Tensor, out: Tensor) -> bool:

@@ -20,7 +20,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ncsn_fast.ops import extension
+from ncsn_fast.ops.activations import activation_code
 from ncsn_fast.ops.addresses import (
+    NCHW,
     NHWC,
     NONE,
     Array,
@@ -28,18 +31,24 @@ from ncsn_fast.ops.addresses import (
     dense,
     is_same_memory,
     overlap,
+    strided,
 )
-from ncsn_fast.ops.checks import KERNEL_DTYPES
+from ncsn_fast.ops.checks import KERNEL_DTYPES, check_group_norm, check_norm_out
 from ncsn_fast.ops.extension import _C, forced_isa
 
 
 def elu_out(x: Tensor, out: Tensor) -> Tensor:
     """Writes out = elu(x); out may be x."""
+    return activation_out(x, out, "elu")
+
+
+def activation_out(x: Tensor, out: Tensor, activation: str) -> Tensor:
+    """Writes out = activation(x), an activation of `ops.activations`; out may be x."""
     _check_flat(x=x, out=out)
     _check_outputs({"x": x}, {"out": out}, in_place=True)
-    _C.add_elu(
+    _C.add_activation(
         dense("x", x, x.dtype), NONE, NONE, dense("out", out, x.dtype), x.numel(), _is_bfloat16(x),
-        forced_isa.get(),
+        activation_code(activation), 1.0, 1.0, forced_isa.get(),
     )  # fmt: skip
     return out
 
@@ -48,17 +57,179 @@ def add_elu_out(
     a: Tensor, b: Tensor, *, total: Tensor | None = None, out: Tensor | None = None
 ) -> None:
     """Writes total = a + b, out = elu(a + b), or both; each may be a or b."""
+    add_activation_out(a, b, total=total, out=out, activation="elu")
+
+
+def add_activation_out(
+    a: Tensor,
+    b: Tensor,
+    *,
+    total: Tensor | None = None,
+    out: Tensor | None = None,
+    activation: str = "none",
+    weights: tuple[float, float] = (1.0, 1.0),
+) -> None:
+    """Writes total = s, out = activation(s), or both, of s = w_a a + w_b b; each may be a or b."""
     named = (("total", total), ("out", out))
-    outputs = {name: t for name, t in named if t is not None}
+    outputs = {key: t for key, t in named if t is not None}
     if not outputs:
-        raise ValueError("add_elu_out writes total, out or both; neither was given")
+        raise ValueError("the sum is written to total, out or both; neither was given")
     _check_flat(a=a, b=b, **outputs)
     _check_outputs({"a": a, "b": b}, outputs, in_place=True)
-    written, curved = (NONE if t is None else dense(name, t, a.dtype) for name, t in named)
-    _C.add_elu(
+    written, curved = (NONE if t is None else dense(key, t, a.dtype) for key, t in named)
+    _C.add_activation(
         dense("a", a, a.dtype), dense("b", b, a.dtype), written, curved, a.numel(), _is_bfloat16(a),
-        forced_isa.get(),
+        activation_code(activation), *weights, forced_isa.get(),
     )  # fmt: skip
+
+
+def group_norm_out(
+    x: Tensor,
+    groups: int,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    out: Tensor,
+    *,
+    add: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    activation: str = "none",
+    eps: float = 1e-5,
+) -> Tensor:
+    """Writes `reference.group_norm` of x to out, which may be x.
+
+    x and out are each float32 or bfloat16, and share one layout (contiguous or channels-last).
+    """
+    check_group_norm(
+        x, groups, {"gamma": gamma, "beta": beta}, {"add": add, "scale": scale, "shift": shift},
+        activation,
+    )  # fmt: skip
+    check_norm_out(x, out)
+    parameters = (gamma, beta, add, scale, shift)
+    extension.group_norm(x, groups, parameters, out, activation, eps, forced_isa.get())
+    return out
+
+
+def scale_shift_out(
+    x: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    out: Tensor,
+    *,
+    activation: str = "none",
+) -> Tensor:
+    """Writes activation(scale x + shift) to out, which may be x.
+
+    scale and shift are (N, C), float32 and contiguous; x and out are as in `group_norm_out`.
+    """
+    if x.ndim != 4:
+        raise ValueError(f"x must have shape (N, C, H, W); got {tuple(x.shape)}")
+    check_norm_out(x, out)
+    layout = NCHW if x.is_contiguous() and out.is_contiguous() else NHWC
+    n, c, height, width = x.shape
+    _C.scale_shift(
+        array("x", x, x.shape, x.dtype, layout=layout),
+        array("out", out, x.shape, out.dtype, layout=layout),
+        array("scale", scale, (n, c), torch.float32), array("shift", shift, (n, c), torch.float32),
+        n, c, height * width, layout is NHWC, _is_bfloat16(x), _is_bfloat16(out),
+        activation_code(activation), forced_isa.get(),
+    )  # fmt: skip
+    return out
+
+
+def _token_layout(name: str, t: Tensor) -> tuple[int, int]:
+    """Returns the elements between two tokens and between two heads of (N, tokens, heads, D)."""
+    sample, token, head, element = t.stride()
+    n, tokens, _, width = t.shape
+    token = token if tokens > 1 else sample
+    if (width > 1 and element != 1) or (n > 1 and sample != tokens * token):
+        raise ValueError(
+            f"{name} must have elements of a head side by side, and samples one after another; got "
+            f"shape {tuple(t.shape)} with strides {t.stride()}"
+        )
+    return token, head
+
+
+def copy_channels_out(
+    x: Tensor, out: Tensor, channels: int, *, x_first: int = 0, out_first: int = 0
+) -> Tensor:
+    """Writes channels x_first, ... of x to channels out_first, ... of out; the others are kept.
+
+    Each of x and out is float32 or bfloat16.
+    """
+    _check_maps(x.shape, x=x)
+    _check_maps((x.shape[0], out.shape[1], *x.shape[2:]), out=out)
+    _check_outputs({"x": x}, {"out": out})
+    n, _, height, width = x.shape
+    _C.copy_channels(
+        _map("x", x), _map("out", out), n * height * width, channels, x.shape[1], x_first,
+        out.shape[1], out_first, _is_bfloat16(x), _is_bfloat16(out), forced_isa.get(),
+    )  # fmt: skip
+    return out
+
+
+def concatenate_out(maps: Sequence[Tensor], out: Tensor) -> Tensor:
+    """Writes the maps to out, one after another along the channels."""
+    total = sum(x.shape[1] for x in maps)
+    if out.ndim != 4 or out.shape[1] != total:
+        raise ValueError(f"out must have {total} channels; got shape {tuple(out.shape)}")
+    first = 0
+    for x in maps:
+        copy_channels_out(x, out, x.shape[1], out_first=first)
+        first += x.shape[1]
+    return out
+
+
+def upsample_nearest_out(x: Tensor, out: Tensor) -> Tensor:
+    """Writes x, each pixel repeated, to out, whose size is a multiple of that of x."""
+    _check_maps(x.shape, x=x)
+    n, c, height, width = x.shape
+    rows, columns = (
+        size // max(old, 1) for size, old in zip(out.shape[2:], x.shape[2:], strict=True)
+    )
+    _check_maps((n, c, height * rows, width * columns), x.dtype, out=out)
+    _check_outputs({"x": x}, {"out": out})
+    _C.upsample_nearest(
+        _map("x", x), _map("out", out), _nhwc(x), rows, columns, _is_bfloat16(x), forced_isa.get()
+    )
+    return out
+
+
+def attention_out(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, *, scale: float | None = None
+) -> Tensor:
+    """Writes softmax(scale q k^T) v of each sample and head to out; scale is 1 / sqrt(D) if None.
+
+    Args:
+        q, out: (N, L, heads, D) and (N, L, heads, E).
+        k, v: (N, M, heads, D) and (N, M, heads, E), M at least 1.
+        All are float32, or all bfloat16; strides of tokens and heads are free (parts of one map
+        of q, k and v will do), elements of a head lie side by side, and samples L or M tokens
+        apart.
+    """
+    tensors = {"q": q, "k": k, "v": v, "out": out}
+    _check_types(q.dtype, tensors)
+    if any(t.ndim != 4 for t in tensors.values()):
+        shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items())
+        raise ValueError(f"all must have shape (N, tokens, heads, width); got {shapes}")
+    (n, queries, heads, width), (keys, value_width) = q.shape, (k.shape[1], v.shape[3])
+    for name, t, shape in (
+        ("k", k, (n, keys, heads, width)), ("v", v, (n, keys, heads, value_width)),
+        ("out", out, (n, queries, heads, value_width)),
+    ):  # fmt: skip
+        if t.shape != shape:
+            raise ValueError(f"{name} must have shape {shape}; got {tuple(t.shape)}")
+    if keys == 0 and out.numel():
+        raise ValueError(f"k and v must have tokens; got shape {tuple(k.shape)}")
+    layouts = {name: _token_layout(name, t) for name, t in tensors.items()}
+    _check_outputs({"q": q, "k": k, "v": v}, {"out": out})
+    q_at, k_at, v_at, out_at = (strided(name, t) for name, t in tensors.items())
+    _C.attention(
+        q_at, k_at, v_at, out_at, (n, heads, queries, keys, width, value_width), layouts["q"],
+        layouts["k"], layouts["v"], layouts["out"], width**-0.5 if scale is None else scale,
+        _is_bfloat16(q), forced_isa.get(),
+    )  # fmt: skip
+    return out
 
 
 def max_pool5_out(x: Tensor, out: Tensor) -> Tensor:

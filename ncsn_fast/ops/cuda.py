@@ -48,6 +48,26 @@ def instance_norm_plus_backward(
     return grad_x.contiguous(memory_format=memory_format(x)), d_alpha, d_gamma, d_beta
 
 
+def group_norm(
+    x: Tensor, groups: int, parameters: Sequence[Tensor | None], activation: str, eps: float
+) -> Tensor:
+    """Runs the group norm and returns a tensor in x's memory format, as `instance_norm_plus`.
+
+    Args:
+        parameters: gamma, beta (C,), add, scale and shift (N, C).
+    """
+    if family(DEFAULT_FAMILY) == "triton":
+        from ncsn_fast.kernels.group_norm import group_norm as launch
+    else:
+        from ncsn_fast.ops.native import group_norm as launch
+    gamma, beta, add, scale, shift = parameters
+    y: Tensor = launch(
+        x.contiguous(memory_format=torch.channels_last), groups, gamma, beta, add=add, scale=scale,
+        shift=shift, activation=activation, eps=eps,
+    )  # fmt: skip
+    return y.contiguous(memory_format=memory_format(x))
+
+
 def fill(
     kind: str, seed: int, samples: Tensor, stream: int, step: int, shape: Sequence[int]
 ) -> Tensor:

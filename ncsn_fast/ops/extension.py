@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ncsn_fast.ops.activations import activation_code
 from ncsn_fast.ops.addresses import NCHW, NHWC, array
 from ncsn_fast.ops.checks import KERNEL_DTYPES, UpdateArguments
 
@@ -65,6 +66,39 @@ def instance_norm_plus(
         array("beta", beta, row, torch.float32),
         n, c, height * width, layout is NHWC, per_sample, x.dtype is torch.bfloat16,
         out.dtype is torch.bfloat16, elu, eps, isa,
+    )  # fmt: skip
+
+
+def group_norm(
+    x: Tensor,
+    groups: int,
+    parameters: Sequence[Tensor | None],
+    out: Tensor,
+    activation: str,
+    eps: float,
+    isa: int,
+) -> None:
+    """Runs the CPU kernel; x and out are dense and share one layout.
+
+    Args:
+        parameters: gamma, beta (C,), add, scale and shift (N, C).
+    """
+    n, c, height, width = shape = x.shape
+    layout = NCHW if x.is_contiguous() and out.is_contiguous() else NHWC
+    rows = ((c,), (c,), (n, c), (n, c), (n, c))
+    held = [  # keeps copies made here alive until the kernel has read them
+        None if t is None else _in_rows(t, row) for t, row in zip(parameters, rows, strict=True)
+    ]
+    names = ("gamma", "beta", "add", "scale", "shift")
+    gamma, beta, add, scale, shift = (
+        array(name, t, row, torch.float32) for name, t, row in zip(names, held, rows, strict=True)
+    )
+    _C.group_norm(
+        array("x", x, shape, x.dtype, layout=layout),
+        array("out", out, shape, out.dtype, layout=layout),
+        gamma, beta, add, scale, shift, n, c, height * width, groups, layout is NHWC,
+        x.dtype is torch.bfloat16, out.dtype is torch.bfloat16, activation_code(activation), eps,
+        isa,
     )  # fmt: skip
 
 

@@ -27,6 +27,7 @@ from ncsn_fast.ops.backends import backend_name, forced_isa, has_triton
 from ncsn_fast.ops.checks import (
     CUDA_DTYPES,
     UpdateArguments,
+    check_group_norm,
     check_norm,
     check_norm_out,
     check_update,
@@ -71,6 +72,34 @@ def instance_norm_plus_out(
     check_norm_out(x, out)
     extension.instance_norm_plus(x, (alpha, gamma, beta), out, elu, eps, forced_isa.get())
     return out
+
+
+def group_norm(
+    x: Tensor,
+    groups: int,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    *,
+    add: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    activation: str = "none",
+    eps: float = 1e-5,
+) -> Tensor:
+    """Applies group normalisation, modulated, and an activation; see `reference.group_norm`.
+
+    x is float32, bfloat16, float64, or float16 (CUDA only). Parameters are used in float32, or in
+    float64 if x is float64. Differentiable any number of times.
+    """
+    rows = (gamma, beta, add, scale, shift)
+    if in_transform():
+        return reference.group_norm(
+            x, groups, gamma, beta, add=add, scale=scale, shift=shift, activation=activation,
+            eps=eps,
+        )  # fmt: skip
+    if is_unobserved(x, *(t for t in rows if t is not None)) and (x.is_cpu or x.is_cuda):
+        return _group_norm(x, groups, *rows, activation, eps)
+    return torch.ops.ncsn_fast.group_norm.default(x, groups, *rows, activation, eps)
 
 
 def sampler_update_(
@@ -198,6 +227,59 @@ def _gradients_fake(
     return like_x, *(p.new_empty(p.shape) for p in (alpha, gamma, beta))
 
 
+def _check_group_norm(
+    x: Tensor,
+    groups: int,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    add: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: str,
+    eps: float,
+) -> None:
+    rows = {"add": add, "scale": scale, "shift": shift}
+    check_group_norm(x, groups, {"gamma": gamma, "beta": beta}, rows, activation)
+
+
+def _group_norm(x: Tensor, groups: int, *arguments: Any) -> Tensor:
+    _check_group_norm(x, groups, *arguments)
+    *parameters, activation, eps = arguments
+    if x.dtype not in CUDA_DTYPES or backend_name.get() == "reference":
+        gamma, beta, add, scale, shift = parameters
+        y = reference.group_norm(
+            x, groups, gamma, beta, add=add, scale=scale, shift=shift, activation=activation,
+            eps=eps,
+        )  # fmt: skip
+        return y.contiguous(memory_format=memory_format(x))
+    if checks.on_gpu(x):
+        return cuda.group_norm(x, groups, parameters, activation, eps)
+    if not is_dense(x):
+        x = x.contiguous()
+    out = torch.empty_like(x)
+    extension.group_norm(x, groups, parameters, out, activation, eps, forced_isa.get())
+    return out
+
+
+def _group_norm_fake(x: Tensor, *arguments: Any) -> Tensor:
+    _check_group_norm(x, *arguments)
+    return torch.empty_like(x, memory_format=memory_format(x))
+
+
+def _group_norm_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, ctx.groups, *parameters, ctx.activation, ctx.eps = inputs
+    ctx.save_for_backward(x, *parameters)
+
+
+def _group_norm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, gamma, beta, add, scale, shift = ctx.saved_tensors
+    first, *rest = reference.group_norm_backward(
+        grad, x, ctx.groups, gamma, beta, add=add, scale=scale, shift=shift,
+        activation=ctx.activation, eps=ctx.eps,
+    )  # fmt: skip
+    return first, None, *rest, None, None
+
+
 def _update(*arguments: Any) -> None:
     u = UpdateArguments(*arguments)
     check_update(u)
@@ -268,6 +350,18 @@ _register(
     " bool elu, float eps) -> (Tensor, Tensor, Tensor, Tensor)",
     _gradients,
     _gradients_fake,
+)
+_register(
+    "group_norm(Tensor x, int groups, Tensor? gamma, Tensor? beta, Tensor? add, Tensor? scale,"
+    " Tensor? shift, str activation, float eps) -> Tensor",
+    _group_norm,
+    _group_norm_fake,
+)
+torch.library.register_autograd(
+    "ncsn_fast::group_norm",
+    _group_norm_backward,
+    setup_context=_group_norm_setup,
+    lib=_LIBRARY,
 )
 _register(
     "sampler_update_(Tensor(a!) x, Tensor f, Tensor(b!)? h, float[] coefficients, int seed,"

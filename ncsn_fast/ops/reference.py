@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ncsn_fast.ops import noise
+from ncsn_fast.ops.activations import ACTIVATIONS
 from ncsn_fast.ops.checks import padded
 from ncsn_fast.ops.noise import Stream
 
@@ -21,6 +22,11 @@ def _per_channel(parameter: Tensor, dtype: torch.dtype) -> Tensor:
     """Reshapes (C,) or (N, C) to broadcast against (N, C)."""
     parameter = parameter.to(dtype)
     return parameter if parameter.ndim == 2 else parameter[None, :]
+
+
+def _computed(x: Tensor) -> Tensor:
+    """Converts x to the dtype of the arithmetic: float64 if x is float64, else float32."""
+    return x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
 
 
 def _statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -120,9 +126,102 @@ def instance_norm_plus_backward(
     )
 
 
-def _computed(x: Tensor) -> Tensor:
-    """Converts x to the dtype of the arithmetic: float64 if x is float64, else float32."""
-    return x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+def _per_pixel(row: Tensor | None, like: Tensor, otherwise: float) -> Tensor | float:
+    """Reshapes (C,) or (N, C) to broadcast against (N, C, H, W); None becomes `otherwise`."""
+    return otherwise if row is None else _per_channel(row, like.dtype)[:, :, None, None]
+
+
+def _standardised(h: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
+    """Returns h (N, C, H, W) with mean 0 and variance 1 in each group, and the groups' 1/std.
+
+    Both are (N, groups, -1).
+    """
+    n, c, height, width = h.shape
+    grouped = h.reshape(n, groups, c // groups * height * width)
+    variance, mean = torch.var_mean(grouped, dim=2, correction=0, keepdim=True)
+    rstd = torch.rsqrt(variance + eps)
+    return (grouped - mean) * rstd, rstd
+
+
+def group_norm(
+    x: Tensor,
+    groups: int,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    *,
+    add: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    activation: str = "none",
+    eps: float = 1e-5,
+) -> Tensor:
+    """Applies group normalisation (Wu & He 2018), modulated, and an activation.
+
+    h = x + add,   u = (h - mu) / sqrt(var + eps) * gamma + beta
+    y = activation(u * (1 + scale) + shift)
+    mu, var: mean and biased variance of a group of C / groups channels, over H, W.
+
+    Args:
+        x: (N, C, H, W), any memory format. Low-precision input is computed in float32.
+        groups: divides C.
+        gamma, beta: (C,); None is 1 and 0.
+        add, scale, shift: (N, C), usually of a time embedding; None is 0.
+        activation: a name of `ops.activations`.
+        eps: stabiliser inside the square root.
+
+    Returns:
+        Tensor like x: its shape, dtype and memory format.
+    """
+    h = _computed(x)
+    h = h + _per_pixel(add, h, 0.0)
+    standard, _ = _standardised(h, groups, eps)
+    u = standard.reshape(h.shape) * _per_pixel(gamma, h, 1.0) + _per_pixel(beta, h, 0.0)
+    z = u * (1 + _per_pixel(scale, h, 0.0)) + _per_pixel(shift, h, 0.0)
+    return ACTIVATIONS[activation].function(z).to(x.dtype)
+
+
+def group_norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    groups: int,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    *,
+    add: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    activation: str = "none",
+    eps: float = 1e-5,
+) -> tuple[Tensor | None, ...]:
+    """Computes the gradients of `group_norm` for x, gamma, beta, add, scale and shift.
+
+    That of None is None. Statistics are recomputed from x, so the result is differentiable.
+    """
+    h = _computed(x)
+    h = h + _per_pixel(add, h, 0.0)
+    standard, rstd = _standardised(h, groups, eps)
+    normalised = standard.reshape(h.shape)
+    slope, modulation = _per_pixel(gamma, h, 1.0), 1 + _per_pixel(scale, h, 0.0)
+    u = normalised * slope + _per_pixel(beta, h, 0.0)
+    z = u * modulation + _per_pixel(shift, h, 0.0)
+    grad_z = grad.to(h.dtype) * ACTIVATIONS[activation].derivative(z)
+    grad_u = grad_z * modulation
+    grad_standard = (grad_u * slope).reshape(standard.shape)
+    along = (grad_standard * standard).mean(dim=2, keepdim=True)
+    rest = grad_standard - grad_standard.mean(dim=2, keepdim=True) - standard * along
+    grad_h = (rstd * rest).reshape(h.shape)
+
+    def summed(g: Tensor, parameter: Tensor | None, dims: tuple[int, ...]) -> Tensor | None:
+        return None if parameter is None else g.sum(dim=dims).to(parameter.dtype)
+
+    return (
+        grad_h.to(x.dtype),
+        summed(grad_u * normalised, gamma, (0, 2, 3)),
+        summed(grad_u, beta, (0, 2, 3)),
+        summed(grad_h, add, (2, 3)),
+        summed(grad_z * u, scale, (2, 3)),
+        summed(grad_z, shift, (2, 3)),
+    )
 
 
 def elu(x: Tensor) -> Tensor:
@@ -134,6 +233,43 @@ def add_elu(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Returns a + b and elu(a + b), whose sum is not rounded to a's dtype first."""
     total = _computed(a) + _computed(b)
     return total.to(a.dtype), F.elu(total).to(a.dtype)
+
+
+def activation(x: Tensor, name: str) -> Tensor:
+    """Computes an activation of `ops.activations`."""
+    return ACTIVATIONS[name].function(_computed(x)).to(x.dtype)
+
+
+def add_activation(
+    a: Tensor, b: Tensor, name: str = "none", weights: tuple[float, float] = (1.0, 1.0)
+) -> tuple[Tensor, Tensor]:
+    """Returns s = w_a a + w_b b and activation(s), whose s is not rounded to a's dtype first."""
+    total = weights[0] * _computed(a) + weights[1] * _computed(b)
+    return total.to(a.dtype), ACTIVATIONS[name].function(total).to(a.dtype)
+
+
+def scale_shift(
+    x: Tensor, scale: Tensor | None, shift: Tensor | None, activation: str = "none"
+) -> Tensor:
+    """Computes activation(scale x + shift); scale and shift are (N, C), None is 1 and 0."""
+    h = _computed(x)
+    z = h * _per_pixel(scale, h, 1.0) + _per_pixel(shift, h, 0.0)
+    return ACTIVATIONS[activation].function(z).to(x.dtype)
+
+
+def upsample_nearest(x: Tensor, rows: int, columns: int) -> Tensor:
+    """Repeats every pixel `rows` times down and `columns` times along."""
+    return x.repeat_interleave(rows, dim=2).repeat_interleave(columns, dim=3)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
+    """Computes softmax(scale q k^T) v of each head; scale is 1 / sqrt(D) if None.
+
+    q is (N, L, heads, D), k (N, M, heads, D), v (N, M, heads, E); the result (N, L, heads, E).
+    """
+    factor = q.shape[3] ** -0.5 if scale is None else scale
+    scores = torch.einsum("nlhd,nmhd->nhlm", _computed(q) * factor, _computed(k))
+    return torch.einsum("nhlm,nmhe->nlhe", scores.softmax(dim=3), _computed(v)).to(q.dtype)
 
 
 def max_pool5(x: Tensor) -> Tensor:

@@ -144,6 +144,45 @@ def add_elu() -> list[Any]:
     return [Memory(COUNT), *(optional(COUNT) for _ in range(3)), Size(COUNT), False]
 
 
+def add_activation() -> list[Any]:
+    return [*add_elu(), 3, 1.0, 0.5]
+
+
+def group_norm(layout: bool) -> list[Any]:
+    rows = [optional(C), optional(C), *(optional(N * C) for _ in range(3))]
+    sizes = [N, C, Size(H * W), 3, layout, False, True, 3, 1e-5]
+    return [Memory(COUNT), Memory(COUNT, BF16), *rows, *sizes]
+
+
+def scale_shift() -> list[Any]:
+    rows = [optional(N * C), optional(N * C)]
+    return [Memory(COUNT), Memory(COUNT, BF16), *rows, N, C, Size(H * W), True, False, True, 3]
+
+
+def copy_channels() -> list[Any]:
+    pixels = N * H * W
+    maps = [Memory(pixels * 5), Memory(pixels * 4, BF16)]
+    return [*maps, Size(pixels), C, Size(5), Size(2), Size(4), Size(1), False, True]
+
+
+def upsample_nearest() -> list[Any]:
+    return [Memory(COUNT), Memory(COUNT * 6), NHWC_SIZES, Size(2), Size(3), False]
+
+
+def attention(dtype: torch.dtype) -> list[Any]:
+    """Two heads of 3 and 4 elements; each row has an element more than it needs."""
+    sizes = (N, Size(2), Size(5), Size(6), C, Size(4))
+    rows = [
+        (9, 4, 10, 3),
+        (8, 3, 12, 3),
+        (12, 5, 12, 4),
+        (11, 5, 10, 4),
+    ]  # row, head, tokens, width
+    memory = [Memory((tokens - 1) * row + head + width, dtype) for row, head, tokens, width in rows]
+    layouts = [(Size(row), Size(head)) for row, head, _, _ in rows]
+    return [*memory, sizes, *layouts, 0.5, dtype is BF16]
+
+
 def pool5(dtype: torch.dtype) -> list[Any]:
     return [Memory(COUNT, dtype), Memory(COUNT, dtype), NHWC_SIZES, dtype is BF16]
 
@@ -209,6 +248,12 @@ def sample() -> list[Any]:
 STEPS = {
     "instance_norm_plus": [lambda: norm(True), lambda: norm(False)],
     "add_elu": [add_elu],
+    "add_activation": [add_activation],
+    "group_norm": [lambda: group_norm(True), lambda: group_norm(False)],
+    "scale_shift": [scale_shift],
+    "copy_channels": [copy_channels],
+    "upsample_nearest": [upsample_nearest],
+    "attention": [lambda: attention(F32), lambda: attention(BF16)],
     "max_pool5": [lambda: pool5(F32)],
     "avg_pool5": [lambda: pool5(BF16)],
     "mean_pool2": [mean_pool2],
@@ -402,6 +447,14 @@ def test_what_a_kernel_would_not_compute_is_refused():
     for arrays in ((a, NONE, NONE, NONE), (a, NONE, a, a), (a, a, NONE, NONE)):
         with pytest.raises(ValueError, match="is written"):
             _C.add_elu(*arrays, 8, False, -1)
+    for code in (-1, 8, 2**40):
+        arguments = written([*group_norm(True)[:-2], code, 1e-5, -1])
+        with pytest.raises(ValueError, match=r"activation must be in \[0, 8\); got"):
+            _C.group_norm(*arguments)
+    for groups in (0, -1, 2, 2**40):
+        arguments = written([*group_norm(True)[:10], groups, *group_norm(True)[11:], -1])
+        with pytest.raises(ValueError, match="groups must divide the channels"):
+            _C.group_norm(*arguments)
     with pytest.raises(ValueError, match="levels must be those of 2 images; got 3"):
         set_levels(Memory(3, I64).array, 3)
     with pytest.raises(ValueError, match=r"at most 2\*\*34 elements"):

@@ -105,10 +105,106 @@ def mean_pool2(x: Tensor, computed: torch.dtype) -> list[Tensor]:
     return [reference.mean_pool2(a), reference.mean_pool2(a, b)]
 
 
+WEIGHTS = (0.7, -1.3)
+
+
+def run_add_activation(x: Tensor) -> list[Tensor]:
+    outputs = [torch.empty_like(x) for _ in range(3)]
+    cpu.add_activation_out(
+        x, other(x), total=outputs[0], out=outputs[1], activation="silu", weights=WEIGHTS
+    )
+    cpu.add_activation_out(x, other(x), out=outputs[2], activation="gelu")
+    return outputs
+
+
+def add_activation(x: Tensor, computed: torch.dtype) -> list[Tensor]:
+    a, b = x.to(computed), other(x).to(computed)
+    weighted = reference.add_activation(a, b, "silu", WEIGHTS)
+    return [*weighted, reference.add_activation(a, b, "gelu")[1]]
+
+
+def rows_of(x: Tensor) -> tuple[Tensor, Tensor]:
+    return noise_like(*x.shape[:2], seed=6) + 1, noise_like(*x.shape[:2], seed=7)
+
+
+def run_scale_shift(x: Tensor) -> list[Tensor]:
+    scale, shift = rows_of(x)
+    outputs = [torch.empty_like(x) for _ in range(3)]
+    cpu.scale_shift_out(x, scale, shift, outputs[0], activation="silu")
+    cpu.scale_shift_out(x, scale, None, outputs[1])
+    cpu.scale_shift_out(x, None, shift, outputs[2])
+    return outputs
+
+
+def scale_shift(x: Tensor, computed: torch.dtype) -> list[Tensor]:
+    scale, shift = rows_of(x)
+    x = x.to(computed)
+    return [
+        reference.scale_shift(x, scale, shift, "silu"),
+        reference.scale_shift(x, scale, None),
+        reference.scale_shift(x, None, shift),
+    ]
+
+
+FACTORS = ((2, 2), (1, 3), (4, 1))
+
+
+def run_upsample(x: Tensor) -> list[Tensor]:
+    height, width = x.shape[2:]
+    return [
+        cpu.upsample_nearest_out(x, empty_nhwc(x, height * rows, width * columns))
+        for rows, columns in FACTORS
+    ]
+
+
+def run_concatenate(x: Tensor) -> list[Tensor]:
+    maps = (x, other(x), nhwc(x[:, :3]))
+    out = torch.empty(x.shape[0], sum(m.shape[1] for m in maps), *x.shape[2:], dtype=x.dtype)
+    return [cpu.concatenate_out(maps, nhwc(out))]
+
+
+def as_tokens(x: Tensor) -> list[Tensor]:
+    """Queries, keys and values of two heads, parts of one map, at most 100 tokens."""
+    width = x.shape[3]
+    whole = nhwc(torch.cat([x] * 6, dim=1)[:, :, : 100 // max(width, 1) + 1])
+    channels = whole.permute(0, 2, 3, 1).flatten(1, 2)
+    largest = channels.abs().amax(dim=(1, 2), keepdim=True).clamp(min=1.0)
+    channels = (channels / largest * 3).to(x.dtype)
+    return [part.unflatten(2, (2, -1)) for part in channels.chunk(3, dim=2)]
+
+
+def run_attention(x: Tensor) -> list[Tensor]:
+    q, k, v = as_tokens(x)
+    first = torch.empty(q.shape, dtype=x.dtype)
+    few = torch.empty(q[:, :5].shape, dtype=x.dtype)
+    asking = q[:, :5].contiguous()
+    return [cpu.attention_out(q, k, v, first), cpu.attention_out(asking, k, v, few, scale=2.0)]
+
+
+def attention(x: Tensor, computed: torch.dtype) -> list[Tensor]:
+    q, k, v = (t.to(computed) for t in as_tokens(x))
+    return [reference.attention(q, k, v), reference.attention(q[:, :5], k, v, 2.0)]
+
+
 # Each op: its kernel on x, and its reference on x in the given type.
 OPS = {
     "elu": (run_elu, lambda x, t: [reference.elu(x.to(t))]),
     "add_elu": (run_add_elu, lambda x, t: reference.add_elu(x.to(t), other(x).to(t))),
+    "silu": (
+        lambda x: [cpu.activation_out(x, torch.empty_like(x), "silu")],
+        lambda x, t: [reference.activation(x.to(t), "silu")],
+    ),
+    "add_activation": (run_add_activation, add_activation),
+    "scale_shift": (run_scale_shift, scale_shift),
+    "upsample_nearest": (
+        run_upsample,
+        lambda x, t: [reference.upsample_nearest(x.to(t), *factors) for factors in FACTORS],
+    ),
+    "concatenate": (
+        run_concatenate,
+        lambda x, t: [torch.cat((x, other(x), x[:, :3]), dim=1).to(t)],
+    ),
+    "attention": (run_attention, attention),
     "max_pool5": (
         lambda x: [cpu.max_pool5_out(x, torch.empty_like(x))],
         lambda x, t: [reference.max_pool5(x.to(t))],
@@ -287,6 +383,106 @@ def test_in_place_forms(shape, dtype):
     assert torch.equal(inplace, expected)
 
 
+@pytest.mark.parametrize("dtype", EPSILON)
+def test_in_place_forms_of_activations(dtype):
+    a, b = (nhwc((noise_like(2, 24, 6, 6, seed=s) - 1.0).to(dtype)) for s in (1, 2))
+    scale, shift = rows_of(a)
+    curved = cpu.activation_out(a, torch.empty_like(a), "silu")
+    assert torch.equal(cpu.activation_out(*[a.clone()] * 2, "silu"), curved)
+    affine = cpu.scale_shift_out(a, scale, shift, torch.empty_like(a), activation="silu")
+    twin = a.clone()
+    assert torch.equal(cpu.scale_shift_out(twin, scale, shift, twin, activation="silu"), affine)
+    total = torch.empty_like(a)
+    cpu.add_activation_out(a, b, total=total, weights=WEIGHTS)
+    first, second = a.clone(), b.clone()
+    cpu.add_activation_out(first, second, total=second, weights=WEIGHTS)
+    assert torch.equal(second, total)
+
+
+@pytest.mark.parametrize("to", EPSILON)
+@pytest.mark.parametrize("of", EPSILON)
+def test_copies_of_channels_leave_the_others_alone(of, to):
+    x = nhwc(noise_like(2, 37, 5, 4).to(of))
+    out = nhwc(torch.full((2, 50, 5, 4), 77.0, dtype=to))
+    cpu.copy_channels_out(x, out, 21, x_first=9, out_first=13)
+    assert torch.equal(out[:, 13:34], x[:, 9:30].to(to))
+    assert (out[:, :13] == 77).all()
+    assert (out[:, 34:] == 77).all()
+
+
+def test_scale_and_shift_take_both_layouts_and_types():
+    x = noise_like(2, 5, 7, 3) - 2.3
+    scale, shift = rows_of(x)
+    y = cpu.scale_shift_out(x, scale, shift, torch.empty_like(x))
+    assert torch.equal(cpu.scale_shift_out(nhwc(x), scale, shift, torch.empty_like(nhwc(x))), y)
+    half = torch.empty_like(x, dtype=torch.bfloat16)
+    assert torch.equal(cpu.scale_shift_out(x, scale, shift, half), y.bfloat16())
+
+
+# Attention ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", EPSILON)
+@pytest.mark.parametrize(
+    ("tokens", "keys", "heads", "width", "value_width"),
+    [
+        (64, 64, 2, 16, 16), (1, 1, 1, 1, 1), (5, 77, 3, 40, 33), (300, 33, 1, 3, 65),
+        (15, 40, 8, 8, 8),
+    ],
+)  # fmt: skip
+def test_attention_agrees_with_torch(tokens, keys, heads, width, value_width, dtype):
+    q = noise_like(2, tokens, heads, width).to(dtype)
+    k = noise_like(2, keys, heads, width, seed=1).to(dtype)
+    v = noise_like(2, keys, heads, value_width, seed=2).to(dtype)
+    out = torch.empty(2, tokens, heads, value_width, dtype=dtype)
+    exact = reference.attention(q.double(), k.double(), v.double())
+    twin = F.scaled_dot_product_attention(*(t.double().transpose(1, 2) for t in (q, k, v)))
+    torch.testing.assert_close(exact, twin.transpose(1, 2))
+    assert cpu.attention_out(q, k, v, out) is out
+    assert worst(out, exact) <= 4 * EPSILON[dtype] * max(v.abs().max().item(), 1.0)
+    for level in LEVELS:
+        with ops.isa(level):
+            assert torch.equal(cpu.attention_out(q, k, v, torch.empty_like(out)), out), level
+
+
+def test_attention_of_large_scores_is_sharp():
+    """The largest score alone counts where the others are far below; none overflows."""
+    q, k, v = (noise_like(1, 40, 1, 8, seed=s) for s in range(3))
+    out = cpu.attention_out(q, k, v, torch.empty_like(q), scale=1e6)
+    best = (q[0, :, 0].double() @ k[0, :, 0].double().T).argmax(dim=1)
+    torch.testing.assert_close(out[0, :, 0], v[0, best, 0])
+    even = cpu.attention_out(q, k, v, torch.empty_like(q), scale=0.0)
+    mean = v.mean(dim=1, keepdim=True)
+    torch.testing.assert_close(even, mean.expand_as(even))
+
+
+def test_attention_of_nan_stays_in_its_head_and_sample():
+    q, k, v = (noise_like(3, 9, 2, 8, seed=s) for s in range(3))
+    clean = cpu.attention_out(q, k, v, torch.empty_like(q))
+    k[1, 4, 1, 2] = torch.nan
+    y = cpu.attention_out(q, k, v, torch.empty_like(q))
+    assert y[1, :, 1].isnan().all()
+    y[1, :, 1] = clean[1, :, 1]
+    assert torch.equal(y, clean)
+
+
+def test_attention_reads_parts_of_a_map_and_writes_one():
+    """Orders of the channels of q, k and v in one map; the output's neighbours are left alone."""
+    n, tokens, heads, width = 2, 12, 3, 8
+    q, k, v = (noise_like(n, tokens, heads, width, seed=s) for s in range(3))
+    expected = cpu.attention_out(q, k, v, torch.empty_like(q))
+    one_by_one = torch.cat([t.flatten(2) for t in (q, k, v)], dim=2)
+    parts = [t.unflatten(2, (heads, width)) for t in one_by_one.chunk(3, dim=2)]
+    assert torch.equal(cpu.attention_out(*parts, torch.empty_like(q)), expected)
+    by_head = torch.stack((q, k, v), dim=3)  # (N, L, heads, 3, D)
+    assert torch.equal(cpu.attention_out(*by_head.unbind(3), torch.empty_like(q)), expected)
+    room = torch.full((n, tokens, heads, 3 * width), 77.0)
+    cpu.attention_out(q, k, v, room[..., width : 2 * width])
+    assert torch.equal(room[..., width : 2 * width], expected)
+    assert (room[..., :width] == 77).all()
+    assert (room[..., 2 * width :] == 77).all()
+
+
 def test_elementwise_ops_take_any_dense_layout():
     flat = noise_like(1001) - 2.3
     assert torch.equal(
@@ -303,6 +499,10 @@ def test_neighbouring_memory_is_left_alone(channels, dtype):
     x = nhwc(noise_like(2, channels, 6, 4).to(dtype))
     for write in (
         lambda: cpu.elu_out(x, out),
+        lambda: cpu.scale_shift_out(x, None, None, out),
+        lambda: cpu.group_norm_out(x, 1, None, None, out),
+        lambda: cpu.concatenate_out((x[:, :0], x), out),
+        lambda: cpu.upsample_nearest_out(nhwc(x[:, :, :2, :2]), out),
         lambda: cpu.max_pool5_out(x, out),
         lambda: cpu.avg_pool5_out(x, out),
         lambda: cpu.resize_add_out(nhwc(x[:, :, :3]), out, a=x),
@@ -317,6 +517,9 @@ def test_empty_maps(shape):
     x = torch.empty(shape).contiguous(memory_format=torch.channels_last)
     for write in (cpu.elu_out, cpu.max_pool5_out, cpu.avg_pool5_out):
         assert write(x, torch.empty_like(x)).shape == shape
+    assert cpu.scale_shift_out(x, None, None, torch.empty_like(x)).shape == shape
+    assert cpu.upsample_nearest_out(x, torch.empty_like(x)).shape == shape
+    assert cpu.concatenate_out((x,), torch.empty_like(x)).shape == shape
     half = empty_nhwc(x, shape[2] // 2, shape[3] // 2)
     assert cpu.mean_pool2_out(x, half) is half
     assert cpu.resize_add_out(x, half) is half
@@ -335,6 +538,7 @@ def test_nan_stays_in_its_sample():
 
 # Refusals ----------------------------------------------------------------------------------------
 
+TOKENS = noise_like(2, 9, 2, 8)
 MAP = nhwc(noise_like(2, 4, 6, 6))
 SMALL = nhwc(noise_like(2, 4, 3, 3))
 PLAIN = noise_like(2, 4, 6, 6)
@@ -351,6 +555,57 @@ PLAIN = noise_like(2, 4, 6, 6)
         (lambda: cpu.add_elu_out(MAP, MAP), ValueError, "neither was given"),
         (lambda: cpu.add_elu_out(MAP, SMALL, out=MAP), ValueError, r"b \(2, 4, 3, 3\)"),
         (lambda: cpu.add_elu_out(MAP, MAP, total=MAP, out=MAP), ValueError, "overlaps"),
+        (lambda: cpu.activation_out(MAP, MAP, "mish"), ValueError, "one of none, .* got 'mish'"),
+        (lambda: cpu.scale_shift_out(MAP, MAP[:, :, 0, 0], None, PLAIN), ValueError, "both cont"),
+        (
+            lambda: cpu.scale_shift_out(MAP, torch.ones(4), None, torch.empty_like(MAP)),
+            ValueError,
+            r"scale must have shape \(2, 4\); got \(4,\)",
+        ),
+        (
+            lambda: cpu.copy_channels_out(MAP, torch.empty_like(MAP), 3, x_first=2),
+            ValueError,
+            "3 channels must lie within x from channel 2 .* these have 4 and 4",
+        ),
+        (lambda: cpu.copy_channels_out(MAP, MAP, 4), ValueError, "lie apart from x"),
+        (lambda: cpu.copy_channels_out(SMALL, MAP, 4), ValueError, "out must have shape"),
+        (lambda: cpu.concatenate_out((MAP, MAP), MAP), ValueError, "out must have 8 channels"),
+        (
+            lambda: cpu.upsample_nearest_out(SMALL, nhwc(noise_like(2, 4, 7, 6))),
+            ValueError,
+            r"out must have shape \(2, 4, 6, 6\)",
+        ),
+        (lambda: cpu.attention_out(TOKENS, TOKENS, TOKENS, TOKENS), ValueError, "lie apart from q"),
+        (
+            lambda: cpu.attention_out(TOKENS, TOKENS[:, :0], TOKENS[:, :0], TOKENS.clone()),
+            ValueError,
+            "k and v must have tokens",
+        ),
+        (
+            lambda: cpu.attention_out(TOKENS, TOKENS[..., :4], TOKENS, TOKENS.clone()),
+            ValueError,
+            r"k must have shape \(2, 9, 2, 8\)",
+        ),
+        (
+            lambda: cpu.attention_out(TOKENS[..., ::2], *[TOKENS[..., :4]] * 2, TOKENS.clone()),
+            ValueError,
+            "out must have shape",
+        ),
+        (
+            lambda: cpu.attention_out(
+                TOKENS[..., ::2], *[TOKENS[..., :4]] * 2, torch.empty(2, 9, 2, 4)
+            ),
+            ValueError,
+            "q must have elements of a head side by side",
+        ),
+        (
+            lambda: cpu.attention_out(
+                TOKENS, TOKENS, TOKENS, torch.empty(2, 9, 1, 8).expand(2, 9, 2, 8)
+            ),
+            ValueError,
+            "heads of out must lie apart",
+        ),
+        (lambda: cpu.attention_out(*[TOKENS[0]] * 4), ValueError, r"\(N, tokens, heads, width\)"),
         (lambda: cpu.max_pool5_out(MAP, MAP), ValueError, r"out of shape .* lie apart from x"),
         (lambda: cpu.max_pool5_out(PLAIN, MAP), ValueError, "x must be channels-last"),
         (

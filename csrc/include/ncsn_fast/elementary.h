@@ -52,12 +52,15 @@ NCSN_HD SinCos sincos_quarter_turns(float t) {
     return {fused(t, kHalfPi, t * fused(p, s, kHalfPiRest)), fused(q, s, 1.0f)};
 }
 
-// exp(x) - 1 for x <= 0, about 1 ulp relative; -1 far below zero, NaN for NaN.
-NCSN_HD float expm1_nonpositive(float x) {
+// exp(x) = power (1 + small), |small| < 0.42, for x in [-87, 0].
+struct ExpParts {
+    float power, small;
+};
+
+NCSN_HD ExpParts exp_parts(float x) {
     constexpr float kLog2E = 0x1.715476p+0f;
     constexpr float kLn2High = 0x1.62e400p-1f;
     constexpr float kLn2Low = 0x1.7f7d1cp-20f;
-    x = x < -32.0f ? -32.0f : x;  // below -18 the result rounds to -1
     const float shifted = fused(x, kLog2E, kRoundToInteger);
     const float n = shifted - kRoundToInteger;
     const float r = fused(n, -kLn2Low, fused(n, -kLn2High, x));
@@ -67,9 +70,20 @@ NCSN_HD float expm1_nonpositive(float x) {
     p = fused(p, r, 0x1.5554f8p-5f);
     p = fused(p, r, 0x1.555554p-3f);
     p = fused(p, r, 0.5f);
-    const float small = fused(r * r, p, r);
     const float power = bits_float((float_bits(shifted) << 23) + 0x3f800000u);  // 2^n
-    return fused(power, small, power - 1.0f);
+    return {power, fused(r * r, p, r)};
+}
+
+// exp(x) - 1 for x <= 0, about 1 ulp relative; -1 far below zero, NaN for NaN.
+NCSN_HD float expm1_nonpositive(float x) {
+    const ExpParts e = exp_parts(x < -32.0f ? -32.0f : x);  // below -18 the result rounds to -1
+    return fused(e.power, e.small, e.power - 1.0f);
+}
+
+// exp(x) for x <= 0, about 1 ulp; 0 below -87, NaN for NaN.
+NCSN_HD float exp_nonpositive(float x) {
+    const ExpParts e = exp_parts(x < -87.0f ? -87.0f : x);
+    return x < -87.0f ? 0.0f : fused(e.power, e.small, e.power);
 }
 
 // exp(x), for |x| up to 1 to about 2^-21 relative on a GPU: two instructions. Results below 2^-126 are 0.

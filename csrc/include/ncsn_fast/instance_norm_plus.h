@@ -4,14 +4,13 @@
 //   mu, var: mean and biased variance of a channel over its plane; m, v: mean and unbiased variance
 //   of mu over the channels (v = 0 for a single channel)
 //
-// applied as y = (x - mean) * scale + shift: centred first, because scale * x + shift cancels badly
-// where the mean is large.
+// applied as y = (x - mean) * scale + shift.
 #pragma once
 
 #include <cstdint>
 
+#include "ncsn_fast/activation.h"
 #include "ncsn_fast/dtypes.h"
-#include "ncsn_fast/elementary.h"
 
 namespace ncsn_fast {
 
@@ -28,11 +27,5 @@ struct NormArgs {
     bool elu;
     float eps;
 };
-
-template <bool elu>
-NCSN_HD float normalised(float x, float mean, float scale, float shift) {
-    const float y = fused(x - mean, scale, shift);
-    return elu ? elu_of(y) : y;
-}
 
 }  // namespace ncsn_fast

@@ -1,9 +1,10 @@
 """Autotuning of the CPU engine: times its alternatives once per machine and caches the result.
 
-Two choices are timed: the dtype of feature maps, and for 3x3 convolutions oneDNN's direct algorithm
-or our Winograd convolution (csrc/include/ncsn_fast/winograd.h). Which is faster depends on the
-processor: bfloat16 needs AMX or AVX-512-BF16; Winograd needs a quarter of the multiplications and
-multiplies bfloat16 maps in 16-bit fixed point, which every processor supports.
+Two choices are timed: the dtype of feature maps, and for every shape of 3x3 convolution oneDNN's
+direct algorithm or our Winograd convolution (csrc/include/ncsn_fast/winograd.h). Which is faster
+depends on the processor: bfloat16 needs AMX or AVX-512-BF16; Winograd needs a quarter of the
+multiplications and multiplies bfloat16 maps in 16-bit fixed point, which every processor supports.
+Neither choice depends on the batch size, so that all processes of a job choose alike.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ import platform
 import statistics
 import threading
 import time
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import cast
 
 import filelock
 import torch
@@ -38,11 +41,13 @@ ALGORITHMS = ("direct", "winograd")
 _GAIN = 1.1  # required speedup over the default, above the noise of the timer
 _ROUNDS = 7
 _PATIENCE = 60.0  # seconds to wait for another process that measures
+_PIXELS = 1024  # of the maps that a layer is timed with, about
 _LARGEST = 1e4  # speed in a file; others are damaged
 # Environment variables that limit the instruction sets of oneDNN and torch.
 _LIMITS = (*onednn.LIMITS, "ONEDNN_DEFAULT_FPMATH_MODE", "ATEN_CPU_CAPABILITY")
 
 _known: dict[Path, Choice] = {}  # by the file that remembers it
+_layers: dict[Path, dict[str, float]] = {}  # gains of Winograd, likewise
 _lock = threading.Lock()
 
 
@@ -59,10 +64,6 @@ class Choice:
         """Returns the faster algorithm for 3x3 convolutions in this dtype."""
         gain = self.speed[f"{dtype} winograd"] / self.speed[f"{dtype} direct"]
         return "winograd" if gain >= _GAIN else "direct"
-
-    def algorithms(self, dtype: str) -> tuple[str, ...]:
-        """Returns the faster algorithm, then "direct" if that is another."""
-        return tuple(dict.fromkeys((self.algorithm(dtype), "direct")))
 
     @property
     def dtype(self) -> str:
@@ -94,25 +95,114 @@ def fastest(threads: int | None = None, *, measure: bool = False) -> Choice:
         return _known[path]
 
 
-def _obtain(path: Path, threads: int, measure: bool) -> Choice:
-    """Reads the file of a choice; measures and writes it if it is missing, or with `measure`."""
-    if (found := None if measure else _read(path)) is not None:
-        return found
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """Shape of a 3x3 convolution that either algorithm can run."""
+
+    inputs: int
+    outputs: int
+    height: int
+    width: int
+    dilation: int
+
+    @property
+    def batch(self) -> int:
+        """Images to time it with: enough pixels to keep the threads busy, and no more."""
+        return max(1, min(16, _PIXELS // (self.height * self.width)))
+
+
+def winograd_gains(
+    layers: Collection[Layer], dtype: str, threads: int | None = None
+) -> dict[Layer, bool]:
+    """Returns of each layer whether Winograd is the faster algorithm: remembered, or timed now.
+
+    Of several processes that ask at once, one measures and the others wait for its result.
+    """
+    threads = threads or torch.get_num_threads()
+    path = files.cache_folder() / f"convolutions-{_key(threads)}.json"
+    names = {layer: f"{dtype} {' '.join(map(str, dataclasses.astuple(layer)))}" for layer in layers}
+    with _lock:
+        known = _layers.setdefault(path, {})
+        if not {*names.values()} <= known.keys():
+            known |= _obtain_layers(path, names, dtype, threads)
+        return {layer: known[name] >= _GAIN for layer, name in names.items()}
+
+
+def _obtain_layers(
+    path: Path, names: Mapping[Layer, str], dtype: str, threads: int
+) -> dict[str, float]:
+    """Reads the speeds of layers; measures those that are missing, and adds them to the file."""
+
+    def missing() -> list[Layer]:
+        return [layer for layer, name in names.items() if name not in known]
+
+    known = _read_layers(path)
+    if not missing():
+        return known
+    with _only_process(path):
+        known = _read_layers(path)
+        for layer in missing():
+            known[names[layer]] = _measure_layer(layer, dtype, threads)
+        _write(path, known)
+    return known
+
+
+def _measure_layer(layer: Layer, dtype: str, threads: int) -> float:
+    """Returns the speed of Winograd relative to the direct algorithm."""
+    graph = Graph(layer.inputs, layer.height, layer.width)
+    shape = (layer.outputs, layer.inputs, 3, 3)
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    spec = ConvolutionSpec(weight, padding=layer.dilation, dilation=layer.dilation)
+    graph.output = graph.conv("conv", graph.input, spec)
+    with torch.inference_mode(), torch_threads(threads):
+        plans = {
+            name: CpuPlan(graph, layer.batch, DTYPES[dtype], winograd=name == "winograd")
+            for name in ALGORITHMS
+        }
+        medians = _medians(plans)
+    return medians["direct"] / medians["winograd"]
+
+
+def _read_layers(path: Path) -> dict[str, float]:
+    """Returns the speeds in a file; without those that are damaged."""
+    known = find_json(path) or {}
+    return {name: float(speed) for name, speed in known.items() if _is_speed(speed)}
+
+
+@contextlib.contextmanager
+def _only_process(path: Path) -> Iterator[None]:
+    """Waits until no other process measures for a file; goes on without, where that fails."""
     with contextlib.ExitStack() as held:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = filelock.FileLock(path.with_suffix(".lock"), timeout=_PATIENCE)
             held.enter_context(lock)
-            if (found := None if measure else _read(path)) is not None:
-                return found
         except (OSError, NotImplementedError) as error:  # Timeout is an OSError
             log.info("%s; this process measures the processor by itself", error)
+        yield
+
+
+def _write(path: Path, speeds: Mapping[str, float]) -> None:
+    try:
+        with files.atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(speeds))
+    except OSError as error:
+        log.info("%s; the processor is measured again next time", error)
+
+
+def _is_speed(speed: object) -> bool:
+    return type(speed) in (int, float) and 1 / _LARGEST < cast(float, speed) < _LARGEST
+
+
+def _obtain(path: Path, threads: int, measure: bool) -> Choice:
+    """Reads the file of a choice; measures and writes it if it is missing, or with `measure`."""
+    if (found := None if measure else _read(path)) is not None:
+        return found
+    with _only_process(path):
+        if (found := None if measure else _read(path)) is not None:
+            return found
         choice = Choice(_measure(threads))
-        try:
-            with files.atomic_write(path) as temporary:
-                temporary.write_text(json.dumps(choice.speed))
-        except OSError as error:
-            log.info("%s; the processor is measured again next time", error)
+        _write(path, choice.speed)
     return choice
 
 
@@ -122,9 +212,8 @@ def _read(path: Path) -> Choice | None:
     names = [f"{dtype} {algorithm}" for dtype, algorithm in _variants()]
     if known is None or set(known) != set(names):
         return None
-    for speed in known.values():
-        if type(speed) not in (int, float) or not 1 / _LARGEST < speed < _LARGEST:
-            return None
+    if not all(map(_is_speed, known.values())):
+        return None
     return Choice({name: float(known[name]) for name in names})
 
 
@@ -136,17 +225,23 @@ def _variants() -> list[tuple[str, str]]:
 
 def _measure(threads: int) -> dict[str, float]:
     """Returns speeds relative to the first variant: medians of interleaved rounds."""
-    seconds: dict[str, list[float]] = {}
     with torch.inference_mode(), torch_threads(threads):
-        plans = {f"{d} {a}": _convolution(DTYPES[d], a == "winograd") for d, a in _variants()}
-        for _ in range(_ROUNDS + 1):
-            for name, plan in plans.items():
-                began = time.perf_counter()
-                plan.run()
-                seconds.setdefault(name, []).append(time.perf_counter() - began)
-    medians = {name: statistics.median(times[1:]) for name, times in seconds.items()}
+        medians = _medians(
+            {f"{d} {a}": _convolution(DTYPES[d], a == "winograd") for d, a in _variants()}
+        )
     first = next(iter(medians.values()))
     return {name: first / median for name, median in medians.items()}
+
+
+def _medians(plans: Mapping[str, CpuPlan]) -> dict[str, float]:
+    """Returns the seconds that plans take: medians of interleaved rounds."""
+    seconds: dict[str, list[float]] = {}
+    for _ in range(_ROUNDS + 1):
+        for name, plan in plans.items():
+            began = time.perf_counter()
+            plan.run()
+            seconds.setdefault(name, []).append(time.perf_counter() - began)
+    return {name: statistics.median(times[1:]) for name, times in seconds.items()}
 
 
 def _convolution(dtype: torch.dtype, winograd: bool) -> CpuPlan:

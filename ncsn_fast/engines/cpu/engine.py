@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import statistics
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -11,10 +12,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ncsn_fast.engines.base import DTYPES, without_weights
+from ncsn_fast.engines.base import DTYPES
 from ncsn_fast.engines.cpu import autotune, onednn
-from ncsn_fast.engines.cpu.plan import CpuPlan, Weights
-from ncsn_fast.engines.lowering.graph import lower
+from ncsn_fast.engines.cpu.plan import CpuPlan, Weights, can_be_winograd
+from ncsn_fast.engines.lowering.graph import ConvolutionSpec, Graph
 from ncsn_fast.engines.lowering.memory_plan import format_profile
 from ncsn_fast.engines.static_engine import StaticEngine
 from ncsn_fast.models.score import ScoreModel
@@ -34,9 +35,10 @@ class CpuEngine(StaticEngine):
     against the reference once.
 
     Args:
-        convolutions: "direct" (oneDNN) or "winograd" (ours) for 3x3 convolutions; None for the
-            environment variable NCSN_FAST_CONVOLUTIONS, else the faster one on this machine.
-            Winograd stores four times the weights.
+        convolutions: "direct" (oneDNN) or "winograd" (ours) for 3x3 convolutions, or what
+            `choices` said of another engine; None for the environment variable
+            NCSN_FAST_CONVOLUTIONS, else the faster one on this machine for every layer. Winograd
+            stores four times the weights.
 
     Raises:
         UnsupportedNetwork: the plan does not support a part of the network (see `refuses`).
@@ -52,12 +54,15 @@ class CpuEngine(StaticEngine):
         self, model: ScoreModel, *, convolutions: str | None = None, **settings: Any
     ) -> None:
         super().__init__(model, **settings)
-        self.convolutions = _algorithm(convolutions, self.dtype, self.threads)
         self._weights: Weights = {}  # shared by all plans
-        self._scale, self._shift = (2.0, -1.0) if model.net.scale_input else (1.0, 0.0)
         self.release()
+        given = convolutions or os.environ.get("NCSN_FAST_CONVOLUTIONS")
+        layers = _layers(self.lowered(model.config.image_size))
+        self._winograd = self._chosen(given, layers)
+        named = given in autotune.ALGORITHMS
+        self.convolutions = given if given and named else _code(self._winograd, layers)
         self.error = self.check_precision()
-        self.model = without_weights(model)  # packed copies remain; the caller may free theirs
+        self.forget_weights()  # packed copies remain; the caller may free theirs
 
     def prepare(self) -> None:
         with self.context(), self._lock:
@@ -101,29 +106,56 @@ class CpuEngine(StaticEngine):
         if "convolutions" in options or os.environ.get("NCSN_FAST_CONVOLUTIONS"):
             return dtypes
         return [
-            {**attempt, "convolutions": algorithm}
+            {**attempt, **algorithm}
             for attempt in dtypes
-            for algorithm in autotune.fastest(threads).algorithms(attempt["dtype"])
+            for algorithm in ({}, {"convolutions": "direct"})
         ]
+
+    @classmethod
+    def check_options(cls, given: Mapping[str, Any]) -> None:
+        others = {k: v for k, v in given.items() if k != "convolutions" or not _is_code(v)}
+        super().check_options(others)
 
     @classmethod
     def slowdown(
         cls, wanted: Mapping[str, Any], taken: Mapping[str, Any], threads: int | None = None
     ) -> float | None:
-        speed = autotune.fastest(threads).speed
-        names = [f"{variant['dtype']} {variant.get('convolutions')}" for variant in (wanted, taken)]
-        return speed[names[0]] / speed[names[1]] if all(name in speed for name in names) else None
+        choice = autotune.fastest(threads)
+
+        def speed(variant: Mapping[str, Any]) -> float | None:
+            dtype = variant["dtype"]
+            name = variant.get("convolutions")
+            algorithms = [name] if name in autotune.ALGORITHMS else [*autotune.ALGORITHMS]
+            found = [choice.speed.get(f"{dtype} {algorithm}") for algorithm in algorithms]
+            return max((speed for speed in found if speed is not None), default=None)
+
+        before, after = speed(wanted), speed(taken)
+        return before / after if before is not None and after is not None else None
+
+    def _chosen(self, given: str | None, layers: Mapping[str, autotune.Layer]) -> frozenset[str]:
+        """Returns the names of the convolutions that run by Winograd's algorithm."""
+        if given is None:
+            gains = autotune.winograd_gains({*layers.values()}, self.dtype, self.threads)
+            return frozenset(name for name, layer in layers.items() if gains[layer])
+        if given in autotune.ALGORITHMS:
+            return frozenset(layers if given == "winograd" else ())
+        number = int(given.removeprefix(_PREFIX), 16) if _is_code(given) else -1
+        if not 0 <= number < 1 << len(layers):
+            raise ValueError(
+                "convolutions (or NCSN_FAST_CONVOLUTIONS) must be 'direct' or 'winograd', or "
+                f"layers:NUMBER with a hexadecimal number of {len(layers)} bits; got {given!r}"
+            )
+        return frozenset(name for i, name in enumerate(layers) if number >> i & 1)
 
     def memory(self) -> int:
         plan = self._plan(self.model.config.image_size)
         return plan.weight_bytes + plan.map_bytes
 
     def network(self, x: Tensor, level: Tensor | None, labels: Tensor | None = None) -> Tensor:
-        self.check_call(x, level)
+        self.check_call(x, level, labels)
         with self._lock:
             plan = self._load(x)
-            if level is not None:
-                plan.set_levels(level)
+            plan.set_conditions(*self._conditions(level, labels))
             plan.run()
             return plan.output.clone()
 
@@ -132,7 +164,8 @@ class CpuEngine(StaticEngine):
     ) -> Callable[[int, int], object]:
         if update is not None:  # noise that the caller supplies
             return super()._stepper(program, chains, levels, update)
-        rows = _Rows(program, levels, self._scale, self._shift)
+        graph = self.lowered((chains.x.shape[2], chains.x.shape[3]))
+        rows = _Rows(program, levels, graph.scale, graph.shift)
         if program.has_history and chains.h is None:
             chains.h = torch.zeros_like(chains.x)
 
@@ -144,11 +177,19 @@ class CpuEngine(StaticEngine):
             with self._lock:
                 plan = self._load(program.input(chains.x, first))
                 for start, end, level in rows.of_one_level(first, stop):
-                    if level is not None:
-                        plan.set_levels(torch.full((self.batch_size,), level))
+                    each = None if level is None else torch.full((self.batch_size,), level)
+                    plan.set_conditions(*self._conditions(each, chains.labels))
                     self._sample(plan, chains, rows, start, end)
 
         return run_rows
+
+    def _conditions(self, level: Tensor | None, labels: Tensor | None) -> list[Tensor]:
+        """Returns the network's further inputs, (batch_size,) each."""
+        found = [] if level is None or self.model.conditioning == "none" else [level]
+        if self.model.n_classes:
+            none = torch.full((self.batch_size,), self.model.n_classes)
+            found.append(none if labels is None else labels)
+        return found
 
     def describe(self) -> str:
         """Describes the plan, one line per operation: shape, milliseconds, GFLOP/s or GB/s, share.
@@ -158,7 +199,7 @@ class CpuEngine(StaticEngine):
         plan = self._plan(self.model.config.image_size)
         with self.context(), self._lock:
             plan.run()
-            rounds = [plan.steps.profile(forced_isa.get()) for _ in range(_PROFILE_ROUNDS)]
+            rounds = [plan.profile() for _ in range(_PROFILE_ROUNDS)]
         seconds = [statistics.median(times) for times in zip(*rounds, strict=True)]
         return (
             f"{format_profile(plan.costs, seconds, self.dtype)}; "
@@ -171,20 +212,19 @@ class CpuEngine(StaticEngine):
 
     def _plan(self, size: tuple[int, int]) -> CpuPlan:
         if size not in self._plans:
-            graph = lower(self.model.net, *size)
             self._plans[size] = CpuPlan(
-                graph,
+                self.lowered(size),
                 self.batch_size,
                 DTYPES[self.dtype],
                 self._weights,
-                winograd=self.convolutions == "winograd",
+                winograd=self._winograd,
             )
         return self._plans[size]
 
     def _load(self, x: Tensor) -> CpuPlan:
         """Returns the plan for images of the size of x, with x loaded."""
         plan = self._plan((x.shape[2], x.shape[3]))
-        plan.load(x, self._scale, self._shift)
+        plan.load(x)
         return plan
 
     def _sample(self, plan: CpuPlan, chains: Chains, rows: _Rows, start: int, end: int) -> None:
@@ -205,14 +245,32 @@ class CpuEngine(StaticEngine):
         )  # fmt: skip
 
 
-def _algorithm(name: str | None, dtype: str, threads: int | None) -> str:
-    name = name or os.environ.get("NCSN_FAST_CONVOLUTIONS")
-    name = name or autotune.fastest(threads).algorithm(dtype)
-    if name not in autotune.ALGORITHMS:
-        raise ValueError(
-            f"convolutions (or NCSN_FAST_CONVOLUTIONS) must be 'direct' or 'winograd'; got {name!r}"
+_PREFIX = "layers:"
+
+
+def _layers(graph: Graph) -> dict[str, autotune.Layer]:
+    """Returns the convolutions that have a choice of algorithm, by their names."""
+    return {
+        op.name: autotune.Layer(
+            op.inputs[0].channels, op.spec.channels, op.inputs[0].height, op.inputs[0].width,
+            op.spec.dilation,
         )
-    return name
+        for op in graph.ops
+        if isinstance(op.spec, ConvolutionSpec) and can_be_winograd(op, op.spec)
+    }  # fmt: skip
+
+
+def _code(winograd: frozenset[str], layers: Mapping[str, autotune.Layer]) -> str:
+    """Returns a choice as text: an algorithm for all layers, or a number with a bit for each."""
+    if not winograd:
+        return "direct"
+    if len(winograd) == len(layers):
+        return "winograd"
+    return f"{_PREFIX}{sum(1 << i for i, name in enumerate(layers) if name in winograd):x}"
+
+
+def _is_code(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(f"{_PREFIX}[0-9a-f]{{1,400}}", value) is not None
 
 
 class _Rows:

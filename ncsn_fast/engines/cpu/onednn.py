@@ -207,7 +207,7 @@ def add(
     bias = None if spec.bias is None else capsules.pop()
     plan.convolution(
         name, *capsules, bias, (spec.padding,) * 2, (spec.stride,) * 2, (spec.dilation,) * 2,
-        array("y", y, tuple(y.shape), y.dtype, layout=NHWC), y.nbytes if clear else 0,
+        spec.groups, array("y", y, tuple(y.shape), y.dtype, layout=NHWC), y.nbytes if clear else 0,
     )  # fmt: skip
 
 
@@ -238,7 +238,7 @@ def pack(spec: ConvolutionSpec, shape: tuple[int, ...], dtype: torch.dtype) -> l
     """
     weight = getattr(torch.ops.mkldnn, _PACK)(
         spec.kernel().to("cpu", dtype).contiguous(), [spec.padding] * 2, [spec.stride] * 2,
-        [spec.dilation] * 2, 1, list(shape),
+        [spec.dilation] * 2, spec.groups, list(shape),
     )  # fmt: skip
     bias = (
         [] if spec.bias is None else [spec.bias.detach().to("cpu", dtype, copy=True).contiguous()]

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor
 
-from ncsn_fast.engines.cpu import onednn
-from ncsn_fast.engines.lowering.graph import ConvolutionSpec, Graph, Map, NormSpec, Op
+from ncsn_fast.engines.cpu import onednn, steps
+from ncsn_fast.engines.lowering.graph import ConvolutionSpec, Graph, Map, Op, Vector, View
 from ncsn_fast.engines.lowering.memory_plan import OpCost, aligned, plan_memory
 from ncsn_fast.ops.addresses import NONE, Array, array, part
 from ncsn_fast.ops.cpu import WinogradWeights, winograd_pack, winograd_pays
 from ncsn_fast.ops.extension import _C, forced_isa
 
 # Weights by operation name: a convolution's weight in oneDNN's packed layout (the same for every
-# batch size) and bias, or a norm's parameters.
+# batch size) and bias, a norm's parameters, or what PyTorch's operations read.
 Weights = dict[str, list[Tensor]]
 
 
@@ -25,7 +26,8 @@ class CpuPlan:
     Args:
         weights: weights of another plan of the same network and dtype, to share; missing ones are
             copied from the network and packed.
-        winograd: run 3x3 convolutions by Winograd's algorithm where it pays.
+        winograd: names of the convolutions that run by Winograd's algorithm; True for all where it
+            pays.
 
     Attributes:
         input, output: (batch, C, H, W) channels-last, in the plan's buffer; valid between two runs.
@@ -39,31 +41,49 @@ class CpuPlan:
         dtype: torch.dtype,
         weights: Weights | None = None,
         *,
-        winograd: bool = False,
+        winograd: Collection[str] | bool = False,
     ) -> None:
         self.graph, self.batch, self.dtype, self.winograd = graph, batch, dtype, winograd
         self.weights: Weights = {} if weights is None else weights
-        self._bfloat16 = dtype is torch.bfloat16
+        self.bfloat16 = dtype is torch.bfloat16
         self._offsets, size = plan_memory(graph, batch, dtype.itemsize)
         self._buffer = aligned(size)
-        self.input, self.output = self._tensor(graph.input), self._tensor(graph.output)
+        self.input, self.output = self.tensor(graph.input), self.tensor(graph.output)
         self._input = torch.empty(self.input.shape, dtype=torch.float32)  # before rounding
         self._rows: list[Tensor] = []  # parameters of each image's level
+        self._by_level = False
+        self._vectors: dict[tuple[Vector, int], Tensor] = {}
         self.steps = _C.Plan(*onednn.addresses())
+        self._spans: list[int] = []  # steps of each operation
         self.costs = [self._add(op) for op in graph.ops]
 
-    def load(self, x: Tensor, scale: float, shift: float) -> None:
+    def load(self, x: Tensor) -> None:
         """Sets input = scale * x + shift, computed in float32 as in the sampler update."""
+        scale, shift = self.graph.scale, self.graph.shift
         self.input.copy_(torch.mul(x, scale, out=self._input).add_(shift))
 
     def run(self) -> None:
         """Computes `output` from `input`."""
         self.steps.run(forced_isa.get())
 
-    def set_levels(self, levels: Tensor) -> None:
-        """Sets the norms' parameters for the level of each image, (batch,) int64."""
-        levels = levels.to("cpu", torch.int64).contiguous()
-        self.steps.set_levels(array("levels", levels, (self.batch,), torch.int64), self.batch)
+    def set_conditions(self, *conditions: Tensor) -> None:
+        """Sets the network's conditions, (batch,) each, and computes what depends on them only."""
+        if self._by_level:
+            levels = conditions[0].to("cpu", torch.int64).contiguous()
+            self.steps.set_levels(array("levels", levels, (self.batch,), torch.int64), self.batch)
+        if self._vectors:
+            names = self.graph.condition_parameters
+            parameters = [self.constant(name) for name in names]
+            rows = self.graph.condition(self.batch, *conditions, *parameters)
+            for vector, row in zip(self.graph.vectors, rows, strict=True):
+                for less in (0, 1):
+                    if (vector, less) in self._vectors:
+                        self._vectors[vector, less].copy_(row - less)
+
+    def profile(self) -> list[float]:
+        """Runs the plan; returns the seconds of each operation."""
+        seconds = iter(self.steps.profile(forced_isa.get()))
+        return [sum(next(seconds) for _ in range(count)) for count in self._spans]
 
     @property
     def weight_bytes(self) -> int:
@@ -73,9 +93,11 @@ class CpuPlan:
     @property
     def map_bytes(self) -> int:
         """Bytes of the feature-map buffer and the auxiliary buffers."""
-        return sum(t.nbytes for t in (self._buffer, self._input, *self._rows))
+        return sum(
+            t.nbytes for t in (self._buffer, self._input, *self._rows, *self._vectors.values())
+        )
 
-    def _tensor(self, x: Map) -> Tensor:
+    def tensor(self, x: Map) -> Tensor:
         """Returns a map as a (batch, C, H, W) channels-last view of the buffer."""
         n, c, h, w = self._shape(x)
         flat = self._buffer[self._offsets[x] :].view(self.dtype)
@@ -84,29 +106,95 @@ class CpuPlan:
     def _shape(self, x: Map) -> tuple[int, int, int, int]:
         return self.batch, x.channels, x.height, x.width
 
-    def _nhwc(self, x: Map) -> tuple[int, int, int, int]:
-        return self.batch, x.height, x.width, x.channels
-
-    def _array(self, x: Map) -> Array:
-        return part(self._buffer, self._offsets[x], self._bytes(x))
-
     def _bytes(self, x: Map) -> int:
         return math.prod(self._shape(x)) * self.dtype.itemsize
 
+    def view(self, view: View) -> Tensor:
+        """Returns a view of a map as a (batch, ...) tensor in the buffer."""
+        flat = self._buffer[self._offsets[view.map] :]
+        flat = flat[: self._bytes(view.map)].view(self.dtype)
+        strides = (view.map.numel, *view.strides)
+        first = int(flat.storage_offset()) + view.offset
+        return flat.as_strided((self.batch, *view.shape), strides, first)
+
+    def callback(self, step: Callable[[], object]) -> None:
+        """Adds a step that PyTorch runs."""
+        self.steps.callback(step)
+        self._in_torch = True
+
+    def vector(self, vector: Vector, *, less: int = 0) -> Tensor:
+        """Returns the memory (batch, C) of numbers that `set_conditions` computes, minus `less`."""
+        rows = torch.zeros(self.batch, vector.channels)
+        return self._vectors.setdefault((vector, less), rows)
+
+    def own(self, tensor: Tensor) -> Tensor:
+        """Keeps a tensor as long as the plan."""
+        self._rows.append(tensor)
+        return tensor
+
+    def level_rows(self, table: Tensor, channels: int) -> list[Tensor]:
+        """Returns memory for alpha, gamma and beta (batch, C) of each image's level."""
+        rows = [self.own(torch.zeros(self.batch, channels)) for _ in range(3)]
+        self._by_level = True
+        shape = (self.batch, channels)
+        self.steps.level_parameters(
+            array("table", table, (len(table), 3 * channels), torch.float32), len(table), *shape,
+            *(array("parameters of a norm", row, shape, torch.float32) for row in rows),
+        )  # fmt: skip
+        return rows
+
+    def constant(self, name: str) -> Tensor:
+        """Returns a tensor that programs read; floating-point ones in float32."""
+        key = f"{name} (constant)"
+        if key not in self.weights:
+            tensor = self.graph.parameters[name].detach()
+            kind = torch.float32 if tensor.is_floating_point() else tensor.dtype
+            self.weights[key] = [tensor.to("cpu", kind, copy=True)]
+        return self.weights[key][0]
+
+    def float32(self, key: str, *tensors: Tensor) -> list[Tensor]:
+        """Returns float32 copies of an operation's parameters."""
+        if key not in self.weights:
+            self.weights[key] = [
+                t.detach().to("cpu", torch.float32, copy=True).contiguous() for t in tensors
+            ]
+        return self.weights[key]
+
+    def plain(self, key: str, *tensors: Tensor | None) -> list[Tensor]:
+        """Returns copies of weights in the maps' type, channels-last; None is left out."""
+        if key not in self.weights:
+            copies = [t.detach().to("cpu", self.dtype, copy=True) for t in tensors if t is not None]
+            self.weights[key] = [
+                t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t.contiguous()
+                for t in copies
+            ]
+        return self.weights[key]
+
+    def count(self, x: Map) -> int:
+        """Returns the elements of a map."""
+        return math.prod(self._shape(x))
+
+    def nhwc(self, x: Map) -> tuple[int, int, int, int]:
+        return self.batch, x.height, x.width, x.channels
+
+    def array(self, x: Map, offset: int = 0) -> Array:
+        """Returns the memory of a map, from an element of the first image."""
+        skipped = offset * self.dtype.itemsize
+        return part(self._buffer, self._offsets[x] + skipped, self._bytes(x) - skipped)
+
     def _add(self, op: Op) -> OpCost:
-        kind: str = op.kind
+        kind, before = op.kind, len(self.steps)
+        self._in_torch = False
         if isinstance(op.spec, ConvolutionSpec):
             kind = self._add_convolution(op, op.spec)
-        elif isinstance(op.spec, NormSpec):
-            self._add_norm(op, op.spec)
-        elif op.kind == "resize_add":
-            self._add_resize(op)
         else:
-            self._add_elementwise(op)
+            steps.add(self, op)
+        if self._in_torch and kind != "torch":
+            kind = f"{kind} (torch)"
+        self._spans.append(len(self.steps) - before)
         y = op.outputs[0]
-        flop = self.batch * op.spec.flop(y) if isinstance(op.spec, ConvolutionSpec) else 0.0
         moved = sum(self._bytes(x) for x in (*op.inputs, *op.outputs))
-        return OpCost(kind, op.name, self._shape(y), flop, moved)
+        return OpCost(kind, op.name, self._shape(y), self.batch * op.flop, moved)
 
     def _add_convolution(self, op: Op, spec: ConvolutionSpec) -> str:
         """Adds a convolution step and returns its kind."""
@@ -117,17 +205,18 @@ class CpuPlan:
         if op.name not in self.weights:
             self.weights[op.name] = onednn.pack(spec, self._shape(x), self.dtype)
         onednn.add(
-            self.steps, op.name, spec, self._tensor(x), self.weights[op.name], self._tensor(y),
+            self.steps, op.name, spec, self.tensor(x), self.weights[op.name], self.tensor(y),
             clear=not op.overwrites,
         )  # fmt: skip
         return "conv"
 
     def _chooses_winograd(self, op: Op, spec: ConvolutionSpec) -> bool:
         """Returns whether to use Winograd; packed weights keep their algorithm at every size."""
-        if not self.winograd or op.name in self.weights:
+        if op.name in self.weights:
             return False
-        x, fits = op.inputs[0], spec.taps == 3 and spec.padding == spec.dilation
-        return fits and winograd_pays(x.channels, spec.channels, x.height, x.width, spec.dilation)
+        if isinstance(self.winograd, bool):
+            return self.winograd and can_be_winograd(op, spec)
+        return op.name in self.winograd
 
     def _add_winograd(self, op: Op, spec: ConvolutionSpec) -> None:
         x, y = op.inputs[0], op.outputs[0]
@@ -141,58 +230,17 @@ class CpuPlan:
             )
             self.weights[key] = [t for t in (packed.values, packed.scales, bias) if t is not None]
         values, *rest = self.weights[key]
-        scales = rest.pop(0) if self._bfloat16 else None
+        scales = rest.pop(0) if self.bfloat16 else None
         weights = WinogradWeights(values, scales, x.channels, y.channels)
         offsets = array("bias", rest[0], (y.channels,), torch.float32) if rest else NONE
         self.steps.winograd_conv(
-            self._array(x), *weights.arrays(), offsets, self._array(y), self._nhwc(x), y.channels,
-            spec.dilation, bool(op.overwrites), self._bfloat16,
+            self.array(x), *weights.arrays(), offsets, self.array(y), self.nhwc(x), y.channels,
+            spec.dilation, bool(op.overwrites), self.bfloat16,
         )  # fmt: skip
 
-    def _add_norm(self, op: Op, spec: NormSpec) -> None:
-        x, y = op.inputs[0], op.outputs[0]
-        if op.name not in self.weights:
-            self.weights[op.name] = [
-                p.detach().to("cpu", torch.float32, copy=True).contiguous() for p in spec.parameters
-            ]
-        rows = self.weights[op.name]
-        if spec.by_level:
-            (table,) = rows
-            rows = [torch.zeros(self.batch, x.channels, dtype=torch.float32) for _ in range(3)]
-            self._rows += rows
-            parameters = [self._parameter(row, self.batch, x.channels) for row in rows]
-            self.steps.level_parameters(
-                self._parameter(table, len(table), 3 * x.channels), len(table), self.batch,
-                x.channels, *parameters,
-            )  # fmt: skip
-        else:
-            parameters = [self._parameter(row, x.channels) for row in rows]
-        self.steps.instance_norm_plus(
-            self._array(x), self._array(y), *parameters, self.batch, x.channels,
-            x.height * x.width, True, spec.by_level, self._bfloat16, self._bfloat16, spec.elu, 1e-5,
-        )  # fmt: skip
 
-    def _parameter(self, parameter: Tensor, *shape: int) -> Array:
-        return array("parameters of a norm", parameter, shape, torch.float32)
-
-    def _add_resize(self, op: Op) -> None:
-        x, y = op.inputs[0], op.outputs[0]
-        self.steps.resize_add(
-            self._array(x), self._array(y), self._array(y), self._nhwc(x), y.height, y.width,
-            self._bfloat16,
-        )  # fmt: skip
-
-    def _add_elementwise(self, op: Op) -> None:
-        x, y = self._array(op.inputs[0]), self._array(op.outputs[0])
-        count = math.prod(self._shape(op.inputs[0]))
-        if op.kind == "elu":
-            self.steps.add_elu(x, NONE, NONE, y, count, self._bfloat16)
-        elif op.kind in ("add", "add_elu"):
-            b = self._array(op.inputs[1])
-            elu = self._array(op.outputs[1]) if op.kind == "add_elu" else NONE
-            self.steps.add_elu(x, b, y, elu, count, self._bfloat16)
-        elif op.kind == "mean_pool2":
-            self.steps.mean_pool2(x, NONE, y, self._nhwc(op.inputs[0]), self._bfloat16)
-        else:
-            pool = {"max_pool5": self.steps.max_pool5, "avg_pool5": self.steps.avg_pool5}[op.kind]
-            pool(x, y, self._nhwc(op.inputs[0]), self._bfloat16)
+def can_be_winograd(op: Op, spec: ConvolutionSpec) -> bool:
+    """Whether Winograd's algorithm covers a convolution, and its tiles fit the map."""
+    x, plain = op.inputs[0], spec.stride == spec.groups == 1
+    fits = plain and spec.taps == 3 and spec.padding == spec.dilation
+    return fits and winograd_pays(x.channels, spec.channels, x.height, x.width, spec.dilation)

@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 
 import torch
 
-from ncsn_fast.engines.base import DTYPES, without_weights
+from ncsn_fast.engines.base import DTYPES
 from ncsn_fast.engines.cuda import kernels as gpu_kernels
 from ncsn_fast.engines.cuda.graph_engine import GRAPHS, GraphEngine
 from ncsn_fast.engines.cuda.plan import CudaPlan, Weights
-from ncsn_fast.engines.lowering.fusion import fuse
-from ncsn_fast.engines.lowering.graph import lower
+from ncsn_fast.engines.lowering.fusion import check_fusable, fuse
+from ncsn_fast.engines.lowering.graph import Graph
 from ncsn_fast.engines.lowering.memory_plan import format_profile
 from ncsn_fast.engines.static_engine import StaticEngine
 from ncsn_fast.models.score import ScoreModel
@@ -72,10 +72,11 @@ class CudaEngine(GraphEngine, StaticEngine):
             kernels, self.device, tf32=self.dtype == "tf32", tune=tune == "on"
         )
         self._weights: Weights = {}  # shared by all plans
-        self.scale, self.shift = (2.0, -1.0) if model.net.scale_input else (1.0, 0.0)
+        lowered = self.lowered(model.config.image_size)
+        self.scale, self.shift = lowered.scale, lowered.shift
         self.release()
         self.error = self.check_precision()
-        self.model = without_weights(model)  # the GPU has copies; the caller may free theirs
+        self.forget_weights()  # the GPU has copies; the caller may free theirs
 
     def prepare(self) -> None:
         with self.context():
@@ -100,9 +101,13 @@ class CudaEngine(GraphEngine, StaticEngine):
         emulated = gpu and not torch.cuda.is_bf16_supported(including_emulation=False)
         return "fp16" if emulated else "bf16"  # before Ampere
 
+    @classmethod
+    def check_graph(cls, graph: Graph) -> None:
+        check_fusable(graph)
+
     def new_plan(self, size: tuple[int, int]) -> CudaPlan:
         return CudaPlan(
-            fuse(lower(self.model.net, *size)),
+            fuse(self.lowered(size)),
             self.model.config.channels,
             self.batch_size,
             DTYPES[self.dtype],

@@ -26,7 +26,7 @@ class Exported:
 
     Args:
         net: a module in evaluation mode.
-        inputs: the image input (N, ...), then conditions (N, ...); their values do not matter.
+        inputs: the image input (N, ...), then conditions (N, ...) or None; values do not matter.
 
     Attributes:
         nodes: what the output depends on, in order.
@@ -38,7 +38,7 @@ class Exported:
         UnsupportedNetwork: torch cannot export the network.
     """
 
-    def __init__(self, net: nn.Module, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, net: nn.Module, inputs: Sequence[Tensor | None]) -> None:
         program = _export(net, tuple(inputs))
         signature = program.graph_signature
         tensors = {**program.constants, **program.state_dict}
@@ -190,8 +190,10 @@ class Program:
         return self.graph.node_copy(node, self.copy)
 
 
-def _export(net: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
-    sizes = tuple({0: torch.export.Dim.AUTO} if len(x) == PROBE else None for x in inputs)
+def _export(net: nn.Module, inputs: tuple[Tensor | None, ...]) -> torch.export.ExportedProgram:
+    sizes = tuple(
+        {0: torch.export.Dim.AUTO} if x is not None and len(x) == PROBE else None for x in inputs
+    )
     with torch.inference_mode(mode=False), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -18,18 +18,23 @@ from collections import Counter
 from torch import Tensor
 
 from ncsn_fast.engines.lowering.graph import (
+    AddSpec,
     ConvolutionSpec,
     Graph,
-    Kind,
     Map,
     NormSpec,
     Op,
     PointwiseSpec,
+    UnsupportedNetwork,
 )
 
 PIXEL = 8
+_EPSILON = 1e-5  # of the kernels' norms
+_KINDS = (
+    "conv", "norm", "elu", "add", "add_elu", "max_pool5", "avg_pool5", "mean_pool2", "resize_add",
+)  # fmt: skip
 _MAX_TERMS = 3  # most maps that one pointwise operation adds
-_IN_PLACE: tuple[Kind, ...] = ("norm", "pointwise", "resize_add")
+_IN_PLACE: tuple[str, ...] = ("norm", "pointwise", "resize_add")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +52,22 @@ class _Value:
 def fuse(graph: Graph) -> Graph:
     """Returns an equivalent graph whose convolutions have no bias and only write their output."""
     return _reuse_memory(_Fusion(graph).run())
+
+
+def check_fusable(graph: Graph) -> None:
+    """Raises UnsupportedNetwork, naming the operation, unless `fuse` covers a graph."""
+    for op in graph.ops:
+        spec = op.spec
+        plain = op.kind in _KINDS and (op.kind != "add_elu" or len(op.outputs) == 2)
+        if isinstance(spec, ConvolutionSpec):
+            plain = spec.groups == 1 and (spec.stride == 1 or spec.pooled)
+        elif isinstance(spec, NormSpec):
+            plain = not spec.vectors and spec.eps == _EPSILON
+        if not plain or isinstance(spec, AddSpec):
+            path = f" ({op.name})" if op.name else ""
+            raise UnsupportedNetwork(f"the operation {op.kind}{path}")
+    if graph.batch is not None:
+        raise UnsupportedNetwork(f"a batch size of {graph.batch} only")
 
 
 class _Fusion:
@@ -139,7 +160,7 @@ class _Fusion:
 
     def _emit(
         self,
-        kind: Kind,
+        kind: str,
         op: Op,
         inputs: tuple[Map, ...],
         spec: NormSpec | None,

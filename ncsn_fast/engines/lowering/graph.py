@@ -1,30 +1,20 @@
-"""Lowered graph of an NCSN-family network: operations between feature maps, in order.
+"""Lowered graph of a network: operations between feature maps, in order.
 
-Lowering decides what is fused and what is computed in place; memory, dtypes and kernels are left to
-the plans (engines/cpu/plan.py). Rewritings, exact in real arithmetic:
-
-- a residual sum is a convolution that accumulates into its destination;
-- a 3x3 convolution followed by a 2x2 mean is one 4x4 convolution with stride 2, which has 16 taps
-  instead of 36; the 1x1 shortcut beside it runs after the mean, on a quarter of the pixels;
-- the sum of a chained residual pool is computed as (x + path2) + path1, so that each sum is fused
-  into an operation that writes or reads it anyway; resizing to the same size is dropped.
+`lower` (lower.py) makes it. Memory, dtypes and kernels are left to the plans of the engines
+(engines/cpu/plan.py, engines/cuda/plan.py).
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ncsn_fast.models import layers
-from ncsn_fast.models.refinenet import RefineNet
-
-Kind = Literal[
-    "conv", "norm", "elu", "add", "add_elu", "max_pool5", "avg_pool5", "mean_pool2", "resize_add",
-    "pointwise",
-]  # fmt: skip
+# Activations that are operations of their own, and end fused ones. A leaky ReLU has a slope.
+ACTIVATIONS = ("elu", "silu", "relu", "gelu", "gelu_tanh", "tanh", "sigmoid", "leaky_relu")
 
 
 @dataclasses.dataclass(eq=False)
@@ -35,13 +25,43 @@ class Map:
     height: int
     width: int
 
+    @property
+    def numel(self) -> int:
+        """Elements for one image."""
+        return self.channels * self.height * self.width
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """A tensor (N, *shape) in the memory of a map: strides and offset in elements, for one image.
+
+    The memory of a map is channels-last: (height, width, channels), one image after another.
+    """
+
+    map: Map
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int = 0
+
+
+@dataclasses.dataclass(eq=False)
+class Vector:
+    """Numbers (N, channels) in float32 that depend on the network's conditions only."""
+
+    channels: int
+    value: Any  # the node of the exported network that computes them
+
+
+# What an affine map multiplies by or adds: one number, one for each channel, or (N, C) of them.
+Factor = float | Tensor | Vector
+
 
 @dataclasses.dataclass(frozen=True)
 class ConvolutionSpec:
-    """Parameters of a convolution: weight (C_out, C_in, k, k), and bias (C_out,) or None.
+    """Parameters of a convolution: weight (C_out, C_in / groups, k, k), and bias (C_out,) or None.
 
-    Stride 1. If `pooled`, a 2x2 mean follows; both run as one convolution with k + 1 taps a side
-    and stride 2.
+    If `pooled`, the stride is 2 and a 2x2 mean of the convolution with stride 1 is computed, as one
+    convolution with k + 1 taps a side.
     """
 
     weight: Tensor
@@ -49,10 +69,8 @@ class ConvolutionSpec:
     padding: int = 1
     dilation: int = 1
     pooled: bool = False
-
-    @property
-    def stride(self) -> int:
-        return 2 if self.pooled else 1
+    stride: int = 1
+    groups: int = 1
 
     @property
     def taps(self) -> int:
@@ -62,12 +80,17 @@ class ConvolutionSpec:
     def channels(self) -> int:
         return self.weight.shape[0]
 
+    def size(self, length: int) -> int:
+        """Returns the height or width of the output for that of the input."""
+        reach = self.dilation * (self.taps - 1) + 1 - 2 * self.padding
+        return (length - reach) // self.stride + 1
+
     def flop(self, y: Map) -> float:
         """Returns the FLOP for one image with output y; 2 per multiply-add."""
         return 2.0 * y.height * y.width * self.channels * self.weight.shape[1] * self.taps**2
 
     def kernel(self) -> Tensor:
-        """Returns the weight that is run, (C_out, C_in, taps, taps)."""
+        """Returns the weight that is run, (C_out, C_in / groups, taps, taps)."""
         if not self.pooled:
             return self.weight.detach()
         w = self.weight.detach().double()
@@ -77,17 +100,66 @@ class ConvolutionSpec:
 
 
 @dataclasses.dataclass(frozen=True)
+class TransposedSpec:
+    """Parameters of a transposed convolution: weight (C_in, C_out / groups, k, k) and bias."""
+
+    weight: Tensor
+    bias: Tensor | None
+    stride: int = 1
+    padding: int = 0
+    output_padding: int = 0
+    groups: int = 1
+    dilation: int = 1
+
+    @property
+    def channels(self) -> int:
+        return self.weight.shape[1] * self.groups
+
+    def size(self, length: int) -> int:
+        """Returns the height or width of the output for that of the input."""
+        reach = self.dilation * (self.weight.shape[2] - 1) + 1
+        return (length - 1) * self.stride - 2 * self.padding + reach + self.output_padding
+
+    def flop(self, x: Map) -> float:
+        """Returns the FLOP for one image with input x; 2 per multiply-add."""
+        return 2.0 * x.numel * self.weight[0].numel()
+
+
+@dataclasses.dataclass(frozen=True)
 class NormSpec:
     """Parameters of IN++, with or without ELU.
 
     parameters: alpha, gamma and beta, (C,) each; if by_level, one table (levels, 3 C) of gamma,
-    alpha and beta.   bias: biases (C,) that are added to the input first.
+    alpha and beta.   bias: biases (C,) that are added to the input first.   vectors: alpha, gamma
+    and beta of each image, in place of `parameters`.   plus: False for an instance norm, which is
+    IN++ with alpha 0.
     """
 
     parameters: tuple[Tensor, ...]
     by_level: bool
     elu: bool
     bias: tuple[Tensor, ...] = ()
+    eps: float = 1e-5
+    vectors: tuple[Vector, ...] = ()
+    plus: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupNormSpec:
+    """Parameters of a group norm of x + add, modulated, and its activation.
+
+    y = activation(modulated), modulated = (weight norm + bias) * scale + shift, each of the last
+    two (N, C), or None.
+    """
+
+    groups: int
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    eps: float = 1e-5
+    activation: str = ""
+    add: Vector | None = None
+    scale: Vector | None = None
+    shift: Vector | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,21 +172,151 @@ class PointwiseSpec:
 
 
 @dataclasses.dataclass(frozen=True)
+class AffineSpec:
+    """activation(scale * x + shift)."""
+
+    scale: Factor = 1.0
+    shift: Factor = 0.0
+    activation: str = ""
+
+    @property
+    def only_scales(self) -> bool:
+        return isinstance(self.shift, float) and self.shift == 0.0 and not self.activation
+
+    @property
+    def only_shifts(self) -> bool:
+        return isinstance(self.scale, float) and self.scale == 1.0 and not self.activation
+
+    @property
+    def number(self) -> float | None:
+        """The number that all of x is multiplied by; None if that is not all."""
+        return self.scale if isinstance(self.scale, float) and self.only_scales else None
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether it is linear, and nothing depends on the network's conditions."""
+        if self.activation:
+            return False
+        return not isinstance(self.scale, Vector) and not isinstance(self.shift, Vector)
+
+
+@dataclasses.dataclass(frozen=True)
+class AddSpec:
+    """Weights of a sum: a * first + b * second."""
+
+    a: float = 1.0
+    b: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class ActivationSpec:
+    """An activation that is no ELU: a name in ACTIVATIONS, and the slope of a leaky ReLU."""
+
+    slope: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionSpec:
+    """softmax(scale q k^T) v of (N, heads, L, d); q, k and v are views of the inputs' memory."""
+
+    query: View
+    key: View
+    value: View
+    scale: float
+
+    @property
+    def heads(self) -> int:
+        return self.query.shape[0]
+
+    def flop(self) -> float:
+        """Returns the FLOP for one image; 2 per multiply-add."""
+        heads, length, width = self.query.shape
+        return 2.0 * heads * length * self.key.shape[1] * (width + self.value.shape[2])
+
+
+@dataclasses.dataclass(frozen=True)
+class PadSpec:
+    """Rows and columns of zeros around an image."""
+
+    left: int
+    right: int
+    top: int
+    bottom: int
+
+
+@dataclasses.dataclass(frozen=True)
+class CopySpec:
+    """target = source, views of the same shape in the memory of the input and of the output."""
+
+    source: View
+    target: View
+
+
+@dataclasses.dataclass(frozen=True)
+class TorchSpec:
+    """Nodes of the exported network that PyTorch runs, in float32, as one operation.
+
+    program: a torch.fx graph module, called with N, the inputs, `vectors` and the named parameters;
+        returns the outputs as a tuple.
+    inputs, outputs: views, of shapes that the program takes and returns.
+    """
+
+    program: Any
+    inputs: tuple[View, ...]
+    outputs: tuple[View, ...]
+    parameters: tuple[str, ...]
+    vectors: tuple[Vector, ...] = ()
+    shapes: tuple[tuple[int, ...], ...] = ()  # of the vectors, for one image
+
+
+Spec = (
+    ConvolutionSpec
+    | TransposedSpec
+    | NormSpec
+    | GroupNormSpec
+    | PointwiseSpec
+    | AffineSpec
+    | AddSpec
+    | ActivationSpec
+    | AttentionSpec
+    | PadSpec
+    | CopySpec
+    | TorchSpec
+)
+
+
+@dataclasses.dataclass(frozen=True)
 class Op:
     """One operation of a graph.
 
     Attributes:
+        kind: "conv", which adds to its second input if it has one; "conv_transpose"; "norm" (IN++);
+            "group_norm"; "layer_norm" (a group norm of each pixel); an activation; "add", and
+            "add_" + an activation, whose outputs are the sum and its activation, or only the
+            latter; "affine"; "concat"; "max_pool5", "avg_pool5", "mean_pool2"; "nearest2";
+            "resize", "resize_add" (bilinear, with align_corners); "pad"; "attention"; "copy";
+            "pointwise" (fusion.py); "torch".
         overwrites: pairs (output, input): the output takes the memory of an input, which nothing
             may read afterwards. A convolution that overwrites accumulates into it.
-        spec: parameters of a convolution, norm or pointwise pass.
+        spec: parameters.
     """
 
-    kind: Kind
+    kind: str
     name: str
     inputs: tuple[Map, ...]
     outputs: tuple[Map, ...]
     overwrites: tuple[tuple[Map, Map], ...] = ()
-    spec: ConvolutionSpec | NormSpec | PointwiseSpec | None = None
+    spec: Spec | None = None
+
+    @property
+    def flop(self) -> float:
+        """FLOP of a convolution or an attention, for one image; 0 for what is bound by memory."""
+        spec = self.spec
+        if isinstance(spec, ConvolutionSpec):
+            return spec.flop(self.outputs[0])
+        if isinstance(spec, TransposedSpec):
+            return spec.flop(self.inputs[0])
+        return spec.flop() if isinstance(spec, AttentionSpec) else 0.0
 
 
 class UnsupportedNetwork(ValueError):
@@ -122,30 +324,46 @@ class UnsupportedNetwork(ValueError):
 
 
 class Graph:
-    """Operations in execution order, and the network's `input` and `output` maps."""
+    """Operations in execution order, and the network's `input` and `output` maps.
+
+    Attributes:
+        scale, shift: the input map holds scale * x + shift.
+        batch: the one batch size that the network can run with; None for all.
+        condition: computes `vectors` from the conditions; see TorchSpec.program.
+        parameters: tensors that programs read, by name.
+    """
 
     def __init__(self, channels: int, height: int, width: int) -> None:
         self.ops: list[Op] = []
         self.input = self.output = Map(channels, height, width)
+        self.scale, self.shift = 1.0, 0.0
+        self.batch: int | None = None
+        self.condition: Any = None
+        self.vectors: tuple[Vector, ...] = ()
+        self.condition_parameters: tuple[str, ...] = ()
+        self.parameters: dict[str, Tensor] = {}
+        self.kept: frozenset[str] = frozenset()
 
     @property
     def flop(self) -> float:
-        """FLOP of the convolutions, for one image."""
-        return sum(
-            op.spec.flop(op.outputs[0]) for op in self.ops if isinstance(op.spec, ConvolutionSpec)
-        )
+        """FLOP of convolutions and attention, for one image."""
+        return sum(op.flop for op in self.ops)
+
+    def without_weights(self) -> Graph:
+        """Copies the graph with storage-free tensors, but for `parameters`."""
+        other = copy.copy(self)
+        other.ops = [dataclasses.replace(op, spec=_without_weights(op.spec)) for op in self.ops]
+        return other
 
     def conv(self, name: str, x: Map, spec: ConvolutionSpec, *, into: Map | None = None) -> Map:
         """Appends a convolution of x, accumulated into `into` if given."""
-        reach = spec.dilation * (spec.taps - 1) + 1 - 2 * spec.padding
-        height, width = ((size - reach) // spec.stride + 1 for size in (x.height, x.width))
-        y = Map(spec.channels, height, width)
+        y = Map(spec.channels, spec.size(x.height), spec.size(x.width))
         inputs = (x,) if into is None else (x, into)
         self.ops.append(Op("conv", name, inputs, (y,), () if into is None else ((y, into),), spec))
         return y
 
     def unary(
-        self, kind: Kind, name: str, x: Map, *, in_place: bool = False, spec: NormSpec | None = None
+        self, kind: str, name: str, x: Map, *, in_place: bool = False, spec: Spec | None = None
     ) -> Map:
         """Appends an operation that keeps the size of x (halves it, for mean_pool2)."""
         shrink = 2 if kind == "mean_pool2" else 1
@@ -153,152 +371,16 @@ class Graph:
         self.ops.append(Op(kind, name, (x,), (y,), ((y, x),) if in_place else (), spec))
         return y
 
-    def add(self, name: str, a: Map, b: Map) -> Map:
-        """Appends a + b, in the memory of a."""
-        y = dataclasses.replace(a)
-        self.ops.append(Op("add", name, (a, b), (y,), ((y, a),)))
-        return y
 
-    def add_elu(self, name: str, a: Map, b: Map) -> tuple[Map, Map]:
-        """Appends a + b in the memory of a, and its ELU in the memory of b."""
-        total, y = dataclasses.replace(a), dataclasses.replace(b)
-        self.ops.append(Op("add_elu", name, (a, b), (total, y), ((total, a), (y, b))))
-        return total, y
+def _without_weights(spec: Any) -> Any:
+    """Copies an operation's parameters with storage-free tensors."""
+    if not dataclasses.is_dataclass(spec) or isinstance(spec, type):
+        return spec
 
-    def resize_add(self, name: str, x: Map, a: Map) -> Map:
-        """Appends a plus x resized to the size of a, in the memory of a."""
-        y = dataclasses.replace(a)
-        self.ops.append(Op("resize_add", name, (x, a), (y,), ((y, a),)))
-        return y
+    def bare(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return torch.zeros((), dtype=value.dtype).expand(value.shape)
+        return tuple(map(bare, value)) if isinstance(value, tuple) else value
 
-
-def lower(net: nn.Module, height: int, width: int) -> Graph:
-    """Lowers a RefineNet to a graph for images of this size.
-
-    Raises:
-        UnsupportedNetwork: its activation is not ELU, or its norm neither IN++ nor instance norm.
-    """
-    if not isinstance(net, RefineNet):
-        raise UnsupportedNetwork("conditioning on time")
-    style = net.style
-    if style.act_name != "elu" or style.norm_name not in ("InstanceNorm++", "InstanceNorm"):
-        raise UnsupportedNetwork(f"activation {style.act_name!r} with norm {style.norm_name!r}")
-    graph = Graph(net.channels, height, width)
-    h = graph.conv("begin_conv", graph.input, _conv(net.begin_conv))
-    skips: dict[str, Map] = {}
-    for stage in net.arch.stages:
-        for i, block in enumerate(net.get_submodule(stage.name).children()):
-            assert isinstance(block, layers.ResidualBlock)
-            h = _residual_block(graph, f"{stage.name}.{i}", block, h)
-        skips[stage.name] = h
-    refined: list[Map] = []
-    for refine in net.arch.refines:
-        module = net.get_submodule(refine.name)
-        assert isinstance(module, layers.RefineBlock)
-        refined = [_refine_block(graph, refine.name, module, [skips[refine.skip], *refined])]
-    h = _norm(graph, "normalizer", refined[0], net.normalizer, in_place=True)
-    graph.output = graph.conv("end_conv", h, _conv(net.end_conv))
-    return graph
-
-
-def _conv(module: nn.Module, *, pooled: bool = False) -> ConvolutionSpec:
-    assert isinstance(module, nn.Conv2d)
-    padding = module.padding[0]
-    assert isinstance(padding, int)
-    return ConvolutionSpec(module.weight, module.bias, padding, module.dilation[0], pooled)
-
-
-def _norm(
-    graph: Graph, name: str, x: Map, norm: nn.Module, *, elu: bool = True, in_place: bool = False
-) -> Map:
-    if isinstance(norm, layers.InstanceNormPlus):
-        by_level = norm.conditional
-        spec = NormSpec(
-            (norm.embed.weight,) if by_level else (norm.alpha, norm.gamma, norm.beta), by_level, elu
-        )
-    else:  # instance norm is IN++ with alpha 0, gamma 1, beta 0
-        zeros = torch.zeros(x.channels)
-        spec = NormSpec((zeros, torch.ones(x.channels), zeros), False, elu)
-    return graph.unary("norm", name, x, in_place=in_place, spec=spec)
-
-
-def _residual_block(graph: Graph, name: str, block: layers.ResidualBlock, x: Map) -> Map:
-    h = _norm(graph, f"{name}.normalize1", x, block.normalize1)
-    h = graph.conv(f"{name}.conv1", h, _conv(block.conv1))
-    h = _norm(graph, f"{name}.normalize2", h, block.normalize2, in_place=True)
-    conv2, shortcut = block.conv2, block.shortcut
-    if isinstance(conv2, layers.ConvMeanPool):
-        assert isinstance(shortcut, layers.ConvMeanPool)
-        x = graph.unary("mean_pool2", f"{name}.shortcut.pool", x)
-        x = graph.conv(f"{name}.shortcut.conv", x, _conv(shortcut.conv))
-        return graph.conv(f"{name}.conv2", h, _conv(conv2.conv, pooled=True), into=x)
-    if shortcut is not None:
-        x = graph.conv(f"{name}.shortcut", x, _conv(shortcut))
-    return graph.conv(f"{name}.conv2", h, _conv(conv2), into=x)
-
-
-def _residual_conv_unit(
-    graph: Graph, name: str, unit: layers.ResidualConvUnit, x: Map, path: Map | None = None
-) -> Map:
-    """Lowers the unit on x, or on x + path."""
-    for block in range(unit.n_blocks):
-        first, second = (f"{block + 1}_{stage + 1}" for stage in range(unit.N_STAGES))
-        if unit.style.n_levels:
-            x = x if path is None else graph.add(f"{name}.sum", x, path)
-            h = _norm(graph, f"{name}.{first}_norm", x, unit.get_submodule(f"{first}_norm"))
-        elif path is not None:
-            x, h = graph.add_elu(f"{name}.elu", x, path)
-        else:
-            h = graph.unary("elu", f"{name}.elu", x)
-        path = None
-        h = graph.conv(f"{name}.{first}_conv", h, _conv(unit.get_submodule(f"{first}_conv")))
-        if unit.style.n_levels:
-            norm = unit.get_submodule(f"{second}_norm")
-            h = _norm(graph, f"{name}.{second}_norm", h, norm, in_place=True)
-        else:
-            h = graph.unary("elu", f"{name}.elu", h, in_place=True)
-        conv = _conv(unit.get_submodule(f"{second}_conv"))
-        x = graph.conv(f"{name}.{second}_conv", h, conv, into=x)
-    return x
-
-
-def _chained_residual_pool(
-    graph: Graph, name: str, crp: layers.ChainedResidualPool, x: Map
-) -> tuple[Map, Map]:
-    """Lowers the block; returns two maps whose sum is its output."""
-    pool: Kind = "avg_pool5" if crp.style.n_levels else "max_pool5"
-
-    def pooled(stage: int, path: Map) -> Map:
-        if crp.style.n_levels:
-            path = _norm(graph, f"{name}.norms.{stage}", path, crp.norms[stage], elu=False)
-        return graph.unary(pool, f"{name}.pool", path)
-
-    x = graph.unary("elu", f"{name}.elu", x, in_place=True)
-    path = graph.conv(f"{name}.convs.0", pooled(0, x), _conv(crp.convs[0]))
-    return graph.conv(f"{name}.convs.1", pooled(1, path), _conv(crp.convs[1]), into=x), path
-
-
-def _multi_scale_fusion(
-    graph: Graph, name: str, msf: layers.MultiScaleFusion, xs: list[Map]
-) -> Map:
-    total: Map | None = None
-    for i, (x, conv) in enumerate(zip(xs, msf.convs, strict=True)):
-        if msf.style.n_levels:
-            x = _norm(graph, f"{name}.norms.{i}", x, msf.norms[i], elu=False, in_place=True)
-        spec, label = _conv(conv), f"{name}.convs.{i}"
-        if total is None or (x.height, x.width) == (total.height, total.width):
-            total = graph.conv(label, x, spec, into=total)
-        else:
-            total = graph.resize_add(f"{name}.resize", graph.conv(label, x, spec), total)
-    assert total is not None
-    return total
-
-
-def _refine_block(graph: Graph, name: str, block: layers.RefineBlock, xs: list[Map]) -> Map:
-    hs = []
-    for i, (unit, x) in enumerate(zip(block.adapt_convs, xs, strict=True)):
-        assert isinstance(unit, layers.ResidualConvUnit)
-        hs.append(_residual_conv_unit(graph, f"{name}.adapt_convs.{i}", unit, x))
-    h = _multi_scale_fusion(graph, f"{name}.msf", block.msf, hs) if len(hs) > 1 else hs[0]
-    h, path = _chained_residual_pool(graph, f"{name}.crp", block.crp, h)
-    return _residual_conv_unit(graph, f"{name}.output_convs", block.output_convs, h, path)
+    fields = {f.name: bare(getattr(spec, f.name)) for f in dataclasses.fields(spec)}
+    return dataclasses.replace(spec, **fields)

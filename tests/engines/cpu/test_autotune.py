@@ -44,6 +44,7 @@ def measured(cache, monkeypatch):
 def forget():
     """What a new process does not know."""
     autotune._known.clear()
+    autotune._layers.clear()
 
 
 def test_the_choice_is_measured_once_and_remembered(cache, monkeypatch):
@@ -199,8 +200,102 @@ def test_convolutions_can_be_forced(monkeypatch):
     assert "winograd" in kinds["winograd"]
     assert "winograd" not in kinds["direct"]
     monkeypatch.setenv("NCSN_FAST_CONVOLUTIONS", "fft")
-    with pytest.raises(ValueError, match="must be 'direct' or 'winograd'; got 'fft'"):
+    with pytest.raises(ValueError, match=r"must be 'direct' or 'winograd', or .*; got 'fft'"):
         engine(of)
+
+
+def gains(monkeypatch, speeds):
+    """Replaces timing a layer; lists the layers that are timed."""
+    timed = []
+
+    def measure(layer, dtype, threads):
+        timed.append(layer)
+        return speeds(layer)
+
+    monkeypatch.setattr(autotune, "_measure_layer", measure)
+    return timed
+
+
+def test_every_layer_has_its_own_algorithm(cache, monkeypatch):
+    """Timed once for each shape, remembered, told by `choices`, and had again from there."""
+    monkeypatch.delenv("NCSN_FAST_CONVOLUTIONS", raising=False)
+    timed = gains(monkeypatch, lambda layer: 2.0 if layer.inputs == 64 else 1.0)
+    of = model(ngf=32)
+    built = engine(of)
+    plan = built._plan((16, 16))
+    shapes = {
+        (c.kind, x.inputs[0].channels) for c, x in zip(plan.costs, plan.graph.ops, strict=True)
+    }
+    assert ("winograd", 64) in shapes
+    assert ("conv", 32) in shapes
+    assert not shapes & {("winograd", 32), ("winograd", 16)}
+    assert len(timed) == len({*timed}) > 2
+    assert built.convolutions.startswith("layers:")
+    forget()
+    again = engine(model(ngf=32))
+    assert again.convolutions == built.convolutions
+    assert len(timed) == len({*timed})
+    x = torch.rand(2, 3, 16, 16)
+    gains(monkeypatch, lambda layer: pytest.fail("measured"))
+    same = CpuEngine(of, device=CPU, dtype="fp32", batch_size=2, **built.choices)
+    assert same.choices == built.choices
+    assert torch.equal(same.output(x, None), built.output(x, None))
+    sampler = Sampler(of, engine="cpu", dtype="fp32", batch_size=2, **built.choices)
+    assert sampler.engine_for(2).choices == built.choices
+    with pytest.raises(ValueError, match=r"hexadecimal number of \d+ bits; got 'layers:f{40}'"):
+        CpuEngine(of, device=CPU, dtype="fp32", batch_size=2, convolutions=f"layers:{'f' * 40}")
+
+
+@pytest.mark.parametrize(("speed", "name"), [(0.5, "direct"), (1.05, "direct"), (3.0, "winograd")])
+def test_layers_that_agree_are_named_by_their_algorithm(cache, monkeypatch, speed, name):
+    monkeypatch.delenv("NCSN_FAST_CONVOLUTIONS", raising=False)
+    gains(monkeypatch, lambda layer: speed)
+    assert engine(model(ngf=32)).convolutions == name
+
+
+LAYERS = {autotune.Layer(16, 16, n, n, 1) for n in (4, 8)}
+
+
+def test_layers_are_really_timed(cache):
+    found = autotune.winograd_gains(LAYERS, "fp32", 1)
+    (file,) = cache.glob("convolutions-*.json")
+    speeds = json.loads(file.read_text())
+    assert {*speeds} == {"fp32 16 16 4 4 1", "fp32 16 16 8 8 1"}
+    assert found == {x: speeds[f"fp32 16 16 {x.height} {x.width} 1"] >= 1.1 for x in LAYERS}
+
+
+@pytest.mark.parametrize("damage", ["cut", "a list", "empty", "negative", "text"])
+def test_layers_that_are_missing_or_damaged_are_timed_anew(cache, monkeypatch, damage):
+    timed = gains(monkeypatch, lambda layer: 2.0)
+    autotune.winograd_gains(LAYERS, "fp32")
+    (file,) = cache.glob("convolutions-*.json")
+    whole = {"cut": b"{", "a list": b"[]", "empty": b""}
+    broken = {"negative": -1.0, "text": "2"}
+    content = (
+        whole.get(damage)
+        or json.dumps({"fp32 16 16 4 4 1": 3.0, "fp32 16 16 8 8 1": broken.get(damage)}).encode()
+    )
+    file.write_bytes(content if damage != "empty" else b"")
+    forget()
+    assert autotune.winograd_gains(LAYERS, "fp32") == dict.fromkeys(LAYERS, True)
+    assert len(timed) == (3 if damage in broken else 4)
+    assert len(json.loads(file.read_text())) == 2
+
+
+def test_layers_that_another_process_times_are_waited_for(cache, monkeypatch):
+    """What it has written is taken, and not timed again."""
+    timed = gains(monkeypatch, lambda layer: 2.0)
+    autotune.winograd_gains(LAYERS, "fp32", 1)
+    (file,) = cache.glob("convolutions-*.json")
+    file.unlink()
+    forget()
+    with ThreadPoolExecutor() as pool, filelock.FileLock(file.with_suffix(".lock")):
+        asked = pool.submit(autotune.winograd_gains, LAYERS, "fp32", 1)
+        time.sleep(0.2)
+        assert not asked.done()
+        file.write_text(json.dumps({"fp32 16 16 4 4 1": 0.5, "fp32 16 16 8 8 1": 3.0}))
+    assert asked.result() == {layer: layer.height == 8 for layer in LAYERS}
+    assert len(timed) == 2
 
 
 def test_a_cache_that_cannot_be_written_costs_nothing(cache, caplog):

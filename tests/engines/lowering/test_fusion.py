@@ -6,32 +6,33 @@ import engine_cases
 import pytest
 
 from ncsn_fast.engines.lowering.fusion import PIXEL, fuse
-from ncsn_fast.engines.lowering.graph import ConvolutionSpec, NormSpec, PointwiseSpec, lower
+from ncsn_fast.engines.lowering.graph import ConvolutionSpec, NormSpec, PointwiseSpec
 from ncsn_fast.engines.lowering.memory_plan import plan_memory
+from ncsn_fast.engines.static_engine import lowered
 from ncsn_fast.models.refinenet import ARCHITECTURES
 
 
 def graphs(arch, **fields):
-    lowered = lower(engine_cases.model(arch, **fields).net, 16, 32)
-    return lowered, fuse(lowered)
+    graph = lowered(engine_cases.model(arch, **fields), (16, 32))
+    return graph, fuse(graph)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_convolutions_only_write(arch):
-    lowered, fused = graphs(arch)
+    graph, fused = graphs(arch)
     for op in fused.ops:
         if isinstance(op.spec, ConvolutionSpec):
             assert op.spec.bias is None
             assert len(op.inputs) == 1
             assert not op.overwrites
-    assert fused.flop == lowered.flop
+    assert fused.flop == graph.flop
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_every_bias_is_added_once(arch):
     """Biases may be added together; MSF's go to what reads the sum, both ends of a resize too."""
-    lowered, fused = graphs(arch)
-    expected = [op.spec.bias for op in lowered.ops if isinstance(op.spec, ConvolutionSpec)]
+    graph, fused = graphs(arch)
+    expected = [op.spec.bias for op in graph.ops if isinstance(op.spec, ConvolutionSpec)]
     found = [
         b
         for op in fused.ops
@@ -43,10 +44,10 @@ def test_every_bias_is_added_once(arch):
 
 def test_there_is_one_pass_between_two_convolutions():
     """But for a sum that a norm reads, what two blocks read, and pools, which take whole maps."""
-    lowered, fused = graphs("ncsnv2")
+    graph, fused = graphs("ncsnv2")
     convolutions = sum(isinstance(op.spec, ConvolutionSpec) for op in fused.ops)
     passes = len(fused.ops) - convolutions
-    assert convolutions == sum(isinstance(op.spec, ConvolutionSpec) for op in lowered.ops) == 75
+    assert convolutions == sum(isinstance(op.spec, ConvolutionSpec) for op in graph.ops) == 75
     assert passes == 87  # 17 norms, 8 pools, a mean and a resize; 60 sums and activations
     assert sum(op.kind == "pointwise" for op in fused.ops) == 60
 

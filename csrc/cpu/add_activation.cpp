@@ -1,0 +1,73 @@
+// Activation, weighted sum, or both in one pass, on the CPU; the equation is in
+// ncsn_fast/add_activation.h. Each map is read or written once: 2 to 4 accesses an element. Bound by
+// memory, or by the exponential in cache.
+#include "lanes.h"
+#include "ncsn_fast/add_activation.h"
+
+namespace ncsn_fast::NCSN_ISA {
+
+constexpr int64_t kChunk = 4096;  // elements per unit of work
+
+template <class T, bool add, bool weighted>
+struct Sum {
+    const T *a, *b;
+    float a_weight, b_weight;
+
+    template <int n>
+    Lanes<float, n> at(int64_t i) const {
+        Lanes<float, n> s = load_lanes<n>(a + i);
+        if constexpr (weighted) s *= a_weight;
+        if constexpr (add) {
+            Lanes<float, n> other = load_lanes<n>(b + i);
+            if constexpr (weighted) other *= b_weight;
+            s += other;
+        }
+        return s;
+    }
+};
+
+// keep: the sum is written; activate: y is.
+template <class T, bool add, bool weighted, bool keep, bool activate, Activation activation>
+static void write(const AddActivationArgs& args, int64_t first, int64_t count) {
+    Sum<T, add, weighted> s{static_cast<const T*>(args.a) + first, nullptr, args.a_weight, args.b_weight};
+    if constexpr (add) s.b = static_cast<const T*>(args.b) + first;
+    T *sum = nullptr, *y = nullptr;
+    if constexpr (keep) sum = static_cast<T*>(args.sum) + first;
+    if constexpr (activate) y = static_cast<T*>(args.y) + first;
+    for_each_vector(count, [=]<int n>(int64_t i, Width<n>) {
+        const auto value = s.template at<n>(i);
+        if constexpr (keep) store_lanes<n>(sum + i, value);
+        if constexpr (activate) {
+            store_lanes<n>(y + i, each_lane<n>(value, [](float v) { return activated<activation>(v); }));
+        }
+    });
+}
+
+template <class T, bool add, bool weighted>
+static void write_chunk(const AddActivationArgs& args, int64_t first, int64_t count) {
+    if (args.y == nullptr) {
+        return write<T, add, weighted, true, false, Activation::kNone>(args, first, count);
+    }
+    with_activation(args.activation, [&]<Activation a>(Activating<a>) {
+        if (args.sum != nullptr) return write<T, add, weighted, true, true, a>(args, first, count);
+        write<T, add, weighted, false, true, a>(args, first, count);
+    });
+}
+
+template <class T>
+static void run(const AddActivationArgs& args, int threads) {
+    const bool weighted = args.a_weight != 1.0f || args.b_weight != 1.0f;
+    const auto chunk = args.b == nullptr
+                           ? (weighted ? write_chunk<T, false, true> : write_chunk<T, false, false>)
+                           : (weighted ? write_chunk<T, true, true> : write_chunk<T, true, false>);
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t first = 0; first < args.count; first += kChunk) {
+        chunk(args, first, smaller(kChunk, args.count - first));
+    }
+}
+
+void add_activation(const AddActivationArgs& args, int threads) {
+    (args.dtype == Dtype::kFloat32 ? run<float> : run<Bfloat16>)(args, threads);
+}
+
+}  // namespace ncsn_fast::NCSN_ISA

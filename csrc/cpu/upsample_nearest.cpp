@@ -1,0 +1,28 @@
+// Enlargement of a map on the CPU; the equation is in ncsn_fast/upsample_nearest.h. A unit of work is a row
+// of x, which is read once; each output is written once. Bound by memory.
+#include "lanes.h"
+#include "ncsn_fast/upsample_nearest.h"
+
+namespace ncsn_fast::NCSN_ISA {
+
+// `row` counts the rows of all samples.
+static void enlarge_row(const UpsampleArgs& args, size_t pixel, int64_t row) {
+    const auto bytes = static_cast<int64_t>(pixel);
+    const int64_t line = args.width * args.columns * bytes;
+    const auto* x = static_cast<const unsigned char*>(args.x) + row * args.width * bytes;
+    auto* const first = static_cast<unsigned char*>(args.y) + row * args.rows * line;
+    unsigned char* y = first;
+    for (int64_t w = 0; w < args.width; ++w, x += bytes) {
+        for (int64_t k = 0; k < args.columns; ++k, y += bytes) memcpy(y, x, pixel);
+    }
+    for (int64_t r = 1; r < args.rows; ++r) memcpy(first + r * line, first, static_cast<size_t>(line));
+}
+
+void upsample_nearest(const UpsampleArgs& args, int threads) {
+    const int64_t size = args.dtype == Dtype::kFloat32 ? sizeof(float) : sizeof(Bfloat16);
+    const auto pixel = static_cast<size_t>(args.channels * size);
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t row = 0; row < args.batch * args.height; ++row) enlarge_row(args, pixel, row);
+}
+
+}  // namespace ncsn_fast::NCSN_ISA

@@ -1,0 +1,245 @@
+"""Steps of a plan for every operation but convolutions: a kernel of ours, else PyTorch's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ncsn_fast.engines.cpu import torch_steps
+from ncsn_fast.engines.lowering.graph import (
+    ACTIVATIONS,
+    ActivationSpec,
+    AddSpec,
+    AffineSpec,
+    AttentionSpec,
+    CopySpec,
+    Factor,
+    GroupNormSpec,
+    NormSpec,
+    Op,
+    PadSpec,
+    TorchSpec,
+    TransposedSpec,
+    Vector,
+    View,
+)
+from ncsn_fast.ops.activations import activation_code
+from ncsn_fast.ops.addresses import NONE, Array, array
+
+if TYPE_CHECKING:
+    from ncsn_fast.engines.cpu.plan import CpuPlan
+
+Adder = Callable[["CpuPlan", Op], None]
+
+
+def add(plan: CpuPlan, op: Op) -> None:
+    """Appends the steps of an operation to a plan."""
+    kind = "add" if op.kind.startswith("add_") else op.kind
+    TABLE["activation" if kind in ACTIVATIONS else kind](plan, op)
+
+
+def _norm(plan: CpuPlan, op: Op) -> None:
+    spec, x, y = op.spec, op.inputs[0], op.outputs[0]
+    assert isinstance(spec, NormSpec)
+    rows = [plan.vector(v) for v in spec.vectors] or plan.float32(op.name, *spec.parameters)
+    if spec.by_level:
+        (table,) = rows
+        rows = plan.level_rows(table, x.channels)
+    each = rows[0].ndim == 2
+    shape = (plan.batch, x.channels) if each else (x.channels,)
+    plan.steps.instance_norm_plus(
+        plan.array(x), plan.array(y), *(_parameter(row, *shape) for row in rows), plan.batch,
+        x.channels, x.height * x.width, True, each, plan.bfloat16, plan.bfloat16, spec.elu,
+        spec.eps,
+    )  # fmt: skip
+
+
+def _group_norm(plan: CpuPlan, op: Op) -> None:
+    spec, x, y = op.spec, op.inputs[0], op.outputs[0]
+    assert isinstance(spec, GroupNormSpec)
+    tokens = op.kind == "layer_norm"  # each token is normalised by itself
+    batch, plane = plan.batch, x.height * x.width
+    batch, plane = (batch * plane, 1) if tokens else (batch, plane)
+    gamma, beta = (
+        NONE if p is None else _parameter(plan.float32(f"{op.name} {name}", p)[0], x.channels)
+        for name, p in (("weight", spec.weight), ("bias", spec.bias))
+    )
+    more = [
+        NONE if v is None else _rows(plan, plan.vector(v, less=less))
+        for v, less in ((spec.add, 0), (spec.scale, 1), (spec.shift, 0))
+    ]
+    plan.steps.group_norm(
+        plan.array(x), plan.array(y), gamma, beta, *more, batch, x.channels, plane, spec.groups,
+        True, plan.bfloat16, plan.bfloat16, activation_code(spec.activation or "none"), spec.eps,
+    )  # fmt: skip
+
+
+def _affine(plan: CpuPlan, op: Op) -> None:
+    spec, x, y = op.spec, op.inputs[0], op.outputs[0]
+    assert isinstance(spec, AffineSpec)
+    if spec.number is not None:
+        plan.steps.add_activation(
+            plan.array(x), NONE, NONE, plan.array(y), plan.count(x), plan.bfloat16, 0, spec.number,
+            1.0,
+        )  # fmt: skip
+        return
+    scale, shift = (
+        NONE if nothing else _rows(plan, _factor(plan, f"{op.name} {name}", factor, x.channels))
+        for name, factor, nothing in (
+            ("scale", spec.scale, spec.only_shifts),
+            ("shift", spec.shift, spec.only_scales),
+        )
+    )
+    plan.steps.scale_shift(
+        plan.array(x), plan.array(y), scale, shift, plan.batch, x.channels, x.height * x.width,
+        True, plan.bfloat16, plan.bfloat16, activation_code(spec.activation or "none"),
+    )  # fmt: skip
+
+
+def _factor(plan: CpuPlan, key: str, factor: Factor, channels: int) -> Tensor:
+    """Returns a factor as numbers (batch, channels)."""
+    if isinstance(factor, Vector):
+        return plan.vector(factor)
+    (row,) = plan.float32(key, torch.as_tensor(factor, dtype=torch.float32))
+    return plan.own(row.expand(plan.batch, channels).contiguous())
+
+
+def _activation(plan: CpuPlan, op: Op) -> None:
+    x, y = op.inputs[0], op.outputs[0]
+    if isinstance(op.spec, ActivationSpec):
+        slope = op.spec.slope
+        plan.callback(torch_steps.leaky_relu(slope, plan.tensor(x), plan.tensor(y)))
+        return
+    code = activation_code(op.kind)
+    plan.steps.add_activation(
+        plan.array(x), NONE, NONE, plan.array(y), plan.count(x), plan.bfloat16, code, 1.0, 1.0
+    )
+
+
+def _add(plan: CpuPlan, op: Op) -> None:
+    """a + b, weighted perhaps; its activation, or both."""
+    a, b = map(plan.array, op.inputs)
+    activation = op.kind.partition("_")[2]
+    weights = (op.spec.a, op.spec.b) if isinstance(op.spec, AddSpec) else (1.0, 1.0)
+    total = plan.array(op.outputs[0]) if not activation or len(op.outputs) > 1 else NONE
+    y = plan.array(op.outputs[-1]) if activation else NONE
+    code = activation_code(activation or "none")
+    plan.steps.add_activation(
+        a, b, total, y, plan.count(op.inputs[0]), plan.bfloat16, code, *weights
+    )
+
+
+def _resize(plan: CpuPlan, op: Op) -> None:
+    x, y = op.inputs[0], op.outputs[0]
+    added = plan.array(y) if op.kind == "resize_add" else NONE
+    plan.steps.resize_add(
+        plan.array(x), added, plan.array(y), plan.nhwc(x), y.height, y.width, plan.bfloat16
+    )
+
+
+def _nearest(plan: CpuPlan, op: Op) -> None:
+    x, y = op.inputs[0], op.outputs[0]
+    plan.steps.upsample_nearest(
+        plan.array(x), plan.array(y), plan.nhwc(x), y.height // x.height, y.width // x.width,
+        plan.bfloat16,
+    )  # fmt: skip
+
+
+def _mean_pool(plan: CpuPlan, op: Op) -> None:
+    x, y = op.inputs[0], op.outputs[0]
+    plan.steps.mean_pool2(plan.array(x), NONE, plan.array(y), plan.nhwc(x), plan.bfloat16)
+
+
+def _pool5(plan: CpuPlan, op: Op) -> None:
+    x, y = op.inputs[0], op.outputs[0]
+    pool = {"max_pool5": plan.steps.max_pool5, "avg_pool5": plan.steps.avg_pool5}[op.kind]
+    pool(plan.array(x), plan.array(y), plan.nhwc(x), plan.bfloat16)
+
+
+def _concat(plan: CpuPlan, op: Op) -> None:
+    y, first = op.outputs[0], 0
+    for x in op.inputs:
+        plan.steps.copy_channels(
+            plan.array(x), plan.array(y), plan.batch * x.height * x.width, x.channels, x.channels,
+            0, y.channels, first, plan.bfloat16, plan.bfloat16,
+        )  # fmt: skip
+        first += x.channels
+
+
+def _attention(plan: CpuPlan, op: Op) -> None:
+    spec, y = op.spec, op.outputs[0]
+    assert isinstance(spec, AttentionSpec)
+    q, k, v = spec.query, spec.key, spec.value
+    heads, queries, width = q.shape
+    across = v.shape[2]
+    out = View(y, (heads, queries, across), (across, heads * across, 1))
+    four = (q, k, v, out)
+    plan.steps.attention(
+        *(plan.array(view.map, view.offset) for view in four),
+        (plan.batch, heads, queries, k.shape[1], width, across),
+        *((view.strides[1], view.strides[0]) for view in four), spec.scale, plan.bfloat16,
+    )  # fmt: skip
+
+
+def _conv_transpose(plan: CpuPlan, op: Op) -> None:
+    spec = op.spec
+    assert isinstance(spec, TransposedSpec)
+    weight, *bias = plan.plain(op.name, spec.weight, spec.bias)
+    x, y = plan.tensor(op.inputs[0]), plan.tensor(op.outputs[0])
+    plan.callback(torch_steps.conv_transpose(x, spec, weight, bias[0] if bias else None, y))
+
+
+def _pad(plan: CpuPlan, op: Op) -> None:
+    assert isinstance(op.spec, PadSpec)
+    x, y = plan.tensor(op.inputs[0]), plan.tensor(op.outputs[0])
+    plan.callback(torch_steps.pad(x, op.spec, y))
+
+
+def _copy(plan: CpuPlan, op: Op) -> None:
+    assert isinstance(op.spec, CopySpec)
+    plan.callback(torch_steps.copy(plan.view(op.spec.source), plan.view(op.spec.target)))
+
+
+def _torch(plan: CpuPlan, op: Op) -> None:
+    spec = op.spec
+    assert isinstance(spec, TorchSpec)
+    vectors = [
+        plan.vector(v).view(plan.batch, *shape)
+        for v, shape in zip(spec.vectors, spec.shapes, strict=True)
+    ]
+    constants = [*vectors, *map(plan.constant, spec.parameters)]
+    inputs, outputs = ([*map(plan.view, views)] for views in (spec.inputs, spec.outputs))
+    plan.callback(torch_steps.program(spec.program, plan.batch, inputs, constants, outputs))
+
+
+TABLE: dict[str, Adder] = {
+    "norm": _norm,
+    "group_norm": _group_norm,
+    "layer_norm": _group_norm,
+    "affine": _affine,
+    "activation": _activation,
+    "add": _add,
+    "resize": _resize,
+    "resize_add": _resize,
+    "nearest2": _nearest,
+    "mean_pool2": _mean_pool,
+    "max_pool5": _pool5,
+    "avg_pool5": _pool5,
+    "concat": _concat,
+    "attention": _attention,
+    "conv_transpose": _conv_transpose,
+    "pad": _pad,
+    "copy": _copy,
+    "torch": _torch,
+}
+
+
+def _parameter(parameter: Tensor, *shape: int) -> Array:
+    return array("parameters of a norm", parameter, shape, torch.float32)
+
+
+def _rows(plan: CpuPlan, rows: Tensor) -> Array:
+    return array("numbers of each image", rows, tuple(rows.shape), torch.float32)

@@ -1,0 +1,154 @@
+"""Lowering: from any network that torch.export takes to the graph that the engines run."""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ncsn_fast.engines.lowering import passes, stored
+from ncsn_fast.engines.lowering.aten import Lowering
+from ncsn_fast.engines.lowering.export import PROBE, Exported, Program
+from ncsn_fast.engines.lowering.graph import ActivationSpec, AddSpec, Graph, Vector
+from ncsn_fast.engines.lowering.handlers import HANDLERS
+
+# In this order: what removes operations, then what joins them, then where they write.
+PASSES: tuple[passes.Pass, ...] = (
+    passes.drop_dead,
+    passes.fold_input,
+    passes.drop_identities,
+    passes.fold_affine,
+    passes.absorb_vectors,
+    passes.fold_padding,
+    passes.pool_convolutions,
+    passes.fuse_activations,
+    passes.weigh_sums,
+    passes.fuse_sums,
+    passes.fuse_added_activations,
+    passes.drop_dead,
+    passes.reuse_memory,
+)
+
+_memory: weakref.WeakKeyDictionary[nn.Module, dict[Any, Graph]] = weakref.WeakKeyDictionary()
+
+
+def lower(
+    net: nn.Module,
+    shape: tuple[int, int, int],
+    conditions: Sequence[torch.dtype | None] = (),
+    batch: int = PROBE,
+) -> Graph:
+    """Lowers a network net(x, *conditions) to a graph for images (C, H, W) of this shape.
+
+    Graphs are remembered as long as the network lives and its parameters stay as they are.
+
+    Args:
+        conditions: dtypes of the network's further inputs, each (N,); None for an input of None.
+        batch: number of images to export the network with; it matters for networks that run with
+            one number only, which `Graph.batch` tells.
+
+    Raises:
+        UnsupportedNetwork: torch cannot export the network, or its output is no image of the shape.
+    """
+    versions = tuple((id(p), 0 if p.is_inference() else p._version) for p in _tensors(net))
+    key = (shape, tuple(conditions), batch, versions)
+    known = _memory.setdefault(net, {})
+    if key not in known:
+        for old in [k for k in known if k[-1] != versions]:
+            del known[old]
+        known[key] = _obtained(net, shape, conditions, batch)
+    return known[key]
+
+
+def _obtained(
+    net: nn.Module, shape: tuple[int, int, int], conditions: Sequence[torch.dtype | None], batch: int
+) -> Graph:
+    """Returns the graph that is stored for a network's architecture, or lowers and stores it."""
+    name = stored.key(net, shape, [*conditions])
+    graph = None if name is None else stored.find(name, net)
+    if graph is None:
+        graph, names = _lower(net, shape, conditions, batch)
+        if name is not None:
+            stored.keep(name, graph, names)
+    return graph
+
+
+def _tensors(net: nn.Module) -> Iterator[Tensor]:
+    yield from net.parameters()
+    yield from net.buffers()
+
+
+def _lower(
+    net: nn.Module, shape: tuple[int, int, int], conditions: Sequence[torch.dtype | None], batch: int
+) -> tuple[Graph, dict[int, str]]:
+    """Lowers a network; returns the names of its tensors too, by their ids."""
+    training = [module for module in net.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        inputs: list[Tensor | None] = [torch.zeros(batch, *shape)]
+        inputs += [None if t is None else torch.zeros(batch, dtype=t) for t in conditions]
+        exported = Exported(net, inputs)
+    finally:
+        for module in training:
+            module.training = True
+    graph = Lowering(net, exported, shape, HANDLERS).run()
+    passes.apply(graph, PASSES)
+    _name_uniquely(graph)
+    _add_condition(graph, exported)
+    graph.kept = frozenset(exported.kept)
+    return graph, exported.names
+
+
+def _name_uniquely(graph: Graph) -> None:
+    """Gives operations with parameters names of their own, under which plans keep these."""
+    used = Counter[str]()
+    for i, op in enumerate(graph.ops):
+        if not op.spec or isinstance(op.spec, (AddSpec, ActivationSpec)):
+            continue
+        used[op.name] += 1
+        if used[op.name] > 1:
+            graph.ops[i] = dataclasses.replace(op, name=f"{op.name}#{used[op.name]}")
+
+
+def _add_condition(graph: Graph, exported: Exported) -> None:
+    """Makes a program of what the graph's vectors are computed from."""
+    vectors = [*dict.fromkeys(v for op in graph.ops for v in vectors_of(op.spec))]
+    if not vectors:
+        return
+    program = Program(exported, exported.inputs[1:])
+    outputs = []
+    for vector in vectors:
+        rows = program.graph.call_function(
+            torch.ops.aten.reshape.default, (program.copy(vector.value), [program.batch, -1])
+        )
+        outputs.append(
+            program.graph.call_function(
+                torch.ops.aten.expand.default, (rows, [program.batch, vector.channels])
+            )
+        )
+    graph.condition = program.finish(outputs)
+    graph.condition_parameters = program.parameters
+    graph.parameters |= program.tensors
+    graph.vectors = tuple(vectors)
+    for vector in vectors:
+        vector.value = None  # the exported network is not needed any more
+
+
+def vectors_of(spec: Any) -> list[Vector]:
+    """Returns the vectors that an operation reads."""
+    if not dataclasses.is_dataclass(spec):
+        return []
+    found = []
+    for field in dataclasses.fields(spec):
+        value = getattr(spec, field.name)
+        if isinstance(value, Vector):
+            found.append(value)
+        elif isinstance(value, tuple):
+            found += [v for v in value if isinstance(v, Vector)]
+    return found

@@ -1,0 +1,525 @@
+"""Passes over a graph: each returns an equivalent one, exactly so in real arithmetic.
+
+Before `reuse_memory` no operation overwrites another's map, but for sums, which convolutions and
+resizes add to.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from ncsn_fast.engines.lowering.graph import (
+    ACTIVATIONS,
+    AddSpec,
+    AffineSpec,
+    AttentionSpec,
+    ConvolutionSpec,
+    CopySpec,
+    Factor,
+    Graph,
+    GroupNormSpec,
+    Map,
+    NormSpec,
+    Op,
+    PadSpec,
+    TorchSpec,
+    Vector,
+    View,
+)
+
+Pass = Callable[[Graph], None]
+_SUMS = ("add", *(f"add_{name}" for name in ACTIVATIONS))
+_IN_PLACE = ("norm", "group_norm", "layer_norm", "affine", *ACTIVATIONS, *_SUMS)
+
+
+def apply(graph: Graph, passes: Iterable[Pass]) -> Graph:
+    for each in passes:
+        each(graph)
+    return graph
+
+
+def drop_dead(graph: Graph) -> None:
+    """Removes operations whose outputs nothing reads."""
+    read, kept = {graph.output}, []
+    for op in reversed(graph.ops):
+        if read & {*op.outputs}:
+            read |= {*op.inputs}
+            kept.append(op)
+    graph.ops = kept[::-1]
+
+
+def fold_input(graph: Graph) -> None:
+    """Makes an affine map of the image, such as 2x - 1, a matter of loading it."""
+    while True:
+        readers = [op for op in graph.ops if graph.input in op.inputs]
+        if len(readers) != 1 or not isinstance(spec := readers[0].spec, AffineSpec):
+            return
+        if not isinstance(spec.scale, float) or not isinstance(spec.shift, float):
+            return
+        graph.scale = graph.scale * spec.scale
+        graph.shift = graph.shift * spec.scale + spec.shift
+        graph.ops.remove(readers[0])
+        _rename(graph, {readers[0].outputs[0]: graph.input})
+
+
+def drop_identities(graph: Graph) -> None:
+    """Removes affine maps by 1 and 0, and resizes to the same size."""
+    kept, renamed = [], dict[Map, Map]()
+    for op in graph.ops:
+        op = _renamed(op, renamed)
+        x, y = op.inputs[0], op.outputs[0]
+        same = (x.height, x.width) == (y.height, y.width)
+        if (op.kind in ("resize", "nearest2") and same) or (
+            isinstance(op.spec, AffineSpec) and op.spec.number == 1.0
+        ):
+            renamed[y] = x
+        else:
+            kept.append(op)
+    graph.ops, graph.output = kept, renamed.get(graph.output, graph.output)
+
+
+def fold_affine(graph: Graph) -> None:
+    """Folds constant affine maps into each other, and into the convolutions beside them."""
+    while _fold_one(graph, _folded_before) or _fold_one(graph, _folded_after):
+        pass
+
+
+def _fold_one(graph: Graph, fold: Callable[[Op, Op], Op | None]) -> bool:
+    """Replaces one pair of operations, of which only the second reads the first, by one."""
+    producers, count = _producers(graph), _readers(graph)
+    for i, op in enumerate(graph.ops):
+        first = producers.get(op.inputs[0])
+        if first is None or count[op.inputs[0]] > 1 or len(op.inputs) > 1:
+            continue
+        folded = fold(first, op)
+        if folded is not None:
+            graph.ops[i] = folded
+            graph.ops.remove(first)
+            return True
+    return False
+
+
+def _folded_before(first: Op, op: Op) -> Op | None:
+    """Folds a constant affine map into what comes before it."""
+    before, spec = first.spec, op.spec
+    if not isinstance(spec, AffineSpec):
+        return None
+    if isinstance(before, AffineSpec) and before.only_scales and spec.only_shifts:
+        both = AffineSpec(before.scale, spec.shift)
+        return dataclasses.replace(op, inputs=first.inputs, spec=both)
+    if not spec.is_constant:
+        return None
+    scale, shift = spec.scale, spec.shift
+    if isinstance(before, AffineSpec) and before.is_constant:
+        product = AffineSpec(_times(before.scale, scale), _plus(_times(before.shift, scale), shift))
+        return dataclasses.replace(op, inputs=first.inputs, spec=product)
+    if isinstance(before, ConvolutionSpec) and len(first.inputs) == 1:
+        weight, bias = before.weight.detach().double(), before.bias
+        rows = _column(scale, before.channels)
+        moved = rows * (0.0 if bias is None else bias.detach().double())
+        moved = moved + _column(shift, before.channels)
+        folded = dataclasses.replace(
+            before,
+            weight=(weight * rows[:, None, None, None]).float(),
+            bias=None if bias is None and spec.only_scales else moved.float(),
+        )
+        return dataclasses.replace(first, outputs=op.outputs, spec=folded)
+    if isinstance(before, GroupNormSpec) and not before.activation and not _modulated(before):
+        rows = _column(scale, op.outputs[0].channels)
+        gamma = rows if before.weight is None else before.weight.detach().double() * rows
+        beta = _column(shift, len(rows))
+        beta = beta if before.bias is None else before.bias.detach().double() * rows + beta
+        norm = dataclasses.replace(before, weight=gamma.float(), bias=beta.float())
+        return dataclasses.replace(first, outputs=op.outputs, spec=norm)
+    return None
+
+
+def _folded_after(first: Op, op: Op) -> Op | None:
+    """Folds a constant scale, or a shift too where nothing is padded, into a convolution."""
+    spec, after = first.spec, op.spec
+    if not isinstance(spec, AffineSpec) or not spec.is_constant:
+        return None
+    if not isinstance(after, ConvolutionSpec) or after.groups != 1:
+        return None
+    if not spec.only_scales and after.padding:
+        return None
+    channels = op.inputs[0].channels
+    weight = after.weight.detach().double()
+    moved = (weight * _column(spec.shift, channels)[:, None, None]).sum((1, 2, 3))
+    moved = moved + (0.0 if after.bias is None else after.bias.detach().double())
+    folded = dataclasses.replace(
+        after,
+        weight=(weight * _column(spec.scale, channels)[:, None, None]).float(),
+        bias=None if after.bias is None and spec.only_scales else moved.float(),
+    )
+    return dataclasses.replace(op, inputs=first.inputs, spec=folded)
+
+
+def absorb_vectors(graph: Graph) -> None:
+    """Makes what is added before a group norm, or scales and shifts it after, a part of it."""
+    while _fold_one(graph, _added_before) or _fold_one(graph, _modulated_after):
+        pass
+
+
+def _added_before(first: Op, op: Op) -> Op | None:
+    spec, norm = first.spec, op.spec
+    if not isinstance(spec, AffineSpec) or not isinstance(norm, GroupNormSpec) or norm.add:
+        return None
+    if not spec.only_shifts or not isinstance(spec.shift, Vector) or op.kind != "group_norm":
+        return None
+    absorbed = dataclasses.replace(norm, add=spec.shift)
+    return dataclasses.replace(op, inputs=first.inputs, spec=absorbed)
+
+
+def _modulated_after(first: Op, op: Op) -> Op | None:
+    norm, spec = first.spec, op.spec
+    if not isinstance(norm, GroupNormSpec) or not isinstance(spec, AffineSpec):
+        return None
+    scale, shift = spec.scale, spec.shift
+    if not (isinstance(scale, Vector) or spec.only_shifts) or norm.activation or norm.shift:
+        return None
+    if not (isinstance(shift, Vector) or spec.only_scales) or first.kind != "group_norm":
+        return None
+    if norm.scale and not spec.only_shifts:
+        return None
+    absorbed = dataclasses.replace(
+        norm,
+        scale=scale if isinstance(scale, Vector) else norm.scale,
+        shift=shift if isinstance(shift, Vector) else None,
+    )
+    return dataclasses.replace(first, outputs=op.outputs, spec=absorbed)
+
+
+def pool_convolutions(graph: Graph) -> None:
+    """Makes a 3x3 convolution and a 2x2 mean one 4x4 convolution with stride 2.
+
+    It has 16 taps instead of 36. A 1x1 convolution runs after the mean, on a quarter of the pixels.
+    """
+    producers, count = _producers(graph), _readers(graph)
+    for i, pool in enumerate(graph.ops):
+        conv = producers.get(pool.inputs[0]) if pool.kind == "mean_pool2" else None
+        spec = conv.spec if conv is not None else None
+        if conv is None or not isinstance(spec, ConvolutionSpec) or len(conv.inputs) > 1:
+            continue
+        plain = spec.stride == spec.dilation == 1 and not spec.pooled
+        if not plain or spec.taps not in (1, 3) or count[conv.outputs[0]] > 1:
+            continue
+        at = graph.ops.index(conv)
+        if spec.taps == 3:
+            name = pool.name.removesuffix(".pool")
+            name = name if conv.name.startswith(name) else conv.name
+            spec = dataclasses.replace(spec, pooled=True, stride=2)
+            graph.ops[i] = Op("conv", name, conv.inputs, pool.outputs, spec=spec)
+            graph.ops[at] = _NOTHING
+        elif not spec.padding:
+            x, y = conv.inputs[0], pool.outputs[0]
+            mean = Map(x.channels, y.height, y.width)
+            graph.ops[at] = Op("mean_pool2", pool.name, (x,), (mean,))
+            graph.ops[i] = dataclasses.replace(conv, inputs=(mean,), outputs=(y,))
+    graph.ops = [op for op in graph.ops if op is not _NOTHING]
+
+
+_NOTHING = Op("nothing", "", (), ())
+
+
+def fold_padding(graph: Graph) -> None:
+    """Makes a border of zeros the padding of the convolution that reads it.
+
+    A border that is wider behind than before is even with one more tap, of zeros, in front.
+    """
+    _fold_all(graph, _padded)
+
+
+def _fold_all(graph: Graph, fold: Callable[[Op, Op], Op | None]) -> None:
+    while _fold_one(graph, fold):
+        pass
+
+
+def _padded(first: Op, op: Op) -> Op | None:
+    pad, spec = first.spec, op.spec
+    if not isinstance(pad, PadSpec) or not isinstance(spec, ConvolutionSpec) or spec.pooled:
+        return None
+    before, after = {pad.left, pad.top}, {pad.right, pad.bottom}
+    if len(before) > 1 or len(after) > 1 or (spec.dilation > 1 and before != after):
+        return None
+    front, behind = before.pop(), after.pop()
+    if not 0 <= behind - front <= 1:
+        return None
+    more = behind - front
+    weight = torch.nn.functional.pad(spec.weight.detach(), (more, 0, more, 0))
+    folded = dataclasses.replace(
+        spec, weight=weight if more else spec.weight, padding=spec.padding + behind
+    )
+    x, y = first.inputs[0], op.outputs[0]
+    if (folded.size(x.height), folded.size(x.width)) != (y.height, y.width):
+        return None
+    return dataclasses.replace(op, inputs=(x,), spec=folded)
+
+
+def fuse_activations(graph: Graph) -> None:
+    """Makes an activation a part of the norm or the affine map before it."""
+    _fold_all(graph, _activated)
+
+
+def _activated(first: Op, op: Op) -> Op | None:
+    spec = first.spec
+    if op.kind not in ACTIVATIONS or op.spec is not None:
+        return None
+    if isinstance(spec, NormSpec) and op.kind == "elu" and not spec.elu:
+        return dataclasses.replace(
+            first, outputs=op.outputs, spec=dataclasses.replace(spec, elu=True)
+        )
+    if isinstance(spec, NormSpec) and not spec.plus and not spec.elu:
+        alpha, gamma, beta = spec.parameters
+        norm = GroupNormSpec(len(alpha), gamma, beta, spec.eps, op.kind)
+        return Op("group_norm", first.name, first.inputs, op.outputs, spec=norm)
+    if isinstance(spec, (GroupNormSpec, AffineSpec)) and not spec.activation:
+        return dataclasses.replace(
+            first, outputs=op.outputs, spec=dataclasses.replace(spec, activation=op.kind)
+        )
+    return None
+
+
+def weigh_sums(graph: Graph) -> None:
+    """Makes numbers that a sum, or what is summed, is scaled by a part of the sum."""
+    while _fold_one(graph, _scaled_sum) or _weigh_one(graph):
+        pass
+
+
+def _scaled_sum(first: Op, op: Op) -> Op | None:
+    spec = op.spec
+    if first.kind != "add" or not isinstance(spec, AffineSpec) or spec.number is None:
+        return None
+    weights = first.spec if isinstance(first.spec, AddSpec) else AddSpec()
+    weights = AddSpec(weights.a * spec.number, weights.b * spec.number)
+    return dataclasses.replace(first, outputs=op.outputs, spec=weights)
+
+
+def _weigh_one(graph: Graph) -> bool:
+    """Folds one number by which a term of a sum is scaled."""
+    producers, count = _producers(graph), _readers(graph)
+    for i, op in enumerate(graph.ops):
+        for side, x in enumerate(op.inputs if op.kind == "add" else ()):
+            first = producers.get(x)
+            spec = None if first is None or count[x] > 1 else first.spec
+            if first is None or not isinstance(spec, AffineSpec) or spec.number is None:
+                continue
+            weights = op.spec if isinstance(op.spec, AddSpec) else AddSpec()
+            pair = [weights.a, weights.b]
+            pair[side] *= spec.number
+            inputs = tuple(first.inputs[0] if y is x else y for y in op.inputs)
+            graph.ops[i] = dataclasses.replace(op, inputs=inputs, spec=AddSpec(*pair))
+            graph.ops.remove(first)
+            return True
+    return False
+
+
+def fuse_sums(graph: Graph) -> None:
+    """Accumulates convolutions and resizes in the sums that read them.
+
+    Sums of sums are taken together: what convolutions compute for the sum alone is added to its
+    destination when they run, the rest is added last, where an activation that follows joins. So
+    (x + path1) + path2 becomes (x + path2) + path1 where path1 is read elsewhere too. The
+    destination is a map that nothing else reads afterwards, or the convolution that is nearest to
+    the input.
+    """
+    sums = _sums(graph)
+    position = {id(op): i for i, op in enumerate(graph.ops)}
+    for root, total in sums.items():
+        for op in (*total.inner, *total.sinking):
+            position[id(op)] = position[id(root)]
+    inner = {id(op) for total in sums.values() for op in (*total.inner, *total.sinking)}
+    depth = _depths(graph)
+    ops: list[Op] = []
+    placed: dict[int, list[Op]] = {}  # what is computed before an operation, by its id
+    for root, total in sums.items():
+        first, emitted = _accumulated(graph, root, total, position, depth)
+        if first is not None:
+            inner.discard(id(first))
+        placed[id(root)] = emitted
+    for op in graph.ops:
+        if op in sums:
+            ops += placed[id(op)]
+        elif id(op) not in inner:
+            ops.append(op)
+    graph.ops = ops
+
+
+@dataclasses.dataclass
+class _Sum:
+    """A sum of more than two maps, or of two: its terms, and the operations that it takes in."""
+
+    terms: list[Map]
+    inner: list[Op]  # sums within
+    sinking: list[Op]  # convolutions and resizes of which it is the only reader
+
+
+def _sums(graph: Graph) -> dict[Op, _Sum]:
+    producers, count = _producers(graph), _readers(graph)
+    within: set[int] = set()
+    found: dict[Op, _Sum] = {}
+    for root in reversed(graph.ops):
+        if root.kind != "add" or root.spec is not None or id(root) in within:
+            continue
+        total = _Sum([], [], [])
+        pending = [*root.inputs]
+        while pending:
+            x = pending.pop(0)
+            producer = producers.get(x)
+            alone = producer is not None and count[x] == 1
+            is_sum = producer is not None and producer.kind == "add" and producer.spec is None
+            if producer is not None and alone and is_sum:
+                total.inner.append(producer)
+                within.add(id(producer))
+                pending = [*producer.inputs, *pending]
+                continue
+            total.terms.append(x)
+            if producer is not None and alone and _accumulates(producer):
+                total.sinking.append(producer)
+        found[root] = total
+    return dict(reversed(found.items()))
+
+
+def _accumulates(op: Op) -> bool:
+    return op.kind == "resize" or (op.kind == "conv" and len(op.inputs) == 1)
+
+
+def _accumulated(
+    graph: Graph, root: Op, total: _Sum, position: dict[int, int], depth: dict[Map, int]
+) -> tuple[Op | None, list[Op]]:
+    """Returns the convolution that stays where it is, if any, and what the sum consists of."""
+    sinking = {op.outputs[0]: op for op in total.sinking}
+    others = [x for x in total.terms if x not in sinking]
+    at = position[id(root)]
+    last = {graph.output: len(graph.ops), graph.input: len(graph.ops)}
+    for op in graph.ops:
+        if op is not root and op not in total.inner:
+            for x in op.inputs:
+                last[x] = max(last.get(x, -1), position[id(op)])
+    free = [x for x in others if last.get(x, -1) < at and others.count(x) == 1]
+    convolutions = [x for x, op in sinking.items() if op.kind == "conv"]
+    stays: Op | None = None
+    ops: list[Op] = []
+    if sinking and free:
+        base = free[0]
+        others.remove(base)
+    elif convolutions:
+        base = min(convolutions, key=depth.__getitem__)
+        stays = sinking.pop(base)
+    else:  # resizes, and nothing that they could be added to
+        ops += sinking.values()
+        others += sinking
+        sinking, base = {}, others.pop(0)
+    for x, op in sorted(sinking.items(), key=lambda item: depth[item[0]]):
+        y = dataclasses.replace(x)
+        kind = "resize_add" if op.kind == "resize" else op.kind
+        ops.append(Op(kind, op.name, (*op.inputs, base), (y,), ((y, base),), op.spec))
+        base = y
+    for x in others:
+        y = dataclasses.replace(base)
+        ops.append(Op("add", root.name, (base, x), (y,)))
+        base = y
+    ops[-1] = _with_output(ops[-1], root.outputs[0])
+    return stays, ops
+
+
+def _with_output(op: Op, y: Map) -> Op:
+    pairs = tuple((y, x) for _, x in op.overwrites)
+    return dataclasses.replace(op, outputs=(y,), overwrites=pairs)
+
+
+def fuse_added_activations(graph: Graph) -> None:
+    """Makes an activation a part of the sum right before it."""
+    count, ops = _readers(graph), list[Op]()
+    for op in graph.ops:
+        before = ops[-1] if ops else None
+        plain = op.kind in ACTIVATIONS and op.spec is None
+        if before is None or not plain or before.kind != "add" or before.outputs != op.inputs:
+            ops.append(op)
+            continue
+        total = before.outputs if count[before.outputs[0]] > 1 else ()
+        both = (*total, *op.outputs)
+        ops[-1] = Op(f"add_{op.kind}", op.name, before.inputs, both, spec=before.spec)
+    graph.ops = ops
+
+
+def reuse_memory(graph: Graph) -> None:
+    """Lets outputs overwrite inputs that nothing reads afterwards, where kernels allow it."""
+    last = {x: i for i, op in enumerate(graph.ops) for x in op.inputs}
+    last[graph.input] = last[graph.output] = len(graph.ops)
+    for i, op in enumerate(graph.ops):
+        if op.kind not in _IN_PLACE or op.overwrites:
+            continue
+        free = [x for x in dict.fromkeys(op.inputs) if last[x] == i]
+        graph.ops[i] = dataclasses.replace(
+            op, overwrites=tuple(zip(op.outputs, free, strict=False))
+        )
+
+
+def _producers(graph: Graph) -> dict[Map, Op]:
+    return {y: op for op in graph.ops for y in op.outputs}
+
+
+def _readers(graph: Graph) -> Counter[Map]:
+    count = Counter(x for op in graph.ops for x in op.inputs)
+    count[graph.output] += 1
+    return count
+
+
+def _depths(graph: Graph) -> dict[Map, int]:
+    """Returns the number of operations on the longest way from the input to each map."""
+    depth = {graph.input: 0}
+    for op in graph.ops:
+        longest = 1 + max((depth.get(x, 0) for x in op.inputs), default=0)
+        depth.update(dict.fromkeys(op.outputs, longest))
+    return depth
+
+
+def _rename(graph: Graph, names: dict[Map, Map]) -> None:
+    graph.ops = [_renamed(op, names) for op in graph.ops]
+    graph.output = names.get(graph.output, graph.output)
+
+
+def _renamed(op: Op, names: dict[Map, Map]) -> Op:
+    """Returns an operation that reads other maps."""
+    if not names.keys() & {*op.inputs}:
+        return op
+
+    def moved(view: View) -> View:
+        return dataclasses.replace(view, map=names.get(view.map, view.map))
+
+    spec = op.spec
+    if isinstance(spec, AttentionSpec):
+        q, k, v = map(moved, (spec.query, spec.key, spec.value))
+        spec = AttentionSpec(q, k, v, spec.scale)
+    elif isinstance(spec, CopySpec):
+        spec = CopySpec(moved(spec.source), spec.target)
+    elif isinstance(spec, TorchSpec):
+        spec = dataclasses.replace(spec, inputs=tuple(map(moved, spec.inputs)))
+    return dataclasses.replace(op, inputs=tuple(names.get(x, x) for x in op.inputs), spec=spec)
+
+
+def _modulated(spec: GroupNormSpec) -> bool:
+    return spec.scale is not None or spec.shift is not None
+
+
+def _column(factor: Factor, channels: int) -> Tensor:
+    assert not isinstance(factor, Vector)
+    return torch.as_tensor(factor, dtype=torch.float64).detach().expand(channels)
+
+
+def _times(a: Factor, b: Factor) -> Factor:
+    assert not isinstance(a, Vector)
+    assert not isinstance(b, Vector)
+    return a * b
+
+
+def _plus(a: Factor, b: Factor) -> Factor:
+    assert not isinstance(a, Vector)
+    assert not isinstance(b, Vector)
+    return a + b

@@ -1,0 +1,287 @@
+"""From networks to lists of operations: ours as before, others as PyTorch computes them."""
+
+import copy
+import json
+import logging
+
+import engine_cases
+import golden
+import networks
+import pytest
+import torch
+import torch.nn.functional as F
+from cross_section import cross_section
+from torch import nn
+
+from ncsn_fast import ModelConfig, ScoreModel
+from ncsn_fast.checkpoints.loading import load
+from ncsn_fast.engines.cpu.engine import CpuEngine
+from ncsn_fast.engines.cpu.plan import CpuPlan
+from ncsn_fast.engines.eager import EagerEngine
+from ncsn_fast.engines.lowering import lower as lower_module
+from ncsn_fast.engines.lowering import stored
+from ncsn_fast.engines.lowering.graph import UnsupportedNetwork
+from ncsn_fast.engines.lowering.lower import lower
+from ncsn_fast.engines.precision import BOUNDS
+from ncsn_fast.engines.static_engine import lowered
+from ncsn_fast.models.layers import ACTIVATIONS, NORMS
+from ncsn_fast.models.refinenet import RefineNet
+from ncsn_fast.models.unet import TimeUNet
+
+TIMES = torch.tensor([0.05, 0.4, 0.9])
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """Graphs that no other test or process has stored."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(stored, "_known", {})
+    return tmp_path / "ncsn_fast" / "graphs"
+
+
+def listing(graph):
+    sizes = [(op, op.outputs[0]) for op in graph.ops]
+    return [f"{op.kind} {op.name} {y.channels}x{y.height}x{y.width}" for op, y in sizes]
+
+
+def computed(net, shape, conditions=(), dtype=torch.float32, batch=3):
+    """Returns what a plan and the network compute, and the kinds of the plan's steps."""
+    net.eval()
+    torch.manual_seed(1)
+    with torch.inference_mode():
+        plan = CpuPlan(lower(net, shape, [c.dtype for c in conditions]), batch, dtype)
+        x = torch.rand(batch, *shape)
+        plan.load(x)
+        plan.set_conditions(*conditions)
+        plan.run()
+        return plan.output.float(), net(x, *conditions), [cost.kind for cost in plan.costs]
+
+
+def error(found, expected):
+    return float((found - expected).norm() / expected.norm())
+
+
+def in_torch(kinds):
+    return [kind for kind in kinds if "torch" in kind]
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize("name", ["digits", "ncsnv2", "ncsnv2_deeper", "ncsn"])
+def test_our_networks_are_the_lists_of_the_front_end_before(name):
+    """The list was made by walking the modules of RefineNet; this one knows nothing of them."""
+    of = (
+        load("digits")
+        if name == "digits"
+        else ScoreModel(ModelConfig(arch=name, image_size=(32, 32), ngf=8, n_sigmas=4))
+    )
+    graph = lowered(of, of.config.image_size)
+    assert listing(graph) == json.loads((golden.FOLDER / "lowered.json").read_text())[name]
+    assert (graph.scale, graph.shift) == (2.0, -1.0)
+    assert not graph.kept
+
+
+@pytest.mark.parametrize(("act", "norm"), cross_section([*ACTIVATIONS], [*NORMS]))
+def test_refinenet_of_any_style(act, norm):
+    torch.manual_seed(0)
+    net = RefineNet("ncsnv2", channels=3, ngf=8, n_levels=4, act=act, norm=norm)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    found, expected, kinds = computed(net, (3, 16, 16))
+    assert error(found, expected) <= 2e-6
+    # What has no kernel of ours: leaky ReLUs, and the variance norm of published ablations.
+    expected_kinds = {"leaky_relu (torch)"} if act == "lrelu" else set()
+    assert {*in_torch(kinds)} == expected_kinds | ({"torch"} if norm == "VarianceNorm" else set())
+
+
+@pytest.mark.parametrize("version", ["a", "b"])
+def test_the_tutorials_network(version):
+    torch.manual_seed(0)
+    found, expected, kinds = computed(TimeUNet(version), (1, 28, 28), (TIMES,))
+    assert error(found, expected) <= 2e-6
+    assert kinds.count("group_norm") == 7
+    assert in_torch(kinds) == ["conv_transpose (torch)"] * 4
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "style", [{}, {"down": "pad"}, {"down": "pool"}, {"film": True}, {"explicit": True}], ids=str
+)
+def test_a_users_unet(style, dtype):
+    torch.manual_seed(0)
+    if dtype not in engine_cases.TYPES:
+        pytest.skip("no bf16 convolutions for this processor")
+    types = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    net = networks.UNet(**style)
+    found, expected, kinds = computed(net, (3, 16, 16), (TIMES,), types[dtype])
+    assert error(found, expected) <= BOUNDS[dtype]
+    assert len(in_torch(kinds)) <= bool(style.get("explicit"))
+    assert {"conv", "group_norm", "concat", "nearest2"} < {*kinds}
+
+
+class Odd(nn.Module):
+    """A chain of operations, most of which no kernel of ours covers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.grouped = nn.Conv2d(4, 8, 3, padding=1, groups=2)
+        self.wide = nn.Conv2d(8, 8, (1, 3), padding=(0, 1))
+        self.squeeze = nn.Linear(8, 8)
+        self.position = nn.Parameter(torch.randn(1, 8, 8, 8))
+        self.gain = nn.Parameter(torch.tensor([1.5]))
+        self.prelu = nn.PReLU()
+        self.norm = nn.LayerNorm(8)
+        self.up = nn.ConvTranspose2d(8, 8, 4, stride=2, padding=1)
+        self.last = nn.Conv2d(8, 4, 3, stride=2, padding=1)
+
+    def forward(self, x):
+        h = F.mish(self.wide(F.relu(self.grouped(x - 0.5), inplace=True)))
+        gate = torch.sigmoid(self.squeeze(h.mean(dim=(2, 3))))
+        h = h * gate[:, :, None, None] + self.position
+        h = self.prelu(h) * self.gain
+        a, b = h.chunk(2, dim=1)
+        h = torch.cat((torch.tanh(a) * b, b.flip(3)), dim=1)
+        tokens = self.norm(h.flatten(2).transpose(1, 2))
+        h = tokens.transpose(1, 2).reshape(len(x), 8, 8, 8)
+        h = F.interpolate(self.up(h), size=(16, 16), mode="bilinear", align_corners=False)
+        return F.hardtanh(self.last(h)) + F.pad(x[:, :, 1:, :-1], (0, 1, 1, 0))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_what_no_kernel_covers_is_run_by_pytorch(batch):
+    torch.manual_seed(0)
+    found, expected, kinds = computed(Odd(), (4, 8, 8), batch=batch)
+    assert error(found, expected) <= 2e-6
+    assert "torch" in kinds
+    assert {"conv", "layer_norm"} < {*kinds}
+
+
+class OneSize(nn.Module):
+    """A network that runs with one number of images only."""
+
+    def __init__(self, batch: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.batch = batch
+        self.last = nn.Conv2d(4, 1, 3, padding=1)
+
+    def forward(self, x):
+        return self.last(self.conv(x).view(self.batch, 4, 8, 8))
+
+
+def test_a_network_of_one_batch_size():
+    net = OneSize(3).eval()
+    with pytest.raises(UnsupportedNetwork, match=r"torch\.export does not take"):
+        lower(net, (1, 8, 8))
+    graph = lower(net, (1, 8, 8), batch=3)
+    assert graph.batch == 3
+    x = torch.rand(3, 1, 8, 8)
+    with torch.inference_mode():
+        plan = CpuPlan(graph, 3, torch.float32)
+        plan.load(x)
+        plan.run()
+        assert error(plan.output, net(x)) <= 1e-6
+
+
+def test_what_torch_cannot_export_is_named():
+    class Branches(nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(
+        UnsupportedNetwork, match=r"a forward that torch.export does not take \(\w+"
+    ):
+        lower(Branches(), (1, 8, 8))
+
+
+def test_the_training_mode_and_the_network_stay_as_they_are():
+    net = networks.UNet()
+    before = copy.deepcopy(net.state_dict())
+    assert net.training
+    lower(net, (3, 16, 16), [torch.float32])
+    assert all(module.training for module in net.modules())
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_a_changed_network_is_lowered_again():
+    net = nn.Sequential(
+        nn.Conv2d(1, 2, 1, bias=False), nn.BatchNorm2d(2), nn.Conv2d(2, 1, 1)
+    ).eval()
+    first = lower(net, (1, 4, 4))
+    assert lower(net, (1, 4, 4)) is first
+    with torch.no_grad():
+        net[1].weight.mul_(3)
+    second = lower(net, (1, 4, 4))
+    assert torch.allclose(second.ops[0].spec.weight, 3 * first.ops[0].spec.weight)
+
+
+def test_what_depends_on_nothing_but_parameters_is_computed_once():
+    class Weighted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.v = nn.Parameter(torch.randn(2, 1, 3, 3))
+            self.g = nn.Parameter(torch.rand(2, 1, 1, 1))
+
+        def forward(self, x):
+            weight = self.g * self.v / self.v.flatten(1).norm(dim=1)[:, None, None, None]
+            return F.conv2d(x, weight, padding=1).sum(dim=1, keepdim=True)
+
+    net = Weighted()
+    found, expected, kinds = computed(net, (1, 8, 8))
+    assert error(found, expected) <= 1e-6
+    assert kinds == ["conv", "torch"]
+    assert lower(net, (1, 8, 8)).kept == {"v", "g"}  # for images of other sizes, later
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
+def test_stored_graphs_are_used_if_they_are_whole(fresh, damage, monkeypatch):
+    of = engine_cases.model(channels=1, norm="InstanceNorm")
+    first = lowered(of, (16, 16))
+    (path,) = fresh.iterdir()
+    text = path.read_text()
+    if damage == "cut":
+        path.write_text(text[:1000])
+    elif damage == "changed":
+        path.write_text(text.replace('"padding": 1', '"padding": 2', 1))
+    else:
+        path.unlink()
+    monkeypatch.setattr(stored, "_known", {})
+    again = copy.deepcopy(of)  # another network of this architecture
+    assert listing(lowered(again, (16, 16))) == listing(first)
+    assert path.read_text() == text  # lowered, and written, again
+    monkeypatch.setattr(stored, "_known", {})
+    monkeypatch.setattr(lower_module, "_lower", None)
+    third = copy.deepcopy(of)
+    found = lowered(third, (16, 16))
+    assert listing(found) == listing(first)
+    weights = {p.data_ptr() for p in third.net.parameters()}
+    assert found.ops[0].spec.weight.data_ptr() in weights
+
+
+def test_a_network_that_someone_changed_is_not_stored(fresh):
+    net = RefineNet("ncsnv2", channels=1, ngf=4, n_levels=2).eval()
+    net.end_conv.register_forward_hook(lambda module, inputs, y: 2 * y)
+    lower(net, (1, 16, 16))
+    assert not fresh.exists()
+
+
+def test_time_networks_run_on_the_cpu_engine(caplog):
+    of = ScoreModel(
+        ModelConfig(
+            arch="unet_b", image_size=(28, 28), channels=1, ngf=8, act="swish", norm="GroupNorm",
+            scale_input=False, n_sigmas=3, sigma_begin=9.0, sigma_min=1.0, sigma_max=25.0,
+        )
+    )  # fmt: skip
+    with caplog.at_level(logging.INFO):
+        built = CpuEngine(of, device=torch.device("cpu"), dtype="fp32", batch_size=2)
+    assert built.error <= BOUNDS["fp32"]
+    x, t = torch.rand(2, 1, 28, 28), torch.tensor([0.1, 0.9])
+    with torch.inference_mode():
+        expected = of.net.eval()(x, t)
+    assert error(built.output(x, t), expected) <= 2e-6
+    reference = EagerEngine(of, device=torch.device("cpu"), dtype="fp32", batch_size=2)
+    program = engine_cases.program_of(of)
+    runs = [each.run(program, engine_cases.chains_of(of)) for each in (built, reference)]
+    assert error(*runs) <= 1e-4
+    assert "group_norm" in built.describe()
