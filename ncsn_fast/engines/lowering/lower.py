@@ -66,7 +66,10 @@ def lower(
 
 
 def _obtained(
-    net: nn.Module, shape: tuple[int, int, int], conditions: Sequence[torch.dtype | None], batch: int
+    net: nn.Module,
+    shape: tuple[int, int, int],
+    conditions: Sequence[torch.dtype | None],
+    batch: int,
 ) -> Graph:
     """Returns the graph that is stored for a network's architecture, or lowers and stores it."""
     name = stored.key(net, shape, [*conditions])
@@ -84,7 +87,10 @@ def _tensors(net: nn.Module) -> Iterator[Tensor]:
 
 
 def _lower(
-    net: nn.Module, shape: tuple[int, int, int], conditions: Sequence[torch.dtype | None], batch: int
+    net: nn.Module,
+    shape: tuple[int, int, int],
+    conditions: Sequence[torch.dtype | None],
+    batch: int,
 ) -> tuple[Graph, dict[int, str]]:
     """Lowers a network; returns the names of its tensors too, by their ids."""
     training = [module for module in net.modules() if module.training]

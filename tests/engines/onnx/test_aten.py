@@ -101,7 +101,8 @@ OPERATIONS = {
         x.shape[0], 2, 2, -1).unsqueeze(2).squeeze(2),
     "parts": lambda m, x, c: torch.cat([*x.chunk(2, 1), x[:, 1:3], x.split([1, 3], 1)[1],
                                         torch.stack(x.unbind(1), 1), x[:, 2][:, None]], 1),
-    "expansion": lambda m, x, c: x.mean((2, 3), keepdim=True).expand_as(x) + x.amax(1, keepdim=True),
+    "expansion": lambda m, x, c: x.mean((2, 3), keepdim=True).expand_as(x)
+    + x.amax(1, keepdim=True),
     "tiles": lambda m, x, c: x.repeat(1, 2, 1, 1) + m.vector.repeat(2)[:, None, None],
     "pools": lambda m, x, c: F.avg_pool2d(x, 2) + F.max_pool2d(x, 2)
     + F.avg_pool2d(x, 3, 2, 1, count_include_pad=False) + F.max_pool2d(x, 3, 2, 1),
