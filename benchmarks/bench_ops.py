@@ -19,6 +19,13 @@ from ncsn_fast.ops import cpu, reference
 from ncsn_fast.ops.noise import Stream
 
 SHAPES = {"128x32x32": (8, 128, 32, 32), "256x16x16": (8, 256, 16, 16)}
+# Maps of the U-Nets for CIFAR-10 (NCSN++, DDPM++, EDM), and their attention (N, tokens, heads, D).
+UNET_SHAPES = {
+    "128x32x32": (8, 128, 32, 32),
+    "256x16x16": (8, 256, 16, 16),
+    "256x8x8": (8, 256, 8, 8),
+}
+ATTENTIONS = {"256x16x16": (8, 256, 1, 256), "8x8, 4 heads of 64": (8, 64, 4, 64)}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 BOUNDS = {"fp32": 1e-5, "bf16": 2e-2}
 PROVIDERS = ("torch", "reference", "kernel")
@@ -80,6 +87,72 @@ def bench_norm_elu(race: Callable[..., None], shape: str, dtype: str, provider: 
         return Case(runs, expected, info, BOUNDS[dtype]).builders(settings.names)
 
     race(builders, f"IN++ with ELU, {dtype}, {shape}", seconds=SECONDS)
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("form", ["plain", "modulated"])
+@pytest.mark.parametrize("shape", UNET_SHAPES)
+def bench_group_norm_silu(
+    race: Callable[..., None], shape: str, form: str, dtype: str, provider: str
+) -> None:
+    """Times GroupNorm(32) with SiLU, channels-last; modulated: (1 + scale) y + shift before it."""
+
+    def builders(settings: Any) -> Builders:
+        n, c, _, _ = size = UNET_SHAPES[shape]
+        x, row, rows = _maps(size, (2, c, 1, 1), (2, n, c, 1), dtype=dtype)
+        low, (scale, shift) = row.flatten(1).unbind(), rows.unbind()
+        gamma, beta = (p.float() for p in low)
+        named = {"scale": rows[0, :, :, 0].float(), "shift": rows[1, :, :, 0].float()}
+        named = named if form == "modulated" else {}
+        factor = scale[..., None] + 1
+
+        def plain() -> Tensor:
+            y = F.group_norm(x, 32, *low)
+            return F.silu(torch.addcmul(shift[..., None], y, factor) if named else y)
+
+        def ours(call: Callable[..., Tensor], maps: Tensor) -> Tensor:
+            return call(maps, 32, gamma, beta, **named, activation="silu")
+
+        runs = {
+            "torch": plain,
+            "reference": lambda: ours(reference.group_norm, x),
+            "kernel": lambda: ours(ops.group_norm, x),
+        }
+        info = {"dtype": dtype, "batch": n, "bytes": 2 * x.numel() * x.element_size()}
+        expected = ours(reference.group_norm, x.double())
+        return Case(runs, expected, info, BOUNDS[dtype]).builders(settings.names)
+
+    race(builders, f"GroupNorm with SiLU, {form}, {dtype}, {shape}", seconds=SECONDS)
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", ATTENTIONS)
+def bench_attention(race: Callable[..., None], shape: str, dtype: str, provider: str) -> None:
+    """Times softmax attention of the tokens of a map, q, k and v side by side in one map."""
+
+    def builders(settings: Any) -> Builders:
+        n, tokens, heads, width = ATTENTIONS[shape]
+        (whole,) = _maps((n, tokens, 3, heads * width), dtype=dtype)
+        q, k, v = (part.unflatten(2, (heads, width)) for part in whole.contiguous().unbind(2))
+        out = torch.empty(q.shape, dtype=q.dtype)
+
+        def sdpa() -> Tensor:
+            by_head = (t.transpose(1, 2) for t in (q, k, v))
+            return F.scaled_dot_product_attention(*by_head).transpose(1, 2)
+
+        runs = {
+            "torch": sdpa,
+            "reference": lambda: reference.attention(q, k, v),
+            "kernel": lambda: cpu.attention_out(q, k, v, out),
+        }
+        flop = 4 * n * heads * tokens * tokens * width
+        info = {"dtype": dtype, "batch": n, "bytes": 4 * out.nbytes, "flop": flop}
+        expected = reference.attention(q.double(), k.double(), v.double())
+        return Case(runs, expected, info, BOUNDS[dtype]).builders(settings.names)
+
+    race(builders, f"attention, {dtype}, {shape}", seconds=SECONDS)
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)

@@ -31,7 +31,7 @@ enable_language(CUDA)
 find_package(CUDAToolkit REQUIRED)
 
 add_library(level_cuda OBJECT
-  csrc/cuda/device.cu csrc/cuda/instance_norm_plus.cu csrc/cuda/sampler_update.cu)
+  csrc/cuda/device.cu csrc/cuda/group_norm.cu csrc/cuda/instance_norm_plus.cu csrc/cuda/sampler_update.cu)
 target_include_directories(level_cuda PRIVATE csrc/include)
 target_compile_options(level_cuda PRIVATE --fmad=false)
 target_sources(_C PRIVATE $<TARGET_OBJECTS:level_cuda>)

@@ -98,6 +98,39 @@ void norm_blocks(const Typed& x, const Typed& y, const Sizes& sizes,
     run(args, single ? nullptr : required<float>("partials", partials, count), single, target);
 }
 
+// Parameters are gamma, beta (channels,), add, scale and shift (batch, channels). Target as above.
+template <class Target, void (*run)(const GroupNormArgs&, float*, float*, Target)>
+void group_norm_blocks(const Typed& x, const Typed& y, const Sizes& sizes, int64_t groups,
+                       const std::array<Array, 5>& parameters, int64_t code, float eps,
+                       const Array& partials, const Array& coefficients, Target target) {
+    const auto [batch, channels, plane] = sizes;
+    const int64_t count = checked_count({{"batch", batch}, {"channels", channels}, {"plane", plane}});
+    check_groups(groups, channels);
+    const auto& [gamma, beta, add, scale, shift] = parameters;
+    const int64_t rows = batch * channels;
+    const Dtype in = checked_dtype(x.second), out = checked_dtype(y.second);
+    const GroupNormArgs args{batch,
+                             channels,
+                             plane,
+                             groups,
+                             required("x", x.first, count, in),
+                             required("y", y.first, count, out),
+                             optional<const float>("gamma", gamma, channels),
+                             optional<const float>("beta", beta, channels),
+                             optional<const float>("add", add, rows),
+                             optional<const float>("scale", scale, rows),
+                             optional<const float>("shift", shift, rows),
+                             true,
+                             in,
+                             out,
+                             activation(code),
+                             eps};
+    const int64_t tiles = checked_tiles(channels, plane, in);
+    const int64_t floats = checked_count({{"batch", batch}, {"tiles", 2 * tiles}, {"channels", channels}});
+    run(args, required<float>("partials", partials, floats),
+        required<float>("coefficients", coefficients, 3 * rows), target);
+}
+
 template <class Target, void (*run)(const UpdateArgs&, Target)>
 void update_rows(const Array& x, const Array& h, const Sizes& sizes, const Strided& f, const Table& rows,
                  const Array& seeds, const Array& samples, const Array& noise_weights, const Array& mask,
@@ -122,6 +155,9 @@ void update_rows(const Array& x, const Array& h, const Sizes& sizes, const Strid
 constexpr const char* kNormDoc =
     "(x, y, (batch, channels, plane), (alpha, gamma, beta), bias, elu, eps, ...): x and y are (array, "
     "dtype), a parameter is (array, floats between rows).";
+constexpr const char* kGroupDoc =
+    "(x, y, (batch, channels, plane), groups, (gamma, beta, add, scale, shift), activation, eps, partials, "
+    "coefficients, target): x and y are (array, dtype).";
 constexpr const char* kUpdateDoc =
     "(x, h, (batch, channels, plane), f, rows, seeds, samples, noise_weights, mask, known, net_input, "
     "nonfinite, target): f and net_input are (array, (dtype, sample, channel, pixel, channels)).";
@@ -148,10 +184,12 @@ void bind_native(py::module_& m) {
         NoGil(), "(values, halves, count, widen): float32 from float16, or the other way; for tests.");
     m.def("instance_norm_plus_rows", &norm_rows, NoGil(), kNormDoc);
     m.def("emulated_instance_norm_plus", &norm_blocks<bool, emulated_instance_norm_plus>, NoGil(), kNormDoc);
+    m.def("emulated_group_norm", &group_norm_blocks<bool, emulated_group_norm>, NoGil(), kGroupDoc);
     m.def("sampler_update_rows", &update_rows<int, sampler_update_cpu>, NoGil(), kUpdateDoc);
     m.def("emulated_sampler_update", &update_rows<bool, emulated_sampler_update>, NoGil(), kUpdateDoc);
 #if defined(NCSN_FAST_CUDA)
     m.def("instance_norm_plus_cuda", &norm_blocks<Address, instance_norm_plus_cuda>, NoGil(), kNormDoc);
+    m.def("group_norm_cuda", &group_norm_blocks<Address, group_norm_cuda>, NoGil(), kGroupDoc);
     m.def("sampler_update_rows_cuda", &update_rows<Address, sampler_update_cuda>, NoGil(), kUpdateDoc);
 #endif
 }

@@ -141,15 +141,18 @@ inline Step resize_add_step(const Array& x, const Array& a, const Array& y, cons
     return [args](int isa) { resize_add_cpu(args, isa); };
 }
 
+inline void check_groups(int64_t groups, int64_t channels) {
+    if (groups >= 1 && channels % groups == 0) return;
+    throw std::invalid_argument("groups must divide the channels; got " + std::to_string(groups) +
+                                " groups of " + std::to_string(channels) + " channels");
+}
+
 inline Step group_norm_step(const Array& x, const Array& y, const Array& gamma, const Array& beta,
                             const Array& add, const Array& scale, const Array& shift, int64_t batch,
                             int64_t channels, int64_t plane, int64_t groups, bool channels_last,
                             bool in_bfloat16, bool out_bfloat16, int64_t code, float eps) {
     const int64_t count = checked_count({{"batch", batch}, {"channels", channels}, {"plane", plane}});
-    if (groups < 1 || channels % groups != 0) {
-        throw std::invalid_argument("groups must divide the channels; got " + std::to_string(groups) +
-                                    " groups of " + std::to_string(channels) + " channels");
-    }
+    check_groups(groups, channels);
     const int64_t rows = batch * channels;
     const GroupNormArgs args{batch,
                              channels,

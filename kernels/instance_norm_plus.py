@@ -25,7 +25,6 @@ import triton
 import triton.language as tl
 from ncsn_fast.kernels import norm_statistics
 from ncsn_fast.kernels.launch import cdiv, check_bias, check_maps, power_of_2, start
-from ncsn_fast.kernels.maths import elu
 from ncsn_fast.kernels.norm_statistics import (
     WARPS,
     Tiling,
@@ -34,9 +33,9 @@ from ncsn_fast.kernels.norm_statistics import (
     launch_statistics,
     merged_tiles,
     range_statistics,
-    sample_block,
     spread,
     spread_of_means,
+    write,
 )
 from torch import Tensor
 
@@ -55,27 +54,12 @@ def affine(mean, variance, m, rstd_channels, eps, alpha_ptr, gamma_ptr, beta_ptr
     return scale, gamma * alpha * ((mean - m) * rstd_channels) + beta
 
 
-@triton.jit
-def write(x_base, y_base, first, plane, cols, mean, scale, shift, C: tl.constexpr,
-          ROWS: tl.constexpr, BLOCK_P: tl.constexpr, ELU: tl.constexpr):  # fmt: skip
-    """Writes y of pixels first .. first + ROWS - 1, clipped to the plane."""
-    for at in range(0, ROWS, BLOCK_P):
-        pointers, inside = sample_block(x_base, first + at, plane, cols, C, BLOCK_P)
-        x = tl.load(pointers, mask=inside, other=0.0).to(tl.float32)
-        # Centred first: scale * x + shift would cancel badly for a large mean.
-        y = tl.fma(x - mean[None, :], scale[None, :], shift[None, :])
-        if ELU:
-            y = elu(y, y_base.dtype.element_ty != tl.float32)
-        pointers, inside = sample_block(y_base, first + at, plane, cols, C, BLOCK_P)
-        tl.store(pointers, y.to(y_base.dtype.element_ty), mask=inside)
-
-
 @triton.jit(do_not_specialize=["alpha_row", "gamma_row", "beta_row", "samples"])
 def apply_kernel(x_ptr, y_ptr, partials_ptr, bias_ptr, alpha_ptr, gamma_ptr, beta_ptr, alpha_row,
                  gamma_row, beta_row, samples, plane, tiles, eps, C: tl.constexpr,
                  ROWS: tl.constexpr, TILES: tl.constexpr, CHUNK: tl.constexpr,
                  APPLY_ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
-                 ELU: tl.constexpr):  # fmt: skip
+                 ACTIVATION: tl.constexpr):  # fmt: skip
     """Writes y of APPLY_ROWS pixels and BLOCK_C channels; *_row: parameter stride per sample."""
     column_blocks: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
     pid = tl.program_id(0)
@@ -95,14 +79,14 @@ def apply_kernel(x_ptr, y_ptr, partials_ptr, bias_ptr, alpha_ptr, gamma_ptr, bet
     )  # fmt: skip
     write(
         x_ptr + sample * plane * C, y_ptr + sample * plane * C, row_block * APPLY_ROWS, plane, cols,
-        mean, scale, shift, C, APPLY_ROWS, BLOCK_P, ELU,
+        mean, scale, shift, C, APPLY_ROWS, BLOCK_P, ACTIVATION,
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["alpha_row", "gamma_row", "beta_row"])
 def single_kernel(x_ptr, y_ptr, bias_ptr, alpha_ptr, gamma_ptr, beta_ptr, alpha_row, gamma_row,
                   beta_row, plane, eps, C: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr,
-                  BLOCK_C: tl.constexpr, ELU: tl.constexpr):  # fmt: skip
+                  BLOCK_C: tl.constexpr, ACTIVATION: tl.constexpr):  # fmt: skip
     """Normalises one sample, all channels; ROWS is at least its number of pixels."""
     sample = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK_C)
@@ -117,7 +101,7 @@ def single_kernel(x_ptr, y_ptr, bias_ptr, alpha_ptr, gamma_ptr, beta_ptr, alpha_
         mean_biased, squares / plane, m, rstd_channels, eps, alpha_ptr + sample * alpha_row + cols,
         gamma_ptr + sample * gamma_row + cols, beta_ptr + sample * beta_row + cols, inside,
     )  # fmt: skip
-    write(x_base, y_base, first, plane, cols, mean, scale, shift, C, ROWS, BLOCK_P, ELU)
+    write(x_base, y_base, first, plane, cols, mean, scale, shift, C, ROWS, BLOCK_P, ACTIVATION)
 
 
 def is_single(x: Tensor) -> bool:
@@ -207,8 +191,8 @@ def instance_norm_plus(
         block_p = min(power_of_2(plane), 2 * norm_statistics.TILE_ELEMENTS // block_c)
         start(
             single_kernel, n, x.device, x, out, bias, *tensors, *strides, plane, eps, C=c,
-            ROWS=cdiv(plane, block_p) * block_p, BLOCK_P=block_p, BLOCK_C=block_c, ELU=elu,
-            warps=SINGLE_WARPS,
+            ROWS=cdiv(plane, block_p) * block_p, BLOCK_P=block_p, BLOCK_C=block_c,
+            ACTIVATION="elu" if elu else "none", warps=SINGLE_WARPS,
         )  # fmt: skip
         return out
     partials, split = launch_statistics(x, partials)
@@ -216,6 +200,6 @@ def instance_norm_plus(
     programs = n * cdiv(plane, meta["APPLY_ROWS"]) * cdiv(c, meta["BLOCK_C"])
     start(
         apply_kernel, programs, x.device, x, out, partials, bias, *tensors, *strides, n, plane,
-        split.tiles, eps, ELU=elu, warps=WARPS, **meta,
+        split.tiles, eps, ACTIVATION="elu" if elu else "none", warps=WARPS, **meta,
     )  # fmt: skip
     return out

@@ -35,6 +35,12 @@ _COSINE = _constants(
 _LOG2_E = _constant("0x1.715476p+0")
 _MINUS_LN2_HIGH, _MINUS_LN2_LOW = _constant("-0x1.62e400p-1"), _constant("-0x1.7f7d1cp-20")
 _ROUND_TO_INTEGER = _constant("0x1.8p23")
+_NORMAL_TAIL = _constants(
+    "-0x1.51e5f2p-6", "0x1.cc8a6cp-4", "-0x1.d362f8p-3", "0x1.88c80ep-3", "-0x1.455460p-4",
+    "0x1.89dd36p-4", "0x1.411504p-4", "0x1.c38652p-4", "0x1.e9c420p-4", "0x1.ea3c98p-4",
+)  # fmt: skip
+_TAIL_SLOPE = _constant("0x1.333334p-2")
+_TWICE_ROOT, _CUBIC = _constant("0x1.988454p+0"), _constant("0x1.2444f2p-4")
 _EXPM1 = _constants(
     "0x1.9e6f44p-13", "0x1.6d3a3cp-10", "0x1.1112dap-7", "0x1.5554f8p-5", "0x1.555554p-3",
     "0x1.0p-1",
@@ -73,15 +79,28 @@ def cosine_quarter_turns(t):
 
 
 @triton.jit
-def expm1_nonpositive(x):
-    """Computes exp(x) - 1 for x <= 0, to about 1 ulp; -1 far below zero, NaN for NaN."""
-    x = tl.where(x < -32.0, -32.0, x)
+def _exp_parts(x):
+    """Returns p, s with exp(x) = p (1 + s), for x in [-87, 0]."""
     shifted = tl.fma(x, _LOG2_E, _ROUND_TO_INTEGER)
     n = shifted - _ROUND_TO_INTEGER
     r = tl.fma(n, _MINUS_LN2_LOW, tl.fma(n, _MINUS_LN2_HIGH, x))
     small = tl.fma(r * r, _polynomial(r, _EXPM1, 5), r)
     power = ((shifted.to(tl.int32, bitcast=True) << 23) + 0x3F800000).to(tl.float32, bitcast=True)
+    return power, small
+
+
+@triton.jit
+def expm1_nonpositive(x):
+    """Computes exp(x) - 1 for x <= 0, to about 1 ulp; -1 far below zero, NaN for NaN."""
+    power, small = _exp_parts(tl.where(x < -32.0, -32.0, x))
     return tl.fma(power, small, power - 1.0)
+
+
+@triton.jit
+def exp_nonpositive(x):
+    """Computes exp(x) for x <= 0, to about 1 ulp; 0 below -87, NaN for NaN."""
+    power, small = _exp_parts(tl.where(x < -87.0, -87.0, x))
+    return tl.where(x < -87.0, 0.0, tl.fma(power, small, power))
 
 
 @triton.jit
@@ -97,3 +116,59 @@ def elu(x, NARROW: tl.constexpr):
     else:
         negative = expm1_nonpositive(x)
     return tl.where(x > 0.0, x, negative)
+
+
+@triton.jit
+def times_sigmoid(factor, x, NARROW: tl.constexpr):
+    """Computes factor * sigmoid(x). NARROW: see `elu`."""
+    if NARROW:
+        y = factor / (1.0 + tl.exp(-x))
+    else:
+        t = exp_nonpositive(tl.where(x < 0.0, x, -x))
+        y = tl.div_rn(factor * tl.where(x < 0.0, t, 1.0), 1.0 + t)
+    return y
+
+
+@triton.jit
+def tanh(x):
+    """Computes tanh(x), to about 2 ulp."""
+    t = expm1_nonpositive(tl.where(x < 0.0, 2.0 * x, -2.0 * x))
+    y = tl.div_rn(t, 2.0 + t)
+    return tl.where(x < 0.0, y, 0.0 - y)
+
+
+@triton.jit
+def gelu(x):
+    """Computes x Phi(x), Phi the normal distribution function, to 2^-20."""
+    a = tl.where(x < 0.0, -x, x)
+    a = tl.where(a < 14.0, a, 14.0)
+    t = tl.div_rn(1.0, tl.fma(a, _TAIL_SLOPE, 1.0))
+    tail = t * _polynomial(t, _NORMAL_TAIL, 9)
+    square = a * a
+    rest = tl.fma(a, a, -square)
+    exponential = exp_nonpositive(-0.5 * square)
+    tail = tl.fma(exponential, -0.5 * rest, exponential) * tail
+    return tl.where(x > 0.0, tl.fma(-x, tail, x), x * tail)
+
+
+@triton.jit
+def activate(x, ACTIVATION: tl.constexpr, NARROW: tl.constexpr):
+    """Computes an activation by its name in `ncsn_fast.ops.activations`. NARROW: see `elu`."""
+    if ACTIVATION == "none":
+        y = x
+    elif ACTIVATION == "elu":
+        y = elu(x, NARROW)
+    elif ACTIVATION == "relu":
+        y = tl.where(x < 0.0, 0.0, x)
+    elif ACTIVATION == "silu":
+        y = times_sigmoid(x, x, NARROW)
+    elif ACTIVATION == "sigmoid":
+        y = times_sigmoid(1.0, x, NARROW)
+    elif ACTIVATION == "tanh":
+        y = tanh(x)
+    elif ACTIVATION == "gelu":
+        y = gelu(x)
+    else:
+        tl.static_assert(ACTIVATION == "gelu_tanh", "the launcher checks the name")
+        y = times_sigmoid(x, x * tl.fma(x * x, _CUBIC, _TWICE_ROOT), NARROW)
+    return y

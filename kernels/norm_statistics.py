@@ -1,4 +1,4 @@
-"""Channel statistics of a map, for `instance_norm_plus` and its gradient.
+"""Channel statistics of a map and the pass that applies them, for norms and their gradients.
 
     mu, var: mean and biased variance of a channel over its plane of P = H W pixels
     m, v: mean and unbiased variance of mu over all C channels of the sample
@@ -19,6 +19,7 @@ import torch
 import triton
 import triton.language as tl
 from ncsn_fast.kernels.launch import LINE, cdiv, power_of_2, start
+from ncsn_fast.kernels.maths import activate
 from torch import Tensor
 
 TILE_ELEMENTS = 8192  # held in registers: 32 per thread
@@ -140,6 +141,20 @@ def spread_of_means(partials_ptr, bias_ptr, plane, tiles, eps, C: tl.constexpr, 
 def inverse_root(x):
     """Computes 1 / sqrt(x), both operations rounded to nearest."""
     return tl.div_rn(1.0, tl.sqrt_rn(x))
+
+
+@triton.jit
+def write(x_base, y_base, first, plane, cols, mean, scale, shift, C: tl.constexpr,
+          ROWS: tl.constexpr, BLOCK_P: tl.constexpr, ACTIVATION: tl.constexpr):  # fmt: skip
+    """Writes y of pixels first .. first + ROWS - 1, clipped to the plane."""
+    for at in range(0, ROWS, BLOCK_P):
+        pointers, inside = sample_block(x_base, first + at, plane, cols, C, BLOCK_P)
+        x = tl.load(pointers, mask=inside, other=0.0).to(tl.float32)
+        # Centred first: scale * x + shift would cancel badly for a large mean.
+        y = tl.fma(x - mean[None, :], scale[None, :], shift[None, :])
+        y = activate(y, ACTIVATION, y_base.dtype.element_ty != tl.float32)
+        pointers, inside = sample_block(y_base, first + at, plane, cols, C, BLOCK_P)
+        tl.store(pointers, y.to(y_base.dtype.element_ty), mask=inside)
 
 
 class Tiling(NamedTuple):

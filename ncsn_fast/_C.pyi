@@ -94,6 +94,14 @@ def instance_norm_plus_cuda(
     x: Typed, y: Typed, sizes: Sequence[int], parameters: Sequence[Typed], bias: Array, elu: bool,
     eps: float, partials: Array, single: bool, stream: int, /,
 ) -> None: ...  # fmt: skip
+def emulated_group_norm(
+    x: Typed, y: Typed, sizes: Sequence[int], groups: int, parameters: Sequence[Array],
+    activation: int, eps: float, partials: Array, coefficients: Array, backward: bool, /,
+) -> None: ...  # fmt: skip
+def group_norm_cuda(
+    x: Typed, y: Typed, sizes: Sequence[int], groups: int, parameters: Sequence[Array],
+    activation: int, eps: float, partials: Array, coefficients: Array, stream: int, /,
+) -> None: ...  # fmt: skip
 def sampler_update_rows(
     x: Array, h: Array, sizes: Sequence[int], f: Strided, rows: Table, seeds: Array, samples: Array,
     noise_weights: Array, mask: Array, known: Array, net_input: Strided, scale: float, shift: float,

@@ -25,6 +25,7 @@ from unittest import mock
 import torch
 import triton
 from ncsn_fast.kernels import add_elu, fill, mean_pool2, pool5, resize_add
+from ncsn_fast.kernels import group_norm as group
 from ncsn_fast.kernels import instance_norm_plus as norm
 from ncsn_fast.kernels import instance_norm_plus_backward as backward
 from ncsn_fast.kernels.rows import Rows
@@ -84,6 +85,28 @@ def norms() -> Iterator[Case]:
                 f"instance_norm_plus_backward elu {label(x)}",
                 functools.partial(backward.instance_norm_plus_backward, x, x, *rows, elu=True),
             )
+
+
+def group_norms() -> Iterator[Case]:
+    for dtype in FLOATS:
+        for channels, size in (*MAPS, (320, 16)):  # the last has groups of ten channels
+            x, row, rows = maps(channels, size, dtype), meta(channels), meta(256, channels)
+            affine = {"gamma": row, "beta": row}
+            variants: dict[str, dict[str, Any]] = {
+                " silu": {**affine, "activation": "silu"},
+                " modulated silu": {
+                    **affine, "add": rows, "scale": rows, "shift": rows, "activation": "silu",
+                },
+            }  # fmt: skip
+            if size == 16:
+                others = set(group.ACTIVATIONS) - {"silu"}
+                variants |= {f" {name}": {"activation": name} for name in sorted(others)}
+            forms = ["split", *["single"] * (size < 256 and channels != 320)]
+            for form, (name, options) in itertools.product(forms, variants.items()):
+                yield (
+                    f"group_norm {form}{name} {label(x)}",
+                    functools.partial(group.group_norm, x, 32, form=form, **options),
+                )
 
 
 def updates() -> Iterator[Case]:
@@ -154,6 +177,10 @@ def odd() -> Iterator[Case]:
         double, p = double.contiguous(memory_format=torch.channels_last), [meta(1, c)] * 3
         for form in ("split", "single"):
             yield f"{name} norm {form}", call(norm.instance_norm_plus, x, *p, form=form)
+            named = {"gamma": meta(c), "beta": meta(c), "add": p[0], "scale": p[0], "shift": p[0]}
+            silu = call(group.group_norm, x, 1, **named, activation="silu")
+            if form == "split" or group.fits_single(c, 1):
+                yield f"{name} group norm {form}", call(silu, form=form)
         shared = [meta(c)] * 3
         yield f"{name} backward", call(backward.instance_norm_plus_backward, x, x, *shared)
         yield f"{name} pointwise", call(add_elu.pointwise, [x, x, x], meta(c), x, x)
@@ -172,7 +199,7 @@ def odd() -> Iterator[Case]:
 
 def cases() -> Iterator[Case]:
     """Yields name and call of every launch that production makes, and of the odd ones."""
-    yield from itertools.chain(norms(), updates(), epilogues(), odd())
+    yield from itertools.chain(norms(), group_norms(), updates(), epilogues(), odd())
 
 
 # Kernels that dominate the time of a sampling step in bfloat16.
@@ -180,6 +207,8 @@ MAIN = (
     "instance_norm_plus split elu bf16 128x32x32", "instance_norm_plus single elu bf16 256x16x16",
     "instance_norm_plus split elu with bias bf16 128x32x32",
     "instance_norm_plus single elu with bias bf16 256x16x16",
+    "group_norm split silu bf16 128x32x32", "group_norm single silu bf16 256x16x16",
+    "group_norm split modulated silu bf16 128x32x32",
     "sampler_update nhwc8 bf16 fp32 3x32x32", "sampler_update nchw fp32 fp32 3x32x32",
     "normal_ fp32 3x32x32", "elu bf16 256x16x16", "add_elu bf16 256x16x16",
     "add_bias bf16 256x16x16", "add_elu with bias bf16 256x16x16",

@@ -38,7 +38,8 @@ static void write(const AddActivationArgs& args, int64_t first, int64_t count) {
         const auto value = s.template at<n>(i);
         if constexpr (keep) store_lanes<n>(sum + i, value);
         if constexpr (activate) {
-            store_lanes<n>(y + i, each_lane<n>(value, [](float v) { return activated<activation>(v); }));
+            const auto curve = [](float v) __attribute__((always_inline)) { return activated<activation>(v); };
+            store_lanes<n>(y + i, each_lane<n>(value, curve));
         }
     });
 }

@@ -98,12 +98,13 @@ static float exponentiate(float* scores, int64_t count, int64_t padded) {
     float lane[kLanes], most = -__builtin_inff();
     memcpy(lane, &largest, sizeof lane);
     for (int i = 0; i < kLanes; ++i) most = lane[i] > most ? lane[i] : most;
+    const auto exponential = [](float v) __attribute__((always_inline)) { return exp_nonpositive(v); };
     Vec sum[kVectors] = {};
     for (int64_t i = 0; i < padded; i += kSumLanes) {
         NCSN_UNROLL
         for (int k = 0; k < kVectors; ++k) {
             const Vec away = load_lanes<kLanes>(scores + i + k * kLanes) - most;
-            const Vec value = each_lane<kLanes>(away, [](float v) { return exp_nonpositive(v); });
+            const Vec value = each_lane<kLanes>(away, exponential);
             store_lanes<kLanes>(scores + i + k * kLanes, value);
             sum[k] += value;
         }

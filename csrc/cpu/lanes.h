@@ -73,9 +73,10 @@ static inline void store_lanes(Bfloat16* p, Lanes<float, n> v) {
     store_bits(p, __builtin_convertvector(kept >> 16, Lanes<uint16_t, n>));
 }
 
-// f of each lane; loops over all lanes become vector instructions, and `lane` stays in a register.
+// f of each lane; loops over all lanes become vector instructions, and `lane` stays in a register. All of
+// f must be inlined for that: its call has the attribute, too.
 template <int n, class F>
-static inline Lanes<float, n> each_lane(Lanes<float, n> v, F f) {
+static inline __attribute__((always_inline)) Lanes<float, n> each_lane(Lanes<float, n> v, F f) {
     float lane[n];
     memcpy(lane, &v, sizeof v);
 #pragma omp simd

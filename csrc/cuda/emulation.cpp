@@ -1,3 +1,4 @@
+#include "group_norm_launch.h"
 #include "kernels.h"
 #include "norm_launch.h"
 #include "update_phases.h"
@@ -10,6 +11,10 @@ void emulated_sampler_update(const UpdateArgs& args, bool backward) {
 
 void emulated_instance_norm_plus(const NormArgs& args, float* partials, bool single, bool backward) {
     launch_norm(args, partials, single, Emulator{backward});
+}
+
+void emulated_group_norm(const GroupNormArgs& args, float* partials, float* coefficients, bool backward) {
+    launch_group_norm(args, partials, coefficients, Emulator{backward});
 }
 
 int64_t norm_tiles(int64_t channels, int64_t plane, Dtype dtype) {

@@ -84,7 +84,7 @@ NCSN_HD void finish_column(const NormArgs& args, int64_t sample, int64_t channel
 
 // Writes y of a thread's pixels; `Normaliser` has what is the same for all of them. `last`: what is
 // written is not read again soon.
-template <class In, class Out, bool elu, bool last>
+template <class In, class Out, Activation activation, bool last>
 struct Normaliser {
     float mean[In::kWidth], scale[In::kWidth], shift[In::kWidth];
 
@@ -97,28 +97,27 @@ struct Normaliser {
         }
     }
 
+    NCSN_HD_MEMBER Normaliser(const float* means, const float* scales, const float* shifts) {
+        NCSN_UNROLL
+        for (int c = 0; c < In::kWidth; ++c) mean[c] = means[c], scale[c] = scales[c], shift[c] = shifts[c];
+    }
+
     NCSN_HD_MEMBER void write(const NormArgs& args, int64_t at, const typename In::Raw& raw) const {
         float y[In::kWidth];
         NCSN_UNROLL
         for (int c = 0; c < In::kWidth; ++c) {
             y[c] = normalised<Activation::kNone>(In::value(raw, c), mean[c], scale[c], shift[c]);
-            if constexpr (elu) y[c] = Out::kNarrow ? elu_narrow(y[c]) : elu_of(y[c]);
+            y[c] = activated_as<activation, Out::kNarrow>(y[c]);
         }
         Out::template store<last>(args.out_dtype, args.y, at, y);
     }
 };
 
-// y of a thread's vector in `pixels` pixels from `first` on.
-template <class In, class Out, bool elu, bool last, int n>
-NCSN_HD void write_rows(const NormArgs& args, const Lanes& lanes, int64_t first, int64_t pixels, int column,
-                        int thread, const Columns<n>& columns) {
+// y of a vector in `left` pixels, `stride` elements apart.
+template <class In, class Normaliser>
+NCSN_HD void write_pixels(const NormArgs& args, int64_t at, int64_t stride, int64_t left,
+                          const Normaliser& normaliser) {
     constexpr int kBatch = 4;
-    const int lane = thread % lanes.lanes, row = thread / lanes.lanes;
-    const int64_t channel = column + lane * In::kWidth;
-    if (row >= lanes.rows || row >= pixels || channel >= args.channels) return;
-    const Normaliser<In, Out, elu, last> normaliser(columns, lane * In::kWidth);
-    const int64_t stride = lanes.rows * args.channels;
-    int64_t at = (first + row) * args.channels + channel, left = (pixels - 1 - row) / lanes.rows + 1;
     typename In::Raw raw[kBatch] = {};  // loaded before any is stored: y may be x
     NCSN_NO_UNROLL
     for (; left >= kBatch; left -= kBatch, at += kBatch * stride) {
@@ -131,6 +130,29 @@ NCSN_HD void write_rows(const NormArgs& args, const Lanes& lanes, int64_t first,
     for (int i = 0; i < kBatch; ++i) {
         if (i < left) normaliser.write(args, at + i * stride, raw[i]);
     }
+}
+
+// y of a thread's vector in `pixels` pixels from `first` on.
+template <class In, class Out, Activation activation, bool last, int n>
+NCSN_HD void write_rows(const NormArgs& args, const Lanes& lanes, int64_t first, int64_t pixels, int column,
+                        int thread, const Columns<n>& columns) {
+    const int lane = thread % lanes.lanes, row = thread / lanes.lanes;
+    const int64_t channel = column + lane * In::kWidth;
+    if (row >= lanes.rows || row >= pixels || channel >= args.channels) return;
+    const Normaliser<In, Out, activation, last> normaliser(columns, lane * In::kWidth);
+    const int64_t stride = lanes.rows * args.channels;
+    const int64_t at = (first + row) * args.channels + channel, left = (pixels - 1 - row) / lanes.rows + 1;
+    write_pixels<In>(args, at, stride, left, normaliser);
+}
+
+// Moments of a channel over all tiles of its sample; without `squares` these are not wanted.
+NCSN_HD Moments merged_channel(const NormArgs& args, int tile_rows, int tiles, const float* from,
+                               bool with_squares) {
+    const float rows = static_cast<float>(tile_rows);
+    const float last = static_cast<float>(args.plane - static_cast<int64_t>(tiles - 1) * tile_rows);
+    const float* squares = with_squares ? from + args.channels : nullptr;
+    return merged_once(tiles, rows, last, 1.0f / static_cast<float>(args.plane), from, squares,
+                       2 * args.channels);
 }
 
 template <class In, class Out>
@@ -171,14 +193,6 @@ struct Apply {
                 static_cast<int>(index % side) * lanes.columns};
     }
 
-    NCSN_HD_MEMBER Moments merged_tiles(const float* from, bool with_squares) const {
-        const float rows = static_cast<float>(tile_rows);
-        const float last = static_cast<float>(args.plane - static_cast<int64_t>(tiles - 1) * tile_rows);
-        const float* squares = with_squares ? from + args.channels : nullptr;
-        return merged_once(tiles, rows, last, 1.0f / static_cast<float>(args.plane), from, squares,
-                           2 * args.channels);
-    }
-
     NCSN_HD_MEMBER void run(Phase<0>, int64_t block, int thread, Shared& shared) const {
         const Place at = place(block);
         const float* from = partials + at.sample * tiles * (2 * args.channels);
@@ -186,7 +200,7 @@ struct Apply {
         float count = 0.0f;
         for (int64_t c = thread; c < args.channels; c += kThreads, count += 1.0f) {
             const bool own = c >= at.column && c < at.column + lanes.columns;
-            const Moments m = merged_tiles(from + c, own);
+            const Moments m = merged_channel(args, tile_rows, tiles, from + c, own);
             all = merged_pair(all, count, {moved_mean(args, m.mean, c), 0.0f}, 1.0f);
             if (!own) continue;
             shared.columns.mean[c - at.column] = m.mean;
@@ -212,9 +226,11 @@ struct Apply {
         const int64_t first = at.sample * args.plane + at.pixel, left = args.plane - at.pixel;
         const int64_t pixels = left < rows ? left : rows;
         if (args.elu) {
-            write_rows<In, Out, true, true>(args, lanes, first, pixels, at.column, thread, shared.columns);
+            write_rows<In, Out, Activation::kElu, true>(args, lanes, first, pixels, at.column, thread,
+                                                        shared.columns);
         } else {
-            write_rows<In, Out, false, true>(args, lanes, first, pixels, at.column, thread, shared.columns);
+            write_rows<In, Out, Activation::kNone, true>(args, lanes, first, pixels, at.column, thread,
+                                                         shared.columns);
         }
     }
 };
@@ -269,9 +285,11 @@ struct Single {
     NCSN_HD_MEMBER void run(Phase<5>, int64_t sample, int thread, Shared& shared) const {
         const int64_t first = sample * args.plane;
         if (args.elu) {
-            write_rows<In, Out, true, false>(args, lanes, first, args.plane, 0, thread, shared.columns);
+            write_rows<In, Out, Activation::kElu, false>(args, lanes, first, args.plane, 0, thread,
+                                                         shared.columns);
         } else {
-            write_rows<In, Out, false, false>(args, lanes, first, args.plane, 0, thread, shared.columns);
+            write_rows<In, Out, Activation::kNone, false>(args, lanes, first, args.plane, 0, thread,
+                                                          shared.columns);
         }
     }
 };

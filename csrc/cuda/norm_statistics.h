@@ -225,11 +225,14 @@ struct Spread {
 };
 
 template <int kThreads>
+NCSN_HD Moments spread_moments(int64_t channels, const SpreadSets<kThreads>& s) {
+    return merged(kSpreadSets, static_cast<float>(channels), [&](int i) { return s.group_count[i]; },
+                  [&](int i) { return s.group_mean[i]; }, [&](int i) { return s.group_squares[i]; });
+}
+
+template <int kThreads>
 NCSN_HD Spread spread_of(int64_t channels, float eps, const SpreadSets<kThreads>& s) {
-    const Moments m = merged(kSpreadSets, static_cast<float>(channels),
-                             [&](int i) { return s.group_count[i]; },
-                             [&](int i) { return s.group_mean[i]; },
-                             [&](int i) { return s.group_squares[i]; });
+    const Moments m = spread_moments(channels, s);
     const float others = static_cast<float>(channels > 1 ? channels - 1 : 1);
     return {m.mean, inverse_root(m.squares / others + eps)};
 }

@@ -1,4 +1,4 @@
-"""Instance norm and sampler update of the C++ extension, with the Triton launchers' signatures.
+"""Norms and sampler update of the C++ extension, with the Triton launchers' signatures.
 
 CUDA tensors run the CUDA kernels on the current stream; CPU tensors run the CPU kernels, so the
 same calls can be tested without a GPU. With `out` and `partials` given, calls neither allocate nor
@@ -8,6 +8,7 @@ synchronise and can be captured in a CUDA graph.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -16,7 +17,10 @@ from torch import Tensor
 
 from ncsn_fast.kernels.launch import check_maps
 from ncsn_fast.kernels.rows import ROW_WIDTH, Rows
+from ncsn_fast.ops import extension
+from ncsn_fast.ops.activations import activation_code
 from ncsn_fast.ops.addresses import NHWC, NONE, Array, array, misalignment, strided
+from ncsn_fast.ops.checks import check_group_norm
 from ncsn_fast.ops.extension import _C, forced_isa
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum Dtype in csrc/
@@ -153,6 +157,85 @@ def instance_norm_plus(
     with _device(x):
         kernel(*arguments, target)
     return out
+
+
+# Group normalisation -----------------------------------------------------------------------------
+
+
+def new_workspace(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Allocates partials and coefficients (N, 3, C) of `group_norm`, float32, uninitialised."""
+    n, c = x.shape[:2]
+    return new_partials(x), torch.empty((n, 3, c), dtype=torch.float32, device=x.device)
+
+
+def group_norm(
+    x: Tensor,
+    groups: int,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    *,
+    add: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    activation: str = "none",
+    eps: float = 1e-5,
+    out: Tensor | None = None,
+    workspace: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Applies `reference.group_norm` to a channels-last float32, bfloat16 or float16 map.
+
+    Args:
+        gamma, beta: (C,); add, scale, shift: (N, C). Contiguous float32 is read without a copy.
+        out: receives y; shape of x, channels-last, any of the three dtypes; may be x.
+        workspace: from `new_workspace(x)`; unused by the CPU kernel.
+
+    Raises:
+        TypeError, ValueError: for anything else, naming what is supported. float16 needs a GPU.
+    """
+    out = torch.empty_like(x) if out is None else out
+    _check_norm(x, out, "split")
+    check_group_norm(
+        x, groups, {"gamma": gamma, "beta": beta}, {"add": add, "scale": scale, "shift": shift},
+        activation,
+    )  # fmt: skip
+    parameters = (gamma, beta, add, scale, shift)
+    if x.is_cpu:
+        extension.group_norm(x, groups, parameters, out, activation, eps, forced_isa.get())
+        return out
+    held = [None if t is None else t.to(torch.float32).contiguous() for t in parameters]
+    kernel, stream = _kernel(x, "group_norm", "group_norm_cuda")
+    if x.numel() == 0:
+        return out
+    with _device(x):
+        kernel(
+            *group_arguments(x, groups, held, activation, eps, out, workspace or new_workspace(x)),
+            stream,
+        )
+    return out
+
+
+def group_arguments(
+    x: Tensor,
+    groups: int,
+    parameters: Sequence[Tensor | None],
+    activation: str,
+    eps: float,
+    out: Tensor,
+    workspace: tuple[Tensor, Tensor],
+) -> tuple[Any, ...]:
+    """Those of a CUDA kernel, but for its target; parameters are float32 and contiguous."""
+    n, c, height, width = x.shape
+    at = functools.partial(array, dtype=torch.float32, device=x.device)
+    partials, coefficients = workspace
+    tiles = _C.norm_tiles(c, height * width, DTYPES[x.dtype])
+    named = zip(("gamma", "beta", "add", "scale", "shift"), parameters, strict=True)
+    return (
+        _map("x", x), _map("out", out), (n, c, height * width), groups,
+        [at(name, t, shape=(c,) if name in ("gamma", "beta") else (n, c)) for name, t in named],
+        activation_code(activation), eps,
+        at("partials (use new_workspace(x))", partials, shape=(n, tiles, 2, c)),
+        at("coefficients (use new_workspace(x))", coefficients, shape=(n, 3, c)),
+    )  # fmt: skip
 
 
 # Sampler update ----------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ def compiled(tmp_path: Path, *arguments: str) -> dict:
 # Kernels that read, and that write, maps; the others write a few numbers per channel.
 READ = {
     "statistics_kernel", "apply_kernel", "single_kernel", "reduce_kernel", "grad_x_kernel",
+    "group_apply_kernel", "group_single_kernel",
     "update_kernel", "add_elu_kernel", "pool5_kernel", "mean_pool2_kernel", "resize_add_kernel",
 }  # fmt: skip
 WRITE = (READ | {"fill_kernel"}) - {"statistics_kernel", "reduce_kernel"}
@@ -54,7 +55,8 @@ def test_main_kernels_compile(tmp_path):
     found = compiled(tmp_path, "--only-main")
     check(found["kernels"])
     assert {kernel["kernel"] for kernel in found["kernels"].values()} >= {
-        "statistics_kernel", "apply_kernel", "single_kernel", "update_kernel", "fill_kernel"
+        "statistics_kernel", "apply_kernel", "single_kernel", "update_kernel", "fill_kernel",
+        "coefficients_kernel", "group_apply_kernel", "group_single_kernel",
     }  # fmt: skip
     committed = json.loads(REPORT.read_text())
     if found["triton"] == committed["triton"]:

@@ -3,6 +3,7 @@
 import philox_numpy
 import pytest
 import torch
+from group_norm_cases import options
 from norm_cases import noise_like, parameters
 from torch import Tensor
 from triton_common import FLOATS, assert_close
@@ -31,7 +32,9 @@ def calls(monkeypatch) -> list[str]:
 
         return call
 
-    for name in ("instance_norm_plus", "instance_norm_plus_backward", "fill", "sampler_update"):
+    for name in (
+        "group_norm", "instance_norm_plus", "instance_norm_plus_backward", "fill", "sampler_update"
+    ):  # fmt: skip
         monkeypatch.setattr(cuda, name, counted(name))
     monkeypatch.setattr(checks, "on_gpu", lambda x: True)
     return names
@@ -54,6 +57,17 @@ def test_forward(layout, dtype, calls):
     sliced = x[:, :, :, ::2]
     twin = ops.instance_norm_plus(sliced.contiguous(memory_format=layout), *affine)
     assert torch.equal(ops.instance_norm_plus(sliced, *affine), twin)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_group_norm(layout, dtype, calls):
+    x, named = inputs(dtype, layout)[0], options(*SHAPE[:2], "all") | {"activation": "silu"}
+    ours = ops.group_norm(x, 3, **named)
+    exact = reference.group_norm(x.double(), 3, **named)
+    assert_close(ours, reference.group_norm(x, 3, **named), exact)
+    assert ours.is_contiguous(memory_format=layout)
+    assert calls == ["group_norm"]
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,12 @@ def norm_rows() -> list[Any]:
     return [(Memory(COUNT), 0), (Memory(COUNT, BF16), 1), (N, C, Size(H * W)), PARAMETERS]
 
 
+def group_norm_rows() -> list[Any]:
+    rows = [optional(C), optional(C), *(optional(N * C) for _ in range(3))]
+    maps = [(Memory(COUNT), 0), (Memory(COUNT, BF16), 1), (N, C, Size(H * W)), 3, rows]
+    return [*maps, 3, 1e-5, Memory(N * 2 * C), Memory(N * 3 * C), False]
+
+
 def update_rows() -> list[Any]:
     rows = (Memory(5 * 12), Memory(5 * 2, I64), Memory(1, I32), Size(5))
     return [
@@ -283,6 +289,7 @@ ENTRIES: dict[str, tuple[Callable[..., object], list[Callable[[], list[Any]]]]] 
             lambda: [*norm_rows(), optional(C), True, 1e-5, NONE, True, False],
         ],
     ),
+    "emulated_group_norm": (_C.emulated_group_norm, [group_norm_rows]),
     "sampler_update_rows": (_C.sampler_update_rows, [lambda: [*update_rows(), -1]]),
     "emulated_sampler_update": (_C.emulated_sampler_update, [lambda: [*update_rows(), False]]),
     "winograd_sizes": (_C.winograd_sizes, [lambda: [Size(3), Size(5)]]),

@@ -4,10 +4,12 @@ import math
 
 import pytest
 import torch
+from group_norm_cases import options
 from torch import Tensor
 
 from ncsn_fast import _C
 from ncsn_fast.ops import native, reference
+from ncsn_fast.ops.activations import ACTIVATIONS
 from ncsn_fast.ops.addresses import NONE, array
 
 pytestmark = [
@@ -60,6 +62,20 @@ def test_norm_of_real_sizes(shape, form, dtype):
         for _ in range(3):
             again = native.instance_norm_plus(nhwc(x), *on_gpu(rows), elu=True, form=form, **extra)
             assert torch.equal(again, ours)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("channels", [64, 24, 13])
+def test_group_norm_has_the_bits_of_its_emulation(channels, activation):
+    """In float32: the exponential of 16-bit results is the GPU's own."""
+    x = (noise_like(3, channels, 33, 31) - 2.3).contiguous(memory_format=torch.channels_last)
+    named = options(3, channels, "all")
+    emulated, workspace = torch.empty_like(x), native.new_workspace(x)
+    arguments = (x, 1, [*named.values()], activation, 1e-5, emulated, workspace)
+    _C.emulated_group_norm(*native.group_arguments(*arguments), False)
+    rows = {name: row.cuda() for name, row in named.items()}
+    ours = native.group_norm(nhwc(x), 1, **rows, activation=activation)
+    assert torch.equal(ours.cpu(), emulated)
 
 
 @pytest.mark.parametrize("form", ["split", "single"])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from group_norm_cases import GROUPS, options, slack
 from norm_cases import INPUTS, noise_like, parameters, sensitivity, worst
 
 from ncsn_fast import ops
@@ -38,6 +39,22 @@ def test_within_twice_eager(name, dtype, layout, family):
     eager = reference.instance_norm_plus(*inputs, elu=True)
     ours = ops.instance_norm_plus(*inputs, elu=True)
     floor = 2 * torch.finfo(dtype).eps * exact.abs().max().item() + 4 * sensitivity(x, *affine[:2])
+    assert worst(ours, exact) <= 2 * worst(eager, exact) + floor
+    assert ours.dtype == dtype
+    assert ours.is_contiguous(memory_format=LAYOUTS[layout])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", INPUTS)
+def test_group_norm_within_twice_eager(name, dtype, layout, family):
+    x = INPUTS[name]().to(dtype).contiguous(memory_format=LAYOUTS[layout])
+    groups, named = GROUPS[name], options(*x.shape[:2], "all")
+    exact = reference.group_norm(x.double(), groups, **named, activation="silu")
+    rows = {key: t.cuda() for key, t in named.items()} | {"activation": "silu"}
+    eager = reference.group_norm(x.cuda(), groups, **rows)
+    ours = ops.group_norm(x.cuda(), groups, **rows)
+    floor = 2 * torch.finfo(dtype).eps * exact.abs().max().item() + 4 * slack(x, groups, named)
     assert worst(ours, exact) <= 2 * worst(eager, exact) + floor
     assert ours.dtype == dtype
     assert ours.is_contiguous(memory_format=LAYOUTS[layout])

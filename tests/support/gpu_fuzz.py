@@ -20,10 +20,12 @@ from typing import Any
 
 import torch
 from fuzz_draw import Draw, close, exact
+from group_norm_cases import slack
 from program_rows import rows_of
 from torch import Tensor
 
 from ncsn_fast.ops import reference
+from ncsn_fast.ops.activations import ACTIVATIONS
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -79,6 +81,40 @@ def instance_norm_plus(draw: Draw, module: Any, partials: Callable[[Tensor], Ten
     eager = reference.instance_norm_plus(shifted.cpu(), *(p.cpu() for p in rows), **options)
     floor = norm_floor(exact_x, exact(rows[0]), exact(rows[1]), options["eps"])
     close("y", y, truth, eager, floor)
+
+
+def group_norm(draw: Draw, module: Any) -> None:
+    n, c, *_ = shape = draw.shape()
+    native = module.__name__.endswith("native")
+    dtypes = FLOATS[:2] if native and draw.device == "cpu" else FLOATS
+    x = draw.map(shape, draw.choose("dtype", dtypes))
+    groups = draw.choose("groups", [g for g in (1, 2, 3, 4, 8, 16, c) if c % g == 0])
+    rows = {"gamma": (c,), "beta": (c,), "add": (n, c), "scale": (n, c), "shift": (n, c)}
+    given = {k: draw.numbers(*size).to(draw.device) for k, size in rows.items()}
+    given = {k: t for k, t in given.items() if draw.choose(k, (True, False))}
+    options = {
+        "activation": draw.choose("activation", ACTIVATIONS),
+        "eps": draw.choose("eps", (1e-5, 1e-3)),
+    }
+    extra: dict[str, Any] = {"out": draw.out(shape, x.dtype)}
+    if draw.choose("workspace", (True, False)):
+        extra["workspace"] = module.new_workspace(x)
+    if not native:
+        forms = ("auto", "split", "single") if module.fits_single(c, groups) else ("auto", "split")
+        extra["form"] = draw.choose("form", forms)
+    try:
+        y = module.group_norm(x, groups, **given, **options, **extra)
+    except ValueError as error:
+        if "multiple of 16 bytes" in str(error) and x.data_ptr() % 16:
+            draw.guards.clear()  # rejected with an error, as documented
+            return
+        raise
+    assert y is extra["out"], "out is not what is returned"
+    exactly = {k: exact(t) for k, t in given.items()}
+    truth = reference.group_norm(exact(x), groups, **exactly, **options)
+    on_cpu = {k: t.cpu() for k, t in given.items()}
+    eager = reference.group_norm(x.cpu(), groups, **on_cpu, **options)
+    close("y", y, truth, eager, 16 * slack(exact(x), groups, on_cpu))
 
 
 def instance_norm_plus_backward(draw: Draw, module: Any) -> None:
@@ -218,7 +254,10 @@ def sampler_update(draw: Draw, module: Any) -> None:
 def triton_launchers() -> dict[str, Callable[[Draw], None]]:
     load = lambda name: importlib.import_module(f"ncsn_fast.kernels.{name}")  # noqa: E731
     partials, norm = load("norm_statistics").new_partials, load("instance_norm_plus")
-    plain = (add_elu, pool5, mean_pool2, resize_add, sampler_update, instance_norm_plus_backward)
+    plain = (
+        add_elu, pool5, mean_pool2, resize_add, sampler_update, group_norm,
+        instance_norm_plus_backward,
+    )  # fmt: skip
     return {"instance_norm_plus": lambda draw: instance_norm_plus(draw, norm, partials)} | {
         case.__name__: lambda draw, case=case: case(draw, load(case.__name__)) for case in plain
     }
@@ -228,6 +267,7 @@ def native_launchers() -> dict[str, Callable[[Draw], None]]:
     native = importlib.import_module("ncsn_fast.ops.native")
     return {
         "instance_norm_plus": lambda draw: instance_norm_plus(draw, native, native.new_partials),
+        "group_norm": lambda draw: group_norm(draw, native),
         "sampler_update": lambda draw: sampler_update(draw, native),
     }
 

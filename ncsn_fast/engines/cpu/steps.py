@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ncsn_fast.engines.cpu import torch_steps
+from ncsn_fast.engines.cpu.memory import PlanMemory
 from ncsn_fast.engines.lowering.graph import (
     ACTIVATIONS,
     ActivationSpec,
@@ -29,19 +29,16 @@ from ncsn_fast.engines.lowering.graph import (
 from ncsn_fast.ops.activations import activation_code
 from ncsn_fast.ops.addresses import NONE, Array, array
 
-if TYPE_CHECKING:
-    from ncsn_fast.engines.cpu.plan import CpuPlan
-
-Adder = Callable[["CpuPlan", Op], None]
+Adder = Callable[[PlanMemory, Op], None]
 
 
-def add(plan: CpuPlan, op: Op) -> None:
+def add(plan: PlanMemory, op: Op) -> None:
     """Appends the steps of an operation to a plan."""
     kind = "add" if op.kind.startswith("add_") else op.kind
     TABLE["activation" if kind in ACTIVATIONS else kind](plan, op)
 
 
-def _norm(plan: CpuPlan, op: Op) -> None:
+def _norm(plan: PlanMemory, op: Op) -> None:
     spec, x, y = op.spec, op.inputs[0], op.outputs[0]
     assert isinstance(spec, NormSpec)
     rows = [plan.vector(v) for v in spec.vectors] or plan.float32(op.name, *spec.parameters)
@@ -57,7 +54,7 @@ def _norm(plan: CpuPlan, op: Op) -> None:
     )  # fmt: skip
 
 
-def _group_norm(plan: CpuPlan, op: Op) -> None:
+def _group_norm(plan: PlanMemory, op: Op) -> None:
     spec, x, y = op.spec, op.inputs[0], op.outputs[0]
     assert isinstance(spec, GroupNormSpec)
     tokens = op.kind == "layer_norm"  # each token is normalised by itself
@@ -77,7 +74,7 @@ def _group_norm(plan: CpuPlan, op: Op) -> None:
     )  # fmt: skip
 
 
-def _affine(plan: CpuPlan, op: Op) -> None:
+def _affine(plan: PlanMemory, op: Op) -> None:
     spec, x, y = op.spec, op.inputs[0], op.outputs[0]
     assert isinstance(spec, AffineSpec)
     if spec.number is not None:
@@ -99,7 +96,7 @@ def _affine(plan: CpuPlan, op: Op) -> None:
     )  # fmt: skip
 
 
-def _factor(plan: CpuPlan, key: str, factor: Factor, channels: int) -> Tensor:
+def _factor(plan: PlanMemory, key: str, factor: Factor, channels: int) -> Tensor:
     """Returns a factor as numbers (batch, channels)."""
     if isinstance(factor, Vector):
         return plan.vector(factor)
@@ -107,7 +104,7 @@ def _factor(plan: CpuPlan, key: str, factor: Factor, channels: int) -> Tensor:
     return plan.own(row.expand(plan.batch, channels).contiguous())
 
 
-def _activation(plan: CpuPlan, op: Op) -> None:
+def _activation(plan: PlanMemory, op: Op) -> None:
     x, y = op.inputs[0], op.outputs[0]
     if isinstance(op.spec, ActivationSpec):
         slope = op.spec.slope
@@ -119,7 +116,7 @@ def _activation(plan: CpuPlan, op: Op) -> None:
     )
 
 
-def _add(plan: CpuPlan, op: Op) -> None:
+def _add(plan: PlanMemory, op: Op) -> None:
     """a + b, weighted perhaps; its activation, or both."""
     a, b = map(plan.array, op.inputs)
     activation = op.kind.partition("_")[2]
@@ -132,7 +129,7 @@ def _add(plan: CpuPlan, op: Op) -> None:
     )
 
 
-def _resize(plan: CpuPlan, op: Op) -> None:
+def _resize(plan: PlanMemory, op: Op) -> None:
     x, y = op.inputs[0], op.outputs[0]
     added = plan.array(y) if op.kind == "resize_add" else NONE
     plan.steps.resize_add(
@@ -140,7 +137,7 @@ def _resize(plan: CpuPlan, op: Op) -> None:
     )
 
 
-def _nearest(plan: CpuPlan, op: Op) -> None:
+def _nearest(plan: PlanMemory, op: Op) -> None:
     x, y = op.inputs[0], op.outputs[0]
     plan.steps.upsample_nearest(
         plan.array(x), plan.array(y), plan.nhwc(x), y.height // x.height, y.width // x.width,
@@ -148,18 +145,18 @@ def _nearest(plan: CpuPlan, op: Op) -> None:
     )  # fmt: skip
 
 
-def _mean_pool(plan: CpuPlan, op: Op) -> None:
+def _mean_pool(plan: PlanMemory, op: Op) -> None:
     x, y = op.inputs[0], op.outputs[0]
     plan.steps.mean_pool2(plan.array(x), NONE, plan.array(y), plan.nhwc(x), plan.bfloat16)
 
 
-def _pool5(plan: CpuPlan, op: Op) -> None:
+def _pool5(plan: PlanMemory, op: Op) -> None:
     x, y = op.inputs[0], op.outputs[0]
     pool = {"max_pool5": plan.steps.max_pool5, "avg_pool5": plan.steps.avg_pool5}[op.kind]
     pool(plan.array(x), plan.array(y), plan.nhwc(x), plan.bfloat16)
 
 
-def _concat(plan: CpuPlan, op: Op) -> None:
+def _concat(plan: PlanMemory, op: Op) -> None:
     y, first = op.outputs[0], 0
     for x in op.inputs:
         plan.steps.copy_channels(
@@ -169,7 +166,7 @@ def _concat(plan: CpuPlan, op: Op) -> None:
         first += x.channels
 
 
-def _attention(plan: CpuPlan, op: Op) -> None:
+def _attention(plan: PlanMemory, op: Op) -> None:
     spec, y = op.spec, op.outputs[0]
     assert isinstance(spec, AttentionSpec)
     q, k, v = spec.query, spec.key, spec.value
@@ -184,7 +181,7 @@ def _attention(plan: CpuPlan, op: Op) -> None:
     )  # fmt: skip
 
 
-def _conv_transpose(plan: CpuPlan, op: Op) -> None:
+def _conv_transpose(plan: PlanMemory, op: Op) -> None:
     spec = op.spec
     assert isinstance(spec, TransposedSpec)
     weight, *bias = plan.plain(op.name, spec.weight, spec.bias)
@@ -192,18 +189,18 @@ def _conv_transpose(plan: CpuPlan, op: Op) -> None:
     plan.callback(torch_steps.conv_transpose(x, spec, weight, bias[0] if bias else None, y))
 
 
-def _pad(plan: CpuPlan, op: Op) -> None:
+def _pad(plan: PlanMemory, op: Op) -> None:
     assert isinstance(op.spec, PadSpec)
     x, y = plan.tensor(op.inputs[0]), plan.tensor(op.outputs[0])
     plan.callback(torch_steps.pad(x, op.spec, y))
 
 
-def _copy(plan: CpuPlan, op: Op) -> None:
+def _copy(plan: PlanMemory, op: Op) -> None:
     assert isinstance(op.spec, CopySpec)
     plan.callback(torch_steps.copy(plan.view(op.spec.source), plan.view(op.spec.target)))
 
 
-def _torch(plan: CpuPlan, op: Op) -> None:
+def _torch(plan: PlanMemory, op: Op) -> None:
     spec = op.spec
     assert isinstance(spec, TorchSpec)
     vectors = [
@@ -241,5 +238,5 @@ def _parameter(parameter: Tensor, *shape: int) -> Array:
     return array("parameters of a norm", parameter, shape, torch.float32)
 
 
-def _rows(plan: CpuPlan, rows: Tensor) -> Array:
+def _rows(plan: PlanMemory, rows: Tensor) -> Array:
     return array("numbers of each image", rows, tuple(rows.shape), torch.float32)

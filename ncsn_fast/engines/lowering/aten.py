@@ -8,7 +8,7 @@ those whose handler declines, are collected and run by PyTorch, as one operation
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -44,6 +44,19 @@ class Handler(NamedTuple):
     joins: bool
 
 
+class Handlers(dict[Any, Handler]):
+    """Handlers by ATen operation."""
+
+    def lowers(self, *targets: Any, joins: bool = False) -> Callable[[Function], Function]:
+        """Registers a handler of operations; see Handler."""
+
+        def register(function: Function) -> Function:
+            self.update(dict.fromkeys(targets, Handler(function, joins)))
+            return function
+
+        return register
+
+
 class Declined(Exception):
     """A handler's answer to arguments that no operation covers."""
 
@@ -64,7 +77,7 @@ class Lowering:
         net: nn.Module,
         exported: Exported,
         shape: tuple[int, ...],
-        handlers: Mapping[Any, Handler],
+        handlers: Handlers,
     ) -> None:
         self.exported, self._handlers = exported, handlers
         channels, height, width = shape

@@ -19,6 +19,7 @@ PROBE = 2  # images in the tensors that stand for all batch sizes
 Dependence = Literal["constant", "batch", "condition", "map"]
 _ORDER: tuple[Dependence, ...] = ("constant", "batch", "condition", "map")
 _SIZE = torch.ops.aten.sym_size.int
+_CONTIGUOUS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 
 
 class Exported:
@@ -61,7 +62,7 @@ class Exported:
             raise UnsupportedNetwork(f"{len(outputs)} outputs; one tensor is expected")
         self.output: fx.Node = outputs[0]
         size = self.inputs[0].meta["val"].shape[0]
-        self.batch = size if isinstance(size, int) else None
+        self.batch = size if isinstance(size, int) else size.node.maybe_as_int()
         self.images = PROBE if self.batch is None else self.batch
         self._size = size
         self.nodes = _needed(program.graph, self.output)
@@ -124,7 +125,7 @@ class Exported:
         return path if path.isascii() and not path.startswith("_empty") else ""
 
     def _is_batch(self, size: Any) -> bool:
-        return size == self.batch if self.batch is not None else str(size) == str(self._size)
+        return str(size) == str(self._size)
 
     def _classify(self, node: fx.Node) -> Dependence:
         if node.op == "placeholder":
@@ -187,7 +188,12 @@ class Program:
             return self._last
         for needed in node.all_input_nodes:
             self.copy(needed)
-        return self.graph.node_copy(node, self.copy)
+        if node.target is torch.ops.aten.as_strided.default:
+            raise UnsupportedNetwork(f"as_strided in {exported.path(node) or 'its forward'}")
+        copied = self.graph.node_copy(node, self.copy)
+        if copied.target in _CONTIGUOUS:  # our maps are channels-last
+            copied.target = torch.ops.aten.reshape.default
+        return copied
 
 
 def _export(net: nn.Module, inputs: tuple[Tensor | None, ...]) -> torch.export.ExportedProgram:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ncsn_fast.engines.lowering import passes, stored
+from ncsn_fast.engines.lowering import passes, stored, sums
 from ncsn_fast.engines.lowering.aten import Lowering
 from ncsn_fast.engines.lowering.export import PROBE, Exported, Program
 from ncsn_fast.engines.lowering.graph import ActivationSpec, AddSpec, Graph, Vector
@@ -27,19 +27,21 @@ PASSES: tuple[passes.Pass, ...] = (
     passes.fold_padding,
     passes.pool_convolutions,
     passes.fuse_activations,
-    passes.weigh_sums,
-    passes.fuse_sums,
-    passes.fuse_added_activations,
+    sums.weigh_sums,
+    sums.fuse_sums,
+    sums.fuse_added_activations,
     passes.drop_dead,
     passes.reuse_memory,
 )
+
+Shape = tuple[int, int, int]
 
 _memory: weakref.WeakKeyDictionary[nn.Module, dict[Any, Graph]] = weakref.WeakKeyDictionary()
 
 
 def lower(
     net: nn.Module,
-    shape: tuple[int, int, int],
+    shape: Shape,
     conditions: Sequence[torch.dtype | None] = (),
     batch: int = PROBE,
 ) -> Graph:
@@ -67,7 +69,7 @@ def lower(
 
 def _obtained(
     net: nn.Module,
-    shape: tuple[int, int, int],
+    shape: Shape,
     conditions: Sequence[torch.dtype | None],
     batch: int,
 ) -> Graph:
@@ -88,7 +90,7 @@ def _tensors(net: nn.Module) -> Iterator[Tensor]:
 
 def _lower(
     net: nn.Module,
-    shape: tuple[int, int, int],
+    shape: Shape,
     conditions: Sequence[torch.dtype | None],
     batch: int,
 ) -> tuple[Graph, dict[int, str]]:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from cross_section import cross_section
 from torch import nn
 
+import ncsn_fast
 from ncsn_fast import ModelConfig, ScoreModel
 from ncsn_fast.checkpoints.loading import load
 from ncsn_fast.engines.cpu.engine import CpuEngine
@@ -143,7 +144,9 @@ class Odd(nn.Module):
         a, b = h.chunk(2, dim=1)
         h = torch.cat((torch.tanh(a) * b, b.flip(3)), dim=1)
         tokens = self.norm(h.flatten(2).transpose(1, 2))
-        h = tokens.transpose(1, 2).reshape(len(x), 8, 8, 8)
+        n = x.shape[0]
+        h = tokens.transpose(1, 2).reshape(n, 8, 8, 8)
+        h = F.mish(h).view(n, 4, 2, 8, 8).flip(1).view(n, 8, 8, 8)
         h = F.interpolate(self.up(h), size=(16, 16), mode="bilinear", align_corners=False)
         return F.hardtanh(self.last(h)) + F.pad(x[:, :, 1:, :-1], (0, 1, 1, 0))
 
@@ -158,30 +161,31 @@ def test_what_no_kernel_covers_is_run_by_pytorch(batch):
 
 
 class OneSize(nn.Module):
-    """A network that runs with one number of images only."""
+    """A network whose graph holds the number of images, which it takes for a number of Python."""
 
-    def __init__(self, batch: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(1, 4, 3, padding=1)
-        self.batch = batch
+        self.first = nn.Conv2d(1, 4, 3, padding=1)
         self.last = nn.Conv2d(4, 1, 3, padding=1)
 
     def forward(self, x):
-        return self.last(self.conv(x).view(self.batch, 4, 8, 8))
+        h = self.first(x)
+        return self.last(F.mish(h.view(len(h), 2, 2, 8, 8)).flip(1).reshape(len(h), 4, 8, 8))
 
 
-def test_a_network_of_one_batch_size():
-    net = OneSize(3).eval()
-    with pytest.raises(UnsupportedNetwork, match=r"torch\.export does not take"):
-        lower(net, (1, 8, 8))
-    graph = lower(net, (1, 8, 8), batch=3)
-    assert graph.batch == 3
-    x = torch.rand(3, 1, 8, 8)
-    with torch.inference_mode():
-        plan = CpuPlan(graph, 3, torch.float32)
-        plan.load(x)
-        plan.run()
-        assert error(plan.output, net(x)) <= 1e-6
+def test_a_network_that_is_lowered_for_every_batch_size():
+    torch.manual_seed(0)
+    graph = lower(OneSize(), (1, 8, 8))
+    assert graph.batch == 2
+    with pytest.raises(ValueError, match="lowered for 2 images; got a batch of 3"):
+        CpuPlan(graph, 3, torch.float32)
+    settings = {"predicts": "epsilon", "sees": "nothing", "image_shape": (1, 8, 8)}
+    of = ncsn_fast.wrap(OneSize(), **settings, sigma_min=0.01, sigma_max=1)
+    for n in (1, 3):
+        built = CpuEngine(of, device=torch.device("cpu"), dtype="fp32", batch_size=n)
+        x = torch.rand(n, 1, 8, 8)
+        with torch.inference_mode():
+            assert error(built.output(x, None), of.net(x)) <= 1e-6
 
 
 def test_what_torch_cannot_export_is_named():
@@ -285,3 +289,60 @@ def test_time_networks_run_on_the_cpu_engine(caplog):
     runs = [each.run(program, engine_cases.chains_of(of)) for each in (built, reference)]
     assert error(*runs) <= 1e-4
     assert "group_norm" in built.describe()
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_a_wrapped_network_is_sampled_as_by_eager(labelled):
+    torch.manual_seed(0)
+
+    class Labelled(networks.UNet):
+        def __init__(self) -> None:
+            super().__init__(width=8)
+            self.classes = nn.Embedding(4, 8)
+
+        def forward(self, x, c, labels):
+            return super().forward(x, c + self.classes(labels).mean(dim=1))
+
+    net = Labelled() if labelled else networks.UNet(width=8)
+    model = ncsn_fast.wrap(
+        net, predicts="epsilon", sees="log_sigma", image_shape=(3, 16, 16), sigma_min=0.1,
+        sigma_max=1, n_sigmas=3, n_steps_each=1, n_classes=3 if labelled else 0,
+    )  # fmt: skip
+    options = {"labels": [0, 2, 1], "guidance": 2.0} if labelled else {}
+    images = {}
+    for engine in ("cpu", "eager"):
+        sampler = ncsn_fast.Sampler(model, engine=engine, dtype="fp32", batch_size=3)
+        images[engine] = sampler.sample(3, progress=False, **options)
+        assert sampler.engine_for(3).name == engine
+        plain = {k: v for k, v in options.items() if k != "guidance"}
+        images[engine, "plain"] = sampler.sample(3, progress=False, **plain)
+    assert error(images["cpu"], images["eager"]) <= 1e-5
+    assert error(images["cpu", "plain"], images["eager", "plain"]) <= 1e-5
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_unet_of_diffusers(dtype):
+    diffusers = pytest.importorskip("diffusers")
+    if dtype not in engine_cases.TYPES:
+        pytest.skip("no bf16 convolutions for this processor")
+    torch.manual_seed(0)
+    net = diffusers.UNet2DModel(
+        sample_size=16, in_channels=3, out_channels=3, layers_per_block=1, norm_num_groups=8,
+        block_out_channels=(16, 32), down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"), attention_head_dim=8,
+    )  # fmt: skip
+
+    class Output(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x, c):
+            return self.net(x, c).sample
+
+    types = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    times = torch.tensor([1.0, 100.0, 900.0])
+    found, expected, kinds = computed(Output(), (3, 16, 16), (times,), types[dtype])
+    assert error(found, expected) <= BOUNDS[dtype]
+    assert not in_torch(kinds)
+    assert {"conv", "group_norm", "attention", "concat", "nearest2"} < {*kinds}

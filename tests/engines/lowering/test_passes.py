@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from ncsn_fast.engines.cpu.plan import CpuPlan
-from ncsn_fast.engines.lowering import passes
+from ncsn_fast.engines.lowering import passes, sums
 from ncsn_fast.engines.lowering.graph import (
     AddSpec,
     AffineSpec,
@@ -222,7 +222,7 @@ def test_a_residual_sum_is_a_convolution_that_adds():
     x = conv(g, g.input, "first")
     h = conv(g, g.unary("relu", "relu", x), "second")
     g.output = conv(g, binary(g, "sum", h, x), "last")
-    assert names(same(g, passes.fuse_sums)) == ["first", "relu", "second", "last"]
+    assert names(same(g, sums.fuse_sums)) == ["first", "relu", "second", "last"]
     assert g.ops[2].inputs[1:] == (x,)
 
 
@@ -230,7 +230,7 @@ def test_the_shortcut_is_where_the_longer_way_adds():
     g = graph()
     h = conv(g, g.unary("relu", "relu", g.input), "second")
     g.output = binary(g, "sum", h, conv(g, g.input, "shortcut"))
-    assert names(same(g, passes.fuse_sums)) == ["relu", "shortcut", "second"]
+    assert names(same(g, sums.fuse_sums)) == ["relu", "shortcut", "second"]
 
 
 def test_nothing_is_added_to_a_map_that_is_read_later():
@@ -238,7 +238,7 @@ def test_nothing_is_added_to_a_map_that_is_read_later():
     x = conv(g, g.input, "first")
     total = binary(g, "sum", conv(g, g.unary("relu", "relu", x), "second"), x)
     g.output = binary(g, "product", conv(g, total, "third"), x)
-    same(g, passes.fuse_sums)
+    same(g, sums.fuse_sums)
     adding = [op.name for op in g.ops if op.kind == "conv" and len(op.inputs) == 2]
     assert adding == ["third"]  # into x, when nothing reads it any more
 
@@ -247,7 +247,7 @@ def test_a_convolution_does_not_add_to_its_own_input():
     g = graph()
     x = g.unary("relu", "relu", g.input)
     g.output = binary(g, "sum", conv(g, x), x)
-    assert kinds(same(g, passes.fuse_sums)) == ["relu", "conv", "add"]
+    assert kinds(same(g, sums.fuse_sums)) == ["relu", "conv", "add"]
 
 
 def test_sums_of_sums_are_taken_together():
@@ -260,7 +260,7 @@ def test_sums_of_sums_are_taken_together():
     total = binary(g, "sum", total, path2)
     y = g.unary("elu", "after", total)
     g.output = binary(g, "end", conv(g, y, "last"), total)
-    same(g, passes.fuse_sums, passes.fuse_added_activations, passes.reuse_memory)
+    same(g, sums.fuse_sums, sums.fuse_added_activations, passes.reuse_memory)
     assert kinds(g) == ["elu", "max_pool5", "conv", "max_pool5", "conv", "add_elu", "conv"]
     assert g.ops[4].inputs[1] is x
 
@@ -271,7 +271,7 @@ def test_a_resized_map_is_added_where_it_is_written():
     coarse = conv(g, g.unary("mean_pool2", "pool", g.input), "coarse")
     g.ops.append(Op("resize", "resize", (coarse,), (wide := Map(4, 8, 8),)))
     g.output = binary(g, "sum", fine, wide)
-    assert kinds(same(g, passes.fuse_sums)) == ["conv", "mean_pool2", "conv", "resize_add"]
+    assert kinds(same(g, sums.fuse_sums)) == ["conv", "mean_pool2", "conv", "resize_add"]
 
 
 def test_numbers_become_weights_of_sums():
@@ -279,7 +279,7 @@ def test_numbers_become_weights_of_sums():
     a, b = (g.unary(kind, kind, g.input) for kind in ("relu", "tanh"))
     total = binary(g, "sum", affine(g, a, 0.5), b)
     g.output = affine(g, affine(g, total, 2.0), 1.0, ROW)
-    assert kinds(same(g, passes.weigh_sums)) == ["relu", "tanh", "add", "affine"]
+    assert kinds(same(g, sums.weigh_sums)) == ["relu", "tanh", "add", "affine"]
     assert g.ops[2].spec == AddSpec(1.0, 2.0)
 
 
@@ -287,7 +287,7 @@ def test_an_activation_joins_the_sum_before_it():
     g = graph()
     a, b = (g.unary(kind, kind, g.input) for kind in ("relu", "tanh"))
     g.output = g.unary("silu", "silu", binary(g, "sum", a, b, spec=AddSpec(0.5, 2.0)))
-    same(g, passes.fuse_added_activations, passes.reuse_memory)
+    same(g, sums.fuse_added_activations, passes.reuse_memory)
     assert kinds(g) == ["relu", "tanh", "add_silu"]
     assert len(g.ops[2].outputs) == 1
     x = torch.rand(2, 4, 8, 8)
