@@ -196,9 +196,15 @@ def test_long_files_are_known():
     assert not {name: n for name, n in lengths.items() if n > LONG_FILE}
 
 
+def lines(node):
+    """Number of lines of a node."""
+    return node.end_lineno - node.lineno + 1
+
+
 def test_functions_are_short():
+    """Docstrings, which explain every parameter of a public function, do not count."""
     functions = {
-        f"{name}.{node.name}": (node.end_lineno or node.lineno) - node.lineno + 1
+        f"{name}.{node.name}": lines(node) - (lines(node.body[0]) if ast.get_docstring(node) else 0)
         for name in SOURCES
         for node in ast.walk(tree(name))
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))

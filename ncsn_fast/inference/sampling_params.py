@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ncsn_fast.data.images import Output
+from ncsn_fast.data.images import Output, check_output
 from ncsn_fast.inference.monitor import Callback
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops import noise
@@ -106,6 +106,17 @@ CALL_PARAMETERS = [
     ),
     *methods.parameters(),
 ]
+
+
+def check_form(model: ScoreModel, output: Output) -> None:
+    """Raises ValueError unless samples of a model can be given in this form."""
+    check_output(output)
+    images = len(model.sample_shape) == 3 and model.bounded
+    if output != "pt" and not images:
+        raise ValueError(
+            f"output={output!r} is of images with a data_range; this model's samples are "
+            f"{tuple(model.sample_shape)}: use output='pt'"
+        )
 
 
 def takes(parameters: Iterable[inspect.Parameter], explained: str = "") -> Callable[[F], F]:

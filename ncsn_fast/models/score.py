@@ -327,7 +327,7 @@ class ScoreModel(nn.Module):
         """
         total = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
         if isinstance(self.config, WrappedConfig):
-            total.update(self.config.token.encode())
+            total.update(self.config.identity.encode())
         for key, value in sorted(self.state_dict().items()):
             total.update(key.encode())
             total.update(value.detach().cpu().contiguous().numpy().tobytes())
@@ -374,14 +374,19 @@ class ScoreModel(nn.Module):
         return self.score_by(lambda u, condition: self(u, condition, *more), x, sigma)
 
     def score_by(
-        self, network: Callable[[Tensor, Tensor | None], Tensor], x: Tensor, sigma: Tensor
+        self,
+        network: Callable[[Tensor, Tensor | None], Tensor],
+        x: Tensor,
+        sigma: Tensor,
+        parameterisation: Parameterisation | None = None,
     ) -> Tensor:
         """Computes the score from any implementation of the network.
 
         Args:
             network: (u, condition) -> F, as `forward`.   sigma: (N,).
+            parameterisation: of the implementation; None for the model's.
         """
-        form = self.parameterisation.linear_form(sigma)
+        form = (parameterisation or self.parameterisation).linear_form(sigma)
         row = (-1, *[1] * (x.ndim - 1))
         skip, out, const = (c / sigma.double() for c in (form.skip, form.out, form.const))
         skip, out, const, scale, shift = (
