@@ -31,8 +31,8 @@ from ncsn_fast.cli.outputs import check_output_folder
 from ncsn_fast.data import datasets, files
 from ncsn_fast.data.loader import batches
 from ncsn_fast.inference.cost import network_flop
+from ncsn_fast.models.architectures import TIME_ARCHS
 from ncsn_fast.models.score import ModelConfig, ScoreModel
-from ncsn_fast.models.unet import TIME_ARCHS
 from ncsn_fast.training import toy
 from ncsn_fast.training.configs import CONFIGS, TrainConfig
 from ncsn_fast.training.ladder import resolve_ladder

@@ -17,7 +17,7 @@ from ncsn_fast.checkpoints.safetensors_file import read_safetensors
 from ncsn_fast.checkpoints.torch_file import CheckpointError, key_differences
 from ncsn_fast.data.files import atomic_write_all
 from ncsn_fast.data.json_file import JSONError, parse_json, read_json
-from ncsn_fast.diffusion.schedule import check_ladder
+from ncsn_fast.diffusion.spacing import check_ladder
 from ncsn_fast.models.score import ModelConfig, ScoreModel
 
 CONFIG_NAME = "config.json"

@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from torch import Tensor
-
-from ncsn_fast.data.images import Output
-from ncsn_fast.inference.monitor import Callback
-from ncsn_fast.models.score import ScoreModel
-from ncsn_fast.ops import noise
 from ncsn_fast.samplers import methods
-from ncsn_fast.samplers.procedure import Procedure
-from ncsn_fast.samplers.program import Program
+
+if TYPE_CHECKING:  # the command line has these parameters before torch is imported
+    from torch import Tensor
+
+    from ncsn_fast.data.images import Output
+    from ncsn_fast.inference.monitor import Callback
+    from ncsn_fast.models.score import ScoreModel
+    from ncsn_fast.samplers.procedure import Procedure
+    from ncsn_fast.samplers.program import Program
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -60,6 +61,8 @@ class SamplingCall(SamplingParams):
 
     def samples(self, n: int) -> Tensor:
         """Returns the indices (n,) int64 of n samples."""
+        from ncsn_fast.ops import noise
+
         return noise.sample_indices(self.start, n)
 
 

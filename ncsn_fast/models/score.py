@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from ncsn_fast.data import limits
 from ncsn_fast.diffusion import schedule as ladders
+from ncsn_fast.models.architectures import (
+    ARCHITECTURES,
+    TIME_ARCHS,
+    TIME_STYLE,
+)
 from ncsn_fast.models.layers import ACTIVATIONS, NORMS
-from ncsn_fast.models.refinenet import ARCHITECTURES, RefineNet
-from ncsn_fast.models.unet import TIME_ARCHS, Clock, TimeUNet
-
-# Time-conditioned networks have a fixed activation and norm.
-TIME_STYLE: dict[str, Any] = {"act": "swish", "norm": "GroupNorm", "scale_input": False}
+from ncsn_fast.models.refinenet import RefineNet
+from ncsn_fast.models.unet import Clock, TimeUNet
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,44 +1,29 @@
-"""Builders of the other methods: from a model, levels and options to a Procedure."""
+"""Builders of the other methods: from a model, levels and options to a Procedure.
+
+Each imports what it builds with when it is called: the command line reads their signatures before
+torch is imported.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
-import torch
 
-from ncsn_fast.models.score import ScoreModel
-from ncsn_fast.samplers.adaptive import adaptive as solver
-from ncsn_fast.samplers.correctors import CORRECTORS
-from ncsn_fast.samplers.level_selection import Levels
-from ncsn_fast.samplers.ode import probability_flow
-from ncsn_fast.samplers.predictor_corrector import (
-    SNR,
-    Corrector,
-    Move,
-    Norm,
-    Order,
-    Predictor,
-    check_options,
-    evaluations,
-    predictor_corrector,
-)
-from ncsn_fast.samplers.procedure import (
-    Constrain,
-    OnStep,
-    Procedure,
-    Result,
-    Score,
-    chains_noise,
-)
-from ncsn_fast.samplers.program import Chains
+from ncsn_fast.samplers.choices import SNR, Chain, Corrector, Norm, Order, Predictor
+
+if TYPE_CHECKING:
+    from ncsn_fast.models.score import ScoreModel
+    from ncsn_fast.samplers.level_selection import Levels
+    from ncsn_fast.samplers.predictor_corrector import Move
+    from ncsn_fast.samplers.procedure import Constrain, OnStep, Procedure, Result, Score
+    from ncsn_fast.samplers.program import Chains
 
 log = logging.getLogger(__name__)
 
-Chain = Literal["ula", "mala", "hmc"]  # of CORRECTORS
-LEAST_RTOL = 10 * torch.finfo(torch.float32).eps
+LEAST_RTOL = 10 * float(np.finfo(np.float32).eps)
 
 
 def pc(
@@ -62,6 +47,16 @@ def pc(
     sample does not depend on the others. relative_step, h / sigma, is of the chains.
     denoise leaves out the noise of the last update: of a predictor that is the denoised sample.
     """
+    import torch
+
+    from ncsn_fast.samplers.correctors import CORRECTORS
+    from ncsn_fast.samplers.predictor_corrector import (
+        check_options,
+        evaluations,
+        predictor_corrector,
+    )
+    from ncsn_fast.samplers.procedure import Procedure, chains_noise
+
     ladder = levels.between_the_ends(model)
     options: dict[str, Any] = {
         "predictor": predictor,
@@ -103,7 +98,7 @@ def _refuse_idle(
     corrector: str, snr: float | None, norm: str | None, relative_step: float | None
 ) -> None:
     """Raises ValueError if options of other correctors are given."""
-    if corrector in CORRECTORS:
+    if corrector in get_args(Chain):
         idle = {"snr": snr, "norm": norm}
         has = "relative_step"
     else:
@@ -118,6 +113,8 @@ def _corrector(
     name: Corrector | Chain, chains: Chains, relative_step: float | None
 ) -> Corrector | Move:
     """Returns the corrector for these chains: a name of predictor_corrector, or a `Move`."""
+    from ncsn_fast.samplers.correctors import CORRECTORS
+
     if name not in CORRECTORS:
         return cast(Corrector, name)
     if chains.noise_weights is not None:
@@ -141,6 +138,9 @@ def ode(
     NFE follows from the tolerances; the published ones are 1e-5. Rounding costs evaluations: in
     bf16 it takes half as many again as in float32. It draws no noise but its start.
     """
+    from ncsn_fast.samplers.ode import probability_flow
+    from ncsn_fast.samplers.procedure import Procedure
+
     ends = _ends("ode", model, levels)
     if not (LEAST_RTOL <= rtol < math.inf and 0 <= atol < math.inf):
         raise ValueError(
@@ -168,6 +168,9 @@ def adaptive(
     NFE follows from the tolerances: for CIFAR-10 the paper names 738, 490, 271 and 170 on average
     at rtol 0.01, 0.02, 0.05 and 0.1.
     """
+    from ncsn_fast.samplers.adaptive import adaptive as solver
+    from ncsn_fast.samplers.procedure import Procedure, chains_noise
+
     ends = _ends("adaptive", model, levels)
     if not (0 <= rtol < math.inf and 0 < atol < math.inf):
         raise ValueError(f"expected rtol >= 0 and atol > 0; got {rtol} and {atol}")

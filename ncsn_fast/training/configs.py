@@ -6,14 +6,15 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ncsn_fast.data import limits
 from ncsn_fast.data.decode import parse_colour
+from ncsn_fast.models.architectures import TIME_ARCHS, TIME_STYLE, check_image_size
 from ncsn_fast.models.published_runs import PUBLISHED_RUNS
-from ncsn_fast.models.refinenet import ARCHITECTURES
-from ncsn_fast.models.score import TIME_STYLE, ModelConfig
-from ncsn_fast.models.unet import TIME_ARCHS, check_size
+
+if TYPE_CHECKING:  # the command line has these options before torch is imported
+    from ncsn_fast.models.score import ModelConfig
 
 # Numeric fields of TrainConfig: smallest value, and exclusive upper bound.
 _BOUNDS: tuple[tuple[str, float, float], ...] = (
@@ -160,24 +161,19 @@ class TrainConfig:
         parse_colour(self.background)
         if self.data == "digits" and self.channels != 1:
             raise ValueError("the digits are grey: channels must be 1, or data something else")
+        check_image_size(self.arch, self.image_size, self.image_size)
         if self.arch in TIME_ARCHS:
-            check_size(self.image_size, self.image_size)
             style = {"act": self.act, "norm": self.norm}
             if not (style.items() <= TIME_STYLE.items() and 0 < self.sigma_min < self.sigma_max):
                 raise ValueError(
                     f"{self.arch} needs act 'swish', norm 'GroupNorm' and 0 < sigma_min < "
                     "sigma_max: start from --config mnist-sde or mnist-sde-b"
                 )
-            return
-        multiple = ARCHITECTURES[self.arch].size_multiple
-        if self.image_size % multiple:
-            raise ValueError(
-                f"image_size must be a multiple of {multiple} for {self.arch}; "
-                f"got {self.image_size}"
-            )
 
     def model_config(self, *, sigma_begin: float, n_sigmas: int, epsilon: float) -> ModelConfig:
         """Returns the configuration of the run's model, with the noise levels filled in."""
+        from ncsn_fast.models.score import ModelConfig
+
         return ModelConfig(
             arch=self.arch,
             image_size=(self.image_size, self.image_size),

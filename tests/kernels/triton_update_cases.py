@@ -8,13 +8,13 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+from triton_common import DEVICE, FLOATS, noise_like
+
 from ncsn_fast.kernels import launch
 from ncsn_fast.kernels import noise as kernels_noise
 from ncsn_fast.kernels.rows import Rows, new_rows
 from ncsn_fast.kernels.sampler_update import advance, sampler_update, sampler_update_
-from torch import Tensor
-from triton_common import DEVICE, FLOATS, noise_like
-
 from ncsn_fast.ops import noise, reference
 from ncsn_fast.ops.noise import Stream
 

@@ -11,8 +11,9 @@ import torch
 
 from ncsn_fast import ModelConfig, ScoreModel, ops
 from ncsn_fast.inference.cost import network_flop
+from ncsn_fast.models.architectures import ARCHITECTURES
 from ncsn_fast.models.layers import ACTIVATIONS, NORMS, VarianceNorm
-from ncsn_fast.models.refinenet import ARCHITECTURES, RefineNet
+from ncsn_fast.models.refinenet import RefineNet
 
 GOLDEN = [
     "ncsnv2_32",

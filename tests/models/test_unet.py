@@ -14,7 +14,8 @@ import ncsn_fast
 from ncsn_fast import CheckpointError, EngineUnavailable, ModelConfig, Sampler, ScoreModel, convert
 from ncsn_fast.checkpoints import model_folder
 from ncsn_fast.inference.cost import network_flop
-from ncsn_fast.models.unet import TIME_ARCHS, VERSIONS, TimeUNet
+from ncsn_fast.models.architectures import TIME_ARCHS, VERSIONS
+from ncsn_fast.models.unet import TimeUNet
 from ncsn_fast.samplers import methods
 from ncsn_fast.samplers.program import Chains, initial_state, run
 from ncsn_fast.training.configs import CONFIGS

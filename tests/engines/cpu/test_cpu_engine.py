@@ -36,8 +36,8 @@ from ncsn_fast.engines.cpu.plan import CpuPlan
 from ncsn_fast.engines.eager import EagerEngine
 from ncsn_fast.engines.lowering.graph import Graph, lower
 from ncsn_fast.engines.lowering.memory_plan import plan_memory
+from ncsn_fast.models.architectures import ARCHITECTURES
 from ncsn_fast.models.layers import NORMS
-from ncsn_fast.models.refinenet import ARCHITECTURES
 
 
 def engine(of, dtype="fp32", batch_size=2, kind=CpuEngine):

@@ -8,7 +8,7 @@ import pytest
 from ncsn_fast.engines.lowering.fusion import PIXEL, fuse
 from ncsn_fast.engines.lowering.graph import ConvolutionSpec, NormSpec, PointwiseSpec, lower
 from ncsn_fast.engines.lowering.memory_plan import plan_memory
-from ncsn_fast.models.refinenet import ARCHITECTURES
+from ncsn_fast.models.architectures import ARCHITECTURES
 
 
 def graphs(arch, **fields):
