@@ -47,14 +47,7 @@ def pc(
     sample does not depend on the others. relative_step, h / sigma, is of the chains.
     denoise leaves out the noise of the last update: of a predictor that is the denoised sample.
     """
-    import torch
-
-    from ncsn_fast.samplers.correctors import CORRECTORS
-    from ncsn_fast.samplers.predictor_corrector import (
-        check_options,
-        evaluations,
-        predictor_corrector,
-    )
+    from ncsn_fast.samplers import predictor_corrector as chain
     from ncsn_fast.samplers.procedure import Procedure, chains_noise
 
     ladder = levels.between_the_ends(model)
@@ -65,8 +58,7 @@ def pc(
         "snr": SNR if snr is None else snr,
         "norm": norm or "sample",
     }
-    kind = CORRECTORS.get(corrector)
-    check_options(**options, corrector=corrector, noise_norm="drawn", also=tuple(CORRECTORS))
+    chain.check_options(**options, corrector=corrector, noise_norm="drawn", also=get_args(Chain))
     _refuse_idle(corrector, snr, norm, relative_step)
     if predictor == "none" and corrector_steps == 0:
         raise ValueError("predictor 'none' without corrector steps does nothing; give some")
@@ -76,7 +68,7 @@ def pc(
     def solve(
         score: Score, chains: Chains, constrain: Constrain | None, on_step: OnStep | None
     ) -> Result:
-        return predictor_corrector(
+        return chain.predictor_corrector(
             score,
             chains.x,
             ladder,
@@ -89,8 +81,8 @@ def pc(
             on_level=on_step,
         )
 
-    each = 1 if kind is None else kind(0, torch.zeros(0, dtype=torch.int64), relative_step).nfe
-    nfe = evaluations(len(ladder), predictor, corrector_steps, each)
+    each = _evaluations(corrector, relative_step)
+    nfe = chain.evaluations(len(ladder), predictor, corrector_steps, each)
     return Procedure("pc", ladder, nfe, solve, constrains=True)
 
 
@@ -107,6 +99,17 @@ def _refuse_idle(
     for name, value in idle.items():
         if value is not None:
             raise ValueError(f"corrector {corrector!r} has no {name}; it has {has}")
+
+
+def _evaluations(corrector: str, relative_step: float | None) -> int:
+    """Returns the network evaluations of a corrector step."""
+    import torch
+
+    from ncsn_fast.samplers.correctors import CORRECTORS
+
+    if corrector not in CORRECTORS:
+        return 1
+    return CORRECTORS[corrector](0, torch.zeros(0, dtype=torch.int64), relative_step).nfe
 
 
 def _corrector(

@@ -1,4 +1,4 @@
-"""Training configurations: a flat dataclass, and a table of the published settings."""
+"""Training configurations: a flat dataclass, a table of the published settings, and the toy's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
 
 from ncsn_fast.data import limits
 from ncsn_fast.data.decode import parse_colour
@@ -245,3 +247,48 @@ CONFIGS: dict[str, TrainConfig] = {
     "mnist-sde": _tutorial("mnist-sde"),
     "mnist-sde-b": _tutorial("mnist-sde-b"),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class ToyOptions:
+    """Command-line options of `python -m ncsn_fast.train --config toy`."""
+
+    config: Literal["toy"] = "toy"
+    """The two-dimensional toy; the other configurations train on images."""
+    name: str = "toy"
+    """Run name; the run is written to <runs>/<name>."""
+    runs: str = "runs"
+    """Folder that holds the runs."""
+    objective: Literal["sliced", "sliced-vr", "implicit", "denoising"] = "sliced"
+    """Score matching objective; sliced-vr is its variance-reduced form."""
+    steps: int = 2000
+    """Optimiser steps."""
+    batch_size: int = 256
+    """Draws from the mixture per step."""
+    lr: float = 5e-3
+    """Adam's learning rate at first; it falls to 0 as a cosine."""
+    width: int = 128
+    """Width of the network."""
+    n: int = 1280
+    """Samples of each kind to draw."""
+    seed: int = 0
+    """Seed of initial weights, data and samplers."""
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print the options as JSON and stop."""
+
+    def __post_init__(self) -> None:
+        bounds = {"steps": 2**53, "batch_size": 2**31, "width": 2**16, "n": 2**31}
+        for field, most in bounds.items():
+            value = getattr(self, field)
+            if not 1 <= value <= most:
+                bound = "at least 1" if value < 1 else f"at most {most}"
+                raise ValueError(f"{field} must be {bound}; got {value}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr must be positive; got {self.lr}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be in [0, 2**32); got {self.seed}")
+        if self.name in ("", ".", "..") or Path(self.name).name != self.name:
+            raise ValueError(f"name must be a plain folder name; got {self.name!r}")
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2)
