@@ -37,7 +37,6 @@ def build_model(config: ModelConfig, state: dict[str, Tensor], where: str) -> Sc
     try:
         with torch.device("meta"):
             model = ScoreModel(config)
-        model.net.check_input(torch.empty(1, *model.image_shape, device="meta"))
         expected = model.state_dict()
         _check_fit(expected, state, config.arch)
         _check_ends(config, check_ladder(state["sigmas"]))

@@ -21,7 +21,7 @@ _FREQUENCIES = {"embed.W": "unet_a", "embed.0.W": "unet_b"}  # keys of the tutor
 
 EXAMPLES = tuple(
     ModelConfig(
-        arch=name, ngf=32, n_sigmas=2, sigma_begin=1.0, **TIME_STYLE,
+        arch=name, image_size=(28, 28), ngf=32, n_sigmas=2, sigma_begin=1.0, **TIME_STYLE,
         sigma_min=VERSIONS[version].sigma_min, sigma_max=VERSIONS[version].sigma_max,
     )
     for name, version in TIME_ARCHS.items()

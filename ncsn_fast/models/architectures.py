@@ -137,5 +137,5 @@ def check_image_size(arch: str, height: int, width: int) -> None:
     multiple = ARCHITECTURES[arch].size_multiple
     if height % multiple or width % multiple:
         raise ValueError(
-            f"image_size must be a multiple of {multiple} for {arch}; got {height}x{width}"
+            f"image_size must be multiples of {multiple} for {arch}; got {height}x{width}"
         )

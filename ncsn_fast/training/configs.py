@@ -12,6 +12,7 @@ import tyro
 
 from ncsn_fast.data import limits
 from ncsn_fast.data.decode import parse_colour
+from ncsn_fast.data.json_file import make_plain
 from ncsn_fast.models.architectures import TIME_ARCHS, TIME_STYLE, check_image_size
 from ncsn_fast.models.published_runs import PUBLISHED_RUNS
 
@@ -139,6 +140,7 @@ class TrainConfig:
     """Samples drawn at each snapshot; 0 for none."""
 
     def __post_init__(self) -> None:
+        make_plain(self)
         for field, low, high in _BOUNDS:
             value = getattr(self, field)
             if not low <= value < high:  # false for NaN
@@ -277,6 +279,7 @@ class ToyOptions:
     """Print the options as JSON and stop."""
 
     def __post_init__(self) -> None:
+        make_plain(self)
         bounds = {"steps": 2**53, "batch_size": 2**31, "width": 2**16, "n": 2**31}
         for field, most in bounds.items():
             value = getattr(self, field)

@@ -204,6 +204,7 @@ def test_bad_calls_are_refused(call, words):
         ({"norm": "InstanceNorm++"}, "unet_a has norm 'GroupNorm'"),
         ({"scale_input": True}, "unet_a has scale_input False"),
         ({"sigma_max": 0.0}, "0 < sigma_min < sigma_max"),
+        ({"image_size": (28, 32)}, "height and width are 28, 36, 44, .* got 28x32"),
         ({"ngf": 0}, "ngf must be an integer from 1 on; got 0"),
         ({"arch": "ncsnv2"}, "sigma_min and sigma_max belong to unet_a and unet_b"),
         ({"arch": "unet_c", "sigma_min": 0.0, "sigma_max": 0.0}, "ncsnv2, .*, unet_a, unet_b; got"),
