@@ -70,7 +70,7 @@ def check_outputs(options: EvaluateOptions) -> None:
 
 def draw(options: EvaluateOptions, sampler: Sampler) -> Iterator[Tensor]:
     """Yields the samples in batches (B, C, H, W) in [0, 1], from --out-dir if it is given."""
-    indices = noise.sample_indices(options.start, options.samples())
+    indices = noise.sample_range(options.start, options.samples())
     if options.out_dir is None:
         for _, images in sampler.stream(
             indices, seed=options.seed, progress=not options.quiet, **options.method_options()
@@ -79,9 +79,7 @@ def draw(options: EvaluateOptions, sampler: Sampler) -> Iterator[Tensor]:
         return
     write_files(sampler, options, options.out_dir, range(len(indices)))
     with tqdm(total=len(indices), desc="samples", unit="image", disable=options.quiet) as bar:
-        for images in read_files(
-            options.out_dir, indices.tolist(), sampler.model.image_shape, BATCH
-        ):
+        for images in read_files(options.out_dir, indices, sampler.model.image_shape, BATCH):
             yield images
             bar.update(len(images))
 

@@ -67,7 +67,7 @@ def _write(
     who = f" (shard {state.shard} of {options.n} samples)" if options.shard else who
     print(f"{folder}: {written} samples written, {there} were there{who}")
     if options.out is not None:
-        indices = noise.sample_indices(options.start, options.n).tolist()
+        indices = noise.sample_range(options.start, options.n)
         images = torch.cat(list(read_files(folder, indices, sampler.model.image_shape)))
         _write_grid(images, options, sampler)
 
