@@ -192,15 +192,15 @@ def test_polynomial_ladders():
     np.testing.assert_allclose(spacing.polynomial(16, 1, 3, 2.0), [16, 2, 1], rtol=1e-14)
 
 
-@pytest.mark.parametrize("spacing", ["ladder", "geometric", "karras", "polynomial"])
+@pytest.mark.parametrize("kind", ["ladder", "geometric", "karras", "polynomial"])
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 231, 232])
-def test_spaced_ladders_keep_their_ends(spacing, n):
+def test_spaced_ladders_keep_their_ends(kind, n):
     own = schedule.geometric(50.0, 0.01, 232)
-    ladder = spacing.spaced(own, n, spacing)
+    ladder = spacing.spaced(own, n, kind)
     assert len(spacing.check_ladder(ladder)) == n
     assert ladder[0] == own[0].double()
     assert n == 1 or ladder[-1] == own[-1].double()
-    if spacing == "ladder":
+    if kind == "ladder":
         assert np.isin(ladder, own.double().numpy()).all()
         places = np.searchsorted(-own.double().numpy(), -ladder)
         assert n < 3 or np.diff(places).max() - np.diff(places).min() <= 1
@@ -264,6 +264,21 @@ def test_largest_distance_wherever_the_pair_is(place):
     images[place[1]] -= 0.7
     expected = float((images[place[0]].double() - images[place[1]].double()).norm())
     assert schedule.max_pairwise_distance(images, block=7) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_bar_counts_the_blocks_that_are_compared(monkeypatch, shown):
+    bars = []
+
+    class Bar(schedule.tqdm):
+        def __init__(self, *args, **options):
+            bars.append(self)
+            super().__init__(*args, **options)
+
+    monkeypatch.setattr(schedule, "tqdm", Bar)
+    images = torch.arange(5.0).reshape(5, 1, 1, 1)
+    assert schedule.max_pairwise_distance(images, block=2, progress=shown) == 4.0
+    assert [(bar.n, bar.total) for bar in bars] == [(6 * shown, 6)]
 
 
 def test_largest_distance_of_equal_images_is_zero():

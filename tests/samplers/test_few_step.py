@@ -11,9 +11,8 @@ from gaussian import Data, follow, moments
 from ncsn_fast.diffusion import spacing
 from ncsn_fast.ops import noise
 from ncsn_fast.ops.noise import Stream
+from ncsn_fast.samplers.choices import FAST_ETA, FAST_STEPS
 from ncsn_fast.samplers.few_step import (
-    FAST_ETA,
-    FAST_STEPS,
     Churn,
     dpm_solver_pp,
     euler,
@@ -62,7 +61,7 @@ def test_printed_errors(row):
         assert program.nfe == (2 * n - 1 if build is heun else n)
         found = error(program, begin)
         digit = 10.0 ** (math.floor(math.log10(abs(expected))) - 3)
-        assert found == pytest.approx(expected, abs=0.51 * digit), (build, spacing)
+        assert found == pytest.approx(expected, abs=0.51 * digit), (build, space)
 
 
 @pytest.mark.parametrize(
