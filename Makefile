@@ -33,6 +33,7 @@ check: setup                         ## lint and types
 	$(PY) -m mypy
 	$(PY) tools/write_results.py --check
 	$(PY) tools/write_quality.py --check
+	$(PY) tools/write_reliability.py --check
 
 fmt: setup
 	$(PY) -m ruff check --fix .

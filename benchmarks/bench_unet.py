@@ -1,116 +1,151 @@
-"""Benchmarks of a network that is not ours: a U-Net from diffusers, providers interleaved."""
+"""Benchmarks of a network that a user brings: the U-Net of DDPM on CIFAR-10, from diffusers.
+
+UNet2DModel in the size of google/ddpm-cifar10-32 (35.7 M parameters) with random weights, wrapped.
+"""
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from providers import _BF16, _FP32, Provider
+from providers import Run
 from race import Absent, Entrant, relative_error
-from torch import Tensor, nn
+from torch import Tensor
 
-from ncsn_fast import ScoreModel, wrap
+import ncsn_fast
+from ncsn_fast import EngineUnavailable, ScoreModel
+from ncsn_fast.diffusion.parameterisation import DiscreteVP
+from ncsn_fast.engines.compiled import CompileEngine
 from ncsn_fast.engines.cpu.engine import CpuEngine
+from ncsn_fast.engines.onnx.model import make_onnx
+from ncsn_fast.inference.cost import network_flop
 
-Run = Callable[[], Tensor]
-BATCHES = (1, 8)
-_SIGMA = 0.7
+BATCHES = {"b1": 1, "b8": 8}
 
 
-def make(batch: int, *, small: bool) -> tuple[ScoreModel, Tensor]:
-    """Returns a DDPM-like UNet2DModel for 32x32 images with random weights, and its input."""
+@functools.cache
+def model(small: bool) -> ScoreModel:
+    """Returns the wrapped network; a tiny one for tests."""
     try:
         from diffusers import UNet2DModel
     except ImportError as error:
         raise Absent(f"package diffusers cannot be imported: {error}") from error
-    widths, size = ((32, 64), 8) if small else ((128, 256, 256), 32)
-    inner = len(widths) - 1
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        net = UNet2DModel(
-            sample_size=size, in_channels=3, out_channels=3, layers_per_block=1 if small else 2,
-            norm_num_groups=8, attention_head_dim=8, block_out_channels=widths,
-            down_block_types=("DownBlock2D", *["AttnDownBlock2D"] * inner),
-            up_block_types=(*["AttnUpBlock2D"] * inner, "UpBlock2D"),
-        )  # fmt: skip
-    net.eval().requires_grad_(False)
-    model = wrap(
-        net, predicts="epsilon", sees="log_sigma", image_shape=(3, size, size), sigma_min=0.01,
-        sigma_max=1,
+    torch.manual_seed(0)
+    widths, layers = ((8, 16, 16, 16), 1) if small else ((128, 256, 256, 256), 2)
+    net = UNet2DModel(
+        sample_size=8 if small else 32, block_out_channels=widths, layers_per_block=layers,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        norm_eps=1e-6, norm_num_groups=4 if small else 32, downsample_padding=0,
+        flip_sin_to_cos=False, freq_shift=1, attention_head_dim=None,
     )  # fmt: skip
-    return model, torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(1))
+    return ncsn_fast.wrap(
+        net.requires_grad_(False), predicts="epsilon", sees="timestep", process=DiscreteVP(),
+        image_shape=(3, net.config.sample_size, net.config.sample_size), data_range=(-1, 1),
+    )  # fmt: skip
 
 
-def _seen(model: ScoreModel, x: Tensor) -> Tensor:
-    """Returns the network's second input."""
-    seen = model.condition(torch.full((len(x),), _SIGMA))
-    assert seen is not None
-    return seen
+def eager(of: ScoreModel, x: Tensor, c: Tensor) -> Run:
+    """Returns the network as its users run it: eager, float32, NCHW."""
+
+    def run() -> Tensor:
+        with torch.inference_mode():
+            return of(x, c)
+
+    return run
 
 
-def eager(model: ScoreModel, x: Tensor) -> Run:
-    """Returns the network as its authors run it."""
-    return functools.partial(_without_gradients, model.net, x, _seen(model, x))
+def engine(kind: type, dtype: str) -> Callable[[ScoreModel, Tensor, Tensor], Run]:
+    """Returns a builder of an engine of this package."""
 
-
-def eager_bf16(model: ScoreModel, x: Tensor) -> Run:
-    """Returns it after the usual first changes: bfloat16 and channels-last."""
-    net = copy.deepcopy(model.net).to(torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    y = x.to(torch.bfloat16, memory_format=torch.channels_last)
-    return functools.partial(_without_gradients, net, y, _seen(model, x).to(torch.bfloat16))
-
-
-def _without_gradients(net: nn.Module, *inputs: Tensor) -> Tensor:
-    with torch.inference_mode():
-        output: Tensor = net(*inputs)
-    return output
-
-
-def ours(dtype: str) -> Callable[[ScoreModel, Tensor], Run]:
-    """Returns a builder of the cpu engine."""
-
-    def build(model: ScoreModel, x: Tensor) -> Run:
-        engine = CpuEngine(model, device=torch.device("cpu"), dtype=dtype, batch_size=len(x))
+    def build(of: ScoreModel, x: Tensor, c: Tensor) -> Run:
+        try:
+            made = kind(of, device=torch.device("cpu"), dtype=dtype, batch_size=len(x))
+        except EngineUnavailable as error:
+            raise Absent(str(error)) from error
 
         def run() -> Tensor:
-            with engine.context():
-                return engine.network(x, _seen(model, x))
+            with made.context():
+                return made.network(x, c)
 
         return run
 
     return build
 
 
-PROVIDERS = {
-    "eager": Provider("as written: eager, NCHW", "fp32", eager, _FP32),
-    "eager-bf16": Provider("eager, channels-last", "bf16", eager_bf16, _BF16),
-    "ours-fp32": Provider("engine cpu", "fp32", ours("fp32"), _FP32),
-    "ours-bf16": Provider("engine cpu", "bf16", ours("bf16"), _BF16),
-}
+def openvino(precision: str) -> Callable[[ScoreModel, Tensor, Tensor], Run]:
+    """Returns a builder of OpenVINO's CPU plugin on our ONNX file: one stream, for latency."""
+
+    def build(of: ScoreModel, x: Tensor, c: Tensor) -> Run:
+        try:
+            import openvino as ov
+        except ImportError as error:
+            raise Absent(f"package openvino cannot be imported: {error}") from error
+        settings = {
+            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+        }
+        core = ov.Core()
+        read = core.read_model(make_onnx(of, batch=len(x)), ov.Tensor())
+        request = core.compile_model(read, "CPU", settings).create_infer_request()
+        sigma, form = SIGMA.expand(len(x)), of.parameterisation.linear_form(SIGMA)
+        state = (x.double() - form.shift) / form.scale
+        feeds = {"x": state.float().numpy(), "sigma": sigma.float().numpy()}
+
+        def run() -> Tensor:
+            request.infer(feeds, share_inputs=True)
+            f = torch.from_numpy(request.get_output_tensor().data)
+            return f / float(form.out)  # epsilon: the graph gives sigma * score = out * F
+
+        return run
+
+    return build
+
+
+SIGMA = torch.tensor([1.0], dtype=torch.float64)
+PROVIDERS: dict[str, tuple[str, str, Callable[[ScoreModel, Tensor, Tensor], Run], float]] = {
+    "eager": ("eager, NCHW", "fp32", eager, 1e-5),
+    "inductor": ("torch.compile, frozen weights", "fp32", engine(CompileEngine, "fp32"), 1e-4),
+    "inductor-bf16": (
+        "torch.compile, frozen weights", "bf16", engine(CompileEngine, "bf16"), 3e-2,
+    ),
+    "openvino-fp32": ("OpenVINO", "fp32", openvino("f32"), 1e-4),
+    "openvino-bf16": ("OpenVINO", "bf16", openvino("bf16"), 3e-2),
+    "ours-fp32": ("engine cpu", "fp32", engine(CpuEngine, "fp32"), 1e-5),
+    "ours-bf16": ("engine cpu", "bf16", engine(CpuEngine, "bf16"), 3e-2),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("batch", BATCHES)
-def bench_unet(race: Callable[..., None], batch: int, provider: str) -> None:
-    """Times the network of images given as float32 NCHW, and of one noise level."""
+def bench_unet(race: Callable[..., None], batch: str, provider: str) -> None:
+    """Times F(u, t) of inputs given as float32 NCHW."""
 
     def builders(settings: Any) -> dict[str, Callable[[], Entrant]]:
-        model, x = make(batch, small=settings.small)
-        expected = _without_gradients(model.net, x, _seen(model, x))
-        return {
-            name: functools.partial(_enter, name, model, x, expected) for name in settings.names
-        }
+        return {name: functools.partial(_enter, name, batch, settings) for name in settings.names}
 
-    race(builders, f"UNet2DModel of diffusers, 32x32, B = {batch}")
+    race(builders, f"diffusers' DDPM U-Net 32x32, B = {BATCHES[batch]}")
 
 
-def _enter(name: str, model: ScoreModel, x: Tensor, expected: Tensor) -> Entrant:
-    row = PROVIDERS[name]
-    row.check()
-    run = row.build(model, x)
-    info = {"dtype": row.dtype, "summary": row.summary, "batch": len(x)}
-    return Entrant(run, lambda: relative_error(run(), expected), row.bound, info)
+def _enter(name: str, batch: str, settings: Any) -> Entrant:
+    summary, dtype, build, bound = PROVIDERS[name]
+    if settings.small and name.startswith(("inductor", "openvino")):
+        raise Absent("a small run compiles nothing of this network")
+    of = model(settings.small)
+    n = BATCHES[batch]
+    x = torch.randn(n, *of.image_shape, generator=torch.Generator().manual_seed(1))
+    c = of.condition(SIGMA)
+    assert c is not None
+    c = c.expand(n).contiguous()
+    run = build(of, x, c)
+    expected = eager(of, x, c)()
+    info = {
+        "workload": f"ddpm-cifar10-{batch}", "dtype": dtype, "summary": summary, "batch": n,
+        "flop": n * network_flop(of),
+    }  # fmt: skip
+    return Entrant(run, lambda: relative_error(run(), expected), bound, info)

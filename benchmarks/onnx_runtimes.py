@@ -20,7 +20,7 @@ from torch import Tensor
 from workloads import SMALL
 
 from ncsn_fast import ScoreModel
-from ncsn_fast.models.refinenet import ARCHITECTURES
+from ncsn_fast.models.architectures import ARCHITECTURES
 
 Run = Callable[[], Tensor]
 FOLDER = "NCSN_FAST_BENCHMARK_ONNX"  # environment variable: folder of this session's files

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ncsn_fast import ModelConfig, ScoreModel, ops
-from ncsn_fast.models.refinenet import ARCHITECTURES, Architecture, Refine, Stage
+from ncsn_fast.models.architectures import ARCHITECTURES, Architecture, Refine, Stage
 from ncsn_fast.training.configs import CONFIGS
 
 

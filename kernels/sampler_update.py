@@ -100,6 +100,19 @@ def row_noise(seed, key, step, weights_ptr, sample, quad, ROWS: tl.constexpr, N:
 
 
 @triton.jit
+def impose_known(new, table_ptr, mask_ptr, known_ptr, at, valid, seed, key, step, quad,
+                 TILE_C: tl.constexpr, TILE_P: tl.constexpr):  # fmt: skip
+    """Sets known elements to known + c_ref z(stream 2), unless c_ref is NaN."""
+    scale = tl.load(table_ptr + 8)
+    if scale == scale:
+        is_known = tl.load(mask_ptr + at, mask=valid, other=0) != 0
+        known = tl.load(known_ptr + at, mask=valid, other=0.0)
+        z = normals(seed, key, step, 2, quad, TILE_C, TILE_P)
+        new = tl.where(is_known, tl.fma(scale, z, known), new)
+    return new
+
+
+@triton.jit
 def update_kernel(
     x_ptr, h_ptr, f_ptr, table_ptr, steps_ptr, counter_ptr, seeds_ptr, samples_ptr, weights_ptr,
     mask_ptr, known_ptr, net_ptr, nonfinite_ptr, n_rows, plane, f_sample, f_channel, f_pixel,
@@ -146,12 +159,11 @@ def update_kernel(
         z = row_noise(seed, key, step, weights_ptr, sample, quad, TILE_C, TILE_P)
         new = tl.fma(noise_scale, z, new)
     if mask_ptr is not None:
-        reference_scale = tl.load(table_ptr + 8)
-        if reference_scale == reference_scale:
-            is_known = tl.load(mask_ptr + base + element, mask=valid, other=0) != 0
-            known = tl.load(known_ptr + base + element, mask=valid, other=0.0)
-            z = normals(seed, key, tl.load(steps_ptr + 2 * row + 1), 2, quad, TILE_C, TILE_P)
-            new = tl.where(is_known, tl.fma(reference_scale, z, known), new)
+        step = tl.load(steps_ptr + 2 * row + 1)
+        new = impose_known(
+            new, table_ptr, mask_ptr, known_ptr, base + element, valid, seed, key, step, quad,
+            TILE_C, TILE_P,
+        )  # fmt: skip
     tl.store(x_ptr + base + element, new, mask=valid)
     if net_ptr is not None:
         net = tl.fma(tl.load(table_ptr + 9), new, tl.load(table_ptr + 10))

@@ -53,7 +53,7 @@ _MODULES = {
     "export_onnx": "exporters.onnx",
     "export_trt": "exporters.tensorrt",
     "load": "checkpoints.loading",
-    "wrap": "models.wrap",
+    "wrap": "checkpoints.model_folder",
 }
 
 

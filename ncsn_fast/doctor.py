@@ -9,30 +9,20 @@ from ncsn_fast.cli import command
 if __name__ == "__main__":  # before the imports that take seconds
     sys.exit(command.run_module("doctor"))
 
-import dataclasses
 import importlib.metadata
 import platform
-from typing import Annotated
 
 import torch
-import tyro
 
 import ncsn_fast
 from ncsn_fast import engines, ops
+from ncsn_fast.cli.doctor_options import DoctorOptions, parse
 from ncsn_fast.engines.cpu import autotune
 from ncsn_fast.engines.tensorrt import api as trt_api
 from ncsn_fast.engines.tensorrt.plan_cache import PlanCache
 
 # Distributions that provide engines; at most one of the two onnxruntime ones is installed.
 PACKAGES = ("triton", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_cu13")
-
-
-@dataclasses.dataclass(frozen=True)
-class DoctorOptions:
-    """Command-line options of `python -m ncsn_fast.doctor`."""
-
-    measure: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Measure again which dtype and algorithm the CPU engine should take, and remember it."""
 
 
 def facts() -> list[tuple[str, str]]:
@@ -70,9 +60,8 @@ def _compiled() -> str:
     return f"{len(sizes)} in {folder}, {sum(sizes) / 1e6:.4g} MB"
 
 
-def main(args: list[str] | None = None) -> int:
-    """Runs the command; exit code 0."""
-    options = command.parse(DoctorOptions, args, "ncsn_fast.doctor", "What runs on this machine.")
+def run(options: DoctorOptions) -> int:
+    """Does what the options say; exit code 0."""
     for name, value in facts():
         print(f"{name:24} {value}")
     print("\nengine    runs   what it is, and what is missing")
@@ -88,3 +77,8 @@ def main(args: list[str] | None = None) -> int:
     kind, device, reason = engines.pick("auto", None)
     print(f"engine='auto' is {kind.name!r} on {device}: {reason}")
     return 0
+
+
+def main(args: list[str] | None = None) -> int:
+    """Runs the command; exit code 0."""
+    return run(parse(args))

@@ -16,16 +16,14 @@ if __name__ == "__main__":  # before the imports that take seconds
 import dataclasses
 import logging
 from pathlib import Path
-from typing import Annotated
 
 import torch
-import tyro
 from torch import Tensor
 
 from ncsn_fast.cli import command, shards
-from ncsn_fast.cli.options import SamplingOptions, check_count, check_png, own_options_first
 from ncsn_fast.cli.outputs import check_output, check_output_folder, check_pictures
 from ncsn_fast.cli.sample_folder import read_files, write_files
+from ncsn_fast.cli.sample_options import FOLDER, GRID, SampleOptions, parse
 from ncsn_fast.data.images import grid_shape, save_grid
 from ncsn_fast.data.rescue import write_or_keep
 from ncsn_fast.inference.runner import Report
@@ -34,46 +32,6 @@ from ncsn_fast.ops import noise
 from ncsn_fast.sampler import Sampler
 
 log = logging.getLogger(__name__)
-FOLDER, GRID = Path("samples"), Path("samples.png")
-
-
-@own_options_first
-@dataclasses.dataclass(frozen=True)
-class SampleOptions(SamplingOptions):
-    """Command-line options of `python -m ncsn_fast.sample`."""
-
-    n: int = 64
-    """Number of samples."""
-    out: Path | None = None
-    """Grid of all samples, as PNG (default samples.png unless --out-dir is given)."""
-    out_dir: Path | None = None
-    """Folder for one PNG per sample, named by its index; files that exist are not drawn again.
-    Several processes always write files (default folder samples)."""
-    shard: str | None = None
-    """I/K: draw only part I (from 0 to K-1) of K, for job arrays: one call for each I, with the
-    same --n and --batch-size. `torchrun --nproc-per-node K -m -- ncsn_fast.sample` divides the
-    samples without it (the -- keeps torchrun from reading --n as its own option)."""
-    columns: int | None = None
-    """Images per row of the grid."""
-    plan: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Print the estimated work and time, and stop."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_count("--n", self.n)
-        check_png("--out", self.out)
-        if self.columns is not None:
-            check_count("--columns", self.columns)
-        if self.part() is not None and self.out is not None:
-            raise ValueError(
-                "--out needs all samples, and a --shard has some of them; when all are drawn, run "
-                f"the same command without --shard, with --out-dir {self.out_dir or FOLDER}: it "
-                "finds the files, draws nothing and writes the grid"
-            )
-
-    def part(self) -> shards.Shard | None:
-        """Returns the value of --shard, or None."""
-        return None if self.shard is None else shards.parse(self.shard)
 
 
 def _evaluations(r: Report) -> str:
@@ -109,7 +67,7 @@ def _write(
     who = f" (shard {state.shard} of {options.n} samples)" if options.shard else who
     print(f"{folder}: {written} samples written, {there} were there{who}")
     if options.out is not None:
-        indices = noise.sample_indices(options.start, options.n).tolist()
+        indices = noise.sample_range(options.start, options.n)
         images = torch.cat(list(read_files(folder, indices, sampler.model.image_shape)))
         _write_grid(images, options, sampler)
 
@@ -175,9 +133,13 @@ def _run(options: SampleOptions, state: shards.DistributedState) -> None:
         _write_grid(images, options, sampler)
 
 
-def main(args: list[str] | None = None) -> int:
-    """Runs the command; exit code 0."""
-    options = command.parse(SampleOptions, args, "ncsn_fast.sample", "Draw samples from a model.")
+def run(options: SampleOptions) -> int:
+    """Does what the options say; exit code 0."""
     with shards.distributed(options.part()) as state:
         _run(options, state)
     return 0
+
+
+def main(args: list[str] | None = None) -> int:
+    """Runs the command; exit code 0."""
+    return run(parse(args))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ncsn_fast import engines
 from ncsn_fast.checkpoints.loading import resolve_model
-from ncsn_fast.data.images import Output, as_tensor, check_output, convert
+from ncsn_fast.data.images import Output, convert
 from ncsn_fast.engines.base import (
     Engine,
     dtype_name,
@@ -28,7 +28,13 @@ from ncsn_fast.inference.cost import CostEstimate, estimate_cost
 from ncsn_fast.inference.editing import Inpainting, Restoration
 from ncsn_fast.inference.engine_pool import EnginePool
 from ncsn_fast.inference.runner import Callback, Job, Progress, Report, SamplingError
-from ncsn_fast.inference.sampling_params import CALL_PARAMETERS, SamplingCall, keywords_of, takes
+from ncsn_fast.inference.sampling_params import (
+    CALL_PARAMETERS,
+    SamplingCall,
+    check_form,
+    keywords_of,
+    takes,
+)
 from ncsn_fast.models.score import ScoreModel, each_sigma
 from ncsn_fast.ops import noise
 from ncsn_fast.samplers import methods
@@ -210,7 +216,7 @@ class Sampler:
         )
         program = call.build(self.model)
         check_guide(guide, n)
-        initial = None if init is None else self._initial(init, n)
+        initial = None if init is None else editing.initial_states(self.model, init, n)
         return self._draw(call, program, Job(call.samples(n), init=initial, guide=guide))
 
     @takes(methods.parameters())
@@ -414,13 +420,13 @@ class Sampler:
             sigma: a number or (N,).
         """
         x = x.detach().to("cpu", torch.float32)
-        own, state = self.model.sample_shape, x
-        if len(own) != 3 and tuple(x.shape[1:]) == own:
-            state = x.reshape(len(x), *self.model.image_shape)
+        state = editing.as_states(self.model, x)
         sigma, engine = each_sigma(sigma, x), self.engine_for(len(x))
         seen = engine.condition(sigma.to(self.model.device))
         seen = None if seen is None else seen.cpu()
-        score = self.model.score_by(lambda u, _: engine.output(u, seen), state, sigma)
+        score = self.model.score_by(
+            lambda u, _: engine.output(u, seen), state, sigma, engine.parameterisation
+        )
         return score.reshape(x.shape)
 
     def log_likelihood(
@@ -449,15 +455,6 @@ class Sampler:
         program = SamplingCall(method=method, steps=steps, options=options).build(self.model)
         return estimate_cost(self.engine_for(n), program, n)
 
-    def _initial(self, images: Any, n: int) -> Tensor:
-        own = self.model.sample_shape
-        if len(own) != 3 and isinstance(images, Tensor) and tuple(images.shape[1:]) == own:
-            images = images.reshape(len(images), *self.model.image_shape)
-        x = as_tensor(images, self.model.image_shape)
-        if len(x) != n:
-            raise ValueError(f"expected {n} images; got {len(x)}")
-        return x
-
     def micro_batch(self, n: int) -> int:
         """Returns the number of images in a micro-batch of a call for n."""
         return self._pool.micro_batch(n)
@@ -477,22 +474,12 @@ class Sampler:
         finish: Callable[[Tensor], Tensor] | None = None,
     ) -> Any:
         """Runs a job and returns its images, after `finish`, in the output form of the call."""
-        self._check_output(call.output)
+        check_form(self.model, call.output)
         noise.check_uint32("seed", call.seed)
         parts = [x for _, x in self._run(call, program, job)]
         x = torch.cat(parts) if parts else torch.empty(0, *self.model.image_shape)
         x = x if finish is None else finish(x)
         return convert(x.reshape(len(x), *self.model.sample_shape), call.output)
-
-    def _check_output(self, output: Output) -> None:
-        """Raises ValueError unless samples of this model can be given in this form."""
-        check_output(output)
-        images = len(self.model.sample_shape) == 3 and self.model.bounded
-        if output != "pt" and not images:
-            raise ValueError(
-                f"output={output!r} is of images with a data_range; this model's samples are "
-                f"{tuple(self.model.sample_shape)}: use output='pt'"
-            )
 
     def _run(
         self, call: SamplingCall, program: Program | Procedure, job: Job

@@ -9,7 +9,6 @@ from ncsn_fast.cli import command
 if __name__ == "__main__":  # before the imports that take seconds
     sys.exit(command.run_module("train"))
 
-import argparse
 import contextlib
 import dataclasses
 import itertools
@@ -20,21 +19,20 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import tyro
 from tqdm import tqdm
 
 from ncsn_fast.checkpoints import training_run
 from ncsn_fast.cli.outputs import check_output_folder
+from ncsn_fast.cli.train_options import TrainOptions, parse
 from ncsn_fast.data import datasets, files
 from ncsn_fast.data.loader import batches
 from ncsn_fast.inference.cost import network_flop
 from ncsn_fast.models.score import ModelConfig, ScoreModel
-from ncsn_fast.models.unet import TIME_ARCHS
 from ncsn_fast.training import toy
-from ncsn_fast.training.configs import CONFIGS, TrainConfig
+from ncsn_fast.training.configs import ToyOptions, TrainConfig
 from ncsn_fast.training.ladder import resolve_ladder
 from ncsn_fast.training.trainer import (
     DivergedError,
@@ -77,7 +75,7 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def new_run_folder(config: TrainConfig | toy.ToyOptions) -> Path:
+def new_run_folder(config: TrainConfig | ToyOptions) -> Path:
     """Creates <runs>/<name>, or the first of <name>-2, <name>-3, ... that does not exist."""
     for number in itertools.count(1):
         suffix = "" if number == 1 else f"-{number}"
@@ -316,52 +314,7 @@ def train(
     return run, fit(trainer, images, journal, progress=progress)
 
 
-_NAMES = ", ".join([*CONFIGS, "toy"])
-_CONFIG_HELP = f"Settings to start from, which the options override: {_NAMES} (options of its own)."
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainOptions:
-    """Command-line options of `python -m ncsn_fast.train`."""
-
-    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
-    config_name: Annotated[str, tyro.conf.arg(name="config", metavar="NAME", help=_CONFIG_HELP)] = (
-        "digits"
-    )
-    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Continue <runs>/<name> from its newest checkpoint; start it if it has none."""
-    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Read some of the data, print the resolved configuration as JSON and what the run would do,
-    and stop."""
-
-
-def parse_options(args: list[str]) -> TrainOptions | toy.ToyOptions:
-    """Parses the options; `--config NAME` selects the row of CONFIGS with the defaults."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    first.add_argument("--config", default="digits")
-    try:
-        name = first.parse_known_args(args)[0].config
-    except argparse.ArgumentError as error:
-        raise command.UsageError(f"{error}; it must be one of {_NAMES}") from error
-    if name == "toy":
-        about = "Train on the 2-D mixture of NCSN (2019), draw fields and samples into runs/toy."
-        return command.parse(toy.ToyOptions, args, "ncsn_fast.train", about)
-    if name not in CONFIGS:
-        raise command.UsageError(f"--config must be one of {_NAMES}; got {name!r}")
-    default = TrainOptions(config=CONFIGS[name], config_name=name)
-    description = (
-        "Train a score model. With no options: the digits configuration, into runs/digits."
-    )
-    options = command.parse(TrainOptions, args, "ncsn_fast.train", description, default)
-    derives = options.config.sigma_begin <= 0 and options.config.arch not in TIME_ARCHS
-    if not options.config.data and (derives or not options.dry_run):
-        raise command.UsageError(
-            f"--config {name} needs images: --data FOLDER, FILE.zip or hf:NAME"
-        )
-    return options
-
-
-def train_toy(options: toy.ToyOptions) -> int:
+def train_toy(options: ToyOptions) -> int:
     """Trains and draws the toy; if interrupted, draws what was learnt so far."""
     toy.figure_class()  # before the folder is made
     check_output_folder("--runs", Path(options.runs) / options.name)
@@ -374,15 +327,14 @@ def train_toy(options: toy.ToyOptions) -> int:
     return 0 if finished else 128 + stop[0]
 
 
-def main(args: list[str] | None = None) -> int:
-    """Runs the command.
+def run(options: TrainOptions | ToyOptions) -> int:
+    """Does what the options say.
 
     Returns:
         exit code: 0 when finished, 130 or 143 when stopped by Ctrl-C or SIGTERM (and saved).
     """
-    options = parse_options(sys.argv[1:] if args is None else args)
     command.single_process("ncsn_fast.train")
-    if isinstance(options, toy.ToyOptions):
+    if isinstance(options, ToyOptions):
         if options.dry_run:
             print(options.to_json())
             return 0
@@ -390,15 +342,20 @@ def main(args: list[str] | None = None) -> int:
     if options.dry_run:
         dry_run(options.config, resume=options.resume)
         return 0
-    run, stopped = train(options.config, resume=options.resume)
+    folder, stopped = train(options.config, resume=options.resume)
     if stopped is None:
         print(
-            f"trained: {run}\n"
-            f"sample from it: python -m ncsn_fast.sample --model {run} --out grid.png"
+            f"trained: {folder}\n"
+            f"sample from it: python -m ncsn_fast.sample --model {folder} --out grid.png"
         )
         return 0
     print(
-        f"stopped and saved: {run}\n"
-        f"continue with: the same command and {_resume(run, options.config)}"
+        f"stopped and saved: {folder}\n"
+        f"continue with: the same command and {_resume(folder, options.config)}"
     )
     return 128 + stopped
+
+
+def main(args: list[str] | None = None) -> int:
+    """Runs the command; returns the exit code of `run`."""
+    return run(parse(args))

@@ -14,13 +14,13 @@ from typing import Any
 import published
 import torch
 import torch.nn.functional as F
+from ncsn_fast.kernels.rows import new_rows
 from race import Absent, Entrant, relative_error
 from torch import Tensor
 
 from gpu import timing
 from gpu.section import Section
 from ncsn_fast import ops
-from ncsn_fast.kernels.rows import new_rows
 from ncsn_fast.ops import reference
 from ncsn_fast.ops.noise import Stream
 

@@ -17,10 +17,10 @@ from ncsn_fast.checkpoints.safetensors_file import read_safetensors
 from ncsn_fast.checkpoints.torch_file import CheckpointError, key_differences
 from ncsn_fast.data.files import atomic_write_all
 from ncsn_fast.data.json_file import JSONError, parse_json, read_json
-from ncsn_fast.diffusion.schedule import check_ladder
-from ncsn_fast.models.adapter import Adapter, WrappedConfig
+from ncsn_fast.diffusion.spacing import check_ladder
+from ncsn_fast.models.adapter import WrappedConfig, identity_of
 from ncsn_fast.models.score import ModelConfig, ScoreModel
-from ncsn_fast.models.wrap import check_runs
+from ncsn_fast.models.wrap import wrap, wrapped
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -39,7 +39,6 @@ def build_model(config: ModelConfig, state: dict[str, Tensor], where: str) -> Sc
     try:
         with torch.device("meta"):
             model = ScoreModel(config)
-        model.check_input(torch.empty(1, *model.image_shape, device="meta"))
         expected = model.state_dict()
         _check_fit(expected, state, config.arch)
         _check_ends(config, check_ladder(state["sigmas"]))
@@ -148,7 +147,7 @@ def _wrapped(
 ) -> ScoreModel:
     """Puts the weights of a wrapped model into the network that the caller brings."""
     try:
-        config = WrappedConfig.from_dict(values)
+        config = WrappedConfig.from_dict(values, "" if net is None else identity_of(net))
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise CheckpointError(f"cannot use {described}: {error}") from error
     if net is None:
@@ -157,19 +156,14 @@ def _wrapped(
             f"({config.arch}), and files run no code: build that network and pass it, "
             "load(folder, net=...)"
         )
-    conditioned = config.parameterisation.c_noise is not None
-    adapter = Adapter(
-        net, config.sample_shape, conditioned=conditioned, labelled=config.n_classes > 0
-    )
     try:
-        model = ScoreModel(config, state.get("sigmas"), adapter)
+        model = wrapped(net, config, state["sigmas"])
         expected = model.state_dict()
         _check_fit(expected, state, type(net).__name__)
         _check_ends(config, check_ladder(state["sigmas"]))
-    except (ValueError, RuntimeError, TypeError, OverflowError) as error:
+    except (ValueError, RuntimeError, TypeError, KeyError, OverflowError) as error:
         raise CheckpointError(f"{weights}: {error}") from error
     model.load_state_dict(state)
-    check_runs(model.eval())
     return model
 
 
@@ -201,3 +195,15 @@ class _ModelFolders:
 
 
 ScoreModel.storage = _ModelFolders()
+
+__all__ = [
+    "CONFIG_NAME",
+    "WEIGHTS_NAME",
+    "ModelConfig",
+    "ScoreModel",
+    "build_model",
+    "config_from_json",
+    "load_model_folder",
+    "save_model",
+    "wrap",
+]

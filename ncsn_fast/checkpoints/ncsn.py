@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ncsn_fast.checkpoints.sampling_settings import with_sampling_settings
 from ncsn_fast.checkpoints.torch_file import CheckpointError
-from ncsn_fast.models.refinenet import ARCHITECTURES
+from ncsn_fast.models.architectures import ARCHITECTURES
 from ncsn_fast.models.score import ModelConfig
 
 NAME = "NCSN (2019) and NCSNv2 (2020)"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ncsn_fast.diffusion import schedule as ladders
+from ncsn_fast.models.architectures import TIME_ARCHS
 from ncsn_fast.models.published_runs import PUBLISHED_RUNS, PublishedRun
-from ncsn_fast.models.unet import TIME_ARCHS
 
 _DEFAULT_SIZE = {
     "ncsnv2": 32,

@@ -11,8 +11,9 @@ from torch import Tensor
 from ncsn_fast.checkpoints.sampling_settings import with_sampling_settings
 from ncsn_fast.checkpoints.torch_file import CheckpointError
 from ncsn_fast.diffusion import schedule as ladders
-from ncsn_fast.models.score import TIME_STYLE, ModelConfig
-from ncsn_fast.models.unet import TIME_ARCHS, VERSIONS, Clock
+from ncsn_fast.models.architectures import TIME_ARCHS, TIME_STYLE, VERSIONS
+from ncsn_fast.models.score import ModelConfig
+from ncsn_fast.models.unet import Clock
 
 NAME = "the score-SDE tutorial"
 _FREQUENCIES = {"embed.W": "unet_a", "embed.0.W": "unet_b"}  # keys of the tutorial's networks
@@ -20,7 +21,7 @@ _FREQUENCIES = {"embed.W": "unet_a", "embed.0.W": "unet_b"}  # keys of the tutor
 
 EXAMPLES = tuple(
     ModelConfig(
-        arch=name, ngf=32, n_sigmas=2, sigma_begin=1.0, **TIME_STYLE,
+        arch=name, image_size=(28, 28), ngf=32, n_sigmas=2, sigma_begin=1.0, **TIME_STYLE,
         sigma_min=VERSIONS[version].sigma_min, sigma_max=VERSIONS[version].sigma_max,
     )
     for name, version in TIME_ARCHS.items()

@@ -1,7 +1,9 @@
 """Common behaviour of all commands: parsing, logging, signals, exit codes, one-line errors.
 
 It imports nothing that takes time: a command's module imports this one first, and the rest under
-`run_module`, so that Ctrl-C in the first seconds ends it as it does later.
+`run_module`, so that Ctrl-C in the first seconds ends it as it does later. The options of a command
+are in a module of their own, cli/NAME_options.py, which does without torch: --help and usage errors
+do not wait for it.
 """
 
 from __future__ import annotations
@@ -118,10 +120,22 @@ def single_process(prog: str) -> None:
 
 
 def run_module(name: str, args: list[str] | None = None) -> int:
-    """Imports the command ncsn_fast.<name> and runs it; signals end it from the first moment on."""
+    """Parses the options of a command, then imports ncsn_fast.<name> and runs it.
+
+    Signals end it from the first moment on.
+    """
     with _handlers({signal.SIGINT: _leave, signal.SIGTERM: _leave}):
+        try:
+            options = importlib.import_module(f"ncsn_fast.cli.{name}_options").parse(args)
+        except UsageError as error:
+            return _refuse(error)
         module = importlib.import_module(f"ncsn_fast.{name}")
-    return run(lambda: module.main(args))
+    return run(lambda: module.run(options))
+
+
+def _refuse(error: UsageError) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return USAGE
 
 
 def run(main: Callable[[], int]) -> int:
@@ -137,8 +151,7 @@ def run(main: Callable[[], int]) -> int:
         with _handlers({signal.SIGTERM: _terminate}):
             return main()
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USAGE
+        return _refuse(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
 import tyro
 
 from ncsn_fast.inference.sampling_params import SamplingParams
-from ncsn_fast.ops.noise import check_uint32
-from ncsn_fast.sampler import Sampler
 from ncsn_fast.samplers import methods
+
+if TYPE_CHECKING:  # torch is imported when the options are parsed, and the work begins
+    from ncsn_fast.sampler import Sampler
 
 T = TypeVar("T")
 
@@ -48,6 +49,8 @@ class ModelOptions:
 
     def sampler(self) -> Sampler:
         """Makes the Sampler that these options describe."""
+        from ncsn_fast.sampler import Sampler
+
         return Sampler(
             self.model,
             engine=self.engine,
@@ -119,8 +122,9 @@ class SamplingOptions(SamplingParams, ModelOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_uint32("--seed", self.seed)
-        check_uint32("--start", self.start)
+        for name in ("seed", "start"):
+            if not 0 <= getattr(self, name) < 2**32:
+                raise ValueError(f"--{name} must be in [0, 2**32); got {getattr(self, name)}")
         if self.draws():
             methods.check_options(self.method, set(self.method_options()) - {"method", "steps"})
 

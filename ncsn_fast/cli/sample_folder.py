@@ -6,10 +6,11 @@ results of two models, seeds or settings.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from ncsn_fast.sampler import Sampler
 log = logging.getLogger(__name__)
 SETTINGS_NAME = "settings.json"
 SAMPLES = "samples drawn"
+WINDOW = 2**16  # samples whose paths are in memory at once
 # What an engine chooses by itself, and the options that choose it. Engines without the choice, and
 # older versions, do not write "convolutions".
 CHOICES = {"dtype": "--dtype", "convolutions": "--engine-options convolutions"}
@@ -84,16 +86,19 @@ def write_files(
 ) -> tuple[int, int]:
     """Draws the samples of a block whose files are missing or incomplete, one PNG each.
 
+    The files are looked at as the samples are drawn, WINDOW missing ones at a time: a request of
+    2^32 samples takes no more memory than one of WINDOW.
+
     Returns:
         Numbers of files written and of files that existed.
     """
-    indices = noise.sample_indices(options.start + block.start, len(block)).tolist()
-    shape = sampler.model.image_shape
-    missing = {i: path for i in indices if not is_whole(path := sample_path(folder, i), shape)}
+    indices = noise.sample_range(options.start + block.start, len(block))
+    windows = _missing(folder, indices, sampler.model.image_shape)
+    first = next(windows, [])
     choices: dict[str, str] = {}
-    if missing or not (folder / SETTINGS_NAME).exists():
+    if first or not (folder / SETTINGS_NAME).exists():
         # Only an engine that was built knows whether the model needs a slower variant.
-        engine = sampler.engine_for(max(1, len(missing)))
+        engine = sampler.engine_for(max(1, len(first)))
         choices = {"dtype": engine.dtype, **engine.choices}
     settings = {
         "model": sampler.model.digest(),
@@ -102,22 +107,36 @@ def write_files(
         **options.method_options(),
     }
     claim_folder(folder, settings, SAMPLES, ignore=frozenset(() if choices else CHOICES))
-    if not missing:
-        return 0, len(indices)
-    if broken := [path for path in missing.values() if path.exists()]:
-        log.warning("drawn again, as incomplete or of another size: %d of %s", len(broken), folder)
-    for place in {sample_path(folder, i).parent for i in indices}:
+    written = 0
+    for missing in itertools.chain([first] if first else [], windows):
+        _draw(sampler, options, folder, missing)
+        written += len(missing)
+    return written, len(indices) - written
+
+
+def _missing(folder: Path, indices: range, shape: tuple[int, int, int]) -> Iterator[list[int]]:
+    """Yields the indices whose files are missing or incomplete, in lists of at most WINDOW."""
+    lost = (i for i in indices if not is_whole(sample_path(folder, i), shape))
+    while window := list(itertools.islice(lost, WINDOW)):
+        yield window
+
+
+def _draw(sampler: Sampler, options: SamplingOptions, folder: Path, missing: list[int]) -> None:
+    """Draws samples and writes their files."""
+    paths = [sample_path(folder, i) for i in missing]
+    if broken := sum(path.exists() for path in paths):
+        log.warning("drawn again, as incomplete or of another size: %d of %s", broken, folder)
+    for place in {path.parent for path in paths}:
         remove_leftovers(place)
     stream = sampler.stream(
-        torch.tensor(list(missing), dtype=torch.int64),
+        torch.tensor(missing, dtype=torch.int64),
         seed=options.seed,
         progress=not options.quiet,
         **options.method_options(),
     )
     for part, images in stream:
         for index, array in zip(part.tolist(), to_uint8(images), strict=True):
-            save_png(array, missing[index])
-    return len(missing), len(indices) - len(missing)
+            save_png(array, sample_path(folder, index))
 
 
 def is_whole(path: Path, shape: tuple[int, int, int]) -> bool:
@@ -137,7 +156,7 @@ def is_whole(path: Path, shape: tuple[int, int, int]) -> bool:
 
 
 def read_files(
-    folder: Path, indices: list[int], shape: tuple[int, int, int], size: int = 256
+    folder: Path, indices: Sequence[int], shape: tuple[int, int, int], size: int = 256
 ) -> Iterator[Tensor]:
     """Reads samples of a folder by index, in batches (at most `size`, C, H, W) in [0, 1]."""
     for first in range(0, len(indices), size):

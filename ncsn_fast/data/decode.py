@@ -8,16 +8,16 @@ import io
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-import torch.utils.data
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageColor, UnidentifiedImageError
-from torch import Tensor
 
 from ncsn_fast.data.limits import IMAGE_BYTES, PIXELS
+
+if TYPE_CHECKING:  # the command line parses colours before torch is imported
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +67,8 @@ class WarnOnce:
 
     def is_new(self, kind: str) -> bool:
         """Whether a warning of this kind would be logged."""
+        import torch.utils.data
+
         worker = torch.utils.data.get_worker_info()
         return kind not in self._seen and (worker is None or worker.id == 0)
 
@@ -125,6 +127,8 @@ def decode(
 
 def pixels(image: Image.Image) -> Tensor:
     """Converts a grey (L) or RGB image to uint8 (C, H, W)."""
+    import torch
+
     array = np.array(image, dtype=np.uint8).reshape(image.height, image.width, -1)
     return torch.from_numpy(array.transpose(2, 0, 1).copy())
 

@@ -1,11 +1,19 @@
-"""JSON files, read strictly: what they hold is plain data of a bounded size, or an error."""
+"""JSON files, read strictly: what they hold is plain data of a bounded size, or an error.
+
+`plain` and `make_plain` are for what is to be written.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import math
+import numbers
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ncsn_fast.data import files, limits
 
@@ -83,6 +91,33 @@ def parse_json(text: str, where: str, *, finite: bool = True) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise JSONError(f"cannot use {where}: expected a JSON object; got {type(found).__name__}")
     return found
+
+
+def plain(value: Any) -> Any:
+    """Returns a number of any type, NumPy's above all, as Python's own, which JSON can hold.
+
+    Tuples are converted element by element; everything else is returned as it is.
+    """
+    if isinstance(value, tuple):
+        return tuple(map(plain, value))
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) else value
+
+
+def make_plain(config: Any) -> None:
+    """Makes all numbers of a dataclass `plain`, and floats where its fields are; also a frozen one.
+
+    It is for `__post_init__`, before the values are checked.
+    """
+    for field in dataclasses.fields(config):
+        value = plain(getattr(config, field.name))
+        if field.type == "float" and type(value) is int:
+            with contextlib.suppress(OverflowError):  # the check of its range will refuse it
+                value = float(value)
+        object.__setattr__(config, field.name, value)
 
 
 def _short(text: str) -> str:

@@ -64,6 +64,7 @@ class Parameterisation:
         c_skip, c_out, c_in: from noise levels (K,) float64, in the unit of the data that the
             network was trained on, to (K,) float64.
         c_noise: the same, to the network's second input; None for a network without one.
+        slope: (c_skip - 1) / sigma, computed without cancellation; None if c_skip gives it.
         noise_dtype: dtype of that input, float32 or int64.
         data_scale, data_shift: the network's data are data_scale x + data_shift for the x of this
             package; (2, -1) for a network trained on images in [-1, 1].
@@ -75,20 +76,22 @@ class Parameterisation:
     c_out: Function
     c_in: Function
     c_noise: Function | None = None
+    slope: Function | None = None
     noise_dtype: torch.dtype = torch.float32
     data_scale: float = 1.0
     data_shift: float = 0.0
     largest: float = math.inf
     spec: Mapping[str, Any] | None = None
 
-    def linear_form(self, sigma: Tensor) -> LinearForm:
-        """Returns sigma score as a linear form of x and the network's output, in float64.
+    def linear_form(self, sigma: Tensor, dtype: torch.dtype = torch.float64) -> LinearForm:
+        """Returns sigma score as a linear form of x and the network's output, computed in dtype.
 
         sigma (K,) is in the unit of x. With u = data_scale x + data_shift, whose noise level is
         s = data_scale sigma, sigma grad log p(x) = s grad log p(u) = (D(u) - u) / s.
         """
-        s = self.data_scale * sigma.double()
-        skip, out, inner = ((self.c_skip(s) - 1) / s, self.c_out(s) / s, self.c_in(s))
+        s = self.data_scale * sigma.to(dtype)
+        skip = (self.c_skip(s) - 1) / s if self.slope is None else self.slope(s)
+        out, inner = self.c_out(s) / s, self.c_in(s)
         return LinearForm(
             skip * self.data_scale,
             out,
@@ -97,11 +100,14 @@ class Parameterisation:
             inner * self.data_shift,
         )
 
-    def condition(self, sigma: Tensor) -> Tensor | None:
-        """Returns the network's second input at noise levels sigma, in the unit of x."""
+    def condition(self, sigma: Tensor, dtype: torch.dtype = torch.float64) -> Tensor | None:
+        """Returns the network's second input at noise levels sigma, in the unit of x.
+
+        It is computed in dtype, and then rounded to that of the network.
+        """
         if self.c_noise is None:
             return None
-        return self.c_noise(self.data_scale * sigma.double()).to(self.noise_dtype)
+        return self.c_noise(self.data_scale * sigma.to(dtype)).to(self.noise_dtype)
 
     @property
     def sigma_limit(self) -> float:
@@ -166,11 +172,14 @@ class DiscreteVP:
 
     def time(self, noise_level: Any) -> Any:
         """Computes the index of a noise level, between 0 and n - 1."""
-        known = np.log(self.sigmas)
-        wanted = np.log(np.asarray(noise_level, dtype=np.float64))
-        t = np.interp(wanted, known, np.arange(self.n))
-        t = np.round(t) if self.rounded else t
-        return torch.from_numpy(np.asarray(t)) if isinstance(noise_level, Tensor) else t
+        if not isinstance(noise_level, Tensor):
+            return self.time(torch.as_tensor(noise_level, dtype=torch.float64)).numpy()
+        known = torch.from_numpy(np.log(self.sigmas)).to(noise_level)
+        wanted = noise_level.log()
+        below = ((wanted[..., None] >= known).sum(dim=-1) - 1).clamp(0, self.n - 2)
+        share = (wanted - known[below]) / (known[below + 1] - known[below])
+        t = (below + share).clamp(0, self.n - 1)
+        return t.round() if self.rounded else t
 
     def noise_level(self, t: Any) -> Any:
         """Computes the noise level at an index."""
@@ -205,6 +214,16 @@ class _Standard:
         if self.predicts == "edm":
             return self.sigma_data**2 * self.c_in(sigma).square()
         return torch.ones_like(sigma)
+
+    def slope(self, sigma: Tensor) -> Tensor:
+        """Computes (c_skip - 1) / sigma without cancellation."""
+        if self.predicts == "denoised":
+            return -1 / sigma
+        if self.predicts == "v":  # m^2 (1 + sigma^2) = 1
+            return -sigma * self.mean_scale(sigma).square()
+        if self.predicts == "edm":
+            return -sigma * self.c_in(sigma).square()
+        return torch.zeros_like(sigma)
 
     def c_out(self, sigma: Tensor) -> Tensor:
         if self.predicts == "score":
@@ -242,7 +261,7 @@ class _Seen:
         if self.sees in self.FUNCTIONS:
             return self.FUNCTIONS[self.sees](sigma)
         if self.sees == "level":
-            known = torch.tensor(self.sigmas, dtype=torch.float64, device=sigma.device)
+            known = torch.tensor(self.sigmas, dtype=sigma.dtype, device=sigma.device)
             return (sigma.log()[..., None] - known.log()).abs().argmin(dim=-1)
         assert self.process is not None
         t = self.process.time(sigma)
@@ -275,13 +294,49 @@ def standard(
     Raises:
         ValueError: unknown names, or a choice that lacks what it needs.
     """
+    sees = "log_sigma/4" if sees is None and predicts == "edm" else sees
+    _check(predicts, sees, process, sigma_data, sigmas, data_range)
+    assert sees is not None
+    low, high = map(float, data_range)
+    functions = _Standard(predicts, process, sigma_data)
+    seen = None if sees == "nothing" else _Seen(sees, process, time_scale, tuple(sigmas))
+    spec = {
+        "predicts": predicts,
+        "sees": sees,
+        "process": None if process is None else _process_to_dict(process),
+        "time_scale": float(time_scale),
+        "sigma_data": float(sigma_data),
+        "sigmas": list(sigmas),
+        "data_range": [low, high],
+    }
+    return Parameterisation(
+        functions.c_skip,
+        functions.c_out,
+        functions.c_in,
+        seen,
+        functions.slope,
+        torch.int64 if sees == "level" else torch.float32,
+        data_scale=high - low,
+        data_shift=low,
+        largest=math.inf if process is None or sees == "nothing" else _last_level(process),
+        spec=spec,
+    )
+
+
+def _check(
+    predicts: str,
+    sees: str | None,
+    process: Process | None,
+    sigma_data: float,
+    sigmas: tuple[float, ...],
+    data_range: tuple[float, float],
+) -> None:
+    """Raises ValueError unless `standard` takes these arguments."""
     if predicts not in get_args(Predicts):
         raise ValueError(
             f"predicts must be one of {', '.join(get_args(Predicts))}, or a Parameterisation; got "
             f"{predicts!r}"
         )
-    if sees is None and predicts == "edm":
-        sees = "log_sigma/4"
     if sees is None or sees not in get_args(Sees):
         raise ValueError(f"sees must be one of {', '.join(get_args(Sees))}; got {sees!r}")
     if predicts == "v" and not isinstance(process, (VP, DiscreteVP)):
@@ -299,28 +354,6 @@ def standard(
         raise ValueError(f"data_range must be two numbers, the lower first; got {data_range}")
     if not 0 < sigma_data < math.inf:
         raise ValueError(f"sigma_data must be positive; got {sigma_data}")
-    functions = _Standard(predicts, process, sigma_data)
-    seen = None if sees == "nothing" else _Seen(sees, process, time_scale, tuple(sigmas))
-    spec = {
-        "predicts": predicts,
-        "sees": sees,
-        "process": None if process is None else _process_to_dict(process),
-        "time_scale": time_scale,
-        "sigma_data": sigma_data,
-        "sigmas": list(sigmas),
-        "data_range": [low, high],
-    }
-    return Parameterisation(
-        functions.c_skip,
-        functions.c_out,
-        functions.c_in,
-        seen,
-        torch.int64 if sees == "level" else torch.float32,
-        data_scale=high - low,
-        data_shift=low,
-        largest=math.inf if process is None or sees == "nothing" else _last_level(process),
-        spec=spec,
-    )
 
 
 def from_spec(spec: Mapping[str, Any]) -> Parameterisation:

@@ -29,7 +29,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from ncsn_fast.diffusion.schedule import check_ladder
+from ncsn_fast.diffusion.spacing import check_ladder
 
 Array = Any  # a float, a numpy array or a tensor, as t is
 Column = NDArray[np.float64]

@@ -13,6 +13,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from ncsn_fast.diffusion.parameterisation import Parameterisation
+from ncsn_fast.engines.batch_sizes import balanced_batch_size, largest_batch_size
 from ncsn_fast.engines.torch_settings import torch_threads
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.samplers.procedure import (
@@ -27,8 +29,6 @@ from ncsn_fast.samplers.program import Chains, Program, Update, run
 
 # Whether long builds show a progress bar.
 progress_shown: contextvars.ContextVar[bool] = contextvars.ContextVar("progress", default=True)
-
-LARGEST_BATCH_SIZE = 256  # default limit on images per micro-batch
 
 # Compute dtypes. tf32: feature maps are float32, convolutions round their inputs to TF32.
 DTYPES: dict[str, torch.dtype] = {
@@ -268,6 +268,11 @@ class Engine(abc.ABC):
                 f"shape {tuple(chains.x.shape)}"
             )
 
+    @property
+    def parameterisation(self) -> Parameterisation:
+        """Of what `network` computes: the model's, unless the engine's graph has it inside."""
+        return self.model.parameterisation
+
     def condition(self, sigma: Tensor) -> Tensor | None:
         """Returns the second input of `network` at noise levels sigma, as ScoreModel.condition.
 
@@ -362,7 +367,7 @@ class Engine(abc.ABC):
     ) -> Callable[[int, int], object]:
         """Returns a function that runs rows, with the model's parameterisation in the table."""
         sigma = torch.from_numpy(program.sigma)
-        own = program.of_network(self.model.parameterisation.linear_form(sigma).numpy())
+        own = program.of_network(self.parameterisation.linear_form(sigma).numpy())
         conditions = self.condition(sigma.to(self.model.device))
         if conditions is not None:
             conditions = conditions.to(self.device)
@@ -406,7 +411,7 @@ class Engine(abc.ABC):
         def conditioned(u: Tensor, _: Tensor | None) -> Tensor:
             return network(u, None if seen is None else seen.to(self.device))
 
-        return self.model.score_by(conditioned, x, sigma)
+        return self.model.score_by(conditioned, x, sigma, self.parameterisation)
 
     def chunks(self, program: Program) -> list[range]:
         """Splits the rows of a program at its callbacks: one range per noise level."""
@@ -496,24 +501,3 @@ def without_weights(model: ScoreModel, keep: Collection[str] = ()) -> ScoreModel
         if name.removeprefix("net.") not in keep
     }
     return copy.deepcopy(model, memo).cpu().eval()
-
-
-def largest_batch_size(shape: tuple[int, int, int], device: torch.device) -> int:
-    """Returns a power-of-two batch size for images (C, H, W) whose activations fit in memory."""
-    pixels = 65_536 if device.type == "cpu" else 524_288
-    most = max(1, min(LARGEST_BATCH_SIZE, pixels // (shape[1] * shape[2])))
-    return 1 << (most.bit_length() - 1)
-
-
-def balanced_batch_size(n: int, largest: int) -> int:
-    """Returns the least size that cuts n images into as few batches as `largest` does.
-
-    With 64 as the largest, 65 gives 33.
-    """
-    n_batches = max(1, -(-n // largest))
-    return max(1, -(-n // n_batches))
-
-
-def default_batch_size(n: int, shape: tuple[int, int, int], device: torch.device) -> int:
-    """Returns the smallest power of two that holds n images, up to `largest_batch_size`."""
-    return min(largest_batch_size(shape, device), 1 << max(0, n - 1).bit_length())

@@ -22,9 +22,9 @@ from ncsn_fast.engines.base import (
     Engine,
     EngineError,
     EngineUnavailable,
-    default_batch_size,
     without_weights,
 )
+from ncsn_fast.engines.batch_sizes import default_batch_size
 from ncsn_fast.engines.torch_settings import (
     compiler_settings,
     cudnn_precision,

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ncsn_fast.diffusion.parameterisation import Parameterisation
 from ncsn_fast.engines.base import DamagedModelError, Engine, PrecisionError
 from ncsn_fast.engines.eager import EagerEngine
 from ncsn_fast.engines.probe_images import probe_images
@@ -54,14 +55,19 @@ def check_precision(engine: Engine, reference: EagerEngine, n: int) -> float:
     """
     x, levels = probes(engine.model, n)
     sigmas = engine.model.sigmas[levels.to(engine.model.device)]
-    form = engine.model.parameterisation.linear_form(sigmas.cpu())
-    scale, shift = (c.float().view(-1, 1, 1, 1) for c in (form.scale, form.shift))
-    x = scale * x + shift
     seen, own = (
         None if condition is None else condition.cpu()
         for condition in (reference.condition(sigmas), engine.condition(sigmas))
     )
-    expected, f = reference.output(x, seen), engine.output(x, own)
+    noisy, known = x, engine.model.parameterisation
+    x = _input(known, noisy, sigmas)
+    expected = reference.output(x, seen)
+    if engine.parameterisation is known or engine.parameterisation.spec == known.spec is not None:
+        f = engine.output(x, own)
+    else:  # both in terms of sigma * score
+        expected = _scaled_score(known, noisy, sigmas, expected)
+        f = engine.output(_input(engine.parameterisation, noisy, sigmas), own)
+        f = _scaled_score(engine.parameterisation, noisy, sigmas, f)
     for sigma, values in zip(sigmas.tolist(), expected, strict=True):
         if not bool(torch.isfinite(values).all()):
             raise DamagedModelError(
@@ -83,6 +89,19 @@ def check_precision(engine: Engine, reference: EagerEngine, n: int) -> float:
                 "use engine='eager'" if engine.dtype == "fp32" else "use dtype='fp32'",
             )
     return float(errors.max())
+
+
+def _input(known: Parameterisation, x: Tensor, sigmas: Tensor) -> Tensor:
+    """Returns the network's input for noisy images x (N, C, H, W)."""
+    form = known.linear_form(sigmas.cpu())
+    scale, shift = (c.float().view(-1, 1, 1, 1) for c in (form.scale, form.shift))
+    return scale * x + shift
+
+
+def _scaled_score(known: Parameterisation, x: Tensor, sigmas: Tensor, f: Tensor) -> Tensor:
+    """Returns sigma * score from the network's output f."""
+    skip, out, const, *_ = (c.float().view(-1, 1, 1, 1) for c in known.linear_form(sigmas.cpu()))
+    return skip * x + out * f + const
 
 
 def relative_error(f: Tensor, expected: Tensor) -> Tensor:

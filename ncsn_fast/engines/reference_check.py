@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from ncsn_fast.diffusion.parameterisation import standard
 from ncsn_fast.engines import precision
 from ncsn_fast.engines.base import Engine
 from ncsn_fast.engines.eager import EagerEngine
+from ncsn_fast.models.adapter import WrappedConfig
 from ncsn_fast.models.score import ModelConfig, ScoreModel
 
 # Inputs of exported graphs beside the images, by ScoreModel.conditioning: name and dtype. Networks
@@ -20,9 +22,21 @@ from ncsn_fast.models.score import ModelConfig, ScoreModel
 CONDITIONS = {"level": ("level", torch.int64), "time": ("sigma", torch.float32)}
 
 
+# Of graphs of wrapped networks, whose output is sigma * score.
+SCALED_SCORE = standard("scaled_score", sees="nothing")
+
+
+def exported_input(model: ScoreModel) -> tuple[str, torch.dtype] | None:
+    """Returns name and dtype of the noise level's input of a model's exported graph."""
+    if isinstance(model.config, WrappedConfig):
+        return "sigma", torch.float32
+    return CONDITIONS.get(model.conditioning)
+
+
 def exported_condition(model: ScoreModel, sigma: Tensor) -> Tensor | None:
     """Returns the input of a model's exported graph at noise levels sigma; None without one."""
-    return sigma.float() if model.conditioning == "time" else model.condition(sigma)
+    seen = exported_input(model)
+    return sigma.float() if seen is not None and seen[0] == "sigma" else model.condition(sigma)
 
 
 class ContiguousEngine(EagerEngine):

@@ -27,7 +27,7 @@ from ncsn_fast.data import datasets, limits
 from ncsn_fast.data.files import atomic_write, open_regular
 from ncsn_fast.data.images import as_tensor, check_range
 from ncsn_fast.data.json_file import parse_json
-from ncsn_fast.engines.base import default_batch_size
+from ncsn_fast.engines.batch_sizes import default_batch_size
 from ncsn_fast.evaluation.likelihood import Likelihood, Trace, dequantise, log_likelihood
 from ncsn_fast.inference.runner import SamplingError
 from ncsn_fast.models.score import ScoreModel

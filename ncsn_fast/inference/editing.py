@@ -61,6 +61,23 @@ class Measured(NamedTuple):
     operator: Operator
 
 
+def as_states(model: ScoreModel, x: Tensor) -> Tensor:
+    """Returns samples in the shape that callers see as states (N, C, H, W); others unchanged."""
+    own = model.sample_shape
+    if len(own) == 3 or tuple(x.shape[1:]) != own:
+        return x
+    return x.reshape(len(x), *model.image_shape)
+
+
+def initial_states(model: ScoreModel, images: Any, n: int) -> Tensor:
+    """Returns the states (n, C, H, W) that a user starts chains at."""
+    given = as_states(model, images) if isinstance(images, Tensor) else images
+    x = as_tensor(given, model.image_shape)
+    if len(x) != n:
+        raise ValueError(f"expected {n} images; got {len(x)}")
+    return x
+
+
 def inpaint(
     model: ScoreModel, images: Any, mask: Any, call: SamplingCall, variant: Inpainting | None
 ) -> Edit:

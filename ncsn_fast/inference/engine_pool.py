@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from ncsn_fast import engines
-from ncsn_fast.engines.base import Engine, EngineError, largest_batch_size
+from ncsn_fast.engines.base import Engine, EngineError
+from ncsn_fast.engines.batch_sizes import largest_batch_size
 from ncsn_fast.engines.cuda.graphs import empty_cache
 from ncsn_fast.models.score import ScoreModel
 

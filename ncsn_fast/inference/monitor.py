@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ncsn_fast.inference.user_functions import UserFunctions
 from ncsn_fast.samplers.procedure import Procedure
 from ncsn_fast.samplers.program import Chains, Program
 
@@ -69,12 +70,13 @@ class Monitor:
         count: int,
         bar: Any,
         callback: Callback | None,
+        user: UserFunctions,
     ) -> None:
         self.program, self.chains, self.count = program, chains, count
         self.bar, self.callback = bar, callback
         self.checks: list[_Check] = []
         self.steps, self.units = 0, 0
-        self.callback_error: BaseException | None = None  # raised by the user's callback
+        self.user = user
         self.n_levels = 0
         if isinstance(program, Program):
             self.n_levels = int(program.level[-1]) + 1 if program.nfe else 0
@@ -115,11 +117,8 @@ class Monitor:
             samples = self.chains.samples[: self.count].clone().cpu()
             state = x[: self.count].clone()
             progress = Progress(self.program.name, level, self.n_levels, sigma, nfe, samples, state)
-            try:
+            with self.user.watch(callback=True):
                 self.callback(progress)
-            except BaseException as error:
-                self.callback_error = error
-                raise
 
     def check(self, all_but: int = 0) -> None:
         """Raises SamplingError if a chain was lost in any level but the last `all_but`."""

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ncsn_fast.engines.base import Engine
 from ncsn_fast.inference.monitor import UNITS, Callback, Monitor, Progress, SamplingError
+from ncsn_fast.inference.user_functions import UserFunctions
 from ncsn_fast.samplers.constraints import ConstrainedUpdate, Constraint, KnownPixels, impose
 from ncsn_fast.samplers.procedure import Guide, Procedure, SolverError
 from ncsn_fast.samplers.program import Chains, Program, initial_state
@@ -105,7 +106,8 @@ def run(
     """Runs a job and yields its results, micro-batch by micro-batch.
 
     The last micro-batch is padded rather than shrunk, so that results do not depend on how the work
-    was split. Exceptions of the callback come through as they are.
+    was split. Exceptions of the caller's functions (callback, guide, classifier, operator) come
+    through as they are.
 
     Args:
         shrink: called when the engine runs out of GPU memory; returns an engine for smaller
@@ -120,12 +122,13 @@ def run(
             bar.total = bar.n + -(-(n - first) // size) * units
             count, done = min(size, n - first), bar.n
             chains = monitor = None
+            user = UserFunctions()
             rows = torch.arange(first, first + size).clamp(max=n - 1)
             try:
                 chains = job.chains(rows, program, seed, engine)
                 chains.count = count
-                monitor = Monitor(program, chains, count, bar, callback)
-                x, nfe = _run(engine, program, job, rows, chains, monitor)
+                monitor = Monitor(program, chains, count, bar, callback, user)
+                x, nfe = _run(engine, program, job, rows, chains, monitor, user)
                 drawn = MicroBatch(job.samples[first : first + count], x[:count].cpu(), nfe[:count])
                 monitor.check()
             except StopIteration as error:  # a generator would hide which function it came from
@@ -134,9 +137,9 @@ def run(
                     "call; raise another exception"
                 ) from error
             except RuntimeError as error:
-                of_callback = monitor is not None and error is monitor.callback_error
-                chains = monitor = None  # free their memory
-                if shrink is None or of_callback or not _is_out_of_memory(error):
+                full = user.out_of_memory(error)
+                chains = monitor = user.raised = None  # free their memory
+                if shrink is None or not full:
                     raise
                 engine = shrink(engine, error.with_traceback(None))
                 bar.n = done
@@ -157,10 +160,14 @@ def _run(
     rows: Tensor,
     chains: Chains,
     monitor: Monitor,
+    user: UserFunctions,
 ) -> tuple[Tensor, Tensor]:
     """Runs a micro-batch; returns its final states, and evaluations (B,) on the CPU."""
-    guide = None if job.guide is None else job.guide.rows(rows, engine.device)
-    constraint = None if job.constraint is None else job.constraint.rows(rows, engine.device)
+    guide = constraint = None
+    if job.guide is not None:
+        guide = user.guide(job.guide, rows, engine.device)
+    if job.constraint is not None:
+        constraint = user.constraint(job.constraint, rows, engine.device)
     if isinstance(program, Program):
         if constraint is not None and program.reference_noise is None:
             raise ValueError(
@@ -190,12 +197,6 @@ def _run(
     chains.x = result.x
     monitor.finish()
     return result.x, result.nfe.cpu()
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Returns whether the GPU ran out of memory; some libraries say so only in their message."""
-    words = ("out of memory", "outofmemory", "failed to allocate", "unable to find an engine")
-    return isinstance(error, torch.OutOfMemoryError) or any(w in str(error).lower() for w in words)
 
 
 def make_report(

@@ -6,18 +6,18 @@ import dataclasses
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-from torch import Tensor
-
-from ncsn_fast.data.images import Output
-from ncsn_fast.inference.monitor import Callback
-from ncsn_fast.models.score import ScoreModel
-from ncsn_fast.ops import noise
 from ncsn_fast.samplers import methods
-from ncsn_fast.samplers.procedure import Procedure
-from ncsn_fast.samplers.program import Program
+
+if TYPE_CHECKING:  # the command line has these parameters before torch is imported
+    from torch import Tensor
+
+    from ncsn_fast.data.images import Output
+    from ncsn_fast.inference.monitor import Callback
+    from ncsn_fast.models.score import ScoreModel
+    from ncsn_fast.samplers.procedure import Procedure
+    from ncsn_fast.samplers.program import Program
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -69,6 +69,8 @@ class SamplingCall(SamplingParams):
 
         TypeError or ValueError unless they are classes of the model, and guidance has labels.
         """
+        import torch
+
         if self.guidance is not None:
             if self.labels is None:
                 raise ValueError("guidance is towards a class: give labels")
@@ -95,6 +97,8 @@ class SamplingCall(SamplingParams):
 
     def samples(self, n: int) -> Tensor:
         """Returns the indices (n,) int64 of n samples."""
+        from ncsn_fast.ops import noise
+
         return noise.sample_indices(self.start, n)
 
 
@@ -106,6 +110,19 @@ CALL_PARAMETERS = [
     ),
     *methods.parameters(),
 ]
+
+
+def check_form(model: ScoreModel, output: Output) -> None:
+    """Raises ValueError unless samples of a model can be given in this form."""
+    from ncsn_fast.data.images import check_output
+
+    check_output(output)
+    images = len(model.sample_shape) == 3 and model.bounded
+    if output != "pt" and not images:
+        raise ValueError(
+            f"output={output!r} is of images with a data_range; this model's samples are "
+            f"{tuple(model.sample_shape)}: use output='pt'"
+        )
 
 
 def takes(parameters: Iterable[inspect.Parameter], explained: str = "") -> Callable[[F], F]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import inspect
 import math
 import uuid
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ncsn_fast.data import limits
@@ -27,7 +29,7 @@ class WrappedConfig:
         epsilon, n_steps_each, langevin_form: of Langevin dynamics, as in ModelConfig.
         n_classes: of a network that takes labels; the label n_classes means no class.
         bounded: whether samples are in [0, 1].
-        token: differs between all wrapped networks, since nothing tells their code apart.
+        identity: of the network's code and settings, which its weights do not tell.
     """
 
     arch: str
@@ -41,7 +43,7 @@ class WrappedConfig:
     langevin_form: str = "code"
     n_classes: int = 0
     bounded: bool = True
-    token: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
+    identity: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
     def channels(self) -> int:
@@ -71,13 +73,16 @@ class WrappedConfig:
                 "network's state_dict() and wrap it again"
             )
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        del values["token"]
+        del values["identity"]
         return {**values, "sample_shape": list(self.sample_shape), "parameterisation": dict(spec)}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> WrappedConfig:
-        """Returns the description that `to_dict` gave; ValueError or TypeError if it is none."""
-        known = {f.name for f in dataclasses.fields(cls)} - {"token"}
+    def from_dict(cls, values: Mapping[str, Any], identity: str = "") -> WrappedConfig:
+        """Returns the description that `to_dict` gave; ValueError or TypeError if it is none.
+
+        identity: of the network.
+        """
+        known = {f.name for f in dataclasses.fields(cls)} - {"identity"}
         if unknown := sorted(set(values) - known):
             raise ValueError(f"unknown model config fields: {', '.join(unknown)}")
         fields = dict(values)
@@ -98,7 +103,7 @@ class WrappedConfig:
             raise ValueError(f"langevin_form must be 'code' or 'paper'; got {fields!r}")
         fields["sample_shape"] = tuple(shape)
         fields["parameterisation"] = from_spec(fields["parameterisation"])
-        return cls(**fields)
+        return cls(**fields, identity=identity)
 
 
 class Adapter(nn.Module):
@@ -131,7 +136,7 @@ class Adapter(nn.Module):
         self, x: Tensor, condition: Tensor | None = None, labels: Tensor | None = None
     ) -> Tensor:
         """Computes the network's output for states x (N, C, H, W), in their shape."""
-        arguments = [x if len(self.shape) == 3 else x.reshape(len(x), *self.shape)]
+        arguments = [x if len(self.shape) == 3 else x.reshape(x.shape[0], *self.shape)]
         if self.conditioned and condition is not None:
             arguments.append(condition)
         if self.labelled and labels is not None:
@@ -162,6 +167,36 @@ def _tensor(output: Any) -> Tensor:
         "a network must return a tensor, or an object with a tensor `sample`; got "
         f"{type(output).__name__}"
     )
+
+
+def identity_of(net: nn.Module) -> str:
+    """Returns a SHA-256 of a network's code and settings: classes, sources, simple attributes.
+
+    Networks of equal weights and identity compute the same. Where a source cannot be read, as in a
+    notebook that was restarted, every call returns another one.
+    """
+    total = hashlib.sha256(torch.__version__.encode())
+    for name, module in net.named_modules():
+        kind = type(module)
+        try:
+            source = inspect.getsource(kind)
+        except (OSError, TypeError):
+            return uuid.uuid4().hex
+        simple = {k: v for k, v in vars(module).items() if _is_simple(v) and k[0] != "_"}
+        simple.pop("training", None)
+        total.update(repr((name, kind.__module__, kind.__qualname__, source)).encode())
+        total.update(repr(sorted(simple.items())).encode())
+        if any(callable(v) or not _is_simple(v) for k, v in vars(module).items() if k[0] != "_"):
+            return uuid.uuid4().hex
+    return total.hexdigest()
+
+
+def _is_simple(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_simple, value))
+    if isinstance(value, dict):
+        return all(map(_is_simple, [*value.keys(), *value.values()]))
+    return value is None or isinstance(value, (bool, int, float, str, torch.dtype))
 
 
 def forward_parameters(net: nn.Module) -> list[inspect.Parameter]:

@@ -1,4 +1,4 @@
-"""All networks of NCSN (2019) and NCSNv2 (2020), built from one table of stages.
+"""All networks of NCSN (2019) and NCSNv2 (2020), built from a table of stages (architectures.py).
 
 A network maps data x in [0, 1] to f(x, level). In NCSNv2 f = sigma * score, and the caller divides
 by sigma (Technique 3); in NCSN f is the score itself (models/score.py).
@@ -6,91 +6,10 @@ by sigma (Technique 3); in NCSN f is the score itself (models/score.py).
 
 from __future__ import annotations
 
-import dataclasses
-
 from torch import Tensor, nn
 
+from ncsn_fast.models.architectures import ARCHITECTURES
 from ncsn_fast.models.layers import RefineBlock, ResidualBlock, Style, conv3x3
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """Two residual blocks, `width` in units of ngf; the first halves the resolution or dilates."""
-
-    name: str
-    width: int
-    down: bool = False
-    dilation: int = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Refine:
-    """RefineNet block that fuses stage `skip` with the previous block; `width` in units of ngf."""
-
-    name: str
-    skip: str
-    width: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Architecture:
-    """Stages from fine to coarse, and refine blocks in the order they run.
-
-    In a conditional architecture the norms depend on the level.
-    """
-
-    stages: tuple[Stage, ...]
-    refines: tuple[Refine, ...]
-    conditional: bool = False
-
-    @property
-    def size_multiple(self) -> int:
-        """Number that image height and width must be a multiple of: 2 per halving stage."""
-        return 2 ** sum(stage.down and stage.dilation == 1 for stage in self.stages)
-
-
-_BASE = Architecture(
-    stages=(
-        Stage("res1", 1),
-        Stage("res2", 2, down=True),
-        Stage("res3", 2, down=True, dilation=2),
-        Stage("res4", 2, down=True, dilation=4),
-    ),
-    refines=(
-        Refine("refine1", "res4", 2),
-        Refine("refine2", "res3", 2),
-        Refine("refine3", "res2", 1),
-        Refine("refine4", "res1", 1),
-    ),
-)
-_DEEPER = Architecture(
-    stages=(
-        Stage("res1", 1),
-        Stage("res2", 2, down=True),
-        Stage("res3", 2, down=True),
-        Stage("res4", 4, down=True, dilation=2),
-        Stage("res5", 4, down=True, dilation=4),
-    ),
-    refines=(
-        Refine("refine1", "res5", 4),
-        Refine("refine2", "res4", 2),
-        Refine("refine3", "res3", 2),
-        Refine("refine4", "res2", 1),
-        Refine("refine5", "res1", 1),
-    ),
-)
-_DEEPEST = Architecture(
-    stages=(*_DEEPER.stages[:3], Stage("res31", 2, down=True), *_DEEPER.stages[3:]),
-    refines=(*_DEEPER.refines[:2], Refine("refine31", "res31", 2), *_DEEPER.refines[2:]),
-)
-
-ARCHITECTURES: dict[str, Architecture] = {
-    "ncsnv2": _BASE,
-    "ncsnv2_deeper": _DEEPER,
-    "ncsnv2_deepest": _DEEPEST,
-    "ncsn": dataclasses.replace(_BASE, conditional=True),
-    "ncsn_deeper": dataclasses.replace(_DEEPER, conditional=True),
-}
 
 
 class RefineNet(nn.Module):

@@ -14,15 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from ncsn_fast.data import limits
+from ncsn_fast.data.json_file import make_plain
 from ncsn_fast.diffusion import schedule as ladders
 from ncsn_fast.diffusion.parameterisation import Parameterisation, standard
 from ncsn_fast.models.adapter import Adapter, WrappedConfig
+from ncsn_fast.models.architectures import (
+    ARCHITECTURES,
+    TIME_ARCHS,
+    TIME_STYLE,
+    check_image_size,
+)
 from ncsn_fast.models.layers import ACTIVATIONS, NORMS
-from ncsn_fast.models.refinenet import ARCHITECTURES, RefineNet
-from ncsn_fast.models.unet import TIME_ARCHS, Clock, TimeUNet
-
-# Time-conditioned networks have a fixed activation and norm.
-TIME_STYLE: dict[str, Any] = {"act": "swish", "norm": "GroupNorm", "scale_input": False}
+from ncsn_fast.models.refinenet import RefineNet
+from ncsn_fast.models.unet import Clock, TimeUNet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +56,8 @@ class ModelConfig:
     sigma_max: float = 0.0
 
     def __post_init__(self) -> None:
-        self._check_numbers()
+        make_plain(self)
+        self._check_fields()
         if self.langevin_form not in ("code", "paper"):
             raise ValueError(f"langevin_form must be 'code' or 'paper'; got {self.langevin_form!r}")
         if not (0 < self.epsilon < math.inf and self.n_steps_each >= 0):
@@ -79,8 +84,8 @@ class ModelConfig:
                 "a ladder has sigma_begin and sigma_end"
             )
 
-    def _check_numbers(self) -> None:
-        """ValueError for numbers of another kind, or beyond what files may ask for."""
+    def _check_fields(self) -> None:
+        """ValueError for values of another kind, or beyond what files may ask for."""
         least = {"channels": 1, "ngf": 1, "n_sigmas": 1, "n_steps_each": 0}
         wrong = [
             f"{name} must be an integer from {low} on; got {value!r}"
@@ -90,17 +95,19 @@ class ModelConfig:
         wrong += [
             f"{name} must be a number; got {value!r}"
             for name in ("sigma_begin", "sigma_end", "epsilon", "sigma_min", "sigma_max")
-            if isinstance(value := getattr(self, name), bool) or not isinstance(value, (int, float))
+            if type(value := getattr(self, name)) is not float
         ]
         tables: dict[str, Iterable[Any]] = {
             "arch": (*ARCHITECTURES, *TIME_ARCHS), "act": ACTIVATIONS,
-            "norm": (*NORMS, TIME_STYLE["norm"]), "scale_input": (True, False),
+            "norm": (*NORMS, TIME_STYLE["norm"]),
         }  # fmt: skip
         wrong += [
             f"{name} must be one of {', '.join(map(str, known))}; got {value!r}"
             for name, known in tables.items()
-            if (value := getattr(self, name)) not in list(known) or type(value) is int
+            if (value := getattr(self, name)) not in list(known)
         ]
+        if type(self.scale_input) is not bool:
+            wrong.append(f"scale_input must be one of True, False; got {self.scale_input!r}")
         size = self.image_size
         if type(size) is not tuple or len(size) != 2 or not all(type(n) is int for n in size):
             wrong.append(f"image_size must be (height, width); got {size!r}")
@@ -114,6 +121,7 @@ class ModelConfig:
         )
         steps = self.n_sigmas * max(1, self.n_steps_each)
         limits.STEPS.check(steps, f"n_sigmas {self.n_sigmas}, n_steps_each {self.n_steps_each}")
+        check_image_size(self.arch, *size)
 
     def clock(self) -> Clock:
         """Returns the mapping between time and noise level of a time-conditioned network."""
@@ -327,7 +335,7 @@ class ScoreModel(nn.Module):
         """
         total = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
         if isinstance(self.config, WrappedConfig):
-            total.update(self.config.token.encode())
+            total.update(self.config.identity.encode())
         for key, value in sorted(self.state_dict().items()):
             total.update(key.encode())
             total.update(value.detach().cpu().contiguous().numpy().tobytes())
@@ -374,14 +382,19 @@ class ScoreModel(nn.Module):
         return self.score_by(lambda u, condition: self(u, condition, *more), x, sigma)
 
     def score_by(
-        self, network: Callable[[Tensor, Tensor | None], Tensor], x: Tensor, sigma: Tensor
+        self,
+        network: Callable[[Tensor, Tensor | None], Tensor],
+        x: Tensor,
+        sigma: Tensor,
+        parameterisation: Parameterisation | None = None,
     ) -> Tensor:
         """Computes the score from any implementation of the network.
 
         Args:
             network: (u, condition) -> F, as `forward`.   sigma: (N,).
+            parameterisation: of the implementation; None for the model's.
         """
-        form = self.parameterisation.linear_form(sigma)
+        form = (parameterisation or self.parameterisation).linear_form(sigma)
         row = (-1, *[1] * (x.ndim - 1))
         skip, out, const = (c / sigma.double() for c in (form.skip, form.out, form.const))
         skip, out, const, scale, shift = (

@@ -13,34 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-@dataclasses.dataclass(frozen=True)
-class Version:
-    """Differences between the public versions.
-
-    Attributes:
-        fourier_scale: standard deviation of the frequencies of the time's Fourier features.
-        linear: whether a linear layer follows the Fourier features.
-        diffusion_is_sigma: dx = sigma(t) dw; else dx = g dw with g^2 = d sigma^2 / dt.
-        sigma_min, sigma_max: the published sigma(t) = sigma_min (sigma_max / sigma_min)^t.
-        t_min: training draws t uniformly from (t_min, 1).
-    """
-
-    fourier_scale: float
-    linear: bool
-    diffusion_is_sigma: bool
-    sigma_min: float
-    sigma_max: float
-    t_min: float
-
-
-VERSIONS: dict[str, Version] = {
-    # GANs-Public, optional notebook of course 2, week 2
-    "a": Version(8.0, False, False, sigma_min=0.01, sigma_max=22.0, t_min=1e-3),
-    # Yang Song's notebook
-    "b": Version(30.0, True, True, sigma_min=1.0, sigma_max=25.0, t_min=1e-5),
-}
-TIME_ARCHS: dict[str, str] = {f"unet_{version}": version for version in VERSIONS}
+from ncsn_fast.models.architectures import VERSIONS, check_unet_size
 
 
 class Clock:
@@ -135,15 +108,6 @@ DECODER = (
 )
 
 
-def check_size(height: int, width: int) -> None:
-    """Raises ValueError unless the decoder's maps have the same sizes as the encoder's."""
-    if min(height, width) < 28 or height % 8 != 4 or width % 8 != 4:
-        raise ValueError(
-            f"this network takes images whose height and width are 28, 36, 44, ... (4 more than a "
-            f"multiple of 8); got {height}x{width}. Resize or pad them."
-        )
-
-
 class TimeUNet(nn.Module):
     """U-Net of the tutorials; attribute names match the keys of their checkpoints.
 
@@ -177,7 +141,7 @@ class TimeUNet(nn.Module):
         """Raises ValueError unless x is (N, channels, H, W) with an admissible H and W."""
         if x.ndim != 4 or x.shape[1] != self.channels:
             raise ValueError(f"expected images (N, {self.channels}, H, W); got {tuple(x.shape)}")
-        check_size(x.shape[2], x.shape[3])
+        check_unet_size(x.shape[2], x.shape[3])
 
     def forward(self, x: Tensor, t: Tensor | None = None) -> Tensor:
         """Computes f(x, t) = std(t) * score, shape of x, for `t` (N,) float in (0, 1]."""

@@ -19,7 +19,7 @@ from ncsn_fast.diffusion.parameterisation import (
     Sees,
     standard,
 )
-from ncsn_fast.models.adapter import Adapter, WrappedConfig, forward_parameters
+from ncsn_fast.models.adapter import Adapter, WrappedConfig, forward_parameters, identity_of
 from ncsn_fast.models.score import ScoreModel
 
 _EDM_ENDS = (0.002, 80.0)  # Karras et al. 2022, table 1, for data of standard deviation 0.5
@@ -85,50 +85,56 @@ def wrap(
         raise TypeError(f"net must be a torch.nn.Module; got {type(net).__name__}")
     shape = _shape(image_shape)
     parameters = forward_parameters(net)
-    if not isinstance(predicts, Parameterisation):
+    if isinstance(predicts, Parameterisation):
+        if sees is not None or process is not None:
+            raise ValueError("a Parameterisation says what the network sees; give no sees, process")
+        known = predicts
+    else:
         sees = sees or _sees(parameters, predicts)
-        known = tuple(float(s) for s in sigmas) if sees == "level" and sigmas is not None else ()
-        predicts = standard(
+        known = standard(
             predicts,
             sees=sees,
             process=process,
             time_scale=time_scale,
             sigma_data=sigma_data,
-            sigmas=known,
+            sigmas=tuple(map(float, () if sigmas is None or sees != "level" else sigmas)),
             data_range=(0.0, 1.0) if data_range is None else data_range,
         )
-    elif sees is not None or process is not None:
-        raise ValueError("a Parameterisation says what the network sees; give no sees or process")
-    conditioned = predicts.c_noise is not None
-    _check_call(parameters, conditioned, n_classes)
+    _check_call(parameters, known.c_noise is not None, n_classes)
     _check_dtype(net)
     if sigmas is None:
-        ladder = _ladder(predicts, process, sigma_min, sigma_max, n_sigmas, math.prod(shape))
+        ladder = _ladder(known, process, sigma_min, sigma_max, n_sigmas, math.prod(shape))
     elif sigma_min is None and sigma_max is None and n_sigmas is None:
         ladder = schedule.check_ladder(np.asarray(sigmas, dtype=np.float64))
     else:
         raise ValueError("sigmas are all noise levels; give no sigma_min, sigma_max or n_sigmas")
-    ladder = ladder / predicts.data_scale
-    if epsilon is None:
-        steps = max(n_steps_each, 1)
-        single = len(ladder) < 2
-        epsilon = ladder[-1] ** 2 / 2 if single else schedule.epsilon_for(ladder, steps)
+    ladder = ladder / known.data_scale
     config = WrappedConfig(
         arch=type(net).__name__,
         sample_shape=shape,
-        parameterisation=predicts,
+        parameterisation=known,
         n_sigmas=len(ladder),
         sigma_begin=float(ladder[0]),
         sigma_end=float(ladder[-1]),
-        epsilon=float(epsilon),
+        epsilon=_epsilon(ladder, n_steps_each) if epsilon is None else float(epsilon),
         n_steps_each=n_steps_each,
         n_classes=n_classes,
         bounded=data_range is not None,
+        identity=identity_of(net),
     )
-    adapter = Adapter(net, shape, conditioned=conditioned, labelled=n_classes > 0)
-    model = ScoreModel(config, torch.from_numpy(ladder), adapter).eval()
-    device = next((p.device for p in net.parameters()), torch.device("cpu"))
-    model.sigmas = model.sigmas.to(device)
+    return wrapped(net, config, torch.from_numpy(ladder))
+
+
+def wrapped(net: nn.Module, config: WrappedConfig, sigmas: Tensor) -> ScoreModel:
+    """Returns the model of a network and its description, on the network's device."""
+    adapter = Adapter(
+        net,
+        config.sample_shape,
+        conditioned=config.parameterisation.c_noise is not None,
+        labelled=config.n_classes > 0,
+    )
+    model = ScoreModel(config, sigmas, adapter).eval()
+    model.sigmas = model.sigmas.to(next((p.device for p in net.parameters()), sigmas.device))
     check_runs(model)
     return model
 
@@ -231,6 +237,13 @@ def _ratio(dim: int) -> float:
         return min(schedule.level_ratio(dim), _MOST_RATIO)
     except ValueError:  # few dimensions, where levels overlap whatever they are
         return _MOST_RATIO
+
+
+def _epsilon(ladder: np.ndarray, n_steps_each: int) -> float:
+    """Returns Technique 4's epsilon; half the variance for a single level, which has none."""
+    if len(ladder) < 2:
+        return float(ladder[-1] ** 2 / 2)
+    return schedule.epsilon_for(ladder, max(n_steps_each, 1))
 
 
 def _ends(known: Parameterisation, process: Process | None) -> tuple[float | None, float | None]:

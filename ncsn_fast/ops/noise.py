@@ -77,8 +77,8 @@ def check_uint32(name: str, value: int) -> int:
     return value
 
 
-def sample_indices(start: int, n: int, device: torch.device | str = "cpu") -> Tensor:
-    """Returns the indices start .. start+n-1 of n samples, (n,) int64.
+def sample_range(start: int, n: int) -> range:
+    """Returns the indices start .. start+n-1 of n samples.
 
     Raises ValueError for n < 0 or indices beyond 32 bits, TypeError for fractions.
     """
@@ -86,7 +86,13 @@ def sample_indices(start: int, n: int, device: torch.device | str = "cpu") -> Te
     if n > 0:
         check_uint32("first sample index", start)
         check_uint32("last sample index", start + n - 1)
-    return torch.arange(start, start + n, dtype=torch.int64, device=device)
+    return range(start, start + n)
+
+
+def sample_indices(start: int, n: int, device: torch.device | str = "cpu") -> Tensor:
+    """Returns the indices of n samples as a tensor (n,) int64; raises as `sample_range` does."""
+    indices = sample_range(start, n)
+    return torch.arange(indices.start, indices.stop, dtype=torch.int64, device=device)
 
 
 def _multiply(constant: int, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,10 +13,9 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ncsn_fast.samplers.choices import FAST_ETA
 from ncsn_fast.samplers.program import Column, Program, table
 from ncsn_fast.samplers.reverse_sde import steps_of
-
-FAST_STEPS, FAST_ETA = 30, 4.0  # number of levels of `fast`, and its eta
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ncsn_fast.diffusion.schedule import check_ladder
+from ncsn_fast.diffusion.spacing import check_ladder
 from ncsn_fast.samplers.program import Column, Program, table
 
 # eta = 1 - ratio^CAS_EXPONENT reproduces the released CIFAR-10 step of consistent annealed sampling

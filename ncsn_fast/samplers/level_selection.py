@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ncsn_fast.diffusion import schedule as ladders
-from ncsn_fast.diffusion.schedule import Schedule
-from ncsn_fast.models.score import ScoreModel
-from ncsn_fast.ops.noise import check_integer
-from ncsn_fast.samplers.program import Column
+from ncsn_fast.diffusion.spacing import Schedule, check_ladder, spaced
+
+if TYPE_CHECKING:  # the command line reads the fields of Levels before torch is imported
+    from ncsn_fast.models.score import ScoreModel
+    from ncsn_fast.samplers.program import Column
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Levels:
     usual: int | None = None
 
     def __post_init__(self) -> None:
+        from ncsn_fast.ops.noise import check_integer
+
         if self.steps is not None:
             check_integer("steps", self.steps)
 
@@ -100,7 +103,7 @@ class Levels:
         if schedule is None:
             trained = steps == len(own) or (model.conditional and 0 < steps < len(own))
             schedule = "ladder" if trained else "geometric"
-        return ladders.spaced(own, steps, schedule, self.rho)
+        return spaced(own, steps, schedule, self.rho)
 
     def _given(self) -> Column | None:
         """Returns the user's own ladder, or None; ValueError if another option comes with it."""
@@ -112,7 +115,7 @@ class Levels:
                 "sigmas are a whole schedule; give no steps, schedule or rho with them, and no "
                 "sigma_start"
             )
-        return ladders.check_ladder(np.asarray(self.sigmas))
+        return check_ladder(np.asarray(self.sigmas))
 
     def _share(self, model: ScoreModel, usual: int) -> int:
         """Returns `usual` steps scaled to the remaining range in log sigma; at least 1."""

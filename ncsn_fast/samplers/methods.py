@@ -8,21 +8,22 @@ import inspect
 import logging
 import operator
 import textwrap
+import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ncsn_fast.diffusion.schedule import KARRAS_RHO, POLYNOMIAL_RHO
-from ncsn_fast.models.score import ScoreModel
-from ncsn_fast.ops import noise
+from ncsn_fast.diffusion.spacing import KARRAS_RHO, POLYNOMIAL_RHO
 from ncsn_fast.samplers import procedure_methods, program_methods
-from ncsn_fast.samplers.few_step import FAST_STEPS
+from ncsn_fast.samplers.choices import FAST_STEPS, SNR
 from ncsn_fast.samplers.level_selection import Levels
-from ncsn_fast.samplers.predictor_corrector import SNR
-from ncsn_fast.samplers.procedure import Procedure
-from ncsn_fast.samplers.program import Program
+
+if TYPE_CHECKING:  # the command line lists methods and options before torch is imported
+    from ncsn_fast.models.score import ScoreModel
+    from ncsn_fast.samplers.procedure import Procedure
+    from ncsn_fast.samplers.program import Program
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,11 @@ class Method:
     @functools.cached_property
     def types(self) -> dict[str, Any]:
         """Types of the options by name."""
-        return {**typing.get_type_hints(self.build), **_TYPES_OF_LEVELS}
+        own = {name: p.annotation for name, p in inspect.signature(self.build).parameters.items()}
+        hints = types.SimpleNamespace(
+            __annotations__={name: own[name] for name in self.parameters.keys() & own.keys()}
+        )
+        return {**typing.get_type_hints(hints, self.build.__globals__), **_TYPES_OF_LEVELS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,6 +298,8 @@ def build(
     method: str, model: ScoreModel, steps: int | None, options: dict[str, Any]
 ) -> Program | Procedure:
     """Builds a method for a model; ValueError names the existing methods, or the options."""
+    from ncsn_fast.ops import noise
+
     row = check_options(method, options)
     of_levels = {name: options[name] for name in _LEVEL_OPTIONS if name in options}
     usual = row.steps if isinstance(row.steps, int) else None

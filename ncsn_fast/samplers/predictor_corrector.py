@@ -27,15 +27,10 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ncsn_fast.diffusion.schedule import check_ladder
+from ncsn_fast.diffusion.spacing import check_ladder
 from ncsn_fast.ops.noise import Stream
+from ncsn_fast.samplers.choices import SNR, Corrector, Norm, Order, Predictor
 from ncsn_fast.samplers.procedure import Constrain, Draw, OnStep, Result, Score, per_sample
-
-Predictor = Literal["reverse_diffusion", "ancestral", "flow", "none"]
-Corrector = Literal["langevin", "annealed"]
-Order = Literal["corrector_first", "predictor_first"]
-Norm = Literal["batch", "sample"]
-SNR = 0.16  # of the published VE samplers
 
 
 class Moved(NamedTuple):

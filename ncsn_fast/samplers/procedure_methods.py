@@ -1,44 +1,29 @@
-"""Builders of the other methods: from a model, levels and options to a Procedure."""
+"""Builders of the other methods: from a model, levels and options to a Procedure.
+
+Each imports what it builds with when it is called: the command line reads their signatures before
+torch is imported.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
-import torch
 
-from ncsn_fast.models.score import ScoreModel
-from ncsn_fast.samplers.adaptive import adaptive as solver
-from ncsn_fast.samplers.correctors import CORRECTORS
-from ncsn_fast.samplers.level_selection import Levels
-from ncsn_fast.samplers.ode import probability_flow
-from ncsn_fast.samplers.predictor_corrector import (
-    SNR,
-    Corrector,
-    Move,
-    Norm,
-    Order,
-    Predictor,
-    check_options,
-    evaluations,
-    predictor_corrector,
-)
-from ncsn_fast.samplers.procedure import (
-    Constrain,
-    OnStep,
-    Procedure,
-    Result,
-    Score,
-    chains_noise,
-)
-from ncsn_fast.samplers.program import Chains
+from ncsn_fast.samplers.choices import SNR, Chain, Corrector, Norm, Order, Predictor
+
+if TYPE_CHECKING:
+    from ncsn_fast.models.score import ScoreModel
+    from ncsn_fast.samplers.level_selection import Levels
+    from ncsn_fast.samplers.predictor_corrector import Move
+    from ncsn_fast.samplers.procedure import Constrain, OnStep, Procedure, Result, Score
+    from ncsn_fast.samplers.program import Chains
 
 log = logging.getLogger(__name__)
 
-Chain = Literal["ula", "mala", "hmc"]  # of CORRECTORS
-LEAST_RTOL = 10 * torch.finfo(torch.float32).eps
+LEAST_RTOL = 10 * float(np.finfo(np.float32).eps)
 
 
 def pc(
@@ -62,6 +47,9 @@ def pc(
     sample does not depend on the others. relative_step, h / sigma, is of the chains.
     denoise leaves out the noise of the last update: of a predictor that is the denoised sample.
     """
+    from ncsn_fast.samplers import predictor_corrector as chain
+    from ncsn_fast.samplers.procedure import Procedure, chains_noise
+
     ladder = levels.between_the_ends(model)
     options: dict[str, Any] = {
         "predictor": predictor,
@@ -70,8 +58,7 @@ def pc(
         "snr": SNR if snr is None else snr,
         "norm": norm or "sample",
     }
-    kind = CORRECTORS.get(corrector)
-    check_options(**options, corrector=corrector, noise_norm="drawn", also=tuple(CORRECTORS))
+    chain.check_options(**options, corrector=corrector, noise_norm="drawn", also=get_args(Chain))
     _refuse_idle(corrector, snr, norm, relative_step)
     if predictor == "none" and corrector_steps == 0:
         raise ValueError("predictor 'none' without corrector steps does nothing; give some")
@@ -81,7 +68,7 @@ def pc(
     def solve(
         score: Score, chains: Chains, constrain: Constrain | None, on_step: OnStep | None
     ) -> Result:
-        return predictor_corrector(
+        return chain.predictor_corrector(
             score,
             chains.x,
             ladder,
@@ -94,8 +81,8 @@ def pc(
             on_level=on_step,
         )
 
-    each = 1 if kind is None else kind(0, torch.zeros(0, dtype=torch.int64), relative_step).nfe
-    nfe = evaluations(len(ladder), predictor, corrector_steps, each)
+    each = _evaluations(corrector, relative_step)
+    nfe = chain.evaluations(len(ladder), predictor, corrector_steps, each)
     return Procedure("pc", ladder, nfe, solve, constrains=True)
 
 
@@ -103,7 +90,7 @@ def _refuse_idle(
     corrector: str, snr: float | None, norm: str | None, relative_step: float | None
 ) -> None:
     """Raises ValueError if options of other correctors are given."""
-    if corrector in CORRECTORS:
+    if corrector in get_args(Chain):
         idle = {"snr": snr, "norm": norm}
         has = "relative_step"
     else:
@@ -114,10 +101,23 @@ def _refuse_idle(
             raise ValueError(f"corrector {corrector!r} has no {name}; it has {has}")
 
 
+def _evaluations(corrector: str, relative_step: float | None) -> int:
+    """Returns the network evaluations of a corrector step."""
+    import torch
+
+    from ncsn_fast.samplers.correctors import CORRECTORS
+
+    if corrector not in CORRECTORS:
+        return 1
+    return CORRECTORS[corrector](0, torch.zeros(0, dtype=torch.int64), relative_step).nfe
+
+
 def _corrector(
     name: Corrector | Chain, chains: Chains, relative_step: float | None
 ) -> Corrector | Move:
     """Returns the corrector for these chains: a name of predictor_corrector, or a `Move`."""
+    from ncsn_fast.samplers.correctors import CORRECTORS
+
     if name not in CORRECTORS:
         return cast(Corrector, name)
     if chains.noise_weights is not None:
@@ -141,6 +141,9 @@ def ode(
     NFE follows from the tolerances; the published ones are 1e-5. Rounding costs evaluations: in
     bf16 it takes half as many again as in float32. It draws no noise but its start.
     """
+    from ncsn_fast.samplers.ode import probability_flow
+    from ncsn_fast.samplers.procedure import Procedure
+
     ends = _ends("ode", model, levels)
     if not (LEAST_RTOL <= rtol < math.inf and 0 <= atol < math.inf):
         raise ValueError(
@@ -168,6 +171,9 @@ def adaptive(
     NFE follows from the tolerances: for CIFAR-10 the paper names 738, 490, 271 and 170 on average
     at rtol 0.01, 0.02, 0.05 and 0.1.
     """
+    from ncsn_fast.samplers.adaptive import adaptive as solver
+    from ncsn_fast.samplers.procedure import Procedure, chains_noise
+
     ends = _ends("adaptive", model, levels)
     if not (0 <= rtol < math.inf and 0 < atol < math.inf):
         raise ValueError(f"expected rtol >= 0 and atol > 0; got {rtol} and {atol}")

@@ -1,25 +1,25 @@
-"""Builders of the methods that are tables: from a model, levels and options to a Program."""
+"""Builders of the methods that are tables: from a model, levels and options to a Program.
+
+Each imports what it builds with when it is called: the command line reads their signatures before
+torch is imported.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
-from typing import Literal, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from ncsn_fast.diffusion import schedule as ladders
-from ncsn_fast.diffusion.sde import VE
-from ncsn_fast.models.score import ScoreModel
-from ncsn_fast.samplers import few_step as few
-from ncsn_fast.samplers import reverse_sde as chains
-from ncsn_fast.samplers.langevin import annealed_langevin, consistent_annealed, refine_ladder
-from ncsn_fast.samplers.level_selection import Levels
-from ncsn_fast.samplers.program import Column, Program
+from ncsn_fast.samplers.choices import FAST_ETA, Form
+
+if TYPE_CHECKING:
+    from ncsn_fast.models.score import ScoreModel
+    from ncsn_fast.samplers.level_selection import Levels
+    from ncsn_fast.samplers.program import Column, Program
 
 log = logging.getLogger(__name__)
-
-Form = Literal["code", "paper"]
 
 
 def ald(
@@ -36,6 +36,8 @@ def ald(
     The default of epsilon is the model's own. For another ladder or n_steps_each it follows from
     Technique 4, and for a ladder of one level from the model's in proportion to sigma^2.
     """
+    from ncsn_fast.samplers.langevin import annealed_langevin
+
     config = model.config
     ladder = levels.like_the_model(model)
     t = config.n_steps_each if n_steps_each is None else n_steps_each
@@ -49,6 +51,8 @@ def _epsilon(
     model: ScoreModel, levels: Levels, ladder: Column, n_steps_each: int, form: str
 ) -> float:
     """Returns the model's own step on its own ladder, else the step of Technique 4."""
+    from ncsn_fast.diffusion.schedule import epsilon_for
+
     config, own = model.config, levels.own(model)
     same = len(ladder) == len(own) and np.allclose(ladder, own, rtol=1e-5)
     if n_steps_each < 1 or (same and n_steps_each == config.n_steps_each):
@@ -56,7 +60,7 @@ def _epsilon(
     if len(ladder) == 1:  # no ratio to go by
         epsilon = config.epsilon * float(ladder[-1] / own[-1]) ** 2
     else:  # Technique 4 speaks of the code's form; the paper's halves its step
-        epsilon = ladders.epsilon_for(ladder, n_steps_each) * (2 if form == "paper" else 1)
+        epsilon = epsilon_for(ladder, n_steps_each) * (2 if form == "paper" else 1)
     log.info("epsilon %.4g for this ladder", epsilon)
     return epsilon
 
@@ -74,6 +78,8 @@ def cas(
     NFE = (steps - 1) * n_sigma + 1. The step is eta = epsilon / sigma_L^2; None follows the
     released CIFAR-10 one.
     """
+    from ncsn_fast.samplers.langevin import consistent_annealed, refine_ladder
+
     ladder = refine_ladder(levels.like_the_model(model), n_sigma)
     return consistent_annealed(
         ladder, None if epsilon is None else epsilon / ladder[-1] ** 2, denoise=denoise
@@ -94,6 +100,8 @@ def euler(
 
     churn, s_min, s_max, s_noise: as in `heun`.
     """
+    from ncsn_fast.samplers import few_step as few
+
     ladder = levels.between_the_ends(model)
     return few.euler(ladder, churn=few.Churn(churn, s_min, s_max, s_noise), denoise=denoise)
 
@@ -113,6 +121,8 @@ def heun(
     churn is S_churn. The paper's sigmas are of images in [-1, 1]; here images are in [0, 1], so its
     S_min and S_max, and its sigmas, are to be halved.
     """
+    from ncsn_fast.samplers import few_step as few
+
     ladder = levels.between_the_ends(model)
     return few.heun(ladder, churn=few.Churn(churn, s_min, s_max, s_noise), denoise=denoise)
 
@@ -131,6 +141,8 @@ def dpmpp(
     fresh noise does. Of the digits model's samples at 20 steps, 84 % are recognised with eta = 1
     and 64 % with eta = 0; euler and heun without churn are flows, too (benchmarks/quality.py).
     """
+    from ncsn_fast.samplers import few_step as few
+
     ladder = levels.between_the_ends(model)
     return few.dpm_solver_pp(ladder, eta=eta, s_noise=s_noise, denoise=denoise)
 
@@ -139,20 +151,25 @@ def fast(
     model: ScoreModel,
     levels: Levels,
     *,
-    eta: float = few.FAST_ETA,
+    eta: float = FAST_ETA,
     s_noise: float = 1.0,
     denoise: bool = True,
 ) -> Program:
     """DPM-Solver++(2M) with the quality of `ald`: `steps` levels, NFE = steps (few_step.py)."""
+    from ncsn_fast.samplers import few_step as few
+
     ladder = levels.between_the_ends(model)
     return few.fast(ladder, eta=eta, s_noise=s_noise, denoise=denoise)
 
 
 def em(model: ScoreModel, levels: Levels, *, t_end: float = 1e-3, denoise: bool = True) -> Program:
     """Euler-Maruyama on the model's VE SDE: `steps` equal steps of time, NFE = steps."""
+    from ncsn_fast.diffusion.sde import VE
+    from ncsn_fast.samplers.reverse_sde import euler_maruyama
+
     own = levels.own(model)
     steps = next(n for n in (levels.steps, levels.usual, len(own)) if n is not None)
-    return chains.euler_maruyama(VE.from_sigmas(own), steps, t_end=t_end, denoise=denoise)
+    return euler_maruyama(VE.from_sigmas(own), steps, t_end=t_end, denoise=denoise)
 
 
 def reverse(
@@ -166,6 +183,8 @@ def reverse(
 
     Meant for many levels, or with a corrector: its steps overshoot in variance, of first order.
     """
+    from ncsn_fast.samplers import reverse_sde as chains
+
     ladder = levels.between_the_ends(model)
     return chains.reverse_diffusion(ladder, flow=flow, denoise=denoise)
 
@@ -178,5 +197,7 @@ def ancestral(
     denoise: bool = True,
 ) -> Program:
     """Ancestral sampling: `steps` levels, NFE = steps."""
+    from ncsn_fast.samplers import reverse_sde as chains
+
     ladder = levels.between_the_ends(model)
     return chains.ancestral(ladder, eta, denoise=denoise)

@@ -11,8 +11,8 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ncsn_fast.diffusion.schedule import check_ladder
 from ncsn_fast.diffusion.sde import SDE, VP, SubVP
+from ncsn_fast.diffusion.spacing import check_ladder
 from ncsn_fast.samplers.program import Column, Program, table
 
 

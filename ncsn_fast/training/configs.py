@@ -1,4 +1,4 @@
-"""Training configurations: a flat dataclass, and a table of the published settings."""
+"""Training configurations: a flat dataclass, a table of the published settings, and the toy's."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
 
 from ncsn_fast.data import limits
 from ncsn_fast.data.decode import parse_colour
+from ncsn_fast.data.json_file import make_plain
+from ncsn_fast.models.architectures import TIME_ARCHS, TIME_STYLE, check_image_size
 from ncsn_fast.models.published_runs import PUBLISHED_RUNS
-from ncsn_fast.models.refinenet import ARCHITECTURES
-from ncsn_fast.models.score import TIME_STYLE, ModelConfig
-from ncsn_fast.models.unet import TIME_ARCHS, check_size
+
+if TYPE_CHECKING:  # the command line has these options before torch is imported
+    from ncsn_fast.models.score import ModelConfig
 
 # Numeric fields of TrainConfig: smallest value, and exclusive upper bound.
 _BOUNDS: tuple[tuple[str, float, float], ...] = (
@@ -136,6 +140,7 @@ class TrainConfig:
     """Samples drawn at each snapshot; 0 for none."""
 
     def __post_init__(self) -> None:
+        make_plain(self)
         for field, low, high in _BOUNDS:
             value = getattr(self, field)
             if not low <= value < high:  # false for NaN
@@ -160,24 +165,19 @@ class TrainConfig:
         parse_colour(self.background)
         if self.data == "digits" and self.channels != 1:
             raise ValueError("the digits are grey: channels must be 1, or data something else")
+        check_image_size(self.arch, self.image_size, self.image_size)
         if self.arch in TIME_ARCHS:
-            check_size(self.image_size, self.image_size)
             style = {"act": self.act, "norm": self.norm}
             if not (style.items() <= TIME_STYLE.items() and 0 < self.sigma_min < self.sigma_max):
                 raise ValueError(
                     f"{self.arch} needs act 'swish', norm 'GroupNorm' and 0 < sigma_min < "
                     "sigma_max: start from --config mnist-sde or mnist-sde-b"
                 )
-            return
-        multiple = ARCHITECTURES[self.arch].size_multiple
-        if self.image_size % multiple:
-            raise ValueError(
-                f"image_size must be a multiple of {multiple} for {self.arch}; "
-                f"got {self.image_size}"
-            )
 
     def model_config(self, *, sigma_begin: float, n_sigmas: int, epsilon: float) -> ModelConfig:
         """Returns the configuration of the run's model, with the noise levels filled in."""
+        from ncsn_fast.models.score import ModelConfig
+
         return ModelConfig(
             arch=self.arch,
             image_size=(self.image_size, self.image_size),
@@ -249,3 +249,49 @@ CONFIGS: dict[str, TrainConfig] = {
     "mnist-sde": _tutorial("mnist-sde"),
     "mnist-sde-b": _tutorial("mnist-sde-b"),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class ToyOptions:
+    """Command-line options of `python -m ncsn_fast.train --config toy`."""
+
+    config: Literal["toy"] = "toy"
+    """The two-dimensional toy; the other configurations train on images."""
+    name: str = "toy"
+    """Run name; the run is written to <runs>/<name>."""
+    runs: str = "runs"
+    """Folder that holds the runs."""
+    objective: Literal["sliced", "sliced-vr", "implicit", "denoising"] = "sliced"
+    """Score matching objective; sliced-vr is its variance-reduced form."""
+    steps: int = 2000
+    """Optimiser steps."""
+    batch_size: int = 256
+    """Draws from the mixture per step."""
+    lr: float = 5e-3
+    """Adam's learning rate at first; it falls to 0 as a cosine."""
+    width: int = 128
+    """Width of the network."""
+    n: int = 1280
+    """Samples of each kind to draw."""
+    seed: int = 0
+    """Seed of initial weights, data and samplers."""
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print the options as JSON and stop."""
+
+    def __post_init__(self) -> None:
+        make_plain(self)
+        bounds = {"steps": 2**53, "batch_size": 2**31, "width": 2**16, "n": 2**31}
+        for field, most in bounds.items():
+            value = getattr(self, field)
+            if not 1 <= value <= most:
+                bound = "at least 1" if value < 1 else f"at most {most}"
+                raise ValueError(f"{field} must be {bound}; got {value}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr must be positive; got {self.lr}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be in [0, 2**32); got {self.seed}")
+        if self.name in ("", ".", "..") or Path(self.name).name != self.name:
+            raise ValueError(f"name must be a plain folder name; got {self.name!r}")
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2)

@@ -10,8 +10,9 @@ from tqdm import tqdm
 
 from ncsn_fast.data import datasets
 from ncsn_fast.diffusion import schedule
+from ncsn_fast.models.architectures import TIME_ARCHS
 from ncsn_fast.models.score import ModelConfig
-from ncsn_fast.models.unet import TIME_ARCHS, Clock
+from ncsn_fast.models.unet import Clock
 from ncsn_fast.training.configs import TrainConfig
 
 log = logging.getLogger("ncsn_fast.train")

@@ -13,11 +13,10 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -27,6 +26,7 @@ from ncsn_fast.ops import noise
 from ncsn_fast.ops.noise import Stream
 from ncsn_fast.samplers.langevin import annealed_langevin
 from ncsn_fast.samplers.program import Chains, Program, run
+from ncsn_fast.training.configs import ToyOptions
 
 SIGMAS = np.geomspace(
     20.0, 1.0, 10
@@ -96,50 +96,6 @@ class ScoreMLP(nn.Module):
         spread = torch.sqrt(sigma.square() + 25)
         output: Tensor = self.layers(torch.cat([x / spread, sigma.log()], dim=1))
         return output / sigma
-
-
-@dataclasses.dataclass(frozen=True)
-class ToyOptions:
-    """Command-line options of `python -m ncsn_fast.train --config toy`."""
-
-    config: Literal["toy"] = "toy"
-    """The two-dimensional toy; the other configurations train on images."""
-    name: str = "toy"
-    """Run name; the run is written to <runs>/<name>."""
-    runs: str = "runs"
-    """Folder that holds the runs."""
-    objective: Literal["sliced", "sliced-vr", "implicit", "denoising"] = "sliced"
-    """Score matching objective; sliced-vr is its variance-reduced form."""
-    steps: int = 2000
-    """Optimiser steps."""
-    batch_size: int = 256
-    """Draws from the mixture per step."""
-    lr: float = 5e-3
-    """Adam's learning rate at first; it falls to 0 as a cosine."""
-    width: int = 128
-    """Width of the network."""
-    n: int = 1280
-    """Samples of each kind to draw."""
-    seed: int = 0
-    """Seed of initial weights, data and samplers."""
-    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Print the options as JSON and stop."""
-
-    def __post_init__(self) -> None:
-        bounds = {"steps": 2**53, "batch_size": 2**31, "width": 2**16, "n": 2**31}
-        for field, most in bounds.items():
-            value = getattr(self, field)
-            if not 1 <= value <= most:
-                bound = "at least 1" if value < 1 else f"at most {most}"
-                raise ValueError(f"{field} must be {bound}; got {value}")
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"lr must be positive; got {self.lr}")
-        noise.check_uint32("seed", self.seed)
-        if self.name in ("", ".", "..") or Path(self.name).name != self.name:
-            raise ValueError(f"name must be a plain folder name; got {self.name!r}")
-
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=2)
 
 
 def losses(

@@ -73,7 +73,7 @@ def test_load_takes_models_and_files_of_a_folder(tiny_folder):
         ({"ngf": "4"}, "'ngf' must be int; got '4'"),
         ({"epsilon": float("nan")}, "the number NaN is not finite"),
         ({"epsilon": -1.0}, "epsilon must be positive"),
-        ({"image_size": [9, 9]}, "multiples of 2; got 9x9"),
+        ({"image_size": [9, 9]}, "image_size must be multiples of 2 for ncsnv2; got 9x9"),
         ({"image_size": 8}, "image_size"),
         ({"sigma_end": 7.0}, "sigma_end <= sigma_begin"),
         ({"sigma_begin": 90.0}, "says 90 to 0"),

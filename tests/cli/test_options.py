@@ -5,6 +5,7 @@ import inspect
 import re
 import subprocess
 import sys
+from typing import get_args, get_type_hints
 
 import pytest
 from drawing import tiny
@@ -12,9 +13,14 @@ from drawing import tiny
 from ncsn_fast import Sampler
 from ncsn_fast.cli import command
 from ncsn_fast.cli.command import UsageError
+from ncsn_fast.cli.edit_options import Colourise, Inpaint
+from ncsn_fast.cli.evaluate_options import EvaluateOptions
 from ncsn_fast.cli.options import ModelOptions, SamplingOptions, with_method_options
+from ncsn_fast.evaluation import likelihood
+from ncsn_fast.inference import editing
 from ncsn_fast.inference.sampling_params import SamplingParams, takes
-from ncsn_fast.samplers import few_step, methods
+from ncsn_fast.samplers import choices, few_step, methods
+from ncsn_fast.samplers.correctors import CORRECTORS
 from ncsn_fast.samplers.methods import METHODS, OPTIONS, Method, Option
 
 
@@ -117,6 +123,17 @@ def test_a_new_method_reaches_the_command_sample():
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert "(default: 0.25 for mine)" in done.stdout
+
+
+def test_choices_are_those_of_what_they_choose():
+    """Those of the command line are apart, as it lists them before torch is imported."""
+    assert get_args(choices.Chain) == tuple(CORRECTORS)
+    for options, name, chosen in (
+        (EvaluateOptions, "trace", likelihood.Trace),
+        (Inpaint, "variant", editing.Inpainting | None),
+        (Colourise, "how", editing.Restoration | None),
+    ):
+        assert get_type_hints(options)[name] == chosen, name
 
 
 def test_the_command_line_has_the_options_of_the_methods():

@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +14,18 @@ import torch
 from paths import ROOT
 from PIL import Image
 
-from ncsn_fast import sample
+import ncsn_fast
+from ncsn_fast import SamplingError, sample
+from ncsn_fast.cli import sample_folder
 from ncsn_fast.cli.sample_folder import (
     SETTINGS_NAME,
     claim_folder,
     is_whole,
     read_files,
     read_settings,
+    write_files,
 )
+from ncsn_fast.cli.sample_options import SampleOptions
 from ncsn_fast.data.decode import DataError
 from ncsn_fast.data.images import sample_path, save_png
 
@@ -77,6 +83,45 @@ def test_what_is_not_whole_is_drawn_again(folder, capsys, caplog):
     assert capsys.readouterr().out == "out: 8 samples written, 1 were there\n"
     assert "drawn again, as incomplete or of another size: 7 of out" in caplog.text
     assert {path: path.read_bytes() for path in folder.rglob("*.png")} == drawn
+
+
+def test_windows_give_the_files_of_one(folder, monkeypatch, capsys):
+    assert sample.main([*words(9), "--out-dir", "whole"]) == 0
+    monkeypatch.setattr(sample_folder, "WINDOW", 4)
+    sample_path(folder, 3).parent.mkdir(parents=True)
+    for i in (2, 7):
+        shutil.copy(sample_path(Path("whole"), i), sample_path(folder, i))
+    (folder / "000000" / ".000003.png.x1_.tmp").write_bytes(b"half a pict")
+    assert sample.main(words(9)) == 0
+    assert "out: 7 samples written, 2 were there\n" in capsys.readouterr().out
+    contents = [
+        {p.relative_to(top): p.read_bytes() for p in top.rglob("*") if p.is_file()}
+        for top in (Path("whole"), folder)
+    ]
+    assert contents[0] == contents[1]
+
+
+def test_a_request_of_2_to_the_32_takes_the_memory_of_a_window(folder, monkeypatch):
+    """Nothing as long as the request is built before the first samples are drawn."""
+    monkeypatch.setattr(sample_folder, "WINDOW", 100)
+    asked = []
+
+    def stop(self, samples, **options):
+        asked.append(samples)
+        raise SamplingError("the work would start here")
+
+    monkeypatch.setattr(ncsn_fast.Sampler, "stream", stop)
+    sampler = ncsn_fast.Sampler("model", engine="eager", batch_size=4)
+    sampler.engine_for(1)
+    options = SampleOptions(model="model", n=2**32 - 8, start=8)
+    for n in (150, 2**32 - 8):
+        tracemalloc.start()
+        with pytest.raises(SamplingError):
+            write_files(sampler, options, folder, range(n))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 4e6, n
+    assert [part.tolist() for part in asked] == 2 * [list(range(8, 108))]
 
 
 def test_whole_colour_pictures(tmp_path):

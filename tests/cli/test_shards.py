@@ -17,9 +17,10 @@ from paths import ROOT
 from PIL import Image
 
 from ncsn_fast import engines, sample
-from ncsn_fast.cli import command, shards
+from ncsn_fast.cli import command, shard, shards
 from ncsn_fast.cli.command import UsageError
-from ncsn_fast.cli.shards import DistributedState, Shard
+from ncsn_fast.cli.shard import Shard
+from ncsn_fast.cli.shards import DistributedState
 from ncsn_fast.data.files import atomic_write
 
 LAUNCH = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
@@ -74,9 +75,9 @@ def test_every_sample_is_in_one_block_of_whole_micro_batches(n, size, count):
     assert all(block.start % size == 0 for block in blocks if block)
 
 
-@pytest.mark.parametrize(("text", "shard"), [("0/1", Shard()), ("07/12", Shard(7, 12))])
-def test_shard_of_text(text, shard):
-    assert shards.parse(text) == shard
+@pytest.mark.parametrize(("text", "part"), [("0/1", Shard()), ("07/12", Shard(7, 12))])
+def test_shard_of_text(text, part):
+    assert shard.parse(text) == part
 
 
 USAGE = {

@@ -1,11 +1,14 @@
 """JSON that is plain data of a bounded size, or an error that says why it is not."""
 
+import dataclasses
 import os
+from fractions import Fraction
 
+import numpy as np
 import pytest
 
 from ncsn_fast.data import limits
-from ncsn_fast.data.json_file import JSONError, parse_json, read_json
+from ncsn_fast.data.json_file import JSONError, make_plain, parse_json, plain, read_json
 
 REFUSED = {
     '{"a": 1e400}': "the number 1e400 is not finite",
@@ -55,3 +58,33 @@ def test_files_that_are_no_json(tmp_path, monkeypatch):
     monkeypatch.setenv(limits.JSON_BYTES.variable, "7")
     with pytest.raises(JSONError, match=r"x\.json declares 8 bytes, and at most 7 are read"):
         read_json(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (np.int64(3), 3), (np.float32(0.5), 0.5), (np.True_, True), (Fraction(1, 4), 0.25),
+        (True, True), ((np.uint8(1), "a"), (1, "a")), ("1", "1"), (None, None), ([1], [1]),
+    ],
+)  # fmt: skip
+def test_numbers_become_python_s_own(value, expected):
+    found = plain(value)
+    assert found == expected
+    assert type(found) is type(expected)
+    if isinstance(found, tuple):
+        assert [type(item) for item in found] == [type(item) for item in expected]
+
+
+def test_numbers_of_a_dataclass_become_those_of_its_fields():
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        size: "int"
+        rate: "float" = 2
+        flag: "float" = True
+        large: "float" = 10**400
+
+        def __post_init__(self):
+            make_plain(self)
+
+    kinds = [type(value) for value in vars(Config(np.int64(3))).values()]
+    assert kinds == [int, float, bool, int]

@@ -15,7 +15,8 @@ import torch
 from ncsn_fast.diffusion import objectives
 from ncsn_fast.diffusion.objectives import continuous_score_matching
 from ncsn_fast.diffusion.sde import VE
-from ncsn_fast.models.unet import VERSIONS, Clock
+from ncsn_fast.models.architectures import VERSIONS
+from ncsn_fast.models.unet import Clock
 
 D, M, S, A, B, SIGMA = 3, 0.3, 0.8, 0.1, 1.2, 0.5
 SIGNS = [(-1.0, 0.5), (1.0, 0.5)]  # nodes and weights: exact to degree 3

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ncsn_fast.diffusion import schedule
+from ncsn_fast.diffusion import schedule, spacing
 
 # dimension, sigma_1, published L, T, L for C = 0.5, best epsilon, its variance ratio
 PUBLISHED = {
@@ -167,11 +167,11 @@ def test_bad_geometric_ladders_are_refused(arguments, words):
 )
 def test_bad_ladders_are_refused(ladder, words):
     with pytest.raises(ValueError, match=words):
-        schedule.check_ladder(np.array(ladder))
+        spacing.check_ladder(np.array(ladder))
 
 
 def test_check_ladder_keeps_the_values():
-    ladder = schedule.check_ladder(torch.tensor([3.0, 0.5]))
+    ladder = spacing.check_ladder(torch.tensor([3.0, 0.5]))
     assert ladder.dtype == np.float64
     assert ladder.tolist() == [3.0, 0.5]
 
@@ -179,47 +179,45 @@ def test_check_ladder_keeps_the_values():
 def test_karras_ladders():
     """The published example, and the figures of 18 levels from 50 to .01."""
     np.testing.assert_allclose(
-        schedule.karras(80, 0.002, 5), [80, 17.527832, 2.515219, 0.16975276, 0.002], rtol=5e-7
+        spacing.karras(80, 0.002, 5), [80, 17.527832, 2.515219, 0.16975276, 0.002], rtol=5e-7
     )
-    ladder = schedule.karras(50, 0.01, 18)
+    ladder = spacing.karras(50, 0.01, 18)
     np.testing.assert_allclose(ladder[:3], [50, 37.19039, 27.30334], rtol=5e-7)
     np.testing.assert_allclose(ladder[-3:], [0.05615642, 0.02498809, 0.01], rtol=5e-7)
     assert (ladder[0], ladder[-1], ladder.dtype) == (50, 0.01, np.float64)
 
 
 def test_polynomial_ladders():
-    np.testing.assert_allclose(schedule.polynomial(8, 0.5, 5, 1.0), [8, 4, 2, 1, 0.5], rtol=1e-14)
-    np.testing.assert_allclose(schedule.polynomial(16, 1, 3, 2.0), [16, 2, 1], rtol=1e-14)
+    np.testing.assert_allclose(spacing.polynomial(8, 0.5, 5, 1.0), [8, 4, 2, 1, 0.5], rtol=1e-14)
+    np.testing.assert_allclose(spacing.polynomial(16, 1, 3, 2.0), [16, 2, 1], rtol=1e-14)
 
 
-@pytest.mark.parametrize("spacing", ["ladder", "geometric", "karras", "polynomial"])
+@pytest.mark.parametrize("kind", ["ladder", "geometric", "karras", "polynomial"])
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 231, 232])
-def test_spaced_ladders_keep_their_ends(spacing, n):
+def test_spaced_ladders_keep_their_ends(kind, n):
     own = schedule.geometric(50.0, 0.01, 232)
-    ladder = schedule.spaced(own, n, spacing)
-    assert len(schedule.check_ladder(ladder)) == n
+    ladder = spacing.spaced(own, n, kind)
+    assert len(spacing.check_ladder(ladder)) == n
     assert ladder[0] == own[0].double()
     assert n == 1 or ladder[-1] == own[-1].double()
-    if spacing == "ladder":
+    if kind == "ladder":
         assert np.isin(ladder, own.double().numpy()).all()
         places = np.searchsorted(-own.double().numpy(), -ladder)
         assert n < 3 or np.diff(places).max() - np.diff(places).min() <= 1
-    np.testing.assert_array_equal(schedule.spaced(own, n, spacing, None), ladder)
+    np.testing.assert_array_equal(spacing.spaced(own, n, spacing, None), ladder)
 
 
 def test_spaced_ladders_take_their_rho():
     own = [50.0, 1.0, 0.01]
-    for name, function in (("karras", schedule.karras), ("polynomial", schedule.polynomial)):
-        np.testing.assert_array_equal(
-            schedule.spaced(own, 9, name, 3.0), function(50, 0.01, 9, 3.0)
-        )
+    for name, function in (("karras", spacing.karras), ("polynomial", spacing.polynomial)):
+        np.testing.assert_array_equal(spacing.spaced(own, 9, name, 3.0), function(50, 0.01, 9, 3.0))
     np.testing.assert_array_equal(
-        schedule.spaced(own, 9, "karras"), schedule.karras(50, 0.01, 9, 7.0)
+        spacing.spaced(own, 9, "karras"), spacing.karras(50, 0.01, 9, 7.0)
     )
     np.testing.assert_allclose(
-        schedule.karras(50, 0.01, 9, 1e6), np.geomspace(50, 0.01, 9), rtol=1e-3
+        spacing.karras(50, 0.01, 9, 1e6), np.geomspace(50, 0.01, 9), rtol=1e-3
     )
-    assert schedule.spaced([0.3], 1, "karras").tolist() == [0.3]
+    assert spacing.spaced([0.3], 1, "karras").tolist() == [0.3]
 
 
 @pytest.mark.parametrize(
@@ -239,14 +237,14 @@ def test_spaced_ladders_take_their_rho():
 )
 def test_bad_schedules_are_refused(arguments, words):
     with pytest.raises(ValueError, match=words):
-        schedule.spaced([5.0, 1.0, 0.1], *arguments)
+        spacing.spaced([5.0, 1.0, 0.1], *arguments)
 
 
 def test_one_level_has_nothing_between_its_ends():
     with pytest.raises(ValueError, match=r"descending; got sigmas\[0\]=0.3 <= sigmas\[1\]=0.3"):
-        schedule.spaced([0.3], 2, "karras")
+        spacing.spaced([0.3], 2, "karras")
     with pytest.raises(ValueError, match="expected 0 < sigma_end <= sigma_begin"):
-        schedule.karras(0.1, 1.0, 3)
+        spacing.karras(0.1, 1.0, 3)
 
 
 @pytest.mark.parametrize("block", [1, 7, 40, 4096])
@@ -266,6 +264,21 @@ def test_largest_distance_wherever_the_pair_is(place):
     images[place[1]] -= 0.7
     expected = float((images[place[0]].double() - images[place[1]].double()).norm())
     assert schedule.max_pairwise_distance(images, block=7) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_bar_counts_the_blocks_that_are_compared(monkeypatch, shown):
+    bars = []
+
+    class Bar(schedule.tqdm):
+        def __init__(self, *args, **options):
+            bars.append(self)
+            super().__init__(*args, **options)
+
+    monkeypatch.setattr(schedule, "tqdm", Bar)
+    images = torch.arange(5.0).reshape(5, 1, 1, 1)
+    assert schedule.max_pairwise_distance(images, block=2, progress=shown) == 4.0
+    assert [(bar.n, bar.total) for bar in bars] == [(6 * shown, 6)]
 
 
 def test_largest_distance_of_equal_images_is_zero():

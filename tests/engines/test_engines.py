@@ -11,7 +11,7 @@ from drawing import CLOSE, NFE, draw, tiny
 from engine_cases import SMALLEST, TYPES
 
 from ncsn_fast import EngineError, EngineUnavailable, Sampler, SamplingError, engines
-from ncsn_fast.engines import base, precision
+from ncsn_fast.engines import base, batch_sizes, precision
 from ncsn_fast.engines.cpu.engine import CpuEngine
 from ncsn_fast.engines.cuda.engine import CudaEngine
 from ncsn_fast.engines.eager import EagerEngine
@@ -123,12 +123,12 @@ def test_engines_of_a_few_sizes_are_kept():
 def test_micro_batches_are_balanced(largest):
     """As few as with the largest size; less than one image of padding in each."""
     for n in range(1, 600):
-        size = base.balanced_batch_size(n, largest)
+        size = batch_sizes.balanced_batch_size(n, largest)
         n_batches = -(-n // largest)
         assert 1 <= size <= largest
         assert -(-n // size) == n_batches
         assert n_batches * (size - 1) < n <= n_batches * size
-    assert base.balanced_batch_size(0, largest) == 1
+    assert batch_sizes.balanced_batch_size(0, largest) == 1
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,15 @@ import json
 import math
 
 import golden
+import numpy as np
 import pytest
 import torch
 
 from ncsn_fast import ModelConfig, ScoreModel, ops
 from ncsn_fast.inference.cost import network_flop
+from ncsn_fast.models.architectures import ARCHITECTURES
 from ncsn_fast.models.layers import ACTIVATIONS, NORMS, VarianceNorm
-from ncsn_fast.models.refinenet import ARCHITECTURES, RefineNet
+from ncsn_fast.models.refinenet import RefineNet
 
 GOLDEN = [
     "ncsnv2_32",
@@ -203,6 +205,12 @@ def test_conditional_networks_need_instance_norm_plus(norm):
         ({"n_sigmas": 0}, r"n_sigmas must be an integer from 1 on; got 0"),
         ({"image_size": (64,)}, r"image_size must be \(height, width\); got \(64,\)"),
         ({"image_size": (64, 0)}, "image_size must be positive"),
+        ({"image_size": (8, 9)}, "image_size must be multiples of 2 for ncsnv2; got 8x9"),
+        ({"arch": "ncsnv2_deeper", "image_size": (8, 10)}, "multiples of 4 for ncsnv2_deeper"),
+        ({"epsilon": np.float32("nan")}, "epsilon must be positive .* got nan"),
+        ({"sigma_begin": 10**400}, "sigma_begin must be a number"),
+        ({"sigma_begin": np.True_}, "sigma_begin must be a number; got True"),
+        ({"scale_input": np.float64(1)}, "scale_input must be one of True, False; got 1.0"),
         ({"epsilon": "small"}, "epsilon must be a number; got 'small'"),
         ({"sigma_end": None}, "sigma_end must be a number; got None"),
         ({"norm": ["InstanceNorm"]}, r"norm must be one of .*; got \['InstanceNorm'\]"),
@@ -220,6 +228,17 @@ def test_bad_configurations_are_refused(fields, words):
 def test_a_ladder_of_another_length_is_refused():
     with pytest.raises(ValueError, match="expected 4 sigmas; got 3"):
         ScoreModel(TINY, torch.tensor([3.0, 2.0, 1.0]))
+
+
+def test_numbers_of_numpy_are_taken_and_survive_json(tmp_path):
+    given = {"ngf": np.int64(4), "image_size": (np.int32(8), np.uint8(8)), "epsilon": np.float32(1)}
+    given |= {"sigma_begin": 2, "scale_input": np.True_}
+    config = dataclasses.replace(TINY, **given)
+    kinds = {name: type(getattr(config, name)) for name in given}
+    assert list(kinds.values()) == [int, tuple, float, float, bool]
+    plain = dataclasses.replace(TINY, ngf=4, image_size=(8, 8), epsilon=1.0, sigma_begin=2.0)
+    assert ScoreModel(config).config == plain
+    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == plain
 
 
 def test_config_survives_json():

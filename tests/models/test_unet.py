@@ -14,7 +14,8 @@ import ncsn_fast
 from ncsn_fast import CheckpointError, EngineUnavailable, ModelConfig, Sampler, ScoreModel, convert
 from ncsn_fast.checkpoints import model_folder
 from ncsn_fast.inference.cost import network_flop
-from ncsn_fast.models.unet import TIME_ARCHS, VERSIONS, TimeUNet
+from ncsn_fast.models.architectures import TIME_ARCHS, VERSIONS
+from ncsn_fast.models.unet import TimeUNet
 from ncsn_fast.samplers import methods
 from ncsn_fast.samplers.program import Chains, initial_state, run
 from ncsn_fast.training.configs import CONFIGS
@@ -203,6 +204,7 @@ def test_bad_calls_are_refused(call, words):
         ({"norm": "InstanceNorm++"}, "unet_a has norm 'GroupNorm'"),
         ({"scale_input": True}, "unet_a has scale_input False"),
         ({"sigma_max": 0.0}, "0 < sigma_min < sigma_max"),
+        ({"image_size": (28, 32)}, "height and width are 28, 36, 44, .* got 28x32"),
         ({"ngf": 0}, "ngf must be an integer from 1 on; got 0"),
         ({"arch": "ncsnv2"}, "sigma_min and sigma_max belong to unet_a and unet_b"),
         ({"arch": "unet_c", "sigma_min": 0.0, "sigma_max": 0.0}, "ncsnv2, .*, unet_a, unet_b; got"),

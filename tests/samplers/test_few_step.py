@@ -8,12 +8,11 @@ import pytest
 import torch
 from gaussian import Data, follow, moments
 
-from ncsn_fast.diffusion import schedule
+from ncsn_fast.diffusion import spacing
 from ncsn_fast.ops import noise
 from ncsn_fast.ops.noise import Stream
+from ncsn_fast.samplers.choices import FAST_ETA, FAST_STEPS
 from ncsn_fast.samplers.few_step import (
-    FAST_ETA,
-    FAST_STEPS,
     Churn,
     dpm_solver_pp,
     euler,
@@ -29,7 +28,7 @@ DATA = Data(variance=0.25)
 
 
 def geometric(*arguments):
-    return schedule.polynomial(*arguments, 1.0)
+    return spacing.polynomial(*arguments, 1.0)
 
 
 def error(program, sigma_begin):
@@ -54,15 +53,15 @@ PRINTED = [
 @pytest.mark.parametrize("row", PRINTED, ids=lambda row: f"{row[0]}-{row[1]}")
 def test_printed_errors(row):
     n, begin, end, *printed = row
-    karras = schedule.karras
+    karras = spacing.karras
     columns = [(heun, karras), (dpm_solver_pp, karras), (dpm_solver_pp, geometric),
                (heun, geometric), (euler, karras), (euler, geometric)]  # fmt: skip
-    for (build, spacing), expected in zip(columns, printed, strict=True):
-        program = build(spacing(begin, end, n))
+    for (build, space), expected in zip(columns, printed, strict=True):
+        program = build(space(begin, end, n))
         assert program.nfe == (2 * n - 1 if build is heun else n)
         found = error(program, begin)
         digit = 10.0 ** (math.floor(math.log10(abs(expected))) - 3)
-        assert found == pytest.approx(expected, abs=0.51 * digit), (build, spacing)
+        assert found == pytest.approx(expected, abs=0.51 * digit), (build, space)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +69,7 @@ def test_printed_errors(row):
 )
 def test_orders(build, order):
     """Twice the steps: half the error for a method of order 1, a quarter for one of order 2."""
-    coarse, fine = (error(build(schedule.karras(80, 0.002, n)), 80) for n in (80, 160))
+    coarse, fine = (error(build(spacing.karras(80, 0.002, n)), 80) for n in (80, 160))
     assert coarse / fine == pytest.approx(order, rel=0.02)
 
 
@@ -125,7 +124,7 @@ PLAIN = {"euler": plain_euler, "heun": plain_heun, "dpmpp": plain_dpmpp}
 @pytest.mark.parametrize("n", [1, 2, 3, 12])
 def test_tables_are_the_algorithms_on_a_mixture(name, n):
     """Run in float64 by the loop that the engines follow, on a ladder that is not geometric."""
-    ladder = schedule.karras(20.0, 0.02, n, 3.0)
+    ladder = spacing.karras(20.0, 0.02, n, 3.0)
     program = METHODS[name](ladder)
     x = 20 * torch.randn(4, 1, 3, 3, generator=torch.Generator().manual_seed(0)).double()
     chains = Chains(x=x.clone(), seed=0, samples=torch.arange(4))
@@ -138,7 +137,7 @@ def test_tables_are_the_algorithms_on_a_mixture(name, n):
 @methods
 def test_the_flow_draws_a_mixture(build):
     """Shares of the modes, from the prior and the project's noise in float32."""
-    program = build(schedule.karras(20.0, 0.01, 60))
+    program = build(spacing.karras(20.0, 0.01, 60))
     samples = torch.arange(64)
     x = initial_state(program, 3, samples, (1, 16, 16))
     chains = Chains(x=x, seed=3, samples=samples)
@@ -161,7 +160,7 @@ def test_one_level(build):
 
 @methods
 def test_without_the_denoise_a_chain_ends_at_the_last_level(build):
-    ladder = schedule.karras(50, 0.01, 40)
+    ladder = spacing.karras(50, 0.01, 40)
     program, whole = build(ladder, denoise=False), build(ladder)
     assert program.nfe == whole.nfe - 1
     for column in ("sigma", "a", "b", "c", "g", "p", "q", "level"):
@@ -206,7 +205,7 @@ CHURNS = [
 @pytest.mark.parametrize("churn", CHURNS, ids=repr)
 @pytest.mark.parametrize("build", [euler, heun])
 def test_churn_is_the_papers(build, churn):
-    ladder = schedule.karras(6.0, 0.02, 9)
+    ladder = spacing.karras(6.0, 0.02, 9)
     program = build(ladder, churn=churn)
     assert program.nfe == build(ladder).nfe
     samples, shape = torch.arange(3), (1, 2, 5)
@@ -250,7 +249,7 @@ def plain_dpmpp_sde(ladder, eta, s_noise):
 
 @pytest.mark.parametrize(("eta", "s_noise"), [(0.0, 1.0), (0.4, 1.0), (1.0, 1.0), (1.0, 1.01)])
 def test_the_sde_variant_of_dpmpp(eta, s_noise):
-    ladder = schedule.karras(50, 0.01, 18)
+    ladder = spacing.karras(50, 0.01, 18)
     program = dpm_solver_pp(ladder, eta=eta, s_noise=s_noise)
     expected = plain_dpmpp_sde(ladder, eta, s_noise)
     assert moments(program, DATA)[1] == pytest.approx(expected, rel=1e-10)

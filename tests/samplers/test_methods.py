@@ -11,7 +11,7 @@ from PIL import Image
 import ncsn_fast
 from ncsn_fast import ModelConfig, Sampler, ScoreModel, sample
 from ncsn_fast.data.images import sample_path, to_uint8
-from ncsn_fast.diffusion import schedule
+from ncsn_fast.diffusion import spacing
 from ncsn_fast.diffusion.sde import VE
 from ncsn_fast.ops import noise
 from ncsn_fast.ops.noise import Stream
@@ -57,7 +57,7 @@ def test_defaults_are_the_builders(models):
     model, own = models["ncsnv2"], own_ladder(models["ncsnv2"])
 
     def spaced(n):
-        return schedule.spaced(own, n, "geometric")
+        return spacing.spaced(own, n, "geometric")
 
     expected = {
         "fast": few_step.fast(spaced(30)),
@@ -76,7 +76,7 @@ def test_defaults_are_the_builders(models):
 def test_options_reach_the_builders(models):
     model, own = models["ncsnv2"], own_ladder(models["ncsnv2"])
     bent = {"schedule": "karras", "rho": 3.0}
-    ladder, churn = schedule.karras(own[0], own[-1], 7, 3.0), few_step.Churn(3.0, 0.1, 4.0, 1.1)
+    ladder, churn = spacing.karras(own[0], own[-1], 7, 3.0), few_step.Churn(3.0, 0.1, 4.0, 1.1)
     churned = {"churn": 3.0, "s_min": 0.1, "s_max": 4.0, "s_noise": 1.1}
     for name, given, expected in (
         ("euler", {**bent, **churned}, few_step.euler(ladder, churn=churn)),
@@ -97,9 +97,9 @@ def test_ladders_of_every_kind(models, name):
     user = methods.build(name, model, None, {"sigmas": [5.0, 1.0, 0.1]})
     assert user.sigma[0] == 5.0
     assert set(user.sigma.tolist()) == {5.0, 1.0, 0.1}
-    for spacing in ("ladder", "geometric", "karras", "polynomial"):
-        program = methods.build(name, model, 9, {"schedule": spacing})
-        expected = schedule.spaced(own, 9, spacing)
+    for schedule in ("ladder", "geometric", "karras", "polynomial"):
+        program = methods.build(name, model, 9, {"schedule": schedule})
+        expected = spacing.spaced(own, 9, schedule)
         np.testing.assert_array_equal(np.unique(program.sigma), expected[::-1])
     assert methods.build(name, model, 1, {}).nfe == 1
     assert methods.build(name, model, 9, {"denoise": False}).nfe in (8, 9, 16)

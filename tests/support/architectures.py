@@ -4,8 +4,8 @@ from typing import Any
 
 import tiny
 
-from ncsn_fast.models.refinenet import ARCHITECTURES
-from ncsn_fast.models.score import TIME_STYLE, ScoreModel
+from ncsn_fast.models.architectures import ARCHITECTURES, TIME_STYLE
+from ncsn_fast.models.score import ScoreModel
 
 TIME = {"unet_a": (0.01, 22.0), "unet_b": (1.0, 25.0)}
 ARCHS = [*ARCHITECTURES, *TIME]

@@ -10,7 +10,7 @@ from ncsn_fast.engines import precision
 from ncsn_fast.engines.cpu.engine import CpuEngine
 from ncsn_fast.engines.eager import EagerEngine
 from ncsn_fast.engines.lowering.graph import Graph, Map
-from ncsn_fast.models.refinenet import ARCHITECTURES, Architecture, Refine, Stage
+from ncsn_fast.models.architectures import ARCHITECTURES, Architecture, Refine, Stage
 from ncsn_fast.samplers import methods
 from ncsn_fast.samplers.program import Chains, Program
 

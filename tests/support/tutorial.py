@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ncsn_fast import ModelConfig, ScoreModel
-from ncsn_fast.models.score import TIME_STYLE
+from ncsn_fast.models.architectures import TIME_STYLE
 
 A = ModelConfig(
     arch="unet_a", image_size=(28, 28), channels=1, ngf=32, n_sigmas=99, sigma_begin=22.0,

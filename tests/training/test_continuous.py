@@ -13,7 +13,8 @@ from ncsn_fast.checkpoints import training_run
 from ncsn_fast.cli import command
 from ncsn_fast.data import datasets
 from ncsn_fast.diffusion.objectives import continuous_score_matching, random_times
-from ncsn_fast.models.unet import VERSIONS, Clock
+from ncsn_fast.models.architectures import VERSIONS
+from ncsn_fast.models.unet import Clock
 from ncsn_fast.training.configs import CONFIGS, TrainConfig
 from ncsn_fast.training.trainer import Trainer
 

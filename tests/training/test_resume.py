@@ -1,6 +1,7 @@
 """Runs that are resumed, interrupted, killed or that fail: nothing is lost, nothing is changed."""
 
 import copy
+import dataclasses
 import math
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from killing import killed_at_each_call
 
 from ncsn_fast import SamplingError, train
 from ncsn_fast.checkpoints import training_run
@@ -251,6 +253,32 @@ def start(processes: BaseContext) -> BaseProcess:
         time.sleep(0.01)
     assert process.is_alive()
     return process
+
+
+def test_killed_at_each_call_of_a_save(tmp_path):
+    """The run is at its last step or at the one before; resuming clears what was left over."""
+    t, checkpoints = tiny.trainer(), tmp_path / "checkpoints"
+    config = dataclasses.replace(t.config, keep=1)
+    journal = Journal(tmp_path, config)
+    t.train_step(tiny.IMAGES[:8])
+    journal.save(t)
+    before, steps, left = checkpoints / "step_00000001.pt", set(), []
+    content = before.read_bytes()
+    t.train_step(tiny.IMAGES[8:16])
+    for _ in killed_at_each_call(lambda: journal.save(t), tmp_path):
+        saved = training_run.read_run(tmp_path)
+        saved.model()
+        steps.add(saved.step)
+        left += [path for path in checkpoints.iterdir() if path.suffix == ".tmp"]
+        for path in checkpoints.glob("step_*.pt"):
+            path.unlink()
+        before.write_bytes(content)
+    assert steps == {1, 2}
+    assert left
+    Journal(tmp_path, config).save(t)
+    assert [path.name for path in checkpoints.iterdir()] == ["step_00000002.pt"]
+    saved = training_run.read_run(tmp_path)
+    assert tiny.same(saved.contents["optimizer"], t.optimizer.state_dict())
 
 
 @pytest.mark.slow

@@ -78,12 +78,13 @@ def format_profile(costs: list[OpCost], seconds: list[float], dtype: str) -> str
         share = f"{100 * s / sum(seconds):.1f}%"
         rows.append((cost.kind, cost.name, str(cost.shape), f"{1e3 * s:.3f}", rate, share))
     convolutions = [(cost.flop, s) for cost, s in zip(costs, seconds, strict=True) if cost.flop]
-    flop, spent = (sum(column) for column in zip(*convolutions, strict=True))
+    flop, spent = sum(flop for flop, _ in convolutions), sum(s for _, s in convolutions)
     total = sum(seconds)
-    return (
-        f"{_table(rows)}\n{len(costs)} operations in {dtype}, {1e3 * total:.2f} ms, "
-        f"{100 * spent / total:.1f}% of it convolutions at {flop / spent / 1e9:.0f} GFLOP/s"
-    )
+    told = f"{_table(rows)}\n{len(costs)} operations in {dtype}, {1e3 * total:.2f} ms"
+    if not convolutions:
+        return told
+    rate = f"{flop / spent / 1e9:.0f} GFLOP/s"
+    return f"{told}, {100 * spent / total:.1f}% of it convolutions at {rate}"
 
 
 def _table(rows: list[tuple[str, ...]]) -> str:

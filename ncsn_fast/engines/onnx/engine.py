@@ -20,15 +20,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ncsn_fast.diffusion.parameterisation import Parameterisation
 from ncsn_fast.engines import reference_check
 from ncsn_fast.engines.base import (
     EngineError,
     EngineUnavailable,
-    default_batch_size,
     without_weights,
 )
-from ncsn_fast.engines.onnx.model import make_onnx, read_onnx, unsupported
+from ncsn_fast.engines.batch_sizes import default_batch_size
+from ncsn_fast.engines.onnx.model import make_onnx, read_onnx
 from ncsn_fast.engines.static_engine import BufferedEngine
+from ncsn_fast.models.adapter import WrappedConfig
 from ncsn_fast.models.score import ScoreModel
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -69,6 +71,7 @@ class _Buffers:
     session: Session
     x: Tensor
     condition: Tensor | None
+    labels: Tensor | None
     f: Tensor
     binding: Any
 
@@ -127,12 +130,13 @@ class OrtEngine(BufferedEngine):
         self.error, self.levels = reference_check.check_precision(self, size)
         self.model = without_weights(model)
 
+    @property
+    def parameterisation(self) -> Parameterisation:
+        inside = isinstance(self.model.config, WrappedConfig)
+        return reference_check.SCALED_SCORE if inside else self.model.parameterisation
+
     def condition(self, sigma: Tensor) -> Tensor | None:
         return reference_check.exported_condition(self.model, sigma)
-
-    @classmethod
-    def refuses(cls, model: ScoreModel) -> str | None:
-        return unsupported(model)
 
     @classmethod
     def unavailable(cls) -> str | None:
@@ -164,7 +168,7 @@ class OrtEngine(BufferedEngine):
         self._buffers: dict[tuple[Any, ...], _Buffers] = {}
 
     def network(self, x: Tensor, level: Tensor | None, labels: Tensor | None = None) -> Tensor:
-        self.check_call(x, level)
+        self.check_call(x, level, labels)
         self._check_shape(x.shape)
         # A session with a CUDA graph may not be run from several threads.
         key = (x.shape, None if self._source is None else threading.get_ident())
@@ -177,6 +181,10 @@ class OrtEngine(BufferedEngine):
                 buffers.x.copy_(x)
                 if buffers.condition is not None and level is not None:
                     buffers.condition.copy_(level)
+                if buffers.labels is not None:
+                    buffers.labels.fill_(self.model.n_classes)
+                    if labels is not None:
+                        buffers.labels.copy_(labels)
                 session = buffers.session
                 try:
                     session.ort.run_with_iobinding(buffers.binding, session.settings)
@@ -201,17 +209,20 @@ class OrtEngine(BufferedEngine):
         session = self._session or self._graph_session(shape)
         with torch.inference_mode(False):  # to be written in any mode later
             x, f = (torch.zeros(shape, device=self.device) for _ in range(2))
-            seen, condition = reference_check.CONDITIONS.get(self.model.conditioning), None
+            seen, condition = reference_check.exported_input(self.model), None
             if seen is not None:
-                condition = torch.zeros(len(x), dtype=seen[1], device=self.device)
+                condition = torch.ones(len(x), dtype=seen[1], device=self.device)
+            classes = self.model.n_classes
+            labels = torch.full((len(x),), classes, device=self.device) if classes else None
         binding = session.ort.io_binding()
         place = self.device.type, self.device.index or 0
-        for name, tensor in (("x", x), ("" if seen is None else seen[0], condition), ("f", f)):
+        inputs = {"x": x, "labels": labels, "f": f, "" if seen is None else seen[0]: condition}
+        for name, tensor in inputs.items():
             if tensor is not None:
                 bind = binding.bind_output if name == "f" else binding.bind_input
                 element = np.int64 if tensor.dtype is torch.int64 else np.float32
                 bind(name, *place, element, tuple(tensor.shape), tensor.data_ptr())
-        return _Buffers(session, x, condition, f, binding)
+        return _Buffers(session, x, condition, labels, f, binding)
 
     def _shared_session(self, content: bytes | None) -> Session:
         """Returns the live session for this model, dtype, device and threads, or a new one."""

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from ncsn_fast.data import limits
 from ncsn_fast.data.files import open_regular
+from ncsn_fast.engines import reference_check
 from ncsn_fast.engines.base import DTYPES, EngineError
+from ncsn_fast.engines.onnx import wrapped
 from ncsn_fast.engines.onnx.network import write
 from ncsn_fast.engines.onnx.writer import CONSTANTS, Writer
-from ncsn_fast.engines.reference_check import CONDITIONS
 from ncsn_fast.models.adapter import WrappedConfig
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops.noise import check_integer
@@ -36,6 +37,7 @@ _KINDS = {
     torch.float16: "FLOAT16",
     torch.bfloat16: "BFLOAT16",
     torch.int64: "INT64",
+    torch.bool: "BOOL",
 }
 _MOST_NODES = 2**24  # bytes of a file beside the weights
 _IDENTITY = ("model", "config", "dtype")  # metadata that every file of ours has
@@ -68,14 +70,16 @@ def make_onnx(
     opset = oldest if opset is None else check_integer("opset", opset)
     if not oldest <= opset <= newest:
         raise ValueError(f"opset must be {oldest} to {newest} for {dtype}; got {opset}")
-    problem = unsupported(model)
-    if problem is not None:
-        raise ValueError(f"an ONNX file {problem}")
     if batch is not None:
         batch = check_integer("batch", batch, least=1)
     if size is not None:
         model.check_input(torch.empty(1, model.config.channels, *size, device="meta"))
-    graph = write(model, DTYPES[dtype], (batch, *size) if batch and size else None)
+    if isinstance(model.config, WrappedConfig):
+        if size not in (None, model.config.image_size):
+            raise ValueError(f"a wrapped network has one size, {model.config.image_size}")
+        size, graph = model.config.image_size, wrapped.write(model, DTYPES[dtype], batch)
+    else:
+        graph = write(model, DTYPES[dtype], (batch, *size) if batch and size else None)
     stored = sum(tensor.nbytes for tensor in graph.constants.values())
     if stored > LIMIT:
         raise ValueError(
@@ -95,13 +99,14 @@ def make_onnx(
 
 def describe(model: ScoreModel, dtype: str) -> dict[str, str]:
     """Returns the metadata of a model's file."""
-    own = "1" if model.conditional else "1 / sigma"
+    raw = model.conditional and not isinstance(model.config, WrappedConfig)
+    own = "1" if raw else "1 / sigma"
     return {
         "model": model.digest(),
         "config": json.dumps(model.config.to_dict(), sort_keys=True),
         "sigmas": json.dumps(model.sigmas.tolist()),
-        "data_range": "[0, 1]",
-        "conditioning": model.conditioning,
+        "data_range": "[0, 1]" if model.bounded else "any",
+        "conditioning": (reference_check.exported_input(model) or ("none",))[0],
         "score": f"f * {own}",
         "dtype": dtype,
         **{name: package_version(name) for name in ("ncsn_fast", "torch", "onnx")},
@@ -206,8 +211,9 @@ def _proto(graph: Writer, model: ScoreModel, shape: tuple[int | str, ...], opset
         for node in graph.nodes
     ]  # fmt: skip
     inputs = [helper.make_tensor_value_info("x", kinds[torch.float32], shape)]
-    if model.conditioning in CONDITIONS:
-        name, dtype = CONDITIONS[model.conditioning]
+    more = [reference_check.exported_input(model)]
+    more += [("labels", torch.int64)] if model.n_classes else []
+    for name, dtype in filter(None, more):
         inputs.append(helper.make_tensor_value_info(name, kinds[dtype], shape[:1]))
     output = helper.make_tensor_value_info("f", kinds[torch.float32], shape)
     weights = [initializer(name, tensor) for name, tensor in graph.constants.items()]
@@ -227,10 +233,3 @@ def package_version(name: str) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:  # a source tree that was never installed
         return "unknown"
-
-
-def unsupported(model: ScoreModel) -> str | None:
-    """Returns None if `make_onnx` writes this model, else the reason why not."""
-    if isinstance(model.config, WrappedConfig):
-        return "does not hold networks that were wrapped"
-    return None

@@ -12,23 +12,24 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ncsn_fast.diffusion.parameterisation import Parameterisation
 from ncsn_fast.engines import reference_check
 from ncsn_fast.engines.base import (
     PrecisionError,
-    default_batch_size,
-    largest_batch_size,
     without_weights,
 )
+from ncsn_fast.engines.batch_sizes import default_batch_size, largest_batch_size
 from ncsn_fast.engines.cuda import kernels as gpu_kernels
 from ncsn_fast.engines.cuda.graph_engine import GRAPHS, GraphEngine
 from ncsn_fast.engines.cuda.graphs import empty_cache
-from ncsn_fast.engines.onnx.model import make_onnx, unsupported
+from ncsn_fast.engines.onnx.model import make_onnx
 from ncsn_fast.engines.tensorrt import api as trt_api
 from ncsn_fast.engines.tensorrt.builder import LEVELS, Profile, Settings, build_plan
 from ncsn_fast.engines.tensorrt.facts import facts_of, read_file
 from ncsn_fast.engines.tensorrt.options import parse_batch, parse_size, parse_workspace
 from ncsn_fast.engines.tensorrt.plan_cache import PlanCache, Stored, check_facts
 from ncsn_fast.engines.tensorrt.runtime import TrtNetwork, TrtPlan, check_types
+from ncsn_fast.models.adapter import WrappedConfig
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops.backends import DEFAULT_FAMILY
 
@@ -138,12 +139,17 @@ class TrtEngine(GraphEngine):
         """The shapes that the engine accepts."""
         return self.settings.profile
 
+    @property
+    def parameterisation(self) -> Parameterisation:
+        inside = isinstance(self.model.config, WrappedConfig)
+        return reference_check.SCALED_SCORE if inside else self.model.parameterisation
+
     def condition(self, sigma: Tensor) -> Tensor | None:
         return reference_check.exported_condition(self.model, sigma)
 
     @classmethod
     def refuses(cls, model: ScoreModel) -> str | None:
-        return unsupported(model)
+        return "does not run networks with classes" if model.n_classes else None
 
     @classmethod
     def unavailable(cls) -> str | None:
@@ -199,7 +205,8 @@ class TrtEngine(GraphEngine):
                 "and size= as 'least:usual:largest'"
             )
         shape = (self.batch_size, self.model.config.channels, *size)
-        return TrtPlan(self._network, shape, self.model.conditioning, self.device, self._kernels)
+        seen = reference_check.exported_input(self.model)
+        return TrtPlan(self._network, shape, seen, self.device, self._kernels)
 
     def describe(self) -> str:
         """Describes shapes, memory, error, and each layer with its dtype on a line."""
@@ -281,7 +288,7 @@ class TrtEngine(GraphEngine):
             self._network.refit(weights)
         self.release()
         least, _, largest = self.profile.batch
-        own, kind = self._source.config.image_size, self._source.conditioning
+        own, kind = self._source.config.image_size, reference_check.exported_input(self._source)
         shape = (least, self._source.config.channels, *own)
         smallest = TrtPlan(self._network, shape, kind, self.device, self._kernels)
         known, convolutions = check_types(self._network.layers(smallest.context), self.dtype)

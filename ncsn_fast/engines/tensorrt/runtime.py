@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ncsn_fast.engines.base import EngineError, PrecisionError
 from ncsn_fast.engines.cuda.kernels import Kernels
-from ncsn_fast.engines.reference_check import CONDITIONS
 from ncsn_fast.engines.tensorrt.api import checked, create, get_logger
 
 _ANEW = "clear the cache with `ncsn-fast cache clear`, or export the plan anew on this machine"
@@ -217,19 +216,20 @@ class TrtPlan:
     change, so that CUDA graphs of it stay valid.
 
     Args:
-        shape: (N, C, H, W).   conditioning: "none", "level" or "time".
+        shape: (N, C, H, W).
+        seen: name and dtype of the noise level's input; None for networks without one.
     """
 
     def __init__(
         self,
         network: TrtNetwork,
         shape: tuple[int, int, int, int],
-        conditioning: str,
+        seen: tuple[str, torch.dtype] | None,
         device: torch.device,
         kernels: Kernels,
     ) -> None:
         self.batch, self.device, self.kernels = shape[0], device, kernels
-        name, kind = CONDITIONS.get(conditioning, ("", torch.int64))
+        name, kind = seen or ("", torch.int64)
         self.conditional = bool(name)
         self.input, self.output = (torch.zeros(shape, device=device) for _ in range(2))
         self.level = torch.zeros(self.batch, dtype=kind, device=device)

@@ -39,7 +39,8 @@ from ncsn_fast.engines.lowering import stored
 from ncsn_fast.engines.lowering.graph import Graph
 from ncsn_fast.engines.lowering.memory_plan import plan_memory
 from ncsn_fast.engines.static_engine import lowered
-from ncsn_fast.models.refinenet import ARCHITECTURES, RefineNet
+from ncsn_fast.models.architectures import ARCHITECTURES
+from ncsn_fast.models.refinenet import RefineNet
 
 
 def engine(of, dtype="fp32", batch_size=2, kind=CpuEngine):

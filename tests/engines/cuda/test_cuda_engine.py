@@ -19,7 +19,7 @@ from ncsn_fast.engines.cuda.engine import CudaEngine
 from ncsn_fast.engines.cuda.graphs import Graphs
 from ncsn_fast.engines.eager import EagerEngine
 from ncsn_fast.inference.runner import Job, run
-from ncsn_fast.models.refinenet import ARCHITECTURES
+from ncsn_fast.models.architectures import ARCHITECTURES
 from ncsn_fast.ops import backends
 from ncsn_fast.samplers import methods
 from ncsn_fast.samplers.program_transforms import inpainting, interpolation_weights

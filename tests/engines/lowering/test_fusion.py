@@ -14,7 +14,7 @@ from ncsn_fast.engines.lowering.graph import (
 )
 from ncsn_fast.engines.lowering.memory_plan import plan_memory
 from ncsn_fast.engines.static_engine import lowered
-from ncsn_fast.models.refinenet import ARCHITECTURES
+from ncsn_fast.models.architectures import ARCHITECTURES
 
 
 def graphs(arch, **fields):

@@ -1,0 +1,74 @@
+"""Networks that users bring, by every method, on every engine that runs them."""
+
+import own_networks
+import pytest
+import torch
+
+from ncsn_fast import Sampler
+from ncsn_fast.samplers.methods import METHODS
+
+JUMPS = ("adaptive", "ode", "mala", "hmc")  # roundings decide their steps, and whether they accept
+
+
+@pytest.fixture(scope="module")
+def samplers():
+    """Samplers by (network, engine, dtype), built once each."""
+    made = {}
+
+    def get(name, engine, dtype=None):
+        if (name, engine, dtype) not in made:
+            of = own_networks.model(name)
+            made[name, engine, dtype] = Sampler(of, engine=engine, dtype=dtype, device="cpu")
+        return made[name, engine, dtype]
+
+    return get
+
+
+def drawn(sampler, method, n=2, **options):
+    labels = [0, 2][:n] if sampler.model.n_classes else None
+    return sampler.sample(n, method=method, seed=5, labels=labels, progress=False, **options)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", own_networks.CASES)
+def test_our_engine_draws_eagers_samples(samplers, name, method):
+    expected = drawn(samplers(name, "eager"), method)
+    found = drawn(samplers(name, "cpu", "fp32"), method)
+    assert expected.isfinite().all()
+    scale = max(1.0, float(expected.abs().max()))
+    assert (found - expected).abs().max() <= (0.1 if method in JUMPS else 5e-3) * scale
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", own_networks.CASES)
+def test_compiled_samples_are_eagers(samplers, name):
+    expected = drawn(samplers(name, "eager"), "fast")
+    assert (drawn(samplers(name, "compile"), "fast") - expected).abs().max() < 5e-3
+
+
+@pytest.mark.parametrize("name", own_networks.CASES)
+def test_auto_takes_our_engine_and_names_every_operation(samplers, name):
+    sampler = samplers(name, "auto")
+    x = drawn(sampler, "fast")
+    assert x.isfinite().all()
+    assert sampler.engine_class.name in ("cpu", "eager")
+    told = samplers(name, "cpu", "fp32").engine_for(2).describe()
+    assert "operations in fp32" in told
+
+
+def test_guidance_on_our_engine(samplers):
+    eager, cpu = samplers("classes", "eager"), samplers("classes", "cpu", "fp32")
+    for method in ("fast", "ald", "pc"):
+        expected = drawn(eager, method, guidance=2.0)
+        assert (drawn(cpu, method, guidance=2.0) - expected).abs().max() < 5e-3
+        assert (drawn(cpu, method) - expected).abs().max() > 1e-3
+
+
+def test_other_sizes_of_micro_batches(samplers):
+    """Networks are exported once, for any number of images."""
+    cpu, eager = samplers("unet", "cpu", "fp32"), samplers("unet", "eager")
+    for n in (1, 3, 5):
+        x = cpu.sample(n, method="fast", progress=False)
+        torch.testing.assert_close(
+            x, eager.sample(n, method="fast", progress=False), rtol=0, atol=5e-3
+        )
