@@ -42,6 +42,17 @@ _MOST = {
 }  # fmt: skip
 
 
+LARGEST_STEP = 1e30  # of Adam, whose numbers are float32
+
+
+def check_positive(name: str, value: float, most: float = math.inf) -> None:
+    """Raises ValueError unless a value is positive, finite and at most `most`."""
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be positive; got {value}")
+    if value > most:
+        raise ValueError(f"{name} must be at most {most:g}; got {value:g}")
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """Configuration of a training run; 0 means that the run derives the value."""
@@ -153,9 +164,9 @@ class TrainConfig:
         for field, most in _MOST.items():
             if getattr(self, field) > most:
                 raise ValueError(f"{field} must be at most {most}; got {getattr(self, field)}")
-        for field in ("sigma_end", "lr", "adam_eps"):
-            if not 0 < getattr(self, field) < math.inf:
-                raise ValueError(f"{field} must be positive; got {getattr(self, field)}")
+        check_positive("sigma_end", self.sigma_end)
+        check_positive("lr", self.lr, LARGEST_STEP)
+        check_positive("adam_eps", self.adam_eps, LARGEST_STEP)
         if self.sigma_begin and self.n_sigmas != 1 and self.sigma_begin <= self.sigma_end:
             raise ValueError(
                 f"sigma_begin must be above sigma_end={self.sigma_end:g}; got {self.sigma_begin:g}"
@@ -286,8 +297,7 @@ class ToyOptions:
             if not 1 <= value <= most:
                 bound = "at least 1" if value < 1 else f"at most {most}"
                 raise ValueError(f"{field} must be {bound}; got {value}")
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"lr must be positive; got {self.lr}")
+        check_positive("lr", self.lr, LARGEST_STEP)
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be in [0, 2**32); got {self.seed}")
         if self.name in ("", ".", "..") or Path(self.name).name != self.name:

@@ -152,6 +152,8 @@ def fit(
         loss.backward()
         optimizer.step()
         schedule.step()
+    if not all(bool(weight.isfinite().all()) for weight in net.parameters()):
+        raise RuntimeError(f"a weight is not finite at step {options.steps}; use a smaller --lr")
     return net.eval(), True
 
 

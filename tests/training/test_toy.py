@@ -202,6 +202,7 @@ def test_interrupted_draws_what_it_learnt(in_tmp, monkeypatch, capsys):
 USAGE = {
     "no steps": (["--steps", "0"], "steps must be at least 1; got 0"),
     "no rate": (["--lr", "nan"], "lr must be positive; got nan"),
+    "large rate": (["--lr", "2e30"], "lr must be at most 1e+30; got 2e+30"),
     "wide seed": (["--seed", "4294967296"], "seed must be in [0, 2**32)"),
     "path as name": (["--name", "a/b"], "name must be a plain folder name"),
     "no objective": (["--objective", "best"], "invalid choice 'best'"),
@@ -245,3 +246,12 @@ def test_a_loss_that_is_not_finite(in_tmp, monkeypatch, capsys):
     losses = toy.losses
     monkeypatch.setattr(toy, "losses", lambda *a: losses(*a) * math.nan)
     assert "the loss is nan at step 0; use a smaller --lr" in failure(capsys)
+
+
+def test_weights_that_are_not_finite_after_the_last_step(monkeypatch):
+    def flat(objective, net, *rest):  # no loss, and no number as its slope
+        return sum(weight.sum() for weight in net.parameters()).mul(0).sqrt()
+
+    monkeypatch.setattr(toy, "losses", flat)
+    with pytest.raises(RuntimeError, match="a weight is not finite at step 1; use a smaller --lr"):
+        toy.fit(ToyOptions(steps=1, width=2), progress=False)
