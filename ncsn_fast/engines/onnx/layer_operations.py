@@ -1,0 +1,247 @@
+"""Norms, products, attention and resampling of ATen in ONNX's operators."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from ncsn_fast.engines.lowering.graph import UnsupportedNetwork
+from ncsn_fast.engines.onnx.translation import Translation, handles, input_of, name_of
+from ncsn_fast.engines.onnx.writer import CONSTANTS, NOTHING, Value, Writer
+
+
+def _normalised(w: Writer, x: Value, axes: Sequence[int], eps: float) -> Value:
+    """(x - mean) / sqrt(var + eps) over some axes, centred before it is scaled."""
+    centred = w.op("Sub", x, w.mean(x, *axes))
+    return w.op("Div", centred, w.rooted(w.mean(w.op("Mul", centred, centred), *axes), eps))
+
+
+def _affine(
+    t: Translation, x: Value, weight: Value | None, bias: Value | None, shape: Sequence[int]
+) -> Value:
+    for kind, parameter in (("Mul", weight), ("Add", bias)):
+        if parameter is not None:
+            x = t.w.op(kind, x, t.reshape(t.w.fp32(parameter), shape))
+    return x
+
+
+@handles("group_norm")
+def _group_norm(
+    t: Translation, node: fx.Node, x: Value, groups: int, weight: Value | None = None,
+    bias: Value | None = None, eps: float = 1e-5, *rest: Any,
+) -> Value:  # fmt: skip
+    shape = t.shape(node)
+    grouped = t.reshape(t.w.fp32(x), [-1, groups, math.prod(shape[1:]) // groups])
+    y = t.reshape(_normalised(t.w, grouped, (2,), eps), shape)
+    return _affine(t, y, weight, bias, [-1, *[1] * (len(shape) - 2)])
+
+
+@handles("layer_norm")
+def _layer_norm(
+    t: Translation, node: fx.Node, x: Value, sizes: Sequence[int], weight: Value | None = None,
+    bias: Value | None = None, eps: float = 1e-5, *rest: Any,
+) -> Value:  # fmt: skip
+    rank = t.rank(node)
+    y = _normalised(t.w, t.w.fp32(x), tuple(range(rank - len(sizes), rank)), eps)
+    return _affine(t, y, weight, bias, list(sizes))
+
+
+@handles("instance_norm")
+def _instance_norm(
+    t: Translation, node: fx.Node, x: Value, weight: Value | None, bias: Value | None, *rest: Any
+) -> Value:
+    shape, eps = t.shape(node), float(rest[4])
+    y = _normalised(t.w, t.w.fp32(x), tuple(range(2, len(shape))), eps)
+    return _affine(t, y, weight, bias, [-1, *[1] * (len(shape) - 2)])
+
+
+@handles("batch_norm", "_native_batch_norm_legit_no_training")
+def _batch_norm(
+    t: Translation, node: fx.Node, x: Value, weight: Value, bias: Value, mean: Value,
+    variance: Value, *rest: Any,
+) -> Value:  # fmt: skip
+    if name_of(node) == "batch_norm" and rest[0]:
+        raise UnsupportedNetwork("batch norm of the batch's own statistics")
+    inputs = (t.w.fp32(v) for v in (x, weight, bias, mean, variance))
+    return t.w.op("BatchNormalization", *inputs, epsilon=float(rest[2] if len(rest) > 2 else 1e-5))
+
+
+@handles("conv1d", "conv2d", "conv3d")
+def _convolution(
+    t: Translation, node: fx.Node, x: Value, weight: Value, bias: Value | None = None,
+    stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1,
+) -> Value:  # fmt: skip
+    axes = t.rank(node) - 2
+    each = lambda v: _spread([v] if isinstance(v, int) else list(v), axes)  # noqa: E731
+    sizes = input_of(node, 1).meta["val"].shape[2:]
+    dilations = each(dilation)
+    if padding == "same":
+        reach = [d * (n - 1) for d, n in zip(dilations, sizes, strict=True)]
+        pads = [*(n // 2 for n in reach), *(n - n // 2 for n in reach)]
+    else:
+        pads = 2 * each(0 if padding == "valid" else padding)
+    inputs = [t.low(node, v) for v in (x, weight, bias) if v is not None]
+    return t.w.op(
+        "Conv", *inputs, strides=each(stride), pads=pads, dilations=dilations, group=groups,
+    )  # fmt: skip
+
+
+def _spread(values: list[int], axes: int) -> list[int]:
+    return values * axes if len(values) == 1 else values
+
+
+@handles("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def _transposed(
+    t: Translation, node: fx.Node, x: Value, weight: Value, bias: Value | None = None,
+    stride: Any = 1, padding: Any = 0, output_padding: Any = 0, groups: int = 1, dilation: Any = 1,
+) -> Value:  # fmt: skip
+    axes = t.rank(node) - 2
+    each = lambda v: _spread([v] if isinstance(v, int) else list(v), axes)  # noqa: E731
+    inputs = [t.low(node, v) for v in (x, weight, bias) if v is not None]
+    return t.w.op(
+        "ConvTranspose", *inputs, strides=each(stride), pads=2 * each(padding),
+        output_padding=each(output_padding), dilations=each(dilation), group=groups,
+    )  # fmt: skip
+
+
+@handles("linear")
+def _linear(
+    t: Translation, node: fx.Node, x: Value, weight: Value, bias: Value | None = None
+) -> Value:
+    y = t.w.op("MatMul", t.low(node, x), t.w.op("Transpose", t.low(node, weight), perm=[1, 0]))
+    return y if bias is None else t.w.op("Add", y, t.low(node, bias))
+
+
+@handles("matmul", "bmm", "mm")
+def _matmul(t: Translation, node: fx.Node, a: Value, b: Value) -> Value:
+    return t.w.op("MatMul", t.low(node, a), t.low(node, b))
+
+
+@handles("einsum")
+def _einsum(
+    t: Translation, node: fx.Node, equation: str, operands: Sequence[Value], **options: Any
+) -> Value:
+    return t.w.op("Einsum", *(t.low(node, v) for v in operands), equation=equation.replace(" ", ""))
+
+
+@handles("addmm", "baddbmm")
+def _addmm(
+    t: Translation, node: fx.Node, c: Value, a: Value, b: Value, beta: float = 1, alpha: float = 1
+) -> Value:
+    y = t.w.op("MatMul", t.low(node, a), t.low(node, b))
+    if alpha != 1:
+        y = t.w.op("Mul", *t.same(y, float(alpha)))
+    if beta == 0:
+        return y
+    c = t.low(node, c)
+    return t.w.op("Add", y, c if beta == 1 else t.w.op("Mul", *t.same(c, float(beta))))
+
+
+@handles("scaled_dot_product_attention")
+def _attention(
+    t: Translation, node: fx.Node, q: Value, k: Value, v: Value, mask: Value | None = None,
+    dropout: float = 0.0, causal: bool = False, scale: float | None = None, **options: Any,
+) -> Value:  # fmt: skip
+    if mask is not None or causal or options.get("enable_gqa"):
+        raise UnsupportedNetwork("attention with a mask, which has no ONNX translation")
+    rank, width = t.rank(node), input_of(node).meta["val"].shape[-1]
+    axes = [*range(rank - 2), rank - 1, rank - 2]
+    keys = t.w.op("Transpose", t.low(node, k), perm=axes)
+    logits = t.w.op("MatMul", t.low(node, q), keys)
+    factor = width**-0.5 if scale is None else float(scale)
+    weights = t.w.op("Softmax", t.w.op("Mul", *t.same(t.w.fp32(logits), factor)), axis=rank - 1)
+    return t.w.op("MatMul", t.low(node, weights), t.low(node, v))
+
+
+def _pair(value: Any) -> list[int]:
+    return [value, value] if isinstance(value, int) else _spread(list(value), 2)
+
+
+@handles("avg_pool2d", "max_pool2d")
+def _pool(
+    t: Translation, node: fx.Node, x: Value, kernel: Any, stride: Any = None, padding: Any = 0,
+    *rest: Any, **options: Any,
+) -> Value:  # fmt: skip
+    common: dict[str, Any] = {
+        "kernel_shape": _pair(kernel), "pads": 2 * _pair(padding),
+        "strides": _pair(stride if stride not in (None, []) else kernel),
+    }  # fmt: skip
+    if name_of(node) == "max_pool2d":
+        ceil = bool(rest[1]) if len(rest) > 1 else options.get("ceil_mode", False)
+        dilation = rest[0] if rest else options.get("dilation", 1)
+        return t.w.op("MaxPool", x, dilations=_pair(dilation), ceil_mode=int(ceil), **common)
+    ceil = bool(rest[0]) if rest else options.get("ceil_mode", False)
+    counted = rest[1] if len(rest) > 1 else options.get("count_include_pad", True)
+    if (rest[2] if len(rest) > 2 else options.get("divisor_override")) is not None:
+        raise UnsupportedNetwork("a pool with a divisor, which has no ONNX translation")
+    return t.w.op("AveragePool", x, count_include_pad=int(counted), ceil_mode=int(ceil), **common)
+
+
+@handles("adaptive_avg_pool2d", "_adaptive_avg_pool2d")
+def _adaptive(t: Translation, node: fx.Node, x: Value, size: Any) -> Value:
+    before, after = input_of(node).meta["val"].shape[2:], t.shape(node)[2:]
+    if any(n % m for n, m in zip(before, after, strict=True)):
+        raise UnsupportedNetwork("an adaptive pool of unequal windows")
+    window = [n // m for n, m in zip(before, after, strict=True)]
+    return t.w.op("AveragePool", x, kernel_shape=window, strides=window)
+
+
+@handles("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_bilinear2d")
+def _resize(t: Translation, node: fx.Node, x: Value, *rest: Any, **options: Any) -> Value:
+    shape = t.shape(node)
+    before = input_of(node).meta["val"].shape
+    scales = [float(n / m) for n, m in zip(shape[2:], before[2:], strict=True)]
+    name = f"{CONSTANTS}scales_{'_'.join(map(str, scales))}"
+    t.w.constants[name] = torch.tensor([1.0, 1.0, *scales])
+    value = Value(name, torch.float32)
+    if name_of(node) == "upsample_bilinear2d":
+        aligned = rest[1] if len(rest) > 1 else options.get("align_corners", False)
+        mode = "align_corners" if aligned else "half_pixel"
+        return t.w.op(
+            "Resize", t.w.fp32(x), NOTHING, value, mode="linear",
+            coordinate_transformation_mode=mode,
+        )  # fmt: skip
+    return t.w.op(
+        "Resize", x, NOTHING, value, mode="nearest", nearest_mode="floor",
+        coordinate_transformation_mode="asymmetric",
+    )  # fmt: skip
+
+
+@handles("pad", "constant_pad_nd")
+def _pad(
+    t: Translation, node: fx.Node, x: Value, pads: Sequence[int], *rest: Any, **options: Any
+) -> Value:
+    given = options.get("mode", rest[0] if rest and isinstance(rest[0], str) else "constant")
+    number = next((v for v in (*rest, options.get("value")) if isinstance(v, (int, float))), 0.0)
+    mode = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+    rank = t.rank(node)
+    before, after = [0] * rank, [0] * rank
+    for i in range(len(pads) // 2):
+        before[rank - 1 - i], after[rank - 1 - i] = pads[2 * i], pads[2 * i + 1]
+    value = t.w.cast(t.w.scalar(float(number)), x.dtype)
+    return t.w.op("Pad", x, t.ints(*before, *after), value, mode=mode[given])
+
+
+@handles("ncsn_fast.instance_norm_plus")
+def _instance_norm_plus(
+    t: Translation, node: fx.Node, x: Value, alpha: Value, gamma: Value, beta: Value, elu: bool,
+    eps: float,
+) -> Value:  # fmt: skip
+    """IN++, with parameters (C,) or (N, C)."""
+    w, channels = t.w, t.shape(node)[1]
+    alpha, gamma, beta = (t.reshape(v, [-1, channels, 1, 1]) for v in (alpha, gamma, beta))
+    x = w.fp32(x)
+    mean = w.mean(x, 2, 3)
+    centred = w.op("Sub", x, mean)
+    variance = w.mean(w.op("Mul", centred, centred), 2, 3)
+    scale = w.op("Div", gamma, w.rooted(variance, eps))
+    apart = w.op("Sub", mean, w.mean(mean, 1))
+    squares = w.total(w.op("Mul", apart, apart), 1)
+    spread = w.op("Div", squares, w.scalar(float(max(channels - 1, 1))))
+    shift = w.op("Mul", w.op("Div", apart, w.rooted(spread, eps)), w.op("Mul", gamma, alpha))
+    y = w.op("Add", w.op("Mul", centred, scale), w.op("Add", shift, beta))
+    return w.op("Elu", y, alpha=1.0) if elu else y
