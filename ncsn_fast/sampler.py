@@ -15,11 +15,7 @@ from torch import Tensor
 from ncsn_fast import engines
 from ncsn_fast.checkpoints.loading import resolve_model
 from ncsn_fast.data.images import Output, convert
-from ncsn_fast.engines.base import (
-    Engine,
-    dtype_name,
-    progress_shown,
-)
+from ncsn_fast.engines.base import Engine, dtype_name, progress_shown
 from ncsn_fast.engines.torch_settings import torch_threads
 from ncsn_fast.evaluation.bits_per_dim import image_log_likelihood
 from ncsn_fast.evaluation.likelihood import Likelihood
@@ -203,17 +199,9 @@ class Sampler:
             options: options of the method, listed below.
         """
         call = SamplingCall(
-            seed=seed,
-            start=start,
-            method=method,
-            steps=steps,
-            output=output,
-            progress=progress,
-            callback=callback,
-            labels=labels,
-            guidance=guidance,
-            options=options,
-        )
+            seed=seed, start=start, method=method, steps=steps, output=output, progress=progress,
+            callback=callback, labels=labels, guidance=guidance, options=options,
+        )  # fmt: skip
         program = call.build(self.model)
         check_guide(guide, n)
         initial = None if init is None else editing.initial_states(self.model, init, n)
@@ -234,14 +222,9 @@ class Sampler:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields (indices, images in [0, 1]) per micro-batch, for sample indices (n,) int64."""
         call = SamplingCall(
-            seed=seed,
-            method=method,
-            steps=steps,
-            progress=progress,
-            labels=labels,
-            guidance=guidance,
-            options=options,
-        )
+            seed=seed, method=method, steps=steps, progress=progress, labels=labels,
+            guidance=guidance, options=options,
+        )  # fmt: skip
         program = call.build(self.model)
         noise.check_uint32("seed", seed)
         given = torch.as_tensor(samples)
@@ -489,10 +472,7 @@ class Sampler:
         n, nfe = len(job.samples), [torch.zeros(0, dtype=torch.int64)]
         job.labels, job.guidance = call.classes(self.model, n), call.guidance
 
-        options: dict[str, Any] = {
-            "progress": call.progress,
-            "callback": call.callback,
-        }
+        options: dict[str, Any] = {"progress": call.progress, "callback": call.callback}
         shown = progress_shown.set(call.progress)
         try:
             engine = self.engine_for(n)

@@ -20,7 +20,7 @@ from ncsn_fast.data.json_file import JSONError, parse_json, read_json
 from ncsn_fast.diffusion.spacing import check_ladder
 from ncsn_fast.models.adapter import WrappedConfig, identity_of
 from ncsn_fast.models.score import ModelConfig, ScoreModel
-from ncsn_fast.models.wrap import wrap, wrapped
+from ncsn_fast.models.wrap import check_runs, wrap, wrapped
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -164,7 +164,7 @@ def _wrapped(
     except (ValueError, RuntimeError, TypeError, KeyError, OverflowError) as error:
         raise CheckpointError(f"{weights}: {error}") from error
     model.load_state_dict(state)
-    return model
+    return check_runs(model)
 
 
 def config_from_json(text: str, state: dict[str, Tensor], where: str) -> ModelConfig:

@@ -230,7 +230,7 @@ class Engine(abc.ABC):
         return f"engine {self.name}, {self.dtype}, on {self.device}: {self.summary}"
 
     def check_images(self, x: Tensor) -> None:
-        """Raises ValueError unless x is a micro-batch of images that the network accepts."""
+        """Raises ValueError unless x is a micro-batch that the network accepts."""
         self.model.check_input(x)
         if len(x) != self.batch_size:
             raise ValueError(f"this engine runs batches of {self.batch_size}; got {len(x)} images")
@@ -296,14 +296,12 @@ class Engine(abc.ABC):
             return self.network
         if w is None:
             return lambda x, level: self.network(x, level, labels)
-        n = len(labels)
-        none = torch.full_like(labels, self.model.n_classes)
+        n, none = len(labels), torch.full_like(labels, self.model.n_classes)
         if self.fitting(2 * n) != 2 * n:  # an engine of fixed sizes runs the halves in turn
-            halves = (labels, none)
 
             def in_turn(x: Tensor, level: Tensor | None) -> Tensor:
-                with_class, without = (self.network(x, level, part).float() for part in halves)
-                return torch.lerp(without, with_class, w)
+                without = self.network(x, level, none).float()
+                return torch.lerp(without, self.network(x, level, labels).float(), w)
 
             return in_turn
         pair, both = self._pair(2 * n), torch.cat([labels, none])
@@ -431,8 +429,8 @@ class Engine(abc.ABC):
             raise ValueError(f"levels must have shape ({program.nfe},) for this network; got None")
         if levels is not None and levels.shape != (program.nfe,):
             raise ValueError(f"levels must have shape ({program.nfe},); got {tuple(levels.shape)}")
-        own = Engine._stepper if chains.guidance is not None else type(self)._stepper
-        run_rows = own(self, program, chains, levels, update)
+        stepper = Engine._stepper if chains.guidance is not None else type(self)._stepper
+        run_rows = stepper(self, program, chains, levels, update)
 
         def run_checked_rows(first: int, stop: int) -> object:
             _check_rows(program, first, stop)

@@ -1,4 +1,4 @@
-"""What this installation of the package is, for the keys of caches."""
+"""Identity of this installation of the package, for the keys of caches."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ def wrap(
         bounded=data_range is not None,
         identity=identity_of(net),
     )
-    return wrapped(net, config, torch.from_numpy(ladder))
+    return check_runs(wrapped(net, config, torch.from_numpy(ladder)))
 
 
 def wrapped(net: nn.Module, config: WrappedConfig, sigmas: Tensor) -> ScoreModel:
@@ -135,12 +135,11 @@ def wrapped(net: nn.Module, config: WrappedConfig, sigmas: Tensor) -> ScoreModel
     )
     model = ScoreModel(config, sigmas, adapter).eval()
     model.sigmas = model.sigmas.to(next((p.device for p in net.parameters()), sigmas.device))
-    check_runs(model)
     return model
 
 
-def check_runs(model: ScoreModel) -> None:
-    """Runs the network once, on zeros.
+def check_runs(model: ScoreModel) -> ScoreModel:
+    """Runs the network once, on zeros; returns the model.
 
     Errors of the network itself come through. TypeError or ValueError for an output that is not
     floating point, of the shape of the input.
@@ -151,6 +150,7 @@ def check_runs(model: ScoreModel) -> None:
         f = model(u, model.condition(sigma))
     if not f.is_floating_point():
         raise TypeError(f"a network must return floating-point numbers; got {f.dtype}")
+    return model
 
 
 def _shape(image_shape: Sequence[int]) -> tuple[int, ...]:

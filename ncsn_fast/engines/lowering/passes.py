@@ -37,6 +37,7 @@ _IN_PLACE = ("norm", "group_norm", "layer_norm", "affine", *ACTIVATIONS, *_SUMS)
 
 
 def apply(graph: Graph, passes: Iterable[Pass]) -> Graph:
+    """Runs passes in order, in place; returns the graph."""
     for each in passes:
         each(graph)
     return graph

@@ -1,4 +1,4 @@
-"""What passes over a graph share."""
+"""Parts that passes over a graph share."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from ncsn_fast.engines.lowering.graph import (
 
 
 def producers_of(graph: Graph) -> dict[Map, Op]:
+    """Returns the operation that writes each map."""
     return {y: op for op in graph.ops for y in op.outputs}
 
 
 def readers_of(graph: Graph) -> Counter[Map]:
+    """Counts the readers of each map; the caller is one of the output's."""
     count = Counter(x for op in graph.ops for x in op.inputs)
     count[graph.output] += 1
     return count
@@ -38,5 +40,6 @@ def fold_one(graph: Graph, fold: Callable[[Op, Op], Op | None]) -> bool:
 
 
 def fold_all(graph: Graph, fold: Callable[[Op, Op], Op | None]) -> None:
+    """Repeats `fold_one` until no pair is left."""
     while fold_one(graph, fold):
         pass

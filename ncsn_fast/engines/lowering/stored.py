@@ -89,7 +89,7 @@ def keep(key: str, graph: Graph, names: Mapping[int, str]) -> None:
 
 
 class _NotStorable(Exception):
-    """What a graph holds cannot be written down."""
+    """Error of a graph that cannot be written to a file."""
 
 
 def _path(key: str) -> Path:

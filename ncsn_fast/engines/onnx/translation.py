@@ -133,6 +133,7 @@ class Translation:
 
 
 def name_of(node: fx.Node) -> str:
+    """Returns the name of a node's operation, without namespace, overload or underscore."""
     target = node.target
     if isinstance(target, torch._ops.OpOverload):
         return str(target.overloadpacket).removeprefix("aten.").removesuffix("_")
@@ -140,6 +141,7 @@ def name_of(node: fx.Node) -> str:
 
 
 def input_of(node: fx.Node, index: int = 0) -> fx.Node:
+    """Returns a tensor argument of a node."""
     found = node.args[index]
     assert isinstance(found, fx.Node)
     return found
