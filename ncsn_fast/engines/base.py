@@ -47,8 +47,7 @@ def dtype_name(dtype: str | torch.dtype, kind: type[Engine]) -> str:
         EngineUnavailable: the engine does, but this machine does not.
     """
     aliases = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-    given = str(dtype).removeprefix("torch.")
-    name = aliases.get(given, given)
+    name = aliases.get(given := str(dtype).removeprefix("torch."), given)
     if name not in kind.dtypes:
         raise ValueError(
             f"engine {kind.name!r} computes in {' or '.join(kind.dtypes)}; got dtype {dtype!r}"
