@@ -275,9 +275,10 @@ class Output:
         self.sample = sample
 
 
-@pytest.mark.parametrize(
-    "kind", [Output, lambda f: {"sample": f}, lambda f: (f, 1), lambda f: f], ids=str
-)
+@pytest.mark.parametrize("kind", [
+    pytest.param(Output, id="object"), pytest.param(lambda f: {"sample": f}, id="dict"),
+    pytest.param(lambda f: (f, 1), id="tuple"), pytest.param(lambda f: f, id="tensor"),
+])  # fmt: skip
 def test_outputs_of_every_kind(kind):
     model = ncsn_fast.wrap(Plain(kind), predicts="score", image_shape=(1, 4, 6), **ENDS)
     assert model.score(torch.zeros(2, 1, 4, 6), 0.5).shape == (2, 1, 4, 6)
