@@ -199,6 +199,7 @@ def damaged_zip(content: bytes, draw: random.Random) -> bytes:
 
 def odd_array(array: np.ndarray[Any, Any], draw: random.Random) -> Any:
     """Replaces an array by one of another shape, type or content."""
+    array = np.asarray(array)  # bytes or text, if it was damaged before
     odd: list[Callable[[], Any]] = [
         lambda: np.flip(array.T),
         lambda: array[:-1] if array.ndim else np.array([array]),
