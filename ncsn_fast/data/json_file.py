@@ -96,10 +96,12 @@ def parse_json(text: str, where: str, *, finite: bool = True) -> dict[str, Any]:
 def plain(value: Any) -> Any:
     """Returns a number of any type, NumPy's above all, as Python's own, which JSON can hold.
 
-    Tuples are converted element by element; everything else is returned as it is.
+    Tuples, lists and dicts are converted element by element; everything else is returned as it is.
     """
-    if isinstance(value, tuple):
-        return tuple(map(plain, value))
+    if isinstance(value, tuple | list):
+        return type(value)(map(plain, value))
+    if isinstance(value, dict):
+        return {name: plain(item) for name, item in value.items()}
     if isinstance(value, bool | np.bool_):
         return bool(value)
     if isinstance(value, numbers.Integral):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ncsn_fast.data import limits
+from ncsn_fast.data.json_file import make_plain, plain
 from ncsn_fast.diffusion.parameterisation import Parameterisation, from_spec
 
 
@@ -45,6 +46,17 @@ class WrappedConfig:
     bounded: bool = True
     identity: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
 
+    def __post_init__(self) -> None:
+        make_plain(self)
+        for name, least in (("n_sigmas", 1), ("n_steps_each", 0), ("n_classes", 0)):
+            if type(value := getattr(self, name)) is not int or value < least:
+                raise ValueError(f"{name} must be an integer from {least} on; got {value!r}")
+        for name in ("sigma_begin", "sigma_end", "epsilon"):
+            if type(value := getattr(self, name)) is not float or not 0 < value < math.inf:
+                raise ValueError(f"{name} must be a positive number; got {value!r}")
+        if self.langevin_form not in ("code", "paper"):
+            raise ValueError(f"langevin_form must be 'code' or 'paper'; got {self.langevin_form!r}")
+
     @property
     def channels(self) -> int:
         """Channels of the state."""
@@ -74,7 +86,8 @@ class WrappedConfig:
             )
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         del values["identity"]
-        return {**values, "sample_shape": list(self.sample_shape), "parameterisation": dict(spec)}
+        shape = list(self.sample_shape)
+        return {**values, "sample_shape": shape, "parameterisation": plain(dict(spec))}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], identity: str = "") -> WrappedConfig:
@@ -90,20 +103,11 @@ class WrappedConfig:
         if not (isinstance(shape, list) and shape and all(type(n) is int and n > 0 for n in shape)):
             raise ValueError(f"sample_shape must be positive integers; got {shape!r}")
         limits.BATCH_ELEMENTS.check(math.prod(shape), "sample_shape")
-        for name, least in (("n_sigmas", 1), ("n_steps_each", 0), ("n_classes", 0)):
-            if type(fields.get(name)) is not int or fields[name] < least:
-                raise ValueError(f"{name} must be an integer from {least} on; got {fields[name]!r}")
-        steps = fields["n_sigmas"] * max(1, fields["n_steps_each"])
-        limits.STEPS.check(steps, "the ladder")
-        for name in ("sigma_begin", "sigma_end", "epsilon"):
-            value = fields.get(name)
-            if type(value) not in (int, float) or not 0 < float(value or 0) < math.inf:
-                raise ValueError(f"{name} must be a positive number; got {value!r}")
-        if fields.get("langevin_form", "code") not in ("code", "paper"):
-            raise ValueError(f"langevin_form must be 'code' or 'paper'; got {fields!r}")
         fields["sample_shape"] = tuple(shape)
         fields["parameterisation"] = from_spec(fields["parameterisation"])
-        return cls(**fields, identity=identity)
+        config = cls(**fields, identity=identity)
+        limits.STEPS.check(config.n_sigmas * max(1, config.n_steps_each), "the ladder")
+        return config
 
 
 class Adapter(nn.Module):

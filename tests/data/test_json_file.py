@@ -64,7 +64,8 @@ def test_files_that_are_no_json(tmp_path, monkeypatch):
     ("value", "expected"),
     [
         (np.int64(3), 3), (np.float32(0.5), 0.5), (np.True_, True), (Fraction(1, 4), 0.25),
-        (True, True), ((np.uint8(1), "a"), (1, "a")), ("1", "1"), (None, None), ([1], [1]),
+        (True, True), ((np.uint8(1), "a"), (1, "a")), ("1", "1"), (None, None),
+        ([1], [1]), ({"a": [np.float32(2)]}, {"a": [2.0]}),
     ],
 )  # fmt: skip
 def test_numbers_become_python_s_own(value, expected):

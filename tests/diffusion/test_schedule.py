@@ -204,7 +204,7 @@ def test_spaced_ladders_keep_their_ends(kind, n):
         assert np.isin(ladder, own.double().numpy()).all()
         places = np.searchsorted(-own.double().numpy(), -ladder)
         assert n < 3 or np.diff(places).max() - np.diff(places).min() <= 1
-    np.testing.assert_array_equal(spacing.spaced(own, n, spacing, None), ladder)
+    np.testing.assert_array_equal(spacing.spaced(own, n, kind, None), ladder)
 
 
 def test_spaced_ladders_take_their_rho():

@@ -1,8 +1,10 @@
 """Networks of the user's own: every parameterisation, shape and method, by closed forms."""
 
+import json
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -368,6 +370,28 @@ def test_weights_parameterisation_and_ladder_are_saved(tmp_path):
     digits = ncsn_fast.load("digits").save_pretrained(tmp_path / "digits")
     with pytest.raises(CheckpointError, match="of this package; load it without net="):
         ncsn_fast.load(digits, net=Two())
+
+
+def test_numbers_of_numpy_are_taken_and_written(tmp_path):
+    shape = tuple(map(np.int64, (3, 8, 8)))
+    numbers = {"sigma_max": np.float32(1), "n_sigmas": np.int16(4), "n_steps_each": np.int64(2)}
+    numbers |= {"epsilon": np.float32(0.5), "time_scale": np.float64(2), "n_classes": np.int8(0)}
+    process = VP(beta_max=np.float32(10))
+    net = nn.Conv2d(3, 3, 1)
+
+    def wrap(**options):
+        common = {"predicts": "epsilon", "sees": "nothing", "image_shape": shape}
+        return ncsn_fast.wrap(net, process=process, **common, **options)
+
+    model = wrap(**numbers)
+    described = json.loads(json.dumps(model.config.to_dict()))
+    assert described["parameterisation"]["process"]["beta_max"] == 10.0
+    assert described["n_steps_each"] == 2
+    assert len(model.digest()) == 64
+    with pytest.raises(ValueError, match="n_steps_each must be an integer from 0 on; got True"):
+        wrap(**{**numbers, "n_steps_each": True})
+    with pytest.raises(ValueError, match="epsilon must be a positive number; got nan"):
+        wrap(**{**numbers, "epsilon": np.float32("nan")})
 
 
 def test_samplers_of_wrapped_models_can_be_pickled():

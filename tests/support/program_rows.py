@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from ncsn_fast.kernels.rows import Rows, new_rows
 from torch import Tensor
+
+from ncsn_fast.kernels.rows import Rows, new_rows
 
 
 def rows_of(

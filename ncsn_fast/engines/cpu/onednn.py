@@ -32,7 +32,7 @@ from ncsn_fast.ops.addresses import NHWC, array
 from ncsn_fast.ops.extension import _C
 
 log = logging.getLogger(__name__)
-TESTED = ("2.13.",)  # releases of torch that the tests have run with
+TESTED = ("2.13.", "2.14.")  # releases of torch that the tests have run with
 _FUNCTIONS = (
     "aoti_torch_cpu_mkldnn__convolution_pointwise_binary_",
     "aoti_torch_delete_tensor_object",
