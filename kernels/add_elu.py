@@ -16,10 +16,9 @@ from collections.abc import Sequence
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from ncsn_fast.kernels import launch
 from ncsn_fast.kernels.maths import elu as elu_of
+from torch import Tensor
 
 BLOCK, WARPS = 2048, 8
 MOST_TERMS = 3

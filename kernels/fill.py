@@ -10,10 +10,9 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from ncsn_fast.kernels import launch
 from ncsn_fast.kernels.noise import in_order, normals, uniform, words
+from torch import Tensor
 
 BLOCK, WARPS = 1024, 4  # 2 quadruples per thread
 

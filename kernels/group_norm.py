@@ -22,8 +22,6 @@ from typing import Literal
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from ncsn_fast.kernels import norm_statistics
 from ncsn_fast.kernels.launch import cdiv, check_maps, power_of_2, start
 from ncsn_fast.kernels.norm_statistics import (
@@ -35,6 +33,7 @@ from ncsn_fast.kernels.norm_statistics import (
     range_statistics,
     write,
 )
+from torch import Tensor
 
 SINGLE_BYTES = 32 * 1024  # larger samples would be too slow on one multiprocessor
 SINGLE_CHANNELS = 512

@@ -18,8 +18,6 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from ncsn_fast.kernels import launch, norm_statistics
 from ncsn_fast.kernels.instance_norm_plus import in_rows
 from ncsn_fast.kernels.launch import cdiv, check_maps, power_of_2
@@ -31,6 +29,7 @@ from ncsn_fast.kernels.norm_statistics import (
     sample_block,
     spread_of_means,
 )
+from torch import Tensor
 
 SHARED_CHANNELS = 32  # channels per program that sums over samples
 

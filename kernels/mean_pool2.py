@@ -11,10 +11,9 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from ncsn_fast.kernels import launch
 from ncsn_fast.kernels.launch import cdiv, power_of_2
+from torch import Tensor
 
 TILE_ELEMENTS, TILE_CHANNELS = 1024, 256
 WARPS = 4

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-
 from ncsn_fast.kernels.maths import cosine_quarter_turns, natural_log, sine_quarter_turns
 
 

@@ -18,10 +18,9 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from ncsn_fast.kernels.launch import LINE, cdiv, power_of_2, start
 from ncsn_fast.kernels.maths import activate
+from torch import Tensor
 
 TILE_ELEMENTS = 8192  # held in registers: 32 per thread
 MOST_TILES = 32  # every program that writes y reads the partials of all tiles

@@ -15,10 +15,9 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from ncsn_fast.kernels import launch
 from ncsn_fast.kernels.launch import LINE, cdiv, power_of_2
+from torch import Tensor
 
 STRIP = 4
 TILE_ELEMENTS = 1024

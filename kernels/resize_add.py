@@ -13,10 +13,9 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from ncsn_fast.kernels import launch
 from ncsn_fast.kernels.launch import cdiv, power_of_2
+from torch import Tensor
 
 TILE_ELEMENTS, TILE_CHANNELS = 1024, 256
 MOST_PIXELS = 32768  # per side, so that the product of two positions fits an int32

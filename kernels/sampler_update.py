@@ -22,12 +22,11 @@ from collections.abc import Sequence
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from ncsn_fast.kernels import launch
 from ncsn_fast.kernels.launch import cdiv, power_of_2
 from ncsn_fast.kernels.noise import normals
 from ncsn_fast.kernels.rows import Rows, new_rows
+from torch import Tensor
 
 MOST_CHANNELS = 64  # per tile that holds all channels; with more, elements are counted flat
 TILE_ELEMENTS, WARPS = 1024, 4  # per program: 8 elements per thread

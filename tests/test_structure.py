@@ -28,7 +28,7 @@ ORDER = [
 ]
 # The same for engines/: a row of modules, or a folder.
 ENGINES_ORDER = [
-    ("torch_settings", "probe_images", "installation", "batch_sizes"),
+    ("torch_settings", "probe_images", "installation", "weights", "batch_sizes"),
     ("base",),
     ("eager", "lowering"),
     ("precision", "verdicts"),

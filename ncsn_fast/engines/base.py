@@ -7,13 +7,13 @@ import contextlib
 import contextvars
 import copy
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ncsn_fast.diffusion.parameterisation import Parameterisation
+from ncsn_fast.diffusion.parameterisation import Parameterisation, standard
 from ncsn_fast.engines.batch_sizes import balanced_batch_size, largest_batch_size
 from ncsn_fast.engines.torch_settings import torch_threads
 from ncsn_fast.models.score import ScoreModel
@@ -30,6 +30,7 @@ from ncsn_fast.samplers.program import Chains, Program, Update, run
 # Whether long builds show a progress bar.
 progress_shown: contextvars.ContextVar[bool] = contextvars.ContextVar("progress", default=True)
 
+SCALED_SCORE = standard("scaled_score", sees="nothing")
 # Compute dtypes. tf32: feature maps are float32, convolutions round their inputs to TF32.
 DTYPES: dict[str, torch.dtype] = {
     "fp32": torch.float32,
@@ -270,7 +271,12 @@ class Engine(abc.ABC):
     @property
     def parameterisation(self) -> Parameterisation:
         """Of what `network` computes: the model's, unless the engine's graph has it inside."""
-        return self.model.parameterisation
+        return SCALED_SCORE if self.gives_scaled_score else self.model.parameterisation
+
+    @property
+    def gives_scaled_score(self) -> bool:
+        """Whether `network` computes sigma * score of noisy images instead of the raw output."""
+        return False
 
     def condition(self, sigma: Tensor) -> Tensor | None:
         """Returns the second input of `network` at noise levels sigma, as ScoreModel.condition.
@@ -485,16 +491,3 @@ def _guided_steps(
         return sigma * score(x, torch.full((len(x),), sigma, device=x.device))
 
     return lambda first, stop: run(program, network, chains, start=first, stop=stop, update=update)
-
-
-def without_weights(model: ScoreModel, keep: Collection[str] = ()) -> ScoreModel:
-    """Copies the model with storage-free parameters: all shapes, one number of memory each.
-
-    keep: names of parameters of the network that are copied as they are.
-    """
-    memo: dict[int, Any] = {
-        id(p): nn.Parameter(torch.zeros(()).expand(p.shape), requires_grad=False)
-        for name, p in model.named_parameters()
-        if name.removeprefix("net.") not in keep
-    }
-    return copy.deepcopy(model, memo).cpu().eval()

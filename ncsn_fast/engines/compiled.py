@@ -22,7 +22,6 @@ from ncsn_fast.engines.base import (
     Engine,
     EngineError,
     EngineUnavailable,
-    without_weights,
 )
 from ncsn_fast.engines.batch_sizes import default_batch_size
 from ncsn_fast.engines.torch_settings import (
@@ -30,6 +29,7 @@ from ncsn_fast.engines.torch_settings import (
     cudnn_precision,
     to_channels_last,
 )
+from ncsn_fast.engines.weights import without_weights
 from ncsn_fast.models.adapter import Adapter
 from ncsn_fast.models.layers import InstanceNormPlus
 from ncsn_fast.models.score import ScoreModel

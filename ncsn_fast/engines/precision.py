@@ -62,12 +62,11 @@ def check_precision(engine: Engine, reference: EagerEngine, n: int) -> float:
     noisy, known = x, engine.model.parameterisation
     x = _input(known, noisy, sigmas)
     expected = reference.output(x, seen)
-    if engine.parameterisation is known or engine.parameterisation.spec == known.spec is not None:
-        f = engine.output(x, own)
-    else:  # both in terms of sigma * score
+    if engine.gives_scaled_score:
+        f = engine.output(noisy, own)
         expected = _scaled_score(known, noisy, sigmas, expected)
-        f = engine.output(_input(engine.parameterisation, noisy, sigmas), own)
-        f = _scaled_score(engine.parameterisation, noisy, sigmas, f)
+    else:
+        f = engine.output(x, own)
     for sigma, values in zip(sigmas.tolist(), expected, strict=True):
         if not bool(torch.isfinite(values).all()):
             raise DamagedModelError(
@@ -79,6 +78,8 @@ def check_precision(engine: Engine, reference: EagerEngine, n: int) -> float:
     if engine.dtype == "fp32" and not bool((errors <= bound).all()):
         worst = errors.argsort(descending=True)[:_EXACT_IMAGES]
         exact = reference.exact(x[worst], None if seen is None else seen[worst])
+        if engine.gives_scaled_score:
+            exact = _scaled_score(known, noisy[worst].double(), sigmas[worst], exact)
         errors[worst] = relative_error(f[worst], exact)
         bound = max(bound, _FLOAT32_MULTIPLE * float(relative_error(expected[worst], exact).max()))
     for sigma, error in zip(sigmas.tolist(), errors.tolist(), strict=True):
@@ -100,7 +101,8 @@ def _input(known: Parameterisation, x: Tensor, sigmas: Tensor) -> Tensor:
 
 def _scaled_score(known: Parameterisation, x: Tensor, sigmas: Tensor, f: Tensor) -> Tensor:
     """Returns sigma * score from the network's output f."""
-    skip, out, const, *_ = (c.float().view(-1, 1, 1, 1) for c in known.linear_form(sigmas.cpu()))
+    form = known.linear_form(sigmas.cpu())
+    skip, out, const = (c.to(f.dtype).view(-1, 1, 1, 1) for c in form[:3])
     return skip * x + out * f + const
 
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ncsn_fast.diffusion.parameterisation import standard
 from ncsn_fast.engines import precision
 from ncsn_fast.engines.base import Engine
 from ncsn_fast.engines.eager import EagerEngine
@@ -20,10 +19,6 @@ from ncsn_fast.models.score import ModelConfig, ScoreModel
 # Inputs of exported graphs beside the images, by ScoreModel.conditioning: name and dtype. Networks
 # conditioned on time take the noise level, from which the graph computes the time.
 CONDITIONS = {"level": ("level", torch.int64), "time": ("sigma", torch.float32)}
-
-
-# Of graphs of wrapped networks, whose output is sigma * score.
-SCALED_SCORE = standard("scaled_score", sees="nothing")
 
 
 def exported_input(model: ScoreModel) -> tuple[str, torch.dtype] | None:

@@ -11,11 +11,12 @@ from typing import Any, Self
 import torch
 
 from ncsn_fast.engines import precision, verdicts
-from ncsn_fast.engines.base import Engine, without_weights
+from ncsn_fast.engines.base import Engine
 from ncsn_fast.engines.eager import EagerEngine
 from ncsn_fast.engines.lowering.export import PROBE
 from ncsn_fast.engines.lowering.graph import Graph, UnsupportedNetwork
 from ncsn_fast.engines.lowering.lower import lower
+from ncsn_fast.engines.weights import without_weights
 from ncsn_fast.models.score import ScoreModel
 
 

@@ -4,16 +4,16 @@ import math
 
 import pytest
 import torch
-from program_rows import rows_of
-from triton_common import DEVICE, FLOATS, assert_close, nhwc, noise_like
-
-from ncsn_fast import ops
 from ncsn_fast.kernels.add_elu import elu
 from ncsn_fast.kernels.instance_norm_plus import instance_norm_plus
 from ncsn_fast.kernels.instance_norm_plus_backward import instance_norm_plus_backward
 from ncsn_fast.kernels.norm_statistics import new_partials
 from ncsn_fast.kernels.pool5 import max_pool5
 from ncsn_fast.kernels.sampler_update import advance, sampler_update, sampler_update_
+from program_rows import rows_of
+from triton_common import DEVICE, FLOATS, assert_close, nhwc, noise_like
+
+from ncsn_fast import ops
 from ncsn_fast.ops import reference
 
 FULL = (0.9, 0.37, -0.21, 0.63, 0.11, -1.3)

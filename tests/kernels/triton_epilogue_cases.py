@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from torch import Tensor
-from triton_common import DEVICE, FLOATS, assert_close, nhwc, noise_like
-
 from ncsn_fast.kernels.add_elu import add, add_bias, add_elu, elu
 from ncsn_fast.kernels.mean_pool2 import mean_pool2
 from ncsn_fast.kernels.pool5 import avg_pool5, max_pool5
 from ncsn_fast.kernels.resize_add import resize_add
+from torch import Tensor
+from triton_common import DEVICE, FLOATS, assert_close, nhwc, noise_like
+
 from ncsn_fast.ops import reference
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy: masked lanes overflow

@@ -3,11 +3,11 @@
 import philox_numpy
 import pytest
 import torch
+from ncsn_fast.kernels.fill import normal_, uniform_
 from torch import Tensor
 from triton_common import DEVICE, INTERPRETED
 
 from ncsn_fast import ops
-from ncsn_fast.kernels.fill import normal_, uniform_
 from ncsn_fast.ops import noise
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy: words wrap

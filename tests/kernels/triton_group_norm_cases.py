@@ -5,13 +5,13 @@ import itertools
 import pytest
 import torch
 from group_norm_cases import GROUPS, VARIANTS, options, slack
+from ncsn_fast.kernels import group_norm as kernels
+from ncsn_fast.kernels import norm_statistics
+from ncsn_fast.kernels.group_norm import group_norm, new_workspace
 from norm_cases import INPUTS, noise_like
 from torch import Tensor
 from triton_common import DEVICE, FLOATS, assert_close, nhwc
 
-from ncsn_fast.kernels import group_norm as kernels
-from ncsn_fast.kernels import norm_statistics
-from ncsn_fast.kernels.group_norm import group_norm, new_workspace
 from ncsn_fast.ops import reference
 from ncsn_fast.ops.activations import ACTIVATIONS
 

@@ -4,14 +4,14 @@ import itertools
 
 import pytest
 import torch
-from norm_cases import INPUTS, noise_like, parameters, sensitivity, worst
-from torch import Tensor
-from triton_common import DEVICE, FLOATS, assert_close, nhwc
-
 from ncsn_fast.kernels import norm_statistics
 from ncsn_fast.kernels.instance_norm_plus import instance_norm_plus
 from ncsn_fast.kernels.instance_norm_plus_backward import instance_norm_plus_backward
 from ncsn_fast.kernels.norm_statistics import new_partials
+from norm_cases import INPUTS, noise_like, parameters, sensitivity, worst
+from torch import Tensor
+from triton_common import DEVICE, FLOATS, assert_close, nhwc
+
 from ncsn_fast.ops import reference
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy: masked lanes overflow

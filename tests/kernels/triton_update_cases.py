@@ -8,14 +8,14 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from program_rows import rows_of
-from torch import Tensor
-from triton_common import DEVICE, FLOATS, noise_like
-
 from ncsn_fast.kernels import launch
 from ncsn_fast.kernels import noise as kernels_noise
 from ncsn_fast.kernels.rows import Rows
 from ncsn_fast.kernels.sampler_update import advance, sampler_update, sampler_update_
+from program_rows import rows_of
+from torch import Tensor
+from triton_common import DEVICE, FLOATS, noise_like
+
 from ncsn_fast.ops import noise, reference
 from ncsn_fast.ops.noise import Stream
 

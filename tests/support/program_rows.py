@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-
 from ncsn_fast.kernels.rows import Rows, new_rows
+from torch import Tensor
 
 
 def rows_of(

@@ -20,16 +20,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ncsn_fast.diffusion.parameterisation import Parameterisation
 from ncsn_fast.engines import reference_check
 from ncsn_fast.engines.base import (
     EngineError,
     EngineUnavailable,
-    without_weights,
 )
 from ncsn_fast.engines.batch_sizes import default_batch_size
 from ncsn_fast.engines.onnx.model import make_onnx, read_onnx
 from ncsn_fast.engines.static_engine import BufferedEngine
+from ncsn_fast.engines.weights import without_weights
 from ncsn_fast.models.adapter import WrappedConfig
 from ncsn_fast.models.score import ScoreModel
 
@@ -131,9 +130,8 @@ class OrtEngine(BufferedEngine):
         self.model = without_weights(model)
 
     @property
-    def parameterisation(self) -> Parameterisation:
-        inside = isinstance(self.model.config, WrappedConfig)
-        return reference_check.SCALED_SCORE if inside else self.model.parameterisation
+    def gives_scaled_score(self) -> bool:
+        return isinstance(self.model.config, WrappedConfig)
 
     def condition(self, sigma: Tensor) -> Tensor | None:
         return reference_check.exported_condition(self.model, sigma)
@@ -211,7 +209,7 @@ class OrtEngine(BufferedEngine):
             x, f = (torch.zeros(shape, device=self.device) for _ in range(2))
             seen, condition = reference_check.exported_input(self.model), None
             if seen is not None:
-                condition = torch.ones(len(x), dtype=seen[1], device=self.device)
+                condition = torch.zeros(len(x), dtype=seen[1], device=self.device)
             classes = self.model.n_classes
             labels = torch.full((len(x),), classes, device=self.device) if classes else None
         binding = session.ort.io_binding()

@@ -12,11 +12,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ncsn_fast.diffusion.parameterisation import Parameterisation
 from ncsn_fast.engines import reference_check
 from ncsn_fast.engines.base import (
     PrecisionError,
-    without_weights,
 )
 from ncsn_fast.engines.batch_sizes import default_batch_size, largest_batch_size
 from ncsn_fast.engines.cuda import kernels as gpu_kernels
@@ -29,6 +27,7 @@ from ncsn_fast.engines.tensorrt.facts import facts_of, read_file
 from ncsn_fast.engines.tensorrt.options import parse_batch, parse_size, parse_workspace
 from ncsn_fast.engines.tensorrt.plan_cache import PlanCache, Stored, check_facts
 from ncsn_fast.engines.tensorrt.runtime import TrtNetwork, TrtPlan, check_types
+from ncsn_fast.engines.weights import without_weights
 from ncsn_fast.models.adapter import WrappedConfig
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops.backends import DEFAULT_FAMILY
@@ -140,9 +139,8 @@ class TrtEngine(GraphEngine):
         return self.settings.profile
 
     @property
-    def parameterisation(self) -> Parameterisation:
-        inside = isinstance(self.model.config, WrappedConfig)
-        return reference_check.SCALED_SCORE if inside else self.model.parameterisation
+    def gives_scaled_score(self) -> bool:
+        return isinstance(self.model.config, WrappedConfig)
 
     def condition(self, sigma: Tensor) -> Tensor | None:
         return reference_check.exported_condition(self.model, sigma)
