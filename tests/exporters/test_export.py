@@ -435,3 +435,16 @@ def test_command(words, said, tiny_folder, capsys):
 def test_usage_errors(words, said):
     with pytest.raises(UsageError, match=said):
         export.main(["--out", "m.onnx", *words.split()])
+
+
+@pytest.mark.parametrize("size", [(-1, 8), (8, -(2**63)), (0, 8)])
+def test_files_of_impossible_sizes(tmp_path, size):
+    of, path = tiny.model(), tmp_path / "odd.onnx"
+    with pytest.raises(ValueError, match="size must be at least 1"):
+        make_onnx(of, size=size)
+    proto = onnx.load_from_string(make_onnx(of, size=(8, 8)))
+    for axis, n in zip((2, 3), size, strict=True):
+        proto.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = n
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(EngineError, match=r"odd\.onnx: size must be at least 1"):
+        read_onnx(path, of, "fp32")

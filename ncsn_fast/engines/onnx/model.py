@@ -73,6 +73,8 @@ def make_onnx(
     if batch is not None:
         batch = check_integer("batch", batch, least=1)
     if size is not None:
+        height, width = (check_integer("size", n, least=1) for n in size)
+        size = height, width
         model.check_input(torch.empty(1, model.config.channels, *size, device="meta"))
     if isinstance(model.config, WrappedConfig):
         if size not in (None, model.config.image_size):
