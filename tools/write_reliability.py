@@ -120,8 +120,9 @@ def machine_line(campaign: dict[str, Any], versions: dict[str, str]) -> str:
     m = campaign["machine"]
     packages = ", ".join(f"{name} {version}" for name, version in versions.items())
     return (
-        f"*Measured at commit {m['commit']} of ncsn_fast {m['ncsn_fast']} on an {m['cpu']} with "
-        f"{m['cores']} cores; {packages}.*"
+        f"*On an {m['cpu']} with {m['cores']} cores; kills, threads and soak at commit "
+        f"{m['commit']} of ncsn_fast {m['ncsn_fast']}, files of each kind after its last mend; "
+        f"{packages}.*"
     )
 
 
