@@ -30,6 +30,7 @@ FILES = (
     "engines/cpu/test_autotune.py",
     "engines/cpu/test_cpu_engine.py",
     "engines/test_engines.py",
+    "engines/test_own_networks.py",
     "engines/test_fallback.py",
     "ops/test_cpu.py",
     "ops/test_winograd.py",
