@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import importlib
 import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-import tyro
 
 from ncsn_fast.data import limits
 from ncsn_fast.data.decode import parse_colour
@@ -35,6 +35,9 @@ _BOUNDS: tuple[tuple[str, float, float], ...] = (
 )  # fmt: skip
 
 # Largest values of counts. More is a slip, whose memory could end the process.
+_ONE_FLAG: Any = None  # of --dry-run, without --no-dry-run
+with contextlib.suppress(ImportError):  # tyro, which the command line alone needs
+    _ONE_FLAG = importlib.import_module("tyro.conf").FlagCreatePairsOff
 _MOST = {
     "image_size": 2**16, "ngf": 2**16, "n_sigmas": 2**24, "n_steps_each": 2**31, "grid": 2**16,
     "batch_size": 2**31, "centre_crop": 2**31, "workers": 2**10, "threads": 2**16,
@@ -286,7 +289,7 @@ class ToyOptions:
     """Samples of each kind to draw."""
     seed: int = 0
     """Seed of initial weights, data and samplers."""
-    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    dry_run: Annotated[bool, _ONE_FLAG] = False
     """Print the options as JSON and stop."""
 
     def __post_init__(self) -> None:
