@@ -258,6 +258,7 @@ def test_opsets(opset):
         ({"opset": 21, "dtype": "bf16"}, "opset must be 22 to 23 for bf16; got 21"),
         ({"batch": 0}, "batch must be at least 1; got 0"),
         ({"size": (9, 8)}, "multiples of 2; got 9x8"),
+        ({"size": (2**62, 8)}, r"the shape 1x1x4611686018427387904x8 declares [\d,]+ elements"),
     ],
 )
 def test_what_cannot_be_written(options, words, tmp_path):

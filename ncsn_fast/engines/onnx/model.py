@@ -75,6 +75,10 @@ def make_onnx(
     if size is not None:
         height, width = (check_integer("size", n, least=1) for n in size)
         size = height, width
+    if batch is not None or size is not None:
+        shape = (batch or 1, model.config.channels, *(size or model.config.image_size))
+        limits.BATCH_ELEMENTS.check(math.prod(shape), f"the shape {'x'.join(map(str, shape))}")
+    if size is not None:
         model.check_input(torch.empty(1, model.config.channels, *size, device="meta"))
     if isinstance(model.config, WrappedConfig):
         if size not in (None, model.config.image_size):
@@ -144,8 +148,6 @@ def read_onnx(path: str | Path, model: ScoreModel, dtype: str) -> bytes:
         raise EngineError(f"{path} holds another model than the one given; {again}")
     if found["dtype"] != dtype:
         raise EngineError(f"{path} computes in {found['dtype']}; pass dtype={found['dtype']!r}")
-    elements = math.prod((batch or 1, model.config.channels, *(size or model.config.image_size)))
-    limits.BATCH_ELEMENTS.check(elements, str(path), EngineError)
     try:
         own = make_onnx(model, dtype=dtype, batch=batch, size=size, opset=opset)
     except ValueError as error:
