@@ -33,7 +33,7 @@ KINDS = {
 INTRODUCTION = """\
 # Reliability
 
-What the package has gone through, and what held. `make campaign` (an hour on two cores) and
+What the package has gone through, and what held. `make campaign` (half an hour on two cores) and
 `make fuzz` (hours) repeat it, and fail at a difference; a short form of both is part of
 `make test-all`. Written by `tools/write_reliability.py` from `campaign.json` and `fuzz.json` of
 `benchmarks/results/`.

@@ -374,12 +374,10 @@ def from_spec(spec: Mapping[str, Any]) -> Parameterisation:
 
 
 def _process_to_dict(process: Process) -> dict[str, Any]:
-    kind = next((name for name, known in PROCESSES.items() if type(process) is known), None)
-    if kind is None:
-        raise ValueError(
-            f"process must be a VE, VP, SubVP or DiscreteVP; got {type(process).__name__}"
-        )
-    return {"kind": kind, **dataclasses.asdict(process)}  # type: ignore[call-overload]
+    for kind, known in PROCESSES.items():
+        if type(process) is known and dataclasses.is_dataclass(process):
+            return {"kind": kind, **dataclasses.asdict(process)}
+    raise ValueError(f"process must be a VE, VP, SubVP or DiscreteVP; got {type(process).__name__}")
 
 
 def _last_level(process: Process) -> float:

@@ -17,7 +17,7 @@ from ncsn_fast.data import limits
 from ncsn_fast.data.json_file import make_plain
 from ncsn_fast.diffusion import schedule as ladders
 from ncsn_fast.diffusion.parameterisation import Parameterisation, standard
-from ncsn_fast.models.adapter import Adapter, WrappedConfig
+from ncsn_fast.models.adapter import WrappedConfig
 from ncsn_fast.models.architectures import (
     ARCHITECTURES,
     TIME_ARCHS,
@@ -231,8 +231,9 @@ class ScoreModel(nn.Module):
                 raise TypeError("a network of your own comes with its module: use ncsn_fast.wrap")
             net = build_network(config)
         self.net = net
-        own = isinstance(config, ModelConfig) and config.arch in TIME_ARCHS
-        self.clock = config.clock() if own else None  # type: ignore[union-attr]
+        self.clock: Clock | None = None
+        if isinstance(config, ModelConfig) and config.arch in TIME_ARCHS:
+            self.clock = config.clock()
         if sigmas is None:
             sigmas = ladders.geometric(config.sigma_begin, config.sigma_end, config.n_sigmas)
         ladders.check_ladder(sigmas)
@@ -292,8 +293,9 @@ class ScoreModel(nn.Module):
     @property
     def sample_shape(self) -> tuple[int, ...]:
         """Shape of one sample as callers see it; that of the state, for images."""
-        own = isinstance(self.config, WrappedConfig)
-        return self.config.sample_shape if own else self.image_shape  # type: ignore[union-attr]
+        if isinstance(self.config, WrappedConfig):
+            return self.config.sample_shape
+        return self.image_shape
 
     @property
     def bounded(self) -> bool:
@@ -358,8 +360,8 @@ class ScoreModel(nn.Module):
 
     def check_input(self, u: Tensor) -> None:
         """Raises ValueError unless u is a batch of states that the network accepts."""
-        assert isinstance(self.net, (RefineNet, TimeUNet, Adapter))
-        self.net.check_input(u)
+        net: Any = self.net  # RefineNet, TimeUNet, Adapter, or a subclass's own
+        net.check_input(u)
 
     def score_at(self, x: Tensor, level: Tensor | int) -> Tensor:
         """Computes the score at a trained level: an index in [0, n_sigmas), or (N,) int64."""

@@ -145,9 +145,17 @@ def check_runs(model: ScoreModel) -> ScoreModel:
     floating point, of the shape of the input.
     """
     u = torch.zeros(1, *model.image_shape, device=model.device)
-    sigma = model.sigmas[-1:]
+    sigma, n = model.sigmas[-1:], model.n_classes
     with torch.no_grad():
-        f = model(u, model.condition(sigma))
+        try:
+            f = model(u, model.condition(sigma))
+        except IndexError as error:
+            if n == 0:
+                raise
+            raise ValueError(
+                f"the network does not take the label {n}, which means no class where there are {n}"
+                f" ({error}): give its embedding one row more"
+            ) from error
     if not f.is_floating_point():
         raise TypeError(f"a network must return floating-point numbers; got {f.dtype}")
     return model

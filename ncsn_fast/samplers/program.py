@@ -27,7 +27,7 @@ from ncsn_fast.diffusion.parameterisation import LinearForm
 from ncsn_fast.ops import addresses, reference
 from ncsn_fast.ops.noise import Stream, check_uint32
 
-Coefficients = tuple[float, float, float, float, float, float, float, float]
+Coefficients = tuple[float, ...]
 Column = NDArray[np.float64]
 
 
@@ -84,7 +84,7 @@ class Program:
 
     def coefficients(self, k: int) -> Coefficients:
         """Returns (a, b, g, c, p, q, e, r) of row k."""
-        return tuple(float(column[k]) for column in self._coefficients)  # type: ignore[return-value]
+        return tuple(float(column[k]) for column in self._coefficients)
 
     @property
     def _coefficients(self) -> tuple[Column, ...]:

@@ -295,6 +295,15 @@ class Two(nn.Module):
         return self.scale * self.conv(x)
 
 
+class WithoutNoClass(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(3, 1)
+
+    def forward(self, x, sigma, labels):
+        return x * self.embedding(labels)[:, :, None, None]
+
+
 class WithFunction(Two):
     def __init__(self, function):
         super().__init__()
@@ -327,6 +336,12 @@ class WithFunction(Two):
         (Plain(), {"sigma_max": 200.0, "process": VP(), "sees": "sigma"}, ValueError, "forward"),
         (Two(), {"sigma_max": 200.0, "process": VP(), "sees": "time"}, ValueError, "at most 152"),
         (Plain(), {"n_classes": 2}, ValueError, "would be called with x, labels"),
+        (
+            WithoutNoClass(),
+            {"n_classes": 3, "sees": "sigma"},
+            ValueError,
+            "does not take the label 3, which means no class .* one row more",
+        ),
     ],
 )
 def test_what_cannot_be_wrapped(net, options, error, text):

@@ -32,7 +32,8 @@ class CpuEngine(StaticEngine):
 
     Channels-last. Weights are packed when the engine is built. Convolutions run in oneDNN or in our
     Winograd kernel, with one fused pass of ours between two of them. Sampling calls the extension
-    once per noise level; inside, nothing is allocated and no Python runs. The weights are checked
+    once per noise level; inside, nothing is allocated and no Python runs, but for operations that
+    no kernel of ours covers: PyTorch runs these, and `describe` names them. The weights are checked
     against the reference once.
 
     Args:

@@ -206,7 +206,7 @@ def _export(net: nn.Module, inputs: tuple[Tensor | None, ...]) -> torch.export.E
             program = torch.export.export(net, inputs, dynamic_shapes=sizes, strict=False)
             if any(_mutates(node) for node in program.graph.nodes):
                 program = program.run_decompositions({})
-        except Exception as error:
+        except Exception as error:  # of torch.export, or of the network's own forward
             reason = next((line for line in str(error).splitlines() if line.strip()), "")
             raise UnsupportedNetwork(
                 f"a forward that torch.export does not take ({type(error).__name__}: "

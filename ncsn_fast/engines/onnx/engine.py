@@ -26,6 +26,7 @@ from ncsn_fast.engines.base import (
     EngineUnavailable,
 )
 from ncsn_fast.engines.batch_sizes import default_batch_size
+from ncsn_fast.engines.lowering.graph import UnsupportedNetwork
 from ncsn_fast.engines.onnx.model import make_onnx, read_onnx
 from ncsn_fast.engines.static_engine import BufferedEngine
 from ncsn_fast.engines.weights import without_weights
@@ -230,7 +231,13 @@ class OrtEngine(BufferedEngine):
         key = (self.model.digest(), self.dtype, str(self.device), threads)
         found = _SESSIONS.get(key)
         if found is None:
-            found = open_session(make_onnx(self.model, dtype=self.dtype), self.device, threads)
+            try:
+                content = make_onnx(self.model, dtype=self.dtype)
+            except UnsupportedNetwork as error:
+                raise EngineError(
+                    f"engine 'ort' does not run networks with {error}; use engine='eager'"
+                ) from error
+            found = open_session(content, self.device, threads)
             _SESSIONS[key] = found
         return found
 

@@ -195,3 +195,28 @@ def test_half_precision_and_files(tmp_path):
         Sampler(other, engine="ort", device="cpu", onnx=path).sample(1, progress=False)
     with pytest.raises(ValueError, match=r"this network takes samples of shape \(1, 8, 12\)"):
         make_onnx(of, size=(16, 16))
+
+
+class FixesTheBatch(nn.Module):
+    """len(x) is a number to torch.export, where x.shape[0] stays open."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(x * 0.5 + 0.1).reshape(len(x), 4, -1).mean(1).reshape(len(x), 1, 8, 8)
+
+
+def test_a_forward_that_fixes_the_number_of_images():
+    """Our engine lowers it for every micro-batch; a file cannot hold it, which is said."""
+    options = {"predicts": "epsilon", "image_shape": (1, 8, 8), "sigma_min": 0.1, "sigma_max": 3.0}
+    torch.manual_seed(0)
+    of = ncsn_fast.wrap(FixesTheBatch(), n_sigmas=4, **options)
+    eager, cpu = Sampler(of, engine="eager"), Sampler(of, engine="cpu", dtype="fp32")
+    for n in (1, 3, 2):
+        expected = eager.sample(n, method="fast", progress=False)
+        found = cpu.sample(n, method="fast", progress=False)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    with pytest.raises(EngineError, match=r"'ort' does not run .* len\(x\) .*use engine='eager'"):
+        Sampler(of, engine="ort", device="cpu").sample(1, progress=False)

@@ -8,6 +8,7 @@ import os
 import signal
 import warnings
 
+import own_networks
 import pytest
 from architectures import ARCHS, model
 from cross_section import SLOW, cross_section
@@ -51,6 +52,13 @@ def test_every_network_in_every_type(arch, dtype):
     stored = sum(p.nbytes for p in of.parameters())
     assert len(built.plan) > stored / (1 if dtype == "fp32" else 2.5)
     assert built.seconds > 0
+
+
+@pytest.mark.parametrize("name", ["unet", "edm", "diffusers", "signals"])
+def test_networks_that_users_bring(name):
+    of = own_networks.model(name)
+    for dtype in ("fp32", "fp16"):
+        assert build(of, dtype=dtype, level=0).plan
 
 
 @pytest.mark.parametrize(
