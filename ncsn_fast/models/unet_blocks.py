@@ -120,6 +120,7 @@ class NIN(nn.Module):
 
 
 def group_norm(channels: int, style: Style) -> nn.GroupNorm:
+    """Returns the group norm of a style."""
     return nn.GroupNorm(style.groups(channels), channels, eps=style.eps)
 
 
