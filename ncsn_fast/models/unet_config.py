@@ -168,50 +168,49 @@ def _process(parameterisation: Parameterisation) -> Any:
 
 
 _CENTRED = (-1.0, 1.0)
+_SIGMA_MIN = 0.01  # of score_sde's VE-SDEs
+_LAST_TIME = 1e-3  # at which score_sde's samplers of VP and sub-VP SDEs end
+_VP: dict[str, VP] = {"vp": VP(), "sub_vp": SubVP()}
+PRECONDITIONINGS = (
+    "ve", "discrete_ve", "vp", "sub_vp", "discrete_vp",
+    "VPPrecond", "VEPrecond", "iDDPMPrecond", "EDMPrecond",
+)  # fmt: skip
 
 
-def ve(network: UNetSettings, sigma_min: float, sigma_max: float, n: int = 1000) -> UNetConfig:
-    """Returns NCSN++ as score_sde trains it on a continuous VE-SDE: it sees sigma.
-
-    Its n levels are of the published samplers.
-    """
-    known = standard("scaled_score", sees="sigma")
-    return UNetConfig.make(network, known, sigma_min, sigma_max, n_sigmas=n)
-
-
-def discrete_ve(
-    network: UNetSettings, sigma_min: float, sigma_max: float, n: int = 1000
+def preconditioned(
+    network: UNetSettings, kind: str, *, sigma_max: float = 50.0, n: int = 1000
 ) -> UNetConfig:
-    """Returns NCSN++ as score_sde trains it on n levels, of whose nearest it sees the index."""
-    levels = np.exp(np.linspace(np.log(sigma_max), np.log(sigma_min), n))
-    known = standard("scaled_score", sees="level", sigmas=tuple(levels.tolist()))
-    return UNetConfig.make(network, known, sigma_min, sigma_max, n_sigmas=n)
+    """Returns the description of a published way to use a network.
 
-
-def vp(network: UNetSettings, n: int = 1000, *, first: float = 1e-3) -> UNetConfig:
-    """Returns a network of score_sde on the VP-SDE: it sees 999 t, and predicts the noise.
-
-    first: the time at which the published samplers end.
+    Args:
+        kind: of score_sde, "ve" (the network sees sigma), "discrete_ve" (the index of the nearest
+            of n levels), "vp" and "sub_vp" (999 t; it predicts the noise) or "discrete_vp" (the
+            nearest index of DDPM's chain of n steps); or the name of a wrapper of EDM.
+        sigma_max: the largest noise level of VE, whose smallest is 0.01.
+        n: steps of score_sde's sampler.
     """
-    return _on(network, VP(), n, first)
-
-
-def sub_vp(network: UNetSettings, n: int = 1000, *, first: float = 1e-3) -> UNetConfig:
-    """Returns a network of score_sde on the sub-VP SDE: it sees 999 t, and predicts the noise."""
-    return _on(network, SubVP(), n, first)
-
-
-def _on(network: UNetSettings, process: VP, n: int, first: float) -> UNetConfig:
-    known = standard("epsilon", sees="time", process=process, time_scale=999.0, data_range=_CENTRED)
-    ends = (float(process.noise_level(t)) for t in (first, 1.0))
-    return UNetConfig.make(network, known, *ends, n_sigmas=n)
-
-
-def discrete_vp(network: UNetSettings, n: int = 1000) -> UNetConfig:
-    """Returns a network of score_sde on DDPM's chain of n steps: it sees the nearest index."""
-    process = DiscreteVP(n, rounded=True)
-    known = standard("epsilon", sees="timestep", process=process, data_range=_CENTRED)
-    return UNetConfig.make(network, known, float(process.sigmas[0]), float(process.sigmas[-1]))
+    if kind in _EDM_ARGUMENTS:
+        known, low, high = _preconditioning(kind, _EDM_ARGUMENTS[kind])
+        return UNetConfig.make(network, known, low, high)
+    if kind in _VP:
+        process = _VP[kind]
+        known = standard(
+            "epsilon", sees="time", process=process, time_scale=999.0, data_range=_CENTRED
+        )
+        low, high = (float(process.noise_level(t)) for t in (_LAST_TIME, 1.0))
+    elif kind == "discrete_vp":
+        chain = DiscreteVP(n, rounded=True)
+        known = standard("epsilon", sees="timestep", process=chain, data_range=_CENTRED)
+        low, high = float(chain.sigmas[0]), float(chain.sigmas[-1])
+    elif kind == "ve":
+        known, low, high = standard("scaled_score", sees="sigma"), _SIGMA_MIN, sigma_max
+    elif kind == "discrete_ve":
+        low, high = _SIGMA_MIN, sigma_max
+        levels = np.exp(np.linspace(np.log(high), np.log(low), n))
+        known = standard("scaled_score", sees="level", sigmas=tuple(levels.tolist()))
+    else:
+        raise ValueError(f"a preconditioning is one of {', '.join(PRECONDITIONINGS)}; got {kind!r}")
+    return UNetConfig.make(network, known, low, high, n_sigmas=n)
 
 
 # EDM's wrappers: their own arguments beside those of the network, with the defaults.
