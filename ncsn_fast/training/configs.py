@@ -274,6 +274,16 @@ def _tutorial(name: str) -> TrainConfig:
 
 CONFIGS: dict[str, TrainConfig] = {
     "digits": TrainConfig(),
+    "mnist": TrainConfig(
+        "mnist",
+        data="",
+        image_size=28,
+        ngf=32,
+        steps=200_000,
+        autocast="bf16",
+        held_out=1000,
+        ema_halflife=(20_000.0, 100_000.0, 500_000.0),
+    ),
     "cifar10": _published("cifar10", steps=300_000),
     "celeba": _published("celeba", centre_crop=140, steps=210_000),
     "church": _published("church", steps=200_000),
