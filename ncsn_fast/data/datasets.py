@@ -124,6 +124,19 @@ class MemoryImages:
         return self.images[index]
 
 
+class Subset:
+    """Images of a data set at some indices."""
+
+    def __init__(self, images: Images, indices: list[int]) -> None:
+        self.images, self.indices = images, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.images[self.indices[index]]
+
+
 class FileImages:
     """Image files in a folder and its subfolders, sorted by name."""
 
@@ -309,4 +322,26 @@ def stack(images: Images, indices: list[int] | None = None) -> Tensor:
     """Stacks all images, or those at `indices`, into one uint8 tensor (N, C, H, W)."""
     if isinstance(images, MemoryImages):
         return images.images if indices is None else images.images[indices]
-    return torch.stack([images[i] for i in (range(len(images)) if indices is None else indices)])
+    chosen = range(len(images)) if indices is None else indices
+    return torch.stack([images[i] for i in chosen]) if len(chosen) else torch.empty(0)
+
+
+def hold_out(images: Images, n: int, seed: int) -> tuple[Images, Tensor]:
+    """Splits n images off, chosen at random; both parts keep their order.
+
+    Returns:
+        the others, and the n as one uint8 tensor (n, C, H, W).
+
+    Raises:
+        DataError: none would be left.
+    """
+    if n == 0:
+        return images, stack(images, [])
+    if n >= len(images):
+        raise DataError(f"cannot hold out {n} of {len(images)} images: none would be left to train")
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    chosen, rest = (sorted(part.tolist()) for part in (order[:n], order[n:]))
+    held_out = stack(images, chosen)
+    if isinstance(images, MemoryImages):
+        return MemoryImages(images.images[rest]), held_out
+    return Subset(images, rest), held_out

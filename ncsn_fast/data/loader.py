@@ -28,13 +28,20 @@ def batch_indices(
 
 
 def batches(
-    images: Images, batch_size: int, *, seed: int, start_step: int = 0, workers: int = 0
+    images: Images,
+    batch_size: int,
+    *,
+    seed: int,
+    start_step: int = 0,
+    workers: int = 0,
+    share: slice = slice(None),
 ) -> Iterator[Tensor]:
     """Yields endless uint8 batches (B, C, H, W) from `start_step`.
 
-    `workers` processes decode them.
+    `workers` processes decode them. Of each batch only the places in `share` are read.
     """
-    order = batch_indices(len(images), batch_size, seed=seed, start_step=start_step)
+    whole = batch_indices(len(images), batch_size, seed=seed, start_step=start_step)
+    order = (indices[share] for indices in whole)
     if isinstance(images, MemoryImages):
         return (images.images[indices] for indices in order)
     loader: torch.utils.data.DataLoader[Tensor | DataError] = torch.utils.data.DataLoader(
