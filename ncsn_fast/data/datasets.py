@@ -1,131 +1,38 @@
-"""Data sets for training and editing: digits, folders, zip files, Hugging Face data sets.
+"""Data sets for training and editing: digits, folders, zip files, IDX, Hugging Face data sets.
 
 Every source is an `Images`: indexable, returning uint8 tensors (C, H, W) of one size.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import zipfile
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ncsn_fast.data.decode import (
-    REMEDY,
-    SUFFIXES,
-    DataError,
-    WarnOnce,
-    check_channels,
-    decode,
-    parse_colour,
-    pixels,
-    printable,
-)
-from ncsn_fast.data.limits import IMAGE_BYTES, PIXELS
+from ncsn_fast.data.decode import REMEDY, SUFFIXES, DataError, WarnOnce, printable
+from ncsn_fast.data.formats import FORMATS, recognise, split_of
+from ncsn_fast.data.formats.base import Images, MemoryImages, numbered
+from ncsn_fast.data.limits import IMAGE_BYTES
 from ncsn_fast.data.listing import Skipped, find_images, find_zip_images
+from ncsn_fast.data.transform import Transform
 
 log = logging.getLogger(__name__)
 HELD_OUT = 0.2  # fraction of the digits that is held out from training
 _CHUNK = 4096  # bytes of a zip entry read at once: bzip2 expands a kilobyte to megabytes
-_LONGEST = 16  # largest ratio of the sides that is resized before the crop
-
-
-class Images(Protocol):
-    """Indexable data set of images."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Tensor: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Transform:
-    """Preprocessing of the published code: image -> uint8 (channels, size, size).
-
-    `decode` has the rules for modes and colours, `centre_square` for crop and size.
-    """
-
-    size: int
-    channels: int
-    centre_crop: int = 0
-    background: str = "white"
-
-    def __post_init__(self) -> None:
-        check_channels(self.channels)
-        parse_colour(self.background)
-        PIXELS.check(self.size**2, f"an image size of {self.size}", DataError)
-
-    def __call__(
-        self,
-        source: Path | bytes | Image.Image,
-        name: str = "the image",
-        warn: WarnOnce | None = None,
-    ) -> Tensor:
-        """Decodes, crops and resizes one image.
-
-        Raises:
-            DataError: it cannot be decoded; the message contains its name.
-        """
-        decoded = decode(
-            source,
-            self.channels,
-            name=name,
-            warn=warn or WarnOnce(),
-            background=self.background,
-        )
-        return pixels(centre_square(decoded, self.size, self.centre_crop))
-
-
-def centre_square(
-    image: Image.Image,
-    size: int,
-    centre_crop: int = 0,
-    resample: Image.Resampling = Image.Resampling.BILINEAR,
-) -> Image.Image:
-    """Crops and resizes an image to size x size pixels.
-
-    Centre crop (smaller images are left unchanged), resize of the shorter side to `size`, centre
-    crop to a square. Of an image more than 16 times as long as wide only the middle is resized.
-    """
-    if centre_crop:
-        image = _crop(image, *(min(side, centre_crop) for side in image.size))
-    short = min(image.size)
-    image = _crop(image, *(min(side, _LONGEST * short) for side in image.size))
-    if short != size:
-        width, height = (side * size // short for side in image.size)
-        image = image.resize((width, height), resample)
-    return _crop(image, size, size)
-
-
-def _crop(image: Image.Image, width: int, height: int) -> Image.Image:
-    if image.size == (width, height):
-        return image
-    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
-    return image.crop((left, top, left + width, top + height))
-
-
-class MemoryImages:
-    """Data set held in one uint8 tensor (N, C, H, W)."""
-
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.images[index]
 
 
 class FileImages:
     """Image files in a folder and its subfolders, sorted by name."""
+
+    labels: Tensor | None = None
+    classes: tuple[str, ...] = ()
 
     def __init__(self, folder: Path, transform: Transform) -> None:
         self.transform, self.warn = transform, WarnOnce()
@@ -142,6 +49,9 @@ class FileImages:
 
 class ZipImages:
     """Image files in a zip archive and its subfolders."""
+
+    labels: Tensor | None = None
+    classes: tuple[str, ...] = ()
 
     def __init__(self, path: Path, transform: Transform) -> None:
         self.path, self.transform, self.warn = path, transform, WarnOnce()
@@ -186,6 +96,9 @@ class ZipImages:
 
 class HubImages:
     """Image column of a Hugging Face data set (`datasets`), by name or local path."""
+
+    labels: Tensor | None = None
+    classes: tuple[str, ...] = ()
 
     def __init__(self, name: str, split: str, transform: Transform) -> None:
         try:
@@ -272,7 +185,9 @@ def open_images(
     centre_crop: int = 0,
     background: str = "white",
 ) -> Images:
-    """Opens `digits`, a folder, a zip file or `hf:NAME[:SPLIT]` as a data set.
+    """Opens `digits`, a folder, a zip or IDX file, or `hf:NAME[:SPLIT]` as a data set.
+
+    A path of IDX files may end in `:test`, for that split (formats/).
 
     Raises DataError if it cannot be opened, with the reason. `background` is the colour below
     transparent pixels (decode.decode).
@@ -288,20 +203,25 @@ def open_images(
                 "the digits are grey: take a network of 1 channel (train --channels 1), or other "
                 "images"
             )
-        return MemoryImages(digits("train", size)[0])
+        return MemoryImages(*digits("train", size), classes=numbered(10))
     transform = Transform(size, channels, centre_crop, background)
     if text.startswith("hf:"):
         name, _, split = text.removeprefix("hf:").partition(":")
         return HubImages(name, split or "train", transform)
-    path = Path(source).expanduser()
+    path, split = split_of(text)
+    if path.exists() and (known := recognise(path)):
+        return known.open(path, split, transform)
+    if split and path.exists():
+        raise DataError(f"{path} has no splits; leave :{split} out")
     if path.is_dir():
         return FileImages(path, transform)
     if path.is_file() and path.suffix.lower() == ".zip":
         return ZipImages(path, transform)
     if path.exists():
-        raise DataError(f"{path} is neither a folder nor a .zip file")
+        kinds = "; ".join(each.description for each in FORMATS)
+        raise DataError(f"{path} is neither a folder nor a .zip file nor one of: {kinds}")
     raise DataError(
-        f"{path} does not exist; data is digits, a folder, a .zip file or hf:NAME[:SPLIT]"
+        f"{path} does not exist; data is digits, a folder, a .zip or IDX file or hf:NAME[:SPLIT]"
     )
 
 

@@ -66,6 +66,12 @@ IMAGE_BYTES = Limit(
     "bytes",
     "size of one image file; of a zip's entry, uncompressed",
 )
+DATA_BYTES = Limit(
+    "NCSN_FAST_MAX_DATA_BYTES",
+    2**34,
+    "bytes",
+    "size of a data set in one file (IDX), uncompressed, and of its images as read",
+)
 JSON_BYTES = Limit(
     "NCSN_FAST_MAX_JSON_BYTES", 2**20, "bytes", "size of a JSON file (config.json, settings.json)"
 )
@@ -90,6 +96,7 @@ BATCH_ELEMENTS = Limit(
 LIMITS = (
     PIXELS,
     IMAGE_BYTES,
+    DATA_BYTES,
     JSON_BYTES,
     RECORD_BYTES,
     WEIGHTS_BYTES,
