@@ -72,6 +72,9 @@ DATA_BYTES = Limit(
     "bytes",
     "size of a data set in one file (IDX), uncompressed, and of its images as read",
 )
+LABELS_BYTES = Limit(
+    "NCSN_FAST_MAX_LABELS_BYTES", 2**28, "bytes", "size of the labels of a data set (dataset.json)"
+)
 JSON_BYTES = Limit(
     "NCSN_FAST_MAX_JSON_BYTES", 2**20, "bytes", "size of a JSON file (config.json, settings.json)"
 )
@@ -97,6 +100,7 @@ LIMITS = (
     PIXELS,
     IMAGE_BYTES,
     DATA_BYTES,
+    LABELS_BYTES,
     JSON_BYTES,
     RECORD_BYTES,
     WEIGHTS_BYTES,

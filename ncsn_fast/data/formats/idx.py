@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ncsn_fast.data.decode import DataError, printable
 from ncsn_fast.data.files import open_regular
 from ncsn_fast.data.formats.arrays import UInt8, transformed
-from ncsn_fast.data.formats.base import Format, Images, MemoryImages, numbered
+from ncsn_fast.data.formats.base import Format, Images, MemoryImages, check_labels
 from ncsn_fast.data.limits import DATA_BYTES
 from ncsn_fast.data.transform import Transform
 
@@ -69,8 +68,7 @@ def open_idx(path: Path, split: str, transform: Transform) -> Images:
     if file.name.lower().startswith(_TRANSPOSED):
         log.info("%s: EMNIST stores images transposed; they are transposed back", file)
         images = images.transpose(0, 2, 1)
-    labels = _labels(file, len(images))
-    classes = () if labels is None else numbered(int(labels.max()) + 1)
+    labels, classes = _labels(file, len(images))
     found = f"labels of {len(classes)} classes" if classes else "no labels beside them"
     log.info("%s: %d images of %dx%d, %s", file, *images.shape, found)
     return MemoryImages(transformed(images[..., None], transform, str(file)), labels, classes)
@@ -166,23 +164,23 @@ def _choose(folder: Path, split: str) -> Path:
     )
 
 
-def _labels(images: Path, n: int) -> Tensor | None:
-    """Reads the labels that lie beside a file of images; None if there are none."""
+def _labels(images: Path, n: int) -> tuple[Tensor | None, tuple[str, ...]]:
+    """Reads the labels that lie beside a file of images, and names the classes."""
     match = _IMAGES.fullmatch(images.name)
     if match is None:
-        return None
+        return None, ()
     name = match["name"]
     names = {f"{name}labels{mark}idx1-ubyte{end}" for mark in "-." for end in ("", ".gz")}
     found = sorted(p for p in images.parent.iterdir() if p.name in names)
     if not found:
-        return None
+        return None, ()
     labels = read_idx(found[0])
     if labels.shape != (n,):
         raise DataError(
             f"{found[0]} holds {' x '.join(map(str, labels.shape))} labels, and {images.name} "
             f"{n} images; they must be of one data set"
         )
-    return torch.from_numpy(labels.astype(np.int64))
+    return check_labels(labels, str(found[0]))
 
 
 FORMAT = Format(
