@@ -7,29 +7,23 @@ stored transposed, and are transposed back.
 
 from __future__ import annotations
 
-import contextlib
-import gzip
 import logging
 import math
 import re
 import struct
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from torch import Tensor
 
 from ncsn_fast.data.decode import DataError, printable
-from ncsn_fast.data.files import open_regular
 from ncsn_fast.data.formats.arrays import UInt8, transformed
 from ncsn_fast.data.formats.base import Format, Images, MemoryImages, check_labels
+from ncsn_fast.data.formats.unpacking import GZIP_ERRORS, Bytes, open_unpacked
 from ncsn_fast.data.limits import DATA_BYTES
 from ncsn_fast.data.transform import Transform
 
 log = logging.getLogger(__name__)
-Bytes = BinaryIO | gzip.GzipFile
 _UINT8 = 0x08
 _TYPES = {9: "int8", 11: "int16", 12: "int32", 13: "float32", 14: "float64"}
 _KINDS = tuple(bytes([kind]) for kind in (_UINT8, *_TYPES))
@@ -81,28 +75,18 @@ def read_idx(path: Path) -> UInt8:
         DataError: it is damaged, of another type, or declares more than the limit.
     """
     try:
-        with _open(path) as file:
+        with open_unpacked(path) as file:
             return _parse(file, path)
-    except (OSError, EOFError, zlib.error) as error:  # gzip raises all three
+    except GZIP_ERRORS as error:
         reason = printable(str(error)).rstrip(".")
         raise DataError(f"cannot read {path}: {reason}; is the download complete?") from error
 
 
-@contextlib.contextmanager
-def _open(path: Path) -> Iterator[Bytes]:
-    """Opens a file for reading bytes, unpacked if it is gzipped."""
-    with open_regular(path, DATA_BYTES) as file:
-        zipped = file.read(2) == b"\x1f\x8b"
-        file.seek(0)
-        with gzip.GzipFile(fileobj=file) if zipped else file as unpacked:
-            yield unpacked
-
-
 def _first_bytes(path: Path) -> bytes:
     try:
-        with _open(path) as file:
+        with open_unpacked(path) as file:
             return file.read(4)
-    except (OSError, EOFError, zlib.error):
+    except GZIP_ERRORS:
         return b""
 
 
