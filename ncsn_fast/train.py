@@ -25,6 +25,7 @@ from ncsn_fast.cli.shard import Shard
 from ncsn_fast.cli.shards import DistributedState, distributed
 from ncsn_fast.cli.train_options import TrainOptions, parse
 from ncsn_fast.data import datasets, files
+from ncsn_fast.data.held_out import hold_out
 from ncsn_fast.inference.cost import network_flop
 from ncsn_fast.models.score import ModelConfig, ScoreModel
 from ncsn_fast.training import toy
@@ -110,13 +111,13 @@ class Plan:
 
     Attributes:
         run: its folder, if it is resumed or the name is free.
-        images: training images.   held_out: uint8, those whose loss is only looked at.
+        images: those to train on.   held_out: those whose loss is only looked at.
         saved: checkpoint to resume from.
     """
 
     run: Path
     images: datasets.Images
-    held_out: torch.Tensor
+    held_out: datasets.Images
     model_config: ModelConfig
     saved: training_run.RunCheckpoint | None
 
@@ -153,7 +154,7 @@ def make_plan(
             centre_crop=config.centre_crop,
             background=config.background,
         )
-    images, held_out = datasets.hold_out(images, config.held_out, config.seed)
+    images, held_out = hold_out(images, config.held_out, config.seed)
     if not (resume and training_run.is_run(run)):
         text = ""
         if ranks.main:
@@ -253,7 +254,9 @@ def train(
         journal = Journal(run, config, trainer.step)
         if plan.saved is not None:
             journal.sample_again(trainer)
-    return run, fit(trainer, images, journal, held_out=plan.held_out, progress=progress)
+    return run, fit(
+        trainer, images, journal, held_out=datasets.stack(plan.held_out), progress=progress
+    )
 
 
 def train_toy(options: ToyOptions) -> int:

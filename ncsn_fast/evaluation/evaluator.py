@@ -14,6 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ncsn_fast.data import datasets
+from ncsn_fast.data.formats import split_of
+from ncsn_fast.data.formats.folder import FileImages
 from ncsn_fast.data.images import to_uint8
 from ncsn_fast.evaluation.features import Extractor, sha256
 from ncsn_fast.evaluation.fidelity import Fidelity
@@ -26,13 +28,10 @@ DIGESTED = 64  # images whose digest identifies a source
 
 
 def open_source(source: str, model: ScoreModel, background: str = "white") -> datasets.Images:
-    """Opens images at the model's size: digits:train, digits:held-out, or as in open_images."""
+    """Opens images at the model's size."""
     channels, height, width = model.image_shape
     if height != width:
         raise ValueError(f"images are read as squares; this model works on {height}x{width} pixels")
-    if source == "digits:held-out" and channels == 1:
-        return datasets.MemoryImages(datasets.digits("held-out", height)[0])
-    source = "digits" if source in ("digits:train", "digits:held-out") else source
     return datasets.open_images(source, size=height, channels=channels, background=background)
 
 
@@ -43,14 +42,15 @@ def describe_source(source: str, images: datasets.Images) -> dict[str, Any]:
     the pixels of at most 64 images, evenly spread from first to last, and of the names and sizes of
     all files of a folder.
     """
-    n, path, found = len(images), Path(source).expanduser(), hashlib.sha256()
+    n, found = len(images), hashlib.sha256()
+    path, split = split_of(source)
     for i in sorted({round(k * (n - 1) / (DIGESTED - 1)) for k in range(DIGESTED)}):
         found.update(images[i].numpy().tobytes())
-    if isinstance(images, datasets.FileImages):
+    if isinstance(images, FileImages):
         files = [(p.relative_to(path).as_posix(), p.stat().st_size) for p in images.paths]
         found.update(json.dumps(files).encode())
-    if isinstance(images, datasets.FileImages | datasets.ZipImages):
-        source = str(path.resolve())
+    if path.exists() and not datasets.is_named(source):
+        source = ":".join(filter(None, (str(path.resolve()), split)))
     return {"data": source, "images": n, "images_sha256": found.hexdigest()}
 
 

@@ -10,7 +10,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import ncsn_fast
 from ncsn_fast import train
 from ncsn_fast.checkpoints import training_run
-from ncsn_fast.data.datasets import DataError, FileImages, MemoryImages, Subset, hold_out
+from ncsn_fast.data.decode import DataError
+from ncsn_fast.data.formats.base import MemoryImages
+from ncsn_fast.data.held_out import Subset, hold_out
 from ncsn_fast.training.averages import Decay
 from ncsn_fast.training.journal import Pace
 from ncsn_fast.training.trainer import TrainingError
@@ -72,27 +74,39 @@ def test_held_out_losses_do_not_depend_on_the_batch_size():
     torch.testing.assert_close(losses, others, rtol=1e-4, atol=1e-4)
 
 
-def test_held_out_images_are_not_trained_on():
-    images = MemoryImages(torch.arange(10, dtype=torch.uint8).reshape(10, 1, 1, 1))
+class Streamed:
+    """Ten images, each of its index, that are not held in memory."""
+
+    labels, classes = torch.arange(10) % 3, ("a", "b", "c")
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.full((1, 1, 1), index, dtype=torch.uint8)
+
+
+IN_MEMORY = MemoryImages(
+    torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1), Streamed.labels, Streamed.classes
+)
+
+
+@pytest.mark.parametrize("images", [IN_MEMORY, Streamed()], ids=["memory", "streamed"])
+def test_held_out_images_are_not_trained_on(images):
     rest, held_out = hold_out(images, 3, seed=1)
-    kept, taken = rest.images.flatten().tolist(), held_out.flatten().tolist()
+    assert isinstance(rest, Subset) == isinstance(images, Streamed)
+    kept, taken = ([int(part[i]) for i in range(len(part))] for part in (rest, held_out))
     assert (len(kept), len(taken)) == (7, 3)
     assert sorted(kept + taken) == list(range(10))
     assert (kept, taken) == (sorted(kept), sorted(taken))
+    for part, indices in ((rest, kept), (held_out, taken)):
+        assert part.labels.tolist() == [i % 3 for i in indices]
+        assert part.classes == ("a", "b", "c")
     assert hold_out(images, 0, seed=1)[0] is images
-    assert not torch.equal(hold_out(images, 3, seed=2)[1], held_out)
+    other = hold_out(images, 3, seed=2)[1]
+    assert other.images.tolist() != held_out.images.tolist()
     with pytest.raises(DataError, match="cannot hold out 10 of 10 images"):
         hold_out(images, 10, seed=1)
-
-
-def test_held_out_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(FileImages, "__init__", lambda self: None)
-    monkeypatch.setattr(FileImages, "__len__", lambda self: 6)
-    monkeypatch.setattr(FileImages, "__getitem__", lambda self, i: torch.tensor([[[i]]]))
-    rest, held_out = hold_out(FileImages(), 2, seed=0)
-    assert isinstance(rest, Subset)
-    found = [int(rest[i]) for i in range(len(rest))] + held_out.flatten().tolist()
-    assert sorted(found) == list(range(6))
 
 
 def test_a_run_stops_after_its_minutes(in_tmp, monkeypatch, capsys):
