@@ -14,6 +14,7 @@ from ncsn_fast.cli.options import (
     ModelOptions,
     SamplingOptions,
     check_count,
+    check_gif,
     check_png,
     own_options_first,
 )
@@ -33,7 +34,19 @@ class Drawing(SamplingOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class OfImages(Drawing):
+class Animated(Drawing):
+    """Options of all commands whose chains are one for each result."""
+
+    animate: Path | None = None
+    """GIF of the chains on their way from noise to the results."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_gif("--animate", self.animate)
+
+
+@dataclasses.dataclass(frozen=True)
+class OfImages(Animated):
     """Options of all commands that start from images."""
 
     images: str = "digits"
@@ -129,7 +142,7 @@ class SDEdit(OfImages):
 
 @own_options_first
 @dataclasses.dataclass(frozen=True)
-class Guide(Drawing):
+class Guide(Animated):
     """Draw samples of classes.
 
     Rows of the grid: samples of any class, then a row for each label, of the same noise.
