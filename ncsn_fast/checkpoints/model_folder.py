@@ -20,6 +20,7 @@ from ncsn_fast.data.json_file import JSONError, parse_json, read_json
 from ncsn_fast.diffusion.spacing import check_ladder
 from ncsn_fast.models.adapter import WrappedConfig, identity_of
 from ncsn_fast.models.score import ModelConfig, ScoreModel
+from ncsn_fast.models.shapes import shapes_only
 from ncsn_fast.models.wrap import check_runs, wrap, wrapped
 
 CONFIG_NAME = "config.json"
@@ -37,7 +38,7 @@ def build_model(config: ModelConfig, state: dict[str, Tensor], where: str) -> Sc
         CheckpointError: missing or unexpected keys, wrong shapes or types, NaN, a bad ladder.
     """
     try:
-        with torch.device("meta"):
+        with shapes_only():
             model = ScoreModel(config)
         expected = model.state_dict()
         _check_fit(expected, state, config.arch)
