@@ -28,6 +28,7 @@ from ncsn_fast.data import datasets, files
 from ncsn_fast.data.held_out import hold_out
 from ncsn_fast.inference.cost import network_flop
 from ncsn_fast.models.score import ModelConfig, ScoreModel
+from ncsn_fast.models.unet_config import UNetConfig
 from ncsn_fast.training import toy
 from ncsn_fast.training.configs import ToyOptions, TrainConfig
 from ncsn_fast.training.fit import TIME_IS_UP, fit, resume_options, stop_requests
@@ -118,7 +119,7 @@ class Plan:
     run: Path
     images: datasets.Images
     held_out: datasets.Images
-    model_config: ModelConfig
+    model_config: ModelConfig | UNetConfig
     saved: training_run.RunCheckpoint | None
 
     def resolved(self, config: TrainConfig) -> TrainConfig:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ncsn_fast.models.score import ModelConfig, ScoreModel
+from ncsn_fast.models.unet_config import UNetConfig
 from ncsn_fast.training.averages import Averages, finite
 from ncsn_fast.training.configs import TrainConfig
 from ncsn_fast.training.draws import Decision, Draws, Part
@@ -42,7 +43,7 @@ class Trainer:
     def __init__(
         self,
         config: TrainConfig,
-        model_config: ModelConfig,
+        model_config: ModelConfig | UNetConfig,
         device: torch.device,
         ranks: Ranks | None = None,
     ) -> None:
