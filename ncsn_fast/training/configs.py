@@ -68,8 +68,8 @@ class TrainConfig:
     """Folder that holds the runs."""
 
     data: str = "digits"
-    """digits, a folder or zip of images (any depth), hf:NAME[:SPLIT] (Hugging Face), or IDX files
-    (MNIST; a file, or a folder[:test] of them)."""
+    """digits, a folder or zip of images (any depth), IDX (MNIST) or CIFAR folders, CIFAR.tar.gz, an
+    .npy or .npz file, LSUN's LMDB, or hf:NAME (Hugging Face); SOURCE:test for another split."""
     image_size: int = 16
     """Height and width the network is trained on, in pixels."""
     channels: Literal[1, 3] = 1
