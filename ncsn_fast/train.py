@@ -26,6 +26,7 @@ from ncsn_fast.cli.shards import DistributedState, distributed
 from ncsn_fast.cli.train_options import TrainOptions, parse
 from ncsn_fast.data import datasets, files
 from ncsn_fast.data.held_out import hold_out
+from ncsn_fast.data.kept import keep
 from ncsn_fast.inference.cost import network_flop
 from ncsn_fast.models.score import ModelConfig, ScoreModel
 from ncsn_fast.models.unet_config import UNetConfig
@@ -156,6 +157,7 @@ def make_plan(
             background=config.background,
         )
     images, held_out = hold_out(images, config.held_out, config.seed)
+    images = keep(images, (config.channels, config.image_size, config.image_size))
     if not (resume and training_run.is_run(run)):
         text = ""
         if ranks.main:

@@ -50,8 +50,8 @@ class OfImages(Animated):
     """Options of all commands that start from images."""
 
     images: str = "digits"
-    """Folder or zip of images, one image file, hf:NAME, or digits (held-out ones that no training
-    saw)."""
+    """One image file, images in any format of train --data, or digits (held-out ones that no
+    training saw)."""
     n: int = 8
     """Number of images."""
     background: str = "white"
@@ -191,7 +191,7 @@ class Denoise(ModelOptions):
     """Add noise, then remove it (Tweedie). Rows of the grid: original, noisy, denoised."""
 
     images: str = "digits"
-    """Folder or zip of images, one image file, hf:NAME, or digits (held-out ones)."""
+    """One image file, images in any format of train --data, or digits (held-out ones)."""
     n: int = 8
     """Number of images."""
     background: str = "white"

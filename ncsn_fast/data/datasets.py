@@ -1,4 +1,4 @@
-"""Data sets for training and editing: digits, folders, zip files, IDX, Hugging Face data sets.
+"""Data sets for training, editing and evaluation: the digits, and all formats (formats/).
 
 Every source is an `Images`: indexable, returning uint8 tensors (C, H, W) of one size.
 """
@@ -21,8 +21,8 @@ from ncsn_fast.data.formats.hub import HubImages
 from ncsn_fast.data.transform import Transform
 
 FORMS = (
-    "digits, a folder or .zip file of images, IDX files (MNIST's), or hf:NAME; "
-    "PATH:SPLIT and hf:NAME:SPLIT choose a split"
+    "digits, a folder or .zip of images, IDX files (MNIST), CIFAR's folder or .tar.gz, .npy, .npz, "
+    "LMDB (LSUN) or hf:NAME (Hugging Face); SOURCE:SPLIT chooses a split"
 )
 HELD_OUT = 0.2  # fraction of the digits that is held out from training
 

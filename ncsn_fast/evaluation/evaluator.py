@@ -16,6 +16,7 @@ from tqdm import tqdm
 from ncsn_fast.data import datasets
 from ncsn_fast.data.formats import split_of
 from ncsn_fast.data.formats.folder import FileImages
+from ncsn_fast.data.formats.numpy_file import holds_images
 from ncsn_fast.data.images import to_uint8
 from ncsn_fast.evaluation.features import Extractor, sha256
 from ncsn_fast.evaluation.fidelity import Fidelity
@@ -67,8 +68,8 @@ class Evaluator:
     """Evaluator of samples: computes the reference's statistics first, then adds samples.
 
     Args:
-        source: images (open_source), or an .npz file of mu and sigma; None for the held-out
-            digits, which only the digits' extractor accepts.
+        source: images (open_source), or an .npz file of mu and sigma and no images; None for
+            the held-out digits, which only the digits' extractor accepts.
         n: number of samples that will be added.
         save: where to write mu and sigma of the reference.
         background: colour below the transparent pixels of the reference.
@@ -93,10 +94,10 @@ class Evaluator:
             if extractor.name != "digits":
                 raise ValueError("--extractor needs a --reference: images, or an .npz file")
             source = "digits:held-out"
-        if source.endswith(".npz"):
+        path = Path(source).expanduser()
+        if path.suffix == ".npz" and not holds_images(path):
             if save is not None:
                 raise ValueError("--save-reference needs images as --reference, not an .npz file")
-            path = Path(source).expanduser()
             statistics = load_statistics(path, extractor)
             self.reference = {"source": source, "n": statistics.n or None, "sha256": sha256(path)}
             self.fidelity = Fidelity(extractor, n, None, seed=seed)

@@ -68,8 +68,8 @@ class TrainConfig:
     """Folder that holds the runs."""
 
     data: str = "digits"
-    """digits, a folder or zip of images (any depth), hf:NAME[:SPLIT] (Hugging Face), or IDX files
-    (MNIST; a file, or a folder[:test] of them)."""
+    """digits, a folder or zip of images (any depth), IDX (MNIST) or CIFAR folders, CIFAR.tar.gz, an
+    .npy or .npz file, LSUN's LMDB, or hf:NAME (Hugging Face); SOURCE:test for another split."""
     image_size: int = 16
     """Height and width the network is trained on, in pixels."""
     channels: Literal[1, 3] = 1
@@ -83,7 +83,8 @@ class TrainConfig:
     dequantise: bool = False
     """Add uniform noise below one grey level, x * 255/256 + U/256, as NCSN (2019) does."""
     workers: int = 0
-    """Processes that decode images; 0 decodes in the training process."""
+    """Processes that decode images; 0 decodes in the training process. Each image is decoded once
+    if all fit into 2 GiB at the size of the network, else in each epoch."""
 
     arch: Literal[
         "ncsnv2", "ncsnv2_deeper", "ncsnv2_deepest", "ncsn", "ncsn_deeper", "unet_a", "unet_b"

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ncsn_fast.data.formats import cifar, folder, idx, zip_archive
+from ncsn_fast.data.formats import cifar, folder, idx, lsun, numpy_file, zip_archive
 from ncsn_fast.data.formats.base import Format
 
-# A folder is compared with folder.FORMAT, which takes any, last.
-FORMATS: tuple[Format, ...] = (idx.FORMAT, cifar.FORMAT, zip_archive.FORMAT, folder.FORMAT)
+# folder.FORMAT takes any folder, and comes last.
+FORMATS: tuple[Format, ...] = (
+    idx.FORMAT,
+    cifar.FORMAT,
+    lsun.FORMAT,
+    numpy_file.FORMAT,
+    zip_archive.FORMAT,
+    folder.FORMAT,
+)
 
 
 def recognise(path: Path) -> Format | None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from ncsn_fast.data.decode import DataError
 from ncsn_fast.data.transform import Transform
 
+KEPT_BYTES = 2**31  # of a data set of the run's size that is kept in memory, once decoded
 MOST_CLASSES = 2**20  # a larger number is no class, but something else
 
 

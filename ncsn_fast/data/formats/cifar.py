@@ -20,8 +20,8 @@ import numpy as np
 from ncsn_fast.data import pickle_data
 from ncsn_fast.data.decode import DataError, printable
 from ncsn_fast.data.files import open_regular
-from ncsn_fast.data.formats.arrays import UInt8, transformed
-from ncsn_fast.data.formats.base import Format, Images, MemoryImages, check_labels
+from ncsn_fast.data.formats.arrays import ArrayImages, UInt8
+from ncsn_fast.data.formats.base import Format, Images, check_labels
 from ncsn_fast.data.formats.unpacking import GZIP_ERRORS, open_unpacked
 from ncsn_fast.data.limits import DATA_BYTES
 from ncsn_fast.data.pickle_data import Instance, PickleError
@@ -83,7 +83,9 @@ def open_cifar(path: Path, split: str, transform: Transform) -> Images:
     labels, classes = check_labels(np.concatenate([labels for _, labels in batches]), str(path))
     classes = _class_names(found.get(kind.meta), kind, len(classes)) or classes
     log.info("%s: %d images, labels of %d classes", path, len(images), len(classes))
-    return MemoryImages(transformed(images, transform, str(path)), labels, classes)
+    return ArrayImages(
+        images, "NCHW", transform, str(path), labels=labels, classes=classes
+    ).in_memory()
 
 
 def _holds(folder: Path, kind: Kind) -> bool:
@@ -212,7 +214,7 @@ def _text(value: Any) -> str:
 
 
 def _batch(batch: dict[str, Any], kind: Kind, where: str) -> tuple[UInt8, np.ndarray[Any, Any]]:
-    """Returns the images (N, 32, 32, 3) and labels (N,) of a batch."""
+    """Returns the images (N, 3, 32, 32) and labels (N,) of a batch."""
     values = _values(batch.get("data"), where)
     labels = batch.get(kind.labels)
     if not isinstance(labels, list) or not all(type(label) is int for label in labels):
@@ -223,8 +225,7 @@ def _batch(batch: dict[str, Any], kind: Kind, where: str) -> tuple[UInt8, np.nda
         raise DataError(f"{where} holds no images: {_REMEDY}")
     if not 0 <= min(labels) <= max(labels) < 2**31:
         raise DataError(f"{where} has labels from {min(labels)} to {max(labels)}: {_REMEDY}")
-    images = values.reshape(-1, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1)
-    return images, np.array(labels, np.int64)
+    return values.reshape(-1, 3, _SIDE, _SIDE), np.array(labels, np.int64)
 
 
 def _values(array: Any, where: str) -> UInt8:

@@ -17,8 +17,8 @@ import numpy as np
 from torch import Tensor
 
 from ncsn_fast.data.decode import DataError, printable
-from ncsn_fast.data.formats.arrays import UInt8, transformed
-from ncsn_fast.data.formats.base import Format, Images, MemoryImages, check_labels
+from ncsn_fast.data.formats.arrays import ArrayImages, UInt8
+from ncsn_fast.data.formats.base import Format, Images, check_labels
 from ncsn_fast.data.formats.unpacking import GZIP_ERRORS, Bytes, open_unpacked
 from ncsn_fast.data.limits import DATA_BYTES
 from ncsn_fast.data.transform import Transform
@@ -63,9 +63,10 @@ def open_idx(path: Path, split: str, transform: Transform) -> Images:
         log.info("%s: EMNIST stores images transposed; they are transposed back", file)
         images = images.transpose(0, 2, 1)
     labels, classes = _labels(file, len(images))
-    found = f"labels of {len(classes)} classes" if classes else "no labels beside them"
-    log.info("%s: %d images of %dx%d, %s", file, *images.shape, found)
-    return MemoryImages(transformed(images[..., None], transform, str(file)), labels, classes)
+    labelled = f"labels of {len(classes)} classes" if classes else "no labels beside them"
+    log.info("%s: %d images of %dx%d, %s", file, *images.shape, labelled)
+    found = ArrayImages(images, "NHW", transform, str(file), labels=labels, classes=classes)
+    return found.in_memory()
 
 
 def read_idx(path: Path) -> UInt8:
