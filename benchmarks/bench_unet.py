@@ -91,7 +91,7 @@ def openvino(precision: str) -> Callable[[ScoreModel, Tensor, Tensor], Run]:
             "NUM_STREAMS": 1,
         }
         core = ov.Core()
-        read = core.read_model(make_onnx(of, batch=len(x)), ov.Tensor())
+        read = core.read_model(make_onnx(of, batch=len(x)))
         request = core.compile_model(read, "CPU", settings).create_infer_request()
         sigma, form = SIGMA.expand(len(x)), of.parameterisation.linear_form(SIGMA)
         state = (x.double() - form.shift) / form.scale

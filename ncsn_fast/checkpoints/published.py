@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from ncsn_fast.checkpoints import ncsn, tutorial
@@ -28,6 +27,7 @@ from ncsn_fast.checkpoints.torch_file import (
 )
 from ncsn_fast.diffusion import schedule as ladders
 from ncsn_fast.models.score import ModelConfig, ScoreModel
+from ncsn_fast.models.shapes import shapes_only
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +157,7 @@ def _likeness(keys: set[str], others: set[str]) -> float:
 
 def _keys(config: ModelConfig) -> set[str]:
     """Keys of a network's state dict as it is published."""
-    with torch.device("meta"):
+    with shapes_only():
         model = ScoreModel(config)
     sigmas = set() if model.conditioning != "none" else {"sigmas"}
     return set(model.net.state_dict()) | sigmas

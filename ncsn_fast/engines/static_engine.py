@@ -36,9 +36,13 @@ class BufferedEngine(Engine):
 
 def lowered(model: ScoreModel, size: tuple[int, int], batch: int = PROBE) -> Graph:
     """Lowers the network of a model for states of a size; see `lower`."""
+    return lower(model.net, (model.config.channels, *size), conditions(model), batch)
+
+
+def conditions(model: ScoreModel) -> list[torch.dtype | None]:
+    """Returns the types of the further inputs of a model's network; see `lower`."""
     seen = None if model.conditioning == "none" else model.parameterisation.noise_dtype
-    labels = [torch.int64] if model.n_classes else []
-    return lower(model.net, (model.config.channels, *size), [seen, *labels], batch)
+    return [seen, *([torch.int64] if model.n_classes else [])]
 
 
 class StaticEngine(BufferedEngine):

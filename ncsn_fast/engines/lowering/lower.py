@@ -103,6 +103,14 @@ def _obtained(
     return graph
 
 
+def storable(
+    net: nn.Module, shape: Shape, conditions: Sequence[torch.dtype | None] = ()
+) -> tuple[str | None, stored.Structure]:
+    """Lowers a network anew; returns the key of its graph, and the graph as plain data."""
+    graph, names = _lower(net, shape, conditions, PROBE)
+    return stored.key(net, shape, [*conditions]), stored.structure_of(graph, names)
+
+
 def _tensors(net: nn.Module) -> Iterator[Tensor]:
     yield from net.parameters()
     yield from net.buffers()

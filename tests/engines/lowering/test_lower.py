@@ -34,8 +34,9 @@ TIMES = torch.tensor([0.05, 0.4, 0.9])
 
 @pytest.fixture
 def fresh(monkeypatch, tmp_path):
-    """Graphs that no other test or process has stored."""
+    """Graphs that no other test or process has stored, and none that ships."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(stored, "SHIPPED", tmp_path / "none")
     monkeypatch.setattr(stored, "_known", {})
     return tmp_path / "ncsn_fast" / "graphs"
 
