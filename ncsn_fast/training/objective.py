@@ -10,8 +10,11 @@ from ncsn_fast.diffusion.objectives import (
     denoising_score_matching,
     levels_of,
     times_of,
+    weighted_score_matching,
 )
 from ncsn_fast.models.score import ScoreModel
+from ncsn_fast.models.unet_config import UNetConfig
+from ncsn_fast.training.weighting import Weighting
 
 
 class Objective(nn.Module):
@@ -21,12 +24,15 @@ class Objective(nn.Module):
     device.
 
     Args:
-        anneal_power: p of the weight sigma^p of a level; times have the weight sigma^2.
+        anneal_power: p of the weight sigma^p of a level; times have the weight sigma^2, and U-Nets
+            of score_sde and EDM their own (weighting.py).
     """
 
     def __init__(self, model: ScoreModel, anneal_power: float) -> None:
         super().__init__()
         self.model, self.anneal_power = model, anneal_power
+        config = model.config
+        self.weighting = Weighting(config) if isinstance(config, UNetConfig) else None
 
     def forward(self, x: Tensor, uniform: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the levels, for continuous times the nearest ones, and the losses, both (B,).
@@ -37,6 +43,12 @@ class Objective(nn.Module):
             noise: standard normal, shape of x.
         """
         model = self.model
+        if self.weighting is not None:
+            sigma = self.weighting.sigma(uniform)
+            losses = weighted_score_matching(
+                self._scaled_score, x, sigma, noise, self.weighting.weight(sigma)
+            )
+            return model.nearest_level(sigma), losses
         if (clock := model.clock) is not None:
             t = times_of(uniform, clock.t_min)
             std = clock.std(t).float()
@@ -51,6 +63,10 @@ class Objective(nn.Module):
     # ScoreModel.score and its relatives check their arguments, which waits for the device.
     def _score_at(self, x: Tensor, level: Tensor) -> Tensor:
         return self.model.score_by(self.model, x, self.model.sigmas[level])
+
+    def _scaled_score(self, x: Tensor, sigma: Tensor) -> Tensor:
+        row = sigma.view(-1, *[1] * (x.ndim - 1))
+        return row * self.model.score_by(self.model, x, sigma)
 
     def _score_at_time(self, x: Tensor, t: Tensor) -> Tensor:
         assert self.model.clock is not None
