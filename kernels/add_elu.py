@@ -2,7 +2,9 @@
 
     s = ((a + b) + c) + bias,   y = activation(s), mostly ELU (alpha 1)
 
-Maps may be weighted: s = ((w_a a + w_b b) + w_c c) + bias. All maps have one layout and are treated as flat arrays; with a bias they are channels-last, where
+Maps may be weighted: s = ((w_a a + w_b b) + w_c c) + bias.
+
+All maps have one layout and are treated as flat arrays; with a bias they are channels-last, where
 the channel of an element is its index modulo C. Sums are float32, and y is computed from s before s
 is rounded. Memory traffic per element in bfloat16: 4 bytes (ELU alone) to 10 (three maps, both
 outputs). Memory-bound.
