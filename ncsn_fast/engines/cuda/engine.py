@@ -13,11 +13,11 @@ import torch
 from ncsn_fast.engines.base import DTYPES
 from ncsn_fast.engines.cuda import kernels as gpu_kernels
 from ncsn_fast.engines.cuda.graph_engine import GRAPHS, GraphEngine
-from ncsn_fast.engines.cuda.plan import CudaPlan, Weights
-from ncsn_fast.engines.lowering.fusion import check_fusable, fuse
-from ncsn_fast.engines.lowering.graph import Graph
+from ncsn_fast.engines.cuda.plan import CudaPlan
+from ncsn_fast.engines.lowering.fusion import fuse
 from ncsn_fast.engines.lowering.memory_plan import format_profile
-from ncsn_fast.engines.static_engine import StaticEngine
+from ncsn_fast.engines.lowering.static_memory import Weights
+from ncsn_fast.engines.static_engine import StaticEngine, noise_dtype
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops.backends import DEFAULT_FAMILY
 
@@ -101,10 +101,6 @@ class CudaEngine(GraphEngine, StaticEngine):
         emulated = gpu and not torch.cuda.is_bf16_supported(including_emulation=False)
         return "fp16" if emulated else "bf16"  # before Ampere
 
-    @classmethod
-    def check_graph(cls, graph: Graph) -> None:
-        check_fusable(graph)
-
     def new_plan(self, size: tuple[int, int]) -> CudaPlan:
         return CudaPlan(
             fuse(self.lowered(size)),
@@ -114,6 +110,8 @@ class CudaEngine(GraphEngine, StaticEngine):
             self.device,
             self._kernels,
             self._weights,
+            level=noise_dtype(self.model),
+            classes=self.model.n_classes or 0,
         )
 
     def describe(self) -> str:

@@ -46,7 +46,10 @@ def listing(graph):
 
 
 def computed(net, shape, conditions=(), dtype=torch.float32, batch=3):
-    """Returns what a plan and the network compute, and the kinds of the plan's steps."""
+    """Returns what a plan and the network compute, and the kinds of the plan's steps.
+
+    A plan for GPUs has to compute the same.
+    """
     net.eval()
     torch.manual_seed(1)
     with torch.inference_mode():
@@ -55,7 +58,11 @@ def computed(net, shape, conditions=(), dtype=torch.float32, batch=3):
         plan.load(x)
         plan.set_conditions(*conditions)
         plan.run()
-        return plan.output.float(), net(x, *conditions), [cost.kind for cost in plan.costs]
+        found, expected = plan.output.float(), net(x, *conditions)
+        on_gpus = engine_cases.fused_output(plan.graph, x, *conditions, dtype=dtype)
+    bound = 2e-6 if dtype is torch.float32 else BOUNDS["bf16"]
+    assert error(on_gpus, expected) <= bound
+    return found, expected, [cost.kind for cost in plan.costs]
 
 
 def error(found, expected):
