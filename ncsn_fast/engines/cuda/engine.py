@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 import sys
 import time
@@ -17,10 +18,12 @@ from ncsn_fast.engines.cuda.plan import CudaPlan
 from ncsn_fast.engines.lowering.fusion import fuse
 from ncsn_fast.engines.lowering.memory_plan import format_profile
 from ncsn_fast.engines.lowering.static_memory import Weights
+from ncsn_fast.engines.lowering.torch_steps import waits_for_host
 from ncsn_fast.engines.static_engine import StaticEngine, noise_dtype
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops.backends import DEFAULT_FAMILY
 
+log = logging.getLogger(__name__)
 _PROFILE_ROUNDS = 5
 
 
@@ -74,6 +77,13 @@ class CudaEngine(GraphEngine, StaticEngine):
         self._weights: Weights = {}  # shared by all plans
         lowered = self.lowered(model.config.image_size)
         self.scale, self.shift = lowered.scale, lowered.shift
+        if graph != "none" and (waiting := waits_for_host(lowered)) is not None:
+            log.warning(
+                "PyTorch waits for the GPU in this network (%s), so no CUDA graph of it can be "
+                "captured: every operation is launched by itself, as with graph='none'",
+                waiting,
+            )
+            self.graph = "none"
         self.release()
         self.error = self.check_precision()
         self.forget_weights()  # the GPU has copies; the caller may free theirs

@@ -227,7 +227,7 @@ def _makes_tensor(target: Any) -> bool:
     return not reads and any(argument.name == "device" for argument in arguments)
 
 
-def waits_for_host(module: fx.GraphModule) -> str | None:
+def read_by_host(module: fx.GraphModule) -> str | None:
     """Returns the operation of a program whose numbers the host has to read; None if none has."""
     for node in module.graph.nodes:
         target = node.target

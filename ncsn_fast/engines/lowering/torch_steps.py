@@ -11,12 +11,13 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from ncsn_fast.engines.lowering.export import on_device
+from ncsn_fast.engines.lowering.export import on_device, read_by_host
 from ncsn_fast.engines.lowering.graph import (
     ActivationSpec,
     AttentionSpec,
     ConvolutionSpec,
     CopySpec,
+    Graph,
     GroupNormSpec,
     Op,
     PadSpec,
@@ -33,6 +34,17 @@ Step = Callable[[], object]
 def step(plan: StaticMemory, op: Op) -> Step:
     """Returns the function that runs an operation."""
     return TABLE[op.kind](plan, op)
+
+
+def waits_for_host(graph: Graph) -> str | None:
+    """Returns an operation of PyTorch that needs a number on the host, and where; None if none."""
+    programs = {op.name: op.spec.program for op in graph.ops if isinstance(op.spec, TorchSpec)}
+    if graph.condition is not None:
+        programs["its conditions"] = graph.condition
+    for name, program in programs.items():
+        if (target := read_by_host(program)) is not None:
+            return f"{target} in {name}"
+    return None
 
 
 def _leaky_relu(plan: StaticMemory, op: Op) -> Step:
