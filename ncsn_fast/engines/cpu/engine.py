@@ -43,7 +43,7 @@ class CpuEngine(StaticEngine):
             stores four times the weights.
 
     Raises:
-        UnsupportedNetwork: the plan does not support a part of the network (see `refuses`).
+        UnsupportedNetwork: torch cannot export the network (see `refuses`).
         EngineError: the output differs from the reference by more than precision.BOUNDS.
     """
 

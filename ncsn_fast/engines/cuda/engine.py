@@ -31,8 +31,9 @@ class CudaEngine(GraphEngine, StaticEngine):
     """A network as kernel launches on static memory, with sampling loops as CUDA graphs.
 
     Channels-last. One fused pass of ours runs between two convolutions; the sampler update
-    generates its own noise and writes the network's next input. A graph is captured once per
-    micro-batch size and serves every level, seed and call; within a level nothing waits for the
+    generates its own noise and writes the network's next input. What no kernel of ours covers is
+    run by PyTorch, as steps of the same plan, and `describe` names them. A graph is captured once
+    per micro-batch size and serves every level, seed and call; within a level nothing waits for the
     GPU.
 
     On the CPU, for tests, the same steps run uncaptured.
@@ -40,12 +41,12 @@ class CudaEngine(GraphEngine, StaticEngine):
     Args:
         graph: scope of a captured graph: the rows of a noise "level", one "step", the whole "loop"
             (no callback or progress inside, and memory for every launch), or "none".
-        kernels: "triton", or "cuda" for norm and update in CUDA C++.
+        kernels: "triton", or "cuda" for norms and update in CUDA C++.
         tune: "on" lets cuDNN time its algorithms. It may be faster, but two processes may choose
             differently, and their samples then differ by rounding.
 
     Raises:
-        UnsupportedNetwork: the plan does not support a part of the network (see `refuses`).
+        UnsupportedNetwork: torch cannot export the network (see `refuses`).
         EngineError: the output differs from the reference by more than precision.BOUNDS.
     """
 
