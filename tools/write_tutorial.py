@@ -63,7 +63,7 @@ def epochs(run: Path) -> list[float]:
 
 
 def bits(run: Path, data: str, n: int) -> dict[str, Any]:
-    """Returns the figures of `evaluate --bpd`, in the tutorial's way: a Gaussian probe, t from 1e-3.
+    """Returns what `evaluate --bpd` finds, in the tutorial's way: a Gaussian probe, t from 1e-3.
 
     Args:
         data: images in any format of --data.
@@ -98,8 +98,8 @@ def page(found: dict[str, Any]) -> str:
     if measured := found.get("bits"):
         low, high = PUBLISHED_BITS
         text += (
-            "\nBits per dimension, with uniform dequantisation, one Gaussian probe and t from 1e-3, "
-            f"as the tutorial has them after 50 epochs ({low:.2f} to {high:.2f}, its running mean "
+            "\nBits per dimension with uniform dequantisation, one Gaussian probe and t from 1e-3, as "
+            f"the tutorial has them after 50 epochs ({low:.2f} to {high:.2f}, its running mean "
             "over training images):\n\n| images | n | epochs | bits/dim |\n|---|---|---|---|\n"
         )
         text += "".join(
