@@ -98,7 +98,7 @@ def page(found: dict[str, Any]) -> str:
     if measured := found.get("bits"):
         low, high = PUBLISHED_BITS
         text += (
-            "\nBits per dimension with uniform dequantisation, one Gaussian probe and t from 1e-3, as "
+            "\nBits per dimension with uniform dequantisation, one Gaussian probe, t from 1e-3, as "
             f"the tutorial has them after 50 epochs ({low:.2f} to {high:.2f}, its running mean "
             "over training images):\n\n| images | n | epochs | bits/dim |\n|---|---|---|---|\n"
         )
