@@ -28,29 +28,42 @@ class Objective(nn.Module):
         super().__init__()
         self.model, self.anneal_power = model, anneal_power
 
-    def forward(self, x: Tensor, uniform: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, uniform: Tensor, noise: Tensor, labels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Returns the levels, for continuous times the nearest ones, and the losses, both (B,).
 
         Args:
             x: clean images (B, C, H, W) in [0, 1].
             uniform: (B,) in [0, 1), selects the level or time.
             noise: standard normal, shape of x.
+            labels: (B,) int64, for networks with classes; n_classes means no class.
         """
         model = self.model
+        if labels is not None and not model.n_classes:
+            raise ValueError("this network has no classes: leave the labels out")
         if (clock := model.clock) is not None:
             t = times_of(uniform, clock.t_min)
             std = clock.std(t).float()
+            assert labels is None  # the tutorial's networks have no classes
             losses = continuous_score_matching(self._score_at_time, x, t, std, noise)
             return model.nearest_level(std), losses
         level = levels_of(uniform, len(model.sigmas))
+
+        def score_at(x: Tensor, level: Tensor) -> Tensor:
+            return self._score_at(x, level, labels)
+
         losses = denoising_score_matching(
-            self._score_at, x, model.sigmas, level, noise, anneal_power=self.anneal_power
+            score_at, x, model.sigmas, level, noise, anneal_power=self.anneal_power
         )
         return level, losses
 
     # ScoreModel.score and its relatives check their arguments, which waits for the device.
-    def _score_at(self, x: Tensor, level: Tensor) -> Tensor:
-        return self.model.score_by(self.model, x, self.model.sigmas[level])
+    def _score_at(self, x: Tensor, level: Tensor, labels: Tensor | None) -> Tensor:
+        def network(u: Tensor, condition: Tensor | None) -> Tensor:
+            return self.model(u, condition, labels)
+
+        return self.model.score_by(network, x, self.model.sigmas[level])
 
     def _score_at_time(self, x: Tensor, t: Tensor) -> Tensor:
         assert self.model.clock is not None
