@@ -10,6 +10,7 @@ import ncsn_fast
 from ncsn_fast import CheckpointError, convert
 from ncsn_fast.checkpoints.sampling_settings import with_sampling_settings
 from ncsn_fast.diffusion import schedule
+from ncsn_fast.models.published_runs import PUBLISHED_RUNS
 from ncsn_fast.training.configs import CONFIGS
 
 X = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -97,7 +98,7 @@ def test_tables_without_beta(tmp_path):
     assert torch.equal(ncsn_fast.load(path).score_at(X, 1), model.score_at(X, 1))
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in ("digits", "mnist")])
+@pytest.mark.parametrize("name", PUBLISHED_RUNS)
 def test_settings_of_the_published_runs(name):
     run = CONFIGS[name]
     found = {k: getattr(run, k) for k in ("arch", "channels", "ngf", "n_sigmas", "sigma_begin")}
