@@ -74,16 +74,16 @@ def labelled_batches(
     return ((batch, labels[indices]) for batch, indices in read)
 
 
-def drop_labels(
-    labels: Tensor, n_classes: int, probability: float, generator: torch.Generator
-) -> Tensor:
-    """Replaces each label by n_classes, which means no class, with a probability.
+def drop_labels(labels: Tensor, n_classes: int, uniform: Tensor, probability: float) -> Tensor:
+    """Replaces labels (B,) by n_classes, which means no class, with a probability.
 
     A network that is trained so gives scores with and without a class, as classifier-free guidance
     needs (Ho & Salimans 2022).
+
+    Args:
+        uniform: (B,) in [0, 1).
     """
-    dropped = torch.rand(len(labels), generator=generator) < probability
-    return torch.where(dropped, n_classes, labels)
+    return torch.where(uniform < probability, n_classes, labels)
 
 
 Numbered = Iterator[tuple[Tensor, list[int]]]  # batches with the indices of their images

@@ -34,39 +34,43 @@ class Objective(nn.Module):
         config = model.config
         self.weighting = Weighting(config) if isinstance(config, UNetConfig) else None
 
-    def forward(self, x: Tensor, uniform: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, uniform: Tensor, noise: Tensor, labels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Returns the levels, for continuous times the nearest ones, and the losses, both (B,).
 
         Args:
             x: clean images (B, C, H, W) in [0, 1].
             uniform: (B,) in [0, 1), selects the level or time.
             noise: standard normal, shape of x.
+            labels: (B,) int64, for networks with classes; n_classes means no class.
         """
         model = self.model
+        if labels is not None and not model.n_classes:
+            raise ValueError("this network has no classes: leave the labels out")
+
+        def score(x: Tensor, sigma: Tensor) -> Tensor:  # ScoreModel.score waits for the device
+            return model.score_by(lambda u, condition: model(u, condition, labels), x, sigma)
+
         if self.weighting is not None:
             sigma = self.weighting.sigma(uniform)
+            row = sigma.view(-1, *[1] * (x.ndim - 1))
             losses = weighted_score_matching(
-                self._scaled_score, x, sigma, noise, self.weighting.weight(sigma)
-            )
+                lambda x, sigma: row * score(x, sigma), x, sigma, noise,
+                self.weighting.weight(sigma),
+            )  # fmt: skip
             return model.nearest_level(sigma), losses
         if (clock := model.clock) is not None:
             t = times_of(uniform, clock.t_min)
             std = clock.std(t).float()
             losses = continuous_score_matching(self._score_at_time, x, t, std, noise)
             return model.nearest_level(std), losses
-        level = levels_of(uniform, len(model.sigmas))
+        level, sigmas = levels_of(uniform, len(model.sigmas)), model.sigmas
         losses = denoising_score_matching(
-            self._score_at, x, model.sigmas, level, noise, anneal_power=self.anneal_power
-        )
+            lambda x, level: score(x, sigmas[level]), x, sigmas, level, noise,
+            anneal_power=self.anneal_power,
+        )  # fmt: skip
         return level, losses
-
-    # ScoreModel.score and its relatives check their arguments, which waits for the device.
-    def _score_at(self, x: Tensor, level: Tensor) -> Tensor:
-        return self.model.score_by(self.model, x, self.model.sigmas[level])
-
-    def _scaled_score(self, x: Tensor, sigma: Tensor) -> Tensor:
-        row = sigma.view(-1, *[1] * (x.ndim - 1))
-        return row * self.model.score_by(self.model, x, sigma)
 
     def _score_at_time(self, x: Tensor, t: Tensor) -> Tensor:
         assert self.model.clock is not None

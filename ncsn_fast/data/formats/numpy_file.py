@@ -53,16 +53,16 @@ def open_numpy(path: Path, split: str, transform: Transform) -> Images:
     classes: tuple[str, ...] = ()
     if path.suffix.lower() == ".npy":
         no_split(path, split)
-        array, name = _map(path), str(path)
+        array, name, found = _map(path), str(path), None
     else:
         chosen, array, found = _load(path, split)
         name = f"{path}: {chosen}"
-        if found is not None:
-            if len(found) != len(array):
-                raise DataError(f"{name}: {len(array)} images, but {len(found)} labels")
-            found = found[:, 0] if found.shape[1:] == (1,) else found
-            labels, classes = check_labels(found, str(path))
     layout = _layout(array.shape, name)
+    if found is not None:
+        found = found[:, 0] if found.shape[1:] == (1,) else found
+        labels, classes = check_labels(found, str(path))
+        if len(labels) != len(array):
+            raise DataError(f"{name}: {len(array)} images, but {len(labels)} labels")
     low = _check_values(array, name)
     _report(name, array, layout, low, classes)
     return ArrayImages(array, layout, transform, str(path), low, labels, classes).kept()
@@ -87,7 +87,7 @@ def _map(path: Path) -> NDArray[Any]:
     """Maps the array of an .npy file."""
     try:
         with open_regular(path, DATA_BYTES) as file:
-            _check_header("the array", *_header(file))
+            _check_header(str(path), *_header(file))
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         excess = path.stat().st_size - array.offset - array.nbytes
     except DataError:
@@ -114,8 +114,8 @@ def _load(path: Path, split: str) -> tuple[str, NDArray[Any], NDArray[Any] | Non
             labels = _named(shapes, _LABELS, split)
             return (
                 chosen,
-                _entry(archive, chosen, shapes),
-                None if labels is None else _entry(archive, labels, shapes),
+                _entry(archive, chosen, shapes, path),
+                None if labels is None else _entry(archive, labels, shapes, path),
             )
     except DataError:
         raise
@@ -150,8 +150,8 @@ def _check_header(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> No
     DATA_BYTES.check(math.prod(shape) * dtype.itemsize, name, DataError)
 
 
-def _entry(archive: zipfile.ZipFile, name: str, shapes: Shapes) -> NDArray[Any]:
-    _check_header(f"{printable(str(archive.filename or 'the file'))}: {name}", *shapes[name])
+def _entry(archive: zipfile.ZipFile, name: str, shapes: Shapes, path: Path) -> NDArray[Any]:
+    _check_header(f"{path}: {name}", *shapes[name])
     with archive.open(f"{name}.npy") as file:
         array = npy.read_array(file, allow_pickle=False, max_header_size=_MOST_HEADER)
         if file.read(1):

@@ -156,6 +156,7 @@ def test_faults_are_named(case, suffix, tmp_path):
     with pytest.raises(DataError, match=text) as raised:
         opened(path)
     assert "\n" not in str(raised.value)
+    assert str(path) in str(raised.value)
 
 
 def test_labels_that_do_not_fit(tmp_path):
@@ -163,6 +164,8 @@ def test_labels_that_do_not_fit(tmp_path):
     for labels, text in (
         (np.arange(3), ": 4 images, but 3 labels"),
         (np.ones(4), r"labels must be integers \(N,\); got float64 \(4,\)"),
+        (np.int64(3), r"labels must be integers \(N,\); got int64 \(\)"),
+        (np.array([None] * 4), "labels holds Python objects"),
         (np.ones((4, 2), int), r"got int64 \(4, 2\)"),
         (np.array([0, 1, -1, 2]), "got -1 to 2"),
     ):
