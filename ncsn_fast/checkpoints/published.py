@@ -37,11 +37,11 @@ class Family(Protocol):
 
     Attributes:
         NAME: for messages.
-        EXAMPLES: one configuration of each of its networks, for messages about foreign files.
+        EXAMPLES: its networks by name, for messages about foreign files.
     """
 
     NAME: str
-    EXAMPLES: tuple[ModelConfig, ...]
+    EXAMPLES: Mapping[str, ModelConfig]
 
     def recognises(self, state: Mapping[Any, Any], prefix: str = "", /) -> bool:
         """Tells whether keys, after a prefix, are those of this family."""
@@ -50,6 +50,9 @@ class Family(Protocol):
         self, state: dict[str, Tensor], overrides: dict[str, Any], path: Path, /
     ) -> ModelConfig:
         """Returns the configuration of a network with these weights."""
+
+    def own_state(self, state: dict[str, Tensor], raw: dict[str, Tensor], /) -> dict[str, Tensor]:
+        """Returns the state, raw or averaged, by the names and shapes of this package."""
 
 
 FAMILIES: tuple[Family, ...] = (ncsn, tutorial)
@@ -85,8 +88,8 @@ def from_published(
         ladder = ladders.geometric(config.sigma_begin, config.sigma_end, config.n_sigmas)
         state = {**state, "sigmas": ladder}
     named = {
-        key if key == "sigmas" else f"net.{key}": ncsn.full_table(key, value, raw)
-        for key, value in state.items()
+        key if key == "sigmas" else f"net.{key}": value
+        for key, value in family.own_state(state, raw).items()
     }
     log.info(
         "%s: %s, ngf %d, %d levels, %s weights; sampling at %dx%d with epsilon %.3g",
@@ -130,11 +133,11 @@ def _foreign(contents: Any, path: Path) -> CheckpointError:
         size = f" of {len(contents)}" if isinstance(contents, (dict, list, tuple, str)) else ""
         return CheckpointError(f"{known}; it is a {type(contents).__name__}{size} without weights")
     keys = set(_without_prefix(found))
-    common, family, config = max(
+    common, family, name, config = max(
         (
-            (_likeness(keys, _keys(example)), family, example)
+            (_likeness(keys, _keys(example)), family, name, example)
             for family in FAMILIES
-            for example in family.EXAMPLES
+            for name, example in family.EXAMPLES.items()
         ),
         key=lambda row: row[0],
     )
@@ -145,7 +148,7 @@ def _foreign(contents: Any, path: Path) -> CheckpointError:
         )
     expected = _keys(config)
     return CheckpointError(
-        f"{known}. Nearest is {config.arch} of {family.NAME}, with {len(keys & expected)} of its "
+        f"{known}. Nearest is {name} of {family.NAME}, with {len(keys & expected)} of its "
         f"{len(expected)} keys: {key_differences(expected, keys) or 'only the container differs'}"
     )
 

@@ -80,7 +80,7 @@ class ModelConfig:
                     )
         elif self.sigma_min or self.sigma_max:
             raise ValueError(
-                f"sigma_min and sigma_max belong to {' and '.join(TIME_ARCHS)}, not {self.arch!r}; "
+                f"sigma_min and sigma_max belong to {', '.join(TIME_ARCHS)}, not {self.arch!r}; "
                 "a ladder has sigma_begin and sigma_end"
             )
 

@@ -83,9 +83,16 @@ class TrainConfig:
     """Processes that decode images; 0 decodes in the training process."""
 
     arch: Literal[
-        "ncsnv2", "ncsnv2_deeper", "ncsnv2_deepest", "ncsn", "ncsn_deeper", "unet_a", "unet_b"
+        "ncsnv2",
+        "ncsnv2_deeper",
+        "ncsnv2_deepest",
+        "ncsn",
+        "ncsn_deeper",
+        "unet_a",
+        "unet_b",
+        "unet_c",
     ] = "ncsnv2"
-    """Network; unet_a and unet_b, the tutorial's, see the time and learn at all noise levels."""
+    """Network; unet_a, unet_b and unet_c, the tutorials', see the time and learn at all levels."""
     ngf: int = 24
     """Width of the network's first stage."""
     act: Literal["elu", "relu", "lrelu", "swish"] = "elu"
@@ -100,9 +107,9 @@ class TrainConfig:
     sigma_end: float = 0.01
     """Smallest noise level."""
     sigma_min: float = 0.0
-    """Start of sigma(t), for unet_a and unet_b."""
+    """Start of sigma(t), for the tutorials' networks."""
     sigma_max: float = 0.0
-    """End of sigma(t), for unet_a and unet_b."""
+    """End of sigma(t), for the tutorials' networks."""
     n_sigmas: int = 0
     """Number of levels L; 0 derives it (Technique 2)."""
     overlap: float = 0.5
@@ -185,7 +192,7 @@ class TrainConfig:
             if not (style.items() <= TIME_STYLE.items() and 0 < self.sigma_min < self.sigma_max):
                 raise ValueError(
                     f"{self.arch} needs act 'swish', norm 'GroupNorm' and 0 < sigma_min < "
-                    "sigma_max: start from --config mnist-sde or mnist-sde-b"
+                    "sigma_max: start from --config mnist-sde, mnist-sde-b or mnist-sde-c"
                 )
 
     def model_config(self, *, sigma_begin: float, n_sigmas: int, epsilon: float) -> ModelConfig:
@@ -262,6 +269,7 @@ CONFIGS: dict[str, TrainConfig] = {
     "ncsn-mnist": _ncsn("ncsn-mnist", flip=False),
     "mnist-sde": _tutorial("mnist-sde"),
     "mnist-sde-b": _tutorial("mnist-sde-b"),
+    "mnist-sde-c": _tutorial("mnist-sde-c"),
 }
 
 

@@ -180,7 +180,7 @@ def test_a_foreign_file_is_told_the_nearest_network(tmp_path):
         ncsn_fast.load(tmp_path / "x.pth")
     said = str(raised.value)
     assert "NCSN (2019) and NCSNv2 (2020), the score-SDE tutorial" in said
-    assert f"Nearest is unet_a of the score-SDE tutorial, with {len(weights)} of its " in said
+    assert f"Nearest is unet_a of the score-SDE tutorials, with {len(weights)} of its " in said
     assert said.endswith("keys: missing embed.W; unexpected head.bias")
     torch.save({"fc1.weight": torch.ones(2, 2)}, tmp_path / "y.pth")
     with pytest.raises(CheckpointError, match=r"none of its 1 keys \(fc1\.weight, \.\.\.\) is one"):
