@@ -31,6 +31,7 @@ from ncsn_fast.data import datasets, files
 from ncsn_fast.data.loader import batches
 from ncsn_fast.inference.cost import network_flop
 from ncsn_fast.models.score import ModelConfig, ScoreModel
+from ncsn_fast.models.unet_config import UNetConfig
 from ncsn_fast.training import toy
 from ncsn_fast.training.configs import ToyOptions, TrainConfig
 from ncsn_fast.training.ladder import resolve_ladder
@@ -221,7 +222,7 @@ class Plan:
 
     run: Path
     images: datasets.Images
-    model_config: ModelConfig
+    model_config: ModelConfig | UNetConfig
     saved: training_run.RunCheckpoint | None
 
     def resolved(self, config: TrainConfig) -> TrainConfig:

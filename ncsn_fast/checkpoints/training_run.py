@@ -19,6 +19,7 @@ from ncsn_fast.checkpoints.torch_file import (
 )
 from ncsn_fast.data.json_file import JSONError, find_json, parse_json
 from ncsn_fast.models.score import ModelConfig, ScoreModel
+from ncsn_fast.models.unet_config import UNetConfig
 
 CHECKPOINTS = "checkpoints"
 
@@ -29,7 +30,7 @@ class RunCheckpoint:
 
     path: Path
     step: int
-    model_config: ModelConfig
+    model_config: ModelConfig | UNetConfig
     train_config: dict[str, Any]
     contents: dict[str, Any]
 

@@ -80,6 +80,7 @@ IMAGE_SIZE = Limit(
     "NCSN_FAST_MAX_IMAGE_SIZE", 4096, "pixels", "height and width of a model's images"
 )
 WIDTH = Limit("NCSN_FAST_MAX_WIDTH", 2**16, "channels", "a model's channels and ngf")
+BLOCKS = Limit("NCSN_FAST_MAX_BLOCKS", 1000, "blocks", "blocks of a U-Net")
 STEPS = Limit(
     "NCSN_FAST_MAX_STEPS", 10**6, "steps", "Langevin steps of a model (n_sigmas x n_steps_each)"
 )
@@ -96,6 +97,7 @@ LIMITS = (
     HEADER_BYTES,
     IMAGE_SIZE,
     WIDTH,
+    BLOCKS,
     STEPS,
     BATCH_ELEMENTS,
 )

@@ -15,7 +15,21 @@ from torch import Tensor, nn
 
 from ncsn_fast.data import limits
 from ncsn_fast.data.json_file import make_plain, plain
+from ncsn_fast.diffusion import schedule
 from ncsn_fast.diffusion.parameterisation import Parameterisation, from_spec
+
+
+def check_sampling_settings(config: Any) -> None:
+    """ValueError unless a config's ladder and Langevin steps are numbers in their ranges."""
+    make_plain(config)
+    for name, least in (("n_sigmas", 1), ("n_steps_each", 0), ("n_classes", 0)):
+        if type(value := getattr(config, name)) is not int or value < least:
+            raise ValueError(f"{name} must be an integer from {least} on; got {value!r}")
+    for name in ("sigma_begin", "sigma_end", "epsilon"):
+        if type(value := getattr(config, name)) is not float or not 0 < value < math.inf:
+            raise ValueError(f"{name} must be a positive number; got {value!r}")
+    if config.langevin_form not in ("code", "paper"):
+        raise ValueError(f"langevin_form must be 'code' or 'paper'; got {config.langevin_form!r}")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,15 +61,7 @@ class WrappedConfig:
     identity: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
 
     def __post_init__(self) -> None:
-        make_plain(self)
-        for name, least in (("n_sigmas", 1), ("n_steps_each", 0), ("n_classes", 0)):
-            if type(value := getattr(self, name)) is not int or value < least:
-                raise ValueError(f"{name} must be an integer from {least} on; got {value!r}")
-        for name in ("sigma_begin", "sigma_end", "epsilon"):
-            if type(value := getattr(self, name)) is not float or not 0 < value < math.inf:
-                raise ValueError(f"{name} must be a positive number; got {value!r}")
-        if self.langevin_form not in ("code", "paper"):
-            raise ValueError(f"langevin_form must be 'code' or 'paper'; got {self.langevin_form!r}")
+        check_sampling_settings(self)
 
     @property
     def channels(self) -> int:
@@ -75,6 +81,10 @@ class WrappedConfig:
             return "none"
         spec = self.parameterisation.spec
         return "noise" if spec is None else str(spec["sees"])
+
+    def ladder(self) -> Tensor:
+        """Returns geometric noise levels, descending float32."""
+        return schedule.geometric(self.sigma_begin, self.sigma_end, self.n_sigmas)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns values for JSON; TypeError if the parameterisation has functions of the user."""

@@ -25,6 +25,7 @@ from ncsn_fast.diffusion.objectives import (
 )
 from ncsn_fast.inference.runner import SamplingError
 from ncsn_fast.models.score import ModelConfig, ScoreModel
+from ncsn_fast.models.unet_config import UNetConfig
 from ncsn_fast.sampler import Sampler
 from ncsn_fast.training.configs import TrainConfig
 
@@ -43,7 +44,7 @@ class Trainer:
     """State of a run (weights, moving average, optimiser, random numbers) and its step."""
 
     def __init__(
-        self, config: TrainConfig, model_config: ModelConfig, device: torch.device
+        self, config: TrainConfig, model_config: ModelConfig | UNetConfig, device: torch.device
     ) -> None:
         torch.manual_seed(config.seed)  # initial weights
         self.config, self.device = config, device
