@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from ncsn_fast.checkpoints.edm import from_edm
+from ncsn_fast.checkpoints.edm_pickle import is_edm
 from ncsn_fast.checkpoints.model_folder import CONFIG_NAME, WEIGHTS_NAME, load_model_folder
 from ncsn_fast.checkpoints.published import from_published
 from ncsn_fast.checkpoints.torch_file import CheckpointError, Weights, read_torch
@@ -78,6 +80,8 @@ def load(
 
 
 def _load_file(path: Path, weights: Weights, overrides: dict[str, Any]) -> ScoreModel:
+    if is_edm(path):
+        return from_edm(path, overrides)
     contents = read_torch(path)
     if isinstance(contents, dict) and "train_config" in contents and not overrides:
         return read_run_file(path, contents).model(weights)

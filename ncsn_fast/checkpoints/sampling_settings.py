@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from ncsn_fast.diffusion import schedule as ladders
 from ncsn_fast.models.architectures import TIME_ARCHS
 from ncsn_fast.models.published_runs import PUBLISHED_RUNS, PublishedRun
+from ncsn_fast.models.unet_config import UNetConfig
 
 _DEFAULT_SIZE = {
     "ncsnv2": 32,
@@ -38,6 +41,32 @@ def with_sampling_settings(found: dict[str, Any]) -> dict[str, Any]:
             ladder = ladders.geometric(found["sigma_begin"], found["sigma_end"], found["n_sigmas"])
             epsilon = ladders.epsilon_for(ladder, steps)
     return {"image_size": size, "epsilon": epsilon, "n_steps_each": steps, **found}
+
+
+_FLOATS = ("sigma_begin", "sigma_end", "epsilon")
+_LADDER = ("n_sigmas", "sigma_begin", "sigma_end", "n_steps_each")
+
+
+def with_ladder(config: UNetConfig, changes: Mapping[str, Any]) -> UNetConfig:
+    """Returns a description with other noise levels or Langevin steps.
+
+    Epsilon is that of Technique 4 for the new levels, unless it is given. ValueError names what
+    else was to be changed.
+    """
+    known = (*_LADDER, "epsilon", "langevin_form")
+    if unknown := sorted(set(changes) - set(known)):
+        raise ValueError(
+            f"the file says what {', '.join(unknown)} is; {', '.join(known)} can be given"
+        )
+    given = {
+        name: float(v) if type(v) is int and name in _FLOATS else v for name, v in changes.items()
+    }
+    changed = dataclasses.replace(config, **given)
+    if "epsilon" in changes or not set(_LADDER) & set(changes):
+        return changed
+    ladder = changed.ladder().double().numpy()
+    epsilon = ladders.usual_epsilon(ladder, changed.n_steps_each)
+    return dataclasses.replace(changed, epsilon=epsilon)
 
 
 def _same_run(run: PublishedRun, found: dict[str, Any]) -> bool:

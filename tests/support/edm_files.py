@@ -29,6 +29,12 @@ def weight(key: str, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(np.asarray(z, dtype=np.float32))
 
 
+def resampling_filter(meta: Mapping[str, Any]) -> Tensor:
+    """Returns a network's filter f as their buffer, f f^T / (sum of f)^2."""
+    taps = torch.tensor(meta["kwargs"].get("resample_filter", [1, 1]), dtype=torch.float32)
+    return (taps.outer(taps) / taps.sum() ** 2)[None, None]
+
+
 def _rebuild(described: dict[str, Any]) -> None:
     raise AssertionError("the loader of the authors was called")
 
