@@ -15,7 +15,12 @@ from ncsn_fast.models.architectures import ARCHITECTURES
 from ncsn_fast.models.score import ModelConfig
 
 NAME = "NCSN (2019) and NCSNv2 (2020)"
-EXAMPLES: Mapping[str, ModelConfig] = {name: ModelConfig(arch=name) for name in ARCHITECTURES}
+_EXAMPLES = {name: ModelConfig(arch=name) for name in ARCHITECTURES}
+
+
+def examples() -> Mapping[str, ModelConfig]:
+    """Networks of this family by name, for messages about foreign files."""
+    return _EXAMPLES
 
 
 def recognises(state: Mapping[Any, Any], prefix: str = "") -> bool:

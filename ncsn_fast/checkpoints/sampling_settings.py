@@ -58,7 +58,7 @@ def with_ladder(config: UNetConfig, changes: Mapping[str, Any]) -> UNetConfig:
         raise ValueError(
             f"the file says what {', '.join(unknown)} is; {', '.join(known)} can be given"
         )
-    given = {
+    given: dict[str, Any] = {
         name: float(v) if type(v) is int and name in _FLOATS else v for name, v in changes.items()
     }
     changed = dataclasses.replace(config, **given)

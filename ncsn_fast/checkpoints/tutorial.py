@@ -21,13 +21,18 @@ _EMBED = "embed."
 _FREQUENCIES = ("embed.W", "embed.0.W", "time_embed.0.W")
 
 
-EXAMPLES: Mapping[str, ModelConfig] = {
+_EXAMPLES = {
     name: ModelConfig(
         arch=name, image_size=(28, 28), ngf=32, n_sigmas=2, sigma_begin=1.0, **TIME_STYLE,
         sigma_min=VERSIONS[version].sigma_min, sigma_max=VERSIONS[version].sigma_max,
     )
     for name, version in TIME_ARCHS.items()
 }  # fmt: skip
+
+
+def examples() -> Mapping[str, ModelConfig]:
+    """Networks of this family by name, for messages about foreign files."""
+    return _EXAMPLES
 
 
 def recognises(state: Mapping[Any, Any], prefix: str = "") -> bool:
