@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ncsn_fast.engines import precision
 from ncsn_fast.engines.base import Engine
 from ncsn_fast.engines.eager import EagerEngine
-from ncsn_fast.models.adapter import WrappedConfig
+from ncsn_fast.models.adapter import ParameterisedConfig
 from ncsn_fast.models.score import ModelConfig, ScoreModel
 
 # Inputs of exported graphs beside the images, by ScoreModel.conditioning: name and dtype. Networks
@@ -23,7 +23,7 @@ CONDITIONS = {"level": ("level", torch.int64), "time": ("sigma", torch.float32)}
 
 def exported_input(model: ScoreModel) -> tuple[str, torch.dtype] | None:
     """Returns name and dtype of the noise level's input of a model's exported graph."""
-    if isinstance(model.config, WrappedConfig):
+    if isinstance(model.config, ParameterisedConfig):
         return "sigma", torch.float32
     return CONDITIONS.get(model.conditioning)
 

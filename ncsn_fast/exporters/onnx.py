@@ -84,8 +84,7 @@ def export_onnx(
     error, levels = None, 0
     if dtype in OrtEngine.dtypes:
         probed = copy.copy(model)
-        if size is not None:
-            assert isinstance(model.config, ModelConfig)
+        if isinstance(model.config, ModelConfig) and size is not None:
             probed.config = dataclasses.replace(model.config, image_size=size)
         engine = OrtEngine(
             probed, onnx=content, dtype=dtype, batch_size=batch or _BATCH,

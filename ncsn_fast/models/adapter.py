@@ -19,36 +19,16 @@ from ncsn_fast.diffusion import schedule
 from ncsn_fast.diffusion.parameterisation import Parameterisation, from_spec
 
 
-def check_sampling_settings(config: Any) -> None:
-    """ValueError unless a config's ladder and Langevin steps are numbers in their ranges."""
-    make_plain(config)
-    for name, least in (("n_sigmas", 1), ("n_steps_each", 0), ("n_classes", 0)):
-        if type(value := getattr(config, name)) is not int or value < least:
-            raise ValueError(f"{name} must be an integer from {least} on; got {value!r}")
-    for name in ("sigma_begin", "sigma_end", "epsilon"):
-        if type(value := getattr(config, name)) is not float or not 0 < value < math.inf:
-            raise ValueError(f"{name} must be a positive number; got {value!r}")
-    if config.langevin_form not in ("code", "paper"):
-        raise ValueError(f"langevin_form must be 'code' or 'paper'; got {config.langevin_form!r}")
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class WrappedConfig:
-    """Description of a model with a network that is not of this package.
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class ParameterisedConfig:
+    """Description of a model by the parameterisation of its network, and its noise levels.
 
     Attributes:
-        arch: name of the network's class.
-        sample_shape: shape of one sample as the network takes it.
         parameterisation: of the network.
         n_sigmas, sigma_begin, sigma_end: the ladder, in the unit of x.
         epsilon, n_steps_each, langevin_form: of Langevin dynamics, as in ModelConfig.
-        n_classes: of a network that takes labels; the label n_classes means no class.
-        bounded: whether samples are in [0, 1].
-        identity: of the network's code and settings, which its weights do not tell.
     """
 
-    arch: str
-    sample_shape: tuple[int, ...]
     parameterisation: Parameterisation
     n_sigmas: int
     sigma_begin: float
@@ -56,23 +36,17 @@ class WrappedConfig:
     epsilon: float
     n_steps_each: int = 5
     langevin_form: str = "code"
-    n_classes: int = 0
-    bounded: bool = True
-    identity: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
 
     def __post_init__(self) -> None:
-        check_sampling_settings(self)
-
-    @property
-    def channels(self) -> int:
-        """Channels of the state."""
-        return self.sample_shape[0]
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width of the state: (C, L) is (C, 1, L), (C, D, H, W) is (C, D H, W)."""
-        rest = self.sample_shape[1:]
-        return (1, 1) if not rest else (math.prod(rest[:-1]), rest[-1])
+        make_plain(self)
+        for name, least in (("n_sigmas", 1), ("n_steps_each", 0)):
+            if type(value := getattr(self, name)) is not int or value < least:
+                raise ValueError(f"{name} must be an integer from {least} on; got {value!r}")
+        for name in ("sigma_begin", "sigma_end", "epsilon"):
+            if type(value := getattr(self, name)) is not float or not 0 < value < math.inf:
+                raise ValueError(f"{name} must be a positive number; got {value!r}")
+        if self.langevin_form not in ("code", "paper"):
+            raise ValueError(f"langevin_form must be 'code' or 'paper'; got {self.langevin_form!r}")
 
     @property
     def conditioning(self) -> str:
@@ -85,6 +59,45 @@ class WrappedConfig:
     def ladder(self) -> Tensor:
         """Returns geometric noise levels, descending float32."""
         return schedule.geometric(self.sigma_begin, self.sigma_end, self.n_sigmas)
+
+    def check_steps(self) -> None:
+        """ValueError if Langevin dynamics would take more steps than files may ask for."""
+        limits.STEPS.check(self.n_sigmas * max(1, self.n_steps_each), "the ladder")
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class WrappedConfig(ParameterisedConfig):
+    """Description of a model with a network that is not of this package.
+
+    Attributes:
+        arch: name of the network's class.
+        sample_shape: shape of one sample as the network takes it.
+        n_classes: of a network that takes labels; the label n_classes means no class.
+        bounded: whether samples are in [0, 1].
+        identity: of the network's code and settings, which its weights do not tell.
+    """
+
+    arch: str
+    sample_shape: tuple[int, ...]
+    n_classes: int = 0
+    bounded: bool = True
+    identity: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if type(self.n_classes) is not int or self.n_classes < 0:
+            raise ValueError(f"n_classes must be an integer from 0 on; got {self.n_classes!r}")
+
+    @property
+    def channels(self) -> int:
+        """Channels of the state."""
+        return self.sample_shape[0]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the state: (C, L) is (C, 1, L), (C, D, H, W) is (C, D H, W)."""
+        rest = self.sample_shape[1:]
+        return (1, 1) if not rest else (math.prod(rest[:-1]), rest[-1])
 
     def to_dict(self) -> dict[str, Any]:
         """Returns values for JSON; TypeError if the parameterisation has functions of the user."""
@@ -116,7 +129,7 @@ class WrappedConfig:
         fields["sample_shape"] = tuple(shape)
         fields["parameterisation"] = from_spec(fields["parameterisation"])
         config = cls(**fields, identity=identity)
-        limits.STEPS.check(config.n_sigmas * max(1, config.n_steps_each), "the ladder")
+        config.check_steps()
         return config
 
 

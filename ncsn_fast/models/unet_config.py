@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ncsn_fast.data import limits
 from ncsn_fast.data.json_file import plain
 from ncsn_fast.diffusion import schedule
 from ncsn_fast.diffusion.parameterisation import (
@@ -25,7 +24,7 @@ from ncsn_fast.diffusion.parameterisation import (
     standard,
 )
 from ncsn_fast.diffusion.sde import VP, SubVP
-from ncsn_fast.models.adapter import check_sampling_settings
+from ncsn_fast.models.adapter import ParameterisedConfig
 from ncsn_fast.models.unet_architectures import (
     UNETS,
     DhariwalUNetConfig,
@@ -34,33 +33,26 @@ from ncsn_fast.models.unet_architectures import (
 )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class UNetConfig:
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class UNetConfig(ParameterisedConfig):
     """Description of a model with a U-Net of score_sde or EDM.
 
     Attributes:
         network: its hyperparameters, a dataclass of unet_architectures.py.
         parameterisation: of the network, one that `standard` makes.
-        n_sigmas, sigma_begin, sigma_end: the ladder, in the unit of x.
-        epsilon, n_steps_each, langevin_form: of Langevin dynamics, as in ModelConfig.
     """
 
     network: UNetSettings
-    parameterisation: Parameterisation
-    n_sigmas: int
-    sigma_begin: float
-    sigma_end: float
-    epsilon: float
-    n_steps_each: int = 1
-    langevin_form: str = "code"
 
-    bounded = True
+    bounded: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_sampling_settings(self)
+        super().__post_init__()
+        if not isinstance(self.network, UNetSettings):
+            raise ValueError(f"network must be one of {', '.join(UNETS)}; got {self.network!r}")
         if self.parameterisation.spec is None or self.parameterisation.c_noise is None:
             raise ValueError("a U-Net needs a parameterisation of `standard` that sees the noise")
-        limits.STEPS.check(self.n_sigmas * max(1, self.n_steps_each), "the ladder")
+        self.check_steps()
         schedule.geometric(self.sigma_begin, self.sigma_end, self.n_sigmas)
 
     def __eq__(self, other: object) -> bool:
@@ -96,7 +88,10 @@ class UNetConfig:
         if epsilon is None:
             ladder = schedule.geometric(high, low, n_sigmas).double().numpy()
             epsilon = schedule.usual_epsilon(ladder, n_steps_each)
-        return cls(network, parameterisation, n_sigmas, high, low, epsilon, n_steps_each)
+        return cls(
+            network=network, parameterisation=parameterisation, n_sigmas=n_sigmas,
+            sigma_begin=high, sigma_end=low, epsilon=epsilon, n_steps_each=n_steps_each,
+        )  # fmt: skip
 
     @property
     def arch(self) -> str:
@@ -123,19 +118,13 @@ class UNetConfig:
         """Number of classes; 0 for a network without labels."""
         return self.network.embedding.labels
 
-    @property
-    def conditioning(self) -> str:
-        """Kind of the network's second input."""
-        assert self.parameterisation.spec is not None
-        return str(self.parameterisation.spec["sees"])
-
     def ladder(self) -> Tensor:
         """Returns the noise levels, descending float32: geometric, or those of a discrete chain."""
         process = _process(self.parameterisation)
         if isinstance(process, DiscreteVP) and process.n == self.n_sigmas:
             levels = process.sigmas[::-1] / self.parameterisation.data_scale
             return torch.from_numpy(levels.astype(np.float32))
-        return schedule.geometric(self.sigma_begin, self.sigma_end, self.n_sigmas)
+        return super().ladder()
 
     def to_dict(self) -> dict[str, Any]:
         """Returns values for JSON."""

@@ -30,7 +30,7 @@ from ncsn_fast.engines.lowering.graph import UnsupportedNetwork
 from ncsn_fast.engines.onnx.model import make_onnx, read_onnx
 from ncsn_fast.engines.static_engine import BufferedEngine
 from ncsn_fast.engines.weights import without_weights
-from ncsn_fast.models.adapter import WrappedConfig
+from ncsn_fast.models.adapter import ParameterisedConfig
 from ncsn_fast.models.score import ScoreModel
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -132,7 +132,7 @@ class OrtEngine(BufferedEngine):
 
     @property
     def gives_scaled_score(self) -> bool:
-        return isinstance(self.model.config, WrappedConfig)
+        return isinstance(self.model.config, ParameterisedConfig)
 
     def condition(self, sigma: Tensor) -> Tensor | None:
         return reference_check.exported_condition(self.model, sigma)

@@ -25,7 +25,7 @@ from ncsn_fast.engines.base import DTYPES, EngineError
 from ncsn_fast.engines.onnx import wrapped
 from ncsn_fast.engines.onnx.network import write
 from ncsn_fast.engines.onnx.writer import CONSTANTS, Writer
-from ncsn_fast.models.adapter import WrappedConfig
+from ncsn_fast.models.adapter import ParameterisedConfig
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops.noise import check_integer
 
@@ -80,9 +80,9 @@ def make_onnx(
         limits.BATCH_ELEMENTS.check(math.prod(shape), f"the shape {'x'.join(map(str, shape))}")
     if size is not None:
         model.check_input(torch.empty(1, model.config.channels, *size, device="meta"))
-    if isinstance(model.config, WrappedConfig):
+    if isinstance(model.config, ParameterisedConfig):
         if size not in (None, model.config.image_size):
-            raise ValueError(f"a wrapped network has one size, {model.config.image_size}")
+            raise ValueError(f"this network has one size, {model.config.image_size}")
         size, graph = model.config.image_size, wrapped.write(model, DTYPES[dtype], batch)
     else:
         graph = write(model, DTYPES[dtype], (batch, *size) if batch and size else None)
@@ -105,7 +105,7 @@ def make_onnx(
 
 def describe(model: ScoreModel, dtype: str) -> dict[str, str]:
     """Returns the metadata of a model's file."""
-    raw = model.conditional and not isinstance(model.config, WrappedConfig)
+    raw = model.conditional and not isinstance(model.config, ParameterisedConfig)
     own = "1" if raw else "1 / sigma"
     return {
         "model": model.digest(),

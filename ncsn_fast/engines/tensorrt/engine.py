@@ -28,7 +28,7 @@ from ncsn_fast.engines.tensorrt.options import parse_batch, parse_size, parse_wo
 from ncsn_fast.engines.tensorrt.plan_cache import PlanCache, Stored, check_facts
 from ncsn_fast.engines.tensorrt.runtime import TrtNetwork, TrtPlan, check_types
 from ncsn_fast.engines.weights import without_weights
-from ncsn_fast.models.adapter import WrappedConfig
+from ncsn_fast.models.adapter import ParameterisedConfig
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops.backends import DEFAULT_FAMILY
 
@@ -140,7 +140,7 @@ class TrtEngine(GraphEngine):
 
     @property
     def gives_scaled_score(self) -> bool:
-        return isinstance(self.model.config, WrappedConfig)
+        return isinstance(self.model.config, ParameterisedConfig)
 
     def condition(self, sigma: Tensor) -> Tensor | None:
         return reference_check.exported_condition(self.model, sigma)
