@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -46,12 +47,10 @@ def without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix(PREFIX): value for key, value in state.items()}
 
 
-def foreign(contents: Any, path: Path, families: Sequence[Family]) -> CheckpointError:
+def foreign(contents: Any, path: Path, families: tuple[Family, ...]) -> CheckpointError:
     """The error for a file of no family: what is known, and which network is nearest."""
     names = ", ".join(family.NAME for family in families)
-    known = (
-        f"{path} is not a published checkpoint that is known here (.pth of {names}; {OTHERS})"
-    )
+    known = f"{path} is not a published checkpoint that is known here (.pth of {names}; {OTHERS})"
     found = max(_state_dicts(contents), key=len, default=None)
     if found is None:
         size = f" of {len(contents)}" if isinstance(contents, (dict, list, tuple, str)) else ""
@@ -74,14 +73,18 @@ def foreign(contents: Any, path: Path, families: Sequence[Family]) -> Checkpoint
     )
 
 
-def _examples(families: Sequence[Family]) -> Iterator[tuple[str, str, set[str]]]:
+@functools.cache
+def _examples(families: tuple[Family, ...]) -> list[tuple[str, str, set[str]]]:
     """Family, name and keys of every network that a file may be near to."""
-    for family in families:
-        for name, config in family.examples().items():
-            yield family.NAME, name, _keys(config)
+    found = [
+        (family.NAME, name, _keys(config))
+        for family in families
+        for name, config in family.examples().items()
+    ]
     for name in _EDM:
         keys = _keys(PUBLISHED_UNETS[name].config()) - {"sigmas"}
-        yield "EDM, whose .pkl is read", name, {f"model.{key}" for key in keys}
+        found.append(("EDM, whose .pkl is read", name, {f"model.{key}" for key in keys}))
+    return found
 
 
 def _likeness(keys: set[str], others: set[str]) -> float:

@@ -43,14 +43,15 @@ def from_published(
         CheckpointError: it is not such a file, or its weights do not fit.
     """
     overrides = overrides or {}
-    raw, averaged = _split(contents, path)
+    raw, average = _split(contents, path)
     family = next((family for family in FAMILIES if family.recognises(raw)), None)
     if family is None:
         raise foreign(raw, path, FAMILIES)
     config = family.infer_config(raw, overrides, path)
-    kind = "averaged" if weights == "ema" and averaged is not None else "raw"
-    state = raw
-    if averaged is not None and kind == "averaged":  # it holds parameters only
+    averaged = _averaged(average, raw, path) if weights == "ema" else None
+    kind, state = "raw", raw
+    if averaged is not None:  # it holds parameters only
+        kind = "averaged"
         state = averaged | {key: value for key, value in raw.items() if key.endswith(_BUFFERS)}
     state = family.own_state(state, raw)
     if "sigmas" not in state or _LADDER & set(overrides):
@@ -69,19 +70,16 @@ def _ladder(config: Any) -> Tensor:
     return config.ladder()
 
 
-def _split(contents: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
-    """Raw weights and EMA weights (None without), both without prefix."""
+def _split(contents: Any, path: Path) -> tuple[dict[str, Tensor], Any]:
+    """Raw weights, without prefix, and the entry of the averaged ones; None without any."""
     if isinstance(contents, dict) and _is_state_dict(contents):
         return _state(contents, f"{path}: its score entry"), None
     if isinstance(contents, dict) and _is_state_dict(contents.get("model")):
-        raw = _state(contents["model"], f"{path}: its model entry")
-        return raw, _averaged(contents.get("ema"), raw, path)
+        return _state(contents["model"], f"{path}: its model entry"), contents.get("ema")
     if not isinstance(contents, (list, tuple)) or len(contents) not in (2, 4, 5):
         raise foreign(contents, path, FAMILIES)
     raw = _state(contents[0], f"{path}: its score entry")
-    if len(contents) < 5:
-        return raw, None
-    return raw, _state(contents[4], f"{path}: its ema entry")
+    return raw, contents[4] if len(contents) == 5 else None
 
 
 def _state(entry: Any, where: str) -> dict[str, Tensor]:
@@ -95,7 +93,7 @@ def _is_state_dict(contents: Any) -> bool:
 
 
 def _averaged(entry: Any, raw: dict[str, Tensor], path: Path) -> dict[str, Tensor] | None:
-    """The averaged weights of score_sde: a list in the order of the parameters, or a state dict.
+    """The averaged weights: a state dict, or score_sde's list in the order of the parameters.
 
     The list leaves out parameters that are not trained: the frequencies of Fourier features.
     """

@@ -31,8 +31,10 @@ NAME = "score_sde_pytorch"
 _MODULE = re.compile(r"all_modules\.(\d+)\.(.+)")
 _FOLDERS = {"vp": "vp_", "subvp": "subvp_", "ve": ""}  # of the published files, by the SDE
 _RUNS = {
-    name: run for name, run in PUBLISHED_UNETS.items() if isinstance(run.network, (NCSNppConfig, DDPMConfig))
-}  # fmt: skip
+    name: run
+    for name, run in PUBLISHED_UNETS.items()
+    if isinstance(run.network, (NCSNppConfig, DDPMConfig))
+}
 _SHOWN = (
     "cifar10_ncsnpp_continuous", "cifar10_ncsnpp", "ffhq_256_ncsnpp_continuous",
     "vp_cifar10_ddpmpp", "vp_ddpm_cifar10",
@@ -74,7 +76,9 @@ class Layout:
     def fits(self, run: PublishedUNet) -> bool:
         """Tells whether this is the network of a published run."""
         network = run.network
-        if not isinstance(network, self.kind) or not isinstance(network, (NCSNppConfig, DDPMConfig)):
+        if not isinstance(network, self.kind) or not isinstance(
+            network, (NCSNppConfig, DDPMConfig)
+        ):
             return False
         same = all(getattr(network, name) == value for name, value in self.settings.items())
         return same and self.resolutions(network.image_size) == tuple(network.attn_resolutions)
@@ -183,9 +187,7 @@ def infer_config(state: dict[str, Tensor], overrides: dict[str, Any], path: Path
     return config
 
 
-def _run(
-    found: Layout, state: Mapping[str, Tensor], name: Any, path: Path
-) -> tuple[str, str]:
+def _run(found: Layout, state: Mapping[str, Tensor], name: Any, path: Path) -> tuple[str, str]:
     """The published run that a network is most like, and why; by the path between equals."""
     if name is not None:
         if name not in _RUNS:
@@ -202,7 +204,7 @@ def _run(
         return (
             _common(found, run),
             abs((largest or expected) / expected - 1) < 1e-3,
-            (folder in parts) + 2 * (bare in parts) + 2 * (name in parts),
+            (folder in parts) + 2 * (bare in parts or name in parts),
         )
 
     best = max(_RUNS, key=likeness)
@@ -239,6 +241,8 @@ def _complete(
         if len({*image_size}) != 1:
             raise ValueError(f"these networks have square images; got image_size {image_size}")
         image_size = image_size[0]
+    if type(image_size) is not int:
+        raise ValueError(f"image_size must be an integer; got {image_size!r}")
     settings = {
         **found.settings, "image_size": image_size,
         "attn_resolutions": found.resolutions(image_size) if found.levels else (),

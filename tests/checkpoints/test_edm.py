@@ -18,7 +18,7 @@ NAMES = ["edm_ncsnpp_ve_16", "edm_ddpmpp_vp_16", "edm_adm_cond_edm_16", "edm_adm
 
 def written(name, path, **more):
     """A golden network as a file of the authors."""
-    meta, arrays = golden.read(name)
+    meta, _ = golden.read(name)
     config = edm_config(meta["precond"], meta["kwargs"])
     with torch.device("meta"):
         net = ScoreModel(config).net
@@ -115,7 +115,7 @@ def test_constructor_arguments_that_do_not_fit(tmp_path, change, said):
 def test_another_wrapper(tmp_path):
     state = {"model.x.weight": torch.ones(1)}
     (tmp_path / "x.pkl").write_bytes(edm_files.dumps(edm_files.tree("StyleGAN", {}, state)))
-    with pytest.raises(CheckpointError, match="wrapper of EDM is one of .* got 'StyleGAN'"):
+    with pytest.raises(CheckpointError, match=r"wrapper of EDM is one of .* got 'StyleGAN'"):
         ncsn_fast.load(tmp_path / "x.pkl")
 
 

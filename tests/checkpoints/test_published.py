@@ -4,6 +4,7 @@ import golden
 import pytest
 import tiny
 import torch
+import unets
 from golden import FOLDER
 
 import ncsn_fast
@@ -179,12 +180,28 @@ def test_a_foreign_file_is_told_the_nearest_network(tmp_path):
     with pytest.raises(CheckpointError) as raised:
         ncsn_fast.load(tmp_path / "x.pth")
     said = str(raised.value)
-    assert "NCSN (2019) and NCSNv2 (2020), the score-SDE tutorial" in said
+    for known in ("NCSN (2019) and NCSNv2 (2020)", "the score-SDE tutorials", "score_sde_pytorch",
+                  "EDM's .pkl", "diffusers' UNet2DModel"):  # fmt: skip
+        assert known in said
     assert f"Nearest is unet_a of the score-SDE tutorials, with {len(weights)} of its " in said
     assert said.endswith("keys: missing embed.W; unexpected head.bias")
     torch.save({"fc1.weight": torch.ones(2, 2)}, tmp_path / "y.pth")
     with pytest.raises(CheckpointError, match=r"none of its 1 keys \(fc1\.weight, \.\.\.\) is one"):
         ncsn_fast.load(tmp_path / "y.pth")
+
+
+@pytest.mark.parametrize("kind", ["EDM", "diffusers"])
+def test_weights_of_other_formats(tmp_path, kind):
+    if kind == "EDM":
+        net = unets.model("edm-ncsnpp").net
+        state = {f"model.{key}": value for key, value in net.state_dict().items()}
+        said = r"Nearest is edm-cifar10-32x32-uncond-v. of EDM, whose \.pkl is read, with"
+    else:
+        state = {"conv_in.weight": torch.ones(1), "down_blocks.0.resnets.0": torch.ones(1)}
+        said = "its keys are of a network of diffusers: give the folder"
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=said):
+        ncsn_fast.load(tmp_path / "x.pth")
 
 
 def test_a_bare_state_dict_loads(tmp_path):
