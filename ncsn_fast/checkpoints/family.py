@@ -1,4 +1,4 @@
-"""Families of published checkpoints, and the error for files of none: known formats, the nearest."""
+"""Families of published checkpoints, and the error for files of none, which names the nearest."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from ncsn_fast.checkpoints.diffusers_folder import load_diffusers, unet_folder
 from ncsn_fast.checkpoints.edm import from_edm
 from ncsn_fast.checkpoints.edm_pickle import is_edm
 from ncsn_fast.checkpoints.model_folder import CONFIG_NAME, WEIGHTS_NAME, load_model_folder
@@ -61,6 +62,8 @@ def load(
         path = path.parent
     if path.is_file():
         return _load_file(path, weights, overrides)
+    if path.is_dir() and not is_run(path) and unet_folder(path) is not None:
+        return load_diffusers(path, overrides)
     if overrides:
         raise CheckpointError(
             f"{path} carries its own configuration; overrides are for .pth files only"

@@ -43,7 +43,6 @@ def with_sampling_settings(found: dict[str, Any]) -> dict[str, Any]:
     return {"image_size": size, "epsilon": epsilon, "n_steps_each": steps, **found}
 
 
-_FLOATS = ("sigma_begin", "sigma_end", "epsilon")
 _LADDER = ("n_sigmas", "sigma_begin", "sigma_end", "n_steps_each")
 
 
@@ -58,10 +57,7 @@ def with_ladder(config: UNetConfig, changes: Mapping[str, Any]) -> UNetConfig:
         raise ValueError(
             f"the file says what {', '.join(unknown)} is; {', '.join(known)} can be given"
         )
-    given: dict[str, Any] = {
-        name: float(v) if type(v) is int and name in _FLOATS else v for name, v in changes.items()
-    }
-    changed = dataclasses.replace(config, **given)
+    changed = dataclasses.replace(config, **changes)
     if "epsilon" in changes or not set(_LADDER) & set(changes):
         return changed
     ladder = changed.ladder().double().numpy()

@@ -1,4 +1,4 @@
-"""score_sde_pytorch (Song et al. 2021): the network of a published state dict, from keys and shapes.
+"""score_sde_pytorch (Song et al. 2021): the network of a state dict, from keys and shapes.
 
 Its networks are a list, all_modules, whose members run in order: the embedding of the noise level,
 the blocks of every level down, three in the middle, those of every level up, and the output. What
