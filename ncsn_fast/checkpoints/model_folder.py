@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ncsn_fast.checkpoints import diffusers_unet
+from ncsn_fast.checkpoints import diffusers_unet, hub
 from ncsn_fast.checkpoints.safetensors_file import read_safetensors
 from ncsn_fast.checkpoints.torch_file import CheckpointError, key_differences
 from ncsn_fast.data.files import atomic_write_all
@@ -205,10 +206,21 @@ def _config(
 
 
 class _ModelFolders:
-    """The storage behind ScoreModel.save_pretrained and from_pretrained."""
+    """The storage behind ScoreModel.save_pretrained, from_pretrained and push_to_hub."""
 
     save = staticmethod(save_model)
-    load = staticmethod(load_model_folder)
+
+    @staticmethod
+    def load(source: str | Path) -> ScoreModel:
+        """Reads a model folder, here or on the Hub."""
+        folder = hub.fetch(source) if hub.is_name(source) else Path(source).expanduser()
+        return load_model_folder(folder)
+
+    @staticmethod
+    def push(model: ScoreModel, repo_id: str, **options: Any) -> str:
+        """Uploads a model folder, and returns its address."""
+        with tempfile.TemporaryDirectory() as folder:
+            return hub.push(save_model(model, folder), repo_id, **options)
 
 
 ScoreModel.storage = _ModelFolders()
