@@ -107,7 +107,16 @@ def _network(found: Any, size: int) -> PickledNetwork:
     if not isinstance(positional, tuple) or not isinstance(named, dict):
         raise PickleError("the arguments of its constructor are no arguments")
     arguments = {**dict(zip(_ORIGINAL, positional, strict=False)), **named}
+    odd = [f"{name!r:.40}" for name, value in arguments.items() if not _is_argument(name, value)]
+    if odd:
+        raise PickleError(f"the argument {odd[0]} of its constructor is no number, text or list")
     return PickledNetwork(network.kind, arguments, state)
+
+
+def _is_argument(name: Any, value: Any) -> bool:
+    simple = (type(None), bool, int, float, str)
+    values = value if type(value) in (list, tuple) else [value]
+    return isinstance(name, str) and all(type(item) in simple for item in values)
 
 
 def _tensors(

@@ -134,6 +134,18 @@ REFUSED = {
     "a tensor": ({"ema": torch.ones(2)}, "holds no network"),
     "a list": ([network()], "holds no network"),
     "cycle": (with_module(holding_each_other), "its modules hold each other"),
+    "an argument": (
+        with_module(lambda m: m._init_kwargs.update(dropout=torch.ones(40))),
+        "the argument 'dropout' of its constructor is no number, text or list",
+    ),
+    "a nested argument": (
+        with_module(lambda m: m._init_kwargs.update(channel_mult=[[1, [2]]])),
+        "the argument 'channel_mult' of its constructor",
+    ),
+    "an argument's name": (
+        with_module(lambda m: m._init_kwargs.update({7: 1})),
+        "the argument 7 of its constructor",
+    ),
     "no tensor": (with_module(lambda m: m._buffers.update(x=3)), "its x is no tensor"),
     "no module": (with_module(lambda m: m._modules.update(x=3)), "its x is no module"),
     "few numbers": (
