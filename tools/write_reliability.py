@@ -27,6 +27,7 @@ KINDS = {
     "published_files": "published `.pth` of every family, weights of extractors",
     "safetensors_files": "`.safetensors` of model folders and extractors",
     "statistics_files": "`.npz` reference statistics, and the distance computed from them",
+    "data_sets": "data sets: IDX, `.npy`, `.npz`, CIFAR's pickles and archives",
     "onnx_files": "ONNX files given to the engine `ort`",
 }
 

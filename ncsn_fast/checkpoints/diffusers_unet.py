@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ncsn_fast.data import limits
+from ncsn_fast.models.shapes import shapes_only
 
 CLASS = "UNet2DModel"
 _OLD = re.compile(r"(.*attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)")
@@ -67,7 +68,7 @@ def build(config: Mapping[str, Any], n_tensors: int) -> nn.Module:
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # about fields of older versions
     try:
-        with torch.device("meta"):
+        with shapes_only():
             return UNet2DModel.from_config(dict(config)).eval()
     finally:
         logging.disable(before)

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from ncsn_fast.checkpoints.torch_file import CheckpointError, key_differences
 from ncsn_fast.models.published_unets import PUBLISHED_UNETS
 from ncsn_fast.models.score import ModelConfig, ScoreModel
+from ncsn_fast.models.shapes import shapes_only
 from ncsn_fast.models.unet_config import UNetConfig
 
 PREFIX = "module."  # of the keys of a network that was trained on several devices
@@ -94,7 +94,7 @@ def _likeness(keys: set[str], others: set[str]) -> float:
 
 def _keys(config: ModelConfig | UNetConfig) -> set[str]:
     """Keys of a network's state dict as it is published."""
-    with torch.device("meta"):
+    with shapes_only():
         model = ScoreModel(config)
     stored = isinstance(config, UNetConfig) or model.conditioning == "none"
     return set(model.net.state_dict()) | ({"sigmas"} if stored else set())

@@ -22,6 +22,7 @@ from ncsn_fast.data.json_file import JSONError, parse_json, read_json
 from ncsn_fast.diffusion.spacing import check_ladder
 from ncsn_fast.models.adapter import WrappedConfig, identity_of
 from ncsn_fast.models.score import ModelConfig, ScoreModel, config_from_dict
+from ncsn_fast.models.shapes import shapes_only
 from ncsn_fast.models.unet_config import UNetConfig
 from ncsn_fast.models.wrap import check_runs, wrap, wrapped
 
@@ -42,7 +43,7 @@ def build_model(
         CheckpointError: missing or unexpected keys, wrong shapes or types, NaN, a bad ladder.
     """
     try:
-        with torch.device("meta"):
+        with shapes_only():
             model = ScoreModel(config)
         expected = model.state_dict()
         check_fit(expected, state, config.arch)

@@ -40,8 +40,8 @@ class EvaluateOptions(SamplingOptions):
     Python function of yours: uint8 images (N, 3, H, W) -> features (N, F) or (features, logits).
     Nothing is downloaded."""
     reference: str | None = None
-    """Reference of the samples: a folder, zip, hf:NAME[:SPLIT], digits:train,
-    digits:held-out (the default of the digits' extractor), or an .npz file with mu and sigma."""
+    """Reference of the samples: digits:train, digits:held-out (the default of the digits'
+    extractor), images in any format of train --data, or an .npz file with mu and sigma."""
     save_reference: Path | None = None
     """Write the reference's mu and sigma to this .npz file, to be given as --reference later."""
     grid: Path | None = None
@@ -50,8 +50,8 @@ class EvaluateOptions(SamplingOptions):
     """PNG: the first 16 samples, and below each its nearest image of --data."""
     data: str | None = None
     """Images that --bpd measures (held-out digits if not given), or that --neighbours searches
-    (training digits if not given): a folder, zip, hf:NAME[:SPLIT], digits:train or
-    digits:held-out."""
+    (training digits if not given): digits:train, digits:held-out, or images in any format of
+    train --data."""
     background: str = "white"
     """Colour below the transparent pixels of --data and --reference."""
     bpd: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False

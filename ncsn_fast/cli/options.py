@@ -156,6 +156,12 @@ def check_png(name: str, path: Path | None) -> None:
         raise ValueError(f"{name} must end in .png, as pictures are written so; got {str(path)!r}")
 
 
+def check_gif(name: str, path: Path | None) -> None:
+    """Raises ValueError if a path is given that does not end in .gif."""
+    if path is not None and path.suffix.lower() != ".gif":
+        raise ValueError(f"{name} must end in .gif, as it is written so; got {str(path)!r}")
+
+
 def check_count(name: str, value: int, least: int = 1, most: int = 2**32) -> None:
     """Raises ValueError unless an option's value is at least `least` and at most `most`."""
     if value < least:

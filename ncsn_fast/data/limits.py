@@ -66,6 +66,15 @@ IMAGE_BYTES = Limit(
     "bytes",
     "size of one image file; of a zip's entry, uncompressed",
 )
+DATA_BYTES = Limit(
+    "NCSN_FAST_MAX_DATA_BYTES",
+    2**34,
+    "bytes",
+    "size of a data set in one file (IDX), uncompressed, and of its images as read",
+)
+LABELS_BYTES = Limit(
+    "NCSN_FAST_MAX_LABELS_BYTES", 2**28, "bytes", "size of the labels of a data set (dataset.json)"
+)
 JSON_BYTES = Limit(
     "NCSN_FAST_MAX_JSON_BYTES", 2**20, "bytes", "size of a JSON file (config.json, settings.json)"
 )
@@ -91,6 +100,8 @@ BATCH_ELEMENTS = Limit(
 LIMITS = (
     PIXELS,
     IMAGE_BYTES,
+    DATA_BYTES,
+    LABELS_BYTES,
     JSON_BYTES,
     RECORD_BYTES,
     WEIGHTS_BYTES,

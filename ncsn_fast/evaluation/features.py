@@ -20,6 +20,7 @@ from ncsn_fast.checkpoints.safetensors_file import read_safetensors
 from ncsn_fast.checkpoints.torch_file import CheckpointError, check_tensors, read_torch
 from ncsn_fast.models.inception import FEATURES as INCEPTION_FEATURES
 from ncsn_fast.models.inception import FIDInception
+from ncsn_fast.models.shapes import shapes_only
 
 DIGIT_FEATURES = Path(__file__).parents[1] / "assets" / "digit_features" / "model.safetensors"
 AT_ONCE = 16  # images per batch: at 299 x 299, each needs about 15 MB
@@ -144,7 +145,7 @@ def load_extractor(source: str | Path) -> Extractor:
         return Extractor(network, "digits", sha256(DIGIT_FEATURES))
     path = Path(source).expanduser()
     if path.suffix in WEIGHTS and path.is_file():
-        with torch.device("meta"):
+        with shapes_only():
             network = FIDInception()
         return Extractor(_with_weights(network, path), "inception", sha256(path))
     what = "must end so" if path.is_file() else "does not exist"

@@ -23,11 +23,11 @@ if TYPE_CHECKING:  # the command line has these options before torch is imported
 _BOUNDS: tuple[tuple[str, float, float], ...] = (
     *((name, 1, math.inf) for name in (
         "image_size", "ngf", "n_steps_each", "batch_size", "steps", "log_every", "snapshot_every",
-        "keep",
+        "keep", "accumulate",
     )),
     *((name, 0, math.inf) for name in (
         "centre_crop", "workers", "sigma_begin", "n_sigmas", "epsilon", "warmup", "anneal_power",
-        "grad_clip", "threads", "grid", "sigma_min", "sigma_max",
+        "grad_clip", "threads", "grid", "sigma_min", "sigma_max", "held_out", "max_minutes",
     )),
     ("ema", 0, 1),
     ("overlap", 0, 1),
@@ -41,7 +41,9 @@ with contextlib.suppress(ImportError):  # tyro, which the command line alone nee
 _MOST = {
     "image_size": 2**16, "ngf": 2**16, "n_sigmas": 2**24, "n_steps_each": 2**31, "grid": 2**16,
     "batch_size": 2**31, "centre_crop": 2**31, "workers": 2**10, "threads": 2**16,
-    **dict.fromkeys(("steps", "warmup", "log_every", "snapshot_every", "keep"), 2**53),
+    "steps": 2**30,  # of the noise contract (draws.LARGEST_STEP)
+    "accumulate": 2**31, "held_out": 2**31,
+    **dict.fromkeys(("warmup", "log_every", "snapshot_every", "keep"), 2**53),
 }  # fmt: skip
 
 
@@ -66,7 +68,8 @@ class TrainConfig:
     """Folder that holds the runs."""
 
     data: str = "digits"
-    """digits, a folder or zip of images (any depth), or hf:NAME[:SPLIT] (Hugging Face)."""
+    """digits, a folder or zip of images (any depth), IDX (MNIST) or CIFAR folders, CIFAR.tar.gz, an
+    .npy or .npz file, LSUN's LMDB, or hf:NAME (Hugging Face); SOURCE:test for another split."""
     image_size: int = 16
     """Height and width the network is trained on, in pixels."""
     channels: Literal[1, 3] = 1
@@ -80,7 +83,8 @@ class TrainConfig:
     dequantise: bool = False
     """Add uniform noise below one grey level, x * 255/256 + U/256, as NCSN (2019) does."""
     workers: int = 0
-    """Processes that decode images; 0 decodes in the training process."""
+    """Processes that decode images; 0 decodes in the training process. Each image is decoded once
+    if all fit into 2 GiB at the size of the network, else in each epoch."""
 
     arch: Literal[
         "ncsnv2",
@@ -135,15 +139,26 @@ class TrainConfig:
     """Adam's epsilon."""
     ema: float = 0.999
     """Decay of the weights' moving average; 0 for none."""
+    ema_halflife: tuple[float, ...] = ()
+    """Half-lives of averages in images, as EDM has them, in place of `ema`; of several, the run is
+    sampled by the one with the least loss of held-out images, else by the first."""
     ema_warmup: bool = True
-    """Let the average forget its start: decay min(ema, (1 + n) / (10 + n)) at step n. Off in the
-    published NCSNv2 runs."""
+    """Let the average forget its start: decay min(ema, (1 + n) / (10 + n)) at step n, or half-life
+    at most 0.05 of the images seen. Off in the published NCSNv2 runs."""
     anneal_power: float = 2.0
     """p of the loss weight sigma^p."""
     grad_clip: float = 0.0
     """Clip the gradient to this norm; 0 for never."""
-    autocast: bool = False
-    """bfloat16 autocast of the network."""
+    autocast: Literal["none", "bf16"] = "none"
+    """bf16 runs the network's convolutions in bfloat16; weights, norms and loss stay float32."""
+    compile: bool = False
+    """Compile the loss with torch.compile."""
+    accumulate: int = 1
+    """Micro-batches per step; less memory, the same training."""
+    held_out: int = 0
+    """Images held out from training, whose loss is logged at each snapshot."""
+    max_minutes: float = 0.0
+    """Stop, saved, after this many minutes; 0 for never."""
     seed: int = 0
     """Seed of initial weights, data order and noise."""
 
@@ -180,6 +195,16 @@ class TrainConfig:
         if self.sigma_begin and self.n_sigmas != 1 and self.sigma_begin <= self.sigma_end:
             raise ValueError(
                 f"sigma_begin must be above sigma_end={self.sigma_end:g}; got {self.sigma_begin:g}"
+            )
+        if self.autocast not in ("none", "bf16"):
+            raise ValueError(f"autocast must be none or bf16; got {self.autocast!r}")
+        for halflife in self.ema_halflife:
+            check_positive("ema_halflife", halflife)
+        if len(set(self.ema_halflife)) < len(self.ema_halflife):
+            raise ValueError(f"ema_halflife must not repeat; got {self.ema_halflife}")
+        if self.accumulate > self.batch_size:
+            raise ValueError(
+                f"accumulate must be at most batch_size={self.batch_size}; got {self.accumulate}"
             )
         if self.name in ("", ".", "..") or Path(self.name).name != self.name:
             raise ValueError(f"name must be a plain folder name; got {self.name!r}")
@@ -258,6 +283,16 @@ def _tutorial(name: str) -> TrainConfig:
 
 CONFIGS: dict[str, TrainConfig] = {
     "digits": TrainConfig(),
+    "mnist": TrainConfig(
+        "mnist",
+        data="",
+        image_size=28,
+        ngf=32,
+        steps=200_000,
+        autocast="bf16",
+        held_out=1000,
+        ema_halflife=(20_000.0, 100_000.0, 500_000.0),
+    ),
     "cifar10": _published("cifar10", steps=300_000),
     "celeba": _published("celeba", centre_crop=140, steps=210_000),
     "church": _published("church", steps=200_000),

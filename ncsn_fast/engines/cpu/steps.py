@@ -7,24 +7,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ncsn_fast.engines.cpu import torch_steps
 from ncsn_fast.engines.cpu.memory import PlanMemory
+from ncsn_fast.engines.lowering import torch_steps
 from ncsn_fast.engines.lowering.graph import (
     ACTIVATIONS,
     ActivationSpec,
     AddSpec,
     AffineSpec,
     AttentionSpec,
-    CopySpec,
     Factor,
     GroupNormSpec,
     NormSpec,
     Op,
-    PadSpec,
-    TorchSpec,
-    TransposedSpec,
     Vector,
-    View,
 )
 from ncsn_fast.ops.activations import activation_code
 from ncsn_fast.ops.addresses import NONE, Array, array
@@ -65,8 +60,8 @@ def _group_norm(plan: PlanMemory, op: Op) -> None:
         for name, p in (("weight", spec.weight), ("bias", spec.bias))
     )
     more = [
-        NONE if v is None else _rows(plan, plan.vector(v, less=less))
-        for v, less in ((spec.add, 0), (spec.scale, 1), (spec.shift, 0))
+        NONE if v is None else _rows(plan.vector(v, plus=plus))
+        for v, plus in ((spec.add, 0.0), (spec.scale, -1.0), (spec.shift, 0.0))
     ]
     plan.steps.group_norm(
         plan.array(x), plan.array(y), gamma, beta, *more, batch, x.channels, plane, spec.groups,
@@ -84,7 +79,7 @@ def _affine(plan: PlanMemory, op: Op) -> None:
         )  # fmt: skip
         return
     scale, shift = (
-        NONE if nothing else _rows(plan, _factor(plan, f"{op.name} {name}", factor, x.channels))
+        NONE if nothing else _rows(_factor(plan, f"{op.name} {name}", factor, x.channels))
         for name, factor, nothing in (
             ("scale", spec.scale, spec.only_shifts),
             ("shift", spec.shift, spec.only_scales),
@@ -107,8 +102,7 @@ def _factor(plan: PlanMemory, key: str, factor: Factor, channels: int) -> Tensor
 def _activation(plan: PlanMemory, op: Op) -> None:
     x, y = op.inputs[0], op.outputs[0]
     if isinstance(op.spec, ActivationSpec):
-        slope = op.spec.slope
-        plan.callback(torch_steps.leaky_relu(slope, plan.tensor(x), plan.tensor(y)))
+        plan.in_torch(op)
         return
     code = activation_code(op.kind)
     plan.steps.add_activation(
@@ -167,13 +161,12 @@ def _concat(plan: PlanMemory, op: Op) -> None:
 
 
 def _attention(plan: PlanMemory, op: Op) -> None:
-    spec, y = op.spec, op.outputs[0]
+    spec = op.spec
     assert isinstance(spec, AttentionSpec)
     q, k, v = spec.query, spec.key, spec.value
     heads, queries, width = q.shape
     across = v.shape[2]
-    out = View(y, (heads, queries, across), (across, heads * across, 1))
-    four = (q, k, v, out)
+    four = (q, k, v, torch_steps.attended(op))
     plan.steps.attention(
         *(plan.array(view.map, view.offset) for view in four),
         (plan.batch, heads, queries, k.shape[1], width, across),
@@ -181,35 +174,8 @@ def _attention(plan: PlanMemory, op: Op) -> None:
     )  # fmt: skip
 
 
-def _conv_transpose(plan: PlanMemory, op: Op) -> None:
-    spec = op.spec
-    assert isinstance(spec, TransposedSpec)
-    weight, *bias = plan.plain(op.name, spec.weight, spec.bias)
-    x, y = plan.tensor(op.inputs[0]), plan.tensor(op.outputs[0])
-    plan.callback(torch_steps.conv_transpose(x, spec, weight, bias[0] if bias else None, y))
-
-
-def _pad(plan: PlanMemory, op: Op) -> None:
-    assert isinstance(op.spec, PadSpec)
-    x, y = plan.tensor(op.inputs[0]), plan.tensor(op.outputs[0])
-    plan.callback(torch_steps.pad(x, op.spec, y))
-
-
-def _copy(plan: PlanMemory, op: Op) -> None:
-    assert isinstance(op.spec, CopySpec)
-    plan.callback(torch_steps.copy(plan.view(op.spec.source), plan.view(op.spec.target)))
-
-
-def _torch(plan: PlanMemory, op: Op) -> None:
-    spec = op.spec
-    assert isinstance(spec, TorchSpec)
-    vectors = [
-        plan.vector(v).view(plan.batch, *shape)
-        for v, shape in zip(spec.vectors, spec.shapes, strict=True)
-    ]
-    constants = [*vectors, *map(plan.constant, spec.parameters)]
-    inputs, outputs = ([*map(plan.view, views)] for views in (spec.inputs, spec.outputs))
-    plan.callback(torch_steps.program(spec.program, plan.batch, inputs, constants, outputs))
+def _in_torch(plan: PlanMemory, op: Op) -> None:
+    plan.in_torch(op)
 
 
 TABLE: dict[str, Adder] = {
@@ -227,10 +193,10 @@ TABLE: dict[str, Adder] = {
     "avg_pool5": _pool5,
     "concat": _concat,
     "attention": _attention,
-    "conv_transpose": _conv_transpose,
-    "pad": _pad,
-    "copy": _copy,
-    "torch": _torch,
+    "conv_transpose": _in_torch,
+    "pad": _in_torch,
+    "copy": _in_torch,
+    "torch": _in_torch,
 }
 
 
@@ -238,5 +204,5 @@ def _parameter(parameter: Tensor, *shape: int) -> Array:
     return array("parameters of a norm", parameter, shape, torch.float32)
 
 
-def _rows(plan: PlanMemory, rows: Tensor) -> Array:
+def _rows(rows: Tensor) -> Array:
     return array("numbers of each image", rows, tuple(rows.shape), torch.float32)

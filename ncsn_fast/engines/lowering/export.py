@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
 
 from ncsn_fast.engines.lowering.graph import UnsupportedNetwork
 
@@ -154,7 +155,7 @@ class Program:
         self.graph = fx.Graph()
         self.batch = self.graph.placeholder("batch")
         self.inputs = list(inputs)
-        self._copies = {node: self.graph.placeholder(node.name) for node in self.inputs}
+        self._copies = {node: self._placeholder(node.name, node) for node in self.inputs}
         self.tensors: dict[str, Tensor] = {}
         self._last = self.graph._root.prev
 
@@ -173,6 +174,11 @@ class Program:
         self.graph.lint()
         return fx.GraphModule({}, self.graph)
 
+    def _placeholder(self, name: str, node: fx.Node) -> fx.Node:
+        placeholder = self.graph.placeholder(name)
+        placeholder.meta["val"] = node.meta.get("val")
+        return placeholder
+
     def _copy(self, node: fx.Node) -> fx.Node:
         exported = self.exported
         if node.target is _SIZE and exported.depends(node) == "batch":
@@ -184,7 +190,7 @@ class Program:
             exported.keep(node)
             self.tensors[name] = value
             with self.graph.inserting_after(self._last):
-                self._last = self.graph.placeholder(f"parameter_{len(self.tensors)}")
+                self._last = self._placeholder(f"parameter_{len(self.tensors)}", node)
             return self._last
         for needed in node.all_input_nodes:
             self.copy(needed)
@@ -194,6 +200,56 @@ class Program:
         if copied.target in _CONTIGUOUS:  # our maps are channels-last
             copied.target = torch.ops.aten.reshape.default
         return copied
+
+
+def on_device(module: fx.GraphModule, device: torch.device) -> fx.GraphModule:
+    """Returns a program that computes on a device, wherever its network was when exported."""
+
+    def moved(value: Any) -> Any:
+        return device if isinstance(value, torch.device) else value
+
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(module.graph, {}))
+    for node in graph.nodes:
+        node.args = map_aggregate(node.args, moved)
+        node.kwargs = map_aggregate(node.kwargs, moved)
+        if _makes_tensor(node.target):
+            node.kwargs = {**node.kwargs, "device": device}
+    return fx.GraphModule({}, graph)
+
+
+def _makes_tensor(target: Any) -> bool:
+    """Whether an operation makes a tensor of numbers, on a device that it is told."""
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    arguments = target._schema.arguments
+    reads = any("Tensor" in str(argument.type) for argument in arguments)
+    return not reads and any(argument.name == "device" for argument in arguments)
+
+
+def read_by_host(module: fx.GraphModule) -> str | None:
+    """Returns the operation of a program whose numbers the host has to read; None if none has."""
+    for node in module.graph.nodes:
+        target = node.target
+        if not isinstance(target, torch._ops.OpOverload):
+            continue
+        if target.overloadpacket in _INDEXING:
+            waits = any(_is_mask(index) for index in node.args[1])
+        else:
+            waits = bool(_READ_BY_HOST & {*target.tags})
+        if waits:
+            return str(target)
+    return None
+
+
+_INDEXING = (torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten._unsafe_index)
+_READ_BY_HOST = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+
+
+def _is_mask(index: Any) -> bool:
+    """Whether an index is a mask, whose elements are counted before anything is indexed."""
+    value = index.meta.get("val") if isinstance(index, fx.Node) else None
+    return isinstance(value, Tensor) and value.dtype in (torch.bool, torch.uint8)
 
 
 def _export(net: nn.Module, inputs: tuple[Tensor | None, ...]) -> torch.export.ExportedProgram:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import weakref
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -15,8 +14,9 @@ from torch import Tensor, nn
 from ncsn_fast.engines.lowering import passes, stored, sums
 from ncsn_fast.engines.lowering.aten import Lowering
 from ncsn_fast.engines.lowering.export import PROBE, Exported, Program
-from ncsn_fast.engines.lowering.graph import ActivationSpec, AddSpec, Graph, Vector
+from ncsn_fast.engines.lowering.graph import Graph, Vector
 from ncsn_fast.engines.lowering.handlers import HANDLERS
+from ncsn_fast.engines.lowering.rewriting import name_uniquely
 
 # In this order: what removes operations, then what joins them, then where they write.
 PASSES: tuple[passes.Pass, ...] = (
@@ -103,6 +103,14 @@ def _obtained(
     return graph
 
 
+def storable(
+    net: nn.Module, shape: Shape, conditions: Sequence[torch.dtype | None] = ()
+) -> tuple[str | None, stored.Structure]:
+    """Lowers a network anew; returns the key of its graph, and the graph as plain data."""
+    graph, names = _lower(net, shape, conditions, PROBE)
+    return stored.key(net, shape, [*conditions]), stored.structure_of(graph, names)
+
+
 def _tensors(net: nn.Module) -> Iterator[Tensor]:
     yield from net.parameters()
     yield from net.buffers()
@@ -141,21 +149,10 @@ def _lower(
             module.training = True
     graph = Lowering(net, exported, shape, HANDLERS).run()
     passes.apply(graph, PASSES)
-    _name_uniquely(graph)
+    name_uniquely(graph)
     _add_condition(graph, exported)
     graph.kept = frozenset(exported.kept)
     return graph, exported.names
-
-
-def _name_uniquely(graph: Graph) -> None:
-    """Gives operations with parameters names of their own, under which plans keep these."""
-    used = Counter[str]()
-    for i, op in enumerate(graph.ops):
-        if not op.spec or isinstance(op.spec, (AddSpec, ActivationSpec)):
-            continue
-        used[op.name] += 1
-        if used[op.name] > 1:
-            graph.ops[i] = dataclasses.replace(op, name=f"{op.name}#{used[op.name]}")
 
 
 def _add_condition(graph: Graph, exported: Exported) -> None:

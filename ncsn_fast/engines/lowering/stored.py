@@ -2,7 +2,8 @@
 
 A graph is kept where its operations hold nothing but numbers and parameters of the network, which
 it names. Other graphs, and those of other networks, are lowered in every process. A file that
-cannot be used is ignored, and written again.
+cannot be used is ignored, and written again. Graphs of the models that ship lie in the package
+(`python -m tools.store_graphs` writes them): their first start is no slower than later ones.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from ncsn_fast.engines.lowering.graph import (
     Op,
 )
 from ncsn_fast.models.refinenet import RefineNet
+from ncsn_fast.ops.extension import _C
 
 log = logging.getLogger(__name__)
 _SPECS = {
@@ -44,28 +46,32 @@ _SPECS = {
 _OURS = ("ncsn_fast.models.", "torch.nn.modules.")
 Structure = dict[str, Any]
 
+SHIPPED = Path(__file__).parents[2] / "assets" / "graphs"
 _known: dict[str, Structure] = {}  # what this process has read or written, by key
 
 
 def key(net: nn.Module, *facts: Any) -> str | None:
-    """Returns the key of a network's graph; None for a network that others have a part in."""
+    """Returns the key of a network's graph; None for a network that others have a part in.
+
+    It is a hash of the architecture, the facts and the version of this package.
+    """
     if type(net) is not RefineNet or not all(map(_is_plain, net.modules())):
         return None
     style = net.style
     about = [
         net.arch, style.act_name, style.norm_name, style.n_levels, net.scale_input, net.channels,
-        repr(net), installation.digest(), torch.__version__, *facts,
+        repr(net), _C.build_info()["version"], *facts,
     ]  # fmt: skip
-    return hashlib.sha256("\n".join(map(str, about)).encode()).hexdigest()[:32]
+    return _hash(*about)
 
 
 def find(key: str, net: nn.Module) -> Graph | None:
     """Returns the graph kept under a key, with a network's parameters; None if there is none."""
     if key not in _known:
-        found = find_json(_path(key))
-        if found is None or found.get("digest") != _digest(found.get("graph")):
+        found = _read_file(SHIPPED / f"{key}.json") or _read_file(_path(key))
+        if found is None:
             return None
-        _known[key] = found["graph"]
+        _known[key] = found
     try:
         return _restored(_known[key], {**dict(net.named_parameters()), **dict(net.named_buffers())})
     except (KeyError, IndexError, TypeError, ValueError):
@@ -75,17 +81,31 @@ def find(key: str, net: nn.Module) -> Graph | None:
 def keep(key: str, graph: Graph, names: Mapping[int, str]) -> None:
     """Keeps a graph, if it can be; names are those of tensors by their id."""
     try:
-        structure = _structure(graph, names)
+        structure = structure_of(graph, names)
     except _NotStorable:
         return
     _known[key] = structure
     try:
-        path = _path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with files.atomic_write(path) as temporary:
-            temporary.write_text(json.dumps({"graph": structure, "digest": _digest(structure)}))
+        write(_path(key), structure)
     except OSError as error:
         log.info("%s; the network is lowered again next time", error)
+
+
+def write(path: Path, structure: Structure) -> None:
+    """Writes a graph's file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.atomic_write(path) as temporary:
+        content = {"graph": structure, "digest": _digest(structure)}
+        temporary.write_text(json.dumps(content) + "\n")
+
+
+def _read_file(path: Path) -> Structure | None:
+    """Returns the graph in a file; None if there is none, or another than was written."""
+    found = find_json(path)
+    if found is None or found.get("digest") != _digest(found.get("graph")):
+        return None
+    structure: Structure = found["graph"]
+    return structure
 
 
 class _NotStorable(Exception):
@@ -93,7 +113,13 @@ class _NotStorable(Exception):
 
 
 def _path(key: str) -> Path:
-    return files.cache_folder() / "graphs" / f"{key}.json"
+    """Returns the file in the cache, which is of this installation and of this torch."""
+    name = _hash(key, installation.digest(), torch.__version__)
+    return files.cache_folder() / "graphs" / f"{name}.json"
+
+
+def _hash(*facts: Any) -> str:
+    return hashlib.sha256("\n".join(map(str, facts)).encode()).hexdigest()[:32]
 
 
 def _digest(structure: Any) -> str:
@@ -106,7 +132,8 @@ def _is_plain(module: nn.Module) -> bool:
     return type(module).__module__.startswith(_OURS) and not hooked
 
 
-def _structure(graph: Graph, names: Mapping[int, str]) -> Structure:
+def structure_of(graph: Graph, names: Mapping[int, str]) -> Structure:
+    """Returns a graph as plain data; names are those of tensors by their id."""
     if graph.vectors or graph.parameters or graph.batch is not None:
         raise _NotStorable
     maps: dict[Map, int] = {graph.input: 0}

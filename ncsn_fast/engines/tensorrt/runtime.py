@@ -231,6 +231,8 @@ class TrtPlan:
         self.batch, self.device, self.kernels = shape[0], device, kernels
         name, kind = seen or ("", torch.int64)
         self.conditional = bool(name)
+        self.labels: Tensor | None = None  # networks with classes are refused
+        self.classes = 0
         self.input, self.output = (torch.zeros(shape, device=device) for _ in range(2))
         self.level = torch.zeros(self.batch, dtype=kind, device=device)
         inputs = {"x": self.input, **({name: self.level} if self.conditional else {})}
