@@ -1,5 +1,7 @@
 """The authors' checkpoint files: what is read from them, and what is refused."""
 
+import logging
+
 import golden
 import pytest
 import tiny
@@ -11,6 +13,7 @@ import ncsn_fast
 from ncsn_fast import CheckpointError, convert
 from ncsn_fast.checkpoints.sampling_settings import with_sampling_settings
 from ncsn_fast.diffusion import schedule
+from ncsn_fast.models.published_runs import PUBLISHED_RUNS
 from ncsn_fast.training.configs import CONFIGS
 
 X = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -107,8 +110,13 @@ def test_settings_of_the_published_runs(name):
     assert (settings["epsilon"], settings["n_steps_each"]) == (run.epsilon, run.n_steps_each)
 
 
-def test_overrides_win(tmp_path):
+def test_overrides_win(tmp_path, caplog):
     path = published(tiny.model(), path=tmp_path / "x.pth")
+    with caplog.at_level(logging.INFO):
+        ncsn_fast.load(path)
+        with_sampling_settings(vars(PUBLISHED_RUNS["church"]) | {"sigma_end": 0.01})
+    assert "usual ones, because no published ncsnv2 has these noise levels" in caplog.text
+    assert "image size 96, 4 Langevin steps, those of the published run church" in caplog.text
     model = ncsn_fast.load(path, image_size=(24, 24), epsilon=3e-6, sigma_begin=9.0, n_sigmas=6)
     assert model.image_shape == (1, 24, 24)
     assert model.config.epsilon == 3e-6
