@@ -23,8 +23,9 @@ class ModelOptions:
     """Options of the model and the engine that runs it."""
 
     model: str | None = None
-    """Run folder, model folder, published .pth, or `digits` (the shipped model). Default: the
-    newest run below ./runs, else the shipped model."""
+    """Run folder, model folder, published .pth or .pkl, folder of diffusers, OWNER/NAME of one on
+    the Hugging Face Hub, or `digits` (the shipped model). Default: the newest run below ./runs,
+    else the shipped model."""
     engine: Literal["auto", "eager", "compile", "cpu", "cuda", "ort", "trt"] = "auto"
     """Engine; `python -m ncsn_fast.doctor` lists those that run on this machine."""
     dtype: Literal["fp32", "tf32", "bf16", "fp16"] | None = None
