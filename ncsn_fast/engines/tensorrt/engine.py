@@ -146,10 +146,6 @@ class TrtEngine(GraphEngine):
         return reference_check.exported_condition(self.model, sigma)
 
     @classmethod
-    def refuses(cls, model: ScoreModel) -> str | None:
-        return "does not run networks with classes" if model.n_classes else None
-
-    @classmethod
     def unavailable(cls) -> str | None:
         return trt_api.problem()
 
@@ -203,8 +199,11 @@ class TrtEngine(GraphEngine):
                 "and size= as 'least:usual:largest'"
             )
         shape = (self.batch_size, self.model.config.channels, *size)
-        seen = reference_check.exported_input(self.model)
-        return TrtPlan(self._network, shape, seen, self.device, self._kernels)
+        return self._plan_of(shape)
+
+    def _plan_of(self, shape: tuple[int, int, int, int]) -> TrtPlan:
+        sigma, classes = reference_check.takes_sigma(self._source), self._source.n_classes
+        return TrtPlan(self._network, shape, sigma, classes, self.device, self._kernels)
 
     def describe(self) -> str:
         """Describes shapes, memory, error, and each layer with its dtype on a line."""
@@ -286,9 +285,8 @@ class TrtEngine(GraphEngine):
             self._network.refit(weights)
         self.release()
         least, _, largest = self.profile.batch
-        own, kind = self._source.config.image_size, reference_check.exported_input(self._source)
-        shape = (least, self._source.config.channels, *own)
-        smallest = TrtPlan(self._network, shape, kind, self.device, self._kernels)
+        own = self._source.config.image_size
+        smallest = self._plan_of((least, self._source.config.channels, *own))
         known, convolutions = check_types(self._network.layers(smallest.context), self.dtype)
         if known < convolutions or not convolutions:
             words = "TensorRT's inspector tells the types of %d of %d convolutions, of others not"
