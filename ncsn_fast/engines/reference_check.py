@@ -51,8 +51,9 @@ def largest_error(
         EngineError: see precision.check_precision.
     """
     probed, probe = copy.copy(model), copy.copy(engine)
-    assert isinstance(model.config, ModelConfig)
-    probed.config = dataclasses.replace(model.config, image_size=size)
+    if size != model.config.image_size:
+        assert isinstance(model.config, ModelConfig)  # others have one size
+        probed.config = dataclasses.replace(model.config, image_size=size)
     probe.model, probe.batch_size = probed, batch
     probe.release()
     reference = ContiguousEngine(

@@ -29,7 +29,7 @@ from ncsn_fast.engines.tensorrt.plan_cache import PlanCache, Stored, check_facts
 from ncsn_fast.engines.tensorrt.runtime import TrtNetwork, TrtPlan, check_types
 from ncsn_fast.engines.weights import without_weights
 from ncsn_fast.models.adapter import ParameterisedConfig
-from ncsn_fast.models.score import ScoreModel
+from ncsn_fast.models.score import ModelConfig, ScoreModel
 from ncsn_fast.ops.backends import DEFAULT_FAMILY
 
 log = logging.getLogger(__name__)
@@ -316,5 +316,9 @@ class TrtEngine(GraphEngine):
         if not profile.holds(self.batch_size, own):
             raise ValueError(
                 f"batch and size give {profile}; they must include this model's {own[0]}x{own[1]}"
+            )
+        if not (isinstance(self._source.config, ModelConfig) or profile.fixed_size == own):
+            raise ValueError(
+                f"this network takes images of {own[0]}x{own[1]} only; leave size= out"
             )
         return profile
