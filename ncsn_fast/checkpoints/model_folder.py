@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ncsn_fast.checkpoints import diffusers_unet, hub
 from ncsn_fast.checkpoints.safetensors_file import read_safetensors
 from ncsn_fast.checkpoints.torch_file import CheckpointError, key_differences
 from ncsn_fast.data.files import atomic_write_all
@@ -44,7 +46,7 @@ def build_model(
         with shapes_only():
             model = ScoreModel(config)
         expected = model.state_dict()
-        _check_fit(expected, state, config.arch)
+        check_fit(expected, state, config.arch)
         _check_ends(config, check_ladder(state["sigmas"]))
     except (ValueError, RuntimeError, TypeError, OverflowError) as error:
         raise CheckpointError(f"{where}: {error}") from error
@@ -53,7 +55,8 @@ def build_model(
     return model.eval()
 
 
-def _check_fit(expected: dict[str, Tensor], state: dict[str, Tensor], arch: str) -> None:
+def check_fit(expected: dict[str, Tensor], state: dict[str, Tensor], arch: str) -> None:
+    """Raises ValueError unless the weights have the expected keys, shapes, kinds and no NaN."""
     if differences := key_differences(expected, state):
         raise ValueError(f"the weights do not fit network {arch!r}: {differences}")
     for key, wanted in expected.items():
@@ -152,10 +155,17 @@ def _wrapped(
     described: Path,
     weights: Path,
 ) -> ScoreModel:
-    """Puts the weights of a wrapped model into the network that the caller brings."""
+    """Puts the weights of a wrapped model into its network.
+
+    The caller brings that, or it is built from the configuration of diffusers.
+    """
     try:
-        config = WrappedConfig.from_dict(values, "" if net is None else identity_of(net))
-    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        identity = "" if net is None else identity_of(net)
+        if net is None and isinstance(settings := values.get("diffusers"), dict):
+            net = diffusers_unet.build(settings, len(state)).to_empty(device="cpu")
+            identity = diffusers_unet.identity(settings)
+        config = WrappedConfig.from_dict(values, identity)
+    except (ValueError, TypeError, KeyError, OverflowError, ImportError) as error:
         raise CheckpointError(f"cannot use {described}: {error}") from error
     if net is None:
         raise CheckpointError(
@@ -166,7 +176,7 @@ def _wrapped(
     try:
         model = wrapped(net, config, state["sigmas"])
         expected = model.state_dict()
-        _check_fit(expected, state, type(net).__name__)
+        check_fit(expected, state, type(net).__name__)
         _check_ends(config, check_ladder(state["sigmas"]))
     except (ValueError, RuntimeError, TypeError, KeyError, OverflowError) as error:
         raise CheckpointError(f"{weights}: {error}") from error
@@ -197,10 +207,21 @@ def _config(
 
 
 class _ModelFolders:
-    """The storage behind ScoreModel.save_pretrained and from_pretrained."""
+    """The storage behind ScoreModel.save_pretrained, from_pretrained and push_to_hub."""
 
     save = staticmethod(save_model)
-    load = staticmethod(load_model_folder)
+
+    @staticmethod
+    def load(source: str | Path) -> ScoreModel:
+        """Reads a model folder, here or on the Hub."""
+        folder = hub.fetch(source) if hub.is_name(source) else Path(source).expanduser()
+        return load_model_folder(folder)
+
+    @staticmethod
+    def push(model: ScoreModel, repo_id: str, **options: Any) -> str:
+        """Uploads a model folder, and returns its address."""
+        with tempfile.TemporaryDirectory() as folder:
+            return hub.push(save_model(model, folder), repo_id, **options)
 
 
 ScoreModel.storage = _ModelFolders()

@@ -74,6 +74,7 @@ class WrappedConfig(ParameterisedConfig):
         sample_shape: shape of one sample as the network takes it.
         n_classes: of a network that takes labels; the label n_classes means no class.
         bounded: whether samples are in [0, 1].
+        diffusers: configuration of a network of diffusers, from which loading builds it again.
         identity: of the network's code and settings, which its weights do not tell.
     """
 
@@ -81,6 +82,7 @@ class WrappedConfig(ParameterisedConfig):
     sample_shape: tuple[int, ...]
     n_classes: int = 0
     bounded: bool = True
+    diffusers: Mapping[str, Any] | None = None
     identity: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
 
     def __post_init__(self) -> None:
@@ -109,6 +111,8 @@ class WrappedConfig(ParameterisedConfig):
             )
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         del values["identity"]
+        if self.diffusers is None:
+            del values["diffusers"]
         shape = list(self.sample_shape)
         return {**values, "sample_shape": shape, "parameterisation": plain(dict(spec))}
 

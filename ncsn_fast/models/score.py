@@ -88,7 +88,7 @@ class ModelConfig:
                     )
         elif self.sigma_min or self.sigma_max:
             raise ValueError(
-                f"sigma_min and sigma_max belong to {' and '.join(TIME_ARCHS)}, not {self.arch!r}; "
+                f"sigma_min and sigma_max belong to {', '.join(TIME_ARCHS)}, not {self.arch!r}; "
                 "a ladder has sigma_begin and sigma_end"
             )
 
@@ -227,8 +227,11 @@ class ModelStorage(Protocol):
     def save(self, model: ScoreModel, folder: Path) -> Path:
         """Writes a model and returns the folder."""
 
-    def load(self, folder: Path) -> ScoreModel:
+    def load(self, source: str | Path) -> ScoreModel:
         """Reads a model in evaluation mode."""
+
+    def push(self, model: ScoreModel, repo_id: str, **options: Any) -> str:
+        """Uploads a model to the Hugging Face Hub, and returns its address."""
 
 
 class ScoreModel(nn.Module):
@@ -286,8 +289,33 @@ class ScoreModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> ScoreModel:
-        """Reads a model folder; CheckpointError if it is invalid."""
-        return cls.storage.load(Path(folder).expanduser())
+        """Reads a model folder, here or on the Hugging Face Hub; CheckpointError if invalid."""
+        return cls.storage.load(folder)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+        message: str = "Upload a model of ncsn_fast",
+    ) -> str:
+        """Uploads a model folder to the Hugging Face Hub, and returns its address.
+
+        Args:
+            repo_id: OWNER/NAME of the repository, which is made if there is none.
+            private: whether a new repository is; None leaves it to the owner's settings.
+            revision: branch to commit to, made if there is none; None for the default one.
+            token: of the account; None for the one that is logged in.
+            message: of the commit.
+
+        Raises:
+            CheckpointError: no permission, no connection, or huggingface_hub is not installed.
+        """
+        return self.storage.push(
+            self, repo_id, private=private, revision=revision, token=token, message=message
+        )
 
     @property
     def parameterisation(self) -> Parameterisation:

@@ -104,13 +104,14 @@ class TrainConfig:
         "ncsn_deeper",
         "unet_a",
         "unet_b",
+        "unet_c",
         "ncsnpp",
         "ddpmpp",
         "ddpm",
         "songunet",
         "dhariwal",
     ] = "ncsnv2"
-    """Network; unet_a and unet_b, the tutorial's, see the time and learn at all noise levels;
+    """Network; unet_a, unet_b and unet_c, the tutorials', see the time and learn at all levels;
     ncsnpp, ddpmpp and ddpm are the U-Nets of score_sde, songunet and dhariwal those of EDM."""
     ngf: int = 24
     """Width of the network's first stage."""
@@ -146,9 +147,9 @@ class TrainConfig:
     sigma_end: float = 0.01
     """Smallest noise level."""
     sigma_min: float = 0.0
-    """Start of sigma(t), for unet_a and unet_b."""
+    """Start of sigma(t), for the tutorials' networks."""
     sigma_max: float = 0.0
-    """End of sigma(t), for unet_a and unet_b."""
+    """End of sigma(t), for the tutorials' networks."""
     n_sigmas: int = 0
     """Number of levels L; 0 derives it (Technique 2)."""
     overlap: float = 0.5
@@ -264,7 +265,7 @@ class TrainConfig:
         if self.arch in TIME_ARCHS and not (fits and 0 < self.sigma_min < self.sigma_max):
             raise ValueError(
                 f"{self.arch} needs act 'swish', norm 'GroupNorm' and 0 < sigma_min < "
-                "sigma_max: start from --config mnist-sde or mnist-sde-b"
+                "sigma_max: start from --config mnist-sde, mnist-sde-b or mnist-sde-c"
             )
 
     def unet(self) -> UNetSettings:
@@ -401,6 +402,7 @@ CONFIGS: dict[str, TrainConfig] = {
     "ncsn-mnist": _ncsn("ncsn-mnist", flip=False),
     "mnist-sde": _tutorial("mnist-sde"),
     "mnist-sde-b": _tutorial("mnist-sde-b"),
+    "mnist-sde-c": _tutorial("mnist-sde-c"),
     "cifar10-ncsnpp": _unet("cifar10-ncsnpp", arch="ncsnpp", sigma_begin=50.0),
     "cifar10-ddpmpp": _unet("cifar10-ddpmpp", arch="ddpmpp", preconditioning="vp", ema=0.9999),
     # Karras et al. 2022, table 7, without augmentation: 200 million images, 10 of them of warm-up.

@@ -12,6 +12,8 @@ PARSERS = {
     "data_sets": (300, {"train-images-idx3-ubyte", "a.npy", "a.npz", "train", "a.tar"}),
     "safetensors_files": (100, {"model", "extractor"}),
     "published_files": (40, {"averaged", "raw"}),
+    "score_sde_files": (40, {"averaged", "raw"}),
+    "edm_pickles": (150, {"model"}),
     "run_checkpoints": (30, {"model", "resume"}),
     "onnx_files": (40, {"ort"}),
 }
