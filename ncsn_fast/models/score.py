@@ -10,15 +10,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ncsn_fast.data import limits
 from ncsn_fast.data.json_file import make_plain
 from ncsn_fast.diffusion import schedule as ladders
-from ncsn_fast.diffusion.parameterisation import DiscreteVP, Parameterisation, standard
+from ncsn_fast.diffusion.parameterisation import Parameterisation, standard
 from ncsn_fast.models.adapter import WrappedConfig
 from ncsn_fast.models.architectures import (
     ARCHITECTURES,
@@ -374,19 +372,6 @@ class ScoreModel(nn.Module):
         sigma = torch.as_tensor(sigma, dtype=torch.float64, device=device)
         gaps = (sigma.log()[..., None] - self.sigmas.to(device).double().log()).abs()
         return gaps.argmin(dim=-1)
-
-    def known_levels(self, sigmas: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Returns the levels that the network knows of sigmas (K,) descending: all, for most.
-
-        A network that gets the nearest index of a discrete chain knows the levels of the chain:
-        these are the ones nearest to sigmas, each once, as EDM's `round_sigma` gives them.
-        """
-        process = getattr(self.parameterisation.c_noise, "process", None)
-        if not (isinstance(process, DiscreteVP) and process.rounded):
-            return sigmas
-        scale = self.parameterisation.data_scale
-        indices = np.unique(process.time(scale * sigmas).astype(np.int64))[::-1]
-        return process.sigmas[indices] / scale
 
     def condition(self, sigma: Tensor | float) -> Tensor | None:
         """Returns the network's second input at noise level sigma, in the shape of sigma.

@@ -103,7 +103,7 @@ class Levels:
         if schedule is None:
             trained = steps == len(own) or (model.conditional and 0 < steps < len(own))
             schedule = "ladder" if trained else "geometric"
-        return model.known_levels(spaced(own, steps, schedule, self.rho))
+        return model.parameterisation.known_levels(spaced(own, steps, schedule, self.rho))
 
     def _given(self) -> Column | None:
         """Returns the user's own ladder, or None; ValueError if another option comes with it."""
