@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ncsn_fast.engines.base import EngineError, PrecisionError
 from ncsn_fast.engines.cuda.kernels import Kernels
+from ncsn_fast.engines.cuda.loop import Vectors
 from ncsn_fast.engines.tensorrt.api import checked, create, get_logger
 
 _ANEW = "clear the cache with `ncsn-fast cache clear`, or export the plan anew on this machine"
@@ -233,6 +234,7 @@ class TrtPlan:
         self.conditional = bool(name)
         self.labels: Tensor | None = None  # networks with classes are refused
         self.classes = 0
+        self.vectors: Vectors | None = None
         self.input, self.output = (torch.zeros(shape, device=device) for _ in range(2))
         self.level = torch.zeros(self.batch, dtype=kind, device=device)
         inputs = {"x": self.input, **({name: self.level} if self.conditional else {})}
