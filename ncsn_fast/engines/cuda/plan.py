@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ncsn_fast.engines.cuda import steps
 from ncsn_fast.engines.cuda.kernels import Kernels
+from ncsn_fast.engines.cuda.loop import Vectors
 from ncsn_fast.engines.cuda.memory import PlanMemory
 from ncsn_fast.engines.lowering import torch_steps
 from ncsn_fast.engines.lowering.graph import Graph, Op
@@ -65,6 +66,8 @@ class CudaPlan(PlanMemory):
         self.steps: list[Step] = []
         for op in graph.ops:
             self._add(op)
+        alone = level is not None and bool(graph.vectors) and not classes and not self._columns
+        self.vectors = self._level_vectors() if alone else None
 
     def load(self, x: Tensor, scale: float, shift: float) -> None:
         """Sets input = scale * x + shift, computed in float32 as in the sampler update."""
@@ -74,8 +77,15 @@ class CudaPlan(PlanMemory):
         """Computes `output` from `input` (and `level` and `labels`)."""
         self.set_levels(self.level)
         self.set_vectors(*self._conditions)
+        self._run_steps()
+
+    def _run_steps(self) -> None:
         for step in self.steps:
             step()
+
+    def _level_vectors(self) -> Vectors:
+        compute = functools.partial(self.set_vectors, *self._conditions)
+        return Vectors(*self.shared_rows(), compute=compute, run=self._run_steps)
 
     @property
     def launches(self) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ncsn_fast.engines.base import EngineError, PrecisionError
 from ncsn_fast.engines.cuda.kernels import Kernels
+from ncsn_fast.engines.cuda.loop import Vectors
 from ncsn_fast.engines.tensorrt.api import checked, create, get_logger
 
 _ANEW = "clear the cache with `ncsn-fast cache clear`, or export the plan anew on this machine"
@@ -232,6 +233,7 @@ class TrtPlan:
     ) -> None:
         self.batch, self.device, self.kernels = shape[0], device, kernels
         self.conditional, self.classes = takes_sigma, n_classes
+        self.vectors: Vectors | None = None
         self.input, self.output = (torch.zeros(shape, device=device) for _ in range(2))
         self.level = torch.zeros(self.batch, device=device)
         self.labels = torch.full((self.batch,), n_classes, device=device) if n_classes else None

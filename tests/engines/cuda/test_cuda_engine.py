@@ -237,7 +237,7 @@ def test_steps_read_nothing_back_and_are_all_alike(arch):
 
 @pytest.mark.parametrize("name", ["classes", "edm", "points"])
 def test_steps_of_users_networks_are_all_alike(name):
-    """What depends on level and class is computed in every step, from static memory."""
+    """What depends on the level alone is read from a table; with classes, it is computed."""
     of = own_networks.model(name)
     built, program, chains = engine(of), program_of(of), chains_of(of)
     chains.labels = torch.tensor([2, 0]) if of.n_classes else None
@@ -255,6 +255,29 @@ def test_steps_of_users_networks_are_all_alike(name):
     written = [{at for name, ats in calls if name.endswith("copy_.default") for at in ats}
                for calls in steps]  # fmt: skip
     assert all(other == written[0] for other in written[1:])
+    assert ("aten.sin.default" in names[0]) == (name == "classes")
+
+
+def test_levels_are_tabulated_once(captured):
+    """For each distinct level, and anew where a program has others."""
+    of = own_networks.model("edm")
+    built, program = engine(of), program_of(of, n_steps_each=2)
+    first = built.run(program, chains_of(of)).clone()
+    loop = built.loop((8, 8))
+    assert len(loop.tabulated) == LEVELS
+    assert captured == [1, 2, 1]
+    address = loop.table.data_ptr()
+    few = methods.build("euler", of, 3, {})
+    expected = engine(of, kind=EagerEngine).run(few, chains_of(of))
+    torch.testing.assert_close(built.run(few, chains_of(of)), expected, **CLOSE)
+    assert len(loop.tabulated) == 3
+    assert torch.equal(built.run(program, chains_of(of)), first)
+    assert captured == [1, 2, 1]
+    assert loop.table.data_ptr() == address
+    many = methods.build("euler", of, 20, {})
+    expected = engine(of, kind=EagerEngine).run(many, chains_of(of))
+    torch.testing.assert_close(built.run(many, chains_of(of)), expected, **CLOSE)
+    assert captured == [1, 2, 1, 1, 1]  # the graphs of the short table were given up
 
 
 def test_what_waits_for_the_gpu_is_not_captured(caplog, captured):
