@@ -26,7 +26,7 @@ _MIN_ROWS = 8192  # initial capacity, enough for all published samplers; half a 
 
 @dataclasses.dataclass(frozen=True)
 class Vectors:
-    """What a plan computes of its level alone, for images of one level: embeddings, mostly.
+    """Numbers that a plan computes of its level alone, the same for all images: embeddings, mostly.
 
     Attributes:
         memory: (M,) float32, where the plan reads it.

@@ -1,5 +1,6 @@
 """The engine for GPUs, rehearsed on the CPU: the same steps, uncaptured, on the extension."""
 
+import contextlib
 import dataclasses
 import itertools
 import re
@@ -291,6 +292,39 @@ def test_what_waits_for_the_gpu_is_not_captured(caplog, captured):
     caplog.clear()
     engine(of, graph="none")
     assert not caplog.text
+
+
+@pytest.mark.parametrize("failure", [RuntimeError, torch.OutOfMemoryError])
+def test_a_capture_that_fails_is_told_once(failure, monkeypatch, caplog):
+    """The calls are made one by one then; but a full memory halves the micro-batch."""
+
+    class Stream:
+        def wait_stream(self, other):
+            pass
+
+    @contextlib.contextmanager
+    def capture(*_):
+        yield
+        raise failure("operation not permitted when stream is capturing\nmore")
+
+    for name, value in (
+        ("CUDAGraph", Stream), ("current_stream", lambda _: Stream()), ("graph", capture),
+        ("stream", lambda _: contextlib.nullcontext()),
+    ):  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, value)
+    graphs, made = Graphs(CPU, captures=True), []
+    graphs.captures, graphs._stream, graphs._pool = True, Stream(), None
+    if failure is not RuntimeError:
+        with pytest.raises(torch.OutOfMemoryError):
+            graphs.repeat("a", 1, lambda: None, lambda: None)
+        return
+    for key, calls in (("a", 2), ("a", 2), ("b", 1)):
+        made.clear()
+        graphs.repeat(key, calls, lambda: made.append("step"), lambda: made.append("warm-up"))
+        assert made[-calls:] == ["step"] * calls
+    assert made == ["step"]
+    assert caplog.text.count("no CUDA graph of this network can be captured (operation not") == 1
+    assert not graphs.captures
 
 
 @pytest.mark.parametrize("name", [None, "classes"])
