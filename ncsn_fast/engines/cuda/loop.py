@@ -55,7 +55,7 @@ class LoopPlan(Protocol):
         conditional: whether the network reads `level`.
         labels: (batch,) int64, the class of each image; None for networks without classes.
         classes: number of classes, which as a label is none of them.
-        vectors: what `run` would compute of the level in every step; None if it depends on more.
+        vectors: numbers that `run` computes of the level alone; None if they depend on more.
         weight_bytes, map_bytes: memory of weights and feature maps.
     """
 
