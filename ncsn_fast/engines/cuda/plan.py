@@ -12,7 +12,7 @@ from ncsn_fast.engines.cuda.kernels import Kernels
 from ncsn_fast.engines.cuda.loop import Vectors
 from ncsn_fast.engines.cuda.memory import PlanMemory
 from ncsn_fast.engines.lowering import torch_steps
-from ncsn_fast.engines.lowering.graph import Graph, Op
+from ncsn_fast.engines.lowering.graph import Graph, Op, TorchSpec
 from ncsn_fast.engines.lowering.memory_plan import OpCost
 from ncsn_fast.engines.lowering.static_memory import Weights
 from ncsn_fast.engines.lowering.torch_steps import Step
@@ -89,7 +89,11 @@ class CudaPlan(PlanMemory):
 
     @property
     def launches(self) -> int:
-        return len(self.steps)
+        """Kernels that a step launches; of PyTorch's programs, one for each node."""
+        programs = [op.spec.program for op in self.graph.ops if isinstance(op.spec, TorchSpec)]
+        if self.graph.condition is not None and self.vectors is None:
+            programs.append(self.graph.condition)
+        return len(self.steps) + sum(len(program.graph.nodes) for program in programs)
 
     def _add(self, op: Op) -> None:
         kind, step = op.kind, steps.kernel_step(self, op)
