@@ -164,6 +164,10 @@ class Loop:
             self.graphs.repeat(self.variant, n, self.step, self._warm_up)
             self.next_row += n
 
+    def forward(self) -> None:
+        """Runs the plan alone: for guidance, procedures and checks."""
+        self.graphs.repeat("network", 1, self.plan.run, self.plan.run)
+
     def store(self, chains: Chains) -> None:
         """Copies the state back to the chains that were loaded."""
         chains.x.copy_(self.x)

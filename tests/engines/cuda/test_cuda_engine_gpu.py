@@ -215,6 +215,20 @@ def test_classes_and_guidance(method, guidance):
         torch.testing.assert_close(drawn[0], other, rtol=0.0, atol=5e-3)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("arch", ["ncsnv2", "ncsn"])
+def test_calls_of_the_network_have_the_bits_of_plain_ones(arch, family):
+    of = model(arch)
+    x, level = torch.rand(2, 3, 16, 16, device=CUDA), torch.tensor([0, 4], device=CUDA)
+    level = level if of.conditional else None
+    built, plain = (engine(of, "fp16", graph=graph, kernels=family) for graph in ("level", "none"))
+    with built.context():
+        expected = plain.network(x, level)
+        for _ in range(3):  # one captures, two replay
+            assert torch.equal(built.network(x, level), expected)
+    assert built.loop((16, 16)).graphs.captures
+
+
 def test_what_pytorch_runs_is_captured():
     """Grouped and transposed convolutions, layer norm, border, and what only PyTorch has."""
     torch.manual_seed(0)
