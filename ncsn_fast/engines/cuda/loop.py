@@ -143,7 +143,8 @@ class Loop:
         # A captured graph is specific to the update variant that these tensors select.
         self.variant = tuple(t is not None for t in (chains.h, chains.noise_weights, chains.mask))
         if first < program.nfe:
-            self.plan.load(program.input(self.x, first), self.scale, self.shift)
+            scale, shift = float(program.scale[first]), float(program.shift[first])
+            self.plan.load(self.x, scale * self.scale, shift * self.scale + self.shift)
         self.holder = holder
         self._go_to(first)
 

@@ -14,7 +14,7 @@ from ncsn_fast.engines.cuda.memory import PlanMemory
 from ncsn_fast.engines.lowering import torch_steps
 from ncsn_fast.engines.lowering.graph import Graph, Op, TorchSpec
 from ncsn_fast.engines.lowering.memory_plan import OpCost
-from ncsn_fast.engines.lowering.static_memory import Weights
+from ncsn_fast.engines.lowering.static_memory import Weights, network_input
 from ncsn_fast.engines.lowering.torch_steps import Step
 from ncsn_fast.engines.torch_settings import cudnn_precision
 
@@ -70,8 +70,8 @@ class CudaPlan(PlanMemory):
         self.vectors = self._level_vectors() if alone else None
 
     def load(self, x: Tensor, scale: float, shift: float) -> None:
-        """Sets input = scale * x + shift, computed in float32 as in the sampler update."""
-        self.input[:, : x.shape[1]].copy_(x * scale + shift)
+        """Sets input = scale * x + shift, as a sampler update does."""
+        self.input[:, : x.shape[1]].copy_(network_input(x, scale, shift))
 
     def run(self) -> None:
         """Computes `output` from `input` (and `level` and `labels`)."""

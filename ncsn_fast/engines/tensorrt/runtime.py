@@ -14,6 +14,7 @@ from torch import Tensor
 from ncsn_fast.engines.base import EngineError, PrecisionError
 from ncsn_fast.engines.cuda.kernels import Kernels
 from ncsn_fast.engines.cuda.loop import Vectors
+from ncsn_fast.engines.lowering.static_memory import network_input
 from ncsn_fast.engines.tensorrt.api import checked, create, get_logger
 
 _ANEW = "clear the cache with `ncsn-fast cache clear`, or export the plan anew on this machine"
@@ -261,8 +262,8 @@ class TrtPlan:
         return sum(tensor.nbytes for tensor in buffers if tensor is not None)
 
     def load(self, x: Tensor, scale: float, shift: float) -> None:
-        """Sets input = scale * x + shift."""
-        self.input.copy_(x * scale + shift)
+        """Sets input = scale * x + shift, as a sampler update does."""
+        self.input.copy_(network_input(x, scale, shift))
 
     def run(self) -> None:
         """Computes `output` from `input` and `level`, on the current stream or ordered with it."""

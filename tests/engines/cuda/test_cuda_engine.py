@@ -283,6 +283,9 @@ def test_levels_are_tabulated_once(captured):
     loop = built.loop((8, 8))
     assert len(loop.tabulated) == LEVELS
     assert captured == [2, 1]
+    cut = chains_of(of)
+    built.run(program.head(5), cut)  # a table of fewer levels
+    assert torch.equal(built.run(program, cut, start=5), first)
     address = loop.table.data_ptr()
     few = methods.build("euler", of, 3, {})
     expected = engine(of, kind=EagerEngine).run(few, chains_of(of))
