@@ -402,6 +402,7 @@ class Sampler:
             x: (N, C, H, W), or samples in the shape of a wrapped network.
             sigma: a number or (N,).
         """
+        self.model.require_labels(None)
         x = x.detach().to("cpu", torch.float32)
         state = editing.as_states(self.model, x)
         sigma, engine = each_sigma(sigma, x), self.engine_for(len(x))

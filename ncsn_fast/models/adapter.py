@@ -72,7 +72,8 @@ class WrappedConfig(ParameterisedConfig):
     Attributes:
         arch: name of the network's class.
         sample_shape: shape of one sample as the network takes it.
-        n_classes: of a network that takes labels; the label n_classes means no class.
+        n_classes: of a network that takes labels.
+        no_class: whether it takes the label n_classes too, which means no class.
         bounded: whether samples are in [0, 1].
         diffusers: configuration of a network of diffusers, from which loading builds it again.
         identity: of the network's code and settings, which its weights do not tell.
@@ -81,6 +82,7 @@ class WrappedConfig(ParameterisedConfig):
     arch: str
     sample_shape: tuple[int, ...]
     n_classes: int = 0
+    no_class: bool = True
     bounded: bool = True
     diffusers: Mapping[str, Any] | None = None
     identity: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
@@ -89,6 +91,8 @@ class WrappedConfig(ParameterisedConfig):
         super().__post_init__()
         if type(self.n_classes) is not int or self.n_classes < 0:
             raise ValueError(f"n_classes must be an integer from 0 on; got {self.n_classes!r}")
+        if type(self.no_class) is not bool:
+            raise ValueError(f"no_class must be true or false; got {self.no_class!r}")
 
     @property
     def channels(self) -> int:
@@ -113,6 +117,8 @@ class WrappedConfig(ParameterisedConfig):
         del values["identity"]
         if self.diffusers is None:
             del values["diffusers"]
+        if self.no_class:  # as it was before this was said, for digests
+            del values["no_class"]
         shape = list(self.sample_shape)
         return {**values, "sample_shape": shape, "parameterisation": plain(dict(spec))}
 

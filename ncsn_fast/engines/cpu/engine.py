@@ -189,8 +189,8 @@ class CpuEngine(StaticEngine):
     def _conditions(self, level: Tensor | None, labels: Tensor | None) -> list[Tensor]:
         """Returns the network's further inputs, (batch_size,) each."""
         found = [] if level is None or self.model.conditioning == "none" else [level]
-        if self.model.n_classes:
-            none = torch.full((self.batch_size,), self.model.n_classes)
+        if self.model.default_label is not None:
+            none = torch.full((self.batch_size,), self.model.default_label)
             found.append(none if labels is None else labels)
         return found
 

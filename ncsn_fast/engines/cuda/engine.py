@@ -122,7 +122,7 @@ class CudaEngine(GraphEngine, StaticEngine):
             self._kernels,
             self._weights,
             level=noise_dtype(self.model),
-            classes=self.model.n_classes or 0,
+            default_label=self.model.default_label,
         )
 
     def describe(self) -> str:

@@ -54,7 +54,7 @@ class LoopPlan(Protocol):
         level: (batch,), condition of each image, in the dtype that the network reads.
         conditional: whether the network reads `level`.
         labels: (batch,) int64, the class of each image; None for networks without classes.
-        classes: number of classes, which as a label is none of them.
+        default_label: of images without one; None for networks without classes.
         vectors: numbers that `run` computes of the level alone; None if they depend on more.
         weight_bytes, map_bytes: memory of weights and feature maps.
     """
@@ -66,7 +66,7 @@ class LoopPlan(Protocol):
     output: Tensor
     level: Tensor
     labels: Tensor | None
-    classes: int
+    default_label: int | None
     vectors: Vectors | None
 
     @property
@@ -149,11 +149,11 @@ class Loop:
         self._go_to(first)
 
     def set_labels(self, labels: Tensor | None) -> None:
-        """Sets the classes of the images; None is no class."""
+        """Sets the classes of the images; None is the default."""
         if self.plan.labels is None:
             return
         if labels is None:
-            self.plan.labels.fill_(self.plan.classes)
+            self.plan.labels.fill_(self.plan.default_label or 0)
         else:
             self.plan.labels.copy_(labels)
 

@@ -30,13 +30,13 @@ class CudaPlan(PlanMemory):
         weights: weights of another plan of the same network and dtype, to share; missing ones are
             copied from the network.
         level: dtype of the noise level that the network takes; None if it takes none.
-        classes: number of the network's classes; 0 for none.
+        default_label: of images without one; None for a network without classes.
 
     Attributes:
         input: (batch, C', H, W), C' >= C; channels beyond the image's are zero.
         output: f, (batch, C, H, W), channels-last, in memory padded the same way.
         level: (batch,), the level of each image, for networks conditioned on it.
-        labels: (batch,) int64, the class of each image, `classes` for none; None without classes.
+        labels: (batch,) int64, the class of each image; None without classes.
         costs: kind, shape, FLOP and bytes of each operation.
     """
 
@@ -51,14 +51,15 @@ class CudaPlan(PlanMemory):
         weights: Weights | None = None,
         *,
         level: torch.dtype | None = torch.int64,
-        classes: int = 0,
+        default_label: int | None = None,
     ) -> None:
         super().__init__(graph, batch, dtype, device, kernels, weights)
         self.input, output = self.tensor(graph.input), self.tensor(graph.output)
         self.output = output[:, :channels]
         self.level = torch.zeros(batch, dtype=level or torch.int64, device=device)
-        self.classes = classes
-        self.labels = torch.full((batch,), classes, device=device) if classes else None
+        self.default_label, self.labels = default_label, None
+        if default_label is not None:
+            self.labels = torch.full((batch,), default_label, device=device)
         self._conditions = [self.level] if level is not None else []
         self._conditions += [] if self.labels is None else [self.labels]
         self.conditional = level is not None and bool(self._columns or graph.vectors)
@@ -66,7 +67,8 @@ class CudaPlan(PlanMemory):
         self.steps: list[Step] = []
         for op in graph.ops:
             self._add(op)
-        alone = level is not None and bool(graph.vectors) and not classes and not self._columns
+        alone = level is not None and bool(graph.vectors) and not self._columns
+        alone = alone and default_label is None
         self.vectors = self._level_vectors() if alone else None
 
     def load(self, x: Tensor, scale: float, shift: float) -> None:

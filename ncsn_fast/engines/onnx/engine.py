@@ -181,7 +181,7 @@ class OrtEngine(BufferedEngine):
                 if buffers.sigma is not None and level is not None:
                     buffers.sigma.copy_(level)
                 if buffers.labels is not None:
-                    buffers.labels.fill_(self.model.n_classes)
+                    buffers.labels.fill_(self.model.default_label or 0)
                     if labels is not None:
                         buffers.labels.copy_(labels)
                 session = buffers.session
@@ -211,8 +211,9 @@ class OrtEngine(BufferedEngine):
             sigma = None
             if reference_check.takes_sigma(self.model):
                 sigma = torch.zeros(len(x), device=self.device)
-            classes = self.model.n_classes
-            labels = torch.full((len(x),), classes, device=self.device) if classes else None
+            labels, label = None, self.model.default_label
+            if label is not None:
+                labels = torch.full((len(x),), label, device=self.device)
         binding = session.ort.io_binding()
         place = self.device.type, self.device.index or 0
         inputs = {"x": x, "sigma": sigma, "labels": labels, "f": f}

@@ -202,8 +202,8 @@ class TrtEngine(GraphEngine):
         return self._plan_of(shape)
 
     def _plan_of(self, shape: tuple[int, int, int, int]) -> TrtPlan:
-        sigma, classes = reference_check.takes_sigma(self._source), self._source.n_classes
-        return TrtPlan(self._network, shape, sigma, classes, self.device, self._kernels)
+        sigma, label = reference_check.takes_sigma(self._source), self._source.default_label
+        return TrtPlan(self._network, shape, sigma, label, self.device, self._kernels)
 
     def describe(self) -> str:
         """Describes shapes, memory, error, and each layer with its dtype on a line."""

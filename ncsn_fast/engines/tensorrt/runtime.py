@@ -220,7 +220,7 @@ class TrtPlan:
     Args:
         shape: (N, C, H, W).
         takes_sigma: whether the network has the noise level as an input.
-        n_classes: number of classes of a network that takes labels; 0 for others.
+        default_label: of images without one; None for networks without classes.
     """
 
     def __init__(
@@ -228,20 +228,21 @@ class TrtPlan:
         network: TrtNetwork,
         shape: tuple[int, int, int, int],
         takes_sigma: bool,
-        n_classes: int,
+        default_label: int | None,
         device: torch.device,
         kernels: Kernels,
     ) -> None:
         self.batch, self.device, self.kernels = shape[0], device, kernels
-        self.conditional, self.classes = takes_sigma, n_classes
+        self.conditional, self.default_label = takes_sigma, default_label
         self.vectors: Vectors | None = None
         self.input, self.output = (torch.zeros(shape, device=device) for _ in range(2))
         self.level = torch.zeros(self.batch, device=device)
-        self.labels = torch.full((self.batch,), n_classes, device=device) if n_classes else None
+        self.labels: Tensor | None = None
         inputs = {"x": self.input}
         if takes_sigma:
             inputs["sigma"] = self.level
-        if self.labels is not None:
+        if default_label is not None:
+            self.labels = torch.full((self.batch,), default_label, device=device)
             inputs["labels"] = self.labels
         self._network = network
         self.context, self._maps = network.new_context(inputs, self.output)
