@@ -31,6 +31,7 @@ from ncsn_fast.engines.torch_settings import (
 )
 from ncsn_fast.engines.weights import without_weights
 from ncsn_fast.models.adapter import ParameterisedConfig
+from ncsn_fast.models.classes import default_label
 from ncsn_fast.models.layers import InstanceNormPlus
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops import backends, reference
@@ -182,7 +183,7 @@ class _CompilableModel(nn.Module):
     def __init__(self, model: ScoreModel, dtype: torch.dtype) -> None:
         super().__init__()
         self.net = copy.deepcopy(model.net).eval().requires_grad_(False)
-        self.default_label, self.dtype = model.default_label, dtype
+        self.default_label, self.dtype = default_label(model.config), dtype
         self.ours = not isinstance(model.config, ParameterisedConfig)
         for module in self.net.modules() if self.ours else ():
             if type(module) in _REPLACEMENTS:

@@ -24,6 +24,7 @@ from ncsn_fast.models.architectures import (
     TIME_STYLE,
     check_image_size,
 )
+from ncsn_fast.models.classes import default_label, require_labels
 from ncsn_fast.models.layers import ACTIVATIONS, NORMS
 from ncsn_fast.models.refinenet import RefineNet
 from ncsn_fast.models.score_unet import ScoreUNet
@@ -362,30 +363,6 @@ class ScoreModel(nn.Module):
         return self.config.n_classes
 
     @property
-    def takes_no_class(self) -> bool:
-        """Whether a network with classes takes the label n_classes, which means no class."""
-        return not isinstance(self.config, WrappedConfig) or self.config.no_class
-
-    @property
-    def default_label(self) -> int | None:
-        """Label of images without one, as in checks of engines; None without classes.
-
-        It means no class, or is a class where the network knows no images without one.
-        """
-        if not self.n_classes:
-            return None
-        return self.n_classes if self.takes_no_class else 0
-
-    def require_labels(self, labels: Any) -> None:
-        """Raises ValueError for labels of None, where the network knows no images without one."""
-        if labels is None and not self.takes_no_class:
-            raise ValueError(
-                f"this network takes one of its {self.n_classes} classes and not the label "
-                f"{self.n_classes}, which means none: give labels, or give its embedding one row "
-                "more"
-            )
-
-    @property
     def device(self) -> torch.device:
         """Device of the noise levels and weights."""
         return self.sigmas.device
@@ -433,7 +410,7 @@ class ScoreModel(nn.Module):
         if self.n_classes == 0:
             return self.net(u, condition)
         if labels is None:
-            labels = torch.full((len(u),), self.default_label or 0, device=u.device)
+            labels = torch.full((len(u),), default_label(self.config) or 0, device=u.device)
         return self.net(u, condition, labels)
 
     def check_input(self, u: Tensor) -> None:
@@ -457,7 +434,7 @@ class ScoreModel(nn.Module):
 
         labels: (N,) int64, for networks with classes.
         """
-        self.require_labels(labels)
+        require_labels(self.config, labels)
         sigma = each_sigma(sigma, x)
         more = () if labels is None else (labels,)
         return self.score_by(lambda u, condition: self(u, condition, *more), x, sigma)

@@ -124,11 +124,7 @@ def wrap(
         bounded=data_range is not None,
         identity=identity_of(net),
     )
-    model = wrapped(net, config, torch.from_numpy(ladder))
-    if n_classes and not _takes(model, n_classes):
-        config = dataclasses.replace(config, no_class=False)
-        model = wrapped(net, config, torch.from_numpy(ladder))
-    return check_runs(model)
+    return check_runs(_saying_classes(wrapped(net, config, torch.from_numpy(ladder))))
 
 
 def wrapped(net: nn.Module, config: WrappedConfig, sigmas: Tensor) -> ScoreModel:
@@ -157,15 +153,21 @@ def check_runs(model: ScoreModel) -> ScoreModel:
     return model
 
 
-def _takes(model: ScoreModel, label: int) -> bool:
-    """Whether a network takes a label; others fail as an embedding or one-hot rows do."""
+def _saying_classes(model: ScoreModel) -> ScoreModel:
+    """Returns the model, whose description says whether the network takes the label of no class.
+
+    A network that does not fails as an embedding or one-hot rows do.
+    """
     u, condition = _probe(model)
     try:
         with torch.no_grad():
-            model(u, condition, torch.tensor([label], device=u.device))
+            model(u, condition)
     except (IndexError, RuntimeError):
-        return False
-    return True
+        if model.n_classes == 0:
+            raise
+        assert isinstance(model.config, WrappedConfig)
+        model.config = dataclasses.replace(model.config, no_class=False)
+    return model
 
 
 def _probe(model: ScoreModel) -> tuple[Tensor, Tensor | None]:

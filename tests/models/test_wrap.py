@@ -411,7 +411,7 @@ def test_networks_that_know_their_classes_only(engine, one_hot, tmp_path):
         sampler.sample(3, labels=0, guidance=2.0, **options)
     assert model.score(x, 0.5, torch.tensor([0, 1, 2])).shape == x.shape
     folder = model.save_pretrained(tmp_path / "model")
-    assert not ncsn_fast.load(folder, net=ClassesOnly(one_hot)).takes_no_class
+    assert not ncsn_fast.load(folder, net=ClassesOnly(one_hot)).config.no_class
 
 
 # Files -------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from ncsn_fast.engines.lowering.graph import ConvolutionSpec, Graph
 from ncsn_fast.engines.lowering.memory_plan import format_profile
 from ncsn_fast.engines.lowering.static_memory import Weights
 from ncsn_fast.engines.static_engine import StaticEngine
+from ncsn_fast.models.classes import default_label
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops.addresses import NHWC, array
 from ncsn_fast.ops.extension import forced_isa
@@ -189,8 +190,8 @@ class CpuEngine(StaticEngine):
     def _conditions(self, level: Tensor | None, labels: Tensor | None) -> list[Tensor]:
         """Returns the network's further inputs, (batch_size,) each."""
         found = [] if level is None or self.model.conditioning == "none" else [level]
-        if self.model.default_label is not None:
-            none = torch.full((self.batch_size,), self.model.default_label)
+        if (label := default_label(self.model.config)) is not None:
+            none = torch.full((self.batch_size,), label)
             found.append(none if labels is None else labels)
         return found
 
