@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 TESTED = ("2.13.", "2.14.")  # releases of torch that the tests have run with
 _FUNCTIONS = (
     "aoti_torch_cpu_mkldnn__convolution_pointwise_binary_",
+    "aoti_torch_cpu_addmm_out",
+    "aoti_torch_cpu_bmm_out",
     "aoti_torch_delete_tensor_object",
 )
 _PACK, _ADD = "_reorder_convolution_weight", "_convolution_pointwise_"
