@@ -21,11 +21,13 @@ from ncsn_fast.engines.lowering.graph import (
     NormSpec,
     Op,
     PadSpec,
+    SquaresSpec,
     TorchSpec,
     TransposedSpec,
     Vector,
     View,
 )
+from ncsn_fast.engines.lowering.transposed import is_depthwise
 from ncsn_fast.ops.activations import activation_code
 from ncsn_fast.ops.addresses import NONE, Array, array
 
@@ -184,9 +186,32 @@ def _attention(plan: PlanMemory, op: Op) -> None:
 def _conv_transpose(plan: PlanMemory, op: Op) -> None:
     spec = op.spec
     assert isinstance(spec, TransposedSpec)
-    weight, *bias = plan.plain(op.name, spec.weight, spec.bias)
-    x, y = plan.tensor(op.inputs[0]), plan.tensor(op.outputs[0])
-    plan.callback(torch_steps.conv_transpose(x, spec, weight, bias[0] if bias else None, y))
+    x, y = op.inputs[0], op.outputs[0]
+    if is_depthwise(spec):
+        weight, *shift = plan.float32(
+            op.name, spec.weight[:, 0].permute(1, 2, 0), *([] if spec.bias is None else [spec.bias])
+        )
+        bias = _parameter(shift[0], x.channels) if shift else NONE
+        plan.steps.depthwise_transposed(
+            plan.array(x), _parameter(weight, *weight.shape), bias, plan.array(y), plan.nhwc(x),
+            y.height, y.width, len(weight), spec.stride, spec.padding, plan.bfloat16,
+        )  # fmt: skip
+        return
+    weight, *shift = plan.plain(op.name, spec.weight, spec.bias)
+    step = torch_steps.conv_transpose(
+        plan.tensor(x), spec, weight, shift[0] if shift else None, plan.tensor(y)
+    )
+    plan.callback(step)
+
+
+def _depth_to_space(plan: PlanMemory, op: Op) -> None:
+    spec, z, y = op.spec, op.inputs[0], op.outputs[0]
+    assert isinstance(spec, SquaresSpec)
+    batch, height, width, _ = plan.nhwc(z)
+    plan.steps.depth_to_space(
+        plan.array(z), plan.array(y), (batch, height, width, y.channels), y.height, y.width,
+        spec.factor, spec.first, plan.bfloat16,
+    )  # fmt: skip
 
 
 def _pad(plan: PlanMemory, op: Op) -> None:
@@ -228,6 +253,7 @@ TABLE: dict[str, Adder] = {
     "concat": _concat,
     "attention": _attention,
     "conv_transpose": _conv_transpose,
+    "depth_to_space": _depth_to_space,
     "pad": _pad,
     "copy": _copy,
     "torch": _torch,

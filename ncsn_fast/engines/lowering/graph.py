@@ -126,6 +126,17 @@ class TransposedSpec:
 
 
 @dataclasses.dataclass(frozen=True)
+class SquaresSpec:
+    """Squares of factor x factor pixels from groups of channels.
+
+    The first `first` rows and columns are left out.
+    """
+
+    factor: int
+    first: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class NormSpec:
     """Parameters of IN++, with or without ELU.
 
@@ -272,6 +283,7 @@ class TorchSpec:
 Spec = (
     ConvolutionSpec
     | TransposedSpec
+    | SquaresSpec
     | NormSpec
     | GroupNormSpec
     | PointwiseSpec
@@ -290,12 +302,12 @@ class Op:
     """One operation of a graph.
 
     Attributes:
-        kind: "conv", which adds to its second input if it has one; "conv_transpose"; "norm" (IN++);
-            "group_norm"; "layer_norm" (a group norm of each pixel); an activation; "add", and
-            "add_" + an activation, whose outputs are the sum and its activation, or only the
-            latter; "affine"; "concat"; "max_pool5", "avg_pool5", "mean_pool2"; "nearest2";
-            "resize", "resize_add" (bilinear, with align_corners); "pad"; "attention"; "copy";
-            "pointwise" (fusion.py); "torch".
+        kind: "conv", which adds to its second input if it has one; "conv_transpose";
+            "depth_to_space"; "norm" (IN++); "group_norm"; "layer_norm" (a group norm of each
+            pixel); an activation; "add", and "add_" + an activation, whose outputs are the sum and
+            its activation, or only the latter; "affine"; "concat"; "max_pool5", "avg_pool5",
+            "mean_pool2"; "nearest2"; "resize", "resize_add" (bilinear, with align_corners); "pad";
+            "attention"; "copy"; "pointwise" (fusion.py); "torch".
         overwrites: pairs (output, input): the output takes the memory of an input, which nothing
             may read afterwards. A convolution that overwrites accumulates into it.
         spec: parameters.

@@ -17,12 +17,14 @@ from ncsn_fast.engines.lowering.aten import Lowering
 from ncsn_fast.engines.lowering.export import PROBE, Exported, Program
 from ncsn_fast.engines.lowering.graph import ActivationSpec, AddSpec, Graph, Vector
 from ncsn_fast.engines.lowering.handlers import HANDLERS
+from ncsn_fast.engines.lowering.transposed import expand_transposed
 
 # In this order: what removes operations, then what joins them, then where they write.
 PASSES: tuple[passes.Pass, ...] = (
     passes.drop_dead,
     passes.fold_input,
     passes.drop_identities,
+    expand_transposed,
     passes.fold_affine,
     passes.absorb_vectors,
     passes.fold_padding,
