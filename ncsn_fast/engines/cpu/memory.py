@@ -76,6 +76,13 @@ class PlanMemory:
         self.steps.callback(step)
         self._in_torch = True
 
+    def copy(self, x: Map, y: Map) -> None:
+        """Adds a step that copies a map."""
+        count = self.count(x)
+        self.steps.copy_channels(
+            self.array(x), self.array(y), 1, count, count, 0, count, 0, self.bfloat16, self.bfloat16
+        )
+
     def vector(self, vector: Vector, *, less: int = 0) -> Tensor:
         """Returns the memory (batch, C) of numbers that `set_conditions` computes, minus `less`."""
         rows = torch.zeros(self.batch, vector.channels, dtype=torch.float32)

@@ -213,6 +213,21 @@ def add(
     )  # fmt: skip
 
 
+def products(plan: Any, name: str, a: Tensor, b: Tensor, y: Tensor) -> None:
+    """Appends the steps y = a b of (N, heads, L, K) and (N, heads, K, M), one for each head.
+
+    The caller keeps the tensors at their addresses; all are of one type, with any strides.
+    """
+    for head in range(y.shape[1]):
+        out, *operands = owned([y[:, head], a[:, head], b[:, head]])
+        plan.product(name, out, None, *operands)
+
+
+def product(plan: Any, name: str, a: Tensor, b: Tensor, y: Tensor, added: Tensor) -> None:
+    """Appends the step y = added + a b of matrices (L, K) and (K, M); `added` may be (M,), or y."""
+    plan.product(name, *owned([y, added, a, b]))
+
+
 @functools.cache
 def lacks(dtype: str) -> str | None:
     """Returns why oneDNN cannot convolve in a dtype on this machine; None where it can.

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ncsn_fast.engines.cpu import torch_steps
+from ncsn_fast.engines.cpu import onednn, torch_steps
 from ncsn_fast.engines.cpu.memory import PlanMemory
 from ncsn_fast.engines.lowering.graph import (
     ACTIVATIONS,
@@ -21,6 +21,8 @@ from ncsn_fast.engines.lowering.graph import (
     NormSpec,
     Op,
     PadSpec,
+    ProductSpec,
+    SoftmaxSpec,
     SquaresSpec,
     TorchSpec,
     TransposedSpec,
@@ -183,6 +185,21 @@ def _attention(plan: PlanMemory, op: Op) -> None:
     )  # fmt: skip
 
 
+def _product(plan: PlanMemory, op: Op) -> None:
+    spec = op.spec
+    assert isinstance(spec, ProductSpec)
+    onednn.products(plan.steps, op.name, *map(plan.view, (spec.a, spec.b, spec.y)))
+
+
+def _softmax(plan: PlanMemory, op: Op) -> None:
+    spec, x, y = op.spec, op.inputs[0], op.outputs[0]
+    assert isinstance(spec, SoftmaxSpec)
+    if not op.overwrites:
+        plan.copy(x, y)
+    rows = plan.batch * spec.rows
+    plan.steps.softmax(plan.array(y), rows, spec.columns, spec.scale, plan.bfloat16)
+
+
 def _conv_transpose(plan: PlanMemory, op: Op) -> None:
     spec = op.spec
     assert isinstance(spec, TransposedSpec)
@@ -252,6 +269,8 @@ TABLE: dict[str, Adder] = {
     "avg_pool5": _pool5,
     "concat": _concat,
     "attention": _attention,
+    "product": _product,
+    "softmax": _softmax,
     "conv_transpose": _conv_transpose,
     "depth_to_space": _depth_to_space,
     "pad": _pad,

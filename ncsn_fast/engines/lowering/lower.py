@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ncsn_fast.engines.lowering import passes, stored, sums
+from ncsn_fast.engines.lowering import attention, passes, stored, sums
 from ncsn_fast.engines.lowering.aten import Lowering
 from ncsn_fast.engines.lowering.export import PROBE, Exported, Program
 from ncsn_fast.engines.lowering.graph import ActivationSpec, AddSpec, Graph, Vector
@@ -30,6 +30,8 @@ PASSES: tuple[passes.Pass, ...] = (
     passes.fold_padding,
     passes.pool_convolutions,
     passes.fuse_activations,
+    attention.scale_softmax,
+    attention.fuse_attention,
     passes.join_projections,
     sums.weigh_sums,
     sums.fuse_sums,

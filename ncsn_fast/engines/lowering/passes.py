@@ -25,6 +25,7 @@ from ncsn_fast.engines.lowering.graph import (
     NormSpec,
     Op,
     PadSpec,
+    ProductSpec,
     TorchSpec,
     Vector,
     View,
@@ -33,7 +34,7 @@ from ncsn_fast.engines.lowering.rewriting import fold_all, fold_one, producers_o
 
 Pass = Callable[[Graph], None]
 _SUMS = ("add", *(f"add_{name}" for name in ACTIVATIONS))
-_IN_PLACE = ("norm", "group_norm", "layer_norm", "affine", *ACTIVATIONS, *_SUMS)
+_IN_PLACE = ("norm", "group_norm", "layer_norm", "affine", "softmax", *ACTIVATIONS, *_SUMS)
 
 
 def apply(graph: Graph, passes: Iterable[Pass]) -> Graph:
@@ -347,6 +348,8 @@ def _renamed(op: Op, names: dict[Map, Map]) -> Op:
     if isinstance(spec, AttentionSpec):
         q, k, v = map(moved, (spec.query, spec.key, spec.value))
         spec = AttentionSpec(q, k, v, spec.scale)
+    elif isinstance(spec, ProductSpec):
+        spec = ProductSpec(moved(spec.a), moved(spec.b), spec.y)
     elif isinstance(spec, CopySpec):
         spec = CopySpec(moved(spec.source), spec.target)
     elif isinstance(spec, TorchSpec):
