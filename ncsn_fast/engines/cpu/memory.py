@@ -39,6 +39,7 @@ class PlanMemory:
         self._rows: list[Tensor] = []  # parameters of each image
         self._by_level = self._in_torch = False
         self._vectors: dict[tuple[Vector, int], Tensor] = {}
+        self._scratch: dict[tuple[int, ...], Tensor] = {}
         self.steps = _C.Plan(*onednn.addresses())
 
     @property
@@ -49,7 +50,8 @@ class PlanMemory:
     @property
     def map_bytes(self) -> int:
         """Bytes of the feature-map buffer and the auxiliary buffers."""
-        return sum(t.nbytes for t in (self._buffer, *self._rows, *self._vectors.values()))
+        more = (*self._rows, *self._vectors.values(), *self._scratch.values())
+        return sum(t.nbytes for t in (self._buffer, *more))
 
     def tensor(self, x: Map) -> Tensor:
         """Returns a map as a (batch, C, H, W) channels-last view of the buffer."""
@@ -92,6 +94,12 @@ class PlanMemory:
         """Keeps a tensor as long as the plan."""
         self._rows.append(tensor)
         return tensor
+
+    def scratch(self, *shape: int) -> Tensor:
+        """Returns memory in the maps' type that is free between two operations."""
+        if shape not in self._scratch:
+            self._scratch[shape] = torch.zeros(shape, dtype=self.dtype)
+        return self._scratch[shape]
 
     def level_rows(self, table: Tensor, channels: int) -> list[Tensor]:
         """Returns memory for alpha, gamma and beta (batch, C) of each image's level."""

@@ -185,6 +185,24 @@ def _attention(plan: PlanMemory, op: Op) -> None:
     )  # fmt: skip
 
 
+def attention_by_products(plan: PlanMemory, op: Op) -> None:
+    """Appends an attention as products in the maps' type, with the scores between them.
+
+    The scores are rounded to the maps' type. In bfloat16 the products are several times as fast on
+    processors that multiply it.
+    """
+    spec, y = op.spec, op.outputs[0]
+    assert isinstance(spec, AttentionSpec)
+    q, k, v = map(plan.view, (spec.query, spec.key, spec.value))
+    heads, queries, keys, across = *q.shape[1:3], *v.shape[2:]
+    scores = plan.scratch(plan.batch, heads, queries, keys)
+    out = View(y, (heads, queries, across), (across, heads * across, 1))
+    onednn.products(plan.steps, op.name, q, k.transpose(2, 3), scores)
+    memory = array("scores", scores, tuple(scores.shape), plan.dtype)
+    plan.steps.softmax(memory, plan.batch * heads * queries, keys, spec.scale, plan.bfloat16)
+    onednn.products(plan.steps, op.name, scores, v, plan.view(out))
+
+
 def _product(plan: PlanMemory, op: Op) -> None:
     spec = op.spec
     assert isinstance(spec, ProductSpec)

@@ -70,9 +70,18 @@ def _attention(scores: Op, softmax: Op, op: Op) -> AttentionSpec | None:
         and _lies(first.y, rows)
         and _lies(last.a, rows)
         and _lies(last.y, (across, heads * across, 1))
-        and all(v.shape[2] == 1 or v.strides[2] == 1 for v in (first.a, key, last.b))
+        and all(map(is_read_as_tokens, (first.a, key, last.b)))
     )
     return AttentionSpec(first.a, key, last.b, middle.scale) if fits else None
+
+
+def is_read_as_tokens(view: View) -> bool:
+    """Whether a view (heads, L, d) is what attention takes.
+
+    Vectors are contiguous, and one image's L tokens follow those of another.
+    """
+    _, length, width = view.shape
+    return (width == 1 or view.strides[2] == 1) and view.map.numel == length * view.strides[1]
 
 
 def _lies(view: View, strides: tuple[int, ...]) -> bool:

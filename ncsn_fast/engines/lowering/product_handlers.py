@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from ncsn_fast.engines.lowering.aten import Declined, Handlers, Lowering, Value, is_rows
+from ncsn_fast.engines.lowering.attention import is_read_as_tokens
 from ncsn_fast.engines.lowering.graph import (
     AttentionSpec,
     Map,
@@ -41,10 +42,15 @@ def _attention(low: Lowering, node: fx.Node, a: SimpleNamespace) -> Value:
 
 
 def _heads(low: Lowering, view: View) -> View:
-    """Returns a view (heads, L, d) whose vectors are contiguous."""
+    """Returns a view (heads, L, d) that is read as tokens; copies it if need be."""
     if len(view.shape) != 3:
         raise Declined
-    return view if view.strides[2] == 1 or view.shape[2] == 1 else low.contiguous(view)
+    if is_read_as_tokens(view):
+        return view
+    (heads, length, width), (head, row, step) = view.shape, view.strides
+    tokens = View(view.map, (length, heads, width), (row, head, step), view.offset)
+    copied = low.contiguous(tokens)
+    return View(copied.map, view.shape, (width, heads * width, 1), copied.offset)
 
 
 def _fills(view: View) -> bool:
