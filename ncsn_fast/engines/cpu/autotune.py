@@ -19,7 +19,6 @@ import json
 import logging
 import os
 import platform
-import statistics
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -145,8 +144,8 @@ def _measure_layer(layer: AnyLayer, dtype: str, threads: int) -> float:
             CpuPlan(graph, layer.batch, DTYPES[dtype], winograd=other, products=other)
             for other in (False, True)
         )
-        medians = _medians({"first": first, "second": second})
-    return medians["first"] / medians["second"]
+        seconds = _seconds({"first": first, "second": second})
+    return seconds["first"] / seconds["second"]
 
 
 def _read_layers(path: Path) -> dict[str, float]:
@@ -210,24 +209,27 @@ def _variants() -> list[tuple[str, str]]:
 
 
 def _measure(threads: int) -> dict[str, float]:
-    """Returns speeds relative to the first variant: medians of interleaved rounds."""
+    """Returns speeds relative to the first variant."""
     with torch.inference_mode(), torch_threads(threads):
-        medians = _medians(
+        seconds = _seconds(
             {f"{d} {a}": _convolution(DTYPES[d], a == "winograd") for d, a in _variants()}
         )
-    first = next(iter(medians.values()))
-    return {name: first / median for name, median in medians.items()}
+    first = next(iter(seconds.values()))
+    return {name: first / each for name, each in seconds.items()}
 
 
-def _medians(plans: Mapping[str, CpuPlan]) -> dict[str, float]:
-    """Returns the seconds that plans take: medians of interleaved rounds."""
+def _seconds(plans: Mapping[str, CpuPlan]) -> dict[str, float]:
+    """Returns the seconds that plans take: the least of interleaved rounds.
+
+    What other processes do meanwhile only adds to a round, and may do so to most of one plan's.
+    """
     seconds: dict[str, list[float]] = {}
     for _ in range(_ROUNDS + 1):
         for name, plan in plans.items():
             began = time.perf_counter()
             plan.run()
             seconds.setdefault(name, []).append(time.perf_counter() - began)
-    return {name: statistics.median(times[1:]) for name, times in seconds.items()}
+    return {name: min(times) for name, times in seconds.items()}
 
 
 def _convolution(dtype: torch.dtype, winograd: bool) -> CpuPlan:
