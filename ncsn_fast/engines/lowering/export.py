@@ -24,7 +24,7 @@ _CONTIGUOUS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 
 
 class Traced(NamedTuple):
-    """What torch.export finds: a graph of ATen operations, and what its placeholders are.
+    """Graph of ATen operations that torch.export finds, and what its placeholders are.
 
     Attributes:
         graph: nodes have metadata "val" (a tensor with the shape of the value) and, of the modules
