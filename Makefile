@@ -34,6 +34,7 @@ check: setup                         ## lint and types
 	$(PY) tools/write_results.py --check
 	$(PY) tools/write_quality.py --check
 	$(PY) tools/write_reliability.py --check
+	$(PY) tools/write_tutorial.py --check
 
 fmt: setup
 	$(PY) -m ruff check --fix .

@@ -1,4 +1,4 @@
-"""Benchmarks of one training step: loss, gradient and Adam update."""
+"""Benchmarks of one training step: loss, gradient and Adam update, at 32 images."""
 
 from __future__ import annotations
 
@@ -14,37 +14,54 @@ from race import Entrant, relative_error
 from torch import Tensor
 
 from ncsn_fast import ops
-from ncsn_fast.diffusion.objectives import denoising_score_matching, random_levels
+from ncsn_fast.diffusion.objectives import denoising_score_matching, levels_of
 from ncsn_fast.inference.cost import network_flop
+from ncsn_fast.ops.noise import Stream
+from ncsn_fast.training.objective import Objective
 
-BATCH = 4
-PROVIDERS = ("published", "reference", "kernel")
+BATCH = 32
+NETWORKS = {
+    "mnist": "NCSNv2 28x28",
+    "mnist-sde": "tutorial's U-Net 28x28",
+    "cifar10": "NCSNv2 CIFAR-10",
+}
+# Where the gradient comes from, in which type, and the largest error of it.
+PROVIDERS = {
+    "published": ("fp32", 1e-3),
+    "reference": ("fp32", 1e-3),
+    "kernel": ("fp32", 1e-3),
+    "bf16": ("bf16", 0.1),
+}
 
 
 class Step:
-    """Model in training and one batch; `backend` is an argument of ops.backend."""
+    """Step on one batch.
 
-    def __init__(self, model: torch.nn.Module, x: Tensor, *, sigmas: Tensor, backend: str) -> None:
-        self.model, self.x, self.sigmas, self.backend = model.train(), x, sigmas, backend
-        self.model.requires_grad_(True)
-        generator = torch.Generator().manual_seed(3)
-        self.level = random_levels(len(x), len(sigmas), generator)
-        self.noise = torch.randn(x.shape, generator=generator)
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    Args:
+        loss: () -> the losses (B,).
+        weights: those that are trained.
+        backend: argument of ops.backend.
+    """
+
+    def __init__(
+        self, loss: Callable[[], Tensor], weights: list[Tensor], *, backend: str, dtype: str
+    ) -> None:
+        self.loss, self.weights, self.backend, self.dtype = loss, weights, backend, dtype
+        self.optimizer = torch.optim.Adam(weights, lr=1e-4, fused=backend == "kernels")
 
     def backward(self) -> None:
-        """Computes the gradient of denoising score matching in float32."""
-        score_at: Any = self.model.score_at
+        """Computes the gradient of denoising score matching."""
+        low = torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == "bf16")
         with ops.backend(self.backend):
-            losses = denoising_score_matching(score_at, self.x, self.sigmas, self.level, self.noise)
+            with low:
+                losses = self.loss()
             self.optimizer.zero_grad(set_to_none=True)
             losses.mean().backward()
 
     def gradient(self) -> Tensor:
         """Returns the gradient of all weights as one vector."""
         self.backward()
-        gradients = [p.grad.flatten() for p in self.model.parameters() if p.grad is not None]
-        return torch.cat(gradients)
+        return torch.cat([w.grad.flatten() for w in self.weights if w.grad is not None])
 
     def __call__(self) -> None:
         self.backward()
@@ -52,33 +69,52 @@ class Step:
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-def bench_step(race: Callable[..., None], provider: str) -> None:
-    """Times a training step of the CIFAR-10 network, float32: fused ops against plain PyTorch."""
+@pytest.mark.parametrize("network", NETWORKS)
+def bench_step(race: Callable[..., None], network: str, provider: str) -> None:
+    """Times a training step: ours against the published way, plain PyTorch in float32."""
 
     def builders(settings: Any) -> dict[str, Callable[[], Entrant]]:
-        config = workloads.Workload("", "cifar10", BATCH)
-        expected = _step("reference", config, settings.small).gradient()
+        expected = _step("reference", network, settings.small).gradient()
         return {
-            name: functools.partial(_enter, name, config, settings.small, expected)
+            name: functools.partial(_enter, name, network, settings.small, expected)
             for name in settings.names
         }
 
-    race(builders, f"training step, CIFAR-10 32x32, B = {BATCH}", lead_in=0)
+    race(builders, f"training step, {NETWORKS[network]}, B = {BATCH}", lead_in=0)
 
 
-def _step(name: str, workload: workloads.Workload, small: bool) -> Step:
-    model, x = workloads.make(workload, small=small)
-    sigmas = model.sigmas
-    if name == "published":
-        return Step(published.Published(model), x, sigmas=sigmas, backend="reference")
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    x = x.contiguous(memory_format=torch.channels_last)
-    return Step(model, x, sigmas=sigmas, backend={"kernel": "kernels"}.get(name, name))
+def _step(name: str, network: str, small: bool) -> Step:
+    model, x = workloads.make(workloads.Workload("", network, BATCH), small=small)
+    model.train().requires_grad_(True)
+    if name in ("kernel", "bf16"):
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        x = x.contiguous(memory_format=torch.channels_last)
+    places = torch.arange(len(x))
+    uniform = ops.uniform(3, places, Stream.TRAINING, 1, [1])[:, 0]
+    noise = ops.normal(3, places, Stream.TRAINING, 0, x.shape[1:])
+    loss: Callable[[], Tensor]
+    weights = [p for p in model.parameters() if p.requires_grad]
+    if name == "published" and model.clock is None:
+        net = published.Published(model)
+        weights = list(net.net.parameters())
+        level = levels_of(uniform, len(model.sigmas))
+        loss = functools.partial(
+            denoising_score_matching, net.score_at, x, model.sigmas, level, noise
+        )
+    else:
+        objective = Objective(model, anneal_power=2.0)
+
+        def loss() -> Tensor:
+            return objective(x, uniform, noise)[1]
+
+    backend = "kernels" if name in ("kernel", "bf16") else "reference"
+    return Step(loss, weights, backend=backend, dtype=PROVIDERS[name][0])
 
 
-def _enter(name: str, workload: workloads.Workload, small: bool, expected: Tensor) -> Entrant:
-    step = _step(name, workload, small)
-    model, _ = workloads.make(workload, small=small)
+def _enter(name: str, network: str, small: bool, expected: Tensor) -> Entrant:
+    step = _step(name, network, small)
+    model, _ = workloads.make(workloads.Workload("", network, BATCH), small=small)
+    dtype, bound = PROVIDERS[name]
     # A backward pass costs two forwards; Adam is not counted.
-    info = {"dtype": "fp32", "batch": BATCH, "flop": 3 * BATCH * network_flop(model)}
-    return Entrant(step, lambda: relative_error(step.gradient(), expected), 1e-3, info)
+    info = {"dtype": dtype, "batch": BATCH, "flop": 3 * BATCH * network_flop(model)}
+    return Entrant(step, lambda: relative_error(step.gradient(), expected), bound, info)

@@ -1,7 +1,4 @@
-"""Benchmarks of a network that a user brings: the U-Net of DDPM on CIFAR-10, from diffusers.
-
-UNet2DModel in the size of google/ddpm-cifar10-32 (35.7 M parameters) with random weights, wrapped.
-"""
+"""Benchmarks of a network that a user brings (user_unet.py): one forward on the CPU."""
 
 from __future__ import annotations
 
@@ -14,38 +11,15 @@ import torch
 from providers import Run
 from race import Absent, Entrant, relative_error
 from torch import Tensor
+from user_unet import model
 
-import ncsn_fast
 from ncsn_fast import EngineUnavailable, ScoreModel
-from ncsn_fast.diffusion.parameterisation import DiscreteVP
 from ncsn_fast.engines.compiled import CompileEngine
 from ncsn_fast.engines.cpu.engine import CpuEngine
 from ncsn_fast.engines.onnx.model import make_onnx
 from ncsn_fast.inference.cost import network_flop
 
 BATCHES = {"b1": 1, "b8": 8}
-
-
-@functools.cache
-def model(small: bool) -> ScoreModel:
-    """Returns the wrapped network; a tiny one for tests."""
-    try:
-        from diffusers import UNet2DModel
-    except ImportError as error:
-        raise Absent(f"package diffusers cannot be imported: {error}") from error
-    torch.manual_seed(0)
-    widths, layers = ((8, 16, 16, 16), 1) if small else ((128, 256, 256, 256), 2)
-    net = UNet2DModel(
-        sample_size=8 if small else 32, block_out_channels=widths, layers_per_block=layers,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-        norm_eps=1e-6, norm_num_groups=4 if small else 32, downsample_padding=0,
-        flip_sin_to_cos=False, freq_shift=1, attention_head_dim=None,
-    )  # fmt: skip
-    return ncsn_fast.wrap(
-        net.requires_grad_(False), predicts="epsilon", sees="timestep", process=DiscreteVP(),
-        image_shape=(3, net.config.sample_size, net.config.sample_size), data_range=(-1, 1),
-    )  # fmt: skip
 
 
 def eager(of: ScoreModel, x: Tensor, c: Tensor) -> Run:
@@ -91,7 +65,7 @@ def openvino(precision: str) -> Callable[[ScoreModel, Tensor, Tensor], Run]:
             "NUM_STREAMS": 1,
         }
         core = ov.Core()
-        read = core.read_model(make_onnx(of, batch=len(x)), ov.Tensor())
+        read = core.read_model(make_onnx(of, batch=len(x)))
         request = core.compile_model(read, "CPU", settings).create_infer_request()
         sigma, form = SIGMA.expand(len(x)), of.parameterisation.linear_form(SIGMA)
         state = (x.double() - form.shift) / form.scale

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from gpu import ceilings, convolutions, kernels, machine, steps
+from gpu import ceilings, convolutions, kernels, machine, steps, unets
 from gpu.section import Section
 
 SECTIONS: dict[str, Callable[[Section], None]] = {
@@ -27,6 +27,7 @@ SECTIONS: dict[str, Callable[[Section], None]] = {
     ),
     "norms": kernels.norms,
     "updates": kernels.updates,
+    "unet-b16": functools.partial(unets.measure, batch=16, seconds=5.0),
     "convolutions": convolutions.measure,
     "step-b16": functools.partial(
         steps.measure, batch=16, seconds=5.0, names=[*steps.PUBLISHED, *steps.LEVEL]

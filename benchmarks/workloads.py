@@ -56,7 +56,11 @@ def model_config(workload: Workload, *, small: bool = False) -> ModelConfig:
         arch = one if is_first(workload) else two
         return ModelConfig(arch=arch, image_size=(8, 8), ngf=8, n_sigmas=4)
     run = CONFIGS[workload.config]
-    return run.model_config(sigma_begin=run.sigma_begin, n_sigmas=run.n_sigmas, epsilon=run.epsilon)
+    return run.model_config(  # a run that derives its levels from data has these for its speed
+        sigma_begin=run.sigma_begin or 17.0,
+        n_sigmas=run.n_sigmas or 95,
+        epsilon=run.epsilon or 1e-5,
+    )
 
 
 def make(workload: Workload, *, small: bool = False) -> tuple[ScoreModel, Tensor]:

@@ -1,6 +1,8 @@
-"""ELU (alpha 1) of the sum of one to three maps and a bias, with or without the sum as an output.
+"""Activation of the sum of one to three maps and a bias, with or without the sum as an output.
 
-    s = ((a + b) + c) + bias,   y = elu(s)
+    s = ((a + b) + c) + bias,   y = activation(s), mostly ELU (alpha 1)
+
+Maps may be weighted: s = ((w_a a + w_b b) + w_c c) + bias.
 
 All maps have one layout and are treated as flat arrays; with a bias they are channels-last, where
 the channel of an element is its index modulo C. Sums are float32, and y is computed from s before s
@@ -17,7 +19,7 @@ import torch
 import triton
 import triton.language as tl
 from ncsn_fast.kernels import launch
-from ncsn_fast.kernels.maths import elu as elu_of
+from ncsn_fast.kernels.maths import activate
 from torch import Tensor
 
 BLOCK, WARPS = 2048, 8
@@ -25,17 +27,27 @@ MOST_TERMS = 3
 
 
 @triton.jit
-def add_elu_kernel(a_ptr, b_ptr, c_ptr, bias_ptr, total_ptr, y_ptr, count, C: tl.constexpr,
-                   RUN: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """Computes BLOCK elements of the sum and of its ELU."""
+def term(pointers, inside, weight, WEIGHTED: tl.constexpr):
+    """Loads elements of a map in float32, times a weight if they have one."""
+    value = tl.load(pointers, mask=inside, other=0.0).to(tl.float32)
+    if WEIGHTED:
+        value *= weight
+    return value
+
+
+@triton.jit
+def add_elu_kernel(a_ptr, b_ptr, c_ptr, bias_ptr, total_ptr, y_ptr, weight_a, weight_b, weight_c,
+                   count, C: tl.constexpr, RUN: tl.constexpr, BLOCK: tl.constexpr,
+                   ACTIVATION: tl.constexpr, WEIGHTED: tl.constexpr):  # fmt: skip
+    """Computes BLOCK elements of the sum and of its activation."""
     start = tl.program_id(0).to(tl.int64) * BLOCK
     at = start + tl.arange(0, BLOCK)
     inside = at < count
-    total = tl.load(a_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    total = term(a_ptr + at, inside, weight_a, WEIGHTED)
     if b_ptr is not None:
-        total += tl.load(b_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        total += term(b_ptr + at, inside, weight_b, WEIGHTED)
     if c_ptr is not None:
-        total += tl.load(c_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        total += term(c_ptr + at, inside, weight_c, WEIGHTED)
     if bias_ptr is not None:
         # One 64-bit division per program; those per element are 32-bit and by a constant.
         channel = ((start % C).to(tl.int32) + tl.arange(0, BLOCK)) % C
@@ -46,7 +58,7 @@ def add_elu_kernel(a_ptr, b_ptr, c_ptr, bias_ptr, total_ptr, y_ptr, count, C: tl
     if total_ptr is not None:
         tl.store(total_ptr + at, total.to(total_ptr.dtype.element_ty), mask=inside)
     if y_ptr is not None:
-        y = elu_of(total, y_ptr.dtype.element_ty != tl.float32)
+        y = activate(total, ACTIVATION, y_ptr.dtype.element_ty != tl.float32)
         tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
@@ -66,23 +78,36 @@ def _check(**tensors: Tensor | None) -> None:
 
 
 def pointwise(
-    terms: Sequence[Tensor], bias: Tensor | None, total: Tensor | None, out: Tensor | None
+    terms: Sequence[Tensor],
+    bias: Tensor | None,
+    total: Tensor | None,
+    out: Tensor | None,
+    activation: str = "elu",
+    weights: Sequence[float] = (),
 ) -> None:
-    """Writes total = one to three maps plus a bias (C,) float32, out = elu(total), or both.
+    """Writes total = one to three maps plus a bias (C,) float32, out = activation(total), or both.
 
     total and out may each be one of the maps. Allocates nothing.
+
+    Args:
+        activation: a name of `ops.activations`.   weights: of the maps; all 1 if there are none.
     """
     if not 1 <= len(terms) <= MOST_TERMS or (total is None and out is None):
         raise ValueError(f"pointwise takes 1 to {MOST_TERMS} maps and writes one; got {len(terms)}")
+    if weights and len(weights) != len(terms):
+        raise ValueError(f"weights must be those of {len(terms)} maps; got {len(weights)}")
+    launch.check_activation(activation)
     a, b, c = (*terms, None, None)[:3]
     _check(a=a, b=b, c=c, total=total, out=out)
     if bias is not None:
         launch.check_maps(a=a, b=b, c=c, total=total, out=out)
         launch.check_bias(bias, a)
     programs, channels = launch.cdiv(a.numel(), BLOCK), 1 if bias is None else len(bias)
+    factors = (*(float(w) for w in weights), 1.0, 1.0, 1.0)[:MOST_TERMS]
     launch.start(
-        add_elu_kernel, programs, a.device, a, b, c, bias, total, out, a.numel(), C=channels,
-        RUN=math.gcd(channels, 16), BLOCK=BLOCK, warps=WARPS,
+        add_elu_kernel, programs, a.device, a, b, c, bias, total, out, *factors, a.numel(),
+        C=channels, RUN=math.gcd(channels, 16), BLOCK=BLOCK, ACTIVATION=activation,
+        WEIGHTED=bool(weights), warps=WARPS,
     )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ import torch
 import triton
 import triton.language as tl
 from ncsn_fast.kernels import norm_statistics
-from ncsn_fast.kernels.launch import cdiv, check_maps, power_of_2, start
+from ncsn_fast.kernels.launch import cdiv, check_activation, check_maps, power_of_2, start
 from ncsn_fast.kernels.norm_statistics import (
     WARPS,
     inverse_root,
@@ -38,7 +38,6 @@ from torch import Tensor
 SINGLE_BYTES = 32 * 1024  # larger samples would be too slow on one multiprocessor
 SINGLE_CHANNELS = 512
 SINGLE_WARPS = 16
-ACTIVATIONS = ("none", "elu", "relu", "silu", "sigmoid", "tanh", "gelu", "gelu_tanh")
 ROWS = ("add", "scale", "shift")  # parameters of each sample
 
 
@@ -220,8 +219,7 @@ def check(x: Tensor, out: Tensor, groups: int, activation: str, form: str) -> No
     c = x.shape[1]
     if groups < 1 or c % groups:
         raise ValueError(f"groups must divide the {c} channels of x; got {groups}")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}; got {activation!r}")
+    check_activation(activation)
     if form not in ("auto", "split", "single"):
         raise ValueError(f'form must be "auto", "split" or "single"; got {form!r}')
     if form == "single" and not fits_single(c, groups):
@@ -229,6 +227,51 @@ def check(x: Tensor, out: Tensor, groups: int, activation: str, form: str) -> No
             f'form "single" takes up to {SINGLE_CHANNELS} channels in groups of a power of two; '
             f"got {c} in {groups} groups"
         )
+
+
+def check_coefficients(coefficients: Tensor, x: Tensor) -> None:
+    """Raises unless coefficients are float32 (N, 3, C), contiguous, on the device of the map."""
+    shape = (x.shape[0], 3, x.shape[1])
+    if coefficients.shape != shape or coefficients.dtype != torch.float32:
+        raise ValueError(
+            f"coefficients must be float32 of shape {shape}; got {tuple(coefficients.shape)}, "
+            f"{coefficients.dtype}. Use new_workspace(x)."
+        )
+    if coefficients.device != x.device or not coefficients.is_contiguous():
+        raise ValueError(
+            f"coefficients must be contiguous, on {x.device} like x; got strides "
+            f"{coefficients.stride()} on {coefficients.device}"
+        )
+
+
+def launch_apply(x: Tensor, out: Tensor, coefficients: Tensor, activation: str) -> None:
+    """Writes out = activation((x - mean) scale + shift), with coefficients (N, 3, C) of the map."""
+    n, c, height, width = x.shape
+    plane = height * width
+    at_once = elements_at_once(x, out)
+    block_c = min(power_of_2(c), 256, at_once)
+    block_p = min(at_once // block_c, power_of_2(plane))
+    start(
+        group_apply_kernel, n * cdiv(plane, block_p) * cdiv(c, block_c), x.device, x, out,
+        coefficients, n, plane, C=c, APPLY_ROWS=block_p, BLOCK_P=block_p, BLOCK_C=block_c,
+        ACTIVATION=activation, warps=WARPS,
+    )  # fmt: skip
+
+
+def scale_shift(
+    x: Tensor, coefficients: Tensor, activation: str = "none", *, out: Tensor | None = None
+) -> Tensor:
+    """Computes activation((x - mean) scale + shift) of a channels-last map; out may be x.
+
+    coefficients: (N, 3, C) float32, contiguous: mean, scale and shift of each channel and sample.
+    With out nothing is allocated.
+    """
+    out = torch.empty_like(x) if out is None else out
+    check_maps(x=x, out=out)
+    check_activation(activation)
+    check_coefficients(coefficients, x)
+    launch_apply(x, out, coefficients, activation)
+    return out
 
 
 def group_norm(
@@ -292,12 +335,7 @@ def launch_split(
     n, c, height, width = x.shape
     plane, size = height * width, c // groups
     partials, coefficients = new_workspace(x) if workspace is None else workspace
-    shape = (n, 3, c)
-    if coefficients.shape != shape or coefficients.dtype != torch.float32:
-        raise ValueError(
-            f"coefficients must be float32 of shape {shape}; got {tuple(coefficients.shape)}, "
-            f"{coefficients.dtype}. Use new_workspace(x)."
-        )
+    check_coefficients(coefficients, x)
     partials, split = launch_statistics(x, partials)
     elements, tiles = norm_statistics.TILE_ELEMENTS, power_of_2(split.tiles)
     members = min(power_of_2(size), max(elements // tiles, 1))
@@ -307,11 +345,4 @@ def launch_split(
         *parameters, plane, split.tiles, eps, C=c, SIZE=size, ROWS=split.rows, TILES=tiles,
         GROUPS=together, MEMBERS=members, warps=WARPS,
     )  # fmt: skip
-    at_once = elements_at_once(x, out)
-    block_c = min(power_of_2(c), 256, at_once)
-    block_p = min(at_once // block_c, power_of_2(plane))
-    start(
-        group_apply_kernel, n * cdiv(plane, block_p) * cdiv(c, block_c), x.device, x, out,
-        coefficients, n, plane, C=c, APPLY_ROWS=block_p, BLOCK_P=block_p, BLOCK_C=block_c,
-        ACTIVATION=activation, warps=WARPS,
-    )  # fmt: skip
+    launch_apply(x, out, coefficients, activation)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+ACTIVATIONS = ("none", "elu", "relu", "silu", "sigmoid", "tanh", "gelu", "gelu_tanh")
 LINE = 128  # bytes per cache line; a warp reads whole lines
 
 
@@ -36,6 +37,12 @@ def start(
     )
     with guard:
         kernel[(programs,)](*args, num_warps=warps, enable_fp_fusion=False, **meta)
+
+
+def check_activation(name: str) -> None:
+    """Raises ValueError, naming the activations there are, unless this is one of them."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}; got {name!r}")
 
 
 def check_bias(bias: Tensor | None, x: Tensor) -> None:

@@ -9,14 +9,17 @@ from ncsn_fast.cli import command
 if __name__ == "__main__":  # before the imports that take seconds
     sys.exit(command.run_module("edit"))
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ncsn_fast.cli.animation import Animation
 from ncsn_fast.cli.arguments import MASKS, import_function, make_mask, read_images
 from ncsn_fast.cli.edit_options import (
+    Animated,
     Colourise,
     Deblur,
     Denoise,
@@ -30,19 +33,37 @@ from ncsn_fast.cli.edit_options import (
     SuperResolve,
     parse,
 )
+from ncsn_fast.cli.options import ClassOptions
 from ncsn_fast.cli.outputs import check_output, check_pictures
 from ncsn_fast.data.images import grid_shape, save_grid
 from ncsn_fast.data.rescue import write_or_keep
 from ncsn_fast.inference.editing import mean_of_colours
 from ncsn_fast.models.score import ScoreModel
-from ncsn_fast.ops.noise import Stream, normal, sample_indices
+from ncsn_fast.ops.noise import Stream, normal, sample_indices, sample_range
 from ncsn_fast.sampler import Sampler
 from ncsn_fast.samplers.operators import Operator, block_mean, gaussian_blur
 from ncsn_fast.samplers.program_transforms import start_level
 
 MEASURING = 7  # stream of the noise that commands add to measurements
 ROWS = 3  # of a grid, at most: original, measured, result
-Grid = tuple[Tensor, int]  # images, and images per row
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Pictures that a command makes.
+
+    Attributes:
+        images: (N, C, H, W) of the whole grid.   columns: images per row.
+        results: those that the chains ended with, in the order of the calls; None for a command
+            without chains.
+    """
+
+    images: Tensor
+    columns: int
+    results: Tensor | None = None
+
+
+Record = Callable[[dict[str, Any]], dict[str, Any]]  # arguments of a call -> those that record it
 
 
 def read(
@@ -63,12 +84,20 @@ def noise_of(images: Tensor, seed: int, start: int) -> Tensor:
     return normal(seed, samples, Stream.INITIAL, 0, tuple(images.shape[1:]))
 
 
-def inpaint(options: Inpaint, sampler: Sampler) -> Grid:
+def drawing(options: OfImages | Interpolate, n: int, times: int = 1) -> dict[str, Any]:
+    """Returns the arguments of a call that draws `times` images for each of n sample indices."""
+    samples = (i for i in sample_range(options.start, n) for _ in range(times))
+    return {**options.sampling(), **options.classes(samples)}
+
+
+def inpaint(options: Inpaint, sampler: Sampler, record: Record) -> Grid:
     """Fills in unknown pixels."""
     images = read(options, sampler.model)
     mask = make_mask(options.mask, *images.shape[2:])
-    result = sampler.inpaint(images, mask, variant=options.variant, **options.sampling())
-    return torch.cat((images, torch.where(mask, images, 0.5), result)), len(images)
+    call = {"variant": options.variant, **drawing(options, len(images))}
+    result = sampler.inpaint(images, mask, **record(call))
+    shown = torch.cat((images, torch.where(mask, images, 0.5), result))
+    return Grid(shown, len(images), result)
 
 
 def operator_of(options: Measured, model: ScoreModel) -> Operator:
@@ -80,7 +109,7 @@ def operator_of(options: Measured, model: ScoreModel) -> Operator:
     return mean_of_colours(model)
 
 
-def restore(options: Measured, sampler: Sampler) -> Grid:
+def restore(options: Measured, sampler: Sampler, record: Record) -> Grid:
     """Restores images from measurements of them."""
     operator, shape = operator_of(options, sampler.model), sampler.model.image_shape
     measured_shape = tuple(operator.apply(torch.zeros(1, *shape)).shape[1:])
@@ -93,48 +122,51 @@ def restore(options: Measured, sampler: Sampler) -> Grid:
         samples = sample_indices(options.start, len(y))
         y = y + options.noise * normal(options.seed, samples, MEASURING, 0, measured_shape)
     noise, how = options.noise, options.how
-    result = sampler.restore(y, operator, noise=noise, how=how, **options.sampling())
+    call = {"noise": noise, "how": how, **drawing(options, len(y))}
+    result = sampler.restore(y, operator, **record(call))
     times = shape[1] // measured_shape[1]
     seen = y.repeat_interleave(times, 2).repeat_interleave(times, 3).expand(-1, *shape)
-    return torch.cat((*before, seen, result)), len(y)
+    return Grid(torch.cat((*before, seen, result)), len(y), result)
 
 
-def sdedit(options: SDEdit, sampler: Sampler) -> Grid:
+def sdedit(options: SDEdit, sampler: Sampler, record: Record) -> Grid:
     """Adds noise to images and samples from there."""
     images = read(options, sampler.model)
     strength = 0.5 if options.strength is None and options.sigma is None else options.strength
     sigma = start_level(sampler.model.sigmas.numpy(force=True), options.sigma, strength)
     noisy = images + sigma * noise_of(images, options.seed, options.start)
-    result = sampler.sdedit(images, sigma=options.sigma, strength=strength, **options.sampling())
-    return torch.cat((images, noisy, result)), len(images)
+    call = {"sigma": options.sigma, "strength": strength, **drawing(options, len(images))}
+    result = sampler.sdedit(images, **record(call))
+    return Grid(torch.cat((images, noisy, result)), len(images), result)
 
 
-def guide(options: Guide, sampler: Sampler) -> Grid:
+def guide(options: Guide, sampler: Sampler, record: Record) -> Grid:
     """Draws samples of any class, then of each label."""
     n = options.n
     grid_shape((1 + len(options.labels)) * n, *sampler.model.image_shape[1:], n)
     classifier = import_function("--classifier", options.classifier)
     call = {"scale": options.scale, **options.sampling()}
-    rows = [sampler.sample(n, **options.sampling())]
-    rows += [sampler.guided([label] * n, classifier, **call) for label in options.labels]
-    return torch.cat(rows), n
+    rows = [sampler.sample(n, **record(options.sampling()))]
+    rows += [sampler.guided([label] * n, classifier, **record(call)) for label in options.labels]
+    return Grid(torch.cat(rows), n, torch.cat(rows))
 
 
-def interpolate(options: Interpolate, sampler: Sampler) -> Grid:
+def interpolate(options: Interpolate, sampler: Sampler, record: Record) -> Grid:
     """Draws rows of frames between two samples."""
     pairs, frames = options.pairs, options.frames
     grid_shape(pairs * frames, *sampler.model.image_shape[1:], frames)
-    return sampler.interpolate(pairs, frames, **options.sampling()), frames
+    call = drawing(options, pairs, frames)
+    return Grid(sampler.interpolate(pairs, frames, **call), frames)
 
 
-def denoise(options: Denoise, sampler: Sampler) -> Grid:
+def denoise(options: Denoise, sampler: Sampler, record: Record) -> Grid:
     """Adds noise to images and removes it."""
     images = read(options, sampler.model)
     noisy = images + options.sigma * noise_of(images, options.seed, options.start)
-    return torch.cat((images, noisy, sampler.denoise(noisy, options.sigma))), len(images)
+    return Grid(torch.cat((images, noisy, sampler.denoise(noisy, options.sigma))), len(images))
 
 
-GRIDS: dict[type[Drawing | Denoise], Callable[[Any, Sampler], Grid]] = {
+GRIDS: dict[type[Drawing | Denoise], Callable[[Any, Sampler, Record], Grid]] = {
     Inpaint: inpaint,
     Colourise: restore,
     SuperResolve: restore,
@@ -149,12 +181,20 @@ GRIDS: dict[type[Drawing | Denoise], Callable[[Any, Sampler], Grid]] = {
 def run(options: Drawing | Denoise) -> int:
     """Does what the options say; exit code 0."""
     command.single_process("ncsn_fast.edit")
+    animate = options.animate if isinstance(options, Animated) else None
     check_output("--out", options.out)
+    check_output("--animate", animate)
     sampler = options.sampler()
     check_pictures(sampler.model)
-    images, columns = GRIDS[type(options)](options, sampler)
-    write_or_keep(options.out, lambda path: save_grid(images, path, columns))
+    if isinstance(options, ClassOptions):
+        options.check_classes(sampler.model)
+    animation = Animation(float(sampler.model.sigmas[-1]))
+    grid = GRIDS[type(options)](options, sampler, dict if animate is None else animation.of)
+    write_or_keep(options.out, lambda path: save_grid(grid.images, path, grid.columns))
     print(options.out)
+    if animate is not None and grid.results is not None:
+        animation.write(animate, grid.results, grid.columns)
+        print(animate)
     return 0
 
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ncsn_fast.cli import command, shards
+from ncsn_fast.cli.animation import Animation
 from ncsn_fast.cli.outputs import check_output, check_output_folder, check_pictures
 from ncsn_fast.cli.sample_folder import read_files, write_files
 from ncsn_fast.cli.sample_options import FOLDER, GRID, SampleOptions, parse
@@ -78,10 +79,24 @@ def _write_grid(images: Tensor, options: SampleOptions, sampler: Sampler) -> Non
     print(f"{path}: {options.n} samples{_how(sampler)}")
 
 
+def _draw(options: SampleOptions, sampler: Sampler) -> None:
+    """Draws all samples into a grid, and their chains into a GIF."""
+    call = {**options.sampling(), **options.classes(noise.sample_range(options.start, options.n))}
+    if options.animate is None:
+        _write_grid(sampler.sample(options.n, **call), options, sampler)
+        return
+    animation = Animation(float(sampler.model.sigmas[-1]))
+    images = sampler.sample(options.n, **animation.of(call))
+    _write_grid(images, options, sampler)
+    animation.write(options.animate, images, options.columns)
+    print(f"{options.animate}: their way from noise")
+
+
 def _check_outputs(options: SampleOptions, folder: Path | None) -> None:
     """Raises OSError for paths that cannot be written."""
     check_output("--out", options.out if folder else options.out or GRID)
     check_output_folder("--out-dir", folder)
+    check_output("--animate", options.animate)
 
 
 def _check_pictures(options: SampleOptions, model: ScoreModel, folder: Path | None) -> None:
@@ -106,7 +121,8 @@ def _plan(options: SampleOptions, state: shards.DistributedState, sampler: Sampl
     block = state.shard.block(options.n, _batch_size(options, sampler))
     if state.shard.count > 1:
         print(f"part {state.shard} of {options.n} samples, which is for this process:")
-    print(sampler.plan(len(block), **options.method_options()))
+    call = {"guidance": options.guidance, **options.method_options()}
+    print(sampler.plan(len(block), **call))
 
 
 def _run(options: SampleOptions, state: shards.DistributedState) -> None:
@@ -116,11 +132,14 @@ def _run(options: SampleOptions, state: shards.DistributedState) -> None:
         quiet=options.quiet or not state.is_main_process,
     )
     several = state.group is not None or options.shard is not None
+    if options.animate is not None and several:
+        raise command.UsageError("--animate needs one process: start it without torchrun")
     folder = options.out_dir or (FOLDER if several else None)
     if not options.plan:
         _check_outputs(options, folder)
     with state.local_main_process_first():
         sampler = options.sampler()
+    options.check_classes(sampler.model)
     if not options.plan:
         _check_pictures(options, sampler.model, folder)
     if options.plan:
@@ -129,8 +148,7 @@ def _run(options: SampleOptions, state: shards.DistributedState) -> None:
     elif folder is not None:
         _write(options, state, sampler, folder)
     else:
-        images = sampler.sample(options.n, **options.sampling())
-        _write_grid(images, options, sampler)
+        _draw(options, sampler)
 
 
 def run(options: SampleOptions) -> int:

@@ -9,46 +9,43 @@ from ncsn_fast.cli import command
 if __name__ == "__main__":  # before the imports that take seconds
     sys.exit(command.run_module("train"))
 
-import contextlib
 import dataclasses
 import itertools
+import json
 import logging
-import signal
-import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
-from tqdm import tqdm
+import torch.distributed as dist
 
 from ncsn_fast.checkpoints import training_run
 from ncsn_fast.cli.outputs import check_output_folder
+from ncsn_fast.cli.shard import Shard
+from ncsn_fast.cli.shards import DistributedState, distributed
 from ncsn_fast.cli.train_options import TrainOptions, parse
 from ncsn_fast.data import datasets, files
-from ncsn_fast.data.loader import batches
+from ncsn_fast.data.held_out import hold_out
+from ncsn_fast.data.kept import keep
 from ncsn_fast.inference.cost import network_flop
-from ncsn_fast.models.score import ModelConfig, ScoreModel
+from ncsn_fast.models.score import ModelConfig, ScoreModel, config_from_dict
+from ncsn_fast.models.unet_config import UNetConfig
 from ncsn_fast.training import toy
 from ncsn_fast.training.configs import ToyOptions, TrainConfig
+from ncsn_fast.training.fit import TIME_IS_UP, fit, resume_options, stop_requests
+from ncsn_fast.training.journal import Journal
 from ncsn_fast.training.ladder import resolve_ladder
-from ncsn_fast.training.trainer import (
-    DivergedError,
-    Journal,
-    LevelLosses,
-    Trainer,
-    TrainingError,
-)
+from ncsn_fast.training.ranks import Ranks
+from ncsn_fast.training.trainer import Trainer, TrainingError
 
 log = logging.getLogger("ncsn_fast.train")
 
-# Fields that may change when a run is resumed: where and how long it runs, and the two remedies for
-# a loss that became NaN.
+# Fields that may change when a run is resumed: where, how fast and how long it runs, and the two
+# remedies for a loss that became NaN.
 FREE_ON_RESUME = {
     "name", "runs", "data", "workers", "steps", "device", "threads", "log_every",
-    "snapshot_every", "keep", "grid", "lr", "grad_clip",
+    "snapshot_every", "keep", "grid", "lr", "grad_clip", "autocast", "compile", "accumulate",
+    "max_minutes",
 }  # fmt: skip
 
 
@@ -90,7 +87,7 @@ def new_run_folder(config: TrainConfig | ToyOptions) -> Path:
 
 def check_same_run(config: TrainConfig, saved: dict[str, Any], run: Path) -> None:
     """Raises TrainingError if `config` differs from that of the run to resume."""
-    now = dataclasses.asdict(config)
+    now = json.loads(config.to_json())  # tuples as lists, as in the file
     changed = [k for k in now if k not in FREE_ON_RESUME and k in saved and saved[k] != now[k]]
     if config.decay and saved.get("steps") != config.steps:
         changed.append("steps")
@@ -110,130 +107,46 @@ def check_same_data(now: int, then: int | None, run: Path) -> None:
         )
 
 
-@contextlib.contextmanager
-def stop_requests() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM during a run, so that it can stop between two steps."""
-    received: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if received:
-            raise KeyboardInterrupt  # asked twice: stop at once
-        received.append(number)
-
-    # Only the main thread may set handlers.
-    main = threading.current_thread() is threading.main_thread()
-    asked = (signal.SIGINT, signal.SIGTERM) if main else ()
-    previous = {number: signal.signal(number, note) for number in asked}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def fit(
-    trainer: Trainer, images: datasets.Images, journal: Journal, *, progress: bool = True
-) -> int | None:
-    """Trains until config.steps and saves.
-
-    Returns:
-        the signal that stopped it before, or None.
-
-    Raises:
-        TrainingError: the loss or a weight is no longer finite; the message says how to go on.
-    """
-    try:
-        return _fit(trainer, images, journal, progress)
-    except DivergedError as error:
-        raise TrainingError(f"{error}. {_remedy(journal.run, trainer.config)}") from error
-
-
-def _remedy(run: Path, config: TrainConfig) -> str:
-    """Returns advice for a run that diverged."""
-    gentler = "a smaller --lr, or with --grad-clip 1"
-    saved = training_run.checkpoint_paths(run)
-    if not saved:
-        return f"Nothing was saved yet: start again with {gentler}"
-    return (
-        f"{saved[-1].name} is intact: repeat the command with {_resume(run, config)} and {gentler}"
-    )
-
-
-def _resume(run: Path, config: TrainConfig) -> str:
-    """Returns the options that continue a run; its folder may be that of another name."""
-    return "--resume" if run.name == config.name else f"--name {run.name} --resume"
-
-
-def _fit(trainer: Trainer, images: datasets.Images, journal: Journal, progress: bool) -> int | None:
-    config = trainer.config
-    stream = batches(
-        images, config.batch_size, seed=config.seed, start_step=trainer.step, workers=config.workers
-    )
-    losses = LevelLosses(trainer.model.config.n_sigmas)
-    bar = tqdm(
-        total=config.steps,
-        initial=trainer.step,
-        unit="step",
-        disable=not progress,
-        dynamic_ncols=True,
-    )
-    saved_at, seen, since = trainer.step, 0, time.perf_counter()
-    with stop_requests() as stop, bar, contextlib.closing(journal):
-        while trainer.step < config.steps and not stop:
-            try:
-                batch = next(stream)
-            except datasets.DataError as error:
-                journal.save(trainer)
-                # Without it the data would be another permutation, which check_same_data refuses.
-                raise datasets.DataError(
-                    f"{error} The run is saved at step {trainer.step}; --resume needs "
-                    f"{len(images)} images again, so put another picture in its place."
-                ) from error
-            losses.add(*trainer.train_step(batch))
-            seen += len(batch)
-            bar.update()
-            if trainer.step % config.log_every == 0:
-                rate = seen / (time.perf_counter() - since)
-                seen, since = 0, time.perf_counter()
-                bar.set_postfix(loss=f"{losses.mean():.3f}", images_per_s=f"{rate:.0f}")
-                scalars = {**losses.scalars(), "images_per_s": rate, "lr": trainer.learning_rate()}
-                journal.scalars(trainer.step, scalars)
-                losses.reset()
-            if trainer.step % config.snapshot_every == 0:
-                journal.save(trainer)
-                journal.sample(trainer)
-                saved_at, since, seen = trainer.step, time.perf_counter(), 0
-        if saved_at != trainer.step or not training_run.is_run(journal.run):
-            journal.save(trainer)
-            if not stop:
-                journal.sample(trainer)
-    return None if trainer.step >= config.steps else stop[0]
-
-
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """All that a run knows before its first step.
 
     Attributes:
         run: its folder, if it is resumed or the name is free.
+        images: those to train on.   held_out: those whose loss is only looked at.
         saved: checkpoint to resume from.
     """
 
     run: Path
     images: datasets.Images
-    model_config: ModelConfig
+    held_out: datasets.Images
+    model_config: ModelConfig | UNetConfig
     saved: training_run.RunCheckpoint | None
 
     def resolved(self, config: TrainConfig) -> TrainConfig:
         """Returns the configuration with the noise levels and step size that were derived."""
         found = self.model_config
         return dataclasses.replace(
-            config, sigma_begin=found.sigma_begin, n_sigmas=found.n_sigmas, epsilon=found.epsilon
+            config,
+            sigma_begin=found.sigma_begin,
+            sigma_end=found.sigma_end,
+            n_sigmas=found.n_sigmas,
+            epsilon=found.epsilon,
         )
 
 
-def make_plan(config: TrainConfig, *, resume: bool = False, progress: bool = True) -> Plan:
-    """Opens the data and resolves the noise levels, or reads the checkpoint to resume from."""
+def make_plan(
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    progress: bool = True,
+    ranks: Ranks | None = None,
+) -> Plan:
+    """Opens the data and resolves the noise levels, or reads the checkpoint to resume from.
+
+    Of several ranks, the main one derives the noise levels.
+    """
+    ranks = ranks or Ranks()
     run = Path(config.runs) / config.name
     check_output_folder("--runs", run)
     images: datasets.Images = datasets.MemoryImages(
@@ -247,12 +160,18 @@ def make_plan(config: TrainConfig, *, resume: bool = False, progress: bool = Tru
             centre_crop=config.centre_crop,
             background=config.background,
         )
+    images, held_out = hold_out(images, config.held_out, config.seed)
+    images = keep(images, (config.channels, config.image_size, config.image_size))
     if not (resume and training_run.is_run(run)):
-        return Plan(run, images, resolve_ladder(config, images, progress=progress), None)
+        text = ""
+        if ranks.main:
+            text = json.dumps(resolve_ladder(config, images, progress=progress).to_dict())
+        found = config_from_dict(json.loads(ranks.text(text)))
+        return Plan(run, images, held_out, found, None)
     saved = training_run.read_run(run)
     check_same_run(config, saved.train_config, run)
     check_same_data(len(images), saved.contents.get("n_images"), run)
-    return Plan(run, images, saved.model_config, saved)
+    return Plan(run, images, held_out, saved.model_config, saved)
 
 
 READ = 16  # images that a dry run reads
@@ -286,32 +205,65 @@ def dry_run(config: TrainConfig, *, resume: bool = False, progress: bool = True)
     print(plan.resolved(config).to_json())
 
 
+def join(state: DistributedState, device: torch.device) -> Ranks:
+    """Returns the ranks of a launch: gloo for numbers of the host, NCCL for gradients on GPUs."""
+    if state.group is None:
+        return Ranks()
+    on_gpu = dist.new_group(backend="nccl") if device.type == "cuda" else None
+    return Ranks(state.shard.index, state.shard.count, state.group, on_gpu)
+
+
+def check_ranks(config: TrainConfig, n: int, ranks: Ranks) -> None:
+    """Raises UsageError unless every rank has an image of every batch of n images."""
+    batch = min(config.batch_size, n)
+    if batch < ranks.count:
+        raise command.UsageError(
+            f"a batch of {batch} images cannot be shared by {ranks.count} ranks: start fewer, or "
+            "take a larger --batch-size"
+        )
+
+
 def train(
-    config: TrainConfig, *, resume: bool = False, progress: bool = True
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    progress: bool = True,
+    state: DistributedState | None = None,
 ) -> tuple[Path, int | None]:
     """Runs (or resumes) training; returns its folder, and the signal that stopped it or None."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    device = pick_device(config.device)
-    plan = make_plan(config, resume=resume, progress=progress)
+    state = state or DistributedState(Shard())
+    asked = state.device("eager", None if config.device == "auto" else config.device)
+    device = pick_device(asked or config.device)
+    ranks = join(state, device)
+    progress = progress and ranks.main
+    plan = make_plan(config, resume=resume, progress=progress, ranks=ranks)
     run, images = plan.run, plan.images
-    trainer = Trainer(config, plan.model_config, device)
+    check_ranks(config, len(images), ranks)
+    trainer = Trainer(config, plan.model_config, device, ranks)
     if plan.saved is not None:
         trainer.load_state_dict(plan.saved.contents)
         log.info("resuming %s at step %d of %d", run, trainer.step, config.steps)
     elif not resume:
-        run = new_run_folder(config)
+        run = Path(ranks.text(str(new_run_folder(config)) if ranks.main else ""))
     trainer.n_images = len(images)
-    with files.atomic_write(run / "config.json") as path:
-        path.write_text(plan.resolved(config).to_json() + "\n")
     size = sum(p.numel() for p in trainer.model.parameters())
     log.info(
-        "training %s: %d images, %.2f M parameters, on %s", run, len(images), size / 1e6, device
+        "training %s: %d images, %.2f M parameters, on %s%s",
+        run, len(images), size / 1e6, device,
+        f", {ranks.count} ranks that share batches of {config.batch_size}" * (ranks.count > 1),
+    )  # fmt: skip
+    journal = None
+    if ranks.main:
+        with files.atomic_write(run / "config.json") as path:
+            path.write_text(plan.resolved(config).to_json() + "\n")
+        journal = Journal(run, config, trainer.step)
+        if plan.saved is not None:
+            journal.sample_again(trainer)
+    return run, fit(
+        trainer, images, journal, held_out=datasets.stack(plan.held_out), progress=progress
     )
-    journal = Journal(run, config, trainer.step)
-    if plan.saved is not None:
-        journal.sample_again(trainer)
-    return run, fit(trainer, images, journal, progress=progress)
 
 
 def train_toy(options: ToyOptions) -> int:
@@ -333,7 +285,8 @@ def run(options: TrainOptions | ToyOptions) -> int:
     Returns:
         exit code: 0 when finished, 130 or 143 when stopped by Ctrl-C or SIGTERM (and saved).
     """
-    command.single_process("ncsn_fast.train")
+    if isinstance(options, ToyOptions) or options.dry_run:
+        command.single_process("ncsn_fast.train, of the toy or with --dry-run,")
     if isinstance(options, ToyOptions):
         if options.dry_run:
             print(options.to_json())
@@ -342,18 +295,25 @@ def run(options: TrainOptions | ToyOptions) -> int:
     if options.dry_run:
         dry_run(options.config, resume=options.resume)
         return 0
-    folder, stopped = train(options.config, resume=options.resume)
+    with distributed(None, "train in one process, without torchrun") as state:
+        folder, stopped = train(options.config, resume=options.resume, state=state)
+        if state.is_main_process:
+            print(_report(folder, stopped, options.config))
+    return 128 + stopped if stopped else 0
+
+
+def _report(folder: Path, stopped: int | None, config: TrainConfig) -> str:
+    """Returns what a run says at its end."""
     if stopped is None:
-        print(
+        return (
             f"trained: {folder}\n"
             f"sample from it: python -m ncsn_fast.sample --model {folder} --out grid.png"
         )
-        return 0
-    print(
-        f"stopped and saved: {folder}\n"
-        f"continue with: the same command and {_resume(folder, options.config)}"
+    reason = f" after {config.max_minutes:g} minutes" if stopped == TIME_IS_UP else ""
+    return (
+        f"stopped{reason} and saved: {folder}\n"
+        f"continue with: the same command and {resume_options(folder, config)}"
     )
-    return 128 + stopped
 
 
 def main(args: list[str] | None = None) -> int:

@@ -24,7 +24,7 @@ from unittest import mock
 
 import torch
 import triton
-from ncsn_fast.kernels import add_elu, fill, mean_pool2, pool5, resize_add
+from ncsn_fast.kernels import add_elu, fill, launch, mean_pool2, pool5, resize_add
 from ncsn_fast.kernels import group_norm as group
 from ncsn_fast.kernels import instance_norm_plus as norm
 from ncsn_fast.kernels import instance_norm_plus_backward as backward
@@ -99,7 +99,7 @@ def group_norms() -> Iterator[Case]:
                 },
             }  # fmt: skip
             if size == 16:
-                others = set(group.ACTIVATIONS) - {"silu"}
+                others = set(launch.ACTIVATIONS) - {"silu"}
                 variants |= {f" {name}": {"activation": name} for name in sorted(others)}
             forms = ["split", *["single"] * (size < 256 and channels != 320)]
             for form, (name, options) in itertools.product(forms, variants.items()):
@@ -163,6 +163,11 @@ def epilogues() -> Iterator[Case]:
                 yield f"{call.func.__name__} with bias {label(x)}", call
             three = functools.partial(add_elu.pointwise, [x, x, x], bias, x, x)
             yield f"pointwise of three with bias {label(x)}", three
+            weighted = functools.partial(three, activation="silu", weights=[0.7] * 3)
+            yield f"pointwise of three, weighted, silu, with bias {label(x)}", weighted
+            for name in ("none", "silu", "gelu"):
+                moved = functools.partial(group.scale_shift, x, meta(256, 3, channels), name)
+                yield f"scale_shift {name} {label(x)}", moved
         x = maps(48, 32, dtype)  # channels that are no power of two
         yield f"add with bias {label(x)}", functools.partial(add_elu.add, x, x, bias=meta(48))
 
@@ -303,8 +308,8 @@ def report(only_main: bool = False) -> dict[str, Any]:
     for name, call in cases():
         if only_main and name not in MAIN and not name.startswith("odd"):
             continue
-        for launch in recorded(call):
-            kernels[f"{name}: {launch[0].__name__}"] = compiled(*launch)
+        for started in recorded(call):
+            kernels[f"{name}: {started[0].__name__}"] = compiled(*started)
     version = subprocess.run([PTXAS, "--version"], check=True, capture_output=True, text=True)
     return {
         "target": "sm_90a",

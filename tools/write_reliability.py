@@ -25,8 +25,11 @@ KINDS = {
     "json_texts": "`config.json`, `settings.json`, records of likelihoods",
     "run_checkpoints": "checkpoints of a training run: reading, resuming, the next step",
     "published_files": "published `.pth` of every family, weights of extractors",
+    "score_sde_files": "`.pth` of score_sde_pytorch",
+    "edm_pickles": "`.pkl` of EDM: their bytes, their opcodes, the storages in them",
     "safetensors_files": "`.safetensors` of model folders and extractors",
     "statistics_files": "`.npz` reference statistics, and the distance computed from them",
+    "data_sets": "data sets: IDX, `.npy`, `.npz`, CIFAR's pickles and archives",
     "onnx_files": "ONNX files given to the engine `ort`",
 }
 

@@ -8,6 +8,10 @@ from typing import Any
 
 from torch import nn
 
+from ncsn_fast.checkpoints import hub
+from ncsn_fast.checkpoints.diffusers_folder import load_diffusers, unet_folder
+from ncsn_fast.checkpoints.edm import from_edm
+from ncsn_fast.checkpoints.edm_pickle import is_edm
 from ncsn_fast.checkpoints.model_folder import CONFIG_NAME, WEIGHTS_NAME, load_model_folder
 from ncsn_fast.checkpoints.published import from_published
 from ncsn_fast.checkpoints.torch_file import CheckpointError, Weights, read_torch
@@ -29,18 +33,22 @@ def load(
     *,
     weights: Weights = "ema",
     net: nn.Module | None = None,
+    revision: str | None = None,
     **overrides: Any,
 ) -> ScoreModel:
     """A ScoreModel in evaluation mode, on the CPU, in float32.
 
     Args:
         source: a run folder, a model folder (config.json + model.safetensors), an authors' .pth
-            file, "digits" for the shipped model, or a ScoreModel, which is returned as it is.
+            or EDM's .pkl, a folder of diffusers' UNet2DModel, OWNER/NAME of one of these on the
+            Hugging Face Hub, "digits" for the shipped model, or a ScoreModel, which is returned as
+            it is. A name that is a path here is that path.
         weights: "ema" takes the averaged weights where there are any, "raw" the others (runs and
             .pth files).
         net: the network of a model folder that `ncsn_fast.wrap` made, whose weights are replaced.
-        overrides: fields of ModelConfig that a .pth file does not hold (image_size, epsilon,
-            sigma_begin, ...).
+        revision: branch, tag or commit of a name on the Hub.
+        overrides: what a file does not hold: image_size, epsilon, sigma_begin, ... as its kind
+            needs them; run, the published run that one of score_sde is like.
 
     Raises:
         CheckpointError: unreadable, unsafe, incomplete or foreign files. No code in a file is ever
@@ -51,21 +59,28 @@ def load(
     if isinstance(source, ScoreModel):
         return source
     path = Path(source).expanduser()
-    if net is not None:
-        return load_model_folder(path, net)
     if str(source) == SHIPPED.name and not path.exists():
         path = SHIPPED
+    if hub.is_name(source):
+        path = hub.fetch(source, revision)
+    elif revision is not None:
+        raise ValueError(f"revision is of a name on the Hub, and {source} is none")
+    if net is not None:
+        return load_model_folder(path, net)
     if path.name in (WEIGHTS_NAME, CONFIG_NAME):
         path = path.parent
     if path.is_file():
         return _load_file(path, weights, overrides)
+    if path.is_dir() and not is_run(path) and unet_folder(path) is not None:
+        return load_diffusers(path, overrides)
     if overrides:
         raise CheckpointError(
-            f"{path} carries its own configuration; overrides are for .pth files only"
+            f"{path} carries its own configuration; overrides are for published files only"
         )
     if not path.is_dir():
         raise CheckpointError(
-            f"{path} does not exist; a model is a run folder, a model folder or a .pth file"
+            f"{path} does not exist; a model is a run folder, a model folder, a published file or "
+            "OWNER/NAME on the Hugging Face Hub"
         )
     if is_run(path):
         return read_run(path).model(weights)
@@ -78,6 +93,8 @@ def load(
 
 
 def _load_file(path: Path, weights: Weights, overrides: dict[str, Any]) -> ScoreModel:
+    if is_edm(path):
+        return from_edm(path, overrides)
     contents = read_torch(path)
     if isinstance(contents, dict) and "train_config" in contents and not overrides:
         return read_run_file(path, contents).model(weights)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +14,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ncsn_fast.checkpoints import diffusers_unet, hub
 from ncsn_fast.checkpoints.safetensors_file import read_safetensors
 from ncsn_fast.checkpoints.torch_file import CheckpointError, key_differences
 from ncsn_fast.data.files import atomic_write_all
 from ncsn_fast.data.json_file import JSONError, parse_json, read_json
 from ncsn_fast.diffusion.spacing import check_ladder
 from ncsn_fast.models.adapter import WrappedConfig, identity_of
-from ncsn_fast.models.score import ModelConfig, ScoreModel
+from ncsn_fast.models.score import ModelConfig, ScoreModel, config_from_dict
 from ncsn_fast.models.shapes import shapes_only
+from ncsn_fast.models.unet_config import UNetConfig
 from ncsn_fast.models.wrap import check_runs, wrap, wrapped
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 DIGEST = "weights_sha256"  # in config.json: of which weights it speaks
-_EXACT = ("sigmas", ".W")  # endings of keys that keep float32 in files of half precision
+_EXACT = ("sigmas", ".W", ".freqs")  # endings of vectors that keep float32 in half precision
 
 
-def build_model(config: ModelConfig, state: dict[str, Tensor], where: str) -> ScoreModel:
+def build_model(
+    config: ModelConfig | UNetConfig, state: dict[str, Tensor], where: str
+) -> ScoreModel:
     """The model of `config` with these weights, in evaluation mode, float32, on the CPU.
 
     Nothing is allocated before every key and shape is known to fit.
@@ -41,7 +46,7 @@ def build_model(config: ModelConfig, state: dict[str, Tensor], where: str) -> Sc
         with shapes_only():
             model = ScoreModel(config)
         expected = model.state_dict()
-        _check_fit(expected, state, config.arch)
+        check_fit(expected, state, config.arch)
         _check_ends(config, check_ladder(state["sigmas"]))
     except (ValueError, RuntimeError, TypeError, OverflowError) as error:
         raise CheckpointError(f"{where}: {error}") from error
@@ -50,7 +55,8 @@ def build_model(config: ModelConfig, state: dict[str, Tensor], where: str) -> Sc
     return model.eval()
 
 
-def _check_fit(expected: dict[str, Tensor], state: dict[str, Tensor], arch: str) -> None:
+def check_fit(expected: dict[str, Tensor], state: dict[str, Tensor], arch: str) -> None:
+    """Raises ValueError unless the weights have the expected keys, shapes, kinds and no NaN."""
     if differences := key_differences(expected, state):
         raise ValueError(f"the weights do not fit network {arch!r}: {differences}")
     for key, wanted in expected.items():
@@ -65,7 +71,9 @@ def _check_fit(expected: dict[str, Tensor], state: dict[str, Tensor], arch: str)
             raise ValueError(f"{key} holds NaN or infinite values; use another checkpoint")
 
 
-def _check_ends(config: ModelConfig | WrappedConfig, ladder: NDArray[np.float64]) -> None:
+def _check_ends(
+    config: ModelConfig | UNetConfig | WrappedConfig, ladder: NDArray[np.float64]
+) -> None:
     ends = (config.sigma_begin, config.sigma_end)
     if not np.allclose(ends, ladder[[0, -1]], rtol=1e-3):
         raise ValueError(
@@ -93,8 +101,9 @@ def save_model(model: ScoreModel, folder: str | Path, *, dtype: torch.dtype | No
     values = model.config.to_dict()  # TypeError before anything is written
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     if dtype is not None:
+        exact = {k for k, v in state.items() if v.ndim == 1 and k.endswith(_EXACT)}
         state = {
-            k: v.to(dtype) if v.is_floating_point() and not k.endswith(_EXACT) else v
+            k: v.to(dtype) if v.is_floating_point() and k not in exact else v
             for k, v in state.items()
         }
     content = safetensors.torch.save(state, metadata={"format": "pt"})
@@ -124,7 +133,7 @@ def load_model_folder(folder: Path, net: nn.Module | None = None) -> ScoreModel:
         raise CheckpointError(f"{weights} does not exist; {folder} is not a complete model folder")
     expected = values.pop(DIGEST, None)
     state, digest = read_safetensors(weights)
-    if "parameterisation" in values:
+    if "parameterisation" in values and "network" not in values:
         model = _wrapped(values, state, net, described, weights)
     elif net is None:
         model = build_model(_config(values, state, str(described)), state, str(weights))
@@ -146,10 +155,17 @@ def _wrapped(
     described: Path,
     weights: Path,
 ) -> ScoreModel:
-    """Puts the weights of a wrapped model into the network that the caller brings."""
+    """Puts the weights of a wrapped model into its network.
+
+    The caller brings that, or it is built from the configuration of diffusers.
+    """
     try:
-        config = WrappedConfig.from_dict(values, "" if net is None else identity_of(net))
-    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        identity = "" if net is None else identity_of(net)
+        if net is None and isinstance(settings := values.get("diffusers"), dict):
+            net = diffusers_unet.build(settings, len(state)).to_empty(device="cpu")
+            identity = diffusers_unet.identity(settings)
+        config = WrappedConfig.from_dict(values, identity)
+    except (ValueError, TypeError, KeyError, OverflowError, ImportError) as error:
         raise CheckpointError(f"cannot use {described}: {error}") from error
     if net is None:
         raise CheckpointError(
@@ -160,7 +176,7 @@ def _wrapped(
     try:
         model = wrapped(net, config, state["sigmas"])
         expected = model.state_dict()
-        _check_fit(expected, state, type(net).__name__)
+        check_fit(expected, state, type(net).__name__)
         _check_ends(config, check_ladder(state["sigmas"]))
     except (ValueError, RuntimeError, TypeError, KeyError, OverflowError) as error:
         raise CheckpointError(f"{weights}: {error}") from error
@@ -168,8 +184,8 @@ def _wrapped(
     return check_runs(model)
 
 
-def config_from_json(text: str, state: dict[str, Tensor], where: str) -> ModelConfig:
-    """ModelConfig from JSON, for weights that must have as many sigmas as it says."""
+def config_from_json(text: str, state: dict[str, Tensor], where: str) -> ModelConfig | UNetConfig:
+    """A network's description from JSON, for weights that have as many sigmas as it says."""
     try:
         values = parse_json(text, where)
     except JSONError as error:
@@ -177,22 +193,35 @@ def config_from_json(text: str, state: dict[str, Tensor], where: str) -> ModelCo
     return _config(values, state, where)
 
 
-def _config(values: dict[str, Any], state: dict[str, Tensor], where: str) -> ModelConfig:
+def _config(
+    values: dict[str, Any], state: dict[str, Tensor], where: str
+) -> ModelConfig | UNetConfig:
     sigmas = state.get("sigmas")
     found = "no sigmas" if sigmas is None else f"sigmas of shape {tuple(sigmas.shape)}"
     try:
         if sigmas is None or list(sigmas.shape) != [values.get("n_sigmas")]:
             raise ValueError(f"n_sigmas is {values.get('n_sigmas')}, but the weights have {found}")
-        return ModelConfig.from_dict(values)
-    except (ValueError, OverflowError) as error:
+        return config_from_dict(values)
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise CheckpointError(f"cannot use {where}: {error}") from error
 
 
 class _ModelFolders:
-    """The storage behind ScoreModel.save_pretrained and from_pretrained."""
+    """The storage behind ScoreModel.save_pretrained, from_pretrained and push_to_hub."""
 
     save = staticmethod(save_model)
-    load = staticmethod(load_model_folder)
+
+    @staticmethod
+    def load(source: str | Path) -> ScoreModel:
+        """Reads a model folder, here or on the Hub."""
+        folder = hub.fetch(source) if hub.is_name(source) else Path(source).expanduser()
+        return load_model_folder(folder)
+
+    @staticmethod
+    def push(model: ScoreModel, repo_id: str, **options: Any) -> str:
+        """Uploads a model folder, and returns its address."""
+        with tempfile.TemporaryDirectory() as folder:
+            return hub.push(save_model(model, folder), repo_id, **options)
 
 
 ScoreModel.storage = _ModelFolders()

@@ -15,7 +15,12 @@ from ncsn_fast.models.architectures import ARCHITECTURES
 from ncsn_fast.models.score import ModelConfig
 
 NAME = "NCSN (2019) and NCSNv2 (2020)"
-EXAMPLES = tuple(ModelConfig(arch=name) for name in ARCHITECTURES)
+_EXAMPLES = {name: ModelConfig(arch=name) for name in ARCHITECTURES}
+
+
+def examples() -> Mapping[str, ModelConfig]:
+    """Networks of this family by name, for messages about foreign files."""
+    return _EXAMPLES
 
 
 def recognises(state: Mapping[Any, Any], prefix: str = "") -> bool:
@@ -64,11 +69,19 @@ def _norm(state: dict[str, Tensor]) -> str:
     return "InstanceNorm++" if keys else "InstanceNorm"
 
 
-def full_table(key: str, table: Tensor, state: dict[str, Tensor]) -> Tensor:
-    """Completes embedding tables of norms without bias, 2C columns (gamma, alpha), by zeros."""
-    if not key.endswith("embed.weight") or table.ndim != 2 or not _without_bias(state):
-        return table
-    return torch.cat((table, table.new_zeros(len(table), table.shape[1] // 2)), dim=1)
+def own_state(state: dict[str, Tensor], raw: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state, with the embedding tables of norms completed.
+
+    Those of norms without bias, 2C columns (gamma, alpha), get zeros for beta.
+    """
+    if not _without_bias(raw):
+        return state
+    return {
+        key: torch.cat((value, value.new_zeros(len(value), value.shape[1] // 2)), dim=1)
+        if key.endswith("embed.weight") and value.ndim == 2
+        else value
+        for key, value in state.items()
+    }
 
 
 def _without_bias(state: dict[str, Tensor]) -> bool:

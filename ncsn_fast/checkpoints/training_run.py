@@ -19,6 +19,7 @@ from ncsn_fast.checkpoints.torch_file import (
 )
 from ncsn_fast.data.json_file import JSONError, find_json, parse_json
 from ncsn_fast.models.score import ModelConfig, ScoreModel
+from ncsn_fast.models.unet_config import UNetConfig
 
 CHECKPOINTS = "checkpoints"
 
@@ -29,7 +30,7 @@ class RunCheckpoint:
 
     path: Path
     step: int
-    model_config: ModelConfig
+    model_config: ModelConfig | UNetConfig
     train_config: dict[str, Any]
     contents: dict[str, Any]
 
@@ -87,7 +88,7 @@ def read_run_file(path: Path, contents: Any = None) -> RunCheckpoint:
     contents = read_torch(path) if contents is None else contents
     kinds: dict[str, Any] = {
         "step": int, "model": dict, "ema": (dict, type(None)), "optimizer": dict,
-        "generator": Tensor, "model_config": str, "train_config": str,
+        "model_config": str, "train_config": str,
     }  # fmt: skip
     if not isinstance(contents, dict) or not all(
         isinstance(contents.get(key, ...), kind) for key, kind in kinds.items()
@@ -97,9 +98,12 @@ def read_run_file(path: Path, contents: Any = None) -> RunCheckpoint:
         number = contents.get(name, 0)
         if type(number) is not int or not 0 <= number < 2**53:
             raise CheckpointError(f"{path}: {name} must be a number from 0 on; got {number!r:.40}")
-    for name in ("model", "ema"):
-        if contents[name] is not None:
-            check_tensors(contents[name], f"{path}: its {name} entry")
+    averages = contents.get("averages", {})
+    if not isinstance(averages, dict) or not isinstance(contents.get("ema_name", ""), str):
+        raise CheckpointError(f"{path}: its averages are not a dict of state dicts")
+    for name, state in (*((n, contents[n]) for n in ("model", "ema")), *averages.items()):
+        if state is not None:
+            check_tensors(state, f"{path}: its {name} entry")
     if not all(map(is_plain, _tensors(contents["optimizer"]))):
         raise CheckpointError(f"{path}: its optimizer entry is not of plain dense tensors")
     config = config_from_json(contents["model_config"], contents["model"], str(path))

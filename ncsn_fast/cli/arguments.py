@@ -14,7 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from ncsn_fast.data import datasets
-from ncsn_fast.data.decode import decode, pixels
+from ncsn_fast.data.decode import WarnOnce, decode, pixels
+from ncsn_fast.data.formats import recognise
+from ncsn_fast.data.transform import Transform, centre_square
 
 MASKS = ("left", "right", "top", "bottom", "centre")
 
@@ -34,8 +36,8 @@ def read_images(source: str, n: int, shape: tuple[int, ...], background: str = "
     path = Path(source).expanduser()
     if source == "digits" and channels == 1:
         images = datasets.digits("held-out", height)[0][:n]
-    elif path.is_file() and path.suffix.lower() != ".zip":
-        transform = datasets.Transform(height, channels, background=background)
+    elif path.is_file() and path.suffix.lower() != ".zip" and recognise(path) is None:
+        transform = Transform(height, channels, background=background)
         images = datasets.read_image(path, transform)[None]
     else:
         opened = datasets.open_images(source, size=height, channels=channels, background=background)
@@ -76,7 +78,7 @@ def _read_mask(path: Path, height: int, width: int) -> Tensor:
         DataError: the file cannot be decoded.
         ValueError: no pixel or every pixel is known, or the size differs and is not square.
     """
-    warn = datasets.WarnOnce()
+    warn = WarnOnce()
     image = decode(path, 1, name=str(path), background="black", warn=warn)
     if image.size != (width, height):
         if height != width:
@@ -89,7 +91,7 @@ def _read_mask(path: Path, height: int, width: int) -> Tensor:
             f"--mask {path} is {image.width}x{image.height}; it is cropped and resized to "
             f"{width}x{height}, as images are",
         )
-        image = datasets.centre_square(image, height, resample=Image.Resampling.NEAREST)
+        image = centre_square(image, height, resample=Image.Resampling.NEAREST)
     levels = pixels(image)
     mask = levels >= 128
     if between := int(((levels > 0) & (levels < 255)).sum()):

@@ -16,15 +16,21 @@ class ConvertOptions:
     """Command-line options of `python -m ncsn_fast.convert`."""
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """Published .pth, run folder or model folder."""
+    """Published .pth or .pkl, run folder, model folder, folder of diffusers, or OWNER/NAME of one
+    on the Hugging Face Hub."""
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """Model folder to write."""
     weights: Literal["ema", "raw"] = "ema"
     """Averaged weights, where there are any, or the raw ones."""
     dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Type of the stored weights; loading gives float32 whatever it is."""
+    run: str | None = None
+    """Published run that a .pth of score_sde is like, such as vp_cifar10_ddpmpp: it says the SDE,
+    the noise levels and the image size."""
     image_size: int | None = None
     """Image height and width: a .pth does not hold it."""
+    n_sigmas: int | None = None
+    """Number of noise levels: files of continuous models do not hold it."""
     epsilon: float | None = None
     """Langevin step size: a .pth does not hold it."""
     n_steps_each: int | None = None
@@ -45,11 +51,9 @@ class ConvertOptions:
     """False for models trained on `rescaled` or logit-transformed data."""
 
     def overrides(self) -> dict[str, Any]:
-        """Returns the fields of ModelConfig that were given."""
-        from ncsn_fast.models.score import ModelConfig
-
-        names = {field.name for field in dataclasses.fields(ModelConfig)}
-        given = {k: v for k, v in vars(self).items() if k in names and v is not None}
+        """Returns what was given of what files do not hold."""
+        others = ("source", "folder", "weights", "dtype")
+        given = {k: v for k, v in vars(self).items() if k not in others and v is not None}
         if self.image_size is not None:
             given["image_size"] = (self.image_size, self.image_size)
         return given

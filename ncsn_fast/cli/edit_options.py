@@ -11,9 +11,11 @@ import tyro
 
 from ncsn_fast.cli import command
 from ncsn_fast.cli.options import (
+    ClassOptions,
     ModelOptions,
     SamplingOptions,
     check_count,
+    check_gif,
     check_png,
     own_options_first,
 )
@@ -33,12 +35,24 @@ class Drawing(SamplingOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class OfImages(Drawing):
+class Animated(Drawing):
+    """Options of all commands whose chains are one for each result."""
+
+    animate: Path | None = None
+    """GIF of the chains on their way from noise to the results."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_gif("--animate", self.animate)
+
+
+@dataclasses.dataclass(frozen=True)
+class OfImages(Animated, ClassOptions):
     """Options of all commands that start from images."""
 
     images: str = "digits"
-    """Folder or zip of images, one image file, hf:NAME, or digits (held-out ones that no training
-    saw)."""
+    """One image file, images in any format of train --data, or digits (held-out ones that no
+    training saw)."""
     n: int = 8
     """Number of images."""
     background: str = "white"
@@ -129,7 +143,7 @@ class SDEdit(OfImages):
 
 @own_options_first
 @dataclasses.dataclass(frozen=True)
-class Guide(Drawing):
+class Guide(Animated):
     """Draw samples of classes.
 
     Rows of the grid: samples of any class, then a row for each label, of the same noise.
@@ -156,7 +170,7 @@ class Guide(Drawing):
 
 @own_options_first
 @dataclasses.dataclass(frozen=True)
-class Interpolate(Drawing):
+class Interpolate(Drawing, ClassOptions):
     """Rows of frames between two samples."""
 
     pairs: int = 4
@@ -178,7 +192,7 @@ class Denoise(ModelOptions):
     """Add noise, then remove it (Tweedie). Rows of the grid: original, noisy, denoised."""
 
     images: str = "digits"
-    """Folder or zip of images, one image file, hf:NAME, or digits (held-out ones)."""
+    """One image file, images in any format of train --data, or digits (held-out ones)."""
     n: int = 8
     """Number of images."""
     background: str = "white"

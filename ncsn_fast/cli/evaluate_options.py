@@ -10,8 +10,8 @@ import tyro
 
 from ncsn_fast.cli import command
 from ncsn_fast.cli.options import (
+    ClassOptions,
     ModelOptions,
-    SamplingOptions,
     check_count,
     check_png,
     method_argument,
@@ -24,7 +24,7 @@ TOLERANCE = 1e-5  # of --bpd, as published
 
 @own_options_first
 @dataclasses.dataclass(frozen=True)
-class EvaluateOptions(SamplingOptions):
+class EvaluateOptions(ClassOptions):
     """Command-line options of `python -m ncsn_fast.evaluate`."""
 
     n: int | None = None
@@ -40,8 +40,8 @@ class EvaluateOptions(SamplingOptions):
     Python function of yours: uint8 images (N, 3, H, W) -> features (N, F) or (features, logits).
     Nothing is downloaded."""
     reference: str | None = None
-    """Reference of the samples: a folder, zip, hf:NAME[:SPLIT], digits:train,
-    digits:held-out (the default of the digits' extractor), or an .npz file with mu and sigma."""
+    """Reference of the samples: digits:train, digits:held-out (the default of the digits'
+    extractor), images in any format of train --data, or an .npz file with mu and sigma."""
     save_reference: Path | None = None
     """Write the reference's mu and sigma to this .npz file, to be given as --reference later."""
     grid: Path | None = None
@@ -50,8 +50,8 @@ class EvaluateOptions(SamplingOptions):
     """PNG: the first 16 samples, and below each its nearest image of --data."""
     data: str | None = None
     """Images that --bpd measures (held-out digits if not given), or that --neighbours searches
-    (training digits if not given): a folder, zip, hf:NAME[:SPLIT], digits:train or
-    digits:held-out."""
+    (training digits if not given): digits:train, digits:held-out, or images in any format of
+    train --data."""
     background: str = "white"
     """Colour below the transparent pixels of --data and --reference."""
     bpd: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -101,7 +101,7 @@ class EvaluateOptions(SamplingOptions):
         of_extractor = {"reference", "save_reference"}
         shared = {f.name for f in dataclasses.fields(ModelOptions)}
         shared |= {"seed", "start", "rtol", "atol"}
-        of_samples = {f.name for f in dataclasses.fields(SamplingOptions)} - shared
+        of_samples = {f.name for f in dataclasses.fields(ClassOptions)} - shared
         of_samples |= {"extractor", "grid", "neighbours", *of_extractor}
         given = {
             f.name

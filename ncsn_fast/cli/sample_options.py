@@ -9,7 +9,13 @@ from typing import Annotated
 import tyro
 
 from ncsn_fast.cli import command
-from ncsn_fast.cli.options import SamplingOptions, check_count, check_png, own_options_first
+from ncsn_fast.cli.options import (
+    ClassOptions,
+    check_count,
+    check_gif,
+    check_png,
+    own_options_first,
+)
 from ncsn_fast.cli.shard import Shard
 from ncsn_fast.cli.shard import parse as parse_shard
 
@@ -18,7 +24,7 @@ FOLDER, GRID = Path("samples"), Path("samples.png")
 
 @own_options_first
 @dataclasses.dataclass(frozen=True)
-class SampleOptions(SamplingOptions):
+class SampleOptions(ClassOptions):
     """Command-line options of `python -m ncsn_fast.sample`."""
 
     n: int = 64
@@ -34,6 +40,8 @@ class SampleOptions(SamplingOptions):
     samples without it (the -- keeps torchrun from reading --n as its own option)."""
     columns: int | None = None
     """Images per row of the grid."""
+    animate: Path | None = None
+    """GIF of the chains on their way from noise to the samples, as the grid shows them."""
     plan: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print the estimated work and time, and stop."""
 
@@ -41,6 +49,12 @@ class SampleOptions(SamplingOptions):
         super().__post_init__()
         check_count("--n", self.n)
         check_png("--out", self.out)
+        check_gif("--animate", self.animate)
+        if self.animate is not None and (self.out_dir is not None or self.shard is not None):
+            raise ValueError(
+                "--animate needs the chains of all samples in one process: leave out --out-dir and "
+                "--shard"
+            )
         if self.columns is not None:
             check_count("--columns", self.columns)
         if self.part() is not None and self.out is not None:

@@ -101,11 +101,14 @@ class DistributedState:
 
 
 @contextlib.contextmanager
-def distributed(shard: Shard | None) -> Iterator[DistributedState]:
+def distributed(
+    shard: Shard | None, otherwise: str = "draw with --shard, which needs no connection"
+) -> Iterator[DistributedState]:
     """Joins the process group if torchrun (or whatever sets its variables) started this process.
 
     Args:
         shard: value of --shard, or None.
+        otherwise: what works where the ranks cannot be connected, for messages.
 
     Raises:
         UsageError: both at once, or only some of the variables.
@@ -123,7 +126,7 @@ def distributed(shard: Shard | None) -> Iterator[DistributedState]:
     level = package.level
     package.setLevel(level if found.shard.index == 0 else logging.ERROR)
     try:
-        yield dataclasses.replace(found, group=_init_process_group())
+        yield dataclasses.replace(found, group=_init_process_group(otherwise))
     finally:
         package.setLevel(level)
         if dist.is_initialized():
@@ -151,18 +154,17 @@ def _from_environment(environment: Mapping[str, str]) -> DistributedState | None
     return DistributedState(Shard(rank, world), None, local, local_count)
 
 
-def _init_process_group() -> dist.ProcessGroup:
-    """Connects all ranks of the launch over gloo: they exchange a few numbers, never images."""
+def _init_process_group(otherwise: str) -> dist.ProcessGroup:
+    """Connects all ranks of the launch over gloo, which carries numbers of the host."""
     if not (dist.is_available() and dist.is_gloo_available()):
-        raise RuntimeError("this build of torch has no gloo to connect ranks; use --shard instead")
+        raise RuntimeError(f"this build of torch has no gloo to connect ranks; {otherwise}")
     try:
         dist.init_process_group("gloo", timeout=_INIT_TIMEOUT)
         group = dist.new_group(backend="gloo", timeout=_COLLECTIVE_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise RuntimeError(
             f"the ranks cannot reach each other: {_first_line(error)}. Start them with torchrun "
-            "(GLOO_SOCKET_IFNAME names the network interface to use), or draw with --shard, which "
-            "needs no connection"
+            f"(GLOO_SOCKET_IFNAME names the network interface to use), or {otherwise}"
         ) from error
     assert group is not None
     return group

@@ -24,16 +24,18 @@ class JSONError(ValueError):
     """A file or text that is not the JSON that it should be; the message says which and why."""
 
 
-def read_json(path: Path, *, finite: bool = True) -> dict[str, Any]:
+def read_json(
+    path: Path, *, finite: bool = True, limit: limits.Limit = limits.JSON_BYTES
+) -> dict[str, Any]:
     """Returns the object in a JSON file; see parse_json.
 
     Raises:
-        JSONError: also for pipes, devices and files beyond limits.JSON_BYTES.
+        JSONError: also for pipes, devices and files beyond the limit.
         FileNotFoundError: there is no such file.
     """
     try:
-        with files.open_regular(path, limits.JSON_BYTES) as file:
-            text = file.read(limits.JSON_BYTES.value()).decode()
+        with files.open_regular(path, limit) as file:
+            text = file.read(limit.value()).decode()
     except FileNotFoundError:
         raise
     except (OSError, UnicodeDecodeError) as error:

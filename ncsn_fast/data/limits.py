@@ -66,6 +66,15 @@ IMAGE_BYTES = Limit(
     "bytes",
     "size of one image file; of a zip's entry, uncompressed",
 )
+DATA_BYTES = Limit(
+    "NCSN_FAST_MAX_DATA_BYTES",
+    2**34,
+    "bytes",
+    "size of a data set in one file (IDX), uncompressed, and of its images as read",
+)
+LABELS_BYTES = Limit(
+    "NCSN_FAST_MAX_LABELS_BYTES", 2**28, "bytes", "size of the labels of a data set (dataset.json)"
+)
 JSON_BYTES = Limit(
     "NCSN_FAST_MAX_JSON_BYTES", 2**20, "bytes", "size of a JSON file (config.json, settings.json)"
 )
@@ -80,6 +89,7 @@ IMAGE_SIZE = Limit(
     "NCSN_FAST_MAX_IMAGE_SIZE", 4096, "pixels", "height and width of a model's images"
 )
 WIDTH = Limit("NCSN_FAST_MAX_WIDTH", 2**16, "channels", "a model's channels and ngf")
+BLOCKS = Limit("NCSN_FAST_MAX_BLOCKS", 1000, "blocks", "blocks of a U-Net")
 STEPS = Limit(
     "NCSN_FAST_MAX_STEPS", 10**6, "steps", "Langevin steps of a model (n_sigmas x n_steps_each)"
 )
@@ -90,12 +100,15 @@ BATCH_ELEMENTS = Limit(
 LIMITS = (
     PIXELS,
     IMAGE_BYTES,
+    DATA_BYTES,
+    LABELS_BYTES,
     JSON_BYTES,
     RECORD_BYTES,
     WEIGHTS_BYTES,
     HEADER_BYTES,
     IMAGE_SIZE,
     WIDTH,
+    BLOCKS,
     STEPS,
     BATCH_ELEMENTS,
 )

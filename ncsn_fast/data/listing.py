@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import collections
+import logging
 import os
 import stat
 import zipfile
 from pathlib import Path, PurePosixPath
 
 from ncsn_fast.data.decode import SUFFIXES, DataError, printable
+
+log = logging.getLogger(__name__)
 
 
 class Skipped:
@@ -95,6 +98,14 @@ def find_zip_images(archive: zipfile.ZipFile) -> tuple[list[zipfile.ZipInfo], Sk
         else:
             found.append(info)
     return sorted(found, key=lambda info: info.filename), skipped
+
+
+def report_count(source: str, names: list[str], skipped: Skipped) -> None:
+    """Logs how many images were found and skipped; raises DataError if there are none."""
+    if not names:
+        kinds = ", ".join(sorted(SUFFIXES))
+        raise DataError(f"{source} holds no images ({kinds}, in any depth); skipped: {skipped}")
+    log.info("%s: %d images; skipped: %s", source, len(names), skipped)
 
 
 def _ignored(name: str) -> str | None:

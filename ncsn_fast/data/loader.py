@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
-from ncsn_fast.data.datasets import DataError, Images, MemoryImages
+from ncsn_fast.data.decode import DataError
+from ncsn_fast.data.formats.base import Images, MemoryImages
+from ncsn_fast.data.kept import KeptImages
 
 
 def batch_indices(
@@ -28,15 +31,94 @@ def batch_indices(
 
 
 def batches(
-    images: Images, batch_size: int, *, seed: int, start_step: int = 0, workers: int = 0
+    images: Images,
+    batch_size: int,
+    *,
+    seed: int,
+    start_step: int = 0,
+    workers: int = 0,
+    share: slice = slice(None),
 ) -> Iterator[Tensor]:
     """Yields endless uint8 batches (B, C, H, W) from `start_step`.
 
-    `workers` processes decode them.
+    `workers` processes decode them. Of each batch only the places in `share` are read.
     """
     order = batch_indices(len(images), batch_size, seed=seed, start_step=start_step)
+    places = (indices[share] for indices in order)
+    return (batch for batch, _ in _read(images, places, batch_size, start_step, workers))
+
+
+def labelled_batches(
+    images: Images,
+    batch_size: int,
+    *,
+    seed: int,
+    start_step: int = 0,
+    workers: int = 0,
+    share: slice = slice(None),
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields the images of `batches`, each batch with its labels (B,) int64.
+
+    Raises:
+        DataError: the data set has no labels.
+    """
+    labels = images.labels
+    if labels is None:
+        raise DataError(
+            "the data has no labels: sort the images into one folder a class, or give a "
+            "dataset.json, or data whose format has labels"
+        )
+    order = batch_indices(len(images), batch_size, seed=seed, start_step=start_step)
+    places = (indices[share] for indices in order)
+    read = _read(images, places, batch_size, start_step, workers)
+    return ((batch, labels[indices]) for batch, indices in read)
+
+
+def drop_labels(labels: Tensor, n_classes: int, uniform: Tensor, probability: float) -> Tensor:
+    """Replaces labels (B,) by n_classes, which means no class, with a probability.
+
+    A network that is trained so gives scores with and without a class, as classifier-free guidance
+    needs (Ho & Salimans 2022).
+
+    Args:
+        uniform: (B,) in [0, 1).
+    """
+    return torch.where(uniform < probability, n_classes, labels)
+
+
+Numbered = Iterator[tuple[Tensor, list[int]]]  # batches with the indices of their images
+
+
+def _read(
+    images: Images, order: Iterator[list[int]], batch_size: int, start_step: int, workers: int
+) -> Numbered:
     if isinstance(images, MemoryImages):
-        return (images.images[indices] for indices in order)
+        return ((images.images[indices], indices) for indices in order)
+    if isinstance(images, KeptImages):
+        per_epoch = max(1, len(images) // batch_size)
+        return _read_once(images, order, per_epoch, start_step % per_epoch, workers)
+    order, again = itertools.tee(order)
+    return zip(_decode(images, order, workers), again, strict=True)
+
+
+def _read_once(
+    images: KeptImages, order: Iterator[list[int]], per_epoch: int, done: int, workers: int
+) -> Numbered:
+    """Yields the batches of one epoch after the other, and decodes what is not known yet."""
+    while True:
+        epoch = list(itertools.islice(order, per_epoch - done))
+        done = 0
+        known = images.known.tolist()
+        lacking = [[index for index in indices if not known[index]] for indices in epoch]
+        few = sum(map(len, lacking)) <= len(epoch[0])  # not worth starting processes
+        decoded = _decode(images.source, filter(None, lacking), 0 if few else workers)
+        for indices, unknown in zip(epoch, lacking, strict=True):
+            if unknown:
+                images.put(unknown, next(decoded))
+            yield images.images[indices], indices
+
+
+def _decode(images: Images, order: Iterator[list[int]], workers: int) -> Iterator[Tensor]:
     loader: torch.utils.data.DataLoader[Tensor | DataError] = torch.utils.data.DataLoader(
         _ErrorsAsValues(images),
         batch_sampler=order,  # an endless iterator is a valid sampler

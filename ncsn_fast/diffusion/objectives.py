@@ -171,6 +171,11 @@ def random_levels(n: int, n_sigmas: int, generator: torch.Generator) -> Tensor:
     return torch.randint(n_sigmas, (n,), generator=generator)
 
 
+def levels_of(uniform: Tensor, n_sigmas: int) -> Tensor:
+    """Maps uniforms in [0, 1) to levels 0 .. n_sigmas - 1, int64, shape of the uniforms."""
+    return (uniform.double() * n_sigmas).long()
+
+
 def _half_square(residual: Tensor) -> Tensor:
     """Computes 1/2 || r ||^2 per sample (N,), at least in float32 (bfloat16 sums lose too much)."""
     wide = torch.promote_types(residual.dtype, torch.float32)
@@ -213,6 +218,28 @@ def continuous_score_matching(
     return residual.square().flatten(1).sum(dim=1)
 
 
-def random_times(n: int, t_min: float, generator: torch.Generator) -> Tensor:
-    """Draws times (n,) float32, uniform on [t_min, 1)."""
-    return t_min + (1 - t_min) * torch.rand(n, generator=generator)
+def times_of(uniform: Tensor, t_min: float) -> Tensor:
+    """Maps uniforms in [0, 1) to times in [t_min, 1), float32, shape of the uniforms."""
+    return t_min + (1 - t_min) * uniform
+
+
+def weighted_score_matching(
+    scaled_score_at: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    sigma: Tensor,
+    noise: Tensor,
+    weight: Tensor,
+) -> Tensor:
+    """Computes the weighted denoising score matching loss at any noise levels, per sample (N,).
+
+    l_n = weight_n || sigma_n s(x + sigma_n z, sigma_n) + z ||^2, summed over pixels. In terms of
+    the denoiser D = x + sigma^2 s, the norm is || D - x_0 || / sigma (Karras et al. 2022, equation
+    2).
+
+    Args:
+        scaled_score_at: (x, sigma) -> sigma score, shape of x.
+        x: clean data (N, ...).   sigma, weight: (N,).   noise: standard normal z, shape of x.
+    """
+    row = (-1, *[1] * (x.ndim - 1))
+    residual = scaled_score_at(x + sigma.view(row) * noise, sigma) + noise
+    return 2 * weight * _half_square(residual)

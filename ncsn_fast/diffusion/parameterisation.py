@@ -35,7 +35,9 @@ from torch import Tensor
 from ncsn_fast.diffusion.sde import SDE, VE, VP, SubVP
 
 Predicts = Literal["score", "scaled_score", "epsilon", "denoised", "v", "edm"]
-Sees = Literal["nothing", "sigma", "log_sigma", "log_sigma/4", "time", "timestep", "level"]
+Sees = Literal[
+    "nothing", "sigma", "log_sigma", "log_half_sigma", "log_sigma/4", "time", "timestep", "level"
+]
 Function = Callable[[Tensor], Tensor]  # of noise levels in float64, of the same shape
 
 
@@ -187,7 +189,43 @@ class DiscreteVP:
         return torch.from_numpy(np.asarray(level)) if isinstance(t, Tensor) else level
 
 
-PROCESSES: dict[str, type] = {"ve": VE, "vp": VP, "sub_vp": SubVP, "discrete_vp": DiscreteVP}
+@dataclasses.dataclass(frozen=True)
+class IDDPM(DiscreteVP):
+    """Chain of EDM's iDDPMPrecond: the cosine chain in float32, whose rounding its networks know.
+
+    A network gets the index of the nearest level, in sigma and not in log sigma.
+    """
+
+    betas: Literal["linear", "scaled_linear", "cosine"] = "cosine"
+    rounded: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.betas != "cosine" or not self.rounded:
+            raise ValueError("the chain of iDDPM has cosine betas, and is rounded")
+
+    @functools.cached_property
+    def sigmas(self) -> NDArray[np.float64]:
+        j = torch.arange(self.n + 1)
+        level = (0.5 * math.pi * j / self.n / 1.008).sin().square()
+        ratio = (level[:-1] / level[1:]).clamp(min=0.001).numpy()
+        sigma, found = np.float32(0), []
+        for kept in ratio[::-1]:
+            sigma = np.sqrt((sigma * sigma + np.float32(1)) / kept - np.float32(1))
+            found.append(sigma)
+        return np.array(found, dtype=np.float64)
+
+    def time(self, noise_level: Any) -> Any:
+        """Computes the index of the level that is nearest in sigma."""
+        if not isinstance(noise_level, Tensor):
+            return self.time(torch.as_tensor(noise_level, dtype=torch.float64)).numpy()
+        known = torch.from_numpy(self.sigmas).to(noise_level)
+        return (noise_level[..., None] - known).abs().argmin(dim=-1).to(noise_level.dtype)
+
+
+PROCESSES: dict[str, type] = {
+    "ve": VE, "vp": VP, "sub_vp": SubVP, "discrete_vp": DiscreteVP, "iddpm": IDDPM
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,6 +292,7 @@ class _Seen:
     FUNCTIONS: ClassVar[dict[str, Function]] = {
         "sigma": torch.clone,
         "log_sigma": torch.log,
+        "log_half_sigma": lambda sigma: (sigma / 2).log(),
         "log_sigma/4": lambda sigma: sigma.log() / 4,
     }
 
@@ -282,9 +321,10 @@ def standard(
 
     Args:
         predicts: what the network's output is.
-        sees: the network's second input: nothing; sigma, log sigma or log(sigma) / 4, in the unit
-            of the network's data; the process's time, times time_scale; the index "timestep" of a
-            DiscreteVP; the index of the nearest "level" of `sigmas`. None: "log_sigma/4" for EDM.
+        sees: the network's second input: nothing; sigma, log sigma, log(sigma / 2) or log(sigma) /
+            4, in the unit of the network's data; the process's time, times time_scale; the index
+            "timestep" of a DiscreteVP; the index of the nearest "level" of `sigmas`. None:
+            "log_sigma/4" for EDM.
         process: VE, VP, SubVP (diffusion/sde.py) or DiscreteVP: the states that the network was
             trained on, and its time. None: x = x_0 + sigma z.
         sigma_data: standard deviation of the network's data, for EDM.

@@ -239,3 +239,25 @@ def derive(
     n = n_levels(sigma_begin, sigma_end, images[0].numel(), c)
     epsilon = epsilon_for(geometric(sigma_begin, sigma_end, n), n_steps_each)
     return Ladder(sigma_begin, sigma_end, n, epsilon)
+
+
+MOST_LEVELS, MOST_RATIO = 1000, 1.2
+
+
+def usual_n_sigmas(sigma_begin: float, sigma_end: float, dim: int) -> int:
+    """Returns the number of levels for a network whose ladder nobody gave.
+
+    It is Technique 2's, at most 1000, and at least so many that neighbours differ by 20 %.
+    """
+    try:
+        ratio = min(level_ratio(dim), MOST_RATIO)
+    except ValueError:  # few dimensions, where levels overlap whatever they are
+        ratio = MOST_RATIO
+    return min(1 + round(math.log(sigma_begin / sigma_end) / math.log(ratio)), MOST_LEVELS)
+
+
+def usual_epsilon(ladder: NDArray[np.float64], n_steps_each: int) -> float:
+    """Returns Technique 4's epsilon; half the variance for a single level, which has none."""
+    if len(ladder) < 2:
+        return float(ladder[-1] ** 2 / 2)
+    return epsilon_for(ladder, max(n_steps_each, 1))

@@ -34,6 +34,11 @@ class BufferedEngine(Engine):
         self._lock = threading.RLock()
 
 
+def noise_dtype(model: ScoreModel) -> torch.dtype | None:
+    """Returns the dtype of the noise level that a network takes; None if it takes none."""
+    return None if model.conditioning == "none" else model.parameterisation.noise_dtype
+
+
 def lowered(model: ScoreModel, size: tuple[int, int], batch: int = PROBE) -> Graph:
     """Lowers the network of a model for states of a size; see `lower`."""
     return lower(model.net, (model.config.channels, *size), conditions(model), batch)
@@ -41,8 +46,7 @@ def lowered(model: ScoreModel, size: tuple[int, int], batch: int = PROBE) -> Gra
 
 def conditions(model: ScoreModel) -> list[torch.dtype | None]:
     """Returns the types of the further inputs of a model's network; see `lower`."""
-    seen = None if model.conditioning == "none" else model.parameterisation.noise_dtype
-    return [seen, *([torch.int64] if model.n_classes else [])]
+    return [noise_dtype(model), *([torch.int64] if model.n_classes else [])]
 
 
 class StaticEngine(BufferedEngine):
@@ -58,14 +62,10 @@ class StaticEngine(BufferedEngine):
     @classmethod
     def refuses(cls, model: ScoreModel) -> str | None:
         try:
-            cls.check_graph(lowered(model, model.config.image_size))
+            lowered(model, model.config.image_size)
         except UnsupportedNetwork as error:
             return f"does not run networks with {error}"
         return None
-
-    @classmethod
-    def check_graph(cls, graph: Graph) -> None:
-        """Raises UnsupportedNetwork for an operation that the engine does not run."""
 
     def lowered(self, size: tuple[int, int]) -> Graph:
         """Returns the model's network for images of a size as the operations that plans run."""

@@ -49,7 +49,7 @@ def model_ends(model: ScoreModel) -> tuple[float, float]:
     """
     if model.conditioning == "level":
         raise ValueError(
-            f"{model.config.arch} (NCSN 2019) knows the score at its {model.config.n_sigmas} "
+            f"this {model.config.arch} knows the score at its {model.config.n_sigmas} "
             "levels and nowhere between them, so it has no probability flow and no likelihood; "
             "take an NCSNv2 or a network that is conditioned on time"
         )
@@ -264,7 +264,7 @@ def measure(
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Completes a record for these images; returns its figures and `complete`.
+    """Completes a record for these images; returns its figures, those by class, and `complete`.
 
     Ctrl-C ends it early: finished images are in the record, and `complete` is false.
     """
@@ -281,7 +281,21 @@ def measure(
                 bar.update(len(part))
         except KeyboardInterrupt:
             complete = False
-    return {**record.figures(indices), "complete": complete}
+    classes = figures_by_class(record, images, indices)
+    return {**record.figures(indices), **classes, "complete": complete}
+
+
+def figures_by_class(
+    record: Record, images: datasets.Images, indices: Sequence[int]
+) -> dict[str, Any]:
+    """Returns `bpd_by_class`, as Record.figures for the images of each class; {} without labels."""
+    if images.labels is None:
+        return {}
+    members: dict[str, list[int]] = {name: [] for name in images.classes}
+    for index in indices:
+        members[images.classes[int(images.labels[index])]].append(index)
+    found = {name: record.figures(chosen)["bpd"] for name, chosen in members.items()}
+    return {"bpd_by_class": {name: bpd for name, bpd in found.items() if bpd["n"]}}
 
 
 def _shown(bpd: dict[str, Any]) -> str:

@@ -14,6 +14,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ncsn_fast.data import datasets
+from ncsn_fast.data.formats import split_of
+from ncsn_fast.data.formats.folder import FileImages
+from ncsn_fast.data.formats.numpy_file import holds_images
 from ncsn_fast.data.images import to_uint8
 from ncsn_fast.evaluation.features import Extractor, sha256
 from ncsn_fast.evaluation.fidelity import Fidelity
@@ -26,13 +29,10 @@ DIGESTED = 64  # images whose digest identifies a source
 
 
 def open_source(source: str, model: ScoreModel, background: str = "white") -> datasets.Images:
-    """Opens images at the model's size: digits:train, digits:held-out, or as in open_images."""
+    """Opens images at the model's size."""
     channels, height, width = model.image_shape
     if height != width:
         raise ValueError(f"images are read as squares; this model works on {height}x{width} pixels")
-    if source == "digits:held-out" and channels == 1:
-        return datasets.MemoryImages(datasets.digits("held-out", height)[0])
-    source = "digits" if source in ("digits:train", "digits:held-out") else source
     return datasets.open_images(source, size=height, channels=channels, background=background)
 
 
@@ -43,14 +43,15 @@ def describe_source(source: str, images: datasets.Images) -> dict[str, Any]:
     the pixels of at most 64 images, evenly spread from first to last, and of the names and sizes of
     all files of a folder.
     """
-    n, path, found = len(images), Path(source).expanduser(), hashlib.sha256()
+    n, found = len(images), hashlib.sha256()
+    path, split = split_of(source)
     for i in sorted({round(k * (n - 1) / (DIGESTED - 1)) for k in range(DIGESTED)}):
         found.update(images[i].numpy().tobytes())
-    if isinstance(images, datasets.FileImages):
+    if isinstance(images, FileImages):
         files = [(p.relative_to(path).as_posix(), p.stat().st_size) for p in images.paths]
         found.update(json.dumps(files).encode())
-    if isinstance(images, datasets.FileImages | datasets.ZipImages):
-        source = str(path.resolve())
+    if path.exists() and not datasets.is_named(source):
+        source = ":".join(filter(None, (str(path.resolve()), split)))
     return {"data": source, "images": n, "images_sha256": found.hexdigest()}
 
 
@@ -67,8 +68,8 @@ class Evaluator:
     """Evaluator of samples: computes the reference's statistics first, then adds samples.
 
     Args:
-        source: images (open_source), or an .npz file of mu and sigma; None for the held-out
-            digits, which only the digits' extractor accepts.
+        source: images (open_source), or an .npz file of mu and sigma and no images; None for
+            the held-out digits, which only the digits' extractor accepts.
         n: number of samples that will be added.
         save: where to write mu and sigma of the reference.
         background: colour below the transparent pixels of the reference.
@@ -93,10 +94,10 @@ class Evaluator:
             if extractor.name != "digits":
                 raise ValueError("--extractor needs a --reference: images, or an .npz file")
             source = "digits:held-out"
-        if source.endswith(".npz"):
+        path = Path(source).expanduser()
+        if path.suffix == ".npz" and not holds_images(path):
             if save is not None:
                 raise ValueError("--save-reference needs images as --reference, not an .npz file")
-            path = Path(source).expanduser()
             statistics = load_statistics(path, extractor)
             self.reference = {"source": source, "n": statistics.n or None, "sha256": sha256(path)}
             self.fidelity = Fidelity(extractor, n, None, seed=seed)

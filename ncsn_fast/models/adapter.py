@@ -15,26 +15,20 @@ from torch import Tensor, nn
 
 from ncsn_fast.data import limits
 from ncsn_fast.data.json_file import make_plain, plain
+from ncsn_fast.diffusion import schedule
 from ncsn_fast.diffusion.parameterisation import Parameterisation, from_spec
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class WrappedConfig:
-    """Description of a model with a network that is not of this package.
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class ParameterisedConfig:
+    """Description of a model by the parameterisation of its network, and its noise levels.
 
     Attributes:
-        arch: name of the network's class.
-        sample_shape: shape of one sample as the network takes it.
         parameterisation: of the network.
         n_sigmas, sigma_begin, sigma_end: the ladder, in the unit of x.
         epsilon, n_steps_each, langevin_form: of Langevin dynamics, as in ModelConfig.
-        n_classes: of a network that takes labels; the label n_classes means no class.
-        bounded: whether samples are in [0, 1].
-        identity: of the network's code and settings, which its weights do not tell.
     """
 
-    arch: str
-    sample_shape: tuple[int, ...]
     parameterisation: Parameterisation
     n_sigmas: int
     sigma_begin: float
@@ -42,13 +36,10 @@ class WrappedConfig:
     epsilon: float
     n_steps_each: int = 5
     langevin_form: str = "code"
-    n_classes: int = 0
-    bounded: bool = True
-    identity: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
 
     def __post_init__(self) -> None:
         make_plain(self)
-        for name, least in (("n_sigmas", 1), ("n_steps_each", 0), ("n_classes", 0)):
+        for name, least in (("n_sigmas", 1), ("n_steps_each", 0)):
             if type(value := getattr(self, name)) is not int or value < least:
                 raise ValueError(f"{name} must be an integer from {least} on; got {value!r}")
         for name in ("sigma_begin", "sigma_end", "epsilon"):
@@ -56,6 +47,48 @@ class WrappedConfig:
                 raise ValueError(f"{name} must be a positive number; got {value!r}")
         if self.langevin_form not in ("code", "paper"):
             raise ValueError(f"langevin_form must be 'code' or 'paper'; got {self.langevin_form!r}")
+
+    @property
+    def conditioning(self) -> str:
+        """Kind of the network's second input."""
+        if self.parameterisation.c_noise is None:
+            return "none"
+        spec = self.parameterisation.spec
+        return "noise" if spec is None else str(spec["sees"])
+
+    def ladder(self) -> Tensor:
+        """Returns geometric noise levels, descending float32."""
+        return schedule.geometric(self.sigma_begin, self.sigma_end, self.n_sigmas)
+
+    def check_steps(self) -> None:
+        """ValueError if Langevin dynamics would take more steps than files may ask for."""
+        limits.STEPS.check(self.n_sigmas * max(1, self.n_steps_each), "the ladder")
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class WrappedConfig(ParameterisedConfig):
+    """Description of a model with a network that is not of this package.
+
+    Attributes:
+        arch: name of the network's class.
+        sample_shape: shape of one sample as the network takes it.
+        n_classes: of a network that takes labels; the label n_classes means no class.
+        bounded: whether samples are in [0, 1].
+        diffusers: configuration of a network of diffusers, from which loading builds it again.
+        identity: of the network's code and settings, which its weights do not tell.
+    """
+
+    arch: str
+    sample_shape: tuple[int, ...]
+    n_classes: int = 0
+    bounded: bool = True
+    diffusers: Mapping[str, Any] | None = None
+    identity: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if type(self.n_classes) is not int or self.n_classes < 0:
+            raise ValueError(f"n_classes must be an integer from 0 on; got {self.n_classes!r}")
 
     @property
     def channels(self) -> int:
@@ -68,14 +101,6 @@ class WrappedConfig:
         rest = self.sample_shape[1:]
         return (1, 1) if not rest else (math.prod(rest[:-1]), rest[-1])
 
-    @property
-    def conditioning(self) -> str:
-        """Kind of the network's second input."""
-        if self.parameterisation.c_noise is None:
-            return "none"
-        spec = self.parameterisation.spec
-        return "noise" if spec is None else str(spec["sees"])
-
     def to_dict(self) -> dict[str, Any]:
         """Returns values for JSON; TypeError if the parameterisation has functions of the user."""
         spec = self.parameterisation.spec
@@ -86,6 +111,8 @@ class WrappedConfig:
             )
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         del values["identity"]
+        if self.diffusers is None:
+            del values["diffusers"]
         shape = list(self.sample_shape)
         return {**values, "sample_shape": shape, "parameterisation": plain(dict(spec))}
 
@@ -106,7 +133,7 @@ class WrappedConfig:
         fields["sample_shape"] = tuple(shape)
         fields["parameterisation"] = from_spec(fields["parameterisation"])
         config = cls(**fields, identity=identity)
-        limits.STEPS.check(config.n_sigmas * max(1, config.n_steps_each), "the ladder")
+        config.check_steps()
         return config
 
 

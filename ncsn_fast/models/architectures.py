@@ -99,6 +99,7 @@ class Version:
         diffusion_is_sigma: dx = sigma(t) dw; else dx = g dw with g^2 = d sigma^2 / dt.
         sigma_min, sigma_max: the published sigma(t) = sigma_min (sigma_max / sigma_min)^t.
         t_min: training draws t uniformly from (t_min, 1).
+        adds_skips: the decoder adds the encoder's maps to its own; else it concatenates them.
     """
 
     fourier_scale: float
@@ -107,6 +108,7 @@ class Version:
     sigma_min: float
     sigma_max: float
     t_min: float
+    adds_skips: bool = False
 
 
 VERSIONS: dict[str, Version] = {
@@ -114,10 +116,17 @@ VERSIONS: dict[str, Version] = {
     "a": Version(8.0, False, False, sigma_min=0.01, sigma_max=22.0, t_min=1e-3),
     # Yang Song's notebook
     "b": Version(30.0, True, True, sigma_min=1.0, sigma_max=25.0, t_min=1e-5),
+    # its variant in many later notebooks, whose embedding is called time_embed
+    "c": Version(30.0, True, True, sigma_min=1.0, sigma_max=25.0, t_min=1e-5, adds_skips=True),
 }
 TIME_ARCHS: dict[str, str] = {f"unet_{version}": version for version in VERSIONS}
 # Time-conditioned networks have a fixed activation and norm.
 TIME_STYLE: dict[str, Any] = {"act": "swish", "norm": "GroupNorm", "scale_input": False}
+
+
+def size_rule(arch: str) -> tuple[int, int]:
+    """Returns (a, b) of the heights and widths a k + b that an architecture's networks take."""
+    return (8, 4) if arch in TIME_ARCHS else (ARCHITECTURES[arch].size_multiple, 0)
 
 
 def check_unet_size(height: int, width: int) -> None:

@@ -32,6 +32,9 @@ class PublishedRun:
 
 
 _LSUN_128 = PublishedRun("ncsnv2_deeper", 128, 190.0, 1086, 1.8e-6, 3)
+_TUTORIAL_B = PublishedRun(
+    "unet_b", 28, 9.84521, 88, 1.1e-5, channels=1, ngf=32, sigma_min=1.0, sigma_max=25.0
+)
 _NCSN = PublishedRun("ncsn", 32, 1.0, 10, 2e-5, 100)
 
 PUBLISHED_RUNS: dict[str, PublishedRun] = {
@@ -47,7 +50,6 @@ PUBLISHED_RUNS: dict[str, PublishedRun] = {
     "mnist-sde": PublishedRun(
         "unet_a", 28, 22.0, 99, 1.1e-5, channels=1, ngf=32, sigma_min=0.01, sigma_max=22.0
     ),
-    "mnist-sde-b": PublishedRun(
-        "unet_b", 28, 9.84521, 88, 1.1e-5, channels=1, ngf=32, sigma_min=1.0, sigma_max=25.0
-    ),
+    "mnist-sde-b": _TUTORIAL_B,
+    "mnist-sde-c": dataclasses.replace(_TUTORIAL_B, arch="unet_c"),
 }

@@ -26,13 +26,16 @@ from ncsn_fast.models.architectures import (
 )
 from ncsn_fast.models.layers import ACTIVATIONS, NORMS
 from ncsn_fast.models.refinenet import RefineNet
+from ncsn_fast.models.score_unet import ScoreUNet
 from ncsn_fast.models.unet import Clock, TimeUNet
+from ncsn_fast.models.unet_config import UNetConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Content of config.json: everything needed to rebuild the network and to sample from it.
 
+    It is of the RefineNets and the tutorial's U-Nets; UNetConfig is that of NCSN++ and its like.
     epsilon is the Langevin step size in x + alpha s + sqrt(2 alpha) z with alpha_i = epsilon
     sigma_i^2 / sigma_L^2 (the published `step_lr`); langevin_form "paper" halves alpha, as in the
     formula of the 2019 paper. Time-conditioned networks have sigma_min and sigma_max, the ends of
@@ -54,6 +57,9 @@ class ModelConfig:
     langevin_form: str = "code"
     sigma_min: float = 0.0
     sigma_max: float = 0.0
+
+    n_classes: ClassVar[int] = 0
+    bounded: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         make_plain(self)
@@ -80,7 +86,7 @@ class ModelConfig:
                     )
         elif self.sigma_min or self.sigma_max:
             raise ValueError(
-                f"sigma_min and sigma_max belong to {' and '.join(TIME_ARCHS)}, not {self.arch!r}; "
+                f"sigma_min and sigma_max belong to {', '.join(TIME_ARCHS)}, not {self.arch!r}; "
                 "a ladder has sigma_begin and sigma_end"
             )
 
@@ -127,6 +133,22 @@ class ModelConfig:
         """Returns the mapping between time and noise level of a time-conditioned network."""
         return Clock(TIME_ARCHS[self.arch], self.sigma_min, self.sigma_max)
 
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of an image."""
+        return (self.channels, *self.image_size)
+
+    @property
+    def conditioning(self) -> str:
+        """Kind of the network's second input: "none", "level" or "time"."""
+        if self.arch in TIME_ARCHS:
+            return "time"
+        return "level" if ARCHITECTURES[self.arch].conditional else "none"
+
+    def ladder(self) -> Tensor:
+        """Returns the noise levels, descending float32."""
+        return ladders.geometric(self.sigma_begin, self.sigma_end, self.n_sigmas)
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
         """Builds the config from JSON values.
@@ -166,11 +188,21 @@ def _convert(name: str, kind: Any, value: Any) -> Any:
     return value
 
 
-def build_network(config: ModelConfig) -> RefineNet | TimeUNet:
+def config_from_dict(values: dict[str, Any]) -> ModelConfig | UNetConfig:
+    """Builds the config of a network of this package from JSON values.
+
+    Raises ValueError or TypeError if they are none.
+    """
+    return UNetConfig.from_dict(values) if "network" in values else ModelConfig.from_dict(values)
+
+
+def build_network(config: ModelConfig | UNetConfig) -> RefineNet | TimeUNet | ScoreUNet:
     """Builds the network of a config with random weights.
 
     ValueError for an unknown architecture.
     """
+    if isinstance(config, UNetConfig):
+        return ScoreUNet(config.network)
     if config.arch in TIME_ARCHS:
         return TimeUNet(TIME_ARCHS[config.arch], channels=config.channels, ngf=config.ngf)
     if config.arch not in ARCHITECTURES:
@@ -193,8 +225,11 @@ class ModelStorage(Protocol):
     def save(self, model: ScoreModel, folder: Path) -> Path:
         """Writes a model and returns the folder."""
 
-    def load(self, folder: Path) -> ScoreModel:
+    def load(self, source: str | Path) -> ScoreModel:
         """Reads a model in evaluation mode."""
+
+    def push(self, model: ScoreModel, repo_id: str, **options: Any) -> str:
+        """Uploads a model to the Hugging Face Hub, and returns its address."""
 
 
 class ScoreModel(nn.Module):
@@ -206,10 +241,11 @@ class ScoreModel(nn.Module):
     - NCSNv2: no second input; F = sigma * score, so any sigma > 0 is valid;
     - NCSN (2019): the nearest trained level (in log sigma); F is the score itself;
     - the tutorial's U-Net: the time t at which the noise is sigma; F = sigma * score;
+    - NCSN++, DDPM++, DDPM and EDM's networks: that of their UNetConfig;
     - any other network: see `ncsn_fast.wrap`.
 
     Attributes:
-        config: its description; a ModelConfig for the networks of this package.
+        config: its description; ModelConfig or UNetConfig for the networks of this package.
         net: the network, called as net(u, condition) or net(u, condition, labels).
         sigmas: (n_sigmas,) float32, descending.
         clock: mapping between time and sigma, for the tutorial's U-Net; else None.
@@ -220,14 +256,14 @@ class ScoreModel(nn.Module):
 
     def __init__(
         self,
-        config: ModelConfig | WrappedConfig,
+        config: ModelConfig | UNetConfig | WrappedConfig,
         sigmas: Tensor | None = None,
         net: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.config = config
         if net is None:
-            if not isinstance(config, ModelConfig):
+            if isinstance(config, WrappedConfig):
                 raise TypeError("a network of your own comes with its module: use ncsn_fast.wrap")
             net = build_network(config)
         self.net = net
@@ -235,7 +271,7 @@ class ScoreModel(nn.Module):
         if isinstance(config, ModelConfig) and config.arch in TIME_ARCHS:
             self.clock = config.clock()
         if sigmas is None:
-            sigmas = ladders.geometric(config.sigma_begin, config.sigma_end, config.n_sigmas)
+            sigmas = config.ladder()
         ladders.check_ladder(sigmas)
         if len(sigmas) != config.n_sigmas:
             raise ValueError(f"expected {config.n_sigmas} sigmas; got {len(sigmas)}")
@@ -251,15 +287,40 @@ class ScoreModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> ScoreModel:
-        """Reads a model folder; CheckpointError if it is invalid."""
-        return cls.storage.load(Path(folder).expanduser())
+        """Reads a model folder, here or on the Hugging Face Hub; CheckpointError if invalid."""
+        return cls.storage.load(folder)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+        message: str = "Upload a model of ncsn_fast",
+    ) -> str:
+        """Uploads a model folder to the Hugging Face Hub, and returns its address.
+
+        Args:
+            repo_id: OWNER/NAME of the repository, which is made if there is none.
+            private: whether a new repository is; None leaves it to the owner's settings.
+            revision: branch to commit to, made if there is none; None for the default one.
+            token: of the account; None for the one that is logged in.
+            message: of the commit.
+
+        Raises:
+            CheckpointError: no permission, no connection, or huggingface_hub is not installed.
+        """
+        return self.storage.push(
+            self, repo_id, private=private, revision=revision, token=token, message=message
+        )
 
     @property
     def parameterisation(self) -> Parameterisation:
         """Functions that make the score of the network's output; see the class."""
-        if isinstance(self.config, WrappedConfig):
+        if not isinstance(self.config, ModelConfig):
             return self.config.parameterisation
-        if isinstance(self.net, RefineNet) and self.net.arch.conditional:
+        if self.config.conditioning == "level":
             known = standard("score", sees="nothing")
             return dataclasses.replace(
                 known, c_noise=self.nearest_level, noise_dtype=torch.int64, spec=None
@@ -278,12 +339,7 @@ class ScoreModel(nn.Module):
     @property
     def conditioning(self) -> str:
         """Kind of the network's noise level input: "none", "level", "time", "sigma", ..."""
-        if isinstance(self.config, WrappedConfig):
-            return self.config.conditioning
-        if isinstance(self.net, TimeUNet):
-            return "time"
-        assert isinstance(self.net, RefineNet)
-        return "level" if self.net.arch.conditional else "none"
+        return self.config.conditioning
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -293,19 +349,17 @@ class ScoreModel(nn.Module):
     @property
     def sample_shape(self) -> tuple[int, ...]:
         """Shape of one sample as callers see it; that of the state, for images."""
-        if isinstance(self.config, WrappedConfig):
-            return self.config.sample_shape
-        return self.image_shape
+        return self.config.sample_shape
 
     @property
     def bounded(self) -> bool:
         """Whether samples are in [0, 1]."""
-        return self.config.bounded if isinstance(self.config, WrappedConfig) else True
+        return self.config.bounded
 
     @property
     def n_classes(self) -> int:
         """Number of classes of a network that takes labels; 0 for others."""
-        return self.config.n_classes if isinstance(self.config, WrappedConfig) else 0
+        return self.config.n_classes
 
     @property
     def device(self) -> torch.device:
@@ -360,7 +414,7 @@ class ScoreModel(nn.Module):
 
     def check_input(self, u: Tensor) -> None:
         """Raises ValueError unless u is a batch of states that the network accepts."""
-        net: Any = self.net  # RefineNet, TimeUNet, Adapter, or a subclass's own
+        net: Any = self.net  # RefineNet, TimeUNet, ScoreUNet, Adapter, or a subclass's own
         net.check_input(u)
 
     def score_at(self, x: Tensor, level: Tensor | int) -> Tensor:

@@ -1,4 +1,4 @@
-"""U-Net of the score-SDE tutorials, conditioned on the time t, in both public versions.
+"""U-Net of the score-SDE tutorials, conditioned on the time t, in their public versions.
 
 Noise grows with t in (0, 1]: x(t) = x(0) + std(t) z. The raw output is f = std(t) * score; the
 caller divides by std(t), the last step of the tutorial's network (models/score.py).
@@ -21,7 +21,7 @@ class Clock:
 
     With k = log(sigma_max / sigma_min):
         std(t)^2 = sigma_min^2 (e^(2kt) - 1)            version a, equal to sigma(t)^2 - sigma_min^2
-        std(t)^2 = sigma_min^2 (e^(2kt) - 1) / (2k)     version b, the integral of sigma(s)^2
+        std(t)^2 = sigma_min^2 (e^(2kt) - 1) / (2k)     b and c, the integral of sigma(s)^2
     """
 
     def __init__(self, version: str, sigma_min: float, sigma_max: float) -> None:
@@ -79,8 +79,9 @@ class Dense(nn.Module):
 class Stage:
     """Stage of the U-Net: swish(norm(convolution(x) + dense(time))), 3x3, without padding and bias.
 
-    Widths are in units of ngf. `skip` is the width of the encoder maps concatenated at the end of
-    the input; `up` is a transposed convolution; a group norm has at most `groups` groups.
+    Widths are in units of ngf. `skip` is the width of the encoder maps at the end of the input, or
+    added to it (Version.adds_skips); `up` is a transposed convolution; a group norm has at most
+    `groups` groups.
     """
 
     conv: str
@@ -126,16 +127,18 @@ class TimeUNet(nn.Module):
         if min(channels, ngf) < 1:
             raise ValueError(f"channels and ngf must be positive; got {channels} and {ngf}")
         self.channels, width = channels, 8 * ngf
+        self.adds_skips = VERSIONS[version].adds_skips
         features = FourierFeatures(width // 2, VERSIONS[version].fourier_scale)
         self.embed: nn.Module = features
         if VERSIONS[version].linear:
             self.embed = nn.Sequential(features, nn.Linear(width, width))
         for stage in (*ENCODER, *DECODER):
-            cin, cout = (stage.cin + stage.skip) * ngf or channels, stage.cout * ngf
+            cin = stage.cin if self.adds_skips else stage.cin + stage.skip
+            cin, cout = cin * ngf or channels, stage.cout * ngf
             self.add_module(stage.conv, _convolution(stage, cin, cout))
             self.add_module(stage.dense, Dense(width, cout))
             self.add_module(stage.norm, nn.GroupNorm(math.gcd(stage.groups, cout), cout))
-        self.tconv1 = nn.ConvTranspose2d(2 * ngf, channels, 3)
+        self.tconv1 = nn.ConvTranspose2d(ngf if self.adds_skips else 2 * ngf, channels, 3)
 
     def check_input(self, x: Tensor) -> None:
         """Raises ValueError unless x is (N, channels, H, W) with an admissible H and W."""
@@ -160,7 +163,8 @@ class TimeUNet(nn.Module):
             skips.append(h)
         skips.pop()
         for stage in DECODER:
-            h = torch.cat((self._run(stage, h, embedding), skips.pop()), dim=1)
+            h, skip = self._run(stage, h, embedding), skips.pop()
+            h = h + skip if self.adds_skips else torch.cat((h, skip), dim=1)
         return self.tconv1(h)
 
     def _run(self, stage: Stage, x: Tensor, embedding: Tensor) -> Tensor:

@@ -24,7 +24,6 @@ from ncsn_fast.models.score import ScoreModel
 
 _EDM_ENDS = (0.002, 80.0)  # Karras et al. 2022, table 1, for data of standard deviation 0.5
 _FIRST_TIME = 1e-3  # of a continuous process: where the published samplers end
-_MOST_LEVELS, _MOST_RATIO = 1000, 1.2
 
 
 def wrap(
@@ -62,9 +61,10 @@ def wrap(
             deviation of the noise), "epsilon", "denoised", "v" or "edm"; or a Parameterisation,
             which says the rest too. See diffusion/parameterisation.py.
         image_shape: of one sample: (C, H, W) for images, (C, L), (C, D, H, W) or (D,) for others.
-        sees: the second argument: "sigma", "log_sigma", "log_sigma/4", "time" (of the process,
-            times time_scale), "timestep" (index of a DiscreteVP), "level" (index in sigmas) or
-            "nothing". None: "nothing" if forward has one parameter, EDM's for "edm".
+        sees: the second argument: "sigma", "log_sigma", "log_half_sigma" (log(sigma / 2)),
+            "log_sigma/4" (a quarter of it), "time" (of the process, times time_scale), "timestep"
+            (index of a DiscreteVP), "level" (index in sigmas) or "nothing". None: "nothing" if
+            forward has one parameter, EDM's for "edm".
         process: VP(), SubVP(), VE() or DiscreteVP(): what the network was trained on. None: the
             states x_0 + sigma z, whatever sigma is.
         sigma_min, sigma_max: ends of the noise levels. None: those of the process, or of EDM.
@@ -116,7 +116,7 @@ def wrap(
         n_sigmas=len(ladder),
         sigma_begin=float(ladder[0]),
         sigma_end=float(ladder[-1]),
-        epsilon=_epsilon(ladder, n_steps_each) if epsilon is None else float(epsilon),
+        epsilon=schedule.usual_epsilon(ladder, n_steps_each) if epsilon is None else float(epsilon),
         n_steps_each=n_steps_each,
         n_classes=n_classes,
         bounded=data_range is not None,
@@ -235,23 +235,8 @@ def _ladder(
             f"{high:g}"
         )
     if n_sigmas is None:
-        n_sigmas = min(1 + round(math.log(high / low) / math.log(_ratio(dim))), _MOST_LEVELS)
+        n_sigmas = schedule.usual_n_sigmas(high, low, dim)
     return schedule.geometric(high, low, n_sigmas).double().numpy()
-
-
-def _ratio(dim: int) -> float:
-    """Returns the ratio of neighbouring levels: Technique 2's, where there is one below 1.2."""
-    try:
-        return min(schedule.level_ratio(dim), _MOST_RATIO)
-    except ValueError:  # few dimensions, where levels overlap whatever they are
-        return _MOST_RATIO
-
-
-def _epsilon(ladder: np.ndarray, n_steps_each: int) -> float:
-    """Returns Technique 4's epsilon; half the variance for a single level, which has none."""
-    if len(ladder) < 2:
-        return float(ladder[-1] ** 2 / 2)
-    return schedule.epsilon_for(ladder, max(n_steps_each, 1))
 
 
 def _ends(known: Parameterisation, process: Process | None) -> tuple[float | None, float | None]:

@@ -33,7 +33,7 @@ _ROUNDS = 10
 
 
 class Stream(enum.IntEnum):
-    """Independent random streams of one sample; 7 and above are free for users."""
+    """Independent random streams of one sample; 9 and above are free for users."""
 
     SAMPLER = 0
     INITIAL = 1
@@ -42,6 +42,8 @@ class Stream(enum.IntEnum):
     CORRECTOR = 4
     DEQUANTISATION = 5
     PROBE = 6  # Hutchinson's trace estimator
+    MEASUREMENT = 7  # of the commands
+    TRAINING = 8  # levels and noise of a step
 
 
 def check_integer(name: str, value: Any, least: int | None = None) -> int:

@@ -15,19 +15,29 @@ from ncsn_fast.data.decode import parse_colour
 from ncsn_fast.data.json_file import make_plain
 from ncsn_fast.models.architectures import TIME_ARCHS, TIME_STYLE, check_image_size
 from ncsn_fast.models.published_runs import PUBLISHED_RUNS
+from ncsn_fast.models.unet_architectures import (
+    EDM_PRECONDITIONINGS,
+    SCORE_SDE_PRECONDITIONINGS,
+    UNETS,
+    DDPMConfig,
+    NCSNppConfig,
+    UNetSettings,
+)
 
 if TYPE_CHECKING:  # the command line has these options before torch is imported
     from ncsn_fast.models.score import ModelConfig
+    from ncsn_fast.models.unet_config import UNetConfig
 
 # Numeric fields of TrainConfig: smallest value, and exclusive upper bound.
 _BOUNDS: tuple[tuple[str, float, float], ...] = (
     *((name, 1, math.inf) for name in (
         "image_size", "ngf", "n_steps_each", "batch_size", "steps", "log_every", "snapshot_every",
-        "keep",
+        "keep", "accumulate",
     )),
     *((name, 0, math.inf) for name in (
         "centre_crop", "workers", "sigma_begin", "n_sigmas", "epsilon", "warmup", "anneal_power",
-        "grad_clip", "threads", "grid", "sigma_min", "sigma_max",
+        "grad_clip", "threads", "grid", "sigma_min", "sigma_max", "held_out", "max_minutes",
+        "n_blocks", "dropout",
     )),
     ("ema", 0, 1),
     ("overlap", 0, 1),
@@ -41,7 +51,9 @@ with contextlib.suppress(ImportError):  # tyro, which the command line alone nee
 _MOST = {
     "image_size": 2**16, "ngf": 2**16, "n_sigmas": 2**24, "n_steps_each": 2**31, "grid": 2**16,
     "batch_size": 2**31, "centre_crop": 2**31, "workers": 2**10, "threads": 2**16,
-    **dict.fromkeys(("steps", "warmup", "log_every", "snapshot_every", "keep"), 2**53),
+    "steps": 2**30,  # of the noise contract (draws.LARGEST_STEP)
+    "accumulate": 2**31, "held_out": 2**31,
+    **dict.fromkeys(("warmup", "log_every", "snapshot_every", "keep"), 2**53),
 }  # fmt: skip
 
 
@@ -66,7 +78,8 @@ class TrainConfig:
     """Folder that holds the runs."""
 
     data: str = "digits"
-    """digits, a folder or zip of images (any depth), or hf:NAME[:SPLIT] (Hugging Face)."""
+    """digits, a folder or zip of images (any depth), IDX (MNIST) or CIFAR folders, CIFAR.tar.gz, an
+    .npy or .npz file, LSUN's LMDB, or hf:NAME (Hugging Face); SOURCE:test for another split."""
     image_size: int = 16
     """Height and width the network is trained on, in pixels."""
     channels: Literal[1, 3] = 1
@@ -80,12 +93,26 @@ class TrainConfig:
     dequantise: bool = False
     """Add uniform noise below one grey level, x * 255/256 + U/256, as NCSN (2019) does."""
     workers: int = 0
-    """Processes that decode images; 0 decodes in the training process."""
+    """Processes that decode images; 0 decodes in the training process. Each image is decoded once
+    if all fit into 2 GiB at the size of the network, else in each epoch."""
 
     arch: Literal[
-        "ncsnv2", "ncsnv2_deeper", "ncsnv2_deepest", "ncsn", "ncsn_deeper", "unet_a", "unet_b"
+        "ncsnv2",
+        "ncsnv2_deeper",
+        "ncsnv2_deepest",
+        "ncsn",
+        "ncsn_deeper",
+        "unet_a",
+        "unet_b",
+        "unet_c",
+        "ncsnpp",
+        "ddpmpp",
+        "ddpm",
+        "songunet",
+        "dhariwal",
     ] = "ncsnv2"
-    """Network; unet_a and unet_b, the tutorial's, see the time and learn at all noise levels."""
+    """Network; unet_a, unet_b and unet_c, the tutorials', see the time and learn at all levels;
+    ncsnpp, ddpmpp and ddpm are the U-Nets of score_sde, songunet and dhariwal those of EDM."""
     ngf: int = 24
     """Width of the network's first stage."""
     act: Literal["elu", "relu", "lrelu", "swish"] = "elu"
@@ -94,15 +121,35 @@ class TrainConfig:
         "InstanceNorm++", "InstanceNorm", "VarianceNorm", "BatchNorm", "NoneNorm", "GroupNorm"
     ] = "InstanceNorm++"
     """Normalisation; all published models use InstanceNorm++, but GroupNorm (U-Nets only)."""
+    preconditioning: Literal[
+        "ve",
+        "discrete_ve",
+        "vp",
+        "sub_vp",
+        "discrete_vp",
+        "VPPrecond",
+        "VEPrecond",
+        "iDDPMPrecond",
+        "EDMPrecond",
+    ] = "ve"
+    """What a U-Net of score_sde (the first five) or of EDM predicts, and at which noise levels."""
+    multiples: tuple[int, ...] = (1, 2, 2, 2)
+    """Widths of a U-Net's levels, in units of ngf; each level but the first halves the image."""
+    n_blocks: int = 4
+    """Residual blocks of each level of a U-Net."""
+    attention: tuple[int, ...] = (16,)
+    """Heights of the maps at which a U-Net attends."""
+    dropout: float = 0.1
+    """Probability of dropout in a U-Net."""
 
     sigma_begin: float = 0.0
     """Largest noise level; 0 derives it from the data (Technique 1)."""
     sigma_end: float = 0.01
     """Smallest noise level."""
     sigma_min: float = 0.0
-    """Start of sigma(t), for unet_a and unet_b."""
+    """Start of sigma(t), for the tutorials' networks."""
     sigma_max: float = 0.0
-    """End of sigma(t), for unet_a and unet_b."""
+    """End of sigma(t), for the tutorials' networks."""
     n_sigmas: int = 0
     """Number of levels L; 0 derives it (Technique 2)."""
     overlap: float = 0.5
@@ -128,15 +175,26 @@ class TrainConfig:
     """Adam's epsilon."""
     ema: float = 0.999
     """Decay of the weights' moving average; 0 for none."""
+    ema_halflife: tuple[float, ...] = ()
+    """Half-lives of averages in images, as EDM has them, in place of `ema`; of several, the run is
+    sampled by the one with the least loss of held-out images, else by the first."""
     ema_warmup: bool = True
-    """Let the average forget its start: decay min(ema, (1 + n) / (10 + n)) at step n. Off in the
-    published NCSNv2 runs."""
+    """Let the average forget its start: decay min(ema, (1 + n) / (10 + n)) at step n, or half-life
+    at most 0.05 of the images seen. Off in the published NCSNv2 runs."""
     anneal_power: float = 2.0
     """p of the loss weight sigma^p."""
     grad_clip: float = 0.0
     """Clip the gradient to this norm; 0 for never."""
-    autocast: bool = False
-    """bfloat16 autocast of the network."""
+    autocast: Literal["none", "bf16"] = "none"
+    """bf16 runs the network's convolutions in bfloat16; weights, norms and loss stay float32."""
+    compile: bool = False
+    """Compile the loss with torch.compile."""
+    accumulate: int = 1
+    """Micro-batches per step; less memory, the same training."""
+    held_out: int = 0
+    """Images held out from training, whose loss is logged at each snapshot."""
+    max_minutes: float = 0.0
+    """Stop, saved, after this many minutes; 0 for never."""
     seed: int = 0
     """Seed of initial weights, data order and noise."""
 
@@ -174,19 +232,80 @@ class TrainConfig:
             raise ValueError(
                 f"sigma_begin must be above sigma_end={self.sigma_end:g}; got {self.sigma_begin:g}"
             )
+        if self.autocast not in ("none", "bf16"):
+            raise ValueError(f"autocast must be none or bf16; got {self.autocast!r}")
+        for halflife in self.ema_halflife:
+            check_positive("ema_halflife", halflife)
+        if len(set(self.ema_halflife)) < len(self.ema_halflife):
+            raise ValueError(f"ema_halflife must not repeat; got {self.ema_halflife}")
+        if self.accumulate > self.batch_size:
+            raise ValueError(
+                f"accumulate must be at most batch_size={self.batch_size}; got {self.accumulate}"
+            )
         if self.name in ("", ".", "..") or Path(self.name).name != self.name:
             raise ValueError(f"name must be a plain folder name; got {self.name!r}")
         parse_colour(self.background)
         if self.data == "digits" and self.channels != 1:
             raise ValueError("the digits are grey: channels must be 1, or data something else")
-        check_image_size(self.arch, self.image_size, self.image_size)
-        if self.arch in TIME_ARCHS:
-            style = {"act": self.act, "norm": self.norm}
-            if not (style.items() <= TIME_STYLE.items() and 0 < self.sigma_min < self.sigma_max):
+        self._check_network()
+
+    def _check_network(self) -> None:
+        """ValueError unless the network can be built."""
+        style = {"act": self.act, "norm": self.norm}
+        fits = style.items() <= TIME_STYLE.items()
+        if self.arch in UNETS:
+            if not fits:
                 raise ValueError(
-                    f"{self.arch} needs act 'swish', norm 'GroupNorm' and 0 < sigma_min < "
-                    "sigma_max: start from --config mnist-sde or mnist-sde-b"
+                    f"{self.arch} needs act 'swish' and norm 'GroupNorm': start from --config "
+                    "cifar10-ncsnpp, cifar10-ddpmpp or edm-cifar10"
                 )
+            self.unet()
+            return
+        check_image_size(self.arch, self.image_size, self.image_size)
+        if self.arch in TIME_ARCHS and not (fits and 0 < self.sigma_min < self.sigma_max):
+            raise ValueError(
+                f"{self.arch} needs act 'swish', norm 'GroupNorm' and 0 < sigma_min < "
+                "sigma_max: start from --config mnist-sde, mnist-sde-b or mnist-sde-c"
+            )
+
+    def unet(self) -> UNetSettings:
+        """Returns the hyperparameters of a U-Net of score_sde or EDM."""
+        kind = UNETS[self.arch]
+        own: tuple[str, ...] = EDM_PRECONDITIONINGS
+        if issubclass(kind, (NCSNppConfig, DDPMConfig)):
+            # Sigma is seen by Fourier features alone, which are NCSN++'s.
+            own = SCORE_SDE_PRECONDITIONINGS[self.arch != "ncsnpp" :]
+        if self.preconditioning not in own:
+            raise ValueError(
+                f"the preconditioning of {self.arch} must be one of {', '.join(own)}; got "
+                f"{self.preconditioning!r}"
+            )
+        more: dict[str, Any] = {}
+        if "centered" in kind.names():
+            more["centered"] = self.preconditioning not in ("ve", "discrete_ve")
+        if self.arch == "ncsnpp" and self.preconditioning != "ve":
+            more["embedding_type"] = "positional"
+        if self.preconditioning == "iDDPMPrecond":
+            more["out_channels"] = 2 * self.channels
+        return kind.sized(
+            self.image_size, self.channels, self.ngf, self.multiples, self.n_blocks,
+            self.attention, self.dropout, **more,
+        )  # fmt: skip
+
+    def unet_config(self) -> UNetConfig:
+        """Returns the configuration of a run's model that has a U-Net of score_sde or EDM."""
+        from ncsn_fast.models.unet_config import preconditioned
+
+        config = preconditioned(
+            self.unet(),
+            self.preconditioning,
+            sigma_min=self.sigma_end,
+            sigma_max=self.sigma_begin or 50.0,
+            n=self.n_sigmas or 1000,
+            n_steps_each=self.n_steps_each,
+            epsilon=self.epsilon or None,
+        )
+        return dataclasses.replace(config, langevin_form=self.langevin_form)
 
     def model_config(self, *, sigma_begin: float, n_sigmas: int, epsilon: float) -> ModelConfig:
         """Returns the configuration of the run's model, with the noise levels filled in."""
@@ -249,8 +368,29 @@ def _tutorial(name: str) -> TrainConfig:
     )  # fmt: skip
 
 
+def _unet(name: str, **settings: Any) -> TrainConfig:
+    """Returns a published run of score_sde: flips, Adam 2e-4, batch 128, gradients of norm 1."""
+    defaults: dict[str, Any] = {
+        "data": "", "image_size": 32, "channels": 3, "flip": True, "workers": 4, "act": "swish",
+        "norm": "GroupNorm", "ngf": 128, "batch_size": 128, "steps": 1_300_000, "lr": 2e-4,
+        "warmup": 5000, "grad_clip": 1.0, "n_steps_each": 1, "n_sigmas": 1000,
+        "snapshot_every": 5000, "log_every": 100,
+    }  # fmt: skip
+    return TrainConfig(**{**defaults, "name": name, **settings})
+
+
 CONFIGS: dict[str, TrainConfig] = {
     "digits": TrainConfig(),
+    "mnist": TrainConfig(
+        "mnist",
+        data="",
+        image_size=28,
+        ngf=32,
+        steps=200_000,
+        autocast="bf16",
+        held_out=1000,
+        ema_halflife=(20_000.0, 100_000.0, 500_000.0),
+    ),
     "cifar10": _published("cifar10", steps=300_000),
     "celeba": _published("celeba", centre_crop=140, steps=210_000),
     "church": _published("church", steps=200_000),
@@ -262,6 +402,24 @@ CONFIGS: dict[str, TrainConfig] = {
     "ncsn-mnist": _ncsn("ncsn-mnist", flip=False),
     "mnist-sde": _tutorial("mnist-sde"),
     "mnist-sde-b": _tutorial("mnist-sde-b"),
+    "mnist-sde-c": _tutorial("mnist-sde-c"),
+    "cifar10-ncsnpp": _unet("cifar10-ncsnpp", arch="ncsnpp", sigma_begin=50.0),
+    "cifar10-ddpmpp": _unet("cifar10-ddpmpp", arch="ddpmpp", preconditioning="vp", ema=0.9999),
+    # Karras et al. 2022, table 7, without augmentation: 200 million images, 10 of them of warm-up.
+    "edm-cifar10": _unet(
+        "edm-cifar10",
+        arch="songunet",
+        preconditioning="EDMPrecond",
+        multiples=(2, 2, 2),
+        dropout=0.13,
+        batch_size=512,
+        steps=390_625,
+        lr=1e-3,
+        warmup=19_531,
+        grad_clip=0.0,
+        ema_halflife=(500_000.0,),
+        n_sigmas=0,
+    ),
 }
 
 

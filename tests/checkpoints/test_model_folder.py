@@ -22,7 +22,8 @@ from ncsn_fast import CheckpointError, ScoreModel
 from ncsn_fast.checkpoints import model_folder, torch_file, training_run
 from ncsn_fast.checkpoints.model_folder import CONFIG_NAME, WEIGHTS_NAME
 from ncsn_fast.data import files
-from ncsn_fast.training.trainer import Journal, Trainer
+from ncsn_fast.training.journal import Journal
+from ncsn_fast.training.trainer import Trainer
 
 X = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 

@@ -1,15 +1,19 @@
 """The authors' checkpoint files: what is read from them, and what is refused."""
 
+import logging
+
 import golden
 import pytest
 import tiny
 import torch
+import unets
 from golden import FOLDER
 
 import ncsn_fast
 from ncsn_fast import CheckpointError, convert
 from ncsn_fast.checkpoints.sampling_settings import with_sampling_settings
 from ncsn_fast.diffusion import schedule
+from ncsn_fast.models.published_runs import PUBLISHED_RUNS
 from ncsn_fast.training.configs import CONFIGS
 
 X = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -97,7 +101,7 @@ def test_tables_without_beta(tmp_path):
     assert torch.equal(ncsn_fast.load(path).score_at(X, 1), model.score_at(X, 1))
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "digits"])
+@pytest.mark.parametrize("name", PUBLISHED_RUNS)
 def test_settings_of_the_published_runs(name):
     run = CONFIGS[name]
     found = {k: getattr(run, k) for k in ("arch", "channels", "ngf", "n_sigmas", "sigma_begin")}
@@ -106,8 +110,13 @@ def test_settings_of_the_published_runs(name):
     assert (settings["epsilon"], settings["n_steps_each"]) == (run.epsilon, run.n_steps_each)
 
 
-def test_overrides_win(tmp_path):
+def test_overrides_win(tmp_path, caplog):
     path = published(tiny.model(), path=tmp_path / "x.pth")
+    with caplog.at_level(logging.INFO):
+        ncsn_fast.load(path)
+        with_sampling_settings(vars(PUBLISHED_RUNS["church"]) | {"sigma_end": 0.01})
+    assert "usual ones, because no published ncsnv2 has these noise levels" in caplog.text
+    assert "image size 96, 4 Langevin steps, those of the published run church" in caplog.text
     model = ncsn_fast.load(path, image_size=(24, 24), epsilon=3e-6, sigma_begin=9.0, n_sigmas=6)
     assert model.image_shape == (1, 24, 24)
     assert model.config.epsilon == 3e-6
@@ -179,12 +188,28 @@ def test_a_foreign_file_is_told_the_nearest_network(tmp_path):
     with pytest.raises(CheckpointError) as raised:
         ncsn_fast.load(tmp_path / "x.pth")
     said = str(raised.value)
-    assert "NCSN (2019) and NCSNv2 (2020), the score-SDE tutorial" in said
-    assert f"Nearest is unet_a of the score-SDE tutorial, with {len(weights)} of its " in said
+    for known in ("NCSN (2019) and NCSNv2 (2020)", "the score-SDE tutorials", "score_sde_pytorch",
+                  "EDM's .pkl", "diffusers' UNet2DModel"):  # fmt: skip
+        assert known in said
+    assert f"Nearest is unet_a of the score-SDE tutorials, with {len(weights)} of its " in said
     assert said.endswith("keys: missing embed.W; unexpected head.bias")
     torch.save({"fc1.weight": torch.ones(2, 2)}, tmp_path / "y.pth")
     with pytest.raises(CheckpointError, match=r"none of its 1 keys \(fc1\.weight, \.\.\.\) is one"):
         ncsn_fast.load(tmp_path / "y.pth")
+
+
+@pytest.mark.parametrize("kind", ["EDM", "diffusers"])
+def test_weights_of_other_formats(tmp_path, kind):
+    if kind == "EDM":
+        net = unets.model("edm-ncsnpp").net
+        state = {f"model.{key}": value for key, value in net.state_dict().items()}
+        said = r"Nearest is edm-cifar10-32x32-uncond-v. of EDM, whose \.pkl is read, with"
+    else:
+        state = {"conv_in.weight": torch.ones(1), "down_blocks.0.resnets.0": torch.ones(1)}
+        said = "its keys are of a network of diffusers: give the folder"
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=said):
+        ncsn_fast.load(tmp_path / "x.pth")
 
 
 def test_a_bare_state_dict_loads(tmp_path):

@@ -203,7 +203,37 @@ def test_floats_are_refused_unless_between_0_and_1(caplog):
             read(Image.fromarray(wrong.astype(np.float32)), 1)
 
 
+def test_sixteen_bit_colours_are_their_high_byte():
+    levels = np.random.default_rng(0).integers(0, 65536, (3, 4, 3), np.uint16)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in levels)
+    content = png(4, 3, depth=16, colour=2, data=rows)
+    np.testing.assert_array_equal(read(content), levels >> 8)
+
+
 # Colours
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+def test_files_of_printers_colours(kind):
+    image = Image.fromarray(noise(8, 8, 3)).convert("CMYK")
+    content = encoded(image, kind)
+    stored = Image.open(io.BytesIO(content))
+    assert stored.mode == "CMYK"
+    np.testing.assert_array_equal(read(content), np.asarray(stored.convert("RGB")))
+    ink = Image.new("CMYK", (8, 8), (255, 0, 0, 0))
+    red, green, blue = read(encoded(ink, kind))[4, 4].tolist()
+    assert red < 10
+    assert min(green, blue) > 245
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "TIFF", "BMP"])
+def test_palettes_are_looked_up(kind):
+    """Indices far from the levels that they stand for."""
+    indices = np.array([[0, 1], [2, 0]], np.uint8)
+    colours = [(250, 10, 20), (0, 200, 100), (5, 6, 7)]
+    image = Image.fromarray(indices).convert("P")
+    image.putpalette([level for colour in colours for level in colour])
+    assert read(encoded(image, kind)).tolist() == [[list(colours[i]) for i in r] for r in indices]
 
 
 def test_modes_become_grey_or_rgb():

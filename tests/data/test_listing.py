@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from ncsn_fast.data import datasets
-from ncsn_fast.data.datasets import DataError, ZipImages
+from ncsn_fast.data.datasets import DataError
+from ncsn_fast.data.formats.zip_archive import ZipImages
 from ncsn_fast.data.listing import Skipped
 
 SKIPPED = {

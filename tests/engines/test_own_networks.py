@@ -1,10 +1,11 @@
 """Networks that users bring, by every method, on every engine that runs them."""
 
+import engine_cases
 import own_networks
 import pytest
 import torch
 
-from ncsn_fast import Sampler
+from ncsn_fast import Sampler, engines
 from ncsn_fast.samplers.methods import METHODS
 
 JUMPS = ("adaptive", "ode", "mala", "hmc")  # roundings decide their steps, and whether they accept
@@ -14,6 +15,8 @@ JUMPS = ("adaptive", "ode", "mala", "hmc")  # roundings decide their steps, and 
 def samplers():
     """Samplers by (network, engine, dtype), built once each."""
     made = {}
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setitem(engines.ENGINES, "cuda", engine_cases.CudaOnCpu)
 
     def get(name, engine, dtype=None):
         if (name, engine, dtype) not in made:
@@ -21,7 +24,8 @@ def samplers():
             made[name, engine, dtype] = Sampler(of, engine=engine, dtype=dtype, device="cpu")
         return made[name, engine, dtype]
 
-    return get
+    yield get
+    monkeypatch.undo()
 
 
 def drawn(sampler, method, n=2, **options):
@@ -37,6 +41,14 @@ def test_our_engine_draws_eagers_samples(samplers, name, method):
     assert expected.isfinite().all()
     scale = max(1.0, float(expected.abs().max()))
     assert (found - expected).abs().max() <= (0.1 if method in JUMPS else 5e-3) * scale
+
+
+@pytest.mark.parametrize("method", ["ald", "fast", "pc"])
+@pytest.mark.parametrize("name", own_networks.CASES)
+def test_our_engine_for_gpus_draws_eagers_samples(samplers, name, method):
+    expected = drawn(samplers(name, "eager"), method)
+    found = drawn(samplers(name, "cuda", "fp32"), method)
+    assert (found - expected).abs().max() <= 5e-3 * max(1.0, float(expected.abs().max()))
 
 
 @pytest.mark.slow
@@ -56,19 +68,21 @@ def test_auto_takes_our_engine_and_names_every_operation(samplers, name):
     assert "operations in fp32" in told
 
 
-def test_guidance_on_our_engine(samplers):
-    eager, cpu = samplers("classes", "eager"), samplers("classes", "cpu", "fp32")
+@pytest.mark.parametrize("engine", ["cpu", "cuda"])
+def test_guidance_on_our_engines(samplers, engine):
+    eager, ours = samplers("classes", "eager"), samplers("classes", engine, "fp32")
     for method in ("fast", "ald", "pc"):
         expected = drawn(eager, method, guidance=2.0)
-        assert (drawn(cpu, method, guidance=2.0) - expected).abs().max() < 5e-3
-        assert (drawn(cpu, method) - expected).abs().max() > 1e-3
+        assert (drawn(ours, method, guidance=2.0) - expected).abs().max() < 5e-3
+        assert (drawn(ours, method) - expected).abs().max() > 1e-3
 
 
-def test_other_sizes_of_micro_batches(samplers):
+@pytest.mark.parametrize("engine", ["cpu", "cuda"])
+def test_other_sizes_of_micro_batches(samplers, engine):
     """Networks are exported once, for any number of images."""
-    cpu, eager = samplers("unet", "cpu", "fp32"), samplers("unet", "eager")
+    ours, eager = samplers("unet", engine, "fp32"), samplers("unet", "eager")
     for n in (1, 3, 5):
-        x = cpu.sample(n, method="fast", progress=False)
+        x = ours.sample(n, method="fast", progress=False)
         torch.testing.assert_close(
             x, eager.sample(n, method="fast", progress=False), rtol=0, atol=5e-3
         )

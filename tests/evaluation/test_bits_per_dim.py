@@ -18,6 +18,7 @@ from ncsn_fast.evaluation.bits_per_dim import (
     LikelihoodSettings,
     Record,
     bits_per_dimension,
+    figures_by_class,
     image_log_likelihood,
     measure,
     model_ends,
@@ -275,3 +276,19 @@ def test_lines_that_are_no_likelihoods_are_done_again(tmp_path):
     os.mkfifo(path)
     with pytest.raises(OSError, match="is a pipe or device"):
         Record(path)
+
+
+def test_figures_of_each_class():
+    labels = torch.tensor([1, 0, 1, 2, 1])
+    images = datasets.MemoryImages(LEVELS[:5], labels, ("ant", "bee", "cat"))
+    record = Record()
+    record.found = {i: {"bpd": float(i), "nfe": 7} for i in range(4)}
+    found = figures_by_class(record, images, range(1, 5))["bpd_by_class"]
+    assert found == {
+        "ant": {"mean": 1.0, "standard_error": None, "n": 1},
+        "bee": {"mean": 2.0, "standard_error": None, "n": 1},
+        "cat": {"mean": 3.0, "standard_error": None, "n": 1},
+    }
+    everything = figures_by_class(record, images, range(5))["bpd_by_class"]["bee"]
+    assert (everything["mean"], everything["standard_error"], everything["n"]) == (1.0, 1.0, 2)
+    assert figures_by_class(record, datasets.MemoryImages(LEVELS), range(4)) == {}

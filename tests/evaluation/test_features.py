@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import safetensors
 import safetensors.torch
+import tiny
 import torch
 from torch import nn
 
 from ncsn_fast.checkpoints.torch_file import CheckpointError
 from ncsn_fast.data import datasets
+from ncsn_fast.evaluation.evaluator import Evaluator
 from ncsn_fast.evaluation.features import (
     AT_ONCE,
     DIGIT_FEATURES,
@@ -258,3 +260,16 @@ def test_logits_of_the_digits_are_spread_over_the_classes():
     share = logits.softmax(1).mean(0).numpy()
     entropy = -(share * np.log(share)).sum()
     assert math.log(10) - 0.01 < entropy <= math.log(10)
+
+
+def test_a_reference_of_arrays_is_images(tmp_path):
+    """An .npz file may hold statistics, or images."""
+    images, labels = datasets.digits("held-out", 8)
+    path = tmp_path / "images.npz"
+    np.savez(path, images=images[:, 0].numpy(), labels=labels.numpy())
+    model, extractor = tiny.model(), load_extractor("digits")
+    sources = (str(path), "digits:held-out")
+    found = [Evaluator(extractor, source, model, 10, progress=False) for source in sources]
+    assert found[0].reference == {"source": str(path), "n": 360}
+    mu = [each.fidelity.statistics(real=True).mu for each in found]
+    np.testing.assert_array_equal(mu[0], mu[1])

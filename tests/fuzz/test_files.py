@@ -9,8 +9,11 @@ import pytest
 PARSERS = {
     "json_texts": (120, {"config", "settings", "record"}),
     "statistics_files": (400, {"statistics"}),
+    "data_sets": (300, {"train-images-idx3-ubyte", "a.npy", "a.npz", "train", "a.tar"}),
     "safetensors_files": (100, {"model", "extractor"}),
     "published_files": (40, {"averaged", "raw"}),
+    "score_sde_files": (40, {"averaged", "raw"}),
+    "edm_pickles": (150, {"model"}),
     "run_checkpoints": (30, {"model", "resume"}),
     "onnx_files": (40, {"ort"}),
 }

@@ -11,6 +11,8 @@ SOME = (
     "norm::test_gradients_do_not_depend_on_the_batch",
     "update::test_rows_and_counter",
     "update::test_second_noise",
+    "group_norm::test_scale_and_shift",
+    "epilogue::test_weights_and_other_activations",
     "epilogue::test_in_place_and_into_buffers",
     "epilogue::test_pools_of_infinities_and_nans",
     "fill",

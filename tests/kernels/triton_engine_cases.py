@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import own_networks
 import pytest
 import torch
 from engine_cases import chains_of, program_of, small
@@ -23,6 +24,15 @@ def engine(of, dtype="fp32", kind=CudaEngine):
 def test_the_network_is_within_its_bound(dtype, conditional):
     built = engine(small(conditional), dtype)
     assert 0 < built.error <= precision.BOUNDS[dtype]
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_users_network_is_within_its_bound(dtype):
+    """Group norms, weighted sums and activations of Triton's, between what PyTorch runs."""
+    built = engine(own_networks.model("classes"), dtype)
+    assert 0 < built.error <= precision.BOUNDS[dtype]
+    kinds = {cost.kind for cost in built.loop((8, 8)).plan.costs}
+    assert {"group_norm", "pointwise", "mean_pool2", "torch"} < kinds
 
 
 def test_a_run_is_that_of_the_reference():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ncsn_fast.kernels.add_elu import add, add_bias, add_elu, elu
+from ncsn_fast.kernels.add_elu import add, add_bias, add_elu, elu, pointwise
 from ncsn_fast.kernels.mean_pool2 import mean_pool2
 from ncsn_fast.kernels.pool5 import avg_pool5, max_pool5
 from ncsn_fast.kernels.resize_add import resize_add
@@ -10,6 +10,7 @@ from torch import Tensor
 from triton_common import DEVICE, FLOATS, assert_close, nhwc, noise_like
 
 from ncsn_fast.ops import reference
+from ncsn_fast.ops.activations import ACTIVATIONS
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy: masked lanes overflow
 
@@ -136,6 +137,23 @@ def test_bias_of_more_channels_than_a_block():
     assert torch.equal(elu(in_place, bias=bias, out=in_place), elu(add_bias(x, bias)))
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_weights_and_other_activations(activation):
+    a, b = nhwc(noise_like(2, 12, 5, 3)), nhwc(noise_like(2, 12, 5, 3, seed=5))
+    bias, weights = bias_of(a), (0.7, -1.25, 0.5)
+    exact = sum(w * x.cpu().double() for w, x in zip(weights, (a, b, a), strict=True))
+    exact = exact + bias.cpu().double()[:, None, None]
+    total, y = torch.empty_like(a), torch.empty_like(a)
+    pointwise([a, b, a], bias, total, y, activation, weights)
+    torch.testing.assert_close(total.cpu(), exact.float(), rtol=1e-6, atol=2e-6)
+    torch.testing.assert_close(
+        y.cpu(), reference.activation(exact, activation).float(), rtol=1e-5, atol=3e-6
+    )
+    pointwise([a, b], None, total, None)
+    pointwise([a, b], None, y, None, "silu", (1.0, 1.0))
+    assert torch.equal(total, y)
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_independent_of_batch_and_place(op):
     calls, kernel, _ = OPS[op]
@@ -201,3 +219,7 @@ def test_more_refusals():
         add_bias(x, bias_of(x)[:3])
     with pytest.raises(ValueError, match="channels-last"):
         elu(x.contiguous(), bias=bias_of(x))
+    with pytest.raises(ValueError, match="one of none, elu"):
+        pointwise([x], None, x, None, "mish")
+    with pytest.raises(ValueError, match="those of 1 maps; got 2"):
+        pointwise([x], None, x, None, "elu", (1.0, 2.0))

@@ -6,8 +6,8 @@ import pytest
 import torch
 from group_norm_cases import GROUPS, VARIANTS, options, slack
 from ncsn_fast.kernels import group_norm as kernels
-from ncsn_fast.kernels import norm_statistics
-from ncsn_fast.kernels.group_norm import group_norm, new_workspace
+from ncsn_fast.kernels import launch, norm_statistics
+from ncsn_fast.kernels.group_norm import group_norm, new_workspace, scale_shift
 from norm_cases import INPUTS, noise_like
 from torch import Tensor
 from triton_common import DEVICE, FLOATS, assert_close, nhwc
@@ -62,7 +62,7 @@ def test_every_activation(activation, dtype):
 
 
 def test_the_names_are_those_of_the_ops():
-    assert tuple(ACTIVATIONS) == kernels.ACTIVATIONS
+    assert tuple(ACTIVATIONS) == launch.ACTIVATIONS
 
 
 @pytest.fixture
@@ -164,3 +164,26 @@ def test_refusals(change, error, text):
     }
     with pytest.raises(error, match=text):
         group_norm(**({"x": X, "groups": 2} | change))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "activation"), [*zip(FLOATS, ("silu", "none", "gelu"), strict=True)]
+)
+def test_scale_and_shift(dtype, activation):
+    """A pass of its own, in place too; the mean is a bias with the other sign."""
+    x = nhwc((noise_like(2, 21, 5, 7) - 2.3).to(dtype))
+    rows = (noise_like(2, 3, 21, seed=3) + 0.5).to(DEVICE)
+    mean, scale, shift = rows.unbind(1)
+
+    def specified(x: Tensor, *rows: Tensor) -> Tensor:
+        bias, scale, shift = rows
+        moved = reference.scale_shift(x, None, bias)
+        return reference.scale_shift(moved, scale, shift, activation)
+
+    exact = specified(x.cpu().double(), -mean.cpu(), scale.cpu(), shift.cpu())
+    eager = specified(x.float(), -mean, scale, shift).to(dtype)
+    assert_close(scale_shift(x, rows, activation), eager, exact)
+    expected = scale_shift(x, rows, activation)
+    assert torch.equal(scale_shift(x, rows, activation, out=x), expected)
+    with pytest.raises(ValueError, match=r"float32 of shape \(2, 3, 21\)"):
+        scale_shift(x, rows[:1], activation)

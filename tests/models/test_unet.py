@@ -7,7 +7,7 @@ import math
 import golden
 import pytest
 import torch
-from tutorial import CONFIG, A, published
+from tutorial import CONFIG, A, published, weight
 
 import ncsn_fast
 from ncsn_fast import CheckpointError, EngineUnavailable, ModelConfig, Sampler, ScoreModel, convert
@@ -25,6 +25,8 @@ STDS = {  # published constants, from their closed forms
     "unet_a": [1.24071e-4, 1.245452e-3, 4.079247e-3, 0.01913389, 0.46893496, 10.19014, 21.99999773],
     "unet_b": [0.00316233, 0.03167374, 0.10163123, 0.37465710, 1.93080543, 7.13044266, 9.84521456],
 }
+STDS["unet_c"] = STDS["unet_b"]
+RUNS = {"unet_a": "mnist-sde", "unet_b": "mnist-sde-b", "unet_c": "mnist-sde-c"}
 archs = pytest.mark.parametrize("arch", TIME_ARCHS)
 
 
@@ -56,15 +58,21 @@ def test_golden_output(layout):
         golden.assert_matches(sampler.score(x, model.clock.std(t)), arrays["output"])
 
 
-def test_keys_of_version_b():
+def test_keys_of_versions_b_and_c():
     """Version a's, with a linear layer after the Fourier features."""
-    a, b = (list(TimeUNet(version).state_dict()) for version in VERSIONS)
+    a, b, c = (list(TimeUNet(version).state_dict()) for version in VERSIONS)
+    assert b == c
     assert b == ["embed.0.W", "embed.1.weight", "embed.1.bias", *a[1:]]
 
 
 @pytest.mark.parametrize(
     ("version", "everything", "trainable", "n_tensors"),
-    [("a", 1_049_633, 1_049_505, 38), ("b", 1_115_425, 1_115_297, 40)],
+    [
+        ("a", 1_049_633, 1_049_505, 38),
+        ("b", 1_115_425, 1_115_297, 40),
+        # Without the half of three convolutions that sees the skips.
+        ("c", 1_115_425 - 9 * (128 * 64 + 64 * 32 + 32), 1_115_297 - 9 * 10_272, 40),
+    ],
 )
 def test_parameter_counts(version, everything, trainable, n_tensors):
     net = TimeUNet(version)
@@ -153,8 +161,10 @@ def test_score_at_any_sigma(arch):
         f = model(x, t.float().expand(3)).detach()
         golden.assert_matches(score, (f / sigma).numpy())
     each = torch.tensor([5.0, 0.3, 0.02])
-    apart = torch.cat([model.score(x[i : i + 1], float(each[i])) for i in range(3)])
-    torch.testing.assert_close(model.score(x, each), apart, rtol=1e-4, atol=1e-5)
+    together = model.score(x, each).detach()
+    for i in range(3):
+        alone = model.score(x[i : i + 1], float(each[i])).detach()
+        golden.assert_matches(together[i : i + 1], alone.numpy())
     level = torch.tensor([4, 0, 2])
     assert torch.equal(model.score_at(x, level), model.score(x, model.sigmas[level]))
     square = each.square()[:, None, None, None]
@@ -205,15 +215,15 @@ def test_bad_calls_are_refused(call, words):
         ({"sigma_max": 0.0}, "0 < sigma_min < sigma_max"),
         ({"image_size": (28, 32)}, "height and width are 28, 36, 44, .* got 28x32"),
         ({"ngf": 0}, "ngf must be an integer from 1 on; got 0"),
-        ({"arch": "ncsnv2"}, "sigma_min and sigma_max belong to unet_a and unet_b"),
-        ({"arch": "unet_c", "sigma_min": 0.0, "sigma_max": 0.0}, "ncsnv2, .*, unet_a, unet_b; got"),
+        ({"arch": "ncsnv2"}, "sigma_min and sigma_max belong to unet_a, unet_b, unet_c"),
+        ({"arch": "unet_d", "sigma_min": 0.0, "sigma_max": 0.0}, "ncsnv2, .*, unet_b, unet_c; got"),
     ],
 )
 def test_bad_configurations_are_refused(fields, words):
     with pytest.raises(ValueError, match=words):
         tiny(**fields)
-    with pytest.raises(ValueError, match="version must be one of a, b; got 'c'"):
-        TimeUNet("c")
+    with pytest.raises(ValueError, match="version must be one of a, b, c; got 'd'"):
+        TimeUNet("d")
     with pytest.raises(ValueError, match="not conditioned on time"):
         ScoreModel(ModelConfig(ngf=1)).score_at_time(torch.zeros(1, 3, 8, 8), 0.5)
 
@@ -259,7 +269,7 @@ def published_file(arch, path, prefix="module.", **changes):
 @archs
 def test_published_checkpoints(tmp_path, arch, prefix):
     model = ncsn_fast.load(published_file(arch, tmp_path / "ckpt.pth", prefix))
-    run = CONFIGS["mnist-sde" if arch == "unet_a" else "mnist-sde-b"]
+    run = CONFIGS[RUNS[arch]]
     expected = run.model_config(
         sigma_begin=run.sigma_begin, n_sigmas=run.n_sigmas, epsilon=run.epsilon
     )
@@ -343,3 +353,66 @@ def test_sampling_is_the_recursion(arch, method):
 
 def _sigma_times_score(model, x, sigma):
     return float(sigma) * model.score(x, float(sigma))
+
+
+class AddedSkips(torch.nn.Module):
+    """The variant of the tutorial in later notebooks, as they write it."""
+
+    def __init__(self, widths=(32, 64, 128, 256), embed=256):
+        super().__init__()
+        nn, (a, b, c, d) = torch.nn, widths
+        features = nn.Module()
+        features.W = nn.Parameter(torch.randn(embed // 2) * 30, requires_grad=False)
+        self.time_embed = nn.Sequential(features, nn.Linear(embed, embed))
+        ins, outs = (1, a, b, c, d, c, b), (a, b, c, d, c, b, a)
+        for k, name in enumerate(
+            ("conv1", "conv2", "conv3", "conv4", "tconv4", "tconv3", "tconv2")
+        ):
+            transposed, stride = name[0] == "t", 1 if k == 0 else 2
+            more = {"output_padding": int(k > 4)} if transposed else {}
+            kind = nn.ConvTranspose2d if transposed else nn.Conv2d
+            setattr(self, name, kind(ins[k], outs[k], 3, stride, bias=False, **more))
+            dense = nn.Module()
+            dense.dense = nn.Linear(embed, outs[k])
+            setattr(self, f"dense{k + 1}", dense)
+            norm = nn.GroupNorm(4 if k == 0 else 32, outs[k])
+            setattr(self, f"{'t' * transposed}gnorm{name[-1]}", norm)
+        self.tconv1 = nn.ConvTranspose2d(a, 1, 3)
+
+    def forward(self, x, t):
+        phase = t[:, None] * self.time_embed[0].W[None, :] * 2 * math.pi
+        e = torch.nn.functional.silu(
+            self.time_embed[1](torch.cat([torch.sin(phase), torch.cos(phase)], dim=-1))
+        )
+
+        def stage(h, conv, dense, norm):
+            h = conv(h) + dense.dense(e)[..., None, None]
+            return torch.nn.functional.silu(norm(h))
+
+        h1 = stage(x, self.conv1, self.dense1, self.gnorm1)
+        h2 = stage(h1, self.conv2, self.dense2, self.gnorm2)
+        h3 = stage(h2, self.conv3, self.dense3, self.gnorm3)
+        h = stage(h3, self.conv4, self.dense4, self.gnorm4)
+        h = stage(h, self.tconv4, self.dense5, self.tgnorm4) + h3
+        h = stage(h, self.tconv3, self.dense6, self.tgnorm3) + h2
+        h = stage(h, self.tconv2, self.dense7, self.tgnorm2) + h1
+        variance = (25.0 ** (2 * t) - 1) / 2 / math.log(25.0)
+        return self.tconv1(h) / variance.sqrt()[:, None, None, None]
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_the_variant_with_added_skips(tmp_path, prefix):
+    net = AddedSkips()
+    net.load_state_dict({k: weight(k, tuple(v.shape)) for k, v in net.state_dict().items()})
+    torch.save({prefix + k: v for k, v in net.state_dict().items()}, tmp_path / "ckpt.pth")
+    model = ncsn_fast.load(tmp_path / "ckpt.pth")
+    assert model.config.arch == "unet_c"
+    assert (model.config.sigma_min, model.config.sigma_max) == (1.0, 25.0)
+    x, t = field(3, 1, 28, 28), torch.tensor([1e-3, 0.37, 1.0])
+    with torch.inference_mode():
+        golden.assert_matches(model.score_at_time(x, t), net(x, t).numpy())
+        golden.assert_matches(model.score(x, model.clock.std(t)), net(x, t).numpy())
+    wider = {**net.state_dict(), "time_embed.1.weight": torch.ones(512, 256)}
+    torch.save(wider, tmp_path / "ckpt.pth")
+    with pytest.raises(CheckpointError, match=r"embed\.1\.weight has shape \(512, 256\); expected"):
+        ncsn_fast.load(tmp_path / "ckpt.pth")

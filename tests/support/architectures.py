@@ -7,7 +7,7 @@ import tiny
 from ncsn_fast.models.architectures import ARCHITECTURES, TIME_STYLE
 from ncsn_fast.models.score import ScoreModel
 
-TIME = {"unet_a": (0.01, 22.0), "unet_b": (1.0, 25.0)}
+TIME = {"unet_a": (0.01, 22.0), "unet_b": (1.0, 25.0), "unet_c": (1.0, 25.0)}
 ARCHS = [*ARCHITECTURES, *TIME]
 
 

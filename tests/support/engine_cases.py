@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import tiny
 import torch
+from torch import Tensor
 
 from ncsn_fast import ScoreModel
 from ncsn_fast.engines import precision
 from ncsn_fast.engines.cpu.engine import CpuEngine
+from ncsn_fast.engines.cuda import kernels
+from ncsn_fast.engines.cuda.engine import CudaEngine
+from ncsn_fast.engines.cuda.plan import CudaPlan
 from ncsn_fast.engines.eager import EagerEngine
+from ncsn_fast.engines.lowering.fusion import fuse
 from ncsn_fast.engines.lowering.graph import Graph, Map
 from ncsn_fast.models.architectures import ARCHITECTURES, Architecture, Refine, Stage
 from ncsn_fast.samplers import methods
@@ -43,6 +48,36 @@ def program_of(of: ScoreModel, name: str = "ald", **options) -> Program:
 def chains_of(of: ScoreModel, n: int = 2, seed: int = 3, device: torch.device = CPU) -> Chains:
     x = torch.rand(n, *of.image_shape, generator=torch.Generator().manual_seed(0))
     return Chains(x=x.to(device), seed=seed, samples=torch.arange(n, device=device))
+
+
+class CudaOnCpu(CudaEngine):
+    """The engine for GPUs where there is none: its steps, uncaptured, by the extension."""
+
+    device_types = ("cpu",)
+
+    def __init__(self, model: ScoreModel, *, kernels: str = "cuda", **settings) -> None:
+        super().__init__(model, kernels=kernels, **settings)
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        return None
+
+
+def fused_output(
+    graph: Graph, x: Tensor, *conditions: Tensor, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Returns what a plan for GPUs computes of a lowered graph, on the CPU."""
+    level = conditions[0].dtype if conditions else None
+    plan = CudaPlan(
+        fuse(graph), graph.output.channels, len(x), dtype, CPU, kernels.load("cuda", CPU),
+        level=level, classes=9 * (len(conditions) > 1),
+    )  # fmt: skip
+    for target, condition in zip((plan.level, plan.labels), conditions, strict=False):
+        assert target is not None
+        target.copy_(condition)
+    plan.load(x, graph.scale, graph.shift)
+    plan.run()
+    return plan.output.float()
 
 
 def lives(graph: Graph) -> dict[Map, list[int]]:

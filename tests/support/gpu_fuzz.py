@@ -165,13 +165,35 @@ def pointwise(
 ) -> None:
     """Checks one to three maps, with the sum written over the first of them or elsewhere."""
     terms = maps[: draw.choose("terms", (1, 2, 3))]
-    truth = sum(map(exact, terms)) + (0.0 if bias is None else exact(bias)[:, None, None])
+    activation = draw.choose("activation", ACTIVATIONS)
+    weights = [0.7, -1.25, 0.5][: len(terms)] if draw.choose("weights", (True, False)) else []
+    factors = weights or [1.0] * len(terms)
+    truth = sum(w * exact(x) for w, x in zip(factors, terms, strict=True))
+    truth = truth + (0.0 if bias is None else exact(bias)[:, None, None])
     floor = 1e-6 * float(sum(t.abs().max() for t in terms) + 4) if out.numel() else 0.0
-    expected = reference.elu(truth.to(out.dtype))
+    expected = reference.activation(truth.to(out.dtype), activation)
     total = terms[0] if draw.choose("in place", (True, False)) else draw.out(out.shape, out.dtype)
-    module.pointwise(terms, bias, total, out)
+    module.pointwise(terms, bias, total, out, activation, weights)
     close("sum", total, truth, None, floor)
-    close("elu", out, reference.elu(truth), expected, floor)
+    close(activation, out, reference.activation(truth, activation), expected, floor)
+
+
+def scale_shift(draw: Draw, module: Any) -> None:
+    n, c, *_ = shape = draw.shape()
+    x, rows = draw.map(shape, draw.choose("dtype", FLOATS)), draw.numbers(n, 3, c).to(draw.device)
+    activation = draw.choose("activation", ACTIVATIONS)
+
+    def specified(x: Tensor, rows: Tensor) -> Tensor:
+        mean, scale, shift = rows.unbind(1)
+        moved = reference.scale_shift(x, None, -mean)
+        return reference.scale_shift(moved, scale, shift, activation)
+
+    y = module.scale_shift(x, rows, activation, out=draw.out(shape, x.dtype))
+    truth, eager = specified(exact(x), exact(rows)), specified(x.cpu().float(), rows.cpu())
+    floor = (
+        4e-6 * float(rows.abs().max() * (x.float().abs().max() + rows.abs().max())) if n else 0.0
+    )
+    close("y", y, truth, eager.to(x.dtype), floor)
 
 
 def pool5(draw: Draw, module: Any) -> None:
@@ -258,9 +280,11 @@ def triton_launchers() -> dict[str, Callable[[Draw], None]]:
         add_elu, pool5, mean_pool2, resize_add, sampler_update, group_norm,
         instance_norm_plus_backward,
     )  # fmt: skip
-    return {"instance_norm_plus": lambda draw: instance_norm_plus(draw, norm, partials)} | {
-        case.__name__: lambda draw, case=case: case(draw, load(case.__name__)) for case in plain
-    }
+    group = load("group_norm")
+    return {
+        "instance_norm_plus": lambda draw: instance_norm_plus(draw, norm, partials),
+        "scale_shift": lambda draw: scale_shift(draw, group),
+    } | {case.__name__: lambda draw, case=case: case(draw, load(case.__name__)) for case in plain}
 
 
 def native_launchers() -> dict[str, Callable[[Draw], None]]:

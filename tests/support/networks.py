@@ -105,3 +105,46 @@ class UNet(nn.Module):
         h = self.grow(F.interpolate(h, scale_factor=2, mode="nearest"))
         h = self.block4(torch.cat((h, h1, h2), dim=1), e)
         return self.last(F.silu(self.norm(h)))
+
+
+class Odd(nn.Module):
+    """A chain of operations, most of which no kernel of ours covers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.grouped = nn.Conv2d(4, 8, 3, padding=1, groups=2)
+        self.wide = nn.Conv2d(8, 8, (1, 3), padding=(0, 1))
+        self.squeeze = nn.Linear(8, 8)
+        self.position = nn.Parameter(torch.randn(1, 8, 8, 8))
+        self.gain = nn.Parameter(torch.tensor([1.5]))
+        self.prelu = nn.PReLU()
+        self.norm = nn.LayerNorm(8)
+        self.up = nn.ConvTranspose2d(8, 8, 4, stride=2, padding=1)
+        self.last = nn.Conv2d(8, 4, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.mish(self.wide(F.relu(self.grouped(x - 0.5), inplace=True)))
+        gate = torch.sigmoid(self.squeeze(h.mean(dim=(2, 3))))
+        h = h * gate[:, :, None, None] + self.position
+        h = self.prelu(h) * self.gain
+        a, b = h.chunk(2, dim=1)
+        h = torch.cat((torch.tanh(a) * b, b.flip(3)), dim=1)
+        tokens = self.norm(h.flatten(2).transpose(1, 2))
+        n = x.shape[0]
+        h = tokens.transpose(1, 2).reshape(n, 8, 8, 8)
+        h = F.mish(h).view(n, 4, 2, 8, 8).flip(1).view(n, 8, 8, 8)
+        h = F.interpolate(self.up(h), size=(16, 16), mode="bilinear", align_corners=False)
+        return F.hardtanh(self.last(h)) + F.pad(x[:, :, 1:, :-1], (0, 1, 1, 0))
+
+
+class Masked(nn.Module):
+    """A network that writes where a mask says, whose size the host has to know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).clone()
+        h[h > 0.1] = 0.1
+        return self.last(h)

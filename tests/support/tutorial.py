@@ -18,7 +18,7 @@ A = ModelConfig(
 B = dataclasses.replace(
     A, arch="unet_b", n_sigmas=88, sigma_begin=9.84521456, sigma_min=1.0, sigma_max=25.0
 )
-CONFIG = {"unet_a": A, "unet_b": B}
+CONFIG = {"unet_a": A, "unet_b": B, "unet_c": dataclasses.replace(B, arch="unet_c")}
 
 
 def weight(key: str, shape: tuple[int, ...]) -> torch.Tensor:

@@ -61,7 +61,9 @@ def test_every_provider_has_a_time_or_a_reason(session: tuple[dict[str, Any], Pa
         for group in section["groups"]:
             assert all(r["median"] > 0 and r["rounds"] >= 2 for r in group["results"].values())
     found = {g["group"] for s in sections for g in s["groups"]}
-    assert {"device copy", "bf16 matrix product", "one sampling step, B = 256"} <= found
+    step = "one sampling step, {}B = {}".format
+    unet = step("DDPM U-Net of diffusers, ", 16)
+    assert {"device copy", "bf16 matrix product", step("", 256), unet} <= found
     absent = {row["provider"]: row["reason"] for s in sections for row in s["not_run"]}
     assert absent["inductor-bf16"] == "a rehearsal compiles nothing"
     assert "graph='on' is for CUDA graphs" in absent["ort-fp16-graph"]

@@ -12,9 +12,10 @@ from ncsn_fast import Sampler, train
 from ncsn_fast.checkpoints import training_run
 from ncsn_fast.cli import command
 from ncsn_fast.data import datasets
-from ncsn_fast.diffusion.objectives import continuous_score_matching, random_times
+from ncsn_fast.diffusion.objectives import continuous_score_matching, times_of
 from ncsn_fast.models.architectures import VERSIONS
 from ncsn_fast.models.unet import Clock
+from ncsn_fast.ops import noise
 from ncsn_fast.training.configs import CONFIGS, TrainConfig
 from ncsn_fast.training.trainer import Trainer
 
@@ -74,7 +75,7 @@ def test_least_loss_of_gaussian_data(version, variance, least):
 
 
 def test_times_are_uniform():
-    t = random_times(100_000, 0.25, torch.Generator().manual_seed(0))
+    t = times_of(torch.rand(100_000, generator=torch.Generator().manual_seed(0)), 0.25)
     assert t.dtype == torch.float32
     assert 0.25 <= float(t.min()) < 0.2501
     assert 0.9999 < float(t.max()) <= 1
@@ -86,10 +87,10 @@ def test_step_is_adam_on_the_mean_loss(name):
     t, by_hand = trainer(name, lr=0.01, adam_eps=1.0), trainer(name)
     level, losses = t.train_step(IMAGES[:8])
     model, x = by_hand.model, IMAGES[:8] / 255
-    generator = torch.Generator().manual_seed(0)
     t_min = {"mnist-sde": 1e-3, "mnist-sde-b": 1e-5}[name]
-    times = t_min + (1 - t_min) * torch.rand(8, generator=generator)
-    z = torch.randn(x.shape, generator=generator)
+    places = torch.arange(8)
+    times = t_min + (1 - t_min) * noise.uniform(0, places, 8, 1, (1,))[:, 0]
+    z = noise.normal(0, places, 8, 0, x.shape[1:])
     std = model.clock.std(times).float()[:, None, None, None]
     expected = (model(x + std * z, times) + z).square().sum((1, 2, 3))
     torch.testing.assert_close(losses, expected.detach(), rtol=1e-4, atol=1e-4)
@@ -112,7 +113,7 @@ def test_the_loss_falls():
 
 
 def test_autocast_keeps_the_time_in_float32():
-    (_, losses), (_, exact) = (trainer(autocast=on).train_step(IMAGES[:8]) for on in (True, False))
+    (_, losses), (_, exact) = (trainer(autocast=t).train_step(IMAGES[:8]) for t in ("bf16", "none"))
     assert losses.dtype == torch.float32
     assert 0 < (losses - exact).norm() / exact.norm() < 0.03
 

@@ -21,8 +21,9 @@ from ncsn_fast import SamplingError, train
 from ncsn_fast.checkpoints import training_run
 from ncsn_fast.cli import command
 from ncsn_fast.data.datasets import DataError
-from ncsn_fast.training import trainer
-from ncsn_fast.training.trainer import Journal, Trainer, TrainingError
+from ncsn_fast.training import journal as journals
+from ncsn_fast.training.journal import Journal
+from ncsn_fast.training.trainer import Trainer, TrainingError
 
 
 def finished(name: str) -> dict:
@@ -90,16 +91,16 @@ def test_other_data_are_refused_on_resume(in_tmp, monkeypatch):
 
 @pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
 def test_interrupt_saves_and_can_be_resumed(in_tmp, monkeypatch, capsys, asked):
-    step, before = Trainer.train_step, signal.getsignal(asked)
+    step, before = Trainer.step_on, signal.getsignal(asked)
 
-    def interrupted(self, images):
+    def interrupted(self, *batch):
         if self.step == 2:
             os.kill(os.getpid(), asked)
-        return step(self, images)
+        return step(self, *batch)
 
     assert train.main(tiny.arguments(name="whole", steps=6)) == 0
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", interrupted)
+        patch.setattr(Trainer, "step_on", interrupted)
         assert command.run(lambda: train.main(tiny.arguments(steps=6))) == 128 + asked
     said = capsys.readouterr().out
     assert "stopped and saved: runs/digits\ncontinue with: the same command and --resume\n" in said
@@ -118,14 +119,14 @@ def test_advice_names_the_folder_that_was_taken(in_tmp, monkeypatch, capsys):
 
 
 def test_nan_loss_names_step_and_level(in_tmp, monkeypatch, capsys):
-    step = Trainer.train_step
+    step = Trainer.step_on
 
-    def poisoned(self, images):
+    def poisoned(self, *batch):
         if self.step == 3:
             self.model.net.end_conv.bias.data.fill_(math.nan)
-        return step(self, images)
+        return step(self, *batch)
 
-    monkeypatch.setattr(Trainer, "train_step", poisoned)
+    monkeypatch.setattr(Trainer, "step_on", poisoned)
     assert command.run(lambda: train.main(tiny.arguments(steps=9, snapshot_every=2))) == 1
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("error: the loss is nan at step 3, level ")
@@ -139,8 +140,8 @@ def test_nan_loss_names_step_and_level(in_tmp, monkeypatch, capsys):
 def test_nan_before_the_first_checkpoint_promises_none(in_tmp, monkeypatch, capsys):
     losses = Trainer._losses
 
-    def poisoned(self, x):
-        level, found = losses(self, x)
+    def poisoned(self, *batch):
+        level, found = losses(self, *batch)
         return level, found * math.nan
 
     monkeypatch.setattr(Trainer, "_losses", poisoned)
@@ -167,7 +168,7 @@ def test_a_model_that_cannot_sample_yet_goes_on(tmp_path, monkeypatch, caplog):
     def fail(*args, **kwargs):
         raise SamplingError("sample 0 is no longer finite")
 
-    monkeypatch.setattr(trainer.Sampler, "sample", fail)
+    monkeypatch.setattr(journals.Sampler, "sample", fail)
     t = tiny.trainer(grid=4)
     Journal(tmp_path, t.config).sample(t)
     assert "no samples at step 0: sample 0 is no longer finite" in caplog.text

@@ -15,10 +15,10 @@ from torch import Tensor
 from ncsn_fast.engines.base import DTYPES
 from ncsn_fast.engines.cpu import autotune, onednn
 from ncsn_fast.engines.cpu.layers import AnyLayer, Layer, layer_of
-from ncsn_fast.engines.cpu.memory import Weights
 from ncsn_fast.engines.cpu.plan import CpuPlan
 from ncsn_fast.engines.lowering.graph import Graph
 from ncsn_fast.engines.lowering.memory_plan import format_profile
+from ncsn_fast.engines.lowering.static_memory import Weights
 from ncsn_fast.engines.static_engine import StaticEngine
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops.addresses import NHWC, array
@@ -45,7 +45,7 @@ class CpuEngine(StaticEngine):
             the weights.
 
     Raises:
-        UnsupportedNetwork: the plan does not support a part of the network (see `refuses`).
+        UnsupportedNetwork: torch cannot export the network (see `refuses`).
         EngineError: the output differs from the reference by more than precision.BOUNDS.
     """
 

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from ncsn_fast.engines.cpu import onednn, steps
 from ncsn_fast.engines.cpu.layers import can_be_product, can_be_winograd
-from ncsn_fast.engines.cpu.memory import PlanMemory, Weights
+from ncsn_fast.engines.cpu.memory import PlanMemory
 from ncsn_fast.engines.lowering.graph import AttentionSpec, ConvolutionSpec, Graph, Op
 from ncsn_fast.engines.lowering.memory_plan import OpCost
+from ncsn_fast.engines.lowering.static_memory import Weights
 from ncsn_fast.ops.addresses import NONE, array
 from ncsn_fast.ops.cpu import WinogradWeights, winograd_pack
 from ncsn_fast.ops.extension import forced_isa
@@ -64,14 +65,7 @@ class CpuPlan(PlanMemory):
         if self._by_level:
             levels = conditions[0].to("cpu", torch.int64).contiguous()
             self.steps.set_levels(array("levels", levels, (self.batch,), torch.int64), self.batch)
-        if self._vectors:
-            names = self.graph.condition_parameters
-            parameters = [self.constant(name) for name in names]
-            rows = self.graph.condition(self.batch, *conditions, *parameters)
-            for vector, row in zip(self.graph.vectors, rows, strict=True):
-                for less in (0, 1):
-                    if (vector, less) in self._vectors:
-                        self._vectors[vector, less].copy_(row - less)
+        self.set_vectors(*conditions)
 
     def profile(self) -> list[float]:
         """Runs the plan; returns the seconds of each operation."""
@@ -92,8 +86,8 @@ class CpuPlan(PlanMemory):
             kind = f"{kind} (torch)"
         self._spans.append(len(self.steps) - before)
         y = op.outputs[0]
-        moved = sum(self._bytes(x) for x in (*op.inputs, *op.outputs))
-        return OpCost(kind, op.name, self._shape(y), self.batch * op.flop, moved)
+        moved = sum(self.bytes(x) for x in (*op.inputs, *op.outputs))
+        return OpCost(kind, op.name, self.shape(y), self.batch * op.flop, moved)
 
     def _add_convolution(self, op: Op, spec: ConvolutionSpec) -> str:
         """Adds a convolution step and returns its kind."""
@@ -105,7 +99,7 @@ class CpuPlan(PlanMemory):
             return "product"
         x, y = op.inputs[0], op.outputs[0]
         if op.name not in self.weights:
-            self.weights[op.name] = onednn.pack(spec, self._shape(x), self.dtype)
+            self.weights[op.name] = onednn.pack(spec, self.shape(x), self.dtype)
         onednn.add(
             self.steps, op.name, spec, self.tensor(x), self.weights[op.name], self.tensor(y),
             clear=not op.overwrites,

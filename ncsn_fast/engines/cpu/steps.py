@@ -7,28 +7,26 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ncsn_fast.engines.cpu import onednn, torch_steps
+from ncsn_fast.engines.cpu import onednn
 from ncsn_fast.engines.cpu.memory import PlanMemory
+from ncsn_fast.engines.lowering import torch_steps
 from ncsn_fast.engines.lowering.graph import (
     ACTIVATIONS,
     ActivationSpec,
     AddSpec,
     AffineSpec,
     AttentionSpec,
-    CopySpec,
     Factor,
     GroupNormSpec,
     NormSpec,
     Op,
-    PadSpec,
     ProductSpec,
     SoftmaxSpec,
     SquaresSpec,
-    TorchSpec,
     TransposedSpec,
     Vector,
-    View,
 )
+from ncsn_fast.engines.lowering.torch_steps import attended
 from ncsn_fast.engines.lowering.transposed import is_depthwise
 from ncsn_fast.ops.activations import activation_code
 from ncsn_fast.ops.addresses import NONE, Array, array
@@ -69,8 +67,8 @@ def _group_norm(plan: PlanMemory, op: Op) -> None:
         for name, p in (("weight", spec.weight), ("bias", spec.bias))
     )
     more = [
-        NONE if v is None else _rows(plan, plan.vector(v, less=less))
-        for v, less in ((spec.add, 0), (spec.scale, 1), (spec.shift, 0))
+        NONE if v is None else _rows(plan.vector(v, plus=plus))
+        for v, plus in ((spec.add, 0.0), (spec.scale, -1.0), (spec.shift, 0.0))
     ]
     plan.steps.group_norm(
         plan.array(x), plan.array(y), gamma, beta, *more, batch, x.channels, plane, spec.groups,
@@ -88,7 +86,7 @@ def _affine(plan: PlanMemory, op: Op) -> None:
         )  # fmt: skip
         return
     scale, shift = (
-        NONE if nothing else _rows(plan, _factor(plan, f"{op.name} {name}", factor, x.channels))
+        NONE if nothing else _rows(_factor(plan, f"{op.name} {name}", factor, x.channels))
         for name, factor, nothing in (
             ("scale", spec.scale, spec.only_shifts),
             ("shift", spec.shift, spec.only_scales),
@@ -111,8 +109,7 @@ def _factor(plan: PlanMemory, key: str, factor: Factor, channels: int) -> Tensor
 def _activation(plan: PlanMemory, op: Op) -> None:
     x, y = op.inputs[0], op.outputs[0]
     if isinstance(op.spec, ActivationSpec):
-        slope = op.spec.slope
-        plan.callback(torch_steps.leaky_relu(slope, plan.tensor(x), plan.tensor(y)))
+        plan.in_torch(op)
         return
     code = activation_code(op.kind)
     plan.steps.add_activation(
@@ -171,13 +168,12 @@ def _concat(plan: PlanMemory, op: Op) -> None:
 
 
 def _attention(plan: PlanMemory, op: Op) -> None:
-    spec, y = op.spec, op.outputs[0]
+    spec = op.spec
     assert isinstance(spec, AttentionSpec)
     q, k, v = spec.query, spec.key, spec.value
     heads, queries, width = q.shape
     across = v.shape[2]
-    out = View(y, (heads, queries, across), (across, heads * across, 1))
-    four = (q, k, v, out)
+    four = (q, k, v, torch_steps.attended(op))
     plan.steps.attention(
         *(plan.array(view.map, view.offset) for view in four),
         (plan.batch, heads, queries, k.shape[1], width, across),
@@ -191,16 +187,15 @@ def attention_by_products(plan: PlanMemory, op: Op) -> None:
     The scores are rounded to the maps' type. In bfloat16 the products are several times as fast on
     processors that multiply it.
     """
-    spec, y = op.spec, op.outputs[0]
+    spec = op.spec
     assert isinstance(spec, AttentionSpec)
     q, k, v = map(plan.view, (spec.query, spec.key, spec.value))
-    heads, queries, keys, across = *q.shape[1:3], *v.shape[2:]
+    heads, queries, keys = *q.shape[1:3], v.shape[2]
     scores = plan.scratch(plan.batch, heads, queries, keys)
-    out = View(y, (heads, queries, across), (across, heads * across, 1))
     onednn.products(plan.steps, op.name, q, k.transpose(2, 3), scores)
     memory = array("scores", scores, tuple(scores.shape), plan.dtype)
     plan.steps.softmax(memory, plan.batch * heads * queries, keys, spec.scale, plan.bfloat16)
-    onednn.products(plan.steps, op.name, scores, v, plan.view(out))
+    onednn.products(plan.steps, op.name, scores, v, plan.view(attended(op)))
 
 
 def _product(plan: PlanMemory, op: Op) -> None:
@@ -219,24 +214,20 @@ def _softmax(plan: PlanMemory, op: Op) -> None:
 
 
 def _conv_transpose(plan: PlanMemory, op: Op) -> None:
+    """A kernel of ours for those with a kernel for each channel."""
     spec = op.spec
     assert isinstance(spec, TransposedSpec)
-    x, y = op.inputs[0], op.outputs[0]
-    if is_depthwise(spec):
-        weight, *shift = plan.float32(
-            op.name, spec.weight[:, 0].permute(1, 2, 0), *([] if spec.bias is None else [spec.bias])
-        )
-        bias = _parameter(shift[0], x.channels) if shift else NONE
-        plan.steps.depthwise_transposed(
-            plan.array(x), _parameter(weight, *weight.shape), bias, plan.array(y), plan.nhwc(x),
-            y.height, y.width, len(weight), spec.stride, spec.padding, plan.bfloat16,
-        )  # fmt: skip
+    if not is_depthwise(spec):
+        plan.in_torch(op)
         return
-    weight, *shift = plan.plain(op.name, spec.weight, spec.bias)
-    step = torch_steps.conv_transpose(
-        plan.tensor(x), spec, weight, shift[0] if shift else None, plan.tensor(y)
-    )
-    plan.callback(step)
+    x, y = op.inputs[0], op.outputs[0]
+    biases = [] if spec.bias is None else [spec.bias]
+    weight, *shift = plan.float32(op.name, spec.weight[:, 0].permute(1, 2, 0), *biases)
+    plan.steps.depthwise_transposed(
+        plan.array(x), _parameter(weight, *weight.shape),
+        _parameter(shift[0], x.channels) if shift else NONE, plan.array(y), plan.nhwc(x), y.height,
+        y.width, len(weight), spec.stride, spec.padding, plan.bfloat16,
+    )  # fmt: skip
 
 
 def _depth_to_space(plan: PlanMemory, op: Op) -> None:
@@ -249,27 +240,8 @@ def _depth_to_space(plan: PlanMemory, op: Op) -> None:
     )  # fmt: skip
 
 
-def _pad(plan: PlanMemory, op: Op) -> None:
-    assert isinstance(op.spec, PadSpec)
-    x, y = plan.tensor(op.inputs[0]), plan.tensor(op.outputs[0])
-    plan.callback(torch_steps.pad(x, op.spec, y))
-
-
-def _copy(plan: PlanMemory, op: Op) -> None:
-    assert isinstance(op.spec, CopySpec)
-    plan.callback(torch_steps.copy(plan.view(op.spec.source), plan.view(op.spec.target)))
-
-
-def _torch(plan: PlanMemory, op: Op) -> None:
-    spec = op.spec
-    assert isinstance(spec, TorchSpec)
-    vectors = [
-        plan.vector(v).view(plan.batch, *shape)
-        for v, shape in zip(spec.vectors, spec.shapes, strict=True)
-    ]
-    constants = [*vectors, *map(plan.constant, spec.parameters)]
-    inputs, outputs = ([*map(plan.view, views)] for views in (spec.inputs, spec.outputs))
-    plan.callback(torch_steps.program(spec.program, plan.batch, inputs, constants, outputs))
+def _in_torch(plan: PlanMemory, op: Op) -> None:
+    plan.in_torch(op)
 
 
 TABLE: dict[str, Adder] = {
@@ -291,9 +263,9 @@ TABLE: dict[str, Adder] = {
     "softmax": _softmax,
     "conv_transpose": _conv_transpose,
     "depth_to_space": _depth_to_space,
-    "pad": _pad,
-    "copy": _copy,
-    "torch": _torch,
+    "pad": _in_torch,
+    "copy": _in_torch,
+    "torch": _in_torch,
 }
 
 
@@ -301,5 +273,5 @@ def _parameter(parameter: Tensor, *shape: int) -> Array:
     return array("parameters of a norm", parameter, shape, torch.float32)
 
 
-def _rows(plan: PlanMemory, rows: Tensor) -> Array:
+def _rows(rows: Tensor) -> Array:
     return array("numbers of each image", rows, tuple(rows.shape), torch.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 import sys
 import time
@@ -13,14 +14,16 @@ import torch
 from ncsn_fast.engines.base import DTYPES
 from ncsn_fast.engines.cuda import kernels as gpu_kernels
 from ncsn_fast.engines.cuda.graph_engine import GRAPHS, GraphEngine
-from ncsn_fast.engines.cuda.plan import CudaPlan, Weights
-from ncsn_fast.engines.lowering.fusion import check_fusable, fuse
-from ncsn_fast.engines.lowering.graph import Graph
+from ncsn_fast.engines.cuda.plan import CudaPlan
+from ncsn_fast.engines.lowering.fusion import fuse
 from ncsn_fast.engines.lowering.memory_plan import format_profile
-from ncsn_fast.engines.static_engine import StaticEngine
+from ncsn_fast.engines.lowering.static_memory import Weights
+from ncsn_fast.engines.lowering.torch_steps import waits_for_host
+from ncsn_fast.engines.static_engine import StaticEngine, noise_dtype
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops.backends import DEFAULT_FAMILY
 
+log = logging.getLogger(__name__)
 _PROFILE_ROUNDS = 5
 
 
@@ -28,8 +31,9 @@ class CudaEngine(GraphEngine, StaticEngine):
     """A network as kernel launches on static memory, with sampling loops as CUDA graphs.
 
     Channels-last. One fused pass of ours runs between two convolutions; the sampler update
-    generates its own noise and writes the network's next input. A graph is captured once per
-    micro-batch size and serves every level, seed and call; within a level nothing waits for the
+    generates its own noise and writes the network's next input. What no kernel of ours covers is
+    run by PyTorch, as steps of the same plan, and `describe` names them. A graph is captured once
+    per micro-batch size and serves every level, seed and call; within a level nothing waits for the
     GPU.
 
     On the CPU, for tests, the same steps run uncaptured.
@@ -37,12 +41,12 @@ class CudaEngine(GraphEngine, StaticEngine):
     Args:
         graph: scope of a captured graph: the rows of a noise "level", one "step", the whole "loop"
             (no callback or progress inside, and memory for every launch), or "none".
-        kernels: "triton", or "cuda" for norm and update in CUDA C++.
+        kernels: "triton", or "cuda" for norms and update in CUDA C++.
         tune: "on" lets cuDNN time its algorithms. It may be faster, but two processes may choose
             differently, and their samples then differ by rounding.
 
     Raises:
-        UnsupportedNetwork: the plan does not support a part of the network (see `refuses`).
+        UnsupportedNetwork: torch cannot export the network (see `refuses`).
         EngineError: the output differs from the reference by more than precision.BOUNDS.
     """
 
@@ -74,6 +78,13 @@ class CudaEngine(GraphEngine, StaticEngine):
         self._weights: Weights = {}  # shared by all plans
         lowered = self.lowered(model.config.image_size)
         self.scale, self.shift = lowered.scale, lowered.shift
+        if graph != "none" and (waiting := waits_for_host(lowered)) is not None:
+            log.warning(
+                "PyTorch waits for the GPU in this network (%s), so no CUDA graph of it can be "
+                "captured: every operation is launched by itself, as with graph='none'",
+                waiting,
+            )
+            self.graph = "none"
         self.release()
         self.error = self.check_precision()
         self.forget_weights()  # the GPU has copies; the caller may free theirs
@@ -101,10 +112,6 @@ class CudaEngine(GraphEngine, StaticEngine):
         emulated = gpu and not torch.cuda.is_bf16_supported(including_emulation=False)
         return "fp16" if emulated else "bf16"  # before Ampere
 
-    @classmethod
-    def check_graph(cls, graph: Graph) -> None:
-        check_fusable(graph)
-
     def new_plan(self, size: tuple[int, int]) -> CudaPlan:
         return CudaPlan(
             fuse(self.lowered(size)),
@@ -114,6 +121,8 @@ class CudaEngine(GraphEngine, StaticEngine):
             self.device,
             self._kernels,
             self._weights,
+            level=noise_dtype(self.model),
+            classes=self.model.n_classes or 0,
         )
 
     def describe(self) -> str:

@@ -45,13 +45,14 @@ class GraphEngine(BufferedEngine):
         return loop.plan.weight_bytes + loop.plan.map_bytes + loop.bytes
 
     def network(self, x: Tensor, level: Tensor | None, labels: Tensor | None = None) -> Tensor:
-        self.check_call(x, level)
+        self.check_call(x, level, labels)
         with self._exclusive_use():
             loop = self.loop((x.shape[2], x.shape[3]))
             loop.holder = None  # the network input no longer belongs to the loaded chains
             loop.plan.load(x.to(self.device), self.scale, self.shift)
             if level is not None:
                 loop.plan.level.copy_(level)
+            loop.set_labels(labels)
             loop.plan.run()
             return loop.plan.output.clone()
 

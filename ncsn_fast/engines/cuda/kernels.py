@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ncsn_fast.engines.lowering.graph import ConvolutionSpec
 from ncsn_fast.ops import backends, native, reference
+from ncsn_fast.ops.activations import ACTIVATIONS
 
 FAMILIES = ("triton", "cuda")
 
@@ -27,13 +28,16 @@ class Kernels:
     convolution: Callable[[Tensor, Tensor, ConvolutionSpec, Tensor], object]
     new_partials: Callable[[Tensor], Tensor]
     instance_norm_plus: Callable[..., object]
-    pointwise: Callable[[Sequence[Tensor], Tensor | None, Tensor | None, Tensor | None], object]
+    group_norm: Callable[..., object]
+    scale_shift: Callable[..., object]
+    pointwise: Callable[..., object]
     max_pool5: Callable[..., object]
     avg_pool5: Callable[..., object]
     mean_pool2: Callable[..., object]
     resize_add: Callable[..., object]
     sampler_update_: Callable[..., object]
     advance: Callable[[Any], object]
+    precision: str = "ieee"  # of float32 convolutions, or "tf32"
 
 
 def problem(device_type: str = "cuda") -> str | None:
@@ -49,7 +53,7 @@ def problem(device_type: str = "cuda") -> str | None:
 
 
 def load(family: str, device: torch.device, *, tf32: bool = False, tune: bool = False) -> Kernels:
-    """Returns the kernels of a family: "triton", or "cuda" with norm and update in CUDA C++.
+    """Returns the kernels of a family: "triton", or "cuda" with norms and update in CUDA C++.
 
     Args:
         tf32: allow float32 convolutions to round their inputs to TF32.
@@ -66,12 +70,14 @@ def load(family: str, device: torch.device, *, tf32: bool = False, tune: bool = 
     if family == "cuda" and backends.missing("cuda"):
         raise RuntimeError(f"kernels='cuda': {backends.missing('cuda')}; or use kernels='triton'")
     kernels = _triton(_convolution if device.type == "cpu" else _cudnn(tf32=tf32, tune=tune))
+    kernels = dataclasses.replace(kernels, precision="tf32" if tf32 else "ieee")
     if family == "triton":
         return kernels
     return dataclasses.replace(
         kernels,
         new_partials=native.new_partials,
         instance_norm_plus=native.instance_norm_plus,
+        group_norm=native.group_norm,
         sampler_update_=native.sampler_update_,
         advance=native.advance,
     )
@@ -79,6 +85,7 @@ def load(family: str, device: torch.device, *, tf32: bool = False, tune: bool = 
 
 def _triton(convolution: Callable[[Tensor, Tensor, ConvolutionSpec, Tensor], object]) -> Kernels:
     from ncsn_fast.kernels import add_elu, mean_pool2, norm_statistics, pool5, resize_add
+    from ncsn_fast.kernels import group_norm as group
     from ncsn_fast.kernels import instance_norm_plus as norm
     from ncsn_fast.kernels import sampler_update as update
 
@@ -86,6 +93,8 @@ def _triton(convolution: Callable[[Tensor, Tensor, ConvolutionSpec, Tensor], obj
         convolution=convolution,
         new_partials=norm_statistics.new_partials,
         instance_norm_plus=norm.instance_norm_plus,
+        group_norm=group.group_norm,
+        scale_shift=group.scale_shift,
         pointwise=add_elu.pointwise,
         max_pool5=pool5.max_pool5,
         avg_pool5=pool5.avg_pool5,
@@ -122,6 +131,8 @@ def _emulated() -> Kernels:
         convolution=_convolution,
         new_partials=native.new_partials,
         instance_norm_plus=native.instance_norm_plus,
+        group_norm=native.group_norm,
+        scale_shift=_scale_shift,
         pointwise=_pointwise,
         max_pool5=writing(reference.max_pool5),
         avg_pool5=writing(reference.avg_pool5),
@@ -132,13 +143,26 @@ def _emulated() -> Kernels:
     )
 
 
+def _scale_shift(x: Tensor, coefficients: Tensor, activation: str, *, out: Tensor) -> None:
+    """Computes activation((x - mean) scale + shift), with coefficients (N, 3, C)."""
+    mean, scale, shift = coefficients[:, :, :, None, None].unbind(1)
+    out.copy_(ACTIVATIONS[activation].function((x - mean) * scale + shift))
+
+
 def _pointwise(
-    terms: Sequence[Tensor], bias: Tensor | None, total: Tensor | None, out: Tensor | None
+    terms: Sequence[Tensor],
+    bias: Tensor | None,
+    total: Tensor | None,
+    out: Tensor | None,
+    activation: str,
+    weights: Sequence[float] = (),
 ) -> None:
-    """Computes total = the sum of the terms and a bias per channel, and out = elu(total)."""
-    s = sum((x.float() for x in terms[1:]), terms[0].float())
+    """Computes total = the sum of the terms and a bias per channel, and out = activation(total)."""
+    factors = weights or (1.0,) * len(terms)
+    first, *rest = (w * x.float() for w, x in zip(factors, terms, strict=True))
+    s = sum(rest, first)
     s = s if bias is None else s + bias[:, None, None]
     if total is not None:
         total.copy_(s)
     if out is not None:
-        out.copy_(torch.nn.functional.elu(s))
+        out.copy_(ACTIVATIONS[activation].function(s))

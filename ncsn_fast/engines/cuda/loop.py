@@ -32,6 +32,8 @@ class LoopPlan(Protocol):
         output: f, (batch, C, H, W), contiguous or channels-last.
         level: (batch,), condition of each image, in the dtype that the network reads.
         conditional: whether the network reads `level`.
+        labels: (batch,) int64, the class of each image; None for networks without classes.
+        classes: number of classes, which as a label is none of them.
         weight_bytes, map_bytes: memory of weights and feature maps.
     """
 
@@ -41,6 +43,8 @@ class LoopPlan(Protocol):
     input: Tensor
     output: Tensor
     level: Tensor
+    labels: Tensor | None
+    classes: int
 
     @property
     def conditional(self) -> bool: ...
@@ -99,6 +103,7 @@ class Loop:
             self.row_levels[: program.nfe].copy_(levels)
         self.seeds.fill_(chains.seed)
         self.samples.copy_(chains.samples)
+        self.set_labels(chains.labels)
         self.nonfinite.zero_()
         self.x.copy_(chains.x)
         self.h = _copied(self.h, chains.h)
@@ -110,6 +115,15 @@ class Loop:
             self.plan.load(program.input(self.x, first), self.scale, self.shift)
         self.holder = holder
         self._go_to(first)
+
+    def set_labels(self, labels: Tensor | None) -> None:
+        """Sets the classes of the images; None is no class."""
+        if self.plan.labels is None:
+            return
+        if labels is None:
+            self.plan.labels.fill_(self.plan.classes)
+        else:
+            self.plan.labels.copy_(labels)
 
     def run(self, stop: int) -> None:
         """Runs the rows up to `stop`, without waiting for them."""

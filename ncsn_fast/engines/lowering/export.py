@@ -6,17 +6,21 @@ the number of images ("batch"), the network's conditions ("condition"), or its m
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
 
 from ncsn_fast.engines.lowering.graph import UnsupportedNetwork
 
 PROBE = 2  # images in the tensors that stand for all batch sizes
 STAND_IN = 7919  # N in the shapes of a stored graph, where it may be any number
+_UNITS = (3, 5)  # of open heights and widths, whose values must not be 0, 1 or the same
+_MOST = 2**20  # pixels in an open height or width
 Dependence = Literal["constant", "batch", "condition", "map"]
 _ORDER: tuple[Dependence, ...] = ("constant", "batch", "condition", "map")
 _SIZE = torch.ops.aten.sym_size.int
@@ -30,9 +34,10 @@ class Traced(NamedTuple):
         graph: nodes have metadata "val" (a tensor with the shape of the value) and, of the modules
             whose forward computes them, "nn_module_stack".
         names: parameter or buffer that a placeholder is, by its name.
-        tensors: parameters and buffers by their names.
+        tensors: parameters, buffers and other constants by their names.
         inputs: names of the network's inputs, the image first.
         output: name of the node of its output.
+        weights: the placeholders that are parameters and buffers.
     """
 
     graph: fx.Graph
@@ -40,6 +45,7 @@ class Traced(NamedTuple):
     tensors: Mapping[str, Tensor]
     inputs: list[str]
     output: str
+    weights: frozenset[str]
 
 
 class Exported:
@@ -48,6 +54,8 @@ class Exported:
     Args:
         net: a module in evaluation mode.
         inputs: the image input (N, ...), then conditions (N, ...) or None; values do not matter.
+        sizes: (a, b) for a network of images of any height and width a k + b; None for those of
+            the image input.
         traced: the network as it was traced before; None to trace it.
 
     Attributes:
@@ -61,10 +69,14 @@ class Exported:
     """
 
     def __init__(
-        self, net: nn.Module, inputs: Sequence[Tensor | None], traced: Traced | None = None
+        self,
+        net: nn.Module,
+        inputs: Sequence[Tensor | None],
+        sizes: tuple[int, int] | None = None,
+        traced: Traced | None = None,
     ) -> None:
-        traced = trace(net, inputs) if traced is None else traced
-        self.traced, self._names = traced, traced.names
+        traced = trace(net, inputs, sizes) if traced is None else traced
+        self.traced, self._names, self._weights = traced, traced.names, traced.weights
         self._tensors = {node: traced.tensors[name].detach() for node, name in self._names.items()}
         found = {node.name: node for node in traced.graph.nodes}
         self.inputs = [found[name] for name in traced.inputs]
@@ -96,6 +108,21 @@ class Exported:
         """Returns the name of the parameter or buffer that a node is."""
         return self._names.get(node.name) if node.op == "placeholder" else None
 
+    def symbols(self, sizes: Mapping[int, int]) -> dict[Any, int]:
+        """Returns numbers in place of the open sizes of the images, by their symbols.
+
+        Args:
+            sizes: by axes.
+        """
+        found = {}
+        for axis, size in sizes.items():
+            named = self.inputs[0].meta["val"].shape[axis]
+            if isinstance(named, torch.SymInt):  # a symbol times a number plus a number
+                (symbol,) = named.node.expr.free_symbols
+                rest = named.node.expr.subs(symbol, 0)
+                found[symbol] = (size - rest) / named.node.expr.coeff(symbol)
+        return found
+
     def keep(self, node: fx.Node) -> None:
         """Notes that a parameter is read by more than convolutions and norms."""
         if (name := self.parameter(node)) is not None:
@@ -113,6 +140,25 @@ class Exported:
             with torch.inference_mode(mode=False), torch.no_grad():
                 self._folded[node] = node.target(*args, **kwargs)
         return self._folded[node]
+
+    def with_weights(self, tensors: Mapping[str, Tensor]) -> Exported:
+        """Returns the graph with other parameters and buffers, by their names."""
+        other = copy.copy(self)
+        other._tensors = {
+            node: tensors[self._names[node]].detach() if node in self._weights else tensor
+            for node, tensor in self._tensors.items()
+        }
+        other._folded, other.kept = {}, set()
+        return other
+
+    def without_weights(self) -> Exported:
+        """Returns the graph without the values of parameters and buffers."""
+        empty = torch.empty(0)
+        return self.with_weights({self._names[node]: empty for node in self._weights})
+
+    def depends_on_weights(self, node: fx.Node) -> bool:
+        """Whether a constant is computed from parameters or buffers of the network."""
+        return node.name in self._weights or any(map(self.depends_on_weights, node.all_input_nodes))
 
     def number(self, node: fx.Node) -> Any:
         """Returns the value of a node of kind "batch" that is a number, for `images` images."""
@@ -158,7 +204,7 @@ class Program:
         self.graph = fx.Graph()
         self.batch = self.graph.placeholder("batch")
         self.inputs = list(inputs)
-        self._copies = {node: self.graph.placeholder(node.name) for node in self.inputs}
+        self._copies = {node: self._placeholder(node.name, node) for node in self.inputs}
         self.tensors: dict[str, Tensor] = {}
         self._last = self.graph._root.prev
 
@@ -177,6 +223,11 @@ class Program:
         self.graph.lint()
         return fx.GraphModule({}, self.graph)
 
+    def _placeholder(self, name: str, node: fx.Node) -> fx.Node:
+        placeholder = self.graph.placeholder(name)
+        placeholder.meta["val"] = node.meta.get("val")
+        return placeholder
+
     def _copy(self, node: fx.Node) -> fx.Node:
         exported = self.exported
         if node.target is _SIZE and exported.depends(node) == "batch":
@@ -188,7 +239,7 @@ class Program:
             exported.keep(node)
             self.tensors[name] = value
             with self.graph.inserting_after(self._last):
-                self._last = self.graph.placeholder(f"parameter_{len(self.tensors)}")
+                self._last = self._placeholder(f"parameter_{len(self.tensors)}", node)
             return self._last
         for needed in node.all_input_nodes:
             self.copy(needed)
@@ -200,13 +251,65 @@ class Program:
         return copied
 
 
-def trace(net: nn.Module, inputs: Sequence[Tensor | None]) -> Traced:
+def on_device(module: fx.GraphModule, device: torch.device) -> fx.GraphModule:
+    """Returns a program that computes on a device, wherever its network was when exported."""
+
+    def moved(value: Any) -> Any:
+        return device if isinstance(value, torch.device) else value
+
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(module.graph, {}))
+    for node in graph.nodes:
+        node.args = map_aggregate(node.args, moved)
+        node.kwargs = map_aggregate(node.kwargs, moved)
+        if _makes_tensor(node.target):
+            node.kwargs = {**node.kwargs, "device": device}
+    return fx.GraphModule({}, graph)
+
+
+def _makes_tensor(target: Any) -> bool:
+    """Whether an operation makes a tensor of numbers, on a device that it is told."""
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    arguments = target._schema.arguments
+    reads = any("Tensor" in str(argument.type) for argument in arguments)
+    return not reads and any(argument.name == "device" for argument in arguments)
+
+
+def read_by_host(module: fx.GraphModule) -> str | None:
+    """Returns the operation of a program whose numbers the host has to read; None if none has."""
+    for node in module.graph.nodes:
+        target = node.target
+        if not isinstance(target, torch._ops.OpOverload):
+            continue
+        if target.overloadpacket in _INDEXING:
+            waits = any(_is_mask(index) for index in node.args[1])
+        else:
+            waits = bool(_READ_BY_HOST & {*target.tags})
+        if waits:
+            return str(target)
+    return None
+
+
+_INDEXING = (torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten._unsafe_index)
+_READ_BY_HOST = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+
+
+def _is_mask(index: Any) -> bool:
+    """Whether an index is a mask, whose elements are counted before anything is indexed."""
+    value = index.meta.get("val") if isinstance(index, fx.Node) else None
+    return isinstance(value, Tensor) and value.dtype in (torch.bool, torch.uint8)
+
+
+def trace(
+    net: nn.Module, inputs: Sequence[Tensor | None], sizes: tuple[int, int] | None = None
+) -> Traced:
     """Traces a network; see Exported.
 
     Raises:
         UnsupportedNetwork: torch cannot export the network.
     """
-    program = _export(net, tuple(inputs))
+    program = _export(net, tuple(inputs), sizes)
     signature = program.graph_signature
     tensors = {**program.constants, **program.state_dict}
     names = {
@@ -227,17 +330,29 @@ def trace(net: nn.Module, inputs: Sequence[Tensor | None]) -> Traced:
         {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)},
         seen,
         outputs[0].name,
+        frozenset((*signature.inputs_to_parameters, *signature.inputs_to_buffers)),
     )
 
 
-def _export(net: nn.Module, inputs: tuple[Tensor | None, ...]) -> torch.export.ExportedProgram:
-    sizes = tuple(
+def _export(
+    net: nn.Module, inputs: tuple[Tensor | None, ...], sizes: tuple[int, int] | None
+) -> torch.export.ExportedProgram:
+    shapes: list[dict[int, Any] | None] = [
         {0: torch.export.Dim.AUTO} if x is not None and len(x) == PROBE else None for x in inputs
-    )
+    ]
+    if sizes is not None:
+        (multiple, rest), image = sizes, inputs[0]
+        assert image is not None
+        most = _MOST // multiple
+        for axis, name in ((2, "height"), (3, "width")):
+            size = multiple * torch.export.Dim(name, max=most) + rest
+            shapes[0] = {**(shapes[0] or {}), axis: size}
+        image = image.new_zeros(*image.shape[:2], *(multiple * k + rest for k in _UNITS))
+        inputs = (image, *inputs[1:])
     with torch.inference_mode(mode=False), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            program = torch.export.export(net, inputs, dynamic_shapes=sizes, strict=False)
+            program = torch.export.export(net, inputs, dynamic_shapes=tuple(shapes), strict=False)
             if any(_mutates(node) for node in program.graph.nodes):
                 program = program.run_decompositions({})
         except Exception as error:  # of torch.export, or of the network's own forward

@@ -161,7 +161,7 @@ class GroupNormSpec:
     """Parameters of a group norm of x + add, modulated, and its activation.
 
     y = activation(modulated), modulated = (weight norm + bias) * scale + shift, each of the last
-    two (N, C), or None.
+    two (N, C), or None.   biases: (C,), that are added to x first, once more (fusion.py).
     """
 
     groups: int
@@ -172,24 +172,30 @@ class GroupNormSpec:
     add: Vector | None = None
     scale: Vector | None = None
     shift: Vector | None = None
+    biases: tuple[Tensor, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class PointwiseSpec:
-    """A pointwise pass: the sum of one to three maps and biases (C,), its ELU, or both in order."""
+    """A pointwise pass: a sum of one to three maps and biases (C,), its activation, or both.
+
+    weights: of the maps; all 1 if there are none.
+    """
 
     total: bool
-    elu: bool
+    activation: str = ""
     bias: tuple[Tensor, ...] = ()
+    weights: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class AffineSpec:
-    """activation(scale * x + shift)."""
+    """activation(scale * (x + biases) + shift); biases (C,) are those of fusion.py."""
 
     scale: Factor = 1.0
     shift: Factor = 0.0
     activation: str = ""
+    biases: tuple[Tensor, ...] = ()
 
     @property
     def only_scales(self) -> bool:
@@ -222,7 +228,7 @@ class AddSpec:
 
 @dataclasses.dataclass(frozen=True)
 class ActivationSpec:
-    """An activation that is no ELU: a name in ACTIVATIONS, and the slope of a leaky ReLU."""
+    """The slope of a leaky ReLU."""
 
     slope: float = 0.0
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import weakref
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -15,8 +14,9 @@ from torch import Tensor, nn
 from ncsn_fast.engines.lowering import attention, passes, stored, sums
 from ncsn_fast.engines.lowering.aten import Lowering
 from ncsn_fast.engines.lowering.export import PROBE, Exported, Program
-from ncsn_fast.engines.lowering.graph import ActivationSpec, AddSpec, Graph, Vector
+from ncsn_fast.engines.lowering.graph import Graph, Vector
 from ncsn_fast.engines.lowering.handlers import HANDLERS
+from ncsn_fast.engines.lowering.rewriting import name_uniquely
 from ncsn_fast.engines.lowering.transposed import expand_transposed
 
 # In this order: what removes operations, then what joins them, then where they write.
@@ -111,7 +111,7 @@ def _lower(
     exported = export(net, shape, conditions, batch)
     graph = Lowering(net, exported, shape, HANDLERS).run()
     passes.apply(graph, PASSES)
-    _name_uniquely(graph)
+    name_uniquely(graph)
     _add_condition(graph, exported)
     graph.kept = frozenset(exported.kept)
     return graph
@@ -135,7 +135,7 @@ def export(
         inputs.append(row)
     traced = None if name is None else stored.find(name, net)
     if traced is not None:
-        return Exported(net, inputs, traced)
+        return Exported(net, inputs, traced=traced)
     training = [module for module in net.modules() if module.training]
     for module in training:
         module.training = False
@@ -147,17 +147,6 @@ def export(
     if name is not None:
         stored.keep(name, exported.traced)
     return exported
-
-
-def _name_uniquely(graph: Graph) -> None:
-    """Gives operations with parameters names of their own, under which plans keep these."""
-    used = Counter[str]()
-    for i, op in enumerate(graph.ops):
-        if not op.spec or isinstance(op.spec, (AddSpec, ActivationSpec)):
-            continue
-        used[op.name] += 1
-        if used[op.name] > 1:
-            graph.ops[i] = dataclasses.replace(op, name=f"{op.name}#{used[op.name]}")
 
 
 def _add_condition(graph: Graph, exported: Exported) -> None:

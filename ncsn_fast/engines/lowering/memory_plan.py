@@ -81,10 +81,11 @@ def format_profile(costs: list[OpCost], seconds: list[float], dtype: str) -> str
     flop, spent = sum(flop for flop, _ in convolutions), sum(s for _, s in convolutions)
     total = sum(seconds)
     told = f"{_table(rows)}\n{len(costs)} operations in {dtype}, {1e3 * total:.2f} ms"
-    if not convolutions:
-        return told
-    rate = f"{flop / spent / 1e9:.0f} GFLOP/s"
-    return f"{told}, {100 * spent / total:.1f}% of it convolutions at {rate}"
+    if convolutions:
+        rate = f"{flop / spent / 1e9:.0f} GFLOP/s"
+        told += f", {100 * spent / total:.1f}% of it convolutions at {rate}"
+    in_torch = sum(s for cost, s in zip(costs, seconds, strict=True) if "torch" in cost.kind)
+    return f"{told}, {100 * in_torch / total:.1f}% PyTorch's" if in_torch else told
 
 
 def _table(rows: list[tuple[str, ...]]) -> str:

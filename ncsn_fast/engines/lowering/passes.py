@@ -17,7 +17,6 @@ from ncsn_fast.engines.lowering.graph import (
     AffineSpec,
     AttentionSpec,
     ConvolutionSpec,
-    CopySpec,
     Factor,
     Graph,
     GroupNormSpec,
@@ -25,12 +24,17 @@ from ncsn_fast.engines.lowering.graph import (
     NormSpec,
     Op,
     PadSpec,
-    ProductSpec,
-    TorchSpec,
     Vector,
     View,
 )
-from ncsn_fast.engines.lowering.rewriting import fold_all, fold_one, producers_of, readers_of
+from ncsn_fast.engines.lowering.rewriting import (
+    fold_all,
+    fold_one,
+    overwrite_inputs,
+    producers_of,
+    readers_of,
+    with_maps,
+)
 
 Pass = Callable[[Graph], None]
 _SUMS = ("add", *(f"add_{name}" for name in ACTIVATIONS))
@@ -72,7 +76,7 @@ def drop_identities(graph: Graph) -> None:
     """Removes affine maps by 1 and 0, and resizes to the same size."""
     kept, renamed = [], dict[Map, Map]()
     for op in graph.ops:
-        op = _renamed(op, renamed)
+        op = with_maps(op, renamed)
         x, y = op.inputs[0], op.outputs[0]
         same = (x.height, x.width) == (y.height, y.width)
         if (op.kind in ("resize", "nearest2") and same) or (
@@ -320,41 +324,12 @@ def _joined(convs: list[Op | None]) -> Op | None:
 
 def reuse_memory(graph: Graph) -> None:
     """Lets outputs overwrite inputs that nothing reads afterwards, where kernels allow it."""
-    last = {x: i for i, op in enumerate(graph.ops) for x in op.inputs}
-    last[graph.input] = last[graph.output] = len(graph.ops)
-    for i, op in enumerate(graph.ops):
-        if op.kind not in _IN_PLACE or op.overwrites:
-            continue
-        free = [x for x in dict.fromkeys(op.inputs) if last[x] == i]
-        graph.ops[i] = dataclasses.replace(
-            op, overwrites=tuple(zip(op.outputs, free, strict=False))
-        )
+    overwrite_inputs(graph, _IN_PLACE)
 
 
 def _rename(graph: Graph, names: dict[Map, Map]) -> None:
-    graph.ops = [_renamed(op, names) for op in graph.ops]
+    graph.ops = [with_maps(op, names) for op in graph.ops]
     graph.output = names.get(graph.output, graph.output)
-
-
-def _renamed(op: Op, names: dict[Map, Map]) -> Op:
-    """Returns an operation that reads other maps."""
-    if not names.keys() & {*op.inputs}:
-        return op
-
-    def moved(view: View) -> View:
-        return dataclasses.replace(view, map=names.get(view.map, view.map))
-
-    spec = op.spec
-    if isinstance(spec, AttentionSpec):
-        q, k, v = map(moved, (spec.query, spec.key, spec.value))
-        spec = AttentionSpec(q, k, v, spec.scale)
-    elif isinstance(spec, ProductSpec):
-        spec = ProductSpec(moved(spec.a), moved(spec.b), spec.y)
-    elif isinstance(spec, CopySpec):
-        spec = CopySpec(moved(spec.source), spec.target)
-    elif isinstance(spec, TorchSpec):
-        spec = dataclasses.replace(spec, inputs=tuple(map(moved, spec.inputs)))
-    return dataclasses.replace(op, inputs=tuple(names.get(x, x) for x in op.inputs), spec=spec)
 
 
 def _modulated(spec: GroupNormSpec) -> bool:

@@ -3,11 +3,12 @@
 A graph is kept of networks whose modules are all this package's or torch's. Graphs of others are
 traced in every process. A file that cannot be used is ignored, and written again. Graphs of the
 models that ship lie in the package (`python -m tools.store_graphs` writes them): their first start
-is no slower than later ones.
+is no slower than later ones. engines/onnx/stored.py keeps its graphs here, too.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -62,28 +63,38 @@ def key(net: nn.Module, *facts: Any) -> str | None:
     return _hash(_C.build_info()["version"], *modules, *facts)
 
 
-def find(key: str, net: nn.Module) -> Traced | None:
-    """Returns the graph kept under a key, with a network's parameters; None if there is none."""
+def read(key: str) -> Structure | None:
+    """Returns the values kept under a key; None if there are none."""
     if key not in _known:
         found = _read_file(SHIPPED / f"{key}.json") or _read_file(_path(key))
         if found is None:
             return None
         _known[key] = found
+    return _known[key]
+
+
+def save(key: str, structure: Structure) -> None:
+    """Keeps values under a key."""
+    _known[key] = structure
     try:
-        return _restored(_known[key], net)
+        write(_path(key), structure)
+    except OSError as error:
+        log.info("%s; the network is traced again next time", error)
+
+
+def find(key: str, net: nn.Module) -> Traced | None:
+    """Returns the graph kept under a key, with a network's parameters; None if there is none."""
+    structure = read(key)
+    try:
+        return None if structure is None else _restored(structure, net)
     except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError):
         return None
 
 
 def keep(key: str, traced: Traced) -> None:
     """Keeps a graph, if it can be."""
-    try:
-        _known[key] = structure_of(traced)
-        write(_path(key), _known[key])
-    except NotStorable:
-        return
-    except OSError as error:
-        log.info("%s; the network is traced again next time", error)
+    with contextlib.suppress(NotStorable):
+        save(key, structure_of(traced))
 
 
 def write(path: Path, structure: Structure) -> None:
@@ -99,6 +110,8 @@ def structure_of(traced: Traced) -> Structure:
     (size,) = (n.meta["val"].shape[0] for n in traced.graph.nodes if n.name == traced.inputs[0])
     if isinstance(size, int):
         raise NotStorable  # one batch size only
+    if {*traced.names} - traced.weights:
+        raise NotStorable  # constants that lie in no parameter
     return {
         "names": traced.names,
         "inputs": traced.inputs,
@@ -246,7 +259,8 @@ def _restored(structure: Structure, net: nn.Module) -> Traced:
         nodes[node.name] = node
     names = {str(node): str(name) for node, name in structure["names"].items()}
     own = {name: tensors[name] for name in names.values()}
-    return Traced(graph, names, own, structure["inputs"], structure["output"])
+    inputs, output = structure["inputs"], structure["output"]
+    return Traced(graph, names, own, inputs, output, frozenset(names))
 
 
 def _resolved(target: str) -> Any:

@@ -2,14 +2,17 @@
 
 import dataclasses
 import itertools
+import re
 
+import networks
+import own_networks
 import pytest
 import torch
 from cross_section import cross_section
 from engine_cases import CPU, LEVELS, chains_of, model, program_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ncsn_fast import EngineError, ModelConfig, Sampler, SamplingError, ScoreModel, ops
+from ncsn_fast import EngineError, ModelConfig, Sampler, SamplingError, ScoreModel, ops, wrap
 from ncsn_fast.engines import precision
 from ncsn_fast.engines.cpu.engine import CpuEngine
 from ncsn_fast.engines.cuda import graph_engine
@@ -232,11 +235,47 @@ def test_steps_read_nothing_back_and_are_all_alike(arch):
     assert loop.counter.item() == 5
 
 
-def test_memory_does_not_grow_with_steps():
-    of = model()
+@pytest.mark.parametrize("name", ["classes", "edm", "points"])
+def test_steps_of_users_networks_are_all_alike(name):
+    """What depends on level and class is computed in every step, from static memory."""
+    of = own_networks.model(name)
+    built, program, chains = engine(of), program_of(of), chains_of(of)
+    chains.labels = torch.tensor([2, 0]) if of.n_classes else None
+    with built.context():
+        levels = built.condition(torch.from_numpy(program.sigma))
+        built.stepper(program, chains, levels, None)(0, 1)
+        loop, steps = built.loop(of.config.image_size), []
+        for _ in range(3):
+            with Ledger() as ledger:
+                loop.step()
+            steps.append(ledger.calls)
+    names = [[name for name, _ in calls] for calls in steps]
+    assert not [n for n in names[0] if "local_scalar" in n or "item" in n or "nonzero" in n]
+    assert all(other == names[0] for other in names[1:])
+    written = [{at for name, ats in calls if name.endswith("copy_.default") for at in ats}
+               for calls in steps]  # fmt: skip
+    assert all(other == written[0] for other in written[1:])
+
+
+def test_what_waits_for_the_gpu_is_not_captured(caplog, captured):
+    of = wrap(networks.Masked(), predicts="epsilon", image_shape=(1, 8, 8), sigma_min=0.1,
+              sigma_max=2.0, n_sigmas=3)  # fmt: skip
+    built, program = engine(of), program_of(of)
+    assert "waits for the GPU in this network (aten.index_put.default in " in caplog.text
+    expected = engine(of, kind=EagerEngine).run(program, chains_of(of))
+    torch.testing.assert_close(built.run(program, chains_of(of)), expected, **CLOSE)
+    assert not built.loop((8, 8)).graphs.captures
+    caplog.clear()
+    engine(of, graph="none")
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("name", [None, "classes"])
+def test_memory_does_not_grow_with_steps(name):
+    of = model() if name is None else own_networks.model(name)
     built, program = engine(of), program_of(of, n_steps_each=4)
     built.run(program, chains_of(of))
-    loop = built.loop((16, 16))
+    loop = built.loop(of.config.image_size)
     with torch.profiler.profile(profile_memory=True) as profile, built.context():
         for _ in range(3):
             loop.step()
@@ -300,6 +339,15 @@ def test_describe_and_memory():
     two, four = engine(model()), engine(model(), batch_size=4)
     assert four.loop((16, 16)).plan.map_bytes > 1.5 * two.loop((16, 16)).plan.map_bytes
     assert two.resized(4)._weights is two._weights
+
+
+def test_describe_names_what_pytorch_runs():
+    built = engine(own_networks.model("unet"))
+    _, *lines, total = built.describe().splitlines()
+    found = {line.split("  ")[0] for line in lines}
+    assert {"conv", "group_norm", "pointwise", "torch", "concat (torch)"} < found
+    assert all(line.endswith("%") for line in lines)
+    assert re.search(r"% of it convolutions at \S+ GFLOP/s, [\d.]+% PyTorch's; weights", total)
 
 
 class Full(CpuEngine):

@@ -1,10 +1,12 @@
 """The engine for GPUs on a GPU: graphs against plain calls, bits, waiting, and full memory."""
 
+import networks
+import own_networks
 import pytest
 import torch
 from engine_cases import LEVELS, chains_of, model, program_of
 
-from ncsn_fast import ModelConfig, Sampler, SamplingError, ScoreModel
+from ncsn_fast import ModelConfig, Sampler, SamplingError, ScoreModel, wrap
 from ncsn_fast.engines import precision
 from ncsn_fast.engines.cuda import kernels as gpu_kernels
 from ncsn_fast.engines.cuda.engine import CudaEngine
@@ -161,3 +163,95 @@ def test_describe_times_every_operation():
     built = engine(model())
     assert built.describe().count("GFLOP/s") > 70
     assert built.memory() > 0
+
+
+def users(name):
+    if name == "diffusers":
+        pytest.importorskip("diffusers")
+    return own_networks.model(name)
+
+
+def labelled(of, seed=3):
+    made = chains(of, seed=seed)
+    made.labels = torch.tensor([2, 0], device=CUDA) if of.n_classes else None
+    return made
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", own_networks.CASES)
+def test_users_networks_run_captured_as_by_the_reference(name, family):
+    of = users(name)
+    program = program_of(of)
+    expected = engine(of, "fp32", kind=EagerEngine).run(program, labelled(of))
+    plain = engine(of, "fp32", graph="none", kernels=family).run(program, labelled(of)).clone()
+    torch.testing.assert_close(plain, expected, rtol=0.0, atol=5e-3 * float(expected.abs().max()))
+    for graph in ("step", "level", "loop"):
+        built = engine(of, "fp32", graph=graph, kernels=family)
+        for _ in range(2):  # the second run replays what the first captured
+            assert torch.equal(built.run(program, labelled(of)), plain)
+        assert len(built.loop(of.config.image_size).graphs) > 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["diffusers", "unet", "edm", "classes"])
+def test_users_networks_are_within_their_bounds(name, dtype):
+    assert 0 < engine(users(name), dtype).error <= precision.BOUNDS[dtype]
+
+
+@pytest.mark.parametrize("method", ["fast", "ald", "pc"])
+@pytest.mark.parametrize("guidance", [None, 2.0])
+def test_classes_and_guidance(method, guidance):
+    of = own_networks.model("classes")
+    drawn = [
+        Sampler(of, engine=name, dtype="fp32", device=device).sample(
+            3, method=method, labels=[0, 2, 1], guidance=guidance, seed=5, progress=False
+        )
+        for name, device in (("cuda", "cuda"), ("eager", "cuda"), ("eager", "cpu"))
+    ]
+    for other in drawn[1:]:
+        torch.testing.assert_close(drawn[0], other, rtol=0.0, atol=5e-3)
+
+
+def test_what_pytorch_runs_is_captured():
+    """Grouped and transposed convolutions, layer norm, border, and what only PyTorch has."""
+    torch.manual_seed(0)
+    of = wrap(networks.Odd(), predicts="epsilon", image_shape=(4, 8, 8), sigma_min=0.1,
+              sigma_max=2.0, n_sigmas=3, n_steps_each=2)  # fmt: skip
+    program = program_of(of)
+    expected = engine(of, "fp32", kind=EagerEngine).run(program, chains(of))
+    built = engine(of, "fp32")
+    for _ in range(2):
+        x = built.run(program, chains(of))
+        torch.testing.assert_close(x, expected, rtol=0.0, atol=5e-3 * float(expected.abs().max()))
+    kinds = {cost.kind for cost in built.loop((8, 8)).plan.costs}
+    named = {"torch", "conv (torch)", "conv_transpose (torch)", "layer_norm (torch)", "pad (torch)"}
+    assert named < kinds
+    assert "PyTorch's" in built.describe()
+
+
+def test_what_waits_for_the_gpu_runs_uncaptured():
+    of = wrap(networks.Masked(), predicts="epsilon", image_shape=(1, 8, 8), sigma_min=0.1,
+              sigma_max=2.0, n_sigmas=3)  # fmt: skip
+    program = program_of(of)
+    expected = engine(of, "fp32", kind=EagerEngine).run(program, chains(of))
+    built = engine(of, "fp32")
+    torch.testing.assert_close(
+        built.run(program, chains(of)), expected, rtol=0.0, atol=5e-3 * float(expected.abs().max())
+    )
+    assert built.graph == "none"
+
+
+def test_nothing_waits_inside_a_level_of_a_users_network():
+    of = own_networks.model("unet")
+    built, program = engine(of, "bf16"), program_of(of, n_steps_each=5)
+    built.run(program, chains(of))
+    with built.context():
+        levels = built.condition(torch.from_numpy(program.sigma)).to(CUDA)
+        run = built.stepper(program, chains(of), levels, None)
+        run(0, 5)  # loads the program, which may wait
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            run(5, 10)
+            run(10, 15)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

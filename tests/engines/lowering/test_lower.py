@@ -46,7 +46,10 @@ def listing(graph):
 
 
 def computed(net, shape, conditions=(), dtype=torch.float32, batch=3):
-    """Returns what a plan and the network compute, and the kinds of the plan's steps."""
+    """Returns what a plan and the network compute, and the kinds of the plan's steps.
+
+    A plan for GPUs has to compute the same.
+    """
     net.eval()
     torch.manual_seed(1)
     with torch.inference_mode():
@@ -55,7 +58,11 @@ def computed(net, shape, conditions=(), dtype=torch.float32, batch=3):
         plan.load(x)
         plan.set_conditions(*conditions)
         plan.run()
-        return plan.output.float(), net(x, *conditions), [cost.kind for cost in plan.costs]
+        found, expected = plan.output.float(), net(x, *conditions)
+        on_gpus = engine_cases.fused_output(plan.graph, x, *conditions, dtype=dtype)
+    bound = 2e-6 if dtype is torch.float32 else BOUNDS["bf16"]
+    assert error(on_gpus, expected) <= bound
+    return found, expected, [cost.kind for cost in plan.costs]
 
 
 def error(found, expected):
@@ -122,40 +129,10 @@ def test_a_users_unet(style, dtype):
     assert {"conv", "group_norm", "attention", "concat", "nearest2"} < {*kinds}
 
 
-class Odd(nn.Module):
-    """A chain of operations, most of which no kernel of ours covers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.grouped = nn.Conv2d(4, 8, 3, padding=1, groups=2)
-        self.wide = nn.Conv2d(8, 8, (1, 3), padding=(0, 1))
-        self.squeeze = nn.Linear(8, 8)
-        self.position = nn.Parameter(torch.randn(1, 8, 8, 8))
-        self.gain = nn.Parameter(torch.tensor([1.5]))
-        self.prelu = nn.PReLU()
-        self.norm = nn.LayerNorm(8)
-        self.up = nn.ConvTranspose2d(8, 8, 4, stride=2, padding=1)
-        self.last = nn.Conv2d(8, 4, 3, stride=2, padding=1)
-
-    def forward(self, x):
-        h = F.mish(self.wide(F.relu(self.grouped(x - 0.5), inplace=True)))
-        gate = torch.sigmoid(self.squeeze(h.mean(dim=(2, 3))))
-        h = h * gate[:, :, None, None] + self.position
-        h = self.prelu(h) * self.gain
-        a, b = h.chunk(2, dim=1)
-        h = torch.cat((torch.tanh(a) * b, b.flip(3)), dim=1)
-        tokens = self.norm(h.flatten(2).transpose(1, 2))
-        n = x.shape[0]
-        h = tokens.transpose(1, 2).reshape(n, 8, 8, 8)
-        h = F.mish(h).view(n, 4, 2, 8, 8).flip(1).view(n, 8, 8, 8)
-        h = F.interpolate(self.up(h), size=(16, 16), mode="bilinear", align_corners=False)
-        return F.hardtanh(self.last(h)) + F.pad(x[:, :, 1:, :-1], (0, 1, 1, 0))
-
-
 @pytest.mark.parametrize("batch", [1, 3])
 def test_what_no_kernel_covers_is_run_by_pytorch(batch):
     torch.manual_seed(0)
-    found, expected, kinds = computed(Odd(), (4, 8, 8), batch=batch)
+    found, expected, kinds = computed(networks.Odd(), (4, 8, 8), batch=batch)
     assert error(found, expected) <= 2e-6
     assert "torch" in kinds
     assert {"conv", "layer_norm"} < {*kinds}

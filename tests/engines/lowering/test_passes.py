@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import engine_cases
 import pytest
 import torch
 import torch.nn.functional as F
@@ -66,13 +67,15 @@ def names(g):
 
 
 def same(g, *applied):
-    """Applies passes; asserts that the graph computes the same, and returns it."""
+    """Applies passes; asserts that the graph computes the same, on GPUs too, and returns it."""
     x = torch.rand(2, g.input.channels, g.input.height, g.input.width)
     with torch.inference_mode():
         before = output(g, x)
         passes.apply(g, applied)
         after = output(g, x)
+        on_gpus = engine_cases.fused_output(g, x)
     assert (after - before).norm() <= 2e-6 * before.norm()
+    assert (on_gpus - before).norm() <= 2e-6 * before.norm()
     return g
 
 

@@ -1,0 +1,216 @@
+"""Loop of a training run: steps, log entries, snapshots, and the reasons to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import torch
+from tqdm import tqdm
+
+from ncsn_fast.checkpoints import training_run
+from ncsn_fast.data.datasets import DataError, Images
+from ncsn_fast.data.loader import batches
+from ncsn_fast.training.configs import TrainConfig
+from ncsn_fast.training.journal import Journal, LevelLosses, Pace
+from ncsn_fast.training.trainer import DivergedError, PeerError, Trainer, TrainingError
+
+TIME_IS_UP = 0  # in place of the signal that stopped a run
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM during a run, so that it can stop between two steps."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt  # asked twice: stop at once
+        received.append(number)
+
+    # Only the main thread may set handlers.
+    main = threading.current_thread() is threading.main_thread()
+    asked = (signal.SIGINT, signal.SIGTERM) if main else ()
+    previous = {number: signal.signal(number, note) for number in asked}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def fit(
+    trainer: Trainer,
+    images: Images,
+    journal: Journal | None,
+    *,
+    held_out: torch.Tensor | None = None,
+    progress: bool = True,
+) -> int | None:
+    """Trains until config.steps and saves.
+
+    Args:
+        journal: None in ranks that write nothing.
+        held_out: uint8 images whose loss is logged at each snapshot.
+
+    Returns:
+        the signal that stopped it before, TIME_IS_UP, or None.
+
+    Raises:
+        TrainingError: the loss or a weight is no longer finite; the message says how to go on.
+    """
+    try:
+        return _Fit(trainer, images, journal, held_out, progress).run()
+    except DivergedError as error:
+        advice = "" if journal is None else f". {_remedy(journal.run, trainer.config)}"
+        raise TrainingError(f"{error}{advice}") from error
+
+
+def _remedy(run: Path, config: TrainConfig) -> str:
+    """Returns advice for a run that diverged."""
+    gentler = "a smaller --lr, or with --grad-clip 1"
+    saved = training_run.checkpoint_paths(run)
+    if not saved:
+        return f"Nothing was saved yet: start again with {gentler}"
+    options = resume_options(run, config)
+    return f"{saved[-1].name} is intact: repeat the command with {options} and {gentler}"
+
+
+def resume_options(run: Path, config: TrainConfig) -> str:
+    """Returns the options that continue a run; its folder may be that of another name."""
+    return "--resume" if run.name == config.name else f"--name {run.name} --resume"
+
+
+class _Fit:
+    """Loop of a run: steps, log entries, snapshots, and the reasons to stop."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        images: Images,
+        journal: Journal | None,
+        held_out: torch.Tensor | None,
+        progress: bool,
+    ) -> None:
+        self.trainer, self.images, self.journal = trainer, images, journal
+        self.config, self.ranks = trainer.config, trainer.ranks
+        self.held_out = torch.empty(0) if held_out is None else held_out
+        self.batch = min(self.config.batch_size, len(images))
+        self.losses = LevelLosses(trainer.model.config.n_sigmas, trainer.device)
+        self.pace = Pace()
+        self.bar = tqdm(
+            total=self.config.steps,
+            initial=trainer.step,
+            unit="step",
+            disable=not progress,
+            dynamic_ncols=True,
+            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]",
+        )
+        self.saved_at, self.seen, self.since = trainer.step, 0, time.perf_counter()
+
+    def run(self) -> int | None:
+        trainer, config = self.trainer, self.config
+        share = self.ranks.share(self.batch)
+        stream = batches(
+            self.images, config.batch_size, seed=config.seed, start_step=trainer.step,
+            workers=config.workers, share=share,
+        )  # fmt: skip
+        close = (
+            contextlib.nullcontext() if self.journal is None else contextlib.closing(self.journal)
+        )
+        with stop_requests() as received, self.bar, close:
+            stopped = False
+            while trainer.step < config.steps and not stopped:
+                batch = self._next(stream)
+                try:
+                    self.losses.add(*trainer.step_on(batch, share, self.batch))
+                except PeerError as error:
+                    raise self._explained(error) from error
+                self.seen += self.batch
+                self.bar.update()
+                if trainer.step % config.log_every == 0:
+                    self._log()
+                if trainer.step % config.snapshot_every == 0:
+                    self._snapshot()
+                stopped = self._stopped(bool(received))
+            self._finish(stopped)
+        if trainer.step >= config.steps:
+            return None
+        return received[0] if received else TIME_IS_UP
+
+    def _next(self, stream: Iterator[torch.Tensor]) -> torch.Tensor:
+        try:
+            return next(stream)
+        except DataError as error:
+            if self.journal is None:
+                raise
+            self.journal.save(self.trainer)
+            # Without it the data would be another permutation, which check_same_data refuses.
+            n = len(self.images) + len(self.held_out)
+            raise DataError(
+                f"{error} The run is saved at step {self.trainer.step}; --resume needs {n} images "
+                "again, so put another picture in its place."
+            ) from error
+
+    def _explained(self, error: PeerError) -> PeerError:
+        """Saves what can be saved when another rank has gone; returns the error that says so."""
+        if self.journal is None:
+            return error
+        self.journal.save(self.trainer)
+        return PeerError(
+            f"{error}. The run is saved at step {self.trainer.step}: continue with the same "
+            f"command and {resume_options(self.journal.run, self.config)}"
+        )
+
+    def _stopped(self, asked: bool) -> bool:
+        """Tells whether to stop after this step; ranks agree about it at every log entry."""
+        minutes = self.config.max_minutes
+        asked = asked or 0 < minutes <= self.pace.minutes()
+        if self.ranks.count == 1:
+            return asked
+        return self.trainer.step % self.config.log_every == 0 and self.ranks.any(asked)
+
+    def _log(self) -> None:
+        self.trainer.check_losses()
+        self.losses.gather(self.ranks)
+        rate = self.seen / (time.perf_counter() - self.since)
+        self.seen, self.since = 0, time.perf_counter()
+        left = self.pace.left(self.trainer.step, self.config.steps)
+        remaining = {} if left is None else {"left": tqdm.format_interval(left)}
+        self.bar.set_postfix(
+            loss=f"{self.losses.mean():.3f}", images_per_s=f"{rate:.0f}", **remaining
+        )
+        if self.journal is not None:
+            lr = self.trainer.learning_rate()
+            scalars = {**self.losses.scalars(), "images_per_s": rate, "lr": lr}
+            self.journal.scalars(self.trainer.step, scalars)
+        self.losses.reset()
+
+    def _snapshot(self) -> None:
+        self._save()
+        if self.journal is not None:
+            self.journal.sample(self.trainer)
+        self.since, self.seen = time.perf_counter(), 0
+
+    def _save(self) -> None:
+        self.saved_at = self.trainer.step
+        if self.journal is None:
+            return
+        self.journal.held_out(self.trainer, self.held_out)
+        self.journal.save(self.trainer)
+
+    def _finish(self, stopped: bool) -> None:
+        """Saves the last step, and draws its grid unless the run was stopped."""
+        journal = self.journal
+        if journal is None or (
+            self.saved_at == self.trainer.step and training_run.is_run(journal.run)
+        ):
+            return
+        self._save()
+        if not stopped:
+            journal.sample(self.trainer)

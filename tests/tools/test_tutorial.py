@@ -1,0 +1,44 @@
+"""tools/write_tutorial.py: epochs of a log, and the page."""
+
+import json
+
+import pytest
+from paths import ROOT, load_script
+from torch.utils.tensorboard import SummaryWriter
+
+tutorial = load_script(ROOT / "tools" / "write_tutorial.py")
+
+
+def log(folder, every, steps):
+    with SummaryWriter(str(folder / "tensorboard")) as board:
+        for step in range(every, steps + 1, every):
+            board.add_scalar("loss", float((step - 1) // tutorial.STEPS) + (step % 2) / 4, step)
+
+
+def test_only_whole_epochs_count(tmp_path):
+    log(tmp_path, 625, 2 * 1875 + 625)
+    assert tutorial.epochs(tmp_path) == pytest.approx([2 / 12, 1 + 1 / 12], abs=1e-3)
+
+
+def test_entries_that_cross_epochs_are_refused(tmp_path):
+    log(tmp_path, 100, 1000)
+    with pytest.raises(SystemExit, match="--log-every must divide 1875; the run's is 100"):
+        tutorial.epochs(tmp_path)
+
+
+def test_page_and_check(tmp_path, monkeypatch):
+    for name in ("RESULTS", "PAGE"):
+        monkeypatch.setattr(tutorial, name, tmp_path / name)
+    assert tutorial.write(check=True)  # no results, no page
+    bits = {"test": {"mean": 2.5, "standard_error": 0.01, "n": 64, "step": 3750}}
+    tutorial.RESULTS.write_text(json.dumps({"epochs": [479.28, 95.705], "bits": bits}))
+    assert not tutorial.write(check=True)
+    assert not tutorial.write(check=False)
+    assert tutorial.write(check=True)
+    text = tutorial.PAGE.read_text()
+    assert "| 1 | 479.3 | 479.3 | 1.000 |\n| 2 | 191.4 | 95.7 | 0.500 |\n" in text
+    assert "| test | 64 | 2 | 2.500 ± 0.010 |" in text
+
+
+def test_the_page_is_that_of_the_results():
+    assert tutorial.write(check=True)
