@@ -65,6 +65,21 @@ class ParameterisedConfig:
         limits.STEPS.check(self.n_sigmas * max(1, self.n_steps_each), "the ladder")
 
 
+def read_parameterisation(spec: Any) -> Parameterisation:
+    """Returns the parameterisation that a file describes; ValueError or TypeError if it is none."""
+    process = spec.get("process") if isinstance(spec, dict) else None
+    if isinstance(process, dict) and "n" in process:
+        check_chain(process["n"])
+    return from_spec(spec)
+
+
+def check_chain(n: Any) -> None:
+    """ValueError unless a discrete chain has a number of steps that files may ask for."""
+    if type(n) is not int or n < 2:
+        raise ValueError(f"the number of steps of a chain must be an integer from 2 on; got {n!r}")
+    limits.STEPS.check(n, "a discrete chain")
+
+
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class WrappedConfig(ParameterisedConfig):
     """Description of a model with a network that is not of this package.
@@ -131,7 +146,7 @@ class WrappedConfig(ParameterisedConfig):
             raise ValueError(f"sample_shape must be positive integers; got {shape!r}")
         limits.BATCH_ELEMENTS.check(math.prod(shape), "sample_shape")
         fields["sample_shape"] = tuple(shape)
-        fields["parameterisation"] = from_spec(fields["parameterisation"])
+        fields["parameterisation"] = read_parameterisation(fields["parameterisation"])
         config = cls(**fields, identity=identity)
         config.check_steps()
         return config
