@@ -28,7 +28,7 @@ from ncsn_fast.data import datasets, files
 from ncsn_fast.data.held_out import hold_out
 from ncsn_fast.data.kept import keep
 from ncsn_fast.inference.cost import network_flop
-from ncsn_fast.models.score import ModelConfig, ScoreModel
+from ncsn_fast.models.score import ModelConfig, ScoreModel, config_from_dict
 from ncsn_fast.models.unet_config import UNetConfig
 from ncsn_fast.training import toy
 from ncsn_fast.training.configs import ToyOptions, TrainConfig
@@ -127,7 +127,11 @@ class Plan:
         """Returns the configuration with the noise levels and step size that were derived."""
         found = self.model_config
         return dataclasses.replace(
-            config, sigma_begin=found.sigma_begin, n_sigmas=found.n_sigmas, epsilon=found.epsilon
+            config,
+            sigma_begin=found.sigma_begin,
+            sigma_end=found.sigma_end,
+            n_sigmas=found.n_sigmas,
+            epsilon=found.epsilon,
         )
 
 
@@ -162,7 +166,7 @@ def make_plan(
         text = ""
         if ranks.main:
             text = json.dumps(resolve_ladder(config, images, progress=progress).to_dict())
-        found = ModelConfig.from_dict(json.loads(ranks.text(text)))
+        found = config_from_dict(json.loads(ranks.text(text)))
         return Plan(run, images, held_out, found, None)
     saved = training_run.read_run(run)
     check_same_run(config, saved.train_config, run)

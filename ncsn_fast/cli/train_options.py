@@ -11,6 +11,7 @@ import tyro
 
 from ncsn_fast.cli import command
 from ncsn_fast.models.architectures import TIME_ARCHS
+from ncsn_fast.models.unet_architectures import UNETS
 from ncsn_fast.training.configs import CONFIGS, ToyOptions, TrainConfig
 
 _NAMES = ", ".join([*CONFIGS, "toy"])
@@ -55,7 +56,8 @@ def parse(args: list[str] | None) -> TrainOptions | ToyOptions:
         "Train a score model. With no options: the digits configuration, into runs/digits."
     )
     options = command.parse(TrainOptions, args, "ncsn_fast.train", description, default)
-    derives = options.config.sigma_begin <= 0 and options.config.arch not in TIME_ARCHS
+    known = options.config.arch in (*TIME_ARCHS, *UNETS)
+    derives = options.config.sigma_begin <= 0 and not known
     if not options.config.data and (derives or not options.dry_run):
         raise command.UsageError(
             f"--config {name} needs images: --data FOLDER, FILE.zip or hf:NAME"

@@ -221,3 +221,25 @@ def continuous_score_matching(
 def times_of(uniform: Tensor, t_min: float) -> Tensor:
     """Maps uniforms in [0, 1) to times in [t_min, 1), float32, shape of the uniforms."""
     return t_min + (1 - t_min) * uniform
+
+
+def weighted_score_matching(
+    scaled_score_at: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    sigma: Tensor,
+    noise: Tensor,
+    weight: Tensor,
+) -> Tensor:
+    """Computes the weighted denoising score matching loss at any noise levels, per sample (N,).
+
+    l_n = weight_n || sigma_n s(x + sigma_n z, sigma_n) + z ||^2, summed over pixels. In terms of
+    the denoiser D = x + sigma^2 s, the norm is || D - x_0 || / sigma (Karras et al. 2022, equation
+    2).
+
+    Args:
+        scaled_score_at: (x, sigma) -> sigma score, shape of x.
+        x: clean data (N, ...).   sigma, weight: (N,).   noise: standard normal z, shape of x.
+    """
+    row = (-1, *[1] * (x.ndim - 1))
+    residual = scaled_score_at(x + sigma.view(row) * noise, sigma) + noise
+    return 2 * weight * _half_square(residual)

@@ -49,7 +49,7 @@ def model_ends(model: ScoreModel) -> tuple[float, float]:
     """
     if model.conditioning == "level":
         raise ValueError(
-            f"{model.config.arch} (NCSN 2019) knows the score at its {model.config.n_sigmas} "
+            f"this {model.config.arch} knows the score at its {model.config.n_sigmas} "
             "levels and nowhere between them, so it has no probability flow and no likelihood; "
             "take an NCSNv2 or a network that is conditioned on time"
         )

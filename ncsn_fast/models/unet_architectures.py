@@ -29,6 +29,9 @@ class UNetSettings:
     """
 
     arch: ClassVar[str]
+    # Fields for the resolution, image channels (of input and output), width, multiples of it,
+    # blocks, resolutions of attention, and dropout.
+    fields: ClassVar[tuple[tuple[str, ...], ...]]
 
     @property
     def shape(self) -> Shape:
@@ -100,14 +103,37 @@ class UNetSettings:
                     )
 
     @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """Returns the names of its fields."""
+        assert dataclasses.is_dataclass(cls)
+        return tuple(field.name for field in dataclasses.fields(cls))
+
+    @classmethod
+    def sized(
+        cls,
+        resolution: int,
+        channels: int,
+        width: int,
+        multiples: tuple[int, ...],
+        n_blocks: int,
+        attention: tuple[int, ...],
+        dropout: float,
+        **others: Any,
+    ) -> UNetSettings:
+        """Returns settings of any kind by what all kinds have; `others` are the kind's own."""
+        values = (resolution, channels, width, multiples, n_blocks, attention, dropout)
+        own = {n: v for names, v in zip(cls.fields, values, strict=True) for n in names}
+        found = cls.from_kwargs({**own, **others})
+        assert isinstance(found, UNetSettings)
+        return found
+
+    @classmethod
     def from_kwargs(cls, values: Mapping[str, Any]) -> Any:
         """Returns the settings of published constructor arguments, or of JSON.
 
         Lists become tuples. ValueError names unknown fields and values of a wrong type.
         """
-        assert dataclasses.is_dataclass(cls)
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(map(str, values)) - known):
+        if unknown := sorted(set(map(str, values)) - set(cls.names())):
             raise ValueError(f"unknown settings of {cls.arch}: {', '.join(unknown)}")
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
@@ -177,6 +203,16 @@ def _edm_paths(rows: list[Row]) -> Iterator[dict[str, str]]:
             yield {row.kind: at}
 
 
+_SCORE_SDE_FIELDS = (
+    ("image_size",), ("num_channels",), ("nf",), ("ch_mult",), ("num_res_blocks",),
+    ("attn_resolutions",), ("dropout",),
+)  # fmt: skip
+_EDM_FIELDS = (
+    ("img_resolution",), ("in_channels", "out_channels"), ("model_channels",), ("channel_mult",),
+    ("num_blocks",), ("attn_resolutions",), ("dropout",),
+)  # fmt: skip
+
+
 @dataclasses.dataclass(frozen=True)
 class NCSNppConfig(UNetSettings):
     """NCSN++ and DDPM++ of score_sde (Song et al. 2021); the defaults are NCSN++ (VE, continuous).
@@ -190,6 +226,7 @@ class NCSNppConfig(UNetSettings):
     """
 
     arch: ClassVar[str] = "ncsnpp"
+    fields: ClassVar[tuple[tuple[str, ...], ...]] = _SCORE_SDE_FIELDS
     image_size: int = 32
     num_channels: int = 3
     nf: int = 128
@@ -256,6 +293,7 @@ class DDPMConfig(UNetSettings):
     """DDPM of score_sde (Ho et al. 2020), whose resolution changes in convolutions."""
 
     arch: ClassVar[str] = "ddpm"
+    fields: ClassVar[tuple[tuple[str, ...], ...]] = _SCORE_SDE_FIELDS
     image_size: int = 32
     num_channels: int = 3
     nf: int = 128
@@ -296,6 +334,7 @@ class SongUNetConfig(UNetSettings):
     """
 
     arch: ClassVar[str] = "songunet"
+    fields: ClassVar[tuple[tuple[str, ...], ...]] = _EDM_FIELDS
     img_resolution: int = 32
     in_channels: int = 3
     out_channels: int = 3
@@ -356,6 +395,7 @@ class DhariwalUNetConfig(UNetSettings):
     """DhariwalUNet of EDM: the ADM network (Dhariwal and Nichol 2021)."""
 
     arch: ClassVar[str] = "dhariwal"
+    fields: ClassVar[tuple[tuple[str, ...], ...]] = _EDM_FIELDS
     img_resolution: int = 64
     in_channels: int = 3
     out_channels: int = 3
@@ -402,3 +442,8 @@ UNETS: dict[str, type[UNetSettings]] = {
     kind.arch: kind
     for kind in (NCSNppConfig, DDPMppConfig, DDPMConfig, SongUNetConfig, DhariwalUNetConfig)
 }
+
+# Published ways to use a network (unet_config.py).
+SCORE_SDE_PRECONDITIONINGS = ("ve", "discrete_ve", "vp", "sub_vp", "discrete_vp")
+EDM_PRECONDITIONINGS = ("VPPrecond", "VEPrecond", "iDDPMPrecond", "EDMPrecond")
+PRECONDITIONINGS = (*SCORE_SDE_PRECONDITIONINGS, *EDM_PRECONDITIONINGS)

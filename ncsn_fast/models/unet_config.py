@@ -25,6 +25,7 @@ from ncsn_fast.diffusion.parameterisation import (
 from ncsn_fast.diffusion.sde import VP, SubVP
 from ncsn_fast.models.adapter import ParameterisedConfig, check_chain, read_parameterisation
 from ncsn_fast.models.unet_architectures import (
+    PRECONDITIONINGS,
     UNETS,
     DhariwalUNetConfig,
     SongUNetConfig,
@@ -156,17 +157,18 @@ def _process(parameterisation: Parameterisation) -> Any:
 
 
 _CENTRED = (-1.0, 1.0)
-_SIGMA_MIN = 0.01  # of score_sde's VE-SDEs
 _LAST_TIME = 1e-3  # at which score_sde's samplers of VP and sub-VP SDEs end
 _VP: dict[str, VP] = {"vp": VP(), "sub_vp": SubVP()}
-PRECONDITIONINGS = (
-    "ve", "discrete_ve", "vp", "sub_vp", "discrete_vp",
-    "VPPrecond", "VEPrecond", "iDDPMPrecond", "EDMPrecond",
-)  # fmt: skip
 
 
 def preconditioned(
-    network: UNetSettings, kind: str, *, sigma_max: float = 50.0, n: int = 1000
+    network: UNetSettings,
+    kind: str,
+    *,
+    sigma_min: float = 0.01,
+    sigma_max: float = 50.0,
+    n: int = 1000,
+    **langevin: Any,
 ) -> UNetConfig:
     """Returns the description of a published way to use a network.
 
@@ -174,12 +176,13 @@ def preconditioned(
         kind: of score_sde, "ve" (the network sees sigma), "discrete_ve" (the index of the nearest
             of n levels), "vp" and "sub_vp" (999 t; it predicts the noise) or "discrete_vp" (the
             nearest index of DDPM's chain of n steps); or the name of a wrapper of EDM.
-        sigma_max: the largest noise level of VE, whose smallest is 0.01.
+        sigma_min, sigma_max: the ends of VE's noise levels.
         n: steps of score_sde's sampler.
+        langevin: n_steps_each and epsilon, as for `UNetConfig.make`.
     """
     if kind in _EDM_ARGUMENTS:
         known, low, high = _preconditioning(kind, _EDM_ARGUMENTS[kind])
-        return UNetConfig.make(network, known, low, high)
+        return UNetConfig.make(network, known, low, high, **langevin)
     if kind in _VP:
         process = _VP[kind]
         known = standard(
@@ -191,14 +194,14 @@ def preconditioned(
         known = standard("epsilon", sees="timestep", process=chain, data_range=_CENTRED)
         low, high = float(chain.sigmas[0]), float(chain.sigmas[-1])
     elif kind == "ve":
-        known, low, high = standard("scaled_score", sees="sigma"), _SIGMA_MIN, sigma_max
+        known, low, high = standard("scaled_score", sees="sigma"), sigma_min, sigma_max
     elif kind == "discrete_ve":
-        low, high = _SIGMA_MIN, sigma_max
+        low, high = sigma_min, sigma_max
         levels = np.exp(np.linspace(np.log(high), np.log(low), n))
         known = standard("scaled_score", sees="level", sigmas=tuple(levels.tolist()))
     else:
         raise ValueError(f"a preconditioning is one of {', '.join(PRECONDITIONINGS)}; got {kind!r}")
-    return UNetConfig.make(network, known, low, high, n_sigmas=n)
+    return UNetConfig.make(network, known, low, high, n_sigmas=n, **langevin)
 
 
 # EDM's wrappers: their own arguments beside those of the network, with the defaults.

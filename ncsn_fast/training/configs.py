@@ -15,9 +15,18 @@ from ncsn_fast.data.decode import parse_colour
 from ncsn_fast.data.json_file import make_plain
 from ncsn_fast.models.architectures import TIME_ARCHS, TIME_STYLE, check_image_size
 from ncsn_fast.models.published_runs import PUBLISHED_RUNS
+from ncsn_fast.models.unet_architectures import (
+    EDM_PRECONDITIONINGS,
+    SCORE_SDE_PRECONDITIONINGS,
+    UNETS,
+    DDPMConfig,
+    NCSNppConfig,
+    UNetSettings,
+)
 
 if TYPE_CHECKING:  # the command line has these options before torch is imported
     from ncsn_fast.models.score import ModelConfig
+    from ncsn_fast.models.unet_config import UNetConfig
 
 # Numeric fields of TrainConfig: smallest value, and exclusive upper bound.
 _BOUNDS: tuple[tuple[str, float, float], ...] = (
@@ -28,6 +37,7 @@ _BOUNDS: tuple[tuple[str, float, float], ...] = (
     *((name, 0, math.inf) for name in (
         "centre_crop", "workers", "sigma_begin", "n_sigmas", "epsilon", "warmup", "anneal_power",
         "grad_clip", "threads", "grid", "sigma_min", "sigma_max", "held_out", "max_minutes",
+        "n_blocks", "dropout",
     )),
     ("ema", 0, 1),
     ("overlap", 0, 1),
@@ -95,8 +105,14 @@ class TrainConfig:
         "unet_a",
         "unet_b",
         "unet_c",
+        "ncsnpp",
+        "ddpmpp",
+        "ddpm",
+        "songunet",
+        "dhariwal",
     ] = "ncsnv2"
-    """Network; unet_a, unet_b and unet_c, the tutorials', see the time and learn at all levels."""
+    """Network; unet_a, unet_b and unet_c, the tutorials', see the time and learn at all levels;
+    ncsnpp, ddpmpp and ddpm are the U-Nets of score_sde, songunet and dhariwal those of EDM."""
     ngf: int = 24
     """Width of the network's first stage."""
     act: Literal["elu", "relu", "lrelu", "swish"] = "elu"
@@ -105,6 +121,26 @@ class TrainConfig:
         "InstanceNorm++", "InstanceNorm", "VarianceNorm", "BatchNorm", "NoneNorm", "GroupNorm"
     ] = "InstanceNorm++"
     """Normalisation; all published models use InstanceNorm++, but GroupNorm (U-Nets only)."""
+    preconditioning: Literal[
+        "ve",
+        "discrete_ve",
+        "vp",
+        "sub_vp",
+        "discrete_vp",
+        "VPPrecond",
+        "VEPrecond",
+        "iDDPMPrecond",
+        "EDMPrecond",
+    ] = "ve"
+    """What a U-Net of score_sde (the first five) or of EDM predicts, and at which noise levels."""
+    multiples: tuple[int, ...] = (1, 2, 2, 2)
+    """Widths of a U-Net's levels, in units of ngf; each level but the first halves the image."""
+    n_blocks: int = 4
+    """Residual blocks of each level of a U-Net."""
+    attention: tuple[int, ...] = (16,)
+    """Heights of the maps at which a U-Net attends."""
+    dropout: float = 0.1
+    """Probability of dropout in a U-Net."""
 
     sigma_begin: float = 0.0
     """Largest noise level; 0 derives it from the data (Technique 1)."""
@@ -211,14 +247,65 @@ class TrainConfig:
         parse_colour(self.background)
         if self.data == "digits" and self.channels != 1:
             raise ValueError("the digits are grey: channels must be 1, or data something else")
-        check_image_size(self.arch, self.image_size, self.image_size)
-        if self.arch in TIME_ARCHS:
-            style = {"act": self.act, "norm": self.norm}
-            if not (style.items() <= TIME_STYLE.items() and 0 < self.sigma_min < self.sigma_max):
+        self._check_network()
+
+    def _check_network(self) -> None:
+        """ValueError unless the network can be built."""
+        style = {"act": self.act, "norm": self.norm}
+        fits = style.items() <= TIME_STYLE.items()
+        if self.arch in UNETS:
+            if not fits:
                 raise ValueError(
-                    f"{self.arch} needs act 'swish', norm 'GroupNorm' and 0 < sigma_min < "
-                    "sigma_max: start from --config mnist-sde, mnist-sde-b or mnist-sde-c"
+                    f"{self.arch} needs act 'swish' and norm 'GroupNorm': start from --config "
+                    "cifar10-ncsnpp, cifar10-ddpmpp or edm-cifar10"
                 )
+            self.unet()
+            return
+        check_image_size(self.arch, self.image_size, self.image_size)
+        if self.arch in TIME_ARCHS and not (fits and 0 < self.sigma_min < self.sigma_max):
+            raise ValueError(
+                f"{self.arch} needs act 'swish', norm 'GroupNorm' and 0 < sigma_min < "
+                "sigma_max: start from --config mnist-sde, mnist-sde-b or mnist-sde-c"
+            )
+
+    def unet(self) -> UNetSettings:
+        """Returns the hyperparameters of a U-Net of score_sde or EDM."""
+        kind = UNETS[self.arch]
+        own: tuple[str, ...] = EDM_PRECONDITIONINGS
+        if issubclass(kind, (NCSNppConfig, DDPMConfig)):
+            # Sigma is seen by Fourier features alone, which are NCSN++'s.
+            own = SCORE_SDE_PRECONDITIONINGS[self.arch != "ncsnpp" :]
+        if self.preconditioning not in own:
+            raise ValueError(
+                f"the preconditioning of {self.arch} must be one of {', '.join(own)}; got "
+                f"{self.preconditioning!r}"
+            )
+        more: dict[str, Any] = {}
+        if "centered" in kind.names():
+            more["centered"] = self.preconditioning not in ("ve", "discrete_ve")
+        if self.arch == "ncsnpp" and self.preconditioning != "ve":
+            more["embedding_type"] = "positional"
+        if self.preconditioning == "iDDPMPrecond":
+            more["out_channels"] = 2 * self.channels
+        return kind.sized(
+            self.image_size, self.channels, self.ngf, self.multiples, self.n_blocks,
+            self.attention, self.dropout, **more,
+        )  # fmt: skip
+
+    def unet_config(self) -> UNetConfig:
+        """Returns the configuration of a run's model that has a U-Net of score_sde or EDM."""
+        from ncsn_fast.models.unet_config import preconditioned
+
+        config = preconditioned(
+            self.unet(),
+            self.preconditioning,
+            sigma_min=self.sigma_end,
+            sigma_max=self.sigma_begin or 50.0,
+            n=self.n_sigmas or 1000,
+            n_steps_each=self.n_steps_each,
+            epsilon=self.epsilon or None,
+        )
+        return dataclasses.replace(config, langevin_form=self.langevin_form)
 
     def model_config(self, *, sigma_begin: float, n_sigmas: int, epsilon: float) -> ModelConfig:
         """Returns the configuration of the run's model, with the noise levels filled in."""
@@ -281,6 +368,17 @@ def _tutorial(name: str) -> TrainConfig:
     )  # fmt: skip
 
 
+def _unet(name: str, **settings: Any) -> TrainConfig:
+    """Returns a published run of score_sde: flips, Adam 2e-4, batch 128, gradients of norm 1."""
+    defaults: dict[str, Any] = {
+        "data": "", "image_size": 32, "channels": 3, "flip": True, "workers": 4, "act": "swish",
+        "norm": "GroupNorm", "ngf": 128, "batch_size": 128, "steps": 1_300_000, "lr": 2e-4,
+        "warmup": 5000, "grad_clip": 1.0, "n_steps_each": 1, "n_sigmas": 1000,
+        "snapshot_every": 5000, "log_every": 100,
+    }  # fmt: skip
+    return TrainConfig(**{**defaults, "name": name, **settings})
+
+
 CONFIGS: dict[str, TrainConfig] = {
     "digits": TrainConfig(),
     "mnist": TrainConfig(
@@ -305,6 +403,23 @@ CONFIGS: dict[str, TrainConfig] = {
     "mnist-sde": _tutorial("mnist-sde"),
     "mnist-sde-b": _tutorial("mnist-sde-b"),
     "mnist-sde-c": _tutorial("mnist-sde-c"),
+    "cifar10-ncsnpp": _unet("cifar10-ncsnpp", arch="ncsnpp", sigma_begin=50.0),
+    "cifar10-ddpmpp": _unet("cifar10-ddpmpp", arch="ddpmpp", preconditioning="vp", ema=0.9999),
+    # Karras et al. 2022, table 7, without augmentation: 200 million images, 10 of them of warm-up.
+    "edm-cifar10": _unet(
+        "edm-cifar10",
+        arch="songunet",
+        preconditioning="EDMPrecond",
+        multiples=(2, 2, 2),
+        dropout=0.13,
+        batch_size=512,
+        steps=390_625,
+        lr=1e-3,
+        warmup=19_531,
+        grad_clip=0.0,
+        ema_halflife=(500_000.0,),
+        n_sigmas=0,
+    ),
 }
 
 

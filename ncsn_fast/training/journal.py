@@ -17,6 +17,7 @@ from ncsn_fast.data.files import atomic_write, remove_leftovers
 from ncsn_fast.data.images import save_grid
 from ncsn_fast.data.rescue import write_or_keep
 from ncsn_fast.inference.runner import SamplingError
+from ncsn_fast.models.unet_config import UNetConfig
 from ncsn_fast.sampler import Sampler
 from ncsn_fast.training.configs import TrainConfig
 from ncsn_fast.training.ranks import Ranks
@@ -167,11 +168,12 @@ class Journal:
         """Draws a grid from the averaged weights into samples/ and TensorBoard."""
         if self.config.grid < 1:
             return
-        sampler = Sampler(trainer.averaged(), engine="eager", device=str(trainer.device))
+        model = trainer.averaged()
+        sampler = Sampler(model, engine="eager", device=str(trainer.device))
+        unet = isinstance(model.config, UNetConfig)  # its ladder has hundreds of levels
+        how: dict[str, Any] = {"method": "heun", "steps": 18} if unet else {"method": "cas"}
         try:
-            images = sampler.sample(
-                self.config.grid, method="cas", seed=self.config.seed, progress=False
-            )
+            images = sampler.sample(self.config.grid, seed=self.config.seed, progress=False, **how)
         except SamplingError as error:  # a model that cannot sample yet may still learn to
             log.warning("no samples at step %d: %s", trainer.step, error)
             return

@@ -13,6 +13,8 @@ from ncsn_fast.diffusion import schedule
 from ncsn_fast.models.architectures import TIME_ARCHS
 from ncsn_fast.models.score import ModelConfig
 from ncsn_fast.models.unet import Clock
+from ncsn_fast.models.unet_architectures import UNETS
+from ncsn_fast.models.unet_config import UNetConfig
 from ncsn_fast.training.configs import TrainConfig
 
 log = logging.getLogger("ncsn_fast.train")
@@ -20,12 +22,16 @@ log = logging.getLogger("ncsn_fast.train")
 
 def resolve_ladder(
     config: TrainConfig, images: datasets.Images, *, progress: bool = False
-) -> ModelConfig:
+) -> ModelConfig | UNetConfig:
     """Returns the model's configuration; Techniques 1, 2 and 4 derive what `config` leaves open.
+
+    U-Nets of score_sde and EDM have the published noise levels unless `config` gives others.
 
     Raises:
         ValueError: the images are too few, or equal.
     """
+    if config.arch in UNETS:
+        return config.unet_config()
     sigma_begin, n = config.sigma_begin, config.n_sigmas
     if sigma_begin <= 0 and config.arch in TIME_ARCHS:
         clock = Clock(TIME_ARCHS[config.arch], config.sigma_min, config.sigma_max)

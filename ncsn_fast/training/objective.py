@@ -10,8 +10,11 @@ from ncsn_fast.diffusion.objectives import (
     denoising_score_matching,
     levels_of,
     times_of,
+    weighted_score_matching,
 )
 from ncsn_fast.models.score import ScoreModel
+from ncsn_fast.models.unet_config import UNetConfig
+from ncsn_fast.training.weighting import Weighting
 
 
 class Objective(nn.Module):
@@ -21,12 +24,15 @@ class Objective(nn.Module):
     device.
 
     Args:
-        anneal_power: p of the weight sigma^p of a level; times have the weight sigma^2.
+        anneal_power: p of the weight sigma^p of a level; times have the weight sigma^2, and U-Nets
+            of score_sde and EDM their own (weighting.py).
     """
 
     def __init__(self, model: ScoreModel, anneal_power: float) -> None:
         super().__init__()
         self.model, self.anneal_power = model, anneal_power
+        config = model.config
+        self.weighting = Weighting(config) if isinstance(config, UNetConfig) else None
 
     def forward(
         self, x: Tensor, uniform: Tensor, noise: Tensor, labels: Tensor | None = None
@@ -42,28 +48,29 @@ class Objective(nn.Module):
         model = self.model
         if labels is not None and not model.n_classes:
             raise ValueError("this network has no classes: leave the labels out")
+
+        def score(x: Tensor, sigma: Tensor) -> Tensor:  # ScoreModel.score waits for the device
+            return model.score_by(lambda u, condition: model(u, condition, labels), x, sigma)
+
+        if self.weighting is not None:
+            sigma = self.weighting.sigma(uniform)
+            row = sigma.view(-1, *[1] * (x.ndim - 1))
+            losses = weighted_score_matching(
+                lambda x, sigma: row * score(x, sigma), x, sigma, noise,
+                self.weighting.weight(sigma),
+            )  # fmt: skip
+            return model.nearest_level(sigma), losses
         if (clock := model.clock) is not None:
             t = times_of(uniform, clock.t_min)
             std = clock.std(t).float()
-            assert labels is None  # the tutorial's networks have no classes
             losses = continuous_score_matching(self._score_at_time, x, t, std, noise)
             return model.nearest_level(std), losses
-        level = levels_of(uniform, len(model.sigmas))
-
-        def score_at(x: Tensor, level: Tensor) -> Tensor:
-            return self._score_at(x, level, labels)
-
+        level, sigmas = levels_of(uniform, len(model.sigmas)), model.sigmas
         losses = denoising_score_matching(
-            score_at, x, model.sigmas, level, noise, anneal_power=self.anneal_power
-        )
+            lambda x, level: score(x, sigmas[level]), x, sigmas, level, noise,
+            anneal_power=self.anneal_power,
+        )  # fmt: skip
         return level, losses
-
-    # ScoreModel.score and its relatives check their arguments, which waits for the device.
-    def _score_at(self, x: Tensor, level: Tensor, labels: Tensor | None) -> Tensor:
-        def network(u: Tensor, condition: Tensor | None) -> Tensor:
-            return self.model(u, condition, labels)
-
-        return self.model.score_by(network, x, self.model.sigmas[level])
 
     def _score_at_time(self, x: Tensor, t: Tensor) -> Tensor:
         assert self.model.clock is not None

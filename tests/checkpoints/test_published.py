@@ -101,7 +101,7 @@ def test_tables_without_beta(tmp_path):
     assert torch.equal(ncsn_fast.load(path).score_at(X, 1), model.score_at(X, 1))
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in ("digits", "mnist")])
+@pytest.mark.parametrize("name", PUBLISHED_RUNS)
 def test_settings_of_the_published_runs(name):
     run = CONFIGS[name]
     found = {k: getattr(run, k) for k in ("arch", "channels", "ngf", "n_sigmas", "sigma_begin")}

@@ -20,6 +20,7 @@ from ncsn_fast.cli import command
 from ncsn_fast.data import datasets
 from ncsn_fast.data.images import make_grid, to_uint8
 from ncsn_fast.engines import precision
+from ncsn_fast.models.unet_architectures import UNETS
 from ncsn_fast.training import configs
 
 
@@ -305,7 +306,9 @@ def test_dispatcher(monkeypatch, capsys):
 def test_configs_are_named_and_valid(name):
     config = configs.CONFIGS[name]
     assert config.name == name
-    if config.sigma_begin:
+    if config.arch in UNETS:
+        assert config.unet_config().image_size == (config.image_size, config.image_size)
+    elif config.sigma_begin:
         model_config = config.model_config(
             sigma_begin=config.sigma_begin, n_sigmas=config.n_sigmas, epsilon=config.epsilon
         )
