@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import inspect
 import math
@@ -223,9 +224,9 @@ def identity_of(net: nn.Module) -> str:
     """
     total = hashlib.sha256(torch.__version__.encode())
     for name, module in net.named_modules():
-        kind = type(module)
+        kind: Any = type(module)
         try:
-            source = inspect.getsource(kind)
+            source = _source(kind)
         except (OSError, TypeError):
             return uuid.uuid4().hex
         simple = {k: v for k, v in vars(module).items() if _is_simple(v) and k[0] != "_"}
@@ -235,6 +236,12 @@ def identity_of(net: nn.Module) -> str:
         if any(callable(v) or not _is_simple(v) for k, v in vars(module).items() if k[0] != "_"):
             return uuid.uuid4().hex
     return total.hexdigest()
+
+
+@functools.lru_cache(maxsize=1000)
+def _source(kind: type) -> str:
+    """The source of a class, for which Python reads the whole of its file."""
+    return inspect.getsource(kind)
 
 
 def _is_simple(value: Any) -> bool:
