@@ -144,7 +144,8 @@ def _unet(w: Writer, net: TimeUNet, x: Value, t: Value) -> Value:
         skips.append(h)
     skips.pop()
     for stage in unet.DECODER:
-        h = w.op("Concat", _unet_stage(w, net, stage, h, embedding), skips.pop(), axis=1)
+        h, skip = _unet_stage(w, net, stage, h, embedding), skips.pop()
+        h = w.op("Add", h, skip) if net.adds_skips else w.op("Concat", h, skip, axis=1)
     return _conv(w, net.tconv1, h)
 
 
