@@ -33,12 +33,13 @@ from ncsn_fast.cli.edit_options import (
     SuperResolve,
     parse,
 )
+from ncsn_fast.cli.options import ClassOptions
 from ncsn_fast.cli.outputs import check_output, check_pictures
 from ncsn_fast.data.images import grid_shape, save_grid
 from ncsn_fast.data.rescue import write_or_keep
 from ncsn_fast.inference.editing import mean_of_colours
 from ncsn_fast.models.score import ScoreModel
-from ncsn_fast.ops.noise import Stream, normal, sample_indices
+from ncsn_fast.ops.noise import Stream, normal, sample_indices, sample_range
 from ncsn_fast.sampler import Sampler
 from ncsn_fast.samplers.operators import Operator, block_mean, gaussian_blur
 from ncsn_fast.samplers.program_transforms import start_level
@@ -83,11 +84,18 @@ def noise_of(images: Tensor, seed: int, start: int) -> Tensor:
     return normal(seed, samples, Stream.INITIAL, 0, tuple(images.shape[1:]))
 
 
+def drawing(options: OfImages | Interpolate, n: int, times: int = 1) -> dict[str, Any]:
+    """Returns the arguments of a call that draws `times` images for each of n sample indices."""
+    samples = (i for i in sample_range(options.start, n) for _ in range(times))
+    return {**options.sampling(), **options.classes(samples)}
+
+
 def inpaint(options: Inpaint, sampler: Sampler, record: Record) -> Grid:
     """Fills in unknown pixels."""
     images = read(options, sampler.model)
     mask = make_mask(options.mask, *images.shape[2:])
-    result = sampler.inpaint(images, mask, variant=options.variant, **record(options.sampling()))
+    call = {"variant": options.variant, **drawing(options, len(images))}
+    result = sampler.inpaint(images, mask, **record(call))
     shown = torch.cat((images, torch.where(mask, images, 0.5), result))
     return Grid(shown, len(images), result)
 
@@ -114,7 +122,8 @@ def restore(options: Measured, sampler: Sampler, record: Record) -> Grid:
         samples = sample_indices(options.start, len(y))
         y = y + options.noise * normal(options.seed, samples, MEASURING, 0, measured_shape)
     noise, how = options.noise, options.how
-    result = sampler.restore(y, operator, noise=noise, how=how, **record(options.sampling()))
+    call = {"noise": noise, "how": how, **drawing(options, len(y))}
+    result = sampler.restore(y, operator, **record(call))
     times = shape[1] // measured_shape[1]
     seen = y.repeat_interleave(times, 2).repeat_interleave(times, 3).expand(-1, *shape)
     return Grid(torch.cat((*before, seen, result)), len(y), result)
@@ -126,7 +135,7 @@ def sdedit(options: SDEdit, sampler: Sampler, record: Record) -> Grid:
     strength = 0.5 if options.strength is None and options.sigma is None else options.strength
     sigma = start_level(sampler.model.sigmas.numpy(force=True), options.sigma, strength)
     noisy = images + sigma * noise_of(images, options.seed, options.start)
-    call = {"sigma": options.sigma, "strength": strength, **options.sampling()}
+    call = {"sigma": options.sigma, "strength": strength, **drawing(options, len(images))}
     result = sampler.sdedit(images, **record(call))
     return Grid(torch.cat((images, noisy, result)), len(images), result)
 
@@ -146,7 +155,8 @@ def interpolate(options: Interpolate, sampler: Sampler, record: Record) -> Grid:
     """Draws rows of frames between two samples."""
     pairs, frames = options.pairs, options.frames
     grid_shape(pairs * frames, *sampler.model.image_shape[1:], frames)
-    return Grid(sampler.interpolate(pairs, frames, **options.sampling()), frames)
+    call = drawing(options, pairs, frames)
+    return Grid(sampler.interpolate(pairs, frames, **call), frames)
 
 
 def denoise(options: Denoise, sampler: Sampler, record: Record) -> Grid:
@@ -176,6 +186,8 @@ def run(options: Drawing | Denoise) -> int:
     check_output("--animate", animate)
     sampler = options.sampler()
     check_pictures(sampler.model)
+    if isinstance(options, ClassOptions):
+        options.check_classes(sampler.model)
     animation = Animation(float(sampler.model.sigmas[-1]))
     grid = GRIDS[type(options)](options, sampler, dict if animate is None else animation.of)
     write_or_keep(options.out, lambda path: save_grid(grid.images, path, grid.columns))

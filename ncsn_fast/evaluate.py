@@ -73,8 +73,9 @@ def draw(options: EvaluateOptions, sampler: Sampler) -> Iterator[Tensor]:
     indices = noise.sample_range(options.start, options.samples())
     if options.out_dir is None:
         for _, images in sampler.stream(
-            indices, seed=options.seed, progress=not options.quiet, **options.method_options()
-        ):
+            indices, seed=options.seed, progress=not options.quiet, **options.method_options(),
+            **options.classes(indices),
+        ):  # fmt: skip
             yield images
         return
     write_files(sampler, options, options.out_dir, range(len(indices)))
@@ -110,6 +111,7 @@ def evaluate_samples(options: EvaluateOptions) -> tuple[dict[str, Any], list[Pic
     """Draws and evaluates samples; returns the figures for JSON, and the requested grids."""
     sampler = options.sampler()
     model = sampler.model
+    options.check_classes(model)
     settings = options.method_options()
     program = methods.build(settings.pop("method"), model, settings.pop("steps"), settings)
     digits = model.image_shape[0] == 1 and model.image_shape[1] == model.image_shape[2]
@@ -189,7 +191,8 @@ def _sampling(options: EvaluateOptions, sampler: Sampler, nfe: int | None) -> di
     else:
         there = read_settings(options.out_dir)
         drawn |= {"dtype": there.get("dtype"), "out_dir": str(options.out_dir)}
-    return {**drawn, **options.method_options(), "seed": options.seed, "start": options.start}
+    drawn |= {**options.method_options(), **options.class_options()}
+    return {**drawn, "seed": options.seed, "start": options.start}
 
 
 def measure_bits(options: EvaluateOptions) -> dict[str, Any]:

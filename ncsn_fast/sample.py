@@ -81,7 +81,7 @@ def _write_grid(images: Tensor, options: SampleOptions, sampler: Sampler) -> Non
 
 def _draw(options: SampleOptions, sampler: Sampler) -> None:
     """Draws all samples into a grid, and their chains into a GIF."""
-    call = options.sampling()
+    call = {**options.sampling(), **options.classes(noise.sample_range(options.start, options.n))}
     if options.animate is None:
         _write_grid(sampler.sample(options.n, **call), options, sampler)
         return
@@ -121,7 +121,8 @@ def _plan(options: SampleOptions, state: shards.DistributedState, sampler: Sampl
     block = state.shard.block(options.n, _batch_size(options, sampler))
     if state.shard.count > 1:
         print(f"part {state.shard} of {options.n} samples, which is for this process:")
-    print(sampler.plan(len(block), **options.method_options()))
+    call = {"guidance": options.guidance, **options.method_options()}
+    print(sampler.plan(len(block), **call))
 
 
 def _run(options: SampleOptions, state: shards.DistributedState) -> None:
@@ -138,6 +139,7 @@ def _run(options: SampleOptions, state: shards.DistributedState) -> None:
         _check_outputs(options, folder)
     with state.local_main_process_first():
         sampler = options.sampler()
+    options.check_classes(sampler.model)
     if not options.plan:
         _check_pictures(options, sampler.model, folder)
     if options.plan:

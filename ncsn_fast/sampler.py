@@ -431,12 +431,13 @@ class Sampler:
 
     @takes(methods.parameters())
     def plan(
-        self, n: int, *, method: str = "ald", steps: int | None = None, **options: Any
-    ) -> CostEstimate:
+        self, n: int, *, method: str = "ald", steps: int | None = None,
+        guidance: float | None = None, **options: Any,
+    ) -> CostEstimate:  # fmt: skip
         """Estimates the cost of sample(n): network evaluations, micro-batches, FLOP, seconds."""
         n = noise.check_integer("n", n, least=0)
         program = SamplingCall(method=method, steps=steps, options=options).build(self.model)
-        return estimate_cost(self.engine_for(n), program, n)
+        return estimate_cost(self.engine_for(n), program, n, guidance=guidance is not None)
 
     def micro_batch(self, n: int) -> int:
         """Returns the number of images in a micro-batch of a call for n."""

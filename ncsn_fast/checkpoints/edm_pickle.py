@@ -22,11 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ncsn_fast.checkpoints import pickle_data
-from ncsn_fast.checkpoints.pickle_data import Instance, Name, PickleError
 from ncsn_fast.checkpoints.torch_file import CheckpointError
-from ncsn_fast.data import limits
+from ncsn_fast.data import limits, pickle_data
 from ncsn_fast.data.files import open_regular
+from ncsn_fast.data.pickle_data import Instance, Name, PickleError
 
 _TORCH_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the first pickle of torch.save's files
 _MAGIC_NUMBER, _PROTOCOL = 119547037146038801333356, 1001

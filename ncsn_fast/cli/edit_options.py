@@ -11,6 +11,7 @@ import tyro
 
 from ncsn_fast.cli import command
 from ncsn_fast.cli.options import (
+    ClassOptions,
     ModelOptions,
     SamplingOptions,
     check_count,
@@ -46,7 +47,7 @@ class Animated(Drawing):
 
 
 @dataclasses.dataclass(frozen=True)
-class OfImages(Animated):
+class OfImages(Animated, ClassOptions):
     """Options of all commands that start from images."""
 
     images: str = "digits"
@@ -169,7 +170,7 @@ class Guide(Animated):
 
 @own_options_first
 @dataclasses.dataclass(frozen=True)
-class Interpolate(Drawing):
+class Interpolate(Drawing, ClassOptions):
     """Rows of frames between two samples."""
 
     pairs: int = 4

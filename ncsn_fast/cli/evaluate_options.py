@@ -10,8 +10,8 @@ import tyro
 
 from ncsn_fast.cli import command
 from ncsn_fast.cli.options import (
+    ClassOptions,
     ModelOptions,
-    SamplingOptions,
     check_count,
     check_png,
     method_argument,
@@ -24,7 +24,7 @@ TOLERANCE = 1e-5  # of --bpd, as published
 
 @own_options_first
 @dataclasses.dataclass(frozen=True)
-class EvaluateOptions(SamplingOptions):
+class EvaluateOptions(ClassOptions):
     """Command-line options of `python -m ncsn_fast.evaluate`."""
 
     n: int | None = None
@@ -101,7 +101,7 @@ class EvaluateOptions(SamplingOptions):
         of_extractor = {"reference", "save_reference"}
         shared = {f.name for f in dataclasses.fields(ModelOptions)}
         shared |= {"seed", "start", "rtol", "atol"}
-        of_samples = {f.name for f in dataclasses.fields(SamplingOptions)} - shared
+        of_samples = {f.name for f in dataclasses.fields(ClassOptions)} - shared
         of_samples |= {"extractor", "grid", "neighbours", *of_extractor}
         given = {
             f.name

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
@@ -13,8 +16,10 @@ from ncsn_fast.inference.sampling_params import SamplingParams
 from ncsn_fast.samplers import methods
 
 if TYPE_CHECKING:  # torch is imported when the options are parsed, and the work begins
+    from ncsn_fast.models.score import ScoreModel
     from ncsn_fast.sampler import Sampler
 
+MOST_CLASSES = 2**20
 T = TypeVar("T")
 
 
@@ -148,6 +153,60 @@ class SamplingOptions(SamplingParams, ModelOptions):
         """Returns the keyword arguments for the methods of Sampler that draw."""
         shared = {"seed": self.seed, "start": self.start, "progress": not self.quiet}
         return {**shared, **self.method_options()}
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassOptions(SamplingOptions):
+    """Options of sampling with a network that takes classes."""
+
+    labels: str | None = None
+    """Classes, of a model that has them: 3, 0,3,7 or 0-9. Sample i takes the i-th of them, over and
+    over. Default: no class."""
+    guidance: float | None = None
+    """Weight of classifier-free guidance towards the --labels; 1 is none, and more sharpens. Each
+    step costs twice."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.labels is not None:
+            parse_labels(self.labels)
+        elif self.guidance is not None:
+            raise ValueError("--guidance is towards classes: give --labels")
+        if self.guidance is not None and not math.isfinite(self.guidance):
+            raise ValueError(f"--guidance must be finite; got {self.guidance}")
+
+    def class_options(self) -> dict[str, Any]:
+        """Returns the given options of classes, for files: the list of labels, and the weight."""
+        labels = None if self.labels is None else parse_labels(self.labels)
+        given = {"labels": labels, "guidance": self.guidance}
+        return {name: value for name, value in given.items() if value is not None}
+
+    def classes(self, samples: Iterable[int]) -> dict[str, Any]:
+        """Returns the keyword arguments of classes for samples of these indices."""
+        found = self.class_options()
+        if "labels" in found:
+            known = found["labels"]
+            found["labels"] = [known[i % len(known)] for i in samples]
+        return found
+
+    def check_classes(self, model: ScoreModel) -> None:
+        """Raises ValueError unless a model takes the labels and the guidance."""
+        from ncsn_fast.inference.sampling_params import SamplingCall
+
+        found = self.class_options()
+        SamplingCall(**found).classes(model, len(found.get("labels", ())))
+
+
+def parse_labels(text: str) -> list[int]:
+    """Returns the classes of --labels: numbers and ranges of them, between commas."""
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*([0-9]{1,9})\s*(?:-\s*([0-9]{1,9})\s*)?", part)
+        low, high = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not low <= high < MOST_CLASSES:
+            raise ValueError(f"--labels must be classes, such as 3, 0,3,7 or 0-9; got {text!r}")
+        found += range(low, high + 1)
+    return found
 
 
 def check_png(name: str, path: Path | None) -> None:

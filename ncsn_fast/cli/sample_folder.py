@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ncsn_fast.cli.options import SamplingOptions
+from ncsn_fast.cli.options import ClassOptions
 from ncsn_fast.data import limits
 from ncsn_fast.data.decode import DataError, WarnOnce, decode, pixels
 from ncsn_fast.data.files import atomic_write, open_regular, remove_leftovers
@@ -82,7 +82,7 @@ def read_settings(folder: Path, what: str = SAMPLES) -> dict[str, Any]:
 
 
 def write_files(
-    sampler: Sampler, options: SamplingOptions, folder: Path, block: range
+    sampler: Sampler, options: ClassOptions, folder: Path, block: range
 ) -> tuple[int, int]:
     """Draws the samples of a block whose files are missing or incomplete, one PNG each.
 
@@ -105,6 +105,7 @@ def write_files(
         **choices,
         "seed": options.seed,
         **options.method_options(),
+        **options.class_options(),
     }
     claim_folder(folder, settings, SAMPLES, ignore=frozenset(() if choices else CHOICES))
     written = 0
@@ -121,7 +122,7 @@ def _missing(folder: Path, indices: range, shape: tuple[int, int, int]) -> Itera
         yield window
 
 
-def _draw(sampler: Sampler, options: SamplingOptions, folder: Path, missing: list[int]) -> None:
+def _draw(sampler: Sampler, options: ClassOptions, folder: Path, missing: list[int]) -> None:
     """Draws samples and writes their files."""
     paths = [sample_path(folder, i) for i in missing]
     if broken := sum(path.exists() for path in paths):
@@ -133,6 +134,7 @@ def _draw(sampler: Sampler, options: SamplingOptions, folder: Path, missing: lis
         seed=options.seed,
         progress=not options.quiet,
         **options.method_options(),
+        **options.classes(missing),
     )
     for part, images in stream:
         for index, array in zip(part.tolist(), to_uint8(images), strict=True):

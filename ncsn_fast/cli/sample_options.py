@@ -10,7 +10,7 @@ import tyro
 
 from ncsn_fast.cli import command
 from ncsn_fast.cli.options import (
-    SamplingOptions,
+    ClassOptions,
     check_count,
     check_gif,
     check_png,
@@ -24,7 +24,7 @@ FOLDER, GRID = Path("samples"), Path("samples.png")
 
 @own_options_first
 @dataclasses.dataclass(frozen=True)
-class SampleOptions(SamplingOptions):
+class SampleOptions(ClassOptions):
     """Command-line options of `python -m ncsn_fast.sample`."""
 
     n: int = 64

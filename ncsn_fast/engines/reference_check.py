@@ -16,22 +16,15 @@ from ncsn_fast.engines.eager import EagerEngine
 from ncsn_fast.models.adapter import ParameterisedConfig
 from ncsn_fast.models.score import ModelConfig, ScoreModel
 
-# Inputs of exported graphs beside the images, by ScoreModel.conditioning: name and dtype. Networks
-# conditioned on time take the noise level, from which the graph computes the time.
-CONDITIONS = {"level": ("level", torch.int64), "time": ("sigma", torch.float32)}
 
-
-def exported_input(model: ScoreModel) -> tuple[str, torch.dtype] | None:
-    """Returns name and dtype of the noise level's input of a model's exported graph."""
-    if isinstance(model.config, ParameterisedConfig):
-        return "sigma", torch.float32
-    return CONDITIONS.get(model.conditioning)
+def takes_sigma(model: ScoreModel) -> bool:
+    """Whether a model's exported graph has the noise level as an input, "sigma" (N,) float32."""
+    return isinstance(model.config, ParameterisedConfig) or model.conditioning != "none"
 
 
 def exported_condition(model: ScoreModel, sigma: Tensor) -> Tensor | None:
-    """Returns the input of a model's exported graph at noise levels sigma; None without one."""
-    seen = exported_input(model)
-    return sigma.float() if seen is not None and seen[0] == "sigma" else model.condition(sigma)
+    """Returns the noise level's input of a model's exported graph; None without one."""
+    return sigma.float() if takes_sigma(model) else None
 
 
 class ContiguousEngine(EagerEngine):
@@ -58,8 +51,9 @@ def largest_error(
         EngineError: see precision.check_precision.
     """
     probed, probe = copy.copy(model), copy.copy(engine)
-    assert isinstance(model.config, ModelConfig)
-    probed.config = dataclasses.replace(model.config, image_size=size)
+    if size != model.config.image_size:
+        assert isinstance(model.config, ModelConfig)  # others have one size
+        probed.config = dataclasses.replace(model.config, image_size=size)
     probe.model, probe.batch_size = probed, batch
     probe.release()
     reference = ContiguousEngine(

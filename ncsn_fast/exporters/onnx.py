@@ -58,10 +58,11 @@ def export_onnx(
 ) -> Exported:
     """Exports the raw output f of a model's network as an ONNX file, after checking it.
 
-    score = f / sigma for networks of the NCSNv2 family and those conditioned on time; score = f for
-    NCSN (2019). Inputs are "x" (N, C, H, W) float32, data in [0, 1] plus noise, and "level" (N,)
-    int64 for NCSN, or the noise level "sigma" (N,) float32 for networks conditioned on time; the
-    output is "f" float32.
+    score = f / sigma; score = f for NCSN (2019). Inputs are "x" (N, C, H, W) float32, data plus
+    noise; for networks conditioned on it the noise level "sigma" (N,) float32, of which the
+    graph computes time or level (NCSN's is the trained one nearest in log sigma); for those with
+    classes "labels" (N,) int64, where the number of classes means no class. The output is "f"
+    float32.
 
     Args:
         model: anything that `ncsn_fast.load` accepts, or a ScoreModel; None as for Sampler.

@@ -70,13 +70,18 @@ def network_flop(model: ScoreModel) -> int:
     return int(counter.get_total_flops())
 
 
-def estimate_cost(engine: Engine, program: Program | Procedure, n: int) -> CostEstimate:
-    """Estimates the cost of n samples from a few timed steps, after a warm-up of as many."""
+def estimate_cost(
+    engine: Engine, program: Program | Procedure, n: int, *, guidance: bool = False
+) -> CostEstimate:
+    """Estimates the cost of n samples from a few timed steps, after a warm-up of as many.
+
+    Classifier-free guidance takes every evaluation twice.
+    """
     if n < 0:
         raise ValueError(f"n must be at least 0; got {n}")
     size = engine.batch_size
     n_batches = -(-n // size)
-    evaluations = 1 if program.nfe is None else program.nfe
+    evaluations = (1 if program.nfe is None else program.nfe) * (1 + guidance)
     one = program if isinstance(program, Program) else _one_row(program)
     seconds = _seconds_of_a_row(engine, one) * evaluations * n_batches
     state = size * math.prod(engine.model.image_shape) * torch.float32.itemsize

@@ -124,6 +124,11 @@ TIME_ARCHS: dict[str, str] = {f"unet_{version}": version for version in VERSIONS
 TIME_STYLE: dict[str, Any] = {"act": "swish", "norm": "GroupNorm", "scale_input": False}
 
 
+def size_rule(arch: str) -> tuple[int, int]:
+    """Returns (a, b) of the heights and widths a k + b that an architecture's networks take."""
+    return (8, 4) if arch in TIME_ARCHS else (ARCHITECTURES[arch].size_multiple, 0)
+
+
 def check_unet_size(height: int, width: int) -> None:
     """Raises ValueError unless the decoder's maps have the same sizes as the encoder's."""
     if min(height, width) < 28 or height % 8 != 4 or width % 8 != 4:

@@ -20,7 +20,7 @@ from ncsn_fast.cli.command import UsageError
 from ncsn_fast.engines.onnx import model as onnx_model
 from ncsn_fast.engines.onnx.engine import OrtEngine
 from ncsn_fast.engines.onnx.model import make_onnx, read_onnx
-from ncsn_fast.engines.reference_check import CONDITIONS, exported_condition
+from ncsn_fast.engines.reference_check import exported_condition
 
 FP32, HALF = 5e-6, {"fp16": 5e-3, "bf16": 4e-2}  # relative errors of f; half: twice the measured
 ELEMENT = {"fp32": "FLOAT", "fp16": "FLOAT16", "bf16": "BFLOAT16"}
@@ -36,9 +36,8 @@ def noisy(of, n=2, size=None, seed=0):
 
 
 def feeds(of, x, sigma):
-    condition, name = exported_condition(of, sigma), CONDITIONS.get(of.conditioning, ("",))[0]
-    named = {} if condition is None else {name: condition.numpy()}
-    return {"x": x.numpy(), **named}
+    condition = exported_condition(of, sigma)
+    return {"x": x.numpy(), **({} if condition is None else {"sigma": condition.numpy()})}
 
 
 def ort(content):
@@ -59,7 +58,7 @@ def error(of, f, x, sigma):
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_batches_and_sizes_stay_open(arch):
-    of = model(arch, channels=3)
+    of = model(arch)
     run = ort(make_onnx(of))
     other = (44, 28) if arch in TIME else (32, 8)
     for n, size in ((1, of.config.image_size), (3, of.config.image_size), (2, other)):
@@ -70,32 +69,29 @@ def test_batches_and_sizes_stay_open(arch):
 @pytest.mark.parametrize("fields", [{}, {"arch": "ncsn_deeper"}, {"norm": "VarianceNorm"}])
 def test_fixed_shapes_are_constants(fields):
     """CUDA graphs of ONNX Runtime take no node that runs on the CPU, as those of shapes do."""
-    of = model(**{"channels": 3, "ngf": 6, **fields})
+    of = model(**fields)
     x, sigma = noisy(of, 3, (32, 8))
     settings = ({"batch": 3, "size": (32, 8)}, {"batch": 3}, {"size": (32, 8)})
     for fixed in settings:
         content = make_onnx(of, **fixed)
-        nodes = onnx.load_from_string(content).graph.node
-        made = {name for node in nodes for name in node.output}
-        resized = [node for node in nodes if node.op_type == "Resize"]
-        assert resized
-        constant = len(fixed) == 2
-        assert constant == all(node.input[3] not in made for node in resized)
-        assert constant == (not {n.op_type for n in nodes} & {"Shape", "ReduceProd"})
+        kinds = {node.op_type for node in onnx.load_from_string(content).graph.node}
+        assert "Resize" in kinds
+        open_sizes = of.config.norm == "VarianceNorm" and "size" not in fixed
+        assert open_sizes == bool(kinds & {"Shape", "ReduceProd"})
         assert error(of, ort(content)(feeds(of, x, sigma)), x, sigma) < FP32
 
 
-@pytest.mark.parametrize("act", ["relu", "lrelu", "swish"])
-def test_activations(act):
-    of = model(act=act)
-    x, sigma = noisy(of)
-    assert error(of, ort(make_onnx(of))(feeds(of, x, sigma)), x, sigma) < FP32
-
-
-@pytest.mark.parametrize("norm", ["InstanceNorm", "VarianceNorm", "BatchNorm", "NoneNorm"])
-@pytest.mark.parametrize("scale_input", [True, False])
-def test_norms(norm, scale_input):
-    of = model(norm=norm, scale_input=scale_input)
+@pytest.mark.parametrize(
+    ("norm", "act", "scale_input"),
+    [
+        ("InstanceNorm", "relu", False),
+        ("VarianceNorm", "elu", True),
+        ("BatchNorm", "lrelu", True),
+        ("NoneNorm", "swish", False),
+    ],
+)
+def test_norms_and_activations(norm, act, scale_input):
+    of = model(norm=norm, act=act, scale_input=scale_input)
     generator = torch.Generator().manual_seed(1)
     for name, buffer in of.net.named_buffers():  # running statistics of a batch norm
         if buffer.is_floating_point():
@@ -127,11 +123,10 @@ def test_golden_outputs(name):
     meta, arrays = golden.read(name)
     of, size = golden.model(meta), meta["image_size"]
     x = golden.uniform(meta["input_seed"], meta["batch"], meta["channels"], size, size)
-    level = torch.from_numpy(arrays["labels"])
-    named = {"x": x.numpy(), **({"level": level.numpy()} if of.conditional else {})}
-    f = ort(make_onnx(of))(named)
+    sigma = of.sigmas[torch.from_numpy(arrays["labels"])]
+    f = ort(make_onnx(of))(feeds(of, x, sigma))
     if not of.conditional:
-        f = f / of.sigmas[level][:, None, None, None]
+        f = f / sigma[:, None, None, None]
     golden.assert_matches(f, arrays["output"])
 
 
@@ -211,7 +206,7 @@ def test_meta_data_and_interface():
     assert (meta["data_range"], meta["dtype"], meta["score"]) == ("[0, 1]", "fp32", "f * 1")
     assert (meta["torch"], meta["onnx"]) == (torch.__version__, onnx.__version__)
     assert [(value.name, dimensions(value)) for value in proto.graph.input] == [
-        ("x", [3, 1, "height", "width"]), ("level", [3]),
+        ("x", [3, 1, "height", "width"]), ("sigma", [3]),
     ]  # fmt: skip
     assert [dimensions(value) for value in proto.graph.output] == [[3, 1, "height", "width"]]
     assert make_onnx(of, batch=3) == proto.SerializeToString(deterministic=True)
@@ -221,19 +216,17 @@ def test_meta_data_and_interface():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("arch", ["unet_a", "unet_b"])
-def test_the_graph_computes_the_time_of_a_noise_level(arch):
-    """As exactly as float32 can, from far below the ladder's end to above its beginning."""
-    of, sigma = model(arch), torch.logspace(-4, 3, 200)
+def test_files_with_other_inputs_are_refused(tmp_path):
+    """As those of earlier versions, whose NCSN files took the level itself."""
+    of, path = model("ncsn"), tmp_path / "old.onnx"
     proto = onnx.load_from_string(make_onnx(of))
-    times = next(node.output[0] for node in proto.graph.node if node.op_type == "Min")
-    proto.graph.output.add(name=times)
-    session = onnxruntime.InferenceSession(
-        proto.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-    x = np.zeros((len(sigma), *of.image_shape), np.float32)
-    (found,) = session.run([times], {"x": x, "sigma": sigma.numpy()})
-    np.testing.assert_allclose(found, of.clock.time(sigma).numpy(), rtol=5e-7)
+    (search,) = (node for node in proto.graph.node if node.op_type == "ArgMin")
+    proto.graph.input[1].CopyFrom(onnx.helper.make_tensor_value_info("level", 7, ["batch"]))
+    for node in proto.graph.node:
+        node.input[:] = ["level" if name == search.output[0] else name for name in node.input]
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(EngineError, match=r"old.onnx does not hold the graph .*; write it anew"):
+        read_onnx(path, of, "fp32")
 
 
 def dimensions(value):

@@ -6,8 +6,9 @@ the number of images ("batch"), the network's conditions ("condition"), or its m
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,8 @@ from torch.fx.node import map_aggregate
 from ncsn_fast.engines.lowering.graph import UnsupportedNetwork
 
 PROBE = 2  # images in the tensors that stand for all batch sizes
+_UNITS = (3, 5)  # of open heights and widths, whose values must not be 0, 1 or the same
+_MOST = 2**20  # pixels in an open height or width
 Dependence = Literal["constant", "batch", "condition", "map"]
 _ORDER: tuple[Dependence, ...] = ("constant", "batch", "condition", "map")
 _SIZE = torch.ops.aten.sym_size.int
@@ -29,6 +32,8 @@ class Exported:
     Args:
         net: a module in evaluation mode.
         inputs: the image input (N, ...), then conditions (N, ...) or None; values do not matter.
+        sizes: (a, b) for a network of images of any height and width a k + b; None for those of
+            the image input.
 
     Attributes:
         nodes: what the output depends on, in order.
@@ -40,8 +45,13 @@ class Exported:
         UnsupportedNetwork: torch cannot export the network.
     """
 
-    def __init__(self, net: nn.Module, inputs: Sequence[Tensor | None]) -> None:
-        program = _export(net, tuple(inputs))
+    def __init__(
+        self,
+        net: nn.Module,
+        inputs: Sequence[Tensor | None],
+        sizes: tuple[int, int] | None = None,
+    ) -> None:
+        program = _export(net, tuple(inputs), sizes)
         signature = program.graph_signature
         tensors = {**program.constants, **program.state_dict}
         names = {
@@ -49,6 +59,7 @@ class Exported:
             **signature.inputs_to_buffers,
             **signature.inputs_to_lifted_tensor_constants,
         }
+        self._weights = {*signature.inputs_to_parameters, *signature.inputs_to_buffers}
         self._names = {node: str(name) for node, name in names.items()}
         self._tensors: dict[str, Tensor] = {}
         for node, name in self._names.items():
@@ -93,6 +104,21 @@ class Exported:
         """Names of parameters and buffers, by the ids of the tensors that `constant` returns."""
         return {id(tensor): self._names[node] for node, tensor in self._tensors.items()}
 
+    def symbols(self, sizes: Mapping[int, int]) -> dict[Any, int]:
+        """Returns numbers in place of the open sizes of the images, by their symbols.
+
+        Args:
+            sizes: by axes.
+        """
+        found = {}
+        for axis, size in sizes.items():
+            named = self.inputs[0].meta["val"].shape[axis]
+            if isinstance(named, torch.SymInt):  # a symbol times a number plus a number
+                (symbol,) = named.node.expr.free_symbols
+                rest = named.node.expr.subs(symbol, 0)
+                found[symbol] = (size - rest) / named.node.expr.coeff(symbol)
+        return found
+
     def keep(self, node: fx.Node) -> None:
         """Notes that a parameter is read by more than convolutions and norms."""
         if (name := self.parameter(node)) is not None:
@@ -110,6 +136,25 @@ class Exported:
             with torch.inference_mode(mode=False), torch.no_grad():
                 self._folded[node] = node.target(*args, **kwargs)
         return self._folded[node]
+
+    def with_weights(self, tensors: Mapping[str, Tensor]) -> Exported:
+        """Returns the graph with other parameters and buffers, by their names."""
+        other = copy.copy(self)
+        other._tensors = {
+            node: tensors[self._names[node]].detach() if node in self._weights else tensor
+            for node, tensor in self._tensors.items()
+        }
+        other._folded, other.kept = {}, set()
+        return other
+
+    def without_weights(self) -> Exported:
+        """Returns the graph without the values of parameters and buffers."""
+        empty = torch.empty(0)
+        return self.with_weights({self._names[node]: empty for node in self._weights})
+
+    def depends_on_weights(self, node: fx.Node) -> bool:
+        """Whether a constant is computed from parameters or buffers of the network."""
+        return node.name in self._weights or any(map(self.depends_on_weights, node.all_input_nodes))
 
     def number(self, node: fx.Node) -> Any:
         """Returns the value of a node of kind "batch" that is a number, for `images` images."""
@@ -252,14 +297,25 @@ def _is_mask(index: Any) -> bool:
     return isinstance(value, Tensor) and value.dtype in (torch.bool, torch.uint8)
 
 
-def _export(net: nn.Module, inputs: tuple[Tensor | None, ...]) -> torch.export.ExportedProgram:
-    sizes = tuple(
+def _export(
+    net: nn.Module, inputs: tuple[Tensor | None, ...], sizes: tuple[int, int] | None
+) -> torch.export.ExportedProgram:
+    shapes: list[dict[int, Any] | None] = [
         {0: torch.export.Dim.AUTO} if x is not None and len(x) == PROBE else None for x in inputs
-    )
+    ]
+    if sizes is not None:
+        (multiple, rest), image = sizes, inputs[0]
+        assert image is not None
+        most = _MOST // multiple
+        for axis, name in ((2, "height"), (3, "width")):
+            size = multiple * torch.export.Dim(name, max=most) + rest
+            shapes[0] = {**(shapes[0] or {}), axis: size}
+        image = image.new_zeros(*image.shape[:2], *(multiple * k + rest for k in _UNITS))
+        inputs = (image, *inputs[1:])
     with torch.inference_mode(mode=False), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            program = torch.export.export(net, inputs, dynamic_shapes=sizes, strict=False)
+            program = torch.export.export(net, inputs, dynamic_shapes=tuple(shapes), strict=False)
             if any(_mutates(node) for node in program.graph.nodes):
                 program = program.run_decompositions({})
         except Exception as error:  # of torch.export, or of the network's own forward

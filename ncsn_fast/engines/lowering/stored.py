@@ -4,10 +4,12 @@ A graph is kept where its operations hold nothing but numbers and parameters of 
 it names. Other graphs, and those of other networks, are lowered in every process. A file that
 cannot be used is ignored, and written again. Graphs of the models that ship lie in the package
 (`python -m tools.store_graphs` writes them): their first start is no slower than later ones.
+engines/onnx/stored.py keeps its graphs here, too.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -34,6 +36,7 @@ from ncsn_fast.engines.lowering.graph import (
     Op,
 )
 from ncsn_fast.models.refinenet import RefineNet
+from ncsn_fast.models.unet import TimeUNet
 from ncsn_fast.ops.extension import _C
 
 log = logging.getLogger(__name__)
@@ -55,40 +58,51 @@ def key(net: nn.Module, *facts: Any) -> str | None:
 
     It is a hash of the architecture, the facts and the version of this package.
     """
-    if type(net) is not RefineNet or not all(map(_is_plain, net.modules())):
+    if type(net) not in (RefineNet, TimeUNet) or not all(map(_is_plain, net.modules())):
         return None
-    style = net.style
-    about = [
-        net.arch, style.act_name, style.norm_name, style.n_levels, net.scale_input, net.channels,
-        repr(net), _C.build_info()["version"], *facts,
-    ]  # fmt: skip
-    return _hash(*about)
+    settings: list[Any] = []
+    if isinstance(net, RefineNet):
+        style = net.style
+        settings = [
+            net.arch, style.act_name, style.norm_name, style.n_levels, net.scale_input, net.channels
+        ]  # fmt: skip
+    return _hash(*settings, repr(net), _C.build_info()["version"], *facts)
 
 
-def find(key: str, net: nn.Module) -> Graph | None:
-    """Returns the graph kept under a key, with a network's parameters; None if there is none."""
+def read(key: str) -> Structure | None:
+    """Returns the values kept under a key; None if there are none."""
     if key not in _known:
         found = _read_file(SHIPPED / f"{key}.json") or _read_file(_path(key))
         if found is None:
             return None
         _known[key] = found
+    return _known[key]
+
+
+def save(key: str, structure: Structure) -> None:
+    """Keeps values under a key."""
+    _known[key] = structure
     try:
-        return _restored(_known[key], {**dict(net.named_parameters()), **dict(net.named_buffers())})
+        write(_path(key), structure)
+    except OSError as error:
+        log.info("%s; the network is lowered again next time", error)
+
+
+def find(key: str, net: nn.Module) -> Graph | None:
+    """Returns the graph kept under a key, with a network's parameters; None if there is none."""
+    structure = read(key)
+    if structure is None:
+        return None
+    try:
+        return _restored(structure, {**dict(net.named_parameters()), **dict(net.named_buffers())})
     except (KeyError, IndexError, TypeError, ValueError):
         return None
 
 
 def keep(key: str, graph: Graph, names: Mapping[int, str]) -> None:
     """Keeps a graph, if it can be; names are those of tensors by their id."""
-    try:
-        structure = structure_of(graph, names)
-    except _NotStorable:
-        return
-    _known[key] = structure
-    try:
-        write(_path(key), structure)
-    except OSError as error:
-        log.info("%s; the network is lowered again next time", error)
+    with contextlib.suppress(_NotStorable):
+        save(key, structure_of(graph, names))
 
 
 def write(path: Path, structure: Structure) -> None:

@@ -70,7 +70,7 @@ class _Buffers:
 
     session: Session
     x: Tensor
-    condition: Tensor | None
+    sigma: Tensor | None
     labels: Tensor | None
     f: Tensor
     binding: Any
@@ -178,8 +178,8 @@ class OrtEngine(BufferedEngine):
             f = torch.empty_like(buffers.f)
             with buffers.session.on_stream():
                 buffers.x.copy_(x)
-                if buffers.condition is not None and level is not None:
-                    buffers.condition.copy_(level)
+                if buffers.sigma is not None and level is not None:
+                    buffers.sigma.copy_(level)
                 if buffers.labels is not None:
                     buffers.labels.fill_(self.model.n_classes)
                     if labels is not None:
@@ -208,20 +208,20 @@ class OrtEngine(BufferedEngine):
         session = self._session or self._graph_session(shape)
         with torch.inference_mode(False):  # to be written in any mode later
             x, f = (torch.zeros(shape, device=self.device) for _ in range(2))
-            seen, condition = reference_check.exported_input(self.model), None
-            if seen is not None:
-                condition = torch.zeros(len(x), dtype=seen[1], device=self.device)
+            sigma = None
+            if reference_check.takes_sigma(self.model):
+                sigma = torch.zeros(len(x), device=self.device)
             classes = self.model.n_classes
             labels = torch.full((len(x),), classes, device=self.device) if classes else None
         binding = session.ort.io_binding()
         place = self.device.type, self.device.index or 0
-        inputs = {"x": x, "labels": labels, "f": f, "" if seen is None else seen[0]: condition}
+        inputs = {"x": x, "sigma": sigma, "labels": labels, "f": f}
         for name, tensor in inputs.items():
             if tensor is not None:
                 bind = binding.bind_output if name == "f" else binding.bind_input
                 element = np.int64 if tensor.dtype is torch.int64 else np.float32
                 bind(name, *place, element, tuple(tensor.shape), tensor.data_ptr())
-        return _Buffers(session, x, condition, labels, f, binding)
+        return _Buffers(session, x, sigma, labels, f, binding)
 
     def _shared_session(self, content: bytes | None) -> Session:
         """Returns the live session for this model, dtype, device and threads, or a new one."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx
 
 from ncsn_fast.engines.lowering.graph import UnsupportedNetwork
 from ncsn_fast.engines.onnx.translation import Translation, handles, input_of, name_of
-from ncsn_fast.engines.onnx.writer import CONSTANTS, NOTHING, Value, Writer
+from ncsn_fast.engines.onnx.writer import NOTHING, Value, Writer
 
 
 def _normalised(w: Writer, x: Value, axes: Sequence[int], eps: float) -> Value:
@@ -34,10 +34,12 @@ def _group_norm(
     t: Translation, node: fx.Node, x: Value, groups: int, weight: Value | None = None,
     bias: Value | None = None, eps: float = 1e-5, *rest: Any,
 ) -> Value:  # fmt: skip
-    shape = t.shape(node)
-    grouped = t.reshape(t.w.fp32(x), [-1, groups, math.prod(shape[1:]) // groups])
-    y = t.reshape(_normalised(t.w, grouped, (2,), eps), shape)
-    return _affine(t, y, weight, bias, [-1, *[1] * (len(shape) - 2)])
+    # In reshaping, 0 is the size that was there: the sizes of maps may be open.
+    rank, inner = t.rank(node), max(t.rank(node) - 3, 0) * [0]
+    grouped = t.w.op("Reshape", t.w.fp32(x), t.w.ints(0, groups, -1, *inner))
+    y = _normalised(t.w, grouped, range(2, 3 + len(inner)), eps)
+    y = t.w.op("Reshape", y, t.w.ints(0, t.shape(node)[1], *([-1, *inner] if rank > 2 else [])))
+    return _affine(t, y, weight, bias, [-1, *[1] * (rank - 2)])
 
 
 @handles("layer_norm")
@@ -46,7 +48,7 @@ def _layer_norm(
     bias: Value | None = None, eps: float = 1e-5, *rest: Any,
 ) -> Value:  # fmt: skip
     rank = t.rank(node)
-    y = _normalised(t.w, t.w.fp32(x), tuple(range(rank - len(sizes), rank)), eps)
+    y = _normalised(t.w, t.w.fp32(x), range(rank - len(sizes), rank), eps)
     return _affine(t, y, weight, bias, list(sizes))
 
 
@@ -54,9 +56,9 @@ def _layer_norm(
 def _instance_norm(
     t: Translation, node: fx.Node, x: Value, weight: Value | None, bias: Value | None, *rest: Any
 ) -> Value:
-    shape, eps = t.shape(node), float(rest[4])
-    y = _normalised(t.w, t.w.fp32(x), tuple(range(2, len(shape))), eps)
-    return _affine(t, y, weight, bias, [-1, *[1] * (len(shape) - 2)])
+    rank = t.rank(node)
+    y = _normalised(t.w, t.w.fp32(x), range(2, rank), float(rest[4]))
+    return _affine(t, y, weight, bias, [-1, *[1] * (rank - 2)])
 
 
 @handles("batch_norm", "_native_batch_norm_legit_no_training")
@@ -84,10 +86,30 @@ def _convolution(
         pads = [*(n // 2 for n in reach), *(n - n // 2 for n in reach)]
     else:
         pads = 2 * each(0 if padding == "valid" else padding)
-    inputs = [t.low(node, v) for v in (x, weight, bias) if v is not None]
-    return t.w.op(
-        "Conv", *inputs, strides=each(stride), pads=pads, dilations=dilations, group=groups,
-    )  # fmt: skip
+    settings: dict[str, Any] = {
+        "strides": each(stride), "pads": pads, "dilations": dilations, "group": groups,
+    }  # fmt: skip
+    pool = _mean_after(t, node) if {*sizes, *each(stride)} == {1} and not any(pads) else None
+    if pool is not None:  # the same before the convolution, of fewer pixels
+        x = _mean_of_squares(t, pool, x)
+    y = t.w.op("Conv", *(t.low(node, v) for v in (x, weight, bias) if v is not None), **settings)
+    if pool is not None:
+        t.values[pool] = y
+    return y
+
+
+def _mean_after(t: Translation, node: fx.Node) -> fx.Node | None:
+    """Returns the mean over squares of pixels that alone reads a node's value, if one does."""
+    readers = list(node.users)
+    if len(readers) != 1 or name_of(readers[0]) != "avg_pool2d":
+        return None
+    arguments = [_pair(a) for a in readers[0].args[1:]]
+    square = [2, 2]
+    return readers[0] if arguments in ([square], [square, []], [square, square]) else None
+
+
+def _mean_of_squares(t: Translation, pool: fx.Node, x: Value) -> Value:
+    return t.w.op("AveragePool", t.low(pool, x), kernel_shape=[2, 2], strides=[2, 2])
 
 
 def _spread(values: list[int], axes: int) -> list[int]:
@@ -101,7 +123,8 @@ def _transposed(
 ) -> Value:  # fmt: skip
     axes = t.rank(node) - 2
     each = lambda v: _spread([v] if isinstance(v, int) else list(v), axes)  # noqa: E731
-    inputs = [t.low(node, v) for v in (x, weight, bias) if v is not None]
+    kind = t.kind_without_bfloat16(node)
+    inputs = [t.w.cast(v, kind) for v in (x, weight, bias) if v is not None]
     return t.w.op(
         "ConvTranspose", *inputs, strides=each(stride), pads=2 * each(padding),
         output_padding=each(output_padding), dilations=each(dilation), group=groups,
@@ -112,6 +135,9 @@ def _transposed(
 def _linear(
     t: Translation, node: fx.Node, x: Value, weight: Value, bias: Value | None = None
 ) -> Value:
+    if t.rank(node) == 2:
+        inputs = (t.low(node, v) for v in (x, weight, bias) if v is not None)
+        return t.w.op("Gemm", *inputs, transB=1)
     y = t.w.op("MatMul", t.low(node, x), t.w.op("Transpose", t.low(node, weight), perm=[1, 0]))
     return y if bias is None else t.w.op("Add", y, t.low(node, bias))
 
@@ -166,6 +192,7 @@ def _pool(
     t: Translation, node: fx.Node, x: Value, kernel: Any, stride: Any = None, padding: Any = 0,
     *rest: Any, **options: Any,
 ) -> Value:  # fmt: skip
+    x = t.low(node, x)
     common: dict[str, Any] = {
         "kernel_shape": _pair(kernel), "pads": 2 * _pair(padding),
         "strides": _pair(stride if stride not in (None, []) else kernel),
@@ -192,23 +219,34 @@ def _adaptive(t: Translation, node: fx.Node, x: Value, size: Any) -> Value:
 
 @handles("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_bilinear2d")
 def _resize(t: Translation, node: fx.Node, x: Value, *rest: Any, **options: Any) -> Value:
-    shape = t.shape(node)
-    before = input_of(node).meta["val"].shape
-    scales = [float(n / m) for n, m in zip(shape[2:], before[2:], strict=True)]
-    name = f"{CONSTANTS}scales_{'_'.join(map(str, scales))}"
-    t.w.constants[name] = torch.tensor([1.0, 1.0, *scales])
-    value = Value(name, torch.float32)
+    after, before = (n.meta["val"].shape[2:] for n in (node, input_of(node)))
+    scales = t.w.floats(1.0, 1.0, *(_scale(n, m) for n, m in zip(after, before, strict=True)))
+    settings: dict[str, Any]
     if name_of(node) == "upsample_bilinear2d":
         aligned = rest[1] if len(rest) > 1 else options.get("align_corners", False)
-        mode = "align_corners" if aligned else "half_pixel"
-        return t.w.op(
-            "Resize", t.w.fp32(x), NOTHING, value, mode="linear",
-            coordinate_transformation_mode=mode,
-        )  # fmt: skip
-    return t.w.op(
-        "Resize", x, NOTHING, value, mode="nearest", nearest_mode="floor",
-        coordinate_transformation_mode="asymmetric",
-    )  # fmt: skip
+        wide, settings = t.w.fp32(x), {
+            "mode": "linear",
+            "coordinate_transformation_mode": "align_corners" if aligned else "half_pixel",
+        }  # fmt: skip
+    else:
+        wide = t.w.fp32(x) if x.dtype is torch.bfloat16 else x
+        settings = {
+            "mode": "nearest", "nearest_mode": "floor",
+            "coordinate_transformation_mode": "asymmetric",
+        }  # fmt: skip
+    return t.w.cast(t.w.op("Resize", wide, NOTHING, scales, **settings), x.dtype)
+
+
+def _scale(n: Any, m: Any) -> float:
+    """Returns n / m for sizes of maps, which may be open, such that floor(m * scale) is n."""
+    over, under = (v if isinstance(v, int) else v.node.expr for v in (n, m))
+    try:
+        scale = np.float32(float(over / under))
+    except TypeError as error:
+        raise UnsupportedNetwork("resizing to no fixed multiple of an open size") from error
+    if isinstance(m, int) and np.floor(scale * np.float32(m)) < n:
+        scale = np.nextafter(scale, np.float32(np.inf))
+    return float(scale)
 
 
 @handles("pad", "constant_pad_nd")
@@ -223,7 +261,7 @@ def _pad(
     for i in range(len(pads) // 2):
         before[rank - 1 - i], after[rank - 1 - i] = pads[2 * i], pads[2 * i + 1]
     value = t.w.cast(t.w.scalar(float(number)), x.dtype)
-    return t.w.op("Pad", x, t.ints(*before, *after), value, mode=mode[given])
+    return t.w.op("Pad", x, t.w.ints(*before, *after), value, mode=mode[given])
 
 
 @handles("ncsn_fast.instance_norm_plus")

@@ -22,7 +22,6 @@ from ncsn_fast.data import limits
 from ncsn_fast.data.files import open_regular
 from ncsn_fast.engines import reference_check
 from ncsn_fast.engines.base import DTYPES, EngineError
-from ncsn_fast.engines.onnx import wrapped
 from ncsn_fast.engines.onnx.network import write
 from ncsn_fast.engines.onnx.writer import CONSTANTS, Writer
 from ncsn_fast.models.adapter import ParameterisedConfig
@@ -53,8 +52,9 @@ def make_onnx(
 ) -> bytes:
     """Returns the network's raw output f as an ONNX model, checked by onnx.checker.
 
-    Inputs are "x" (N, C, H, W) float32 and, for networks conditioned on it, "level" (N,) int64 or
-    "sigma" (N,) float32; the output is "f" (N, C, H, W) float32.
+    Inputs are "x" (N, C, H, W) float32 and, for networks conditioned on it, the noise level "sigma"
+    (N,) float32; for those with classes "labels" (N,) int64, where n_classes means no class. The
+    output is "f" (N, C, H, W) float32.
 
     Args:
         dtype: "fp32", "fp16" or "bf16": dtype of feature maps and convolutions.
@@ -83,9 +83,8 @@ def make_onnx(
     if isinstance(model.config, ParameterisedConfig):
         if size not in (None, model.config.image_size):
             raise ValueError(f"this network has one size, {model.config.image_size}")
-        size, graph = model.config.image_size, wrapped.write(model, DTYPES[dtype], batch)
-    else:
-        graph = write(model, DTYPES[dtype], (batch, *size) if batch and size else None)
+        size = model.config.image_size
+    graph = write(model, DTYPES[dtype], batch, size)
     stored = sum(tensor.nbytes for tensor in graph.constants.values())
     if stored > LIMIT:
         raise ValueError(
@@ -112,7 +111,7 @@ def describe(model: ScoreModel, dtype: str) -> dict[str, str]:
         "config": json.dumps(model.config.to_dict(), sort_keys=True),
         "sigmas": json.dumps(model.sigmas.tolist()),
         "data_range": "[0, 1]" if model.bounded else "any",
-        "conditioning": (reference_check.exported_input(model) or ("none",))[0],
+        "conditioning": "sigma" if reference_check.takes_sigma(model) else "none",
         "score": f"f * {own}",
         "dtype": dtype,
         **{name: package_version(name) for name in ("ncsn_fast", "torch", "onnx")},
@@ -209,15 +208,15 @@ def _proto(graph: Writer, model: ScoreModel, shape: tuple[int | str, ...], opset
 
     nodes = [
         helper.make_node(
-            node.kind, node.inputs, [node.output], name=node.name,
+            node.kind, node.inputs, node.outputs, name=node.name,
             **{key: plain(value) for key, value in node.attributes.items()},
         )
         for node in graph.nodes
     ]  # fmt: skip
     inputs = [helper.make_tensor_value_info("x", kinds[torch.float32], shape)]
-    more = [reference_check.exported_input(model)]
+    more = [("sigma", torch.float32)] if reference_check.takes_sigma(model) else []
     more += [("labels", torch.int64)] if model.n_classes else []
-    for name, dtype in filter(None, more):
+    for name, dtype in more:
         inputs.append(helper.make_tensor_value_info(name, kinds[dtype], shape[:1]))
     output = helper.make_tensor_value_info("f", kinds[torch.float32], shape)
     weights = [initializer(name, tensor) for name, tensor in graph.constants.items()]

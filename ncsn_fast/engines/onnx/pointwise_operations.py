@@ -91,7 +91,7 @@ def _made(t: Translation, node: fx.Node, size: Any, *rest: Any, **options: Any) 
     kind = node.meta["val"].dtype
     kind = torch.float32 if kind.is_floating_point else torch.int64
     number = {"zeros": 0, "ones": 1}.get(name_of(node), rest[0] if rest else 0)
-    return t.w.op("Expand", t._as(number, kind), t.sizes(t.shape(node)), dtype=kind)
+    return t.w.op("Expand", t.number(number, kind), t.sizes(t.shape(node)), dtype=kind)
 
 
 @handles("square")

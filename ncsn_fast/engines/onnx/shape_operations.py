@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,18 +48,20 @@ def _expand(t: Translation, node: fx.Node, x: Value, *rest: Any) -> Value:
     before = [n if isinstance(n, int) else -1 for n in input_of(node).meta["val"].shape]
     if -1 in shape and -1 not in before:
         return t.w.op("Expand", x, t.sizes(shape))
-    return t.w.op("Expand", x, t.ints(*(1 if n == -1 else n for n in shape)))
+    return t.w.op("Expand", x, t.w.ints(*(1 if n == -1 else n for n in shape)))
 
 
 @handles("repeat")
 def _repeat(t: Translation, node: fx.Node, x: Value, times: Sequence[int]) -> Value:
     if len(times) != input_of(node).meta["val"].ndim or any(n is None for n in times):
         raise UnsupportedNetwork("repeat with a new axis, which has no ONNX translation")
-    return t.w.op("Tile", x, t.ints(*times))
+    return t.w.op("Tile", x, t.w.ints(*times))
 
 
 @handles("cat", "concat")
 def _cat(t: Translation, node: fx.Node, parts: Sequence[Value], axis: int = 0) -> Value:
+    if t.exported.depends(node) == "map" and all(p.dtype.is_floating_point for p in parts):
+        parts = [t.w.low(p) for p in parts]
     return t.w.op("Concat", *t.same(*parts), axis=axis % t.rank(node))
 
 
@@ -68,23 +69,15 @@ def _cat(t: Translation, node: fx.Node, parts: Sequence[Value], axis: int = 0) -
 def _stack(t: Translation, node: fx.Node, parts: Sequence[Value], axis: int = 0) -> Value:
     axis %= t.rank(node)
     return t.w.op(
-        "Concat", *(t.w.op("Unsqueeze", p, t.ints(axis)) for p in t.same(*parts)), axis=axis
+        "Concat", *(t.w.op("Unsqueeze", p, t.w.ints(axis)) for p in t.same(*parts)), axis=axis
     )
-
-
-def _slices(t: Translation, x: Value, axis: int, sizes: Sequence[int]) -> list[Value]:
-    bounds = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
-    return [
-        t.w.op("Slice", x, t.ints(low), t.ints(high), t.ints(axis))
-        for low, high in itertools.pairwise(bounds)
-    ]
 
 
 @handles("chunk", "split", "split_with_sizes", "unsafe_chunk", "unsafe_split", "tensor_split")
 def _split(t: Translation, node: fx.Node, x: Value, *rest: Any) -> list[Value]:
     values = node.meta["val"]
     axis = (rest[1] if len(rest) > 1 else node.kwargs.get("dim", 0)) % values[0].ndim
-    return _slices(t, x, axis, [v.shape[axis] for v in values])
+    return t.w.split(x, axis, [v.shape[axis] for v in values])
 
 
 @handles("unbind")
@@ -115,8 +108,8 @@ def _slice(
     axis %= len(shape)
     if start in (None, 0) and step == 1 and (end is None or end >= 2**31):
         return x
-    bounds = (t.ints(start or 0), t.ints(2**31 if end is None else end), t.ints(axis))
-    return t.w.op("Slice", x, *bounds, t.ints(step))
+    bounds = (t.w.ints(start or 0), t.w.ints(2**31 if end is None else end), t.w.ints(axis))
+    return t.w.op("Slice", x, *bounds, t.w.ints(step))
 
 
 @handles("index")
@@ -140,6 +133,25 @@ def _axes(node: fx.Node, axes: Any) -> list[int]:
     return [a % rank for a in ([axes] if isinstance(axes, int) else axes)]
 
 
+@handles("var")
+def _var(
+    t: Translation, node: fx.Node, x: Value, axes: Any = None, *rest: Any, **options: Any
+) -> Value:
+    axes = _axes(node, options.get("dim", axes))
+    correction = options.get("correction", int(rest[0]) if rest else 1)
+    keep = options.get("keepdim", rest[1] if len(rest) > 1 else False)
+    x = t.w.fp32(x)
+    centred = t.w.op("Sub", x, t.w.mean(x, *axes))
+    squares = t.w.op("Mul", centred, centred)
+    total = t.w.op("ReduceSum", squares, t.w.ints(*axes), keepdims=int(keep))
+    size, correction = t.size(input_of(node), axes), 1 if correction is None else correction
+    if size.constant is None:
+        others = t.w.op("Sub", size, t.w.scalar(float(correction)))
+    else:
+        others = t.w.scalar(float(size.constant) - correction)
+    return t.w.op("Div", total, others)
+
+
 @handles("mean", "sum", "amax", "amin")
 def _reduce(
     t: Translation, node: fx.Node, x: Value, axes: Any = None, keep: bool = False, **options: Any
@@ -148,7 +160,7 @@ def _reduce(
     axes, keep = options.get("dim", axes), options.get("keepdim", keep)
     x = t.w.cast(x, torch.int64) if x.dtype is torch.bool else x
     x = t.w.fp32(x) if x.dtype.is_floating_point else x
-    return t.w.op(kind[name_of(node)], x, t.ints(*_axes(node, axes)), keepdims=int(keep))
+    return t.w.op(kind[name_of(node)], x, t.w.ints(*_axes(node, axes)), keepdims=int(keep))
 
 
 @handles("argmin", "argmax")

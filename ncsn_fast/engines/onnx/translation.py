@@ -1,13 +1,19 @@
 """ATen operations, as torch.export finds them, in ONNX's standard operators.
 
-Convolutions, and matrix products of maps, compute in the writer's dtype; norms, softmax, and what
-depends on the noise level alone compute in float32, and pointwise operations in the wider dtype of
-their inputs. Sizes are those of the exported network, but for the number of images.
+Convolutions, pools, concatenations and matrix products of maps compute in the writer's dtype.
+Norms, softmax, bilinear resizing, and what depends on the noise level alone compute in float32, for
+sums of squares do not survive a mantissa of 8 bits; pointwise operations compute in the wider dtype
+of their inputs. In bfloat16 graphs, nearest resizing and transposed convolutions are float32, too,
+because TensorRT has no others.
+
+Sizes are those of the exported network, or open. Two rewritings are exact in real arithmetic: a
+mean over squares of pixels moves before a 1x1 convolution, and reshaping twice is reshaping once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +24,8 @@ from ncsn_fast.engines.lowering.graph import UnsupportedNetwork
 from ncsn_fast.engines.onnx.writer import CONSTANTS, Value, Writer
 
 aten = torch.ops.aten
+# Of parameters, these are written rather than computed, so that files hold the parameters as such.
+_VIEWS = frozenset(("slice", "unsqueeze", "to"))
 Handler = Callable[..., Any]  # (translation, node, *args of the operation, **kwargs)
 _HANDLERS: dict[str, Handler] = {}  # by the operation's name without overload
 
@@ -35,12 +43,24 @@ def handles(*names: str) -> Callable[[Handler], Handler]:
 class Translation:
     """Values of an exported graph's nodes, written one after the other.
 
-    Arguments of handlers are Values, Python numbers, or lists of them; batch sizes are None.
+    Arguments of handlers are Values, Python numbers, or lists of them; open sizes are None.
+
+    Args:
+        inputs: of the network.
+        sizes: numbers in place of open sizes of the images, by their axis.
     """
 
-    def __init__(self, exported: Exported, w: Writer, inputs: Sequence[Value]) -> None:
+    def __init__(
+        self,
+        exported: Exported,
+        w: Writer,
+        inputs: Sequence[Value],
+        sizes: Mapping[int, int] | None = None,
+    ) -> None:
         self.exported, self.w = exported, w
+        self._known = exported.symbols(sizes or {})
         self.values: dict[fx.Node, Any] = dict(zip(exported.inputs, inputs, strict=True))
+        self._whole: dict[str, Value] = {}  # what was reshaped, by the name of the result
 
     def run(self) -> Value:
         for node in self.exported.nodes:
@@ -56,44 +76,59 @@ class Translation:
         if handler is None:
             inside = f" in {path}" if path else ""
             raise UnsupportedNetwork(f"the operation {name}{inside}, which has no ONNX translation")
-        self.w.scope = path
         args, kwargs = fx.map_arg((node.args, node.kwargs), self._argument)
+        self.w.scope = path
         self.values[node] = handler(self, node, *args, **kwargs)
 
     def _argument(self, node: fx.Node) -> Any:
         """Returns a node as a handler takes it."""
-        kind = self.exported.depends(node)
-        if kind == "batch" and not isinstance(node.meta["val"], Tensor):
-            return None
-        if kind == "constant" and not isinstance(self.exported.constant(node), Tensor):
-            return self.exported.constant(node)
-        return self.value(node)
+        if isinstance(node.meta.get("val"), (Tensor, list, tuple)):
+            return self.value(node)
+        if self.exported.depends(node) == "constant":
+            found = self.exported.constant(node)
+            return self.value(node) if isinstance(found, Tensor) else found
+        return None
 
     def value(self, node: fx.Node) -> Any:
         if node not in self.values:
-            self.values[node] = self._constant(node)
+            if self._is_view(node):
+                self._write(node)
+            else:
+                self.values[node] = self._constant(node)
         return self.values[node]
+
+    def _is_view(self, node: fx.Node) -> bool:
+        """Whether a constant is a parameter in another shape."""
+        first = node
+        while node.op == "call_function" and name_of(node) in _VIEWS:
+            node = input_of(node)
+        return node is not first and self.exported.parameter(node) is not None
 
     def _constant(self, node: fx.Node) -> Value:
         tensor, name = self.exported.constant(node), self.exported.parameter(node)
         dtype = torch.float32 if tensor.is_floating_point() else torch.int64
         dtype = torch.bool if tensor.dtype is torch.bool else dtype
-        name = name or f"{CONSTANTS}{node.name}"
-        self.w.constants[name] = tensor.detach().to("cpu", dtype).contiguous()
-        return Value(name, dtype)
+        self.w.computed |= name is None and self.exported.depends_on_weights(node)
+        return Value(name or f"{CONSTANTS}{node.name}", dtype, tensor)
 
     def low(self, node: fx.Node, value: Value) -> Value:
-        """Casts an input of a product: to the writer's dtype, for products of maps."""
+        """Casts an input of an operation: to the writer's dtype, if it is one of maps."""
+        return self.w.low(value) if self.exported.depends(node) == "map" else self.w.fp32(value)
+
+    def kind_without_bfloat16(self, node: fx.Node) -> torch.dtype:
+        """Returns the dtype of an operation that TensorRT does not run in bfloat16."""
         of_maps = self.exported.depends(node) == "map"
-        if self.w.dtype is not torch.float32 and of_maps and value.name in self.w.constants:
-            key = f"{value.name} as {self.w.dtype}"  # weights are stored in the type they are used
-            self.w.constants[key] = self.w.constants[value.name].to(self.w.dtype)
-            return Value(key, self.w.dtype)
-        return self.w.low(value) if of_maps else self.w.fp32(value)
+        return self.w.dtype if of_maps and self.w.dtype is torch.float16 else torch.float32
 
     def shape(self, node: fx.Node) -> list[int]:
-        """Returns the shape of a node's tensor, with -1 where the number of images counts."""
-        return [n if isinstance(n, int) else -1 for n in node.meta["val"].shape]
+        """Returns the shape of a node's tensor, with -1 for open sizes."""
+        return [self._number(n) for n in node.meta["val"].shape]
+
+    def _number(self, size: int | torch.SymInt) -> int:
+        if isinstance(size, int):
+            return size
+        known = size.node.expr.subs(self._known)
+        return int(known) if known.is_number else -1
 
     def same(self, *values: Value | float | int) -> list[Value]:
         """Casts operands to one dtype, and numbers to constants of it."""
@@ -107,26 +142,38 @@ class Translation:
             kind = floats[0] if floats else tensors[0].dtype
         return [self._as(v, kind) for v in values]
 
-    def _as(self, value: Value | float | int, kind: torch.dtype) -> Value:
-        if isinstance(value, Value):
-            return self.w.cast(value, kind)
+    def number(self, value: float | int, kind: torch.dtype) -> Value:
+        """Returns a number as a constant."""
         if kind.is_floating_point:
             return self.w.cast(self.w.scalar(float(value)), kind)
         return self.w.index(int(value))
 
+    def _as(self, value: Value | float | int, kind: torch.dtype) -> Value:
+        return self.w.cast(value, kind) if isinstance(value, Value) else self.number(value, kind)
+
     def sizes(self, shape: Sequence[int]) -> Value:
         """Returns a shape as a vector, with the number of images for -1."""
         if -1 not in shape:
-            return self.ints(*shape)
+            return self.w.ints(*shape)
         images = self.w.op("Shape", self.value(self.exported.inputs[0]), dtype=torch.int64, end=1)
-        parts = [images if n == -1 else self.ints(n) for n in shape]
+        parts = [images if n == -1 else self.w.ints(n) for n in shape]
         return self.w.op("Concat", *parts, axis=0) if len(parts) > 1 else images
 
-    def ints(self, *numbers: int) -> Value:
-        return self.w.ints(*numbers)
-
     def reshape(self, x: Value, shape: Sequence[int]) -> Value:
-        return self.w.op("Reshape", x, self.ints(*shape))
+        """Reshapes x, or what x was reshaped from."""
+        whole = self._whole.get(x.name, x)
+        y = self.w.op("Reshape", whole, self.w.ints(*shape))
+        self._whole[y.name] = whole
+        return y
+
+    def size(self, node: fx.Node, axes: Sequence[int]) -> Value:
+        """Returns the product of some sizes of a node's tensor, float32."""
+        sizes = [self.shape(node)[axis] for axis in axes]
+        if -1 not in sizes:
+            return self.w.scalar(float(math.prod(sizes)))
+        shape = self.w.op("Shape", self.value(node), dtype=torch.int64)
+        wanted = self.w.op("Gather", shape, self.w.ints(*axes), axis=0)
+        return self.w.fp32(self.w.op("ReduceProd", wanted, keepdims=0))
 
     def rank(self, node: fx.Node) -> int:
         return node.meta["val"].ndim

@@ -29,7 +29,7 @@ from ncsn_fast.engines.tensorrt.plan_cache import PlanCache, Stored, check_facts
 from ncsn_fast.engines.tensorrt.runtime import TrtNetwork, TrtPlan, check_types
 from ncsn_fast.engines.weights import without_weights
 from ncsn_fast.models.adapter import ParameterisedConfig
-from ncsn_fast.models.score import ScoreModel
+from ncsn_fast.models.score import ModelConfig, ScoreModel
 from ncsn_fast.ops.backends import DEFAULT_FAMILY
 
 log = logging.getLogger(__name__)
@@ -146,10 +146,6 @@ class TrtEngine(GraphEngine):
         return reference_check.exported_condition(self.model, sigma)
 
     @classmethod
-    def refuses(cls, model: ScoreModel) -> str | None:
-        return "does not run networks with classes" if model.n_classes else None
-
-    @classmethod
     def unavailable(cls) -> str | None:
         return trt_api.problem()
 
@@ -203,8 +199,11 @@ class TrtEngine(GraphEngine):
                 "and size= as 'least:usual:largest'"
             )
         shape = (self.batch_size, self.model.config.channels, *size)
-        seen = reference_check.exported_input(self.model)
-        return TrtPlan(self._network, shape, seen, self.device, self._kernels)
+        return self._plan_of(shape)
+
+    def _plan_of(self, shape: tuple[int, int, int, int]) -> TrtPlan:
+        sigma, classes = reference_check.takes_sigma(self._source), self._source.n_classes
+        return TrtPlan(self._network, shape, sigma, classes, self.device, self._kernels)
 
     def describe(self) -> str:
         """Describes shapes, memory, error, and each layer with its dtype on a line."""
@@ -286,9 +285,8 @@ class TrtEngine(GraphEngine):
             self._network.refit(weights)
         self.release()
         least, _, largest = self.profile.batch
-        own, kind = self._source.config.image_size, reference_check.exported_input(self._source)
-        shape = (least, self._source.config.channels, *own)
-        smallest = TrtPlan(self._network, shape, kind, self.device, self._kernels)
+        own = self._source.config.image_size
+        smallest = self._plan_of((least, self._source.config.channels, *own))
         known, convolutions = check_types(self._network.layers(smallest.context), self.dtype)
         if known < convolutions or not convolutions:
             words = "TensorRT's inspector tells the types of %d of %d convolutions, of others not"
@@ -318,5 +316,9 @@ class TrtEngine(GraphEngine):
         if not profile.holds(self.batch_size, own):
             raise ValueError(
                 f"batch and size give {profile}; they must include this model's {own[0]}x{own[1]}"
+            )
+        if not (isinstance(self._source.config, ModelConfig) or profile.fixed_size == own):
+            raise ValueError(
+                f"this network takes images of {own[0]}x{own[1]} only; leave size= out"
             )
         return profile

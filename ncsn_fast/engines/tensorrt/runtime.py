@@ -217,25 +217,29 @@ class TrtPlan:
 
     Args:
         shape: (N, C, H, W).
-        seen: name and dtype of the noise level's input; None for networks without one.
+        takes_sigma: whether the network has the noise level as an input.
+        n_classes: number of classes of a network that takes labels; 0 for others.
     """
 
     def __init__(
         self,
         network: TrtNetwork,
         shape: tuple[int, int, int, int],
-        seen: tuple[str, torch.dtype] | None,
+        takes_sigma: bool,
+        n_classes: int,
         device: torch.device,
         kernels: Kernels,
     ) -> None:
         self.batch, self.device, self.kernels = shape[0], device, kernels
-        name, kind = seen or ("", torch.int64)
-        self.conditional = bool(name)
-        self.labels: Tensor | None = None  # networks with classes are refused
-        self.classes = 0
+        self.conditional, self.classes = takes_sigma, n_classes
         self.input, self.output = (torch.zeros(shape, device=device) for _ in range(2))
-        self.level = torch.zeros(self.batch, dtype=kind, device=device)
-        inputs = {"x": self.input, **({name: self.level} if self.conditional else {})}
+        self.level = torch.zeros(self.batch, device=device)
+        self.labels = torch.full((self.batch,), n_classes, device=device) if n_classes else None
+        inputs = {"x": self.input}
+        if takes_sigma:
+            inputs["sigma"] = self.level
+        if self.labels is not None:
+            inputs["labels"] = self.labels
         self._network = network
         self.context, self._maps = network.new_context(inputs, self.output)
         # TensorRT waits for the GPU after every call on the default stream.
@@ -251,8 +255,8 @@ class TrtPlan:
 
     @property
     def map_bytes(self) -> int:
-        buffers = (self.input, self.output, self.level, self._maps)
-        return sum(tensor.nbytes for tensor in buffers)
+        buffers = (self.input, self.output, self.level, self.labels, self._maps)
+        return sum(tensor.nbytes for tensor in buffers if tensor is not None)
 
     def load(self, x: Tensor, scale: float, shift: float) -> None:
         """Sets input = scale * x + shift."""

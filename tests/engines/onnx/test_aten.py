@@ -37,7 +37,7 @@ class Function(nn.Module):
 
 def session(module, inputs, dtype=torch.float32):
     """An ONNX Runtime session of a module's graph, without the model around it."""
-    exported, w = Exported(module, inputs), Writer(module, dtype)
+    exported, w = Exported(module, inputs), Writer(dtype)
     names = [f"in{i}" for i in range(len(inputs))]
     values = [Value(name, x.dtype) for name, x in zip(names, inputs, strict=True)]
     w.op("Cast", aten.translate(exported, w, values), name="f", to=torch.float32)
@@ -48,7 +48,7 @@ def session(module, inputs, dtype=torch.float32):
     ]
     nodes = [
         onnx.helper.make_node(
-            node.kind, node.inputs, [node.output],
+            node.kind, node.inputs, node.outputs,
             **{k: kinds.get(v, v) if isinstance(v, torch.dtype) else v
                for k, v in node.attributes.items()},
         )

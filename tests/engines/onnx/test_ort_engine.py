@@ -35,8 +35,7 @@ def relative(f, expected):
     return ((f - expected).norm() / expected.norm()).item()
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize(("arch", "channels"), [("ncsnv2", 3), *((arch, 1) for arch in ARCHS)])
 def test_scores_are_eagers(arch, channels):
     of = model(arch, channels=channels)
     close = 3e-5 if arch.startswith("unet") else 5e-6  # eager's group norm is that far off
@@ -312,7 +311,7 @@ def gpu(monkeypatch):
 @pytest.mark.parametrize("graph", ["off", "on"])
 def test_runs_on_a_stream_without_waiting(graph, arch, gpu, monkeypatch):
     of = model(arch)
-    x, level = torch.rand(3, *of.image_shape), torch.tensor([0, 3, 1])
+    x, level = torch.rand(3, *of.image_shape), of.sigmas[[0, 3, 1]]
     built = engine(of, device=GPU, graph=graph)
     assert built.levels == (3 if graph == "on" else None)  # the check runs the graph itself
     f = built.network(x, level)
@@ -327,7 +326,7 @@ def test_runs_on_a_stream_without_waiting(graph, arch, gpu, monkeypatch):
     monkeypatch.undo()
     plain = engine(of)
     for ours, images in ((f, x), (again, x + 1)):
-        assert relative(ours, plain.network(images, level)) < 1e-6
+        assert relative(ours, plain.network(images, level)) < 5e-6  # other orders of summation
 
 
 def test_cuda_graphs_serve_one_shape_and_thread(gpu):

@@ -116,10 +116,10 @@ def test_bfloat16_rounds_the_weights(trt):
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
 def test_our_networks_run(trt, dtype):
     of = tiny.model(arch="ncsn", channels=2, n_sigmas=3, image_size=(8, 8))
-    ranges = {"x": ((1, 2, 8, 8), (2, 2, 8, 8), (3, 2, 8, 8)), "level": ((1,), (2,), (3,))}
+    ranges = {"x": ((1, 2, 8, 8), (2, 2, 8, 8), (3, 2, 8, 8)), "sigma": ((1,), (2,), (3,))}
     build = detailed(trt, make_onnx(of, dtype=dtype), ranges=ranges)
     engine = build.engine()
-    run = Run(engine, 3, (8, 8)).bind()
+    run = Run(engine, 3, (8, 8), sigma=of.sigmas).bind()
     with torch.no_grad():
         expected = of(run.x, run.level)
     error = ((run() - expected).norm() / expected.norm()).item()

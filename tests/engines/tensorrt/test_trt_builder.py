@@ -54,7 +54,7 @@ def test_every_network_in_every_type(arch, dtype):
     assert built.seconds > 0
 
 
-@pytest.mark.parametrize("name", ["unet", "edm", "diffusers", "signals"])
+@pytest.mark.parametrize("name", ["unet", "edm", "diffusers", "signals", "classes"])
 def test_networks_that_users_bring(name):
     of = own_networks.model(name)
     for dtype in ("fp32", "fp16"):

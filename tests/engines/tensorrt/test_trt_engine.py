@@ -2,6 +2,7 @@
 
 import logging
 
+import own_networks
 import pytest
 import tensorrt_double
 import tiny
@@ -98,6 +99,21 @@ def test_procedures_guides_and_known_pixels(knobs):
     assert torch.equal(a[:, :, :4], images[:, :, :4])
     x = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(ours.score(x, 0.3), expected.score(x, 0.3), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"batch": "1:3:3"}], ids=["any batch", "at most 3"])
+def test_labels_and_guidance(knobs, options):
+    """Labels are an input of the plan; both halves of guidance in one batch, or one by one."""
+    of = own_networks.model("classes")
+    ours = sampler(of, batch_size=3, **options)
+    expected = Sampler(of, engine="eager", device="cpu", batch_size=3, threads=1)
+    for call in ({"labels": [0, 1, 2]}, {}, {"labels": [2, 2, 0], "guidance": 1.5}):
+        for method in ("fast", "pc"):
+            a, b = (draw(s, 3, method=method, **call) for s in (ours, expected))
+            torch.testing.assert_close(a, b, rtol=0, atol=2e-3)
+    assert ours.engine_for(3).profile.shapes("labels", 1)[0] == (1,)
+    with pytest.raises(ValueError, match="takes images of 8x8 only; leave size= out"):
+        engine(of, size="8,8:8,8:16,16")
 
 
 @pytest.mark.parametrize("graph", ["level", "step", "loop", "none"])

@@ -117,18 +117,19 @@ class Build:
 
 
 class Run:
-    """Execution context with buffers for one shape."""
+    """Execution context with buffers for one shape, and a further input by its name."""
 
-    def __init__(self, engine, n=3, size=(6, 5), seed=0, context=None, channels=2):
+    def __init__(self, engine, n=3, size=(6, 5), seed=0, context=None, channels=2, **more):
         generator = torch.Generator().manual_seed(seed)
         self.context = context or engine.create_execution_context()
         self.x = torch.rand(n, channels, *size, generator=generator)
         self.level = torch.arange(n) % 3
         self.f = torch.full_like(self.x, torch.nan)
-        self.tensors = {"x": self.x, "level": self.level, "f": self.f}
+        self.inputs = {"x": self.x, **(more or {"level": self.level})}
+        self.tensors = {**self.inputs, "f": self.f}
 
     def bind(self):
-        for name in ("x", "level"):
+        for name in self.inputs:
             assert self.context.set_input_shape(name, tuple(self.tensors[name].shape))
         for name, tensor in self.tensors.items():
             assert self.context.set_tensor_address(name, tensor.data_ptr())
