@@ -30,7 +30,7 @@ from ncsn_fast.engines.torch_settings import (
     to_channels_last,
 )
 from ncsn_fast.engines.weights import without_weights
-from ncsn_fast.models.adapter import Adapter
+from ncsn_fast.models.adapter import ParameterisedConfig
 from ncsn_fast.models.layers import InstanceNormPlus
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops import backends, reference
@@ -183,7 +183,7 @@ class _CompilableModel(nn.Module):
         super().__init__()
         self.net = copy.deepcopy(model.net).eval().requires_grad_(False)
         self.n_classes, self.dtype = model.n_classes, dtype
-        self.ours = not isinstance(self.net, Adapter)
+        self.ours = not isinstance(model.config, ParameterisedConfig)
         for module in self.net.modules() if self.ours else ():
             if type(module) in _REPLACEMENTS:
                 module.__class__ = _REPLACEMENTS[type(module)]

@@ -90,7 +90,7 @@ class Levels:
         The default of `steps` is `usual`, reduced in proportion if sigma_start shortens the range,
         and limited to the trained levels of a level-conditioned network. The default of `schedule`
         is trained levels if the network is conditioned on them or if all of them are used, else
-        geometric.
+        geometric. For a network that rounds to the levels of a discrete chain, all are its nearest.
         """
         given = self._given()
         if given is not None:
@@ -103,7 +103,7 @@ class Levels:
         if schedule is None:
             trained = steps == len(own) or (model.conditional and 0 < steps < len(own))
             schedule = "ladder" if trained else "geometric"
-        return spaced(own, steps, schedule, self.rho)
+        return model.parameterisation.known_levels(spaced(own, steps, schedule, self.rho))
 
     def _given(self) -> Column | None:
         """Returns the user's own ladder, or None; ValueError if another option comes with it."""

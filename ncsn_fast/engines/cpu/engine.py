@@ -177,7 +177,8 @@ class CpuEngine(StaticEngine):
             if first >= stop:
                 return
             with self._lock:
-                plan = self._load(program.input(chains.x, first))
+                scale, shift = float(program.scale[first]), float(program.shift[first])
+                plan = self._load(chains.x, scale, shift)
                 for start, end, level in rows.of_one_level(first, stop):
                     each = None if level is None else rows.each(level, self.batch_size)
                     plan.set_conditions(*self._conditions(each, chains.labels))
@@ -223,10 +224,10 @@ class CpuEngine(StaticEngine):
             )
         return self._plans[size]
 
-    def _load(self, x: Tensor) -> CpuPlan:
+    def _load(self, x: Tensor, scale: float = 1.0, shift: float = 0.0) -> CpuPlan:
         """Returns the plan for images of the size of x, with x loaded."""
         plan = self._plan((x.shape[2], x.shape[3]))
-        plan.load(x)
+        plan.load(x, scale, shift)
         return plan
 
     def _sample(self, plan: CpuPlan, chains: Chains, rows: _Rows, start: int, end: int) -> None:

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from ncsn_fast.engines.cuda import steps
 from ncsn_fast.engines.cuda.kernels import Kernels
+from ncsn_fast.engines.cuda.loop import Vectors
 from ncsn_fast.engines.cuda.memory import PlanMemory
 from ncsn_fast.engines.lowering import torch_steps
-from ncsn_fast.engines.lowering.graph import Graph, Op
+from ncsn_fast.engines.lowering.graph import Graph, Op, TorchSpec
 from ncsn_fast.engines.lowering.memory_plan import OpCost
-from ncsn_fast.engines.lowering.static_memory import Weights
+from ncsn_fast.engines.lowering.static_memory import Weights, network_input
 from ncsn_fast.engines.lowering.torch_steps import Step
 from ncsn_fast.engines.torch_settings import cudnn_precision
 
@@ -65,21 +66,34 @@ class CudaPlan(PlanMemory):
         self.steps: list[Step] = []
         for op in graph.ops:
             self._add(op)
+        alone = level is not None and bool(graph.vectors) and not classes and not self._columns
+        self.vectors = self._level_vectors() if alone else None
 
     def load(self, x: Tensor, scale: float, shift: float) -> None:
-        """Sets input = scale * x + shift, computed in float32 as in the sampler update."""
-        self.input[:, : x.shape[1]].copy_(x * scale + shift)
+        """Sets input = scale * x + shift, as a sampler update does."""
+        self.input[:, : x.shape[1]].copy_(network_input(x, scale, shift))
 
     def run(self) -> None:
         """Computes `output` from `input` (and `level` and `labels`)."""
         self.set_levels(self.level)
         self.set_vectors(*self._conditions)
+        self._run_steps()
+
+    def _run_steps(self) -> None:
         for step in self.steps:
             step()
 
+    def _level_vectors(self) -> Vectors:
+        compute = functools.partial(self.set_vectors, *self._conditions)
+        return Vectors(*self.shared_rows(), compute=compute, run=self._run_steps)
+
     @property
     def launches(self) -> int:
-        return len(self.steps)
+        """Kernels that a step launches; of PyTorch's programs, one for each node."""
+        programs = [op.spec.program for op in self.graph.ops if isinstance(op.spec, TorchSpec)]
+        if self.graph.condition is not None and self.vectors is None:
+            programs.append(self.graph.condition)
+        return len(self.steps) + sum(len(program.graph.nodes) for program in programs)
 
     def _add(self, op: Op) -> None:
         kind, step = op.kind, steps.kernel_step(self, op)

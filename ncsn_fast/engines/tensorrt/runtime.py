@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ncsn_fast.engines.base import EngineError, PrecisionError
 from ncsn_fast.engines.cuda.kernels import Kernels
+from ncsn_fast.engines.cuda.loop import Vectors
+from ncsn_fast.engines.lowering.static_memory import network_input
 from ncsn_fast.engines.tensorrt.api import checked, create, get_logger
 
 _ANEW = "clear the cache with `ncsn-fast cache clear`, or export the plan anew on this machine"
@@ -232,6 +234,7 @@ class TrtPlan:
     ) -> None:
         self.batch, self.device, self.kernels = shape[0], device, kernels
         self.conditional, self.classes = takes_sigma, n_classes
+        self.vectors: Vectors | None = None
         self.input, self.output = (torch.zeros(shape, device=device) for _ in range(2))
         self.level = torch.zeros(self.batch, device=device)
         self.labels = torch.full((self.batch,), n_classes, device=device) if n_classes else None
@@ -259,8 +262,8 @@ class TrtPlan:
         return sum(tensor.nbytes for tensor in buffers if tensor is not None)
 
     def load(self, x: Tensor, scale: float, shift: float) -> None:
-        """Sets input = scale * x + shift."""
-        self.input.copy_(x * scale + shift)
+        """Sets input = scale * x + shift, as a sampler update does."""
+        self.input.copy_(network_input(x, scale, shift))
 
     def run(self) -> None:
         """Computes `output` from `input` and `level`, on the current stream or ordered with it."""
