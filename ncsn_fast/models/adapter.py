@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import inspect
 import math
@@ -63,6 +64,21 @@ class ParameterisedConfig:
     def check_steps(self) -> None:
         """ValueError if Langevin dynamics would take more steps than files may ask for."""
         limits.STEPS.check(self.n_sigmas * max(1, self.n_steps_each), "the ladder")
+
+
+def read_parameterisation(spec: Any) -> Parameterisation:
+    """Returns the parameterisation that a file describes; ValueError or TypeError if it is none."""
+    process = spec.get("process") if isinstance(spec, dict) else None
+    if isinstance(process, dict) and "n" in process:
+        check_chain(process["n"])
+    return from_spec(spec)
+
+
+def check_chain(n: Any) -> None:
+    """ValueError unless a discrete chain has a number of steps that files may ask for."""
+    if type(n) is not int or n < 2:
+        raise ValueError(f"the number of steps of a chain must be an integer from 2 on; got {n!r}")
+    limits.STEPS.check(n, "a discrete chain")
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -137,7 +153,7 @@ class WrappedConfig(ParameterisedConfig):
             raise ValueError(f"sample_shape must be positive integers; got {shape!r}")
         limits.BATCH_ELEMENTS.check(math.prod(shape), "sample_shape")
         fields["sample_shape"] = tuple(shape)
-        fields["parameterisation"] = from_spec(fields["parameterisation"])
+        fields["parameterisation"] = read_parameterisation(fields["parameterisation"])
         config = cls(**fields, identity=identity)
         config.check_steps()
         return config
@@ -214,9 +230,9 @@ def identity_of(net: nn.Module) -> str:
     """
     total = hashlib.sha256(torch.__version__.encode())
     for name, module in net.named_modules():
-        kind = type(module)
+        kind: Any = type(module)
         try:
-            source = inspect.getsource(kind)
+            source = _source(kind)
         except (OSError, TypeError):
             return uuid.uuid4().hex
         simple = {k: v for k, v in vars(module).items() if _is_simple(v) and k[0] != "_"}
@@ -226,6 +242,12 @@ def identity_of(net: nn.Module) -> str:
         if any(callable(v) or not _is_simple(v) for k, v in vars(module).items() if k[0] != "_"):
             return uuid.uuid4().hex
     return total.hexdigest()
+
+
+@functools.lru_cache(maxsize=1000)
+def _source(kind: type) -> str:
+    """The source of a class, for which Python reads the whole of its file."""
+    return inspect.getsource(kind)
 
 
 def _is_simple(value: Any) -> bool:

@@ -14,6 +14,7 @@ PARSERS = {
     "published_files": (40, {"averaged", "raw"}),
     "score_sde_files": (40, {"averaged", "raw"}),
     "edm_pickles": (150, {"model"}),
+    "diffusers_folders": (30, {"model"}),
     "run_checkpoints": (30, {"model", "resume"}),
     "onnx_files": (40, {"ort"}),
 }
