@@ -103,6 +103,7 @@ class Mixture:
                 np.geomspace(ladder.sigma_begin, ladder.sigma_end, ladder.n_sigmas)
             ),
             conditional=False,
+            tuned=None,
             config=SimpleNamespace(epsilon=ladder.epsilon, n_steps_each=5, langevin_form="code"),
         )
 
