@@ -16,7 +16,7 @@ from torch import Tensor
 
 Phi = Callable[[Tensor], Tensor]
 BANDWIDTHS = (1 / 8, 1 / 4, 1 / 2)  # of MMD, in units of the references' mean distance
-ROWS = 1024  # of a block in which distances are computed
+ELEMENTS = 1 << 23  # of a block in which distances are computed, in float64
 
 
 class PairDistance:
@@ -33,7 +33,7 @@ class PairDistance:
     def __init__(self, references: Tensor, kernel: str = "energy") -> None:
         if kernel not in ("energy", "mmd"):
             raise ValueError(f"kernel must be 'energy' or 'mmd'; got {kernel!r}")
-        self.references = references.flatten(1).double()
+        self.references = references.flatten(1)
         self.scale = _mean_within(self.references, lambda r: r)
         if not 0 < self.scale < math.inf:
             raise ValueError("the references must be finite and differ from each other")
@@ -49,14 +49,18 @@ class PairDistance:
 
     def __call__(self, samples: Tensor) -> float:
         """Computes the distance of samples (N, ...), at least 2; it has no unit."""
-        x = samples.flatten(1).double()
+        x = samples.flatten(1)
         across = _mean_across(x, self.references, self.phi)
         return 2 * across - _mean_within(x, self.phi) - self._within
 
 
 def _mean_across(x: Tensor, y: Tensor, phi: Phi) -> float:
     """Returns the mean of phi over the distances of all pairs of x (N, F) and y (M, F)."""
-    total = sum(float(phi(torch.cdist(part, y)).sum()) for part in x.split(ROWS))
+    rows = max(1, ELEMENTS // x.shape[1])
+    total = 0.0
+    for part in x.split(rows):
+        part = part.double()
+        total += sum(float(phi(torch.cdist(part, other.double())).sum()) for other in y.split(rows))
     return total / (len(x) * len(y))
 
 
@@ -65,7 +69,7 @@ def _mean_within(x: Tensor, phi: Phi) -> float:
     n = len(x)
     if n < 2:
         raise ValueError(f"a distance of distributions needs 2 samples on each side; got {n}")
-    diagonal = n * float(phi(x.new_zeros(())))
+    diagonal = n * float(phi(torch.zeros((), dtype=torch.float64)))
     return (_mean_across(x, x, phi) * n * n - diagonal) / (n * (n - 1))
 
 

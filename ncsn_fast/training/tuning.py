@@ -49,6 +49,7 @@ STATE_NAME, REFERENCES_NAME = "search.json", "references.safetensors"
 POPSIZE, CHECK_EVERY, PATIENCE = 10, 4, 5  # candidates; generations; checks without a gain
 HELD_OUT_SEEDS, TEST_SEEDS = 2, 5
 DATA_REFERENCES, OWN_REFERENCES, MEAN_IMAGES = 2000, 1000, 64
+MOST_ELEMENTS = 1 << 27  # of the references, if their number is not given: they stay in memory
 # Seeds of a search with --seed S are 2^17 (S + 1) on: of generations, of held-out checks, of the
 # test, and of the references. Those of the last 64 are for users' own judgement.
 SEED_BLOCK, SEED_HELD_OUT, SEED_TEST, SEED_REFERENCES = 2**17, 2**16, 2**16 + 2**12, 2**16 + 2**13
@@ -247,6 +248,13 @@ class _Fit:
                 f"the start's mean is for images of at most {MOST_MEAN} numbers, and these have "
                 f"{math.prod(model.image_shape)}: leave start_mean out"
             )
+        if extractor is not None:
+            if not model.bounded or model.image_shape[0] not in (1, 3):
+                raise ValueError(
+                    f"an extractor takes grey or RGB images, and this model's are "
+                    f"{model.image_shape}: choose loss energy or mmd"
+                )
+            extractor.to(sampler.device)
         images = None
         if settings.data is not None:
             images = open_source(settings.data, model, settings.background)
@@ -278,10 +286,10 @@ class _Fit:
     def _references(self, images: datasets.Images | None, state: Path | None) -> Tensor:
         """Returns the reference images: an even choice of the data's, or samples of ald."""
         if images is not None:
-            n = min(len(images), self.settings.references or DATA_REFERENCES)
+            n = min(len(images), self._n_references(DATA_REFERENCES))
             rows = np.linspace(0, len(images) - 1, n).round().astype(int).tolist()
             return datasets.stack(images, rows).float() / 255
-        n = self.settings.references or OWN_REFERENCES
+        n = self._n_references(OWN_REFERENCES)
         seed = self.settings.seeds(SEED_REFERENCES, 1)[0]
         path = None if state is None else state / REFERENCES_NAME
         drawn = torch.empty(0, *self.model.image_shape)
@@ -295,6 +303,11 @@ class _Fit:
             if path is not None:
                 _save_tensor(drawn, path)
         return drawn
+
+    def _n_references(self, usual: int) -> int:
+        """Returns the number of references that was asked for, or the usual one if it fits."""
+        most = max(2, MOST_ELEMENTS // math.prod(self.model.image_shape))
+        return self.settings.references or min(usual, most)
 
     def _start_mean(self) -> Vector:
         """Estimates the mean of the data by the denoiser at the first level."""

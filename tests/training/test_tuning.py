@@ -46,7 +46,7 @@ def data(tmp_path):
 
 def fit(model, **changes):
     usual = {
-        "nfe": 3, "candidates": 2 * POPSIZE, "samples": 4, "references": 4, "engine": "eager",
+        "nfe": 3, "candidates": POPSIZE, "samples": 4, "references": 4, "engine": "eager",
         "batch_size": 4, "progress": False,
     }  # fmt: skip
     return tuning.tune(model, **{**usual, **changes})
@@ -71,18 +71,24 @@ def test_a_fit_beats_the_default_table(data):
     assert abs(tuned.std() - 0.1) < abs(usual.std() - 0.1)
 
 
-def test_what_is_not_better_changes_nothing(tmp_path):
+@pytest.fixture
+def unmeasured(monkeypatch):
+    """No samples are drawn: a table's loss is its last level."""
+    monkeypatch.setattr(tuning._Fit, "measure", lambda self, table, seed: table.sigmas[-1])
+
+
+def test_what_is_not_better_changes_nothing(tmp_path, unmeasured):
     """Without a generation the best table is the default one."""
     folder = tiny.model().save_pretrained(tmp_path / "model")
     before = {path: path.read_bytes() for path in folder.iterdir()}
-    found = fit(folder, candidates=0)
+    found = fit(folder, candidates=0, data="digits:train")
     assert not found.better
     assert "nothing was changed" in str(found)
     assert found.after == found.before
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
-@pytest.mark.parametrize("at", [3, 2 * POPSIZE + 3 * HELD_OUT_SEEDS + 3])
+@pytest.mark.parametrize("at", [3, POPSIZE + 2 * HELD_OUT_SEEDS + 3])
 def test_interrupted_fits_go_on_where_they_were(at, tmp_path, monkeypatch):
     """Ctrl-C at any batch of samples: the next call measures what is missing, and ends the same."""
     monkeypatch.setattr(tuning, "CHECK_EVERY", 1)
@@ -103,7 +109,7 @@ def test_interrupted_fits_go_on_where_they_were(at, tmp_path, monkeypatch):
         assert (resumed.table, resumed.before, resumed.after) == (
             whole.table, whole.before, whole.after,
         )  # fmt: skip
-    needed = 2 * POPSIZE + 3 * HELD_OUT_SEEDS + 2 * TEST_SEEDS
+    needed = POPSIZE + 2 * HELD_OUT_SEEDS + 2 * TEST_SEEDS
     assert needed < len(seeds) <= needed + TEST_SEEDS  # those of one measurement, at most, again
 
 
@@ -242,7 +248,7 @@ def test_large_images_have_no_start_mean():
         fit(model, start_mean=True)
 
 
-def test_out_writes_the_model_with_its_table(tmp_path, monkeypatch):
+def test_out_writes_the_model_with_its_table(tmp_path, monkeypatch, unmeasured):
     better = dataclasses.replace
     monkeypatch.setattr(
         tuning._Fit, "_judge", lambda self, best, judge=tuning._Fit._judge: better(
@@ -250,12 +256,37 @@ def test_out_writes_the_model_with_its_table(tmp_path, monkeypatch):
         ),
     )  # fmt: skip
     folder = tiny.model().save_pretrained(tmp_path / "model")
-    found = fit(folder, candidates=0, out=tmp_path / "out")
+    usual = {"candidates": 0, "data": "digits:train"}
+    found = fit(folder, out=tmp_path / "out", **usual)
     assert found.written == tmp_path / "out"
     assert ncsn_fast.load(tmp_path / "out").tuned == found.table
     assert not (folder / TABLE_NAME).exists()
-    found = fit(folder, candidates=0)
+    found = fit(folder, **usual)
     assert found.written == folder
     facts = json.loads((folder / TABLE_NAME).read_text())["facts"]
-    assert (facts["loss"], facts["references"], facts["candidates"]) == ("energy", "ald", 0)
+    assert (facts["loss"], facts["references"], facts["candidates"]) == (
+        "energy", "digits:train", 0,
+    )  # fmt: skip
     assert torch.equal(ncsn_fast.load(folder).sigmas, tiny.model().sigmas)
+
+
+def test_extractors_are_for_pictures():
+    model = ncsn_fast.wrap(
+        Posterior(), predicts="denoised", sees="sigma", image_shape=(2, 4, 4), data_range=None,
+        sigma_min=0.01, sigma_max=5.0, n_sigmas=20, n_steps_each=1,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"grey or RGB images, and this model's are \(2, 4, 4\)"):
+        fit(model, loss="kid", extractor="digits")
+
+
+def test_fits_of_features():
+    data = {"data": "digits:train", "extractor": "digits", "candidates": 0}
+    found = {loss: fit(exact_model(), loss=loss, **data) for loss in ("kid", "frechet")}
+    assert all(fitted.loss == loss for loss, fitted in found.items())
+    assert found["kid"].before != found["frechet"].before
+
+
+def test_networks_that_know_few_levels_get_those(unmeasured):
+    model = tiny.model(arch="ncsn")
+    found = fit(model, nfe=3, candidates=POPSIZE, data="digits:train")
+    assert set(found.table.sigmas) <= set(model.sigmas.double().tolist())
