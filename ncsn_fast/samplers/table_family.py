@@ -23,10 +23,10 @@ Vector = NDArray[np.float64]
 # Of the search coordinates: lowest, highest, and the spread of the first candidates. Logarithms,
 # but for the history's weights.
 _RANGES = (
-    *[(-1.5, 1.5, 0.15)] * 2,  # bend
-    (0.0, 3.5, 0.5),  # last
-    *[(-3.0, 2.5, 0.5)] * 4,  # eta
-    *[(-0.5, 2.5, 0.25)] * 3,  # history
+    *[(-1.5, 1.5, 0.1)] * 2,  # bend
+    (0.0, 3.5, 0.3),  # last
+    *[(-3.0, 2.5, 0.3)] * 4,  # eta
+    *[(-0.5, 2.5, 0.15)] * 3,  # history
     (-0.06, 0.06, 0.01),  # s_noise
 )
 LOWEST, HIGHEST, SPREAD = (np.array(column) for column in zip(*_RANGES, strict=True))

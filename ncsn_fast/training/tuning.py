@@ -275,7 +275,9 @@ class _Fit:
     ) -> dict[str, Any]:
         """Returns everything that the losses depend on, for JSON."""
         described = {**dataclasses.asdict(self.settings), "model": self.model.digest()}
-        described |= {"popsize": POPSIZE, "family": len(LOWEST)}
+        described |= {"cma": import_cma().__version__, "popsize": POPSIZE}  # make the candidates
+        described |= {"start": TableFamily().vector().tolist(), "spread": SPREAD.tolist()}
+        described |= {"lowest": LOWEST.tolist(), "highest": HIGHEST.tolist()}
         if extractor is not None:
             described["extractor"] = extractor.describe()
         if images is not None:
