@@ -16,7 +16,8 @@ from ncsn_fast.data.json_file import plain
 from ncsn_fast.diffusion.spacing import check_ladder
 
 VERSION = 1
-MOST_ROWS, MOST_ETA, MOST_HISTORY = 1000, 100.0, 10.0
+MOST_ROWS, MOST_ETA, MOST_HISTORY, MOST_NOISE = 1000, 100.0, 10.0, 10.0
+SMALLEST_SIGMA, LARGEST_SIGMA = 1e-9, 1e9
 NOISE_ERROR = 0.1  # relative, of the noise that the state may have, against that of its row
 MOST_MEAN = 3 * 64 * 64  # numbers of a mean image: a table is a small file
 
@@ -52,6 +53,11 @@ class TunedTable:
         if not 2 <= rows <= MOST_ROWS:
             raise ValueError(f"a tuned table has 2 to {MOST_ROWS} rows; got {rows}")
         check_ladder(np.asarray(self.sigmas))
+        if not SMALLEST_SIGMA <= self.sigmas[-1] < self.sigmas[0] <= LARGEST_SIGMA:
+            raise ValueError(
+                f"levels must be in [{SMALLEST_SIGMA:g}, {LARGEST_SIGMA:g}]; got "
+                f"{self.sigmas[0]:g} to {self.sigmas[-1]:g}"
+            )
         for name, low, high in (("eta", 0.0, MOST_ETA), ("history", -MOST_HISTORY, MOST_HISTORY)):
             values = getattr(self, name)
             if len(values) != rows - 1:
@@ -61,8 +67,8 @@ class TunedTable:
                 )
             if not all(low <= value <= high for value in values):  # NaN is in no range
                 raise ValueError(f"{name} must be in [{low:g}, {high:g}]; got {list(values)}")
-        if not 0 < self.s_noise < math.inf:
-            raise ValueError(f"s_noise must be positive and finite; got {self.s_noise}")
+        if not 0 < self.s_noise <= MOST_NOISE:
+            raise ValueError(f"s_noise must be in (0, {MOST_NOISE:g}]; got {self.s_noise}")
         self._check_mean()
         self._check_noise()
 
@@ -143,7 +149,7 @@ class TunedTable:
             raise ValueError(f"it has version {version}, and this package reads {VERSION}: update")
         names = {f.name for f in dataclasses.fields(cls)}
         if wrong := sorted(names ^ given.keys()):
-            raise ValueError(f"missing or unknown fields: {', '.join(wrong)[:200]}")
+            raise ValueError(f"missing or unknown fields: {wrong!r:.200}")
         shape, facts = given["shape"], given["facts"]
         if not (isinstance(shape, list) and [type(n) for n in shape] == [int] * 3):
             raise ValueError(f"shape must be three integers; got {shape!r:.80}")

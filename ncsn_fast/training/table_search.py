@@ -70,10 +70,9 @@ class Journal:
         there = found.get("settings")
         if found.get("version") != VERSION or not isinstance(there, dict):
             raise ValueError(f"{path} is no state of tune: choose another --state")
-        changed = sorted(
-            k for k in {**there, **settings} if there.get(k, ...) != settings.get(k, ...)
-        )
-        if changed:
+        changed = sorted(k for k, value in settings.items() if there.get(k, ...) != value)
+        if changed or there.keys() != settings.keys():
+            changed = changed or ["version of tune"]
             raise ValueError(
                 f"{path} is of a search with another {', '.join(changed)}: choose another --state"
             )
