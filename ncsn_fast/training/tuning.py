@@ -11,6 +11,7 @@ seeds that nothing was chosen on.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 import math
 import statistics
@@ -137,7 +138,7 @@ def tune(
     nfe: int = 10,
     budget: float = 30.0,
     candidates: int | None = None,
-    data: str | None = None,
+    data: str | Tensor | None = None,
     loss: Loss = "energy",
     extractor: str | Path | Extractor | None = None,
     samples: int = 512,
@@ -162,8 +163,8 @@ def tune(
         budget: minutes of search, in all sittings together.
         candidates: most tables to try, rounded up to whole generations of 10; None for as many as
             the budget allows. The result is then the same on a machine of another speed.
-        data: reference images, in any format of train --data. None: samples of the model's own
-            `ald`.
+        data: reference images, in any format of train --data, or a tensor of samples as the model
+            draws them. None: samples of the model's own `ald`.
         loss: "energy" or "mmd", of images and of what the denoiser makes of them; "frechet" or
             "kid", of an extractor's features.
         extractor: "digits", a file, or an Extractor; as in evaluate --extractor.
@@ -181,7 +182,9 @@ def tune(
         ValueError: arguments that do not go together, or a state of another search.
     """
     import_cma()
-    settings = TuneSettings(nfe, data, loss, samples, references, start_mean, seed, background)
+    given = data if isinstance(data, Tensor) else None
+    named = data if isinstance(data, str) else None if given is None else _name_of(given)
+    settings = TuneSettings(nfe, named, loss, samples, references, start_mean, seed, background)
     if not 0 <= budget < math.inf:
         raise ValueError(f"budget must be a number of minutes; got {budget}")
     if candidates is not None:
@@ -192,7 +195,8 @@ def tune(
         raise ValueError(f"losses {' and '.join(OF_FEATURES)} go with an extractor; got {loss!r}")
     target = output_folder(model, out)
     sampler = Sampler(model, **options)
-    fit = _Fit(sampler, settings, extractor, None if state is None else Path(state), progress)
+    folder = None if state is None else Path(state)
+    fit = _Fit(sampler, settings, extractor, folder, progress, given)
     found = fit.run(budget, candidates)
     if not found.better:
         return found
@@ -238,6 +242,7 @@ class _Fit:
         extractor: Extractor | None,
         state: Path | None,
         progress: bool,
+        given: Tensor | None = None,
     ) -> None:
         self.sampler, self.settings, self.progress = sampler, settings, progress
         self.model = model = sampler.model
@@ -256,13 +261,16 @@ class _Fit:
                 )
             extractor.to(sampler.device)
         images = None
-        if settings.data is not None:
+        if settings.data is not None and given is None:
             images = open_source(settings.data, model, settings.background)
         described = self._describe(extractor, images)
         self.journal = Journal.open(None if state is None else state / STATE_NAME, described)
         if state is not None:
             state.mkdir(parents=True, exist_ok=True)
-        self.references = self._references(images, state)
+        if given is not None:
+            self.references = self._chosen(given)
+        else:
+            self.references = self._references(images, state)
         self.mean = self._start_mean() if settings.start_mean else None
         ends = float(self.ladder[-1]), float(self.ladder[0])
         self.loss = SampleLoss(
@@ -305,6 +313,18 @@ class _Fit:
             if path is not None:
                 _save_tensor(drawn, path)
         return drawn
+
+    def _chosen(self, given: Tensor) -> Tensor:
+        """Returns an even choice of the caller's references, as states."""
+        shape = tuple(self.model.sample_shape)
+        if tuple(given.shape[1:]) != shape or len(given) < 2 or given.is_complex():
+            raise ValueError(
+                f"references must be real numbers (N, {', '.join(map(str, shape))}), 2 or more; "
+                f"got {tuple(given.shape)}"
+            )
+        n = min(len(given), self._n_references(DATA_REFERENCES))
+        rows = torch.linspace(0, len(given) - 1, n).round().long()
+        return given.detach().cpu()[rows].float().reshape(n, *self.model.image_shape)
 
     def _n_references(self, usual: int) -> int:
         """Returns the number of references that was asked for, or the usual one if it fits."""
@@ -432,3 +452,9 @@ def _save_tensor(samples: Tensor, path: Path) -> None:
     content = safetensors.torch.save({"samples": samples.contiguous()})
     with atomic_write(path) as temporary:
         temporary.write_bytes(content)
+
+
+def _name_of(samples: Tensor) -> str:
+    """Returns a name for a tensor that tells it from others."""
+    content = samples.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    return f"tensor {hashlib.sha256(content).hexdigest()[:16]}"

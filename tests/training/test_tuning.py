@@ -223,6 +223,8 @@ def test_seeds_of_searches_do_not_meet():
         ({"extractor": "digits"}, "go with an extractor; got 'energy'"),
         ({"loss": "fid"}, "loss must be energy, mmd, frechet or kid"),
         ({"data": "nowhere"}, "nowhere"),
+        ({"data": torch.zeros(3, 1, 4, 5)}, r"\(N, 1, 4, 4\), 2 or more; got \(3, 1, 4, 5\)"),
+        ({"data": torch.zeros(3, 1, 4, 4)}, "references must be finite and differ"),
         ({"model": None}, "the newest run is no model folder.*name a folder to write with out"),
         ({"model": "digits"}, "digits is no model folder that could get the table"),
     ],
@@ -277,6 +279,17 @@ def test_extractors_are_for_pictures():
     )  # fmt: skip
     with pytest.raises(ValueError, match=r"grey or RGB images, and this model's are \(2, 4, 4\)"):
         fit(model, loss="kid", extractor="digits")
+
+
+def test_references_as_a_tensor():
+    """Samples of a model that are no images, in their own shape."""
+    model = ncsn_fast.wrap(
+        Posterior(), predicts="denoised", sees="sigma", image_shape=(4, 1, 4), data_range=None,
+        sigma_min=0.01, sigma_max=5.0, n_sigmas=20, n_steps_each=1,
+    )  # fmt: skip
+    found = fit(model, data=torch.linspace(0, 1, 80).view(5, 4, 1, 4), references=3, candidates=0)
+    assert found.table.shape == (4, 1, 4)
+    assert found.table.facts["references"].startswith("tensor ")
 
 
 def test_fits_of_features():
