@@ -24,7 +24,18 @@ ORDER = [
     ("sampler",),
     ("training",),
     ("cli",),
-    ("train", "sample", "edit", "evaluate", "export", "convert", "cache", "doctor", "__main__"),
+    (
+        "train",
+        "sample",
+        "edit",
+        "evaluate",
+        "tune",
+        "export",
+        "convert",
+        "cache",
+        "doctor",
+        "__main__",
+    ),
 ]
 # The same for engines/: a row of modules, or a folder.
 ENGINES_ORDER = [

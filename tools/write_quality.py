@@ -107,7 +107,12 @@ def label(group: Group) -> str:
     first = group[0]
     options = {} if first["steps"] is None else {"steps": first["steps"]}
     options |= first["options"]
-    return " ".join([f"`{first['method']}`", *(f"{k} {v:g}" for k, v in options.items())])
+    return " ".join([f"`{first['method']}`", *_words(options)])
+
+
+def _words(options: dict[str, Any]) -> list[str]:
+    """Returns options with their values, in words; a table that was fitted is "tuned"."""
+    return [v if isinstance(v, str) else f"{k} {v:g}" for k, v in options.items()]
 
 
 def _verdict(group: Group, mark: Group) -> str:
@@ -253,7 +258,7 @@ def _curve(axis: Any, of_method: list[Group], name: str) -> None:
         lines.setdefault(json.dumps(group[0]["options"]), []).append(group)
     for options, line in lines.items():
         given = json.loads(options)
-        text = " ".join([method, *(f"{k} {v:g}" for k, v in given.items())])
+        text = " ".join([method, *_words(given)])
         axis.plot(
             [nfe(g) for g in line], [mean(g, name) for g in line], color=colour, label=text,
             marker="s" if given else "o", linestyle="--" if given else "-",

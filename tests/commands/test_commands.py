@@ -248,7 +248,7 @@ def test_dry_run_resolves_the_published_settings(capsys):
 
 COMMANDS = {
     "train": train, "sample": sample, "evaluate": evaluate, "convert": convert, "doctor": doctor,
-    "cache list": cache, "cache clear": cache,
+    "cache list": cache, "cache clear": cache, "tune": importlib.import_module("ncsn_fast.tune"),
     "edit inpaint": edit, "edit interpolate": edit, "edit denoise": edit,
 }  # fmt: skip
 
