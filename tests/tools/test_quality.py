@@ -208,7 +208,7 @@ def test_tables():
 
 def test_readme_and_plot(tmp_path, monkeypatch, capsys):
     readme, plot, results = (tmp_path / n for n in ("README.md", "quality.png", "quality.json"))
-    for name, path in (("README", readme), ("PLOT", plot), ("RESULTS", results)):
+    for name, path in (("PAGE", readme), ("PLOT", plot), ("RESULTS", results)):
         monkeypatch.setattr(write_quality, name, path)
     monkeypatch.setattr(write_quality, "ROOT", tmp_path)
     readme.write_text("before\n<!-- quality:begin -->\nold\n<!-- quality:end -->\nafter\n")
