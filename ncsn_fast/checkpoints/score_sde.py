@@ -24,6 +24,7 @@ from ncsn_fast.diffusion.spacing import check_ladder
 from ncsn_fast.models.published_unets import PUBLISHED_UNETS, PublishedUNet
 from ncsn_fast.models.unet_architectures import DDPMConfig, NCSNppConfig
 from ncsn_fast.models.unet_config import UNetConfig, preconditioned
+from ncsn_fast.notices import notice
 
 log = logging.getLogger(__name__)
 NAME = "score_sde_pytorch"
@@ -177,7 +178,8 @@ def infer_config(state: dict[str, Tensor], overrides: dict[str, Any], path: Path
         config = with_ladder(config, given)
     except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
         raise CheckpointError(f"{path}, of {NAME}: {error}") from error
-    log.info(
+    notice(
+        log,
         "%s: image size %d, SDE %s and noise levels %.4g to %.4g are those of %s, %s; "
         "run=NAME takes another",
         path, config.image_size[0], _RUNS[name].preconditioning, config.sigma_begin,
