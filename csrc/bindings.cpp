@@ -82,6 +82,13 @@ void add_convolution(Plan& plan, const std::string& name, const py::capsule& des
                          required<uint8_t>("memory", memory, zero), zero});
 }
 
+// The matrix product of tensors that Python made; torch itself checks that their shapes fit.
+void add_product(Plan& plan, const std::string& name, const py::capsule& out,
+                 const std::optional<py::capsule>& added, const py::capsule& a, const py::capsule& b) {
+    plan.add(Product{name, out.get_pointer(), added ? added->get_pointer() : nullptr, a.get_pointer(),
+                     b.get_pointer()});
+}
+
 // A step that calls Python, for what has no kernel here. The plan takes a reference, which may be
 // dropped by a thread that does not hold the GIL.
 void add_callback(Plan& plan, py::function function) {
@@ -121,18 +128,23 @@ void sample(Plan& plan, const Array& x, const Array& f, const Array& h, const Ma
 }
 
 void bind_plan(py::class_<Plan>& plan) {
-    plan.def(py::init([](Address convolution_add, Address release) {
-                 if (convolution_add == 0 || release == 0) {
-                     throw std::invalid_argument("a plan needs two functions of libtorch; got an address of 0");
+    plan.def(py::init([](Address convolution_add, Address product_add, Address products, Address release) {
+                 if (convolution_add == 0 || product_add == 0 || products == 0 || release == 0) {
+                     throw std::invalid_argument("a plan needs four functions of libtorch; got an address of 0");
                  }
                  return std::make_unique<Plan>(Torch{reinterpret_cast<Torch::ConvolutionAdd>(convolution_add),
+                                                     reinterpret_cast<Torch::ProductAdd>(product_add),
+                                                     reinterpret_cast<Torch::Products>(products),
                                                      reinterpret_cast<Torch::Release>(release)});
              }),
-             "(convolution_add, release): addresses of libtorch's functions.");
+             "(convolution_add, product_add, products, release): addresses of libtorch's functions.");
     plan.def("convolution", &add_convolution,
              "(name, destination, x, weight, bias, padding, stride, dilation, groups, memory, zero): tensors are "
              "capsules whose references the plan takes, bias may be None; `zero` bytes of `memory` are "
              "cleared first.");
+    plan.def("product", &add_product,
+             "(name, out, added, a, b): out = added + a b of matrices, or, where added is None, the products of "
+             "two batches of them; tensors as of `convolution`.");
     plan.def(
         "level_parameters",
         [](Plan& self, const Array& table, int64_t levels, int64_t batch, int64_t channels, const Array& alpha,
@@ -280,6 +292,14 @@ PYBIND11_MODULE(_C, m) {
                 "isa)");
     bind_kernel(m, plan, "upsample_nearest", &upsample_nearest_step,
                 "(x, y, (batch, height, width, channels), rows, columns, bfloat16, isa)");
+    bind_kernel(m, plan, "depth_to_space", &depth_to_space_step,
+                "(z, y, (batch, height, width, channels), out_height, out_width, factor, first, bfloat16, isa); "
+                "channels are those of y.");
+    bind_kernel(m, plan, "softmax", &softmax_step,
+                "(x, rows, columns, scale, bfloat16, isa): softmax of scale * x, in place.");
+    bind_kernel(m, plan, "depthwise_transposed", &depthwise_transposed_step,
+                "(x, weight, bias, y, (batch, height, width, channels), out_height, out_width, taps, stride, "
+                "padding, bfloat16, isa); weight (taps, taps, channels), bias (0, 0) where there is none.");
     bind_kernel(m, plan, "attention", &attention_step,
                 "(q, k, v, out, (batch, heads, queries, keys, width, value_width), q layout, k layout, v "
                 "layout, out layout, scale, bfloat16, isa); a layout is the elements between two tokens, and "

@@ -226,6 +226,64 @@ inline Step upsample_nearest_step(const Array& x, const Array& y, const Map& nhw
     return [args](int isa) { upsample_nearest_cpu(args, isa); };
 }
 
+// `channels` of `nhwc` are those of y; z has factor^2 times as many.
+inline Step depth_to_space_step(const Array& z, const Array& y, const Map& nhwc, int64_t out_height,
+                                int64_t out_width, int64_t factor, int64_t first, bool bfloat16) {
+    const auto [batch, height, width, channels] = nhwc;
+    const int64_t lines = checked_count({{"height", height}, {"factor", factor}});
+    const int64_t pixels = checked_count({{"width", width}, {"factor", factor}});
+    const int64_t from = checked_map({batch, lines, pixels, channels});
+    const int64_t to = checked_map({batch, out_height, out_width, channels});
+    if (factor < 1 || first < 0 || first > lines - out_height || first > pixels - out_width) {
+        throw std::invalid_argument("factor must be at least 1, and y lie within the squares of z; got " +
+                                    std::to_string(out_height) + "x" + std::to_string(out_width) +
+                                    " from pixel " + std::to_string(first) + " of " + std::to_string(lines) +
+                                    "x" + std::to_string(pixels));
+    }
+    const Dtype type = dtype(bfloat16);
+    const DepthToSpaceArgs args{batch,     height, width, channels, out_height, out_width, factor, first,
+                                required("z", z, from, type), required("y", y, to, type), type};
+    return [args](int isa) { depth_to_space_cpu(args, isa); };
+}
+
+inline Step softmax_step(const Array& x, int64_t rows, int64_t columns, float scale, bool bfloat16) {
+    const int64_t count = checked_count({{"rows", rows}, {"columns", columns}});
+    const Dtype type = dtype(bfloat16);
+    const SoftmaxArgs args{rows, columns, required("x", x, count, type), scale, type};
+    return [args](int isa) { softmax_cpu(args, isa); };
+}
+
+// weight (taps, taps, channels), bias (channels,).
+inline Step depthwise_transposed_step(const Array& x, const Array& weight, const Array& bias, const Array& y,
+                                      const Map& nhwc, int64_t out_height, int64_t out_width, int64_t taps,
+                                      int64_t stride, int64_t padding, bool bfloat16) {
+    const auto [batch, height, width, channels] = nhwc;
+    const int64_t from = checked_map(nhwc), to = checked_map({batch, out_height, out_width, channels});
+    constexpr int64_t kMost = 1 << 20;
+    if (std::min(taps, stride) < 1 || padding < 0 || std::max({taps, stride, padding}) > kMost) {
+        throw std::invalid_argument("taps and stride must be in [1, 2**20], padding in [0, 2**20]; got " +
+                                    std::to_string(taps) + ", " + std::to_string(stride) + " and " +
+                                    std::to_string(padding));
+    }
+    const int64_t weights = checked_count({{"taps", taps}, {"taps", taps}, {"channels", channels}});
+    const Dtype type = dtype(bfloat16);
+    const DepthwiseTransposedArgs args{batch,
+                                       height,
+                                       width,
+                                       channels,
+                                       out_height,
+                                       out_width,
+                                       taps,
+                                       stride,
+                                       padding,
+                                       required("x", x, from, type),
+                                       required<const float>("weight", weight, weights),
+                                       optional<const float>("bias", bias, channels),
+                                       required("y", y, to, type),
+                                       type};
+    return [args](int isa) { depthwise_transposed_cpu(args, isa); };
+}
+
 // Elements from the first of all tokens to the last.
 inline int64_t token_elements(int64_t tokens, int64_t heads, int64_t width, const Tokens& layout) {
     const int64_t count = checked_count({{"tokens", tokens}, {"heads", heads}, {"width", width}});

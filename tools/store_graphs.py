@@ -1,13 +1,15 @@
-"""Writes the lowered graphs of the models that ship: `python -m tools.store_graphs`.
+"""Writes the traced graphs of the models that ship: `python -m tools.store_graphs`.
 
-Their files lie in ncsn_fast/assets/graphs. A test holds that they are what lowering gives.
+Their files lie in ncsn_fast/assets/graphs. A test holds that they are what tracing gives.
 """
 
 from __future__ import annotations
 
+import torch
+
 from ncsn_fast.checkpoints.loading import SHIPPED, load
 from ncsn_fast.engines.lowering import stored
-from ncsn_fast.engines.lowering.lower import storable
+from ncsn_fast.engines.lowering.export import PROBE, trace
 from ncsn_fast.engines.static_engine import conditions
 from ncsn_fast.models.score import ScoreModel
 
@@ -15,11 +17,14 @@ MODELS = (SHIPPED,)
 
 
 def of(model: ScoreModel) -> tuple[str, stored.Structure]:
-    """Returns the key of a model's graph, and the graph."""
+    """Traces a model's network; returns the key of the graph, and the graph as plain data."""
     shape = (model.config.channels, *model.config.image_size)
-    key, structure = storable(model.net, shape, conditions(model))
+    inputs = conditions(model)
+    key = stored.key(model.net, shape, inputs, PROBE)
     assert key is not None
-    return key, structure
+    size = [torch.zeros(PROBE, *shape)]
+    rows = [None if dtype is None else torch.zeros(PROBE, dtype=dtype) for dtype in inputs]
+    return key, stored.structure_of(trace(model.net.eval(), [*size, *rows]))
 
 
 def main() -> None:

@@ -6,6 +6,7 @@
 // in cache. Sums run over elements, and over keys, in order: no bit depends on threads or blocks.
 #include <omp.h>
 
+#include "exponentiate.h"
 #include "lanes.h"
 #include "ncsn_fast/attention.h"
 
@@ -83,35 +84,6 @@ static void pack(const T* from, int64_t rows, int64_t row, int64_t width, float*
             for (int64_t i = 0; i < kPanel; ++i) to[i] = i < count ? to_float(x[i]) : 0.0f;
         }
     }
-}
-
-// Replaces scores by their exponentials, less the largest score; returns their sum. `padded` is `count`
-// rounded up to a panel.
-static float exponentiate(float* scores, int64_t count, int64_t padded) {
-    constexpr int kVectors = kSumLanes / kLanes;
-    for (int64_t i = count; i < padded; ++i) scores[i] = -__builtin_inff();
-    Vec largest = load_lanes<kLanes>(scores);
-    for (int64_t i = kLanes; i < padded; i += kLanes) {
-        const Vec v = load_lanes<kLanes>(scores + i);
-        largest = v > largest ? v : largest;
-    }
-    float lane[kLanes], most = -__builtin_inff();
-    memcpy(lane, &largest, sizeof lane);
-    for (int i = 0; i < kLanes; ++i) most = lane[i] > most ? lane[i] : most;
-    const auto exponential = [](float v) __attribute__((always_inline)) { return exp_nonpositive(v); };
-    Vec sum[kVectors] = {};
-    for (int64_t i = 0; i < padded; i += kSumLanes) {
-        NCSN_UNROLL
-        for (int k = 0; k < kVectors; ++k) {
-            const Vec away = load_lanes<kLanes>(scores + i + k * kLanes) - most;
-            const Vec value = each_lane<kLanes>(away, exponential);
-            store_lanes<kLanes>(scores + i + k * kLanes, value);
-            sum[k] += value;
-        }
-    }
-    float lanes[kSumLanes];
-    memcpy(lanes, sum, sizeof lanes);
-    return total(lanes);
 }
 
 // Queries first .. first + count - 1 of a sample and head; q and out are its first ones.

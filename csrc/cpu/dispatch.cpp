@@ -250,6 +250,21 @@ void upsample_nearest_cpu(const UpsampleArgs& args, int isa) {
     chosen.upsample_nearest(args, threads_for(lines * args.rows * columns * args.channels, lines));
 }
 
+void depth_to_space_cpu(const DepthToSpaceArgs& args, int isa) {
+    const Kernels& chosen = kernels(isa);
+    const int64_t lines = args.batch * args.out_height, elements = lines * args.out_width * args.channels;
+    if (elements == 0) return;
+    chosen.depth_to_space(args, threads_for(elements, lines));
+}
+
+void depthwise_transposed_cpu(const DepthwiseTransposedArgs& args, int isa) {
+    const Kernels& chosen = kernels(isa);
+    const int64_t lines = args.batch * args.out_height, reached = ceil_div(args.taps, args.stride);
+    const int64_t elements = lines * args.out_width * args.channels;
+    if (elements == 0) return;
+    chosen.depthwise_transposed(args, threads_for(elements * (reached * reached + 1), lines));
+}
+
 AttentionPlan::AttentionPlan(const AttentionArgs& args, int threads) {
     const int64_t units = args.batch * args.heads;
     // Of few units each thread gets the same share; of many, whole ones, whose keys are packed once.
@@ -275,6 +290,16 @@ void attention_cpu(const AttentionArgs& args, int isa) {
     const int64_t floats = threads * plan.slot_floats;
     auto* const data = reinterpret_cast<float*>(workspace(floats * static_cast<int64_t>(sizeof(float))));
     chosen.attention(args, plan, {data, threads});
+}
+
+void softmax_cpu(const SoftmaxArgs& args, int isa) {
+    const Kernels& chosen = kernels(isa);
+    if (args.rows == 0 || args.columns == 0) return;
+    constexpr int64_t kExponential = 4;  // takes about as long as so many elements of another kernel
+    const int threads = threads_for(kExponential * args.rows * args.columns, args.rows);
+    const int64_t padded = ceil_div(args.columns, 32) * 32;
+    auto* const data = workspace(threads * padded * static_cast<int64_t>(sizeof(float)));
+    chosen.softmax(args, {reinterpret_cast<float*>(data), padded, threads});
 }
 
 void zero_cpu(void* memory, int64_t bytes) {

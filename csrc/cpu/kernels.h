@@ -9,12 +9,15 @@
 #include "ncsn_fast/add_activation.h"
 #include "ncsn_fast/attention.h"
 #include "ncsn_fast/copy_channels.h"
+#include "ncsn_fast/depth_to_space.h"
+#include "ncsn_fast/depthwise_transposed.h"
 #include "ncsn_fast/group_norm.h"
 #include "ncsn_fast/instance_norm_plus.h"
 #include "ncsn_fast/mean_pool2.h"
 #include "ncsn_fast/pool5.h"
 #include "ncsn_fast/resize_add.h"
 #include "ncsn_fast/sampler_update.h"
+#include "ncsn_fast/softmax.h"
 #include "ncsn_fast/upsample_nearest.h"
 #include "ncsn_fast/winograd.h"
 
@@ -63,6 +66,12 @@ struct AttentionWorkspace {
     int threads;
 };
 
+struct SoftmaxWorkspace {
+    float* data;  // `threads` slots of slot_floats, 64-byte aligned
+    int64_t slot_floats;  // columns, rounded up to 32
+    int threads;
+};
+
 // Split of a batch into units of work for winograd, each a block of tiles and a group of panels. Results
 // do not depend on it.
 struct WinogradPlan {
@@ -97,7 +106,10 @@ struct Kernels {
     void (*resize_add)(const ResizeArgs&, int threads);
     void (*copy_channels)(const CopyChannelsArgs&, int threads);
     void (*upsample_nearest)(const UpsampleArgs&, int threads);
+    void (*depth_to_space)(const DepthToSpaceArgs&, int threads);
+    void (*depthwise_transposed)(const DepthwiseTransposedArgs&, int threads);
     void (*attention)(const AttentionArgs&, const AttentionPlan&, const AttentionWorkspace&);
+    void (*softmax)(const SoftmaxArgs&, const SoftmaxWorkspace&);
     void (*winograd)(const WinogradArgs&, const WinogradPlan&, const WinogradWorkspace&);
 };
 
@@ -121,7 +133,10 @@ void mean_pool2_cpu(const MeanPoolArgs& args, int isa);
 void resize_add_cpu(const ResizeArgs& args, int isa);
 void copy_channels_cpu(const CopyChannelsArgs& args, int isa);
 void upsample_nearest_cpu(const UpsampleArgs& args, int isa);
+void depth_to_space_cpu(const DepthToSpaceArgs& args, int isa);
+void depthwise_transposed_cpu(const DepthwiseTransposedArgs& args, int isa);
 void attention_cpu(const AttentionArgs& args, int isa);
+void softmax_cpu(const SoftmaxArgs& args, int isa);
 void zero_cpu(void* memory, int64_t bytes);
 void winograd_conv_cpu(const WinogradArgs& args, int isa);
 

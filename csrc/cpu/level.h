@@ -27,7 +27,10 @@ void scale_shift(const ScaleShiftArgs& args, const NormPlan& plan, const NormWor
 void add_activation(const AddActivationArgs& args, int threads);
 void copy_channels(const CopyChannelsArgs& args, int threads);
 void upsample_nearest(const UpsampleArgs& args, int threads);
+void depth_to_space(const DepthToSpaceArgs& args, int threads);
+void depthwise_transposed(const DepthwiseTransposedArgs& args, int threads);
 void attention(const AttentionArgs& args, const AttentionPlan& plan, const AttentionWorkspace& workspace);
+void softmax(const SoftmaxArgs& args, const SoftmaxWorkspace& workspace);
 void pool5(PoolKind kind, const PoolArgs& args, int threads);
 void mean_pool2(const MeanPoolArgs& args, int threads);
 void resize_add(const ResizeArgs& args, int threads);

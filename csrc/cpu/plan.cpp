@@ -5,15 +5,28 @@
 #include <stdexcept>
 
 namespace ncsn_fast {
+namespace {
+
+void check_torch(int32_t error, const char* what, const std::string& name) {
+    if (error == 0) return;
+    throw std::runtime_error(std::string("torch could not run the ") + what + " " + name +
+                             "; its message is on standard error. Use engine='eager', and please report it.");
+}
+
+}  // namespace
 
 Plan::~Plan() {
     for (Torch::Tensor tensor : tensors_) torch_.release(tensor);
 }
 
-void Plan::add(Convolution convolution) {
-    for (Torch::Tensor tensor : {convolution.destination, convolution.x, convolution.weight, convolution.bias}) {
+void Plan::own(std::initializer_list<Torch::Tensor> tensors) {
+    for (Torch::Tensor tensor : tensors) {
         if (tensor != nullptr) tensors_.push_back(tensor);
     }
+}
+
+void Plan::add(Convolution convolution) {
+    own({convolution.destination, convolution.x, convolution.weight, convolution.bias});
     add([torch = torch_, c = std::move(convolution)](int) mutable {
         zero_cpu(c.memory, c.zero);
         Torch::Tensor result = nullptr;
@@ -21,12 +34,17 @@ void Plan::add(Convolution convolution) {
             c.destination, c.x, c.weight, c.bias == nullptr ? nullptr : &c.bias, c.padding.data(), 2,
             c.stride.data(), 2, c.dilation.data(), 2, c.groups, "add", nullptr, nullptr, nullptr, 0, nullptr,
             &result);
-        if (error != 0) {
-            throw std::runtime_error("torch could not run the convolution " + c.name +
-                                     "; its message is on standard error. Use engine='eager', and "
-                                     "please report it.");
-        }
+        check_torch(error, "convolution", c.name);
         torch.release(result);
+    });
+}
+
+void Plan::add(Product product) {
+    own({product.out, product.added, product.a, product.b});
+    add([torch = torch_, p = std::move(product)](int) {
+        const int32_t error = p.added == nullptr ? torch.products(p.out, p.a, p.b)
+                                                 : torch.product_add(p.out, p.added, p.a, p.b, 1.0, 1.0);
+        check_torch(error, "product", p.name);
     });
 }
 

@@ -8,6 +8,7 @@
 
 #include <array>
 #include <functional>
+#include <initializer_list>
 #include <string>
 #include <vector>
 
@@ -15,7 +16,7 @@
 
 namespace ncsn_fast {
 
-// Functions of libtorch; both return 0 on success.
+// Functions of libtorch; all return 0 on success.
 struct Torch {
     using Tensor = void*;  // an owned reference to a tensor
     using ConvolutionAdd = int32_t (*)(Tensor destination, Tensor x, Tensor weight, Tensor* bias,
@@ -24,9 +25,13 @@ struct Torch {
                                        const char* binary, double* alpha, const char** unary,
                                        const double** scalars, int64_t, const char** algorithm,
                                        Tensor* result);
+    using ProductAdd = int32_t (*)(Tensor out, Tensor added, Tensor a, Tensor b, double beta, double alpha);
+    using Products = int32_t (*)(Tensor out, Tensor a, Tensor b);
     using Release = int32_t (*)(Tensor);
 
     ConvolutionAdd convolution_add;
+    ProductAdd product_add;
+    Products products;
     Release release;
 };
 
@@ -39,6 +44,13 @@ struct Convolution {
     int64_t groups;
     void* memory;
     int64_t zero;
+};
+
+// out = added + a b for matrices, or out = a b for each of a batch of them if there is no `added`. The
+// tensors belong to the plan.
+struct Product {
+    std::string name;  // for errors
+    Torch::Tensor out, added, a, b;
 };
 
 // Parameters of a norm of each sample's noise level: rows of `table` (levels, 3 channels), which
@@ -61,6 +73,7 @@ class Plan {
 
     void add(Step step) { steps_.push_back(std::move(step)); }
     void add(Convolution convolution);
+    void add(Product product);
     void add(LevelParameters parameters) { parameters_.push_back(parameters); }
 
     // Reads the parameters of every norm for the level of each sample.
@@ -78,6 +91,8 @@ class Plan {
     size_t size() const { return steps_.size(); }
 
   private:
+    void own(std::initializer_list<Torch::Tensor> tensors);
+
     Torch torch_;
     std::vector<Step> steps_;
     std::vector<LevelParameters> parameters_;

@@ -29,12 +29,19 @@ from ncsn_fast.ops.addresses import (
     Array,
     array,
     dense,
-    is_same_memory,
-    overlap,
     strided,
 )
 from ncsn_fast.ops.checks import KERNEL_DTYPES, check_group_norm, check_norm_out
 from ncsn_fast.ops.extension import _C, forced_isa
+from ncsn_fast.ops.map_checks import (
+    check_flat,
+    check_maps,
+    check_outputs,
+    check_types,
+    is_bfloat16,
+    map_of,
+    nhwc,
+)
 
 
 def elu_out(x: Tensor, out: Tensor) -> Tensor:
@@ -44,10 +51,10 @@ def elu_out(x: Tensor, out: Tensor) -> Tensor:
 
 def activation_out(x: Tensor, out: Tensor, activation: str) -> Tensor:
     """Writes out = activation(x), an activation of `ops.activations`; out may be x."""
-    _check_flat(x=x, out=out)
-    _check_outputs({"x": x}, {"out": out}, in_place=True)
+    check_flat(x=x, out=out)
+    check_outputs({"x": x}, {"out": out}, in_place=True)
     _C.add_activation(
-        dense("x", x, x.dtype), NONE, NONE, dense("out", out, x.dtype), x.numel(), _is_bfloat16(x),
+        dense("x", x, x.dtype), NONE, NONE, dense("out", out, x.dtype), x.numel(), is_bfloat16(x),
         activation_code(activation), 1.0, 1.0, forced_isa.get(),
     )  # fmt: skip
     return out
@@ -74,11 +81,11 @@ def add_activation_out(
     outputs = {key: t for key, t in named if t is not None}
     if not outputs:
         raise ValueError("the sum is written to total, out or both; neither was given")
-    _check_flat(a=a, b=b, **outputs)
-    _check_outputs({"a": a, "b": b}, outputs, in_place=True)
+    check_flat(a=a, b=b, **outputs)
+    check_outputs({"a": a, "b": b}, outputs, in_place=True)
     written, curved = (NONE if t is None else dense(key, t, a.dtype) for key, t in named)
     _C.add_activation(
-        dense("a", a, a.dtype), dense("b", b, a.dtype), written, curved, a.numel(), _is_bfloat16(a),
+        dense("a", a, a.dtype), dense("b", b, a.dtype), written, curved, a.numel(), is_bfloat16(a),
         activation_code(activation), *weights, forced_isa.get(),
     )  # fmt: skip
 
@@ -131,7 +138,7 @@ def scale_shift_out(
         array("x", x, x.shape, x.dtype, layout=layout),
         array("out", out, x.shape, out.dtype, layout=layout),
         array("scale", scale, (n, c), torch.float32), array("shift", shift, (n, c), torch.float32),
-        n, c, height * width, layout is NHWC, _is_bfloat16(x), _is_bfloat16(out),
+        n, c, height * width, layout is NHWC, is_bfloat16(x), is_bfloat16(out),
         activation_code(activation), forced_isa.get(),
     )  # fmt: skip
     return out
@@ -157,13 +164,13 @@ def copy_channels_out(
 
     Each of x and out is float32 or bfloat16.
     """
-    _check_maps(x.shape, x=x)
-    _check_maps((x.shape[0], out.shape[1], *x.shape[2:]), out=out)
-    _check_outputs({"x": x}, {"out": out})
+    check_maps(x.shape, x=x)
+    check_maps((x.shape[0], out.shape[1], *x.shape[2:]), out=out)
+    check_outputs({"x": x}, {"out": out})
     n, _, height, width = x.shape
     _C.copy_channels(
-        _map("x", x), _map("out", out), n * height * width, channels, x.shape[1], x_first,
-        out.shape[1], out_first, _is_bfloat16(x), _is_bfloat16(out), forced_isa.get(),
+        map_of("x", x), map_of("out", out), n * height * width, channels, x.shape[1], x_first,
+        out.shape[1], out_first, is_bfloat16(x), is_bfloat16(out), forced_isa.get(),
     )  # fmt: skip
     return out
 
@@ -182,17 +189,86 @@ def concatenate_out(maps: Sequence[Tensor], out: Tensor) -> Tensor:
 
 def upsample_nearest_out(x: Tensor, out: Tensor) -> Tensor:
     """Writes x, each pixel repeated, to out, whose size is a multiple of that of x."""
-    _check_maps(x.shape, x=x)
+    check_maps(x.shape, x=x)
     n, c, height, width = x.shape
     rows, columns = (
         size // max(old, 1) for size, old in zip(out.shape[2:], x.shape[2:], strict=True)
     )
-    _check_maps((n, c, height * rows, width * columns), x.dtype, out=out)
-    _check_outputs({"x": x}, {"out": out})
+    check_maps((n, c, height * rows, width * columns), x.dtype, out=out)
+    check_outputs({"x": x}, {"out": out})
     _C.upsample_nearest(
-        _map("x", x), _map("out", out), _nhwc(x), rows, columns, _is_bfloat16(x), forced_isa.get()
+        map_of("x", x),
+        map_of("out", out),
+        nhwc(x),
+        rows,
+        columns,
+        is_bfloat16(x),
+        forced_isa.get(),
     )
     return out
+
+
+def depthwise_transposed_out(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+) -> Tensor:
+    """Writes the transposed convolution of x with one kernel for each channel to out.
+
+    Args:
+        weight: float32 (k, k, C), contiguous.
+        bias: float32 (C,), or None.
+        out: (N, C, H', W') of any size; what no pixel of x reaches is the bias.
+    """
+    check_maps(x.shape, x=x)
+    n, c, height, width = x.shape
+    check_maps((n, c, *out.shape[2:]), x.dtype, out=out)
+    check_outputs({"x": x}, {"out": out})
+    taps, (rows, columns) = weight.shape[0], out.shape[2:]
+    _C.depthwise_transposed(
+        map_of("x", x), array("weight", weight, (taps, taps, c), torch.float32),
+        array("bias", bias, (c,), torch.float32), map_of("out", out), (n, height, width, c),
+        rows, columns, taps, stride, padding, is_bfloat16(x), forced_isa.get(),
+    )  # fmt: skip
+    return out
+
+
+def depth_to_space_out(z: Tensor, out: Tensor, factor: int, *, first: int = 0) -> Tensor:
+    """Writes squares of factor x factor pixels, which are groups of channels of z, to out.
+
+    Args:
+        z: (N, factor^2 C, H, W); groups of C channels are the pixels of a square, row by row.
+        out: (N, C, H', W'): rows and columns first, first + 1, ... of the squares together.
+    """
+    n, channels, height, width = z.shape
+    check_maps(z.shape, z=z)
+    c = channels // max(factor, 1) ** 2
+    if factor < 1 or c * factor**2 != channels:
+        raise ValueError(f"z must have {factor}^2 groups of channels; got shape {tuple(z.shape)}")
+    check_maps((n, c, *out.shape[2:]), z.dtype, out=out)
+    check_outputs({"z": z}, {"out": out})
+    rows, columns = out.shape[2:]
+    _C.depth_to_space(
+        map_of("z", z), map_of("out", out), (n, height, width, c), rows, columns, factor, first,
+        is_bfloat16(z), forced_isa.get(),
+    )  # fmt: skip
+    return out
+
+
+def softmax_in_place(x: Tensor, scale: float = 1.0) -> Tensor:
+    """Replaces each row of x (..., C), contiguous, by the softmax of scale * row."""
+    check_types(x.dtype, {"x": x})
+    columns = x.shape[-1]
+    rows = x.numel() // columns if columns else 0
+    _C.softmax(
+        array("x", x, tuple(x.shape), x.dtype), rows, columns, scale, is_bfloat16(x),
+        forced_isa.get(),
+    )  # fmt: skip
+    return x
 
 
 def attention_out(
@@ -208,7 +284,7 @@ def attention_out(
         apart.
     """
     tensors = {"q": q, "k": k, "v": v, "out": out}
-    _check_types(q.dtype, tensors)
+    check_types(q.dtype, tensors)
     if any(t.ndim != 4 for t in tensors.values()):
         shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items())
         raise ValueError(f"all must have shape (N, tokens, heads, width); got {shapes}")
@@ -222,29 +298,29 @@ def attention_out(
     if keys == 0 and out.numel():
         raise ValueError(f"k and v must have tokens; got shape {tuple(k.shape)}")
     layouts = {name: _token_layout(name, t) for name, t in tensors.items()}
-    _check_outputs({"q": q, "k": k, "v": v}, {"out": out})
+    check_outputs({"q": q, "k": k, "v": v}, {"out": out})
     q_at, k_at, v_at, out_at = (strided(name, t) for name, t in tensors.items())
     _C.attention(
         q_at, k_at, v_at, out_at, (n, heads, queries, keys, width, value_width), layouts["q"],
         layouts["k"], layouts["v"], layouts["out"], width**-0.5 if scale is None else scale,
-        _is_bfloat16(q), forced_isa.get(),
+        is_bfloat16(q), forced_isa.get(),
     )  # fmt: skip
     return out
 
 
 def max_pool5_out(x: Tensor, out: Tensor) -> Tensor:
     """Writes the 5x5 maximum of x, stride 1, padding 2, to out."""
-    _check_maps(x.shape, x=x, out=out)
-    _check_outputs({"x": x}, {"out": out})
-    _C.max_pool5(_map("x", x), _map("out", out), _nhwc(x), _is_bfloat16(x), forced_isa.get())
+    check_maps(x.shape, x=x, out=out)
+    check_outputs({"x": x}, {"out": out})
+    _C.max_pool5(map_of("x", x), map_of("out", out), nhwc(x), is_bfloat16(x), forced_isa.get())
     return out
 
 
 def avg_pool5_out(x: Tensor, out: Tensor) -> Tensor:
     """Writes the 5x5 average of x, stride 1, zero padding 2 (zeros counted), to out."""
-    _check_maps(x.shape, x=x, out=out)
-    _check_outputs({"x": x}, {"out": out})
-    _C.avg_pool5(_map("x", x), _map("out", out), _nhwc(x), _is_bfloat16(x), forced_isa.get())
+    check_maps(x.shape, x=x, out=out)
+    check_outputs({"x": x}, {"out": out})
+    _C.avg_pool5(map_of("x", x), map_of("out", out), nhwc(x), is_bfloat16(x), forced_isa.get())
     return out
 
 
@@ -254,21 +330,26 @@ def mean_pool2_out(a: Tensor, out: Tensor, *, b: Tensor | None = None) -> Tensor
     Height and width must be even.
     """
     inputs = {"a": a} if b is None else {"a": a, "b": b}
-    _check_maps(a.shape, **inputs)
+    check_maps(a.shape, **inputs)
     n, c, height, width = a.shape
     if height % 2 or width % 2:
         raise ValueError(f"a must have even height and width; got shape {tuple(a.shape)}")
-    _check_maps((n, c, height // 2, width // 2), a.dtype, out=out)
-    _check_outputs(inputs, {"out": out})
+    check_maps((n, c, height // 2, width // 2), a.dtype, out=out)
+    check_outputs(inputs, {"out": out})
     _C.mean_pool2(
-        _map("a", a), _map("b", b), _map("out", out), _nhwc(a), _is_bfloat16(a), forced_isa.get()
+        map_of("a", a),
+        map_of("b", b),
+        map_of("out", out),
+        nhwc(a),
+        is_bfloat16(a),
+        forced_isa.get(),
     )
     return out
 
 
 def resize_add_out(x: Tensor, out: Tensor, *, a: Tensor | None = None) -> Tensor:
     """Writes a + resize(x), or resize(x) alone, at the size of out; out may be a."""
-    _check_maps(x.shape, x=x)
+    check_maps(x.shape, x=x)
     if out.ndim != 4 or out.shape[:2] != x.shape[:2]:
         raise ValueError(
             f"out must have shape ({x.shape[0]}, {x.shape[1]}, H, W) for x of shape "
@@ -278,13 +359,13 @@ def resize_add_out(x: Tensor, out: Tensor, *, a: Tensor | None = None) -> Tensor
         raise ValueError(
             f"x of shape {tuple(x.shape)} has no pixels to resize to {tuple(out.shape)}"
         )
-    _check_maps(out.shape, x.dtype, out=out, **({} if a is None else {"a": a}))
-    _check_outputs({"x": x}, {"out": out})
+    check_maps(out.shape, x.dtype, out=out, **({} if a is None else {"a": a}))
+    check_outputs({"x": x}, {"out": out})
     if a is not None:
-        _check_outputs({"a": a}, {"out": out}, in_place=True)
+        check_outputs({"a": a}, {"out": out}, in_place=True)
     _C.resize_add(
-        _map("x", x), _map("a", a), _map("out", out), _nhwc(x), out.shape[2], out.shape[3],
-        _is_bfloat16(x), forced_isa.get(),
+        map_of("x", x), map_of("a", a), map_of("out", out), nhwc(x), out.shape[2], out.shape[3],
+        is_bfloat16(x), forced_isa.get(),
     )  # fmt: skip
     return out
 
@@ -380,7 +461,7 @@ def winograd_conv_out(
         bias: float32 (O,), or None.
         out: (N, O, H, W); must not overlap x.
     """
-    _check_maps(x.shape, x=x)
+    check_maps(x.shape, x=x)
     n, channels, height, width = x.shape
     if weights.dtype is not x.dtype:
         raise TypeError(f"weights were packed for {weights.dtype} maps; x is {x.dtype}")
@@ -388,78 +469,11 @@ def winograd_conv_out(
         raise ValueError(f"x must have {weights.in_channels} channels; got shape {tuple(x.shape)}")
     if dilation < 1:
         raise ValueError(f"dilation must be at least 1; got {dilation}")
-    _check_maps((n, weights.out_channels, height, width), x.dtype, out=out)
-    _check_outputs({"x": x}, {"out": out})
+    check_maps((n, weights.out_channels, height, width), x.dtype, out=out)
+    check_outputs({"x": x}, {"out": out})
     _C.winograd_conv(
-        _map("x", x), *weights.arrays(),
-        array("bias", bias, (weights.out_channels,), torch.float32), _map("out", out), _nhwc(x),
-        weights.out_channels, dilation, accumulate, _is_bfloat16(x), forced_isa.get(),
+        map_of("x", x), *weights.arrays(),
+        array("bias", bias, (weights.out_channels,), torch.float32), map_of("out", out), nhwc(x),
+        weights.out_channels, dilation, accumulate, is_bfloat16(x), forced_isa.get(),
     )  # fmt: skip
     return out
-
-
-def _map(name: str, x: Tensor | None) -> Array:
-    return NONE if x is None else array(name, x, tuple(x.shape), x.dtype, layout=NHWC)
-
-
-def _is_bfloat16(x: Tensor) -> bool:
-    return x.dtype is torch.bfloat16
-
-
-def _nhwc(x: Tensor) -> tuple[int, int, int, int]:
-    n, c, height, width = x.shape
-    return n, height, width, c
-
-
-def _check_types(dtype: torch.dtype, tensors: dict[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        if tensor.dtype is not dtype or dtype not in KERNEL_DTYPES:
-            dtypes = ", ".join(f"{k} {t.dtype}" for k, t in tensors.items())
-            raise TypeError(f"all must be float32, or all bfloat16 ({dtype} here); got {dtypes}")
-        if not tensor.is_cpu:
-            raise ValueError(f"this kernel runs on the CPU; {name} is on {tensor.device}")
-
-
-def _check_flat(**tensors: Tensor) -> None:
-    """Raises unless the tensors share one shape, one dtype and one dense layout."""
-    first = next(iter(tensors.values()))
-    _check_types(first.dtype, tensors)
-    if any(t.shape != first.shape for t in tensors.values()):
-        shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items())
-        raise ValueError(f"all must have one shape; got {shapes}")
-    formats = (torch.contiguous_format, torch.channels_last)[: 2 if first.ndim == 4 else 1]
-    if not any(all(t.is_contiguous(memory_format=f) for t in tensors.values()) for f in formats):
-        strides = ", ".join(f"{name} {t.stride()}" for name, t in tensors.items())
-        raise ValueError(f"all must be contiguous, or all channels-last; got strides {strides}")
-
-
-def _check_maps(
-    shape: Sequence[int], dtype: torch.dtype | None = None, /, **tensors: Tensor
-) -> None:
-    """Raises unless the tensors are channels-last, of this shape and of one dtype."""
-    _check_types(dtype or next(iter(tensors.values())).dtype, tensors)
-    for name, tensor in tensors.items():
-        if tensor.shape != shape or len(shape) != 4:
-            expected = tuple(shape) if len(shape) == 4 else "(N, C, H, W)"
-            raise ValueError(f"{name} must have shape {expected}; got {tuple(tensor.shape)}")
-        if tensor.numel() and not tensor.is_contiguous(memory_format=torch.channels_last):
-            raise ValueError(
-                f"{name} must be channels-last; got shape {tuple(tensor.shape)} with strides "
-                f"{tensor.stride()}. Use {name}.contiguous(memory_format=torch.channels_last)."
-            )
-
-
-def _check_outputs(
-    inputs: dict[str, Tensor], outputs: dict[str, Tensor], *, in_place: bool = False
-) -> None:
-    """Raises if an output overlaps an input (in place: unless it is exactly that input)."""
-    rest = list(outputs.items())
-    for i, (name, output) in enumerate(rest):
-        for other, tensor in (*inputs.items(), *rest[:i]):
-            allowed = in_place and other in inputs and is_same_memory(output, tensor)
-            if not allowed and overlap(output, tensor):
-                may = f"be {other} or lie apart from it" if in_place else f"lie apart from {other}"
-                raise ValueError(
-                    f"{name} of shape {tuple(output.shape)} must {may} of shape "
-                    f"{tuple(tensor.shape)}; their memory overlaps"
-                )

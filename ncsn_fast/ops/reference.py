@@ -262,6 +262,37 @@ def upsample_nearest(x: Tensor, rows: int, columns: int) -> Tensor:
     return x.repeat_interleave(rows, dim=2).repeat_interleave(columns, dim=3)
 
 
+def depthwise_transposed(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int = 1, padding: int = 0
+) -> Tensor:
+    """Computes a transposed convolution with a kernel (k, k) for each channel: weight (k, k, C)."""
+    kernels = _computed(weight).to(_computed(x).dtype).permute(2, 0, 1)[:, None]
+    shift = None if bias is None else bias.to(kernels.dtype)
+    return F.conv_transpose2d(
+        _computed(x), kernels, shift, stride=stride, padding=padding, groups=x.shape[1]
+    ).to(x.dtype)
+
+
+def depth_to_space(
+    z: Tensor, factor: int, *, size: tuple[int, int] | None = None, first: int = 0
+) -> Tensor:
+    """Makes groups of channels squares of factor x factor pixels, row by row.
+
+    `size` rows and columns are returned from number `first` on; None for all.
+    """
+    n, channels, height, width = z.shape
+    c = channels // factor**2
+    squares = z.view(n, factor, factor, c, height, width).permute(0, 3, 4, 1, 5, 2)
+    y = squares.reshape(n, c, height * factor, width * factor)
+    rows, columns = size or y.shape[2:]
+    return y[:, :, first : first + rows, first : first + columns]
+
+
+def softmax(x: Tensor, scale: float = 1.0) -> Tensor:
+    """Computes the softmax of scale * x along the last axis."""
+    return (_computed(x) * scale).softmax(dim=-1).to(x.dtype)
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
     """Computes softmax(scale q k^T) v of each head; scale is 1 / sqrt(D) if None.
 

@@ -40,6 +40,12 @@ class Levels:
         if self.steps is not None:
             check_integer("steps", self.steps)
 
+    def differ(self, steps: int) -> list[str]:
+        """Returns the options that ask for other levels than a table of so many steps has."""
+        given = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) is not None]
+        own = ["usual", *(["steps"] if self.steps == steps else [])]
+        return [f"steps={self.steps}" if n == "steps" else n for n in given if n not in own]
+
     def own(self, model: ScoreModel) -> Column:
         """Returns the model's ladder from sigma_start on.
 

@@ -13,6 +13,7 @@ from ncsn_fast.engines import precision
 from ncsn_fast.engines.base import PrecisionError
 from ncsn_fast.engines.cpu import autotune
 from ncsn_fast.engines.cpu.engine import CpuEngine
+from ncsn_fast.engines.cpu.layers import Layer
 from ncsn_fast.engines.cpu.plan import CpuPlan
 from ncsn_fast.engines.eager import EagerEngine
 
@@ -24,7 +25,7 @@ def choice(monkeypatch):
     """A processor on which Winograd is faster, and bfloat16 too if it has it."""
     ways = {way: speed for way, speed in SPEED.items() if way.split()[0] in TYPES}
     monkeypatch.setattr(autotune, "fastest", lambda *a, **k: autotune.Choice(ways))
-    monkeypatch.setattr(autotune, "winograd_gains", lambda ls, *a: dict.fromkeys(ls, True))
+    monkeypatch.setattr(autotune, "pays", lambda ls, *a: {x: isinstance(x, Layer) for x in ls})
     monkeypatch.delenv("NCSN_FAST_CONVOLUTIONS", raising=False)
 
 

@@ -175,6 +175,18 @@ def upsample_nearest() -> list[Any]:
     return [Memory(COUNT), Memory(COUNT * 6), NHWC_SIZES, Size(2), Size(3), False]
 
 
+def depthwise_transposed() -> list[Any]:
+    """4 taps with stride 2 and padding 1."""
+    sizes = [NHWC_SIZES, Size(8), Size(12), Size(4), 2, 1, True]
+    return [Memory(COUNT, BF16), Memory(16 * C), optional(C), Memory(COUNT * 4, BF16), *sizes]
+
+
+def depth_to_space() -> list[Any]:
+    """Squares of 2x2 without their first row and column."""
+    out = N * C * 7 * 11
+    return [Memory(COUNT * 4), Memory(out), NHWC_SIZES, Size(7), Size(11), Size(2), 1, False]
+
+
 def attention(dtype: torch.dtype) -> list[Any]:
     """Two heads of 3 and 4 elements; each row has an element more than it needs."""
     sizes = (N, Size(2), Size(5), Size(6), C, Size(4))
@@ -259,6 +271,9 @@ STEPS = {
     "scale_shift": [scale_shift],
     "copy_channels": [copy_channels],
     "upsample_nearest": [upsample_nearest],
+    "depthwise_transposed": [depthwise_transposed],
+    "depth_to_space": [depth_to_space],
+    "softmax": [lambda: [Memory(15, BF16), Size(5), Size(3), 0.5, True]],
     "attention": [lambda: attention(F32), lambda: attention(BF16)],
     "max_pool5": [lambda: pool5(F32)],
     "avg_pool5": [lambda: pool5(BF16)],
@@ -363,7 +378,8 @@ def test_every_entry_is_walked():
     told.add("Plan")
     entries = {name for name in dir(_C) if not name.startswith("_")} - told
     entries |= {f"Plan.{name}" for name in dir(_C.Plan) if not name.startswith("_")}
-    entries -= {"Plan.run", "Plan.profile", "Plan.callback", "Plan.convolution"}  # no sizes; below
+    # Those without sizes; below.
+    entries -= {f"Plan.{name}" for name in ("run", "profile", "callback", "convolution", "product")}
     assert {name for name in entries if not name.endswith("_cuda")} == set(ENTRIES)
 
 
@@ -404,11 +420,21 @@ def test_threads_that_cannot_be_started_are_refused(threads):
 
 
 def test_a_plan_takes_no_address_of_nothing():
-    for functions in ((0, 1), (1, 0)):
-        with pytest.raises(ValueError, match="two functions of libtorch"):
-            _C.Plan(*functions)
+    for i in range(4):
+        with pytest.raises(ValueError, match="four functions of libtorch"):
+            _C.Plan(*(int(i != k) for k in range(4)))
     with pytest.raises(TypeError):
-        _C.Plan(-1, 1)
+        _C.Plan(-1, 1, 1, 1)
+
+
+def test_a_product_needs_its_tensors():
+    made = plan()
+    for missing in (0, 2, 3):  # without `added` it is one of batches
+        capsules = onednn.owned([torch.zeros(2, 2) for _ in range(4)])
+        capsules[missing] = None
+        with pytest.raises(TypeError):
+            made.product("product", *capsules)
+    assert len(made) == 0
 
 
 def test_a_convolution_needs_its_tensors_and_its_memory():

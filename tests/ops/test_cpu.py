@@ -1,5 +1,8 @@
 """The CPU engine's kernels between two convolutions against their float64 specification."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -157,6 +160,73 @@ def run_upsample(x: Tensor) -> list[Tensor]:
     ]
 
 
+# Taps, stride and padding of transposed convolutions.
+TRANSPOSED = ((4, 2, 1), (3, 1, 0), (2, 3, 1), (5, 2, 0))
+
+
+def transposed_cases(x: Tensor) -> Iterator[tuple[Tensor, Tensor | None, tuple[int, int], Any]]:
+    """Weights, biases, sizes and settings of transposed convolutions of x."""
+    c = x.shape[1]
+    for taps, stride, padding in TRANSPOSED:
+        weight, bias = noise_like(taps, taps, c, seed=8), noise_like(c, seed=9)
+        height, width = (max(0, (n - 1) * stride + taps - 2 * padding) for n in x.shape[2:])
+        for shift in (bias, None):
+            yield weight, shift, (height, width), {"stride": stride, "padding": padding}
+
+
+def run_depthwise_transposed(x: Tensor) -> list[Tensor]:
+    return [
+        cpu.depthwise_transposed_out(x, weight, bias, empty_nhwc(x, *size), **settings)
+        for weight, bias, size, settings in transposed_cases(x)
+    ]
+
+
+def depthwise_transposed(x: Tensor, computed: torch.dtype) -> list[Tensor]:
+    return [
+        reference.depthwise_transposed(x.to(computed), weight, bias, **settings)
+        if x.numel() and 0 not in size
+        else torch.empty(*x.shape[:2], *size, dtype=computed)
+        for weight, bias, size, settings in transposed_cases(x)
+    ]
+
+
+def square_cases(x: Tensor) -> Iterator[tuple[Tensor, int, int, tuple[int, int]]]:
+    """Maps of more channels, factors, first pixels and sizes."""
+    for factor, first, less in ((1, 0, 0), (2, 0, 0), (2, 1, 1), (3, 2, 1)):
+        channels = noise_like(x.shape[1] * factor**2, 1, 1).to(x)
+        height, width = (max(factor * n - first - less, 0) for n in x.shape[2:])
+        yield nhwc(x.repeat(1, factor**2, 1, 1) + channels), factor, first, (height, width)
+
+
+def run_depth_to_space(x: Tensor) -> list[Tensor]:
+    return [
+        cpu.depth_to_space_out(z, empty_nhwc(x, *size), factor, first=first)
+        for z, factor, first, size in square_cases(x)
+    ]
+
+
+def depth_to_space(x: Tensor, computed: torch.dtype) -> list[Tensor]:
+    return [
+        reference.depth_to_space(z, factor, size=size, first=first).to(computed)
+        for z, factor, first, size in square_cases(x)
+    ]
+
+
+def scores_of(x: Tensor) -> Tensor:
+    """Rows of scores, one for each row of pixels and channel of x, of moderate size."""
+    largest = x.abs().amax(dim=-1, keepdim=True).clamp(min=1.0)
+    return (x / largest * 4).to(x.dtype).contiguous()
+
+
+def run_softmax(x: Tensor) -> list[Tensor]:
+    return [cpu.softmax_in_place(scores_of(x)), cpu.softmax_in_place(scores_of(x), 0.25)]
+
+
+def softmax(x: Tensor, computed: torch.dtype) -> list[Tensor]:
+    scores = scores_of(x).to(computed)
+    return [reference.softmax(scores), reference.softmax(scores, 0.25)]
+
+
 def run_concatenate(x: Tensor) -> list[Tensor]:
     maps = (x, other(x), nhwc(x[:, :3]))
     out = torch.empty(x.shape[0], sum(m.shape[1] for m in maps), *x.shape[2:], dtype=x.dtype)
@@ -200,6 +270,9 @@ OPS = {
         run_upsample,
         lambda x, t: [reference.upsample_nearest(x.to(t), *factors) for factors in FACTORS],
     ),
+    "depthwise_transposed": (run_depthwise_transposed, depthwise_transposed),
+    "depth_to_space": (run_depth_to_space, depth_to_space),
+    "softmax": (run_softmax, softmax),
     "concatenate": (
         run_concatenate,
         lambda x, t: [torch.cat((x, other(x), x[:, :3]), dim=1).to(t)],
@@ -503,6 +576,9 @@ def test_neighbouring_memory_is_left_alone(channels, dtype):
         lambda: cpu.group_norm_out(x, 1, None, None, out),
         lambda: cpu.concatenate_out((x[:, :0], x), out),
         lambda: cpu.upsample_nearest_out(nhwc(x[:, :, :2, :2]), out),
+        lambda: cpu.depthwise_transposed_out(x, noise_like(3, 3, channels), None, out, padding=1),
+        lambda: cpu.depth_to_space_out(nhwc(x[:, :, :3, :2].repeat(1, 4, 1, 1)), out, 2),
+        lambda: cpu.softmax_in_place(out.permute(0, 2, 3, 1)),
         lambda: cpu.max_pool5_out(x, out),
         lambda: cpu.avg_pool5_out(x, out),
         lambda: cpu.resize_add_out(nhwc(x[:, :, :3]), out, a=x),
@@ -520,6 +596,10 @@ def test_empty_maps(shape):
     assert cpu.scale_shift_out(x, None, None, torch.empty_like(x)).shape == shape
     assert cpu.upsample_nearest_out(x, torch.empty_like(x)).shape == shape
     assert cpu.concatenate_out((x,), torch.empty_like(x)).shape == shape
+    ones = torch.ones(1, 1, shape[1])
+    assert cpu.depthwise_transposed_out(x, ones, None, torch.empty_like(x)).shape == shape
+    assert cpu.depth_to_space_out(x, torch.empty_like(x), 1).shape == shape
+    assert cpu.softmax_in_place(torch.empty(shape)).shape == shape
     half = empty_nhwc(x, shape[2] // 2, shape[3] // 2)
     assert cpu.mean_pool2_out(x, half) is half
     assert cpu.resize_add_out(x, half) is half
@@ -575,6 +655,24 @@ PLAIN = noise_like(2, 4, 6, 6)
             ValueError,
             r"out must have shape \(2, 4, 6, 6\)",
         ),
+        (
+            lambda: cpu.depthwise_transposed_out(SMALL, torch.ones(3, 3, 3), None, MAP),
+            ValueError,
+            r"weight must have shape \(3, 3, 4\)",
+        ),
+        (
+            lambda: cpu.depthwise_transposed_out(SMALL, torch.ones(3, 3, 4), None, MAP, stride=0),
+            ValueError,
+            "taps and stride must be in",
+        ),
+        (lambda: cpu.depth_to_space_out(MAP, SMALL, 3), ValueError, r"3\^2 groups of channels"),
+        (
+            lambda: cpu.depth_to_space_out(MAP, nhwc(noise_like(2, 1, 12, 12)), 2, first=1),
+            ValueError,
+            "12x12 from pixel 1 of 12x12",
+        ),
+        (lambda: cpu.softmax_in_place(MAP), ValueError, "contiguous"),
+        (lambda: cpu.softmax_in_place(PLAIN.double()), TypeError, "x torch.float64"),
         (lambda: cpu.attention_out(TOKENS, TOKENS, TOKENS, TOKENS), ValueError, "lie apart from q"),
         (
             lambda: cpu.attention_out(TOKENS, TOKENS[:, :0], TOKENS[:, :0], TOKENS.clone()),

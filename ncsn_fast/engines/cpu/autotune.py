@@ -1,10 +1,12 @@
 """Autotuning of the CPU engine: times its alternatives once per machine and caches the result.
 
-Two choices are timed: the dtype of feature maps, and for every shape of 3x3 convolution oneDNN's
-direct algorithm or our Winograd convolution (csrc/include/ncsn_fast/winograd.h). Which is faster
-depends on the processor: bfloat16 needs AMX or AVX-512-BF16; Winograd needs a quarter of the
-multiplications and multiplies bfloat16 maps in 16-bit fixed point, which every processor supports.
-Neither choice depends on the batch size, so that all processes of a job choose alike.
+Timed are the dtype of feature maps, and of every layer that has two algorithms (layers.py) both:
+for a 3x3 convolution oneDNN's direct one and our Winograd convolution
+(csrc/include/ncsn_fast/winograd.h), for a 1x1 convolution oneDNN's and a matrix product, for
+attention our fused kernel and matrix products. Which is faster depends on the processor: bfloat16
+needs AMX or AVX-512-BF16; Winograd needs a quarter of the multiplications and multiplies bfloat16
+maps in 16-bit fixed point, which every processor supports.
+No choice depends on the batch size, so that all processes of a job choose alike.
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ import json
 import logging
 import os
 import platform
-import statistics
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -31,6 +32,7 @@ from ncsn_fast.data import files
 from ncsn_fast.data.json_file import find_json
 from ncsn_fast.engines.base import DTYPES
 from ncsn_fast.engines.cpu import onednn
+from ncsn_fast.engines.cpu.layers import AnyLayer
 from ncsn_fast.engines.cpu.plan import CpuPlan
 from ncsn_fast.engines.lowering.graph import ConvolutionSpec, Graph
 from ncsn_fast.engines.torch_settings import torch_threads
@@ -41,13 +43,12 @@ ALGORITHMS = ("direct", "winograd")
 _GAIN = 1.1  # required speedup over the default, above the noise of the timer
 _ROUNDS = 7
 _PATIENCE = 60.0  # seconds to wait for another process that measures
-_PIXELS = 1024  # of the maps that a layer is timed with, about
 _LARGEST = 1e4  # speed in a file; others are damaged
 # Environment variables that limit the instruction sets of oneDNN and torch.
 _LIMITS = (*onednn.LIMITS, "ONEDNN_DEFAULT_FPMATH_MODE", "ATEN_CPU_CAPABILITY")
 
 _known: dict[Path, Choice] = {}  # by the file that remembers it
-_layers: dict[Path, dict[str, float]] = {}  # gains of Winograd, likewise
+_layers: dict[Path, dict[str, float]] = {}  # gains of second algorithms, likewise
 _lock = threading.Lock()
 
 
@@ -95,32 +96,16 @@ def fastest(threads: int | None = None, *, measure: bool = False) -> Choice:
         return _known[path]
 
 
-@dataclasses.dataclass(frozen=True)
-class Layer:
-    """Shape of a 3x3 convolution that either algorithm can run."""
-
-    inputs: int
-    outputs: int
-    height: int
-    width: int
-    dilation: int
-
-    @property
-    def batch(self) -> int:
-        """Images to time it with: enough pixels to keep the threads busy, and no more."""
-        return max(1, min(16, _PIXELS // (self.height * self.width)))
-
-
-def winograd_gains(
-    layers: Collection[Layer], dtype: str, threads: int | None = None
-) -> dict[Layer, bool]:
-    """Returns of each layer whether Winograd is the faster algorithm: remembered, or timed now.
+def pays(
+    layers: Collection[AnyLayer], dtype: str, threads: int | None = None
+) -> dict[AnyLayer, bool]:
+    """Returns of each layer whether its second algorithm is the faster: remembered, or timed now.
 
     Of several processes that ask at once, one measures and the others wait for its result.
     """
     threads = threads or torch.get_num_threads()
     path = files.cache_folder() / f"convolutions-{_key(threads)}.json"
-    names = {layer: f"{dtype} {' '.join(map(str, dataclasses.astuple(layer)))}" for layer in layers}
+    names = {layer: f"{dtype} {layer.kind}{_numbers(layer)}" for layer in layers}
     with _lock:
         known = _layers.setdefault(path, {})
         if not {*names.values()} <= known.keys():
@@ -128,12 +113,16 @@ def winograd_gains(
         return {layer: known[name] >= _GAIN for layer, name in names.items()}
 
 
+def _numbers(layer: AnyLayer) -> str:
+    return " ".join(map(str, dataclasses.astuple(layer)))
+
+
 def _obtain_layers(
-    path: Path, names: Mapping[Layer, str], dtype: str, threads: int
+    path: Path, names: Mapping[AnyLayer, str], dtype: str, threads: int
 ) -> dict[str, float]:
     """Reads the speeds of layers; measures those that are missing, and adds them to the file."""
 
-    def missing() -> list[Layer]:
+    def missing() -> list[AnyLayer]:
         return [layer for layer, name in names.items() if name not in known]
 
     known = _read_layers(path)
@@ -147,20 +136,16 @@ def _obtain_layers(
     return known
 
 
-def _measure_layer(layer: Layer, dtype: str, threads: int) -> float:
-    """Returns the speed of Winograd relative to the direct algorithm."""
-    graph = Graph(layer.inputs, layer.height, layer.width)
-    shape = (layer.outputs, layer.inputs, 3, 3)
-    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    spec = ConvolutionSpec(weight, padding=layer.dilation, dilation=layer.dilation)
-    graph.output = graph.conv("conv", graph.input, spec)
+def _measure_layer(layer: AnyLayer, dtype: str, threads: int) -> float:
+    """Returns the speed of the second algorithm relative to the first."""
+    graph = layer.graph()
     with torch.inference_mode(), torch_threads(threads):
-        plans = {
-            name: CpuPlan(graph, layer.batch, DTYPES[dtype], winograd=name == "winograd")
-            for name in ALGORITHMS
-        }
-        medians = _medians(plans)
-    return medians["direct"] / medians["winograd"]
+        first, second = (
+            CpuPlan(graph, layer.batch, DTYPES[dtype], winograd=other, products=other)
+            for other in (False, True)
+        )
+        seconds = _seconds({"first": first, "second": second})
+    return seconds["first"] / seconds["second"]
 
 
 def _read_layers(path: Path) -> dict[str, float]:
@@ -224,24 +209,27 @@ def _variants() -> list[tuple[str, str]]:
 
 
 def _measure(threads: int) -> dict[str, float]:
-    """Returns speeds relative to the first variant: medians of interleaved rounds."""
+    """Returns speeds relative to the first variant."""
     with torch.inference_mode(), torch_threads(threads):
-        medians = _medians(
+        seconds = _seconds(
             {f"{d} {a}": _convolution(DTYPES[d], a == "winograd") for d, a in _variants()}
         )
-    first = next(iter(medians.values()))
-    return {name: first / median for name, median in medians.items()}
+    first = next(iter(seconds.values()))
+    return {name: first / each for name, each in seconds.items()}
 
 
-def _medians(plans: Mapping[str, CpuPlan]) -> dict[str, float]:
-    """Returns the seconds that plans take: medians of interleaved rounds."""
+def _seconds(plans: Mapping[str, CpuPlan]) -> dict[str, float]:
+    """Returns the seconds that plans take: the least of interleaved rounds.
+
+    What other processes do meanwhile only adds to a round, and may do so to most of one plan's.
+    """
     seconds: dict[str, list[float]] = {}
     for _ in range(_ROUNDS + 1):
         for name, plan in plans.items():
             began = time.perf_counter()
             plan.run()
             seconds.setdefault(name, []).append(time.perf_counter() - began)
-    return {name: statistics.median(times[1:]) for name, times in seconds.items()}
+    return {name: min(times) for name, times in seconds.items()}
 
 
 def _convolution(dtype: torch.dtype, winograd: bool) -> CpuPlan:

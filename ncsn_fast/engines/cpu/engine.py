@@ -14,11 +14,13 @@ from torch import Tensor
 
 from ncsn_fast.engines.base import DTYPES
 from ncsn_fast.engines.cpu import autotune, onednn
-from ncsn_fast.engines.cpu.plan import CpuPlan, can_be_winograd
-from ncsn_fast.engines.lowering.graph import ConvolutionSpec, Graph
+from ncsn_fast.engines.cpu.layers import AnyLayer, Layer, layer_of
+from ncsn_fast.engines.cpu.plan import CpuPlan
+from ncsn_fast.engines.lowering.graph import Graph
 from ncsn_fast.engines.lowering.memory_plan import format_profile
 from ncsn_fast.engines.lowering.static_memory import Weights
 from ncsn_fast.engines.static_engine import StaticEngine
+from ncsn_fast.models.classes import default_label
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops.addresses import NHWC, array
 from ncsn_fast.ops.extension import forced_isa
@@ -39,8 +41,9 @@ class CpuEngine(StaticEngine):
     Args:
         convolutions: "direct" (oneDNN) or "winograd" (ours) for 3x3 convolutions, or what
             `choices` said of another engine; None for the environment variable
-            NCSN_FAST_CONVOLUTIONS, else the faster one on this machine for every layer. Winograd
-            stores four times the weights.
+            NCSN_FAST_CONVOLUTIONS, else the faster one on this machine for every layer; 1x1
+            convolutions and attention may then be matrix products, too. Winograd stores four times
+            the weights.
 
     Raises:
         UnsupportedNetwork: torch cannot export the network (see `refuses`).
@@ -60,9 +63,9 @@ class CpuEngine(StaticEngine):
         self.release()
         given = convolutions or os.environ.get("NCSN_FAST_CONVOLUTIONS")
         layers = _layers(self.lowered(model.config.image_size))
-        self._winograd = self._chosen(given, layers)
+        self._second = self._chosen(given, layers)
         named = given in autotune.ALGORITHMS
-        self.convolutions = given if given and named else _code(self._winograd, layers)
+        self.convolutions = given if given and named else _code(self._second, layers)
         self.error = self.check_precision()
         self.forget_weights()  # packed copies remain; the caller may free theirs
 
@@ -134,13 +137,13 @@ class CpuEngine(StaticEngine):
         before, after = speed(wanted), speed(taken)
         return before / after if before is not None and after is not None else None
 
-    def _chosen(self, given: str | None, layers: Mapping[str, autotune.Layer]) -> frozenset[str]:
-        """Returns the names of the convolutions that run by Winograd's algorithm."""
+    def _chosen(self, given: str | None, layers: Mapping[str, AnyLayer]) -> frozenset[str]:
+        """Returns the names of the operations that run by their second algorithm."""
         if given is None:
-            gains = autotune.winograd_gains({*layers.values()}, self.dtype, self.threads)
-            return frozenset(name for name, layer in layers.items() if gains[layer])
+            pays = autotune.pays({*layers.values()}, self.dtype, self.threads)
+            return frozenset(name for name, layer in layers.items() if pays[layer])
         if given in autotune.ALGORITHMS:
-            return frozenset(layers if given == "winograd" else ())
+            return _winograd(layers) if given == "winograd" else frozenset()
         number = int(given.removeprefix(_PREFIX), 16) if _is_code(given) else -1
         if not 0 <= number < 1 << len(layers):
             raise ValueError(
@@ -177,7 +180,8 @@ class CpuEngine(StaticEngine):
             if first >= stop:
                 return
             with self._lock:
-                plan = self._load(program.input(chains.x, first))
+                scale, shift = float(program.scale[first]), float(program.shift[first])
+                plan = self._load(chains.x, scale, shift)
                 for start, end, level in rows.of_one_level(first, stop):
                     each = None if level is None else rows.each(level, self.batch_size)
                     plan.set_conditions(*self._conditions(each, chains.labels))
@@ -188,8 +192,8 @@ class CpuEngine(StaticEngine):
     def _conditions(self, level: Tensor | None, labels: Tensor | None) -> list[Tensor]:
         """Returns the network's further inputs, (batch_size,) each."""
         found = [] if level is None or self.model.conditioning == "none" else [level]
-        if self.model.n_classes:
-            none = torch.full((self.batch_size,), self.model.n_classes)
+        if (label := default_label(self.model.config)) is not None:
+            none = torch.full((self.batch_size,), label)
             found.append(none if labels is None else labels)
         return found
 
@@ -219,14 +223,15 @@ class CpuEngine(StaticEngine):
                 self.batch_size,
                 DTYPES[self.dtype],
                 self._weights,
-                winograd=self._winograd,
+                winograd=self._second,
+                products=self._second,
             )
         return self._plans[size]
 
-    def _load(self, x: Tensor) -> CpuPlan:
+    def _load(self, x: Tensor, scale: float = 1.0, shift: float = 0.0) -> CpuPlan:
         """Returns the plan for images of the size of x, with x loaded."""
         plan = self._plan((x.shape[2], x.shape[3]))
-        plan.load(x)
+        plan.load(x, scale, shift)
         return plan
 
     def _sample(self, plan: CpuPlan, chains: Chains, rows: _Rows, start: int, end: int) -> None:
@@ -250,25 +255,24 @@ class CpuEngine(StaticEngine):
 _PREFIX = "layers:"
 
 
-def _layers(graph: Graph) -> dict[str, autotune.Layer]:
-    """Returns the convolutions that have a choice of algorithm, by their names."""
-    return {
-        op.name: autotune.Layer(
-            op.inputs[0].channels, op.spec.channels, op.inputs[0].height, op.inputs[0].width,
-            op.spec.dilation,
-        )
-        for op in graph.ops
-        if isinstance(op.spec, ConvolutionSpec) and can_be_winograd(op, op.spec)
-    }  # fmt: skip
+def _layers(graph: Graph) -> dict[str, AnyLayer]:
+    """Returns the operations that have a choice of algorithm, by their names."""
+    found = ((op.name, layer_of(op)) for op in graph.ops)
+    return {name: layer for name, layer in found if layer is not None}
 
 
-def _code(winograd: frozenset[str], layers: Mapping[str, autotune.Layer]) -> str:
+def _winograd(layers: Mapping[str, AnyLayer]) -> frozenset[str]:
+    """Returns the names of those that Winograd's algorithm covers."""
+    return frozenset(name for name, layer in layers.items() if isinstance(layer, Layer))
+
+
+def _code(chosen: frozenset[str], layers: Mapping[str, AnyLayer]) -> str:
     """Returns a choice as text: an algorithm for all layers, or a number with a bit for each."""
-    if not winograd:
+    if not chosen:
         return "direct"
-    if len(winograd) == len(layers):
+    if chosen == _winograd(layers):
         return "winograd"
-    return f"{_PREFIX}{sum(1 << i for i, name in enumerate(layers) if name in winograd):x}"
+    return f"{_PREFIX}{sum(1 << i for i, name in enumerate(layers) if name in chosen):x}"
 
 
 def _is_code(value: Any) -> bool:

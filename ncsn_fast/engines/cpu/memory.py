@@ -22,12 +22,31 @@ class PlanMemory(StaticMemory):
         super().__init__(graph, batch, dtype, weights)
         self.bfloat16 = dtype is torch.bfloat16
         self._by_level = self._in_torch = False
+        self._scratch: dict[tuple[int, ...], Tensor] = {}
         self.steps = _C.Plan(*onednn.addresses())
 
     def in_torch(self, op: Op) -> None:
         """Adds a step that PyTorch runs."""
         self.steps.callback(torch_steps.step(self, op))
         self._in_torch = True
+
+    @property
+    def map_bytes(self) -> int:
+        """Bytes of the feature-map buffer and the auxiliary buffers."""
+        return super().map_bytes + sum(t.nbytes for t in self._scratch.values())
+
+    def copy(self, x: Map, y: Map) -> None:
+        """Adds a step that copies a map."""
+        count = self.bytes(x) // self.dtype.itemsize
+        self.steps.copy_channels(
+            self.array(x), self.array(y), 1, count, count, 0, count, 0, self.bfloat16, self.bfloat16
+        )
+
+    def scratch(self, *shape: int) -> Tensor:
+        """Returns memory in the maps' type that is free between two operations."""
+        if shape not in self._scratch:
+            self._scratch[shape] = torch.zeros(shape, dtype=self.dtype)
+        return self._scratch[shape]
 
     def level_rows(self, table: Tensor, channels: int) -> list[Tensor]:
         """Returns memory for alpha, gamma and beta (batch, C) of each image's level."""

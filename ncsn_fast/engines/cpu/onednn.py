@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 TESTED = ("2.13.", "2.14.")  # releases of torch that the tests have run with
 _FUNCTIONS = (
     "aoti_torch_cpu_mkldnn__convolution_pointwise_binary_",
+    "aoti_torch_cpu_addmm_out",
+    "aoti_torch_cpu_bmm_out",
     "aoti_torch_delete_tensor_object",
 )
 _PACK, _ADD = "_reorder_convolution_weight", "_convolution_pointwise_"
@@ -209,6 +211,21 @@ def add(
         name, *capsules, bias, (spec.padding,) * 2, (spec.stride,) * 2, (spec.dilation,) * 2,
         spec.groups, array("y", y, tuple(y.shape), y.dtype, layout=NHWC), y.nbytes if clear else 0,
     )  # fmt: skip
+
+
+def products(plan: Any, name: str, a: Tensor, b: Tensor, y: Tensor) -> None:
+    """Appends the steps y = a b of (N, heads, L, K) and (N, heads, K, M), one for each head.
+
+    The caller keeps the tensors at their addresses; all are of one type, with any strides.
+    """
+    for head in range(y.shape[1]):
+        out, *operands = owned([y[:, head], a[:, head], b[:, head]])
+        plan.product(name, out, None, *operands)
+
+
+def product(plan: Any, name: str, a: Tensor, b: Tensor, y: Tensor, added: Tensor) -> None:
+    """Appends the step y = added + a b of matrices (L, K) and (K, M); `added` may be (M,), or y."""
+    plan.product(name, *owned([y, added, a, b]))
 
 
 @functools.cache

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from ncsn_fast.engines.cpu import onednn, steps
+from ncsn_fast.engines.cpu.layers import can_be_product, can_be_winograd
 from ncsn_fast.engines.cpu.memory import PlanMemory
-from ncsn_fast.engines.lowering.graph import ConvolutionSpec, Graph, Op
+from ncsn_fast.engines.lowering.graph import AttentionSpec, ConvolutionSpec, Graph, Op
 from ncsn_fast.engines.lowering.memory_plan import OpCost
-from ncsn_fast.engines.lowering.static_memory import Weights
+from ncsn_fast.engines.lowering.static_memory import Weights, network_input
 from ncsn_fast.ops.addresses import NONE, array
-from ncsn_fast.ops.cpu import WinogradWeights, winograd_pack, winograd_pays
+from ncsn_fast.ops.cpu import WinogradWeights, winograd_pack
 from ncsn_fast.ops.extension import forced_isa
 
 
@@ -23,8 +24,10 @@ class CpuPlan(PlanMemory):
     Args:
         weights: weights of another plan of the same network and dtype, to share; missing ones are
             copied from the network and packed.
-        winograd: names of the convolutions that run by Winograd's algorithm; True for all where it
-            pays.
+        winograd: names of the 3x3 convolutions that run by Winograd's algorithm; True for all where
+            it pays.
+        products: names of the 1x1 convolutions that run as matrix products, and of the attention
+            whose matrix products are in the maps' type; True for all.
 
     Attributes:
         input, output: (batch, C, H, W) channels-last, in the plan's buffer; valid between two runs.
@@ -39,18 +42,18 @@ class CpuPlan(PlanMemory):
         weights: Weights | None = None,
         *,
         winograd: Collection[str] | bool = False,
+        products: Collection[str] | bool = False,
     ) -> None:
         super().__init__(graph, batch, dtype, weights)
-        self.winograd = winograd
+        self.winograd, self.products = winograd, products
         self.input, self.output = self.tensor(graph.input), self.tensor(graph.output)
-        self._input = self.own(torch.empty(self.input.shape, dtype=torch.float32))  # unrounded
         self._spans: list[int] = []  # steps of each operation
         self.costs = [self._add(op) for op in graph.ops]
 
-    def load(self, x: Tensor) -> None:
-        """Sets input = scale * x + shift, computed in float32 as in the sampler update."""
-        scale, shift = self.graph.scale, self.graph.shift
-        self.input.copy_(torch.mul(x, scale, out=self._input).add_(shift))
+    def load(self, x: Tensor, scale: float = 1.0, shift: float = 0.0) -> None:
+        """Sets the network's input to scale * x + shift, as a sampler update does."""
+        to, by = self.graph.scale, self.graph.shift
+        self.input.copy_(network_input(x, scale * to, shift * to + by))
 
     def run(self) -> None:
         """Computes `output` from `input`."""
@@ -73,6 +76,9 @@ class CpuPlan(PlanMemory):
         self._in_torch = False
         if isinstance(op.spec, ConvolutionSpec):
             kind = self._add_convolution(op, op.spec)
+        elif isinstance(op.spec, AttentionSpec) and _is_in(self.products, op.name):
+            steps.attention_by_products(self, op)
+            kind = "attention (products)"
         else:
             steps.add(self, op)
         if self._in_torch and kind != "torch":
@@ -87,6 +93,9 @@ class CpuPlan(PlanMemory):
         if f"{op.name} (winograd)" in self.weights or self._chooses_winograd(op, spec):
             self._add_winograd(op, spec)
             return "winograd"
+        if f"{op.name} (product)" in self.weights or self._chooses_product(op, spec):
+            self._add_product(op, spec)
+            return "product"
         x, y = op.inputs[0], op.outputs[0]
         if op.name not in self.weights:
             self.weights[op.name] = onednn.pack(spec, self.shape(x), self.dtype)
@@ -100,9 +109,24 @@ class CpuPlan(PlanMemory):
         """Returns whether to use Winograd; packed weights keep their algorithm at every size."""
         if op.name in self.weights:
             return False
-        if isinstance(self.winograd, bool):
-            return self.winograd and can_be_winograd(op, spec)
-        return op.name in self.winograd
+        return _is_in(self.winograd, op.name) and can_be_winograd(op, spec)
+
+    def _chooses_product(self, op: Op, spec: ConvolutionSpec) -> bool:
+        """Returns whether to use a matrix product; see `_chooses_winograd`."""
+        if op.name in self.weights:
+            return False
+        return _is_in(self.products, op.name) and can_be_product(op, spec)
+
+    def _add_product(self, op: Op, spec: ConvolutionSpec) -> None:
+        maps = (op.inputs[0], op.outputs[0])
+        x, y = (self.tensor(m).permute(0, 2, 3, 1).flatten(0, 2) for m in maps)
+        matrix = spec.weight[:, :, 0, 0].t()
+        weight, *bias = self.plain(f"{op.name} (product)", matrix, spec.bias)
+        if op.overwrites or bias:
+            onednn.product(self.steps, op.name, x, weight, y, y if op.overwrites else bias[0])
+        else:
+            each = (t[None, None] for t in (x, weight, y))
+            onednn.products(self.steps, op.name, *each)
 
     def _add_winograd(self, op: Op, spec: ConvolutionSpec) -> None:
         x, y = op.inputs[0], op.outputs[0]
@@ -125,8 +149,5 @@ class CpuPlan(PlanMemory):
         )  # fmt: skip
 
 
-def can_be_winograd(op: Op, spec: ConvolutionSpec) -> bool:
-    """Whether Winograd's algorithm covers a convolution, and its tiles fit the map."""
-    x, plain = op.inputs[0], spec.stride == spec.groups == 1
-    fits = plain and spec.taps == 3 and spec.padding == spec.dilation
-    return fits and winograd_pays(x.channels, spec.channels, x.height, x.width, spec.dilation)
+def _is_in(names: Collection[str] | bool, name: str) -> bool:
+    return names if isinstance(names, bool) else name in names

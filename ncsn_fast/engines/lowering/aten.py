@@ -314,6 +314,11 @@ def is_tokens(view: View) -> bool:
     return view.shape[-1:] == (view.map.channels,) and _lies(view, raster(view.shape))
 
 
+def is_rows(view: View) -> bool:
+    """Whether a view is all of its map, contiguous: rows of the last axis."""
+    return _lies(view, raster(view.shape))
+
+
 def is_whole(view: View) -> bool:
     """Whether a view is all of its map, every number once, in any order."""
     order = sorted(range(len(view.shape)), key=lambda i: -view.strides[i])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,12 +18,34 @@ from torch.fx.node import map_aggregate
 from ncsn_fast.engines.lowering.graph import UnsupportedNetwork
 
 PROBE = 2  # images in the tensors that stand for all batch sizes
+STAND_IN = 7919  # N in the shapes of a stored graph, where it may be any number
 _UNITS = (3, 5)  # of open heights and widths, whose values must not be 0, 1 or the same
 _MOST = 2**20  # pixels in an open height or width
 Dependence = Literal["constant", "batch", "condition", "map"]
 _ORDER: tuple[Dependence, ...] = ("constant", "batch", "condition", "map")
 _SIZE = torch.ops.aten.sym_size.int
 _CONTIGUOUS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
+
+
+class Traced(NamedTuple):
+    """Graph of ATen operations that torch.export finds, and what its placeholders are.
+
+    Attributes:
+        graph: nodes have metadata "val" (a tensor with the shape of the value) and, of the modules
+            whose forward computes them, "nn_module_stack".
+        names: parameter or buffer that a placeholder is, by its name.
+        tensors: parameters, buffers and other constants by their names.
+        inputs: names of the network's inputs, the image first.
+        output: name of the node of its output.
+        weights: the placeholders that are parameters and buffers.
+    """
+
+    graph: fx.Graph
+    names: dict[str, str]
+    tensors: Mapping[str, Tensor]
+    inputs: list[str]
+    output: str
+    weights: frozenset[str]
 
 
 class Exported:
@@ -34,6 +56,7 @@ class Exported:
         inputs: the image input (N, ...), then conditions (N, ...) or None; values do not matter.
         sizes: (a, b) for a network of images of any height and width a k + b; None for those of
             the image input.
+        traced: the network as it was traced before; None to trace it.
 
     Attributes:
         nodes: what the output depends on, in order.
@@ -50,34 +73,20 @@ class Exported:
         net: nn.Module,
         inputs: Sequence[Tensor | None],
         sizes: tuple[int, int] | None = None,
+        traced: Traced | None = None,
     ) -> None:
-        program = _export(net, tuple(inputs), sizes)
-        signature = program.graph_signature
-        tensors = {**program.constants, **program.state_dict}
-        names = {
-            **signature.inputs_to_parameters,
-            **signature.inputs_to_buffers,
-            **signature.inputs_to_lifted_tensor_constants,
-        }
-        self._weights = {*signature.inputs_to_parameters, *signature.inputs_to_buffers}
-        self._names = {node: str(name) for node, name in names.items()}
-        self._tensors: dict[str, Tensor] = {}
-        for node, name in self._names.items():
-            tensor = tensors[name]
-            if not isinstance(tensor, Tensor):
-                raise UnsupportedNetwork(f"constants of type {type(tensor).__name__}")
-            self._tensors[node] = tensor.detach()
-        found = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
-        self.inputs = [found[name] for name in signature.user_inputs if isinstance(name, str)]
-        (outputs,) = next(n for n in program.graph.nodes if n.op == "output").args
-        if len(outputs) != 1 or not isinstance(outputs[0], fx.Node):
-            raise UnsupportedNetwork(f"{len(outputs)} outputs; one tensor is expected")
-        self.output: fx.Node = outputs[0]
+        traced = trace(net, inputs, sizes) if traced is None else traced
+        self.traced, self._names, self._weights = traced, traced.names, traced.weights
+        self._tensors = {node: traced.tensors[name].detach() for node, name in self._names.items()}
+        found = {node.name: node for node in traced.graph.nodes}
+        self.inputs = [found[name] for name in traced.inputs]
+        self.output = found[traced.output]
         size = self.inputs[0].meta["val"].shape[0]
         self.batch = size if isinstance(size, int) else size.node.maybe_as_int()
+        self.batch = None if self.batch == STAND_IN else self.batch
         self.images = PROBE if self.batch is None else self.batch
         self._size = size
-        self.nodes = _needed(program.graph, self.output)
+        self.nodes = _needed(traced.graph, self.output)
         self._kinds: dict[fx.Node, Dependence] = {}
         for node in self.nodes:
             self._kinds[node] = self._classify(node)
@@ -98,11 +107,6 @@ class Exported:
     def parameter(self, node: fx.Node) -> str | None:
         """Returns the name of the parameter or buffer that a node is."""
         return self._names.get(node.name) if node.op == "placeholder" else None
-
-    @property
-    def names(self) -> dict[int, str]:
-        """Names of parameters and buffers, by the ids of the tensors that `constant` returns."""
-        return {id(tensor): self._names[node] for node, tensor in self._tensors.items()}
 
     def symbols(self, sizes: Mapping[int, int]) -> dict[Any, int]:
         """Returns numbers in place of the open sizes of the images, by their symbols.
@@ -295,6 +299,39 @@ def _is_mask(index: Any) -> bool:
     """Whether an index is a mask, whose elements are counted before anything is indexed."""
     value = index.meta.get("val") if isinstance(index, fx.Node) else None
     return isinstance(value, Tensor) and value.dtype in (torch.bool, torch.uint8)
+
+
+def trace(
+    net: nn.Module, inputs: Sequence[Tensor | None], sizes: tuple[int, int] | None = None
+) -> Traced:
+    """Traces a network; see Exported.
+
+    Raises:
+        UnsupportedNetwork: torch cannot export the network.
+    """
+    program = _export(net, tuple(inputs), sizes)
+    signature = program.graph_signature
+    tensors = {**program.constants, **program.state_dict}
+    names = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+    for name in names.values():
+        if not isinstance(tensors[name], Tensor):
+            raise UnsupportedNetwork(f"constants of type {type(tensors[name]).__name__}")
+    (outputs,) = next(n for n in program.graph.nodes if n.op == "output").args
+    if len(outputs) != 1 or not isinstance(outputs[0], fx.Node):
+        raise UnsupportedNetwork(f"{len(outputs)} outputs; one tensor is expected")
+    seen = [name for name in signature.user_inputs if isinstance(name, str)]
+    return Traced(
+        program.graph,
+        {node: str(name) for node, name in names.items()},
+        {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)},
+        seen,
+        outputs[0].name,
+        frozenset((*signature.inputs_to_parameters, *signature.inputs_to_buffers)),
+    )
 
 
 def _export(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from typing import Any
 
 import torch
@@ -126,6 +127,17 @@ class TransposedSpec:
 
 
 @dataclasses.dataclass(frozen=True)
+class SquaresSpec:
+    """Squares of factor x factor pixels from groups of channels.
+
+    The first `first` rows and columns are left out.
+    """
+
+    factor: int
+    first: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class NormSpec:
     """Parameters of IN++, with or without ELU.
 
@@ -241,6 +253,28 @@ class AttentionSpec:
 
 
 @dataclasses.dataclass(frozen=True)
+class ProductSpec:
+    """y = a b of (heads, L, K) and (heads, K, M): views of the maps that are read and written."""
+
+    a: View
+    b: View
+    y: View
+
+    def flop(self) -> float:
+        """Returns the FLOP for one image; 2 per multiply-add."""
+        return 2.0 * math.prod(self.a.shape) * self.b.shape[2]
+
+
+@dataclasses.dataclass(frozen=True)
+class SoftmaxSpec:
+    """Softmax of scale * x, whose memory is `rows` rows of `columns` for an image."""
+
+    rows: int
+    columns: int
+    scale: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
 class PadSpec:
     """Rows and columns of zeros around an image."""
 
@@ -278,6 +312,7 @@ class TorchSpec:
 Spec = (
     ConvolutionSpec
     | TransposedSpec
+    | SquaresSpec
     | NormSpec
     | GroupNormSpec
     | PointwiseSpec
@@ -285,6 +320,8 @@ Spec = (
     | AddSpec
     | ActivationSpec
     | AttentionSpec
+    | ProductSpec
+    | SoftmaxSpec
     | PadSpec
     | CopySpec
     | TorchSpec
@@ -296,12 +333,12 @@ class Op:
     """One operation of a graph.
 
     Attributes:
-        kind: "conv", which adds to its second input if it has one; "conv_transpose"; "norm" (IN++);
-            "group_norm"; "layer_norm" (a group norm of each pixel); an activation; "add", and
-            "add_" + an activation, whose outputs are the sum and its activation, or only the
-            latter; "affine"; "concat"; "max_pool5", "avg_pool5", "mean_pool2"; "nearest2";
-            "resize", "resize_add" (bilinear, with align_corners); "pad"; "attention"; "copy";
-            "pointwise" (fusion.py); "torch".
+        kind: "conv", which adds to its second input if it has one; "conv_transpose";
+            "depth_to_space"; "norm" (IN++); "group_norm"; "layer_norm" (a group norm of each
+            pixel); an activation; "add", and "add_" + an activation, whose outputs are the sum and
+            its activation, or only the latter; "affine"; "concat"; "max_pool5", "avg_pool5",
+            "mean_pool2"; "nearest2"; "resize", "resize_add" (bilinear, with align_corners); "pad";
+            "attention"; "product"; "softmax"; "copy"; "pointwise" (fusion.py); "torch".
         overwrites: pairs (output, input): the output takes the memory of an input, which nothing
             may read afterwards. A convolution that overwrites accumulates into it.
         spec: parameters.
@@ -316,13 +353,13 @@ class Op:
 
     @property
     def flop(self) -> float:
-        """FLOP of a convolution or an attention, for one image; 0 for what is bound by memory."""
+        """FLOP of convolutions, products and attention, for one image; 0 for what memory bounds."""
         spec = self.spec
         if isinstance(spec, ConvolutionSpec):
             return spec.flop(self.outputs[0])
         if isinstance(spec, TransposedSpec):
             return spec.flop(self.inputs[0])
-        return spec.flop() if isinstance(spec, AttentionSpec) else 0.0
+        return spec.flop() if isinstance(spec, (AttentionSpec, ProductSpec)) else 0.0
 
 
 class UnsupportedNetwork(ValueError):

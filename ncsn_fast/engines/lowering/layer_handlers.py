@@ -1,9 +1,7 @@
-"""Handlers of layers: convolutions, norms, pools, resizing and attention."""
+"""Handlers of layers: convolutions, norms, pools and resizing."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import operator
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +20,6 @@ from ncsn_fast.engines.lowering.aten import (
 )
 from ncsn_fast.engines.lowering.graph import (
     AffineSpec,
-    AttentionSpec,
     ConvolutionSpec,
     GroupNormSpec,
     Map,
@@ -263,83 +260,3 @@ def _resized(low: Lowering, node: fx.Node, kind: str) -> View:
         raise Declined
     x = low.image_map(low.view(node.args[0]))
     return image(low.emit(kind, low.name(node, "resize"), (x,), Map(*shape)))
-
-
-@lowers(aten.scaled_dot_product_attention.default)
-def _attention(low: Lowering, node: fx.Node, a: SimpleNamespace) -> Value:
-    if a.attn_mask is not None or a.dropout_p or a.is_causal or a.enable_gqa:
-        raise Declined
-    q, k, v = (_heads(low, low.view(x)) for x in (a.query, a.key, a.value))
-    scale = 1 / math.sqrt(q.shape[2]) if a.scale is None else float(a.scale)
-    return _attended(low, node, q, k, v, scale)
-
-
-@lowers(aten.matmul.default, aten.bmm.default)
-def _written_out_attention(low: Lowering, node: fx.Node, a: SimpleNamespace) -> Value:
-    """softmax(q k^T times a number) v, from its last product; other products are PyTorch's."""
-    softmax, values = _same_value(node.args[0]), node.args[1]
-    if softmax.target not in (aten.softmax.int, aten._softmax.default):
-        raise Declined
-    if softmax.args[1] not in (-1, softmax.meta["val"].ndim - 1):
-        raise Declined
-    scores, scale = _same_value(softmax.args[0]), 1.0
-    while scores.target in (aten.mul.Tensor, aten.div.Tensor):
-        number = scores.args[1]
-        if not isinstance(number, (int, float)):
-            raise Declined
-        scale = scale / number if scores.target is aten.div.Tensor else scale * number
-        scores = _same_value(scores.args[0])
-    if scores.target not in (aten.matmul.default, aten.bmm.default):
-        raise Declined
-    q, transposed, v = (low.view(x) for x in (*scores.args[:2], values))
-    if not len(q.shape) == len(transposed.shape) == len(v.shape) or len(q.shape) not in (2, 3):
-        raise Declined
-    k = dataclasses.replace(
-        transposed,
-        shape=(*transposed.shape[:-2], *transposed.shape[:-3:-1]),
-        strides=(*transposed.strides[:-2], *transposed.strides[:-3:-1]),
-    )
-    if len(q.shape) == 3:
-        return _attended(low, node, _heads(low, q), _heads(low, k), _heads(low, v), scale)
-    q, k, v = (
-        _heads(low, dataclasses.replace(x, shape=(1, *x.shape), strides=(0, *x.strides)))
-        for x in (q, k, v)
-    )
-    y = _attended(low, node, q, k, v, scale)
-    return dataclasses.replace(y, shape=y.shape[1:], strides=y.strides[1:])
-
-
-def _same_value(node: Any) -> fx.Node:
-    """Returns the node that a value comes from unchanged."""
-    while isinstance(node, fx.Node) and (
-        node.target in (aten.clone.default, aten.contiguous.default, aten.dropout.default)
-        or (node.target is aten.to.dtype and node.args[1] == torch.float32)
-    ):
-        node = node.args[0]
-    if not isinstance(node, fx.Node):
-        raise Declined
-    return node
-
-
-def _attended(low: Lowering, node: fx.Node, q: View, k: View, v: View, scale: float) -> View:
-    """Lowers the attention of queries, keys and values (heads, L, d)."""
-    heads, length, width = q.shape
-    if k.shape[0] != heads or v.shape[0] != heads or k.shape[2] != width:
-        raise Declined
-    across = v.shape[2]
-    y = Map(heads * across, *((q.map.height, q.map.width) if _fills(q) else (length, 1)))
-    maps = (q.map, k.map, v.map)
-    low.emit("attention", low.name(node, "attention"), maps, y, AttentionSpec(q, k, v, scale))
-    return View(y, (heads, length, across), (across, heads * across, 1))
-
-
-def _heads(low: Lowering, view: View) -> View:
-    """Returns a view (heads, L, d) whose vectors are contiguous."""
-    if len(view.shape) != 3:
-        raise Declined
-    return view if view.strides[2] == 1 or view.shape[2] == 1 else low.contiguous(view)
-
-
-def _fills(view: View) -> bool:
-    """Whether the tokens of a view are the pixels of its map."""
-    return view.shape[1] == view.map.height * view.map.width

@@ -11,23 +11,27 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ncsn_fast.engines.lowering import passes, stored, sums
+from ncsn_fast.engines.lowering import attention, passes, stored, sums
 from ncsn_fast.engines.lowering.aten import Lowering
 from ncsn_fast.engines.lowering.export import PROBE, Exported, Program
 from ncsn_fast.engines.lowering.graph import Graph, Vector
 from ncsn_fast.engines.lowering.handlers import HANDLERS
 from ncsn_fast.engines.lowering.rewriting import name_uniquely
+from ncsn_fast.engines.lowering.transposed import expand_transposed
 
 # In this order: what removes operations, then what joins them, then where they write.
 PASSES: tuple[passes.Pass, ...] = (
     passes.drop_dead,
     passes.fold_input,
     passes.drop_identities,
+    expand_transposed,
     passes.fold_affine,
     passes.absorb_vectors,
     passes.fold_padding,
     passes.pool_convolutions,
     passes.fuse_activations,
+    attention.scale_softmax,
+    attention.fuse_attention,
     passes.join_projections,
     sums.weigh_sums,
     sums.fuse_sums,
@@ -83,32 +87,8 @@ def lower(
     found = known.get(key)
     if found is None or not found.is_of(tensors):
         seen = [(weakref.ref(p), _version(p)) for p in tensors]
-        found = known[key] = _Lowered(_obtained(net, shape, conditions, batch), seen)
+        found = known[key] = _Lowered(_lower(net, shape, conditions, batch), seen)
     return found.graph
-
-
-def _obtained(
-    net: nn.Module,
-    shape: Shape,
-    conditions: Sequence[torch.dtype | None],
-    batch: int,
-) -> Graph:
-    """Returns the graph that is stored for a network's architecture, or lowers and stores it."""
-    name = stored.key(net, shape, [*conditions])
-    graph = None if name is None else stored.find(name, net)
-    if graph is None:
-        graph, names = _lower(net, shape, conditions, batch)
-        if name is not None:
-            stored.keep(name, graph, names)
-    return graph
-
-
-def storable(
-    net: nn.Module, shape: Shape, conditions: Sequence[torch.dtype | None] = ()
-) -> tuple[str | None, stored.Structure]:
-    """Lowers a network anew; returns the key of its graph, and the graph as plain data."""
-    graph, names = _lower(net, shape, conditions, PROBE)
-    return stored.key(net, shape, [*conditions]), stored.structure_of(graph, names)
 
 
 def _tensors(net: nn.Module) -> Iterator[Tensor]:
@@ -127,32 +107,46 @@ def _lower(
     shape: Shape,
     conditions: Sequence[torch.dtype | None],
     batch: int,
-) -> tuple[Graph, dict[int, str]]:
-    """Lowers a network; returns the names of its tensors too, by their ids."""
-    if not all(map(_is_plain, _tensors(net))):
-        with torch.inference_mode(mode=False):
-            net = copy.deepcopy(net).float()
-    training = [module for module in net.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        device = next(_tensors(net), torch.empty(0)).device
-        inputs: list[Tensor | None] = [
-            torch.zeros(batch, *shape, dtype=torch.float32, device=device)
-        ]
-        for dtype in conditions:
-            row = None if dtype is None else torch.zeros(batch, dtype=dtype, device=device)
-            inputs.append(row)
-        exported = Exported(net, inputs)
-    finally:
-        for module in training:
-            module.training = True
+) -> Graph:
+    exported = export(net, shape, conditions, batch)
     graph = Lowering(net, exported, shape, HANDLERS).run()
     passes.apply(graph, PASSES)
     name_uniquely(graph)
     _add_condition(graph, exported)
     graph.kept = frozenset(exported.kept)
-    return graph, exported.names
+    return graph
+
+
+def export(
+    net: nn.Module,
+    shape: Shape,
+    conditions: Sequence[torch.dtype | None] = (),
+    batch: int = PROBE,
+) -> Exported:
+    """Exports a network; see `lower`. What torch.export finds is stored for some (stored.py)."""
+    name = stored.key(net, shape, [*conditions], batch)
+    if not all(map(_is_plain, _tensors(net))):
+        with torch.inference_mode(mode=False):
+            net = copy.deepcopy(net).float()
+    device = next(_tensors(net), torch.empty(0)).device
+    inputs: list[Tensor | None] = [torch.zeros(batch, *shape, dtype=torch.float32, device=device)]
+    for dtype in conditions:
+        row = None if dtype is None else torch.zeros(batch, dtype=dtype, device=device)
+        inputs.append(row)
+    traced = None if name is None else stored.find(name, net)
+    if traced is not None:
+        return Exported(net, inputs, traced=traced)
+    training = [module for module in net.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        exported = Exported(net, inputs)
+    finally:
+        for module in training:
+            module.training = True
+    if name is not None:
+        stored.keep(name, exported.traced)
+    return exported
 
 
 def _add_condition(graph: Graph, exported: Exported) -> None:

@@ -38,7 +38,7 @@ from ncsn_fast.engines.lowering.rewriting import (
 
 Pass = Callable[[Graph], None]
 _SUMS = ("add", *(f"add_{name}" for name in ACTIVATIONS))
-_IN_PLACE = ("norm", "group_norm", "layer_norm", "affine", *ACTIVATIONS, *_SUMS)
+_IN_PLACE = ("norm", "group_norm", "layer_norm", "affine", "softmax", *ACTIVATIONS, *_SUMS)
 
 
 def apply(graph: Graph, passes: Iterable[Pass]) -> Graph:

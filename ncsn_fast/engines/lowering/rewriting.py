@@ -14,6 +14,7 @@ from ncsn_fast.engines.lowering.graph import (
     Graph,
     Map,
     Op,
+    ProductSpec,
     TorchSpec,
     View,
 )
@@ -64,6 +65,8 @@ def with_maps(op: Op, names: Mapping[Map, Map]) -> Op:
     if isinstance(spec, AttentionSpec):
         q, k, v = map(moved, (spec.query, spec.key, spec.value))
         spec = AttentionSpec(q, k, v, spec.scale)
+    elif isinstance(spec, ProductSpec):
+        spec = ProductSpec(*map(moved, (spec.a, spec.b, spec.y)))
     elif isinstance(spec, CopySpec):
         spec = CopySpec(moved(spec.source), moved(spec.target))
     elif isinstance(spec, TorchSpec):

@@ -21,11 +21,15 @@ from ncsn_fast.engines.lowering.graph import (
     GroupNormSpec,
     Op,
     PadSpec,
+    ProductSpec,
+    SoftmaxSpec,
+    SquaresSpec,
     TorchSpec,
     TransposedSpec,
     View,
 )
 from ncsn_fast.engines.lowering.static_memory import StaticMemory
+from ncsn_fast.ops import reference
 from ncsn_fast.ops.activations import ACTIVATIONS
 
 Step = Callable[[], object]
@@ -132,6 +136,32 @@ def _attention(plan: StaticMemory, op: Op) -> Step:
     return lambda: y.copy_(run(q, k, v, scale=spec.scale))
 
 
+def _product(plan: StaticMemory, op: Op) -> Step:
+    """y = a b of each head."""
+    spec = op.spec
+    assert isinstance(spec, ProductSpec)
+    a, b, y = map(plan.view, (spec.a, spec.b, spec.y))
+    return lambda: y.copy_(a @ b)
+
+
+def _softmax(plan: StaticMemory, op: Op) -> Step:
+    """Softmax of scale * x of each row, in float32 whatever the maps' type."""
+    spec = op.spec
+    assert isinstance(spec, SoftmaxSpec)
+    shape, strides = (spec.rows, spec.columns), (spec.columns, 1)
+    x, y = (plan.view(View(m, shape, strides)) for m in (op.inputs[0], op.outputs[0]))
+    return lambda: y.copy_((x.float() * spec.scale).softmax(dim=-1))
+
+
+def _depth_to_space(plan: StaticMemory, op: Op) -> Step:
+    """Squares of pixels from groups of channels."""
+    spec = op.spec
+    assert isinstance(spec, SquaresSpec)
+    z, y = plan.tensor(op.inputs[0]), plan.tensor(op.outputs[0])
+    size = (y.shape[2], y.shape[3])
+    return lambda: y.copy_(reference.depth_to_space(z, spec.factor, size=size, first=spec.first))
+
+
 def attended(op: Op) -> View:
     """Returns the output of an attention as (heads, L, d)."""
     spec = op.spec
@@ -171,5 +201,8 @@ TABLE: dict[str, Callable[[StaticMemory, Op], Step]] = {
     "conv_transpose": _conv_transpose,
     "layer_norm": _layer_norm,
     "attention": _attention,
+    "product": _product,
+    "softmax": _softmax,
+    "depth_to_space": _depth_to_space,
     "torch": _program,
 }

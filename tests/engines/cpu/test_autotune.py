@@ -12,11 +12,16 @@ from concurrent.futures import ThreadPoolExecutor
 import filelock
 import pytest
 import torch
+import torch.nn.functional as F
 from engine_cases import CPU, TYPES, model
 
 from ncsn_fast import _C, EngineUnavailable, Sampler, doctor, ops
+from ncsn_fast.engines.base import DTYPES
 from ncsn_fast.engines.cpu import autotune, onednn
 from ncsn_fast.engines.cpu.engine import CpuEngine
+from ncsn_fast.engines.cpu.layers import Attention, Layer, Pointwise
+from ncsn_fast.engines.cpu.plan import CpuPlan
+from ncsn_fast.engines.precision import BOUNDS
 
 
 def engine(of):
@@ -210,7 +215,7 @@ def gains(monkeypatch, speeds):
 
     def measure(layer, dtype, threads):
         timed.append(layer)
-        return speeds(layer)
+        return speeds(layer) if isinstance(layer, Layer) else 1.0
 
     monkeypatch.setattr(autotune, "_measure_layer", measure)
     return timed
@@ -253,21 +258,75 @@ def test_layers_that_agree_are_named_by_their_algorithm(cache, monkeypatch, spee
     assert engine(model(ngf=32)).convolutions == name
 
 
-LAYERS = {autotune.Layer(16, 16, n, n, 1) for n in (4, 8)}
+LAYERS = {Layer(16, 16, n, n, 1) for n in (4, 8)}
 
 
 def test_layers_are_really_timed(cache):
-    found = autotune.winograd_gains(LAYERS, "fp32", 1)
+    found = autotune.pays(LAYERS, "fp32", 1)
     (file,) = cache.glob("convolutions-*.json")
     speeds = json.loads(file.read_text())
     assert {*speeds} == {"fp32 16 16 4 4 1", "fp32 16 16 8 8 1"}
     assert found == {x: speeds[f"fp32 16 16 {x.height} {x.width} 1"] >= 1.1 for x in LAYERS}
 
 
+SECOND = (
+    Pointwise(32, 48, 4, 4),
+    Pointwise(3, 5, 7, 3),
+    Attention(1, 64, 32, 32),
+    Attention(2, 33, 8, 16),
+)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("layer", SECOND, ids=str)
+def test_both_algorithms_compute_the_layer(layer, dtype):
+    """Against float64; the second is the one that it says it is."""
+    graph = layer.graph()
+    op = graph.ops[0]
+    torch.manual_seed(0)
+    x = torch.randn(3, graph.input.channels, graph.input.height, graph.input.width)
+    kinds = []
+    for second in (False, True):
+        plan = CpuPlan(graph, 3, DTYPES[dtype], products=second)
+        plan.load(x)
+        with torch.inference_mode():
+            plan.run()
+        rounded = plan.input.double()
+        if isinstance(layer, Pointwise):
+            spec = op.spec
+            expected = F.conv2d(rounded, spec.weight.double(), spec.bias.double())
+        else:
+            flat = plan.input.permute(0, 2, 3, 1).flatten(1).double()
+            q, k, v = (
+                flat.as_strided((3, *view.shape), (flat.stride(0), *view.strides), view.offset)
+                for view in (op.spec.query, op.spec.key, op.spec.value)
+            )
+            expected = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+            expected = expected.mT[..., None]
+        error = (plan.output.double() - expected).norm() / expected.norm()
+        assert error <= BOUNDS[dtype]
+        kinds.append(plan.costs[0].kind)
+    assert kinds == (
+        ["conv", "product"]
+        if isinstance(layer, Pointwise)
+        else ["attention", "attention (products)"]
+    )
+
+
+def test_second_algorithms_are_timed_and_remembered(cache):
+    found = autotune.pays(SECOND[:3], "fp32", 1)
+    (file,) = cache.glob("convolutions-*.json")
+    speeds = json.loads(file.read_text())
+    assert {*speeds} == {
+        "fp32 pointwise 32 48 4 4", "fp32 pointwise 3 5 7 3", "fp32 attention 1 64 32 32"
+    }  # fmt: skip
+    assert [*found.values()] == [speed >= 1.1 for speed in speeds.values()]
+
+
 @pytest.mark.parametrize("damage", ["cut", "a list", "empty", "negative", "text"])
 def test_layers_that_are_missing_or_damaged_are_timed_anew(cache, monkeypatch, damage):
     timed = gains(monkeypatch, lambda layer: 2.0)
-    autotune.winograd_gains(LAYERS, "fp32")
+    autotune.pays(LAYERS, "fp32")
     (file,) = cache.glob("convolutions-*.json")
     whole = {"cut": b"{", "a list": b"[]", "empty": b""}
     broken = {"negative": -1.0, "text": "2"}
@@ -277,7 +336,7 @@ def test_layers_that_are_missing_or_damaged_are_timed_anew(cache, monkeypatch, d
     )
     file.write_bytes(content if damage != "empty" else b"")
     forget()
-    assert autotune.winograd_gains(LAYERS, "fp32") == dict.fromkeys(LAYERS, True)
+    assert autotune.pays(LAYERS, "fp32") == dict.fromkeys(LAYERS, True)
     assert len(timed) == (3 if damage in broken else 4)
     assert len(json.loads(file.read_text())) == 2
 
@@ -285,12 +344,12 @@ def test_layers_that_are_missing_or_damaged_are_timed_anew(cache, monkeypatch, d
 def test_layers_that_another_process_times_are_waited_for(cache, monkeypatch):
     """What it has written is taken, and not timed again."""
     timed = gains(monkeypatch, lambda layer: 2.0)
-    autotune.winograd_gains(LAYERS, "fp32", 1)
+    autotune.pays(LAYERS, "fp32", 1)
     (file,) = cache.glob("convolutions-*.json")
     file.unlink()
     forget()
     with ThreadPoolExecutor() as pool, filelock.FileLock(file.with_suffix(".lock")):
-        asked = pool.submit(autotune.winograd_gains, LAYERS, "fp32", 1)
+        asked = pool.submit(autotune.pays, LAYERS, "fp32", 1)
         time.sleep(0.2)
         assert not asked.done()
         file.write_text(json.dumps({"fp32 16 16 4 4 1": 0.5, "fp32 16 16 8 8 1": 3.0}))

@@ -19,8 +19,7 @@ from ncsn_fast.checkpoints.loading import load
 from ncsn_fast.engines.cpu.engine import CpuEngine
 from ncsn_fast.engines.cpu.plan import CpuPlan
 from ncsn_fast.engines.eager import EagerEngine
-from ncsn_fast.engines.lowering import lower as lower_module
-from ncsn_fast.engines.lowering import stored
+from ncsn_fast.engines.lowering import export, stored
 from ncsn_fast.engines.lowering.graph import UnsupportedNetwork
 from ncsn_fast.engines.lowering.lower import lower
 from ncsn_fast.engines.precision import BOUNDS
@@ -110,7 +109,8 @@ def test_the_tutorials_network(version):
     found, expected, kinds = computed(TimeUNet(version), (1, 28, 28), (TIMES,))
     assert error(found, expected) <= 2e-6
     assert kinds.count("group_norm") == 7
-    assert in_torch(kinds) == ["conv_transpose (torch)"] * 4
+    assert "depth_to_space" in kinds
+    assert not in_torch(kinds)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -248,7 +248,7 @@ def test_stored_graphs_are_used_if_they_are_whole(fresh, damage, monkeypatch):
     if damage == "cut":
         path.write_text(text[:1000])
     elif damage == "changed":
-        path.write_text(text.replace('"padding": 1', '"padding": 2', 1))
+        path.write_text(text.replace("aten.elu.default", "aten.relu.default", 1))
     else:
         path.unlink()
     monkeypatch.setattr(stored, "_known", {})
@@ -256,7 +256,7 @@ def test_stored_graphs_are_used_if_they_are_whole(fresh, damage, monkeypatch):
     assert listing(lowered(again, (16, 16))) == listing(first)
     assert path.read_text() == text  # lowered, and written, again
     monkeypatch.setattr(stored, "_known", {})
-    monkeypatch.setattr(lower_module, "_lower", None)
+    monkeypatch.setattr(export, "_export", None)
     third = copy.deepcopy(of)
     found = lowered(third, (16, 16))
     assert listing(found) == listing(first)
