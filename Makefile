@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 TORCH := torch>=2.9
 GPU_SETUP := $(if $(filter $(VENV)/%,$(PY)),setup)
 
-.PHONY: demo setup check fmt test test-all test-asan fuzz campaign test-gpu bench-gpu gpu rehearse-gpu bench docs \
+.PHONY: demo setup check fmt test test-slow test-all test-asan fuzz campaign test-gpu bench-gpu gpu rehearse-gpu bench docs \
 	package wheel clean
 
 demo: setup runs/demo                ## train for a minute, then sample: PNG grids in demo/
@@ -48,6 +48,9 @@ SUITE := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest -n auto --dis
 
 test: setup                          ## the suite but for the tests marked slow: minutes on two cores
 	$(SUITE) -m "not slow"
+
+test-slow: setup                     ## the tests that make test leaves out
+	$(SUITE) -m slow
 
 test-all: setup                      ## the whole suite: README's commands, compilers, long statistics
 	$(SUITE)

@@ -58,7 +58,7 @@ def test_make_commands_are_what_ci_runs() -> None:
     make = [command for command in COMMANDS if command.startswith("make ")]
     ci = (ROOT / ".ci" / "run").read_text().splitlines()
     assert make == ["make demo", "make test"]
-    assert {*make, "make test-all", "make docs"} <= set(ci)
+    assert {*make, "make test-slow", "make docs"} <= set(ci)
 
 
 def run(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,12 +41,14 @@ def options_of(target: str) -> list[str]:
     return shlex.split(options)
 
 
-@pytest.mark.parametrize(("target", "n_slow"), [("test", 0), ("test-all", 2), (None, 2)], ids=str)
+@pytest.mark.parametrize(
+    ("target", "passed"), [("test", 1), ("test-slow", 2), ("test-all", 3), (None, 3)], ids=str
+)
 def test_slow_tests_are_left_out_by_make_test_alone(
-    suite: pytest.Pytester, target: str | None, n_slow: int
+    suite: pytest.Pytester, target: str | None, passed: int
 ) -> None:
     options = [] if target is None else options_of(target)
-    suite.runpytest_inprocess(*options).assert_outcomes(passed=1 + n_slow, deselected=2 - n_slow)
+    suite.runpytest_inprocess(*options).assert_outcomes(passed=passed, deselected=3 - passed)
 
 
 AXES = [("ab", "xyz"), ("abcde", "xy", "12"), ("a",), ("ab", "xy", "1234")]
