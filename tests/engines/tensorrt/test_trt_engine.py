@@ -45,7 +45,7 @@ def test_the_call_of_the_first_page(knobs):
 )
 def test_every_network_and_sampler_as_in_eager(knobs, arch):
     size = {} if arch.startswith("unet") else {"image_size": (8, 8)}
-    of = model(arch, channels=3, **size)
+    of = model(arch, **size)
     steps = {"steps": 2} if arch.startswith("unet") else {}
     for method in ("cas", "heun") if steps else ("ald", "fast"):
         options = steps if method == "heun" else {}
