@@ -101,6 +101,14 @@ def test_procedures_guides_and_known_pixels(knobs):
     torch.testing.assert_close(ours.score(x, 0.3), expected.score(x, 0.3), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["points", "signals", "edm"])
+def test_networks_that_users_bring(knobs, name):
+    of = own_networks.model(name)
+    expected = Sampler(of, engine="eager", device="cpu", batch_size=2, threads=1)
+    a, b = (draw(s, 3, method="fast") for s in (sampler(of), expected))
+    torch.testing.assert_close(a, b, rtol=0, atol=2e-3)
+
+
 @pytest.mark.parametrize("options", [{}, {"batch": "1:3:3"}], ids=["any batch", "at most 3"])
 def test_labels_and_guidance(knobs, options):
     """Labels are an input of the plan; both halves of guidance in one batch, or one by one."""
