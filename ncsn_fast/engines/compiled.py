@@ -192,10 +192,10 @@ class _CompilableModel(nn.Module):
                 module.to(dtype)
 
     def forward(self, x: Tensor, level: Tensor | None, labels: Tensor | None = None) -> Tensor:
+        if self.ours:  # without classes
+            return self.net(x, level).float()
         if labels is None and self.default_label is not None:
             labels = torch.full((len(x),), self.default_label, device=x.device)
-        if self.ours:
-            return self.net(x, level, *(() if labels is None else (labels,))).float()
         low = self.dtype is not torch.float32
         with torch.autocast(x.device.type, self.dtype if low else torch.bfloat16, enabled=low):
             return self.net(x, level, labels).float()

@@ -117,8 +117,16 @@ def test_statistics_survive_a_large_mean():
     assert (f - exact).norm() <= 2 * (eager - exact).norm() + 1e-6 * exact.norm()
 
 
-@pytest.mark.parametrize("name", ["ncsn_32", "ncsn_deeper_32", "ncsnv2_28_gray", "ncsnv2_32",
-                                  "ncsnv2_deeper_32", "ncsnv2_deepest_64"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ncsn_32", "ncsnv2_28_gray", "ncsnv2_32",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("ncsn_deeper_32", "ncsnv2_deeper_32", "ncsnv2_deepest_64")
+        ),
+    ],
+)  # fmt: skip
 def test_golden_outputs(name):
     meta, arrays = golden.read(name)
     of, size = golden.model(meta), meta["image_size"]

@@ -47,7 +47,7 @@ def build(of, shapes=None, dtype="fp32", adjust=for_a_gpu_that_is_not_here, **se
 
 @pytest.mark.parametrize(("arch", "dtype"), cross_section(ARCHS, ["fp32", "fp16", "bf16"]))
 def test_every_network_in_every_type(arch, dtype):
-    of = model(arch, channels=3)
+    of = model(arch)
     built = build(of, dtype=dtype, level=0)
     stored = sum(p.nbytes for p in of.parameters())
     assert len(built.plan) > stored / (1 if dtype == "fp32" else 2.5)

@@ -45,7 +45,7 @@ def test_the_call_of_the_first_page(knobs):
 )
 def test_every_network_and_sampler_as_in_eager(knobs, arch):
     size = {} if arch.startswith("unet") else {"image_size": (8, 8)}
-    of = model(arch, channels=3, **size)
+    of = model(arch, **size)
     steps = {"steps": 2} if arch.startswith("unet") else {}
     for method in ("cas", "heun") if steps else ("ald", "fast"):
         options = steps if method == "heun" else {}
@@ -99,6 +99,14 @@ def test_procedures_guides_and_known_pixels(knobs):
     assert torch.equal(a[:, :, :4], images[:, :, :4])
     x = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(ours.score(x, 0.3), expected.score(x, 0.3), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["points", "signals", "edm"])
+def test_networks_that_users_bring(knobs, name):
+    of = own_networks.model(name)
+    expected = Sampler(of, engine="eager", device="cpu", batch_size=2, threads=1)
+    a, b = (draw(s, 3, method="fast") for s in (sampler(of), expected))
+    torch.testing.assert_close(a, b, rtol=0, atol=2e-3)
 
 
 @pytest.mark.parametrize("options", [{}, {"batch": "1:3:3"}], ids=["any batch", "at most 3"])
