@@ -5,7 +5,8 @@ READY := $(VENV)/.ready
 TORCH := torch>=2.9
 GPU_SETUP := $(if $(filter $(VENV)/%,$(PY)),setup)
 
-.PHONY: demo setup check fmt test test-all test-asan fuzz campaign test-gpu bench-gpu gpu rehearse-gpu bench package clean
+.PHONY: demo setup check fmt test test-all test-asan fuzz campaign test-gpu bench-gpu gpu rehearse-gpu bench docs \
+	package wheel clean
 
 demo: setup runs/demo                ## train for a minute, then sample: PNG grids in demo/
 	$(PY) -m ncsn_fast.sample --model digits --n 64 --out demo/shipped.png
@@ -32,6 +33,7 @@ check: setup                         ## lint and types
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(PY) tools/write_results.py --check
+	$(PY) tools/write_readme.py --check
 	$(PY) tools/write_quality.py --check
 	$(PY) tools/write_reliability.py --check
 	$(PY) tools/write_tutorial.py --check
@@ -74,10 +76,17 @@ gpu: $(GPU_SETUP)                    ## both, in less than ten minutes; measures
 rehearse-gpu: $(GPU_SETUP)           ## the same plan on the CPU, with tiny sizes
 	$(PY) tools/gpu_session.py --rehearse
 
-bench: setup                         ## every benchmark, half an hour or more; then README's table and plot
+bench: setup                         ## every benchmark, half an hour or more; then their tables and plot
 	mkdir -p benchmarks/results
 	$(PY) -m pytest benchmarks/ --benchmark-only --benchmark-json=benchmarks/results/cpu.json
 	$(PY) tools/write_results.py benchmarks/results/cpu.json
+	$(PY) tools/write_readme.py
+
+docs: setup                          ## the site, into build/site/; a broken link or name fails
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+
+wheel: setup                         ## a wheel of this Python without CUDA, repaired, into dist/wheels/
+	$(PY) tools/build_wheel.py
 
 package: setup                       ## sdist and wheel, built in isolation, into dist/
 	rm -rf dist

@@ -26,6 +26,7 @@ SECTIONS: dict[str, Callable[[Section], None]] = {
         steps.measure, batch=1, seconds=8.0, names=[*steps.PUBLISHED, *steps.OURS]
     ),
     "norms": kernels.norms,
+    "group-norms": kernels.group_norms,
     "updates": kernels.updates,
     "unet-b16": functools.partial(unets.measure, batch=16, seconds=5.0),
     "convolutions": convolutions.measure,

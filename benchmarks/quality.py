@@ -3,6 +3,7 @@
 `python benchmarks/quality.py --out benchmarks/results/quality.json` draws the rows that the file
 does not hold yet, so an interrupted run can simply be restarted. `--only fast cas` selects methods,
 `--data mixture` a kind of data. `python tools/write_quality.py` makes plot and table.
+`--tuned FOLDER` judges the table of a digits model that was tuned, before it ships.
 
 There are two kinds of data. The shipped digits model is evaluated by the figures of its model card.
 A mixture with a known exact score is evaluated by errors that a learnt score would hide: the
@@ -27,11 +28,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ncsn_fast import Sampler
+from ncsn_fast import Sampler, load
+from ncsn_fast.checkpoints.loading import SHIPPED
+from ncsn_fast.checkpoints.model_folder import TABLE_NAME, read_table
 from ncsn_fast.data import datasets
 from ncsn_fast.data.files import atomic_write
 from ncsn_fast.diffusion import schedule
 from ncsn_fast.evaluation.metrics import digit_figures
+from ncsn_fast.models.tuned_table import TunedTable
 from ncsn_fast.samplers import methods
 from ncsn_fast.samplers.procedure import Procedure
 from ncsn_fast.samplers.program import Chains, initial_state, run
@@ -55,9 +59,16 @@ class Row:
     seeds: int = 1
     first: int = 0
 
+    @property
+    def tuned(self) -> bool:
+        """Whether the row is of a table that was fitted to the digits model."""
+        return "table" in self.options
+
     def has(self, kind: str, seed: int) -> bool:
         """Returns whether the row includes this seed for this kind of data."""
-        return kind != "digits" or self.first <= seed < self.first + self.seeds
+        if kind != "digits":
+            return not self.tuned
+        return self.first <= seed < self.first + self.seeds
 
 
 ROWS = [
@@ -79,6 +90,11 @@ ROWS = [
     Row("em"),
     *[Row("adaptive", None, {"rtol": rtol}) for rtol in (0.02, 0.1)],
 ]
+
+
+TUNED = Row("fast", None, {"table": "tuned"}, seeds=len(SEEDS), first=len(SEEDS))
+if (SHIPPED / TABLE_NAME).exists():
+    ROWS.insert(1, TUNED)
 
 
 class Mixture:
@@ -103,6 +119,7 @@ class Mixture:
                 np.geomspace(ladder.sigma_begin, ladder.sigma_end, ladder.n_sigmas)
             ),
             conditional=False,
+            tuned=None,
             config=SimpleNamespace(epsilon=ladder.epsilon, n_steps_each=5, langevin_form="code"),
         )
 
@@ -141,15 +158,22 @@ class Mixture:
 
 
 class Digits:
-    """Shipped model, run by the production engine and evaluated as on its model card."""
+    """Shipped model, run by the production engine and evaluated as on its model card.
 
-    def __init__(self) -> None:
+    Args:
+        table: of its rows with one; None for the one that ships. All others run without.
+    """
+
+    def __init__(self, table: TunedTable | None = None) -> None:
         self.sampler = Sampler("digits", batch_size=64)
+        self.table = table or self.sampler.model.tuned
 
     def sample(self, row: Row, seed: int, n: int) -> tuple[Tensor, int]:
         """Returns n samples and the mean number of evaluations per sample."""
+        options = {k: v for k, v in row.options.items() if k != "table"}
+        self.sampler.model.tuned = self.table if row.tuned else None
         x = self.sampler.sample(
-            n, seed=seed, method=row.method, steps=row.steps, progress=False, **row.options
+            n, seed=seed, method=row.method, steps=row.steps, progress=False, **options
         )
         assert self.sampler.report is not None
         return x, round(self.sampler.report.nfe)
@@ -172,7 +196,11 @@ def key(record: Record) -> str:
 
 
 def missing(
-    records: list[Record], kinds: list[str], only: list[str] | None, n: int
+    records: list[Record],
+    kinds: list[str],
+    only: list[str] | None,
+    n: int,
+    rows: list[Row] | None = None,
 ) -> list[Record]:
     """Returns the records still to be measured, by importance: all rows with seed 0, then 1, ..."""
     done = {key(record) for record in records}
@@ -181,7 +209,7 @@ def missing(
          "seed": seed, "n": n}
         for kind in kinds
         for seed in MIXTURE_SEEDS
-        for row in ROWS
+        for row in (ROWS if rows is None else rows)
         if row.has(kind, seed)
         and (only is None or row.method in only)
     ]  # fmt: skip
@@ -202,6 +230,14 @@ def dump(records: list[Record]) -> str:
     return '{"records": [\n' + ",\n".join(json.dumps(r) for r in records) + "\n]}\n"
 
 
+def tuned_table(folder: Path) -> TunedTable:
+    """Returns the table of a model folder; ValueError if it has none."""
+    found = read_table(load("digits"), folder)
+    if found is None:
+        raise ValueError(f"{folder} has no {TABLE_NAME}; run python -m ncsn_fast.tune first")
+    return found
+
+
 def main(args: list[str] | None = None) -> int:
     """Measures and returns exit code 0; methods unknown to this version are named and skipped."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -209,12 +245,18 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", metavar="METHOD", help="these methods alone")
     parser.add_argument("--data", nargs="+", choices=DATA, default=list(DATA))
     parser.add_argument("--n", type=int, default=1000, help="samples per seed (1000)")
+    parser.add_argument("--tuned", type=Path, metavar="FOLDER", help="a tuned digits model alone")
+    parser.add_argument("--seeds", type=int, nargs="+", help="these seeds alone")
     chosen = parser.parse_args(args)
     records = json.loads(chosen.out.read_text())["records"] if chosen.out.exists() else []
-    todo = missing(records, chosen.data, chosen.only, chosen.n)
+    rows = ROWS
+    sources: dict[str, Digits | Mixture] = {}
+    if chosen.tuned is not None:
+        rows, sources = [TUNED], {"digits": Digits(tuned_table(chosen.tuned))}
+    todo = missing(records, chosen.data, chosen.only, chosen.n, rows)
+    todo = [r for r in todo if chosen.seeds is None or r["seed"] in chosen.seeds]
     for method in dict.fromkeys(r["method"] for r in todo if r["method"] not in methods.METHODS):
         print(f"{method}: no such method in this version; left out")
-    sources: dict[str, Digits | Mixture] = {}
     for record in (r for r in todo if r["method"] in methods.METHODS):
         kind = record["data"]
         if kind not in sources:

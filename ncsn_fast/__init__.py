@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ncsn_fast.models.score import ModelConfig, ScoreModel
     from ncsn_fast.models.wrap import wrap
     from ncsn_fast.sampler import Sampler, SamplingError
+    from ncsn_fast.training.tuning import tune
 
     __version__: str
 
@@ -36,6 +37,7 @@ __all__ = [
     "export_onnx",
     "export_trt",
     "load",
+    "tune",
     "wrap",
 ]
 
@@ -53,6 +55,7 @@ _MODULES = {
     "export_onnx": "exporters.onnx",
     "export_trt": "exporters.tensorrt",
     "load": "checkpoints.loading",
+    "tune": "training.tuning",
     "wrap": "checkpoints.model_folder",
 }
 

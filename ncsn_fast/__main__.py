@@ -12,6 +12,7 @@ COMMANDS = {
     "sample": "draw samples, as a grid or as one file each",
     "edit": "inpaint, colourise, super-resolve, deblur, sdedit, guide, interpolate, denoise",
     "evaluate": "FID, KID, inception score of samples; bits per dimension of images",
+    "tune": "fit the table of method fast to a model",
     "export": "write the network as an ONNX file or a TensorRT engine",
     "convert": "write a published .pth or a training run as a model folder",
     "cache": "list or clear the cache of compiled engines",

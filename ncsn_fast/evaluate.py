@@ -28,7 +28,7 @@ from tqdm import tqdm
 from ncsn_fast import engines
 from ncsn_fast.checkpoints.loading import SHIPPED, load, resolve_model
 from ncsn_fast.checkpoints.training_run import is_run, newest_run, training_data
-from ncsn_fast.cli.arguments import import_function
+from ncsn_fast.cli.arguments import open_extractor
 from ncsn_fast.cli.evaluate_options import EvaluateOptions, parse
 from ncsn_fast.cli.outputs import check_output, check_output_folder, check_pictures
 from ncsn_fast.cli.sample_folder import claim_folder, read_files, read_settings, write_files
@@ -46,7 +46,6 @@ from ncsn_fast.evaluation.bits_per_dim import (
     model_ends,
 )
 from ncsn_fast.evaluation.evaluator import BATCH, Evaluator, describe_source, open_source
-from ncsn_fast.evaluation.features import Extractor, function_extractor, load_extractor
 from ncsn_fast.evaluation.metrics import digit_figures, nearest_images
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops import noise
@@ -136,7 +135,7 @@ def evaluate_samples(options: EvaluateOptions) -> tuple[dict[str, Any], list[Pic
     evaluator = None
     if options.extractor is not None:
         evaluator = Evaluator(
-            _extractor(options.extractor).to(sampler.device),
+            open_extractor(options.extractor).to(sampler.device),
             options.reference,
             model,
             options.samples(),
@@ -160,14 +159,6 @@ def evaluate_samples(options: EvaluateOptions) -> tuple[dict[str, Any], list[Pic
     found = {"model": model.digest(), **found}
     found["sampling"] = _sampling(options, sampler, program.nfe)
     return found, list(_pictures(options, samples, searched))
-
-
-def _extractor(name: str) -> Extractor:
-    """Loads the extractor that --extractor names."""
-    module, _, function = name.partition(":")
-    if module and function and not Path(name).exists():
-        return function_extractor(name, import_function("--extractor", name))
-    return load_extractor(name)
 
 
 def _pictures(

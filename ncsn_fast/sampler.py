@@ -31,6 +31,7 @@ from ncsn_fast.inference.sampling_params import (
     keywords_of,
     takes,
 )
+from ncsn_fast.models.classes import require_labels
 from ncsn_fast.models.score import ScoreModel, each_sigma
 from ncsn_fast.ops import noise
 from ncsn_fast.samplers import methods
@@ -402,6 +403,7 @@ class Sampler:
             x: (N, C, H, W), or samples in the shape of a wrapped network.
             sigma: a number or (N,).
         """
+        require_labels(self.model.config, None)
         x = x.detach().to("cpu", torch.float32)
         state = editing.as_states(self.model, x)
         sigma, engine = each_sigma(sigma, x), self.engine_for(len(x))

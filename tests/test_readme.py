@@ -1,4 +1,4 @@
-"""The README, word for word: its commands and examples run, its figures are the measured ones."""
+"""README and the pages of docs/, word for word: commands and examples run, figures are measured."""
 
 from __future__ import annotations
 
@@ -8,29 +8,35 @@ import shutil
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import golden
 import numpy as np
 import pytest
+from pages import PAGES, README, blocks, commands, links, name_of
 from paths import ROOT
 from PIL import Image
 
-README = (ROOT / "README.md").read_text()
+from ncsn_fast.cli import command as ncsn_command
+from ncsn_fast.training import configs
+
 ENVIRONMENT = {
     **os.environ,
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
 }
-
-
-def blocks(language: str) -> list[str]:
-    """Code blocks of a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-
-
-COMMANDS = [line for block in blocks("sh") for line in block.splitlines() if line]
+COMMANDS = [*dict.fromkeys(command for page in PAGES for command in commands(page))]
+EXAMPLES = {
+    block: f"{name_of(page)}-{i}"
+    for page in reversed(PAGES)  # README's name for what stands on two pages
+    for i, block in enumerate(blocks(page, "python"))
+}
 TRAIN = "python -m ncsn_fast.train"
-CONVERT = next(command for command in COMMANDS if "ncsn_fast.convert" in command)
+# A folder that a command reads -> the command that writes it.
+WRITERS = {
+    "model/": next(c for c in COMMANDS if "ncsn_fast.convert" in c),
+    "runs/photos": next(c for c in COMMANDS if "--name photos" in c),
+}
 # One that reports and one that draws; all others are slow.
 QUICK = ("python -m ncsn_fast.doctor", next(c for c in COMMANDS if "--out-dir samples/" in c))
 
@@ -52,11 +58,24 @@ def test_make_commands_are_what_ci_runs() -> None:
     make = [command for command in COMMANDS if command.startswith("make ")]
     ci = (ROOT / ".ci" / "run").read_text().splitlines()
     assert make == ["make demo", "make test"]
-    assert {*make, "make test-all"} <= set(ci)
+    assert {*make, "make test-all", "make docs"} <= set(ci)
 
 
-def run(command: str, folder: Path) -> None:
-    """Runs a command as the reader does, in a process of its own."""
+def run(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs a command as the reader does: README's in processes of their own, others in this one."""
+    program, flag, module, *arguments = [*command.split(), "", "", ""]
+    if command not in commands(README) and (program, flag) == ("python", "-m"):
+        monkeypatch.chdir(folder)
+        words = [word for word in arguments if word]
+        code = ncsn_command.run_module(module.removeprefix("ncsn_fast."), words)
+        assert code == 0
+    else:
+        run_process(command, folder)
+    for name in re.findall(r"--out (\S+)", command):
+        assert (folder / name).stat().st_size > 0
+
+
+def run_process(command: str, folder: Path) -> None:
     # At full size the benchmarks take an hour: here each runs once, small.
     small = {"PYTEST_ADDOPTS": "--small"} if "benchmarks/" in command else {}
     if "cache clear" in command:  # not the engines of whoever runs the tests
@@ -65,8 +84,6 @@ def run(command: str, folder: Path) -> None:
         command.split(), cwd=folder, env=ENVIRONMENT | small, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    for name in re.findall(r"--out (\S+)", command):
-        assert (folder / name).stat().st_size > 0
 
 
 @pytest.mark.parametrize(
@@ -77,10 +94,11 @@ def run(command: str, folder: Path) -> None:
         if command != TRAIN and command.split()[0] != "make"
     ],
 )
-def test_command_runs(command: str, folder: Path) -> None:
-    if "--model model/" in command and not (folder / "model").exists():
-        run(CONVERT, folder)
-    run(command, folder)
+def test_command_runs(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, writer in WRITERS.items():
+        if f"--model {name}" in command and not (folder / name).exists():
+            run(writer, folder, monkeypatch)
+    run(command, folder, monkeypatch)
 
 
 @pytest.mark.slow
@@ -99,39 +117,98 @@ def test_training_with_no_options_starts_and_ctrl_c_saves(tmp_path: Path) -> Non
     assert list((tmp_path / "runs" / "digits" / "checkpoints").glob("step_*.pt"))
 
 
-# What must hold after an example, by a line of it.
+# What must hold after an example that does not say so itself, by a line of it.
 AFTER = {
     # Another micro-batch size may round differently; the samples are the same ones.
-    "pictures = ": "assert images.shape == (16, 1, 16, 16) and len(pictures) == 4\n"
+    "again = ": "assert images.shape == (16, 1, 16, 16) and len(pictures) == 4\n"
     "assert (again - images[12:]).abs().max() < 1e-3",
     "restore(": "assert found.shape == truth.shape and (found - truth).abs().mean() < 0.1",
-    "wrap(": "assert images.shape == (4, 3, 32, 32) and model.score(images, 1.0).isfinite().all()",
+    "wrap(net, predicts": "assert images.shape == (4, 3, 32, 32)\n"
+    "assert model.score(images, 1.0).isfinite().all()",
     "describe()": "assert sampler.dtype == 'fp32' and sampler.plan(16).memory > 1e6",
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("example", blocks("python"))
-def test_example_runs(example: str, tmp_path: Path) -> None:
-    (check,) = (check for line, check in AFTER.items() if line in example)
-    done = subprocess.run(
-        [sys.executable, "-c", f"{example}\n{check}"],
-        cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("example", [pytest.param(code, id=EXAMPLES[code]) for code in EXAMPLES])
+def test_example_runs(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checks = [check for line, check in AFTER.items() if line in example]
+    program = "\n".join([example, *checks])
+    assert re.search(r"^assert ", program, re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(program, EXAMPLES[example], "exec"), {"__name__": "__main__"})
 
 
-def test_figures_are_the_measured_ones() -> None:
+@pytest.mark.parametrize("tool", ["write_figures.py", "write_readme.py"])
+def test_figures_are_the_measured_ones(tool: str) -> None:
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "write_figures.py"), "--check"],
-        capture_output=True,
-        text=True,
+        [sys.executable, str(ROOT / "tools" / tool), "--check"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout
 
 
-def test_pictures_exist() -> None:
-    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README)
-    assert pictures
-    for picture in pictures:
-        assert (ROOT / picture).stat().st_size > 0
+def test_readme_is_of_one_screen() -> None:
+    assert len(README.read_text().splitlines()) <= 150
+    (picture,) = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README.read_text())
+    with Image.open(ROOT / picture) as image:
+        assert image.width > 400
+
+
+def test_versions_are_those_of_pyproject() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert re.findall(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.M) == [version]
+    (newest, *_) = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert newest == version
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES, *(ROOT / n for n in ("SECURITY.md", "CONTRIBUTING.md"))], ids=name_of
+)
+def test_links_lead_to_files(page: Path) -> None:
+    missing = [target for target in links(page) if not (page.parent / target).exists()]
+    assert not missing
+    anywhere = [target for target in links(page) if target.startswith("/")]
+    assert not anywhere
+
+
+def test_pages_are_in_the_site() -> None:
+    listed = set(re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+    pages = {page.relative_to(ROOT / "docs").as_posix() for page in PAGES if page != README}
+    # The record of one experiment is written when it was run; the site finds it by its search.
+    assert pages - {"tutorial.md"} <= listed
+
+
+def test_every_configuration_is_told() -> None:
+    text = (ROOT / "docs" / "tutorials" / "your-images.md").read_text()
+    assert not [name for name in configs.CONFIGS if not re.search(rf"\b{name}\b(?!-)", text)]
+    (table,) = re.findall(r"^\| models .*?\n\n", README.read_text(), re.M | re.S)
+    named = re.findall(r"`(?:--config )?([a-z]+[a-z0-9]*(?:-[a-z0-9]+)*)`(?=[^|]*\|$)", table, re.M)
+    assert len(named) > 10
+    assert set(named) <= set(configs.CONFIGS)
+
+
+COLUMNS = ("path", "condition", "test", "benchmark")
+
+
+def test_fast_paths_have_a_condition_a_test_and_a_benchmark() -> None:
+    text = (ROOT / "docs" / "fast-paths.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("| ").split(" | ")]
+            for line in text.splitlines() if line.startswith("| ")]  # fmt: skip
+    rows = [row for row in rows if row != list(COLUMNS)]
+    assert len(rows) > 10
+    for row in rows:
+        path, condition, test, benchmark = row
+        assert condition, row
+        assert "`" in path, row
+        files = re.findall(r"`([\w./]+/[\w.]+)`", f"{path} {test} {benchmark}")
+        assert not [name for name in files if not (ROOT / name).exists()], row
+        assert re.fullmatch(r"`tests/\S+/test_\w+\.py`", test), row
+        assert re.fullmatch(r"`benchmarks/\S+\.py`|none", benchmark), row
+
+
+def test_messages_on_the_page_of_platforms_are_those_of_the_package() -> None:
+    text = (ROOT / "docs" / "platforms.md").read_text()
+    messages = re.findall(r'(?<!=)"([^"`]+)"', text)
+    source = "\n".join(path.read_text() for path in (ROOT / "ncsn_fast").rglob("*.py"))
+    assert len(messages) >= 4
+    assert not [message for message in messages if message not in source]

@@ -305,6 +305,24 @@ def test_without_a_model_the_newest_run_is_taken_else_the_shipped_one(
     assert f"the newest run, {run.relative_to(tmp_path)}" in caplog.text or str(run) in caplog.text
 
 
+def test_the_newest_run_is_told_where_logging_is_not_configured(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    loading = "ncsn_fast.checkpoints.loading"
+    monkeypatch.setattr(f"{loading}.newest_run", lambda folder: folder / "a")
+    monkeypatch.setattr(f"{loading}.load", lambda source: tiny(n_sigmas=7))
+    monkeypatch.setattr(logging.Logger, "hasHandlers", lambda self: False)
+    for _ in range(2):
+        Sampler(device="cpu")
+    assert capsys.readouterr().err.count("ncsn_fast: model: the newest run, runs/a\n") == 1
+
+
+def test_a_report_names_model_method_and_engine():
+    sampler = Sampler(tiny(), engine="eager", device="cpu")
+    sampler.sample(1, method="fast", steps=2, progress=False)
+    report = sampler.report
+    assert (report.model, report.method, report.engine) == ("ncsnv2 3x8x8", "fast", "eager")
+
+
 def test_a_model_folder_is_taken_as_it_is(tmp_path):
     model = tiny(n_sigmas=5)
     model_folder.save_model(model, tmp_path / "m")

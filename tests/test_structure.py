@@ -13,7 +13,7 @@ LONG_FILE, LONG_FUNCTION = 500, 60
 # Each name is a folder or a file of ncsn_fast/. A module imports from its own folder and from rows
 # above its own, never from below; folders of one row do not import each other.
 ORDER = [
-    ("_C", "kernels"),
+    ("_C", "kernels", "notices"),
     ("ops", "data", "diffusion"),
     ("models",),
     ("checkpoints",),
@@ -24,7 +24,18 @@ ORDER = [
     ("sampler",),
     ("training",),
     ("cli",),
-    ("train", "sample", "edit", "evaluate", "export", "convert", "cache", "doctor", "__main__"),
+    (
+        "train",
+        "sample",
+        "edit",
+        "evaluate",
+        "tune",
+        "export",
+        "convert",
+        "cache",
+        "doctor",
+        "__main__",
+    ),
 ]
 # The same for engines/: a row of modules, or a folder.
 ENGINES_ORDER = [

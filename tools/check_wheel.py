@@ -1,4 +1,4 @@
-"""Unpacks a wheel and runs its extension: `python tools/check_wheel.py dist/*.whl`."""
+"""Installs a wheel and draws samples with it: `python tools/check_wheel.py dist/*.whl`."""
 
 from __future__ import annotations
 
@@ -15,16 +15,35 @@ REQUIRED = (
 )
 
 
+PROGRAM = """
+import ncsn_fast, ncsn_fast._C as extension
+print(ncsn_fast.__file__, ncsn_fast.__version__, extension.build_info())
+images = ncsn_fast.Sampler("digits", device="cpu").sample(2, method="fast", progress=False)
+assert images.shape == (2, 1, 16, 16) and 0.05 < images.mean() < 0.6, images.mean()
+"""
+
+
 def check(wheel: Path) -> None:
-    """Raises SystemExit unless the wheel is complete and can be imported outside the checkout."""
-    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(wheel) as archive:
+    """Raises SystemExit unless the wheel is complete, and draws samples once it is installed.
+
+    It is installed into an empty folder, and run with an empty PATH: no compiler is found. What it
+    depends on is this Python's.
+    """
+    with zipfile.ZipFile(wheel) as archive:
         missing = [name for name in REQUIRED if name not in archive.namelist()]
-        if missing:
-            raise SystemExit(f"{wheel} lacks {', '.join(missing)}")
-        archive.extractall(folder)
-        code = "import ncsn_fast._C as c, ncsn_fast as n; print(n.__file__, c.build_info())"
-        environment = {"PYTHONPATH": folder, "PATH": ""}
-        subprocess.run([sys.executable, "-c", code], check=True, cwd=folder, env=environment)
+    if missing:
+        raise SystemExit(f"{wheel} lacks {', '.join(missing)}")
+    with tempfile.TemporaryDirectory() as folder:
+        install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index"]
+        subprocess.run([*install, "--target", folder, str(wheel.resolve())], check=True)
+        environment = {"PYTHONPATH": folder, "PATH": "", "XDG_CACHE_HOME": f"{folder}/cache"}
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM], cwd=folder, env=environment, text=True,
+            stdout=subprocess.PIPE,
+        )  # fmt: skip
+        print(done.stdout, end="")
+        if done.returncode != 0 or not done.stdout.startswith(folder):
+            raise SystemExit(f"{wheel} does not run where it is installed")
 
 
 if __name__ == "__main__":

@@ -30,9 +30,9 @@ sys.path[:0] = [str(ROOT / "tests" / folder) for folder in ("fuzz", "support")]
 RESULT = ROOT / "benchmarks" / "results" / "fuzz.json"
 # Shares of all files, the fewer the longer one takes: from 1.5 ms (a picture) to 150 ms (a run).
 KINDS = {
-    "pictures": 0.336, "json_texts": 0.143, "safetensors_files": 0.17, "statistics_files": 0.225,
+    "pictures": 0.331, "json_texts": 0.143, "safetensors_files": 0.17, "statistics_files": 0.225,
     "data_sets": 0.1, "edm_pickles": 0.01, "published_files": 0.005, "score_sde_files": 0.004,
-    "onnx_files": 0.005, "run_checkpoints": 0.002,
+    "diffusers_folders": 0.005, "onnx_files": 0.005, "run_checkpoints": 0.002,
 }  # fmt: skip
 AT_ONCE = 500  # files between two writings of the figures
 PATIENCE = 60.0  # seconds without a new file

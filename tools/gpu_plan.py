@@ -20,8 +20,8 @@ from deadlines import ABSENT, FAILED, OK, Runner, Step, last_line
 ROOT = Path(__file__).resolve().parent.parent
 # Seconds that each benchmark section may take, in running order.
 SECTIONS = {
-    "ceilings": 40, "step-b256": 110, "step-b1": 80, "norms": 80, "updates": 30, "unet-b16": 60,
-    "convolutions": 30, "step-b16": 60, "compiled-b256": 150, "compiled-b1": 120,
+    "ceilings": 40, "step-b256": 110, "step-b1": 80, "norms": 80, "group-norms": 30, "updates": 30,
+    "unet-b16": 60, "convolutions": 30, "step-b16": 60, "compiled-b256": 150, "compiled-b1": 120,
     "runtimes-b256": 120, "runtimes-b1": 90,
 }  # fmt: skip
 FOR_BENCHMARKS = 230.0  # seconds reserved for the benchmarks

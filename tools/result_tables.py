@@ -1,4 +1,4 @@
-"""README tables from stripped results: a row per provider, a column per race."""
+"""Tables of speed from stripped results: a row per provider, a column per race."""
 
 from __future__ import annotations
 

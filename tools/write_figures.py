@@ -1,4 +1,4 @@
-"""Writes the measured figures into README.md and the model card, between their markers.
+"""Writes the measured figures into docs/quality.md and the model card, between their markers.
 
 `python tools/write_figures.py` rewrites; with `--check` it only says whether they are up to date.
 """
@@ -61,7 +61,7 @@ def main() -> int:
         return 1
     block = table(runs)
     stale = []
-    for path in (ROOT / "README.md", CARD / "README.md"):
+    for path in (ROOT / "docs" / "quality.md", CARD / "README.md"):
         old = path.read_text()
         new = fill(old, block)
         if new != old:

@@ -102,6 +102,7 @@ def checks(r: Results) -> Iterator[tuple[str, str, str, str]]:
     """Yields (what, against, required, measured) of each row."""
     for title, start, need in (
         ("IN++ with ELU", "IN++ with ELU", REQUIRED["norm"]),
+        ("group norm with SiLU", "group norm with SiLU", REQUIRED["norm"]),
         ("sampler update", "sampler update", REQUIRED["update"]),
     ):
         groups = [g for g in r.beginning(start) if g["facts"]["cache"] == "cold"]
@@ -174,7 +175,7 @@ def ladder(group: Group, r: Results) -> str:
 
 def kernels(r: Results) -> str:
     """Renders GB/s and share of the copy bandwidth, a column per provider."""
-    groups = r.beginning("IN++") + r.beginning("sampler update")
+    groups = [g for start in ("IN++", "group norm", "sampler update") for g in r.beginning(start)]
     names = list(dict.fromkeys(name for group in groups for name in group["results"]))
     rows = []
     for group in groups:
@@ -204,7 +205,8 @@ def dilations(groups: list[Group], r: Results) -> str:
 def faster_family(r: Results) -> str:
     """Renders which kernel family is faster, per kernel and in the whole step."""
     lines = []
-    for title, start in (("IN++ with ELU", "IN++"), ("sampler update", "sampler update"),
+    for title, start in (("IN++ with ELU", "IN++"), ("group norm with SiLU", "group norm"),
+                         ("sampler update", "sampler update"),
                          ("sampling step", "one sampling step")):  # fmt: skip
         prefix = "ours-" if title == "sampling step" else ""
         ratios = []

@@ -1,4 +1,4 @@
-"""Makes docs/editing.png: the grids of README's first four `edit` commands, two by two.
+"""Makes docs/editing.png: the grids of the first four `edit` commands of docs/tutorials/editing.md.
 
 `python tools/write_pictures.py`
 """
@@ -18,8 +18,9 @@ BLOCKS, GAP = 4, 20
 
 
 def commands() -> list[str]:
-    """Returns the arguments of README's first `edit` commands."""
-    lines = re.findall(r"^python -m ncsn_fast\.edit (.*)$", (ROOT / "README.md").read_text(), re.M)
+    """Returns the arguments of the page's first `edit` commands."""
+    page = ROOT / "docs" / "tutorials" / "editing.md"
+    lines = re.findall(r"^python -m ncsn_fast\.edit (.*)$", page.read_text(), re.M)
     return lines[:BLOCKS]
 
 

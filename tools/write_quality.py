@@ -1,4 +1,4 @@
-"""Writes quality against evaluations into README.md, between its markers, and docs/quality.png.
+"""Writes quality against evaluations into docs/quality.md, and draws docs/quality.png.
 
 `python benchmarks/quality.py --out benchmarks/results/quality.json` measures; `python
 tools/write_quality.py` then writes table and plot. With `--check` it only reports whether both
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-README, PLOT = ROOT / "README.md", ROOT / "docs" / "quality.png"
+PAGE, PLOT = ROOT / "docs" / "quality.md", ROOT / "docs" / "quality.png"
 RESULTS = ROOT / "benchmarks" / "results" / "quality.json"
 BEGIN, END = "<!-- quality:begin -->", "<!-- quality:end -->"
 MARK, OURS = "ald", "fast"
@@ -107,7 +107,12 @@ def label(group: Group) -> str:
     first = group[0]
     options = {} if first["steps"] is None else {"steps": first["steps"]}
     options |= first["options"]
-    return " ".join([f"`{first['method']}`", *(f"{k} {v:g}" for k, v in options.items())])
+    return " ".join([f"`{first['method']}`", *_words(options)])
+
+
+def _words(options: dict[str, Any]) -> list[str]:
+    """Returns options with their values, in words; a table that was fitted is "tuned"."""
+    return [v if isinstance(v, str) else f"{k} {v:g}" for k, v in options.items()]
 
 
 def _verdict(group: Group, mark: Group) -> str:
@@ -182,7 +187,7 @@ CAPTION = (
 
 def block(records: list[Record]) -> str:
     """Returns all text between the markers."""
-    picture = f"![Quality against network evaluations, for every method](docs/{PLOT.name})"
+    picture = f"![Quality against network evaluations, for every method]({PLOT.name})"
     caption = textwrap.fill(CAPTION, 118, break_on_hyphens=False)
     return "\n\n".join([picture, digits_table(records), mixture_table(records), caption])
 
@@ -191,7 +196,7 @@ def fill(text: str, content: str) -> str:
     """Replaces the text between the markers; ValueError unless each occurs once."""
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(END) < text.index(BEGIN):
         raise ValueError(
-            f"{README.name} must hold the lines {BEGIN} and {END} once, where the quality shall go"
+            f"{PAGE.name} must hold the lines {BEGIN} and {END} once, where the quality shall go"
         )
     before, rest = text.split(BEGIN)
     return f"{before}{BEGIN}\n{content}\n{END}{rest.split(END)[1]}"
@@ -253,7 +258,7 @@ def _curve(axis: Any, of_method: list[Group], name: str) -> None:
         lines.setdefault(json.dumps(group[0]["options"]), []).append(group)
     for options, line in lines.items():
         given = json.loads(options)
-        text = " ".join([method, *(f"{k} {v:g}" for k, v in given.items())])
+        text = " ".join([method, *_words(given)])
         axis.plot(
             [nfe(g) for g in line], [mean(g, name) for g in line], color=colour, label=text,
             marker="s" if given else "o", linestyle="--" if given else "-",
@@ -266,11 +271,11 @@ def write(*, check: bool) -> list[str]:
     """Returns the names of outdated files; rewrites them, and the plot, unless `check`."""
     if not RESULTS.exists():
         raise FileNotFoundError(f"no {RESULTS.relative_to(ROOT)}; run benchmarks/quality.py first")
-    records, readme = json.loads(RESULTS.read_text())["records"], README.read_text()
-    wanted = fill(readme, block(records))
-    stale = [README.name] if wanted != readme else []
+    records, page = json.loads(RESULTS.read_text())["records"], PAGE.read_text()
+    wanted = fill(page, block(records))
+    stale = [PAGE.name] if wanted != page else []
     if not check:
-        README.write_text(wanted)
+        PAGE.write_text(wanted)
         plot(records, PLOT)
     elif not PLOT.exists():
         stale.append(PLOT.name)

@@ -27,6 +27,7 @@ KINDS = {
     "published_files": "published `.pth` of every family, weights of extractors",
     "score_sde_files": "`.pth` of score_sde_pytorch",
     "edm_pickles": "`.pkl` of EDM: their bytes, their opcodes, the storages in them",
+    "diffusers_folders": "`config.json` and `scheduler_config.json` of diffusers",
     "safetensors_files": "`.safetensors` of model folders and extractors",
     "statistics_files": "`.npz` reference statistics, and the distance computed from them",
     "data_sets": "data sets: IDX, `.npy`, `.npz`, CIFAR's pickles and archives",

@@ -1,9 +1,9 @@
-"""Writes measured speeds into README.md, between their markers, and draws docs/benchmarks.png.
+"""Writes measured speeds into docs/benchmarks.md, and draws docs/benchmarks.png.
 
 `pytest benchmarks/ --benchmark-only --benchmark-json=benchmarks/results/NAME.json` measures;
 `python tools/write_results.py [FILE]` then reduces that file to the part worth committing, and
 writes table and plot from it. Without FILE the newest cpu*.json of benchmarks/results/ is taken.
-With `--check` it only reports whether README and file are up to date. A second FILE is a later run
+With `--check` it only reports whether page and file are up to date. A second FILE is a later run
 of some groups, which replace those of the first; each group is then from one run, and the caption
 names the measured commits.
 """
@@ -19,7 +19,7 @@ from typing import Any
 from result_tables import FLOOR, groups, median, tables
 
 ROOT = Path(__file__).resolve().parent.parent
-README, PLOT = ROOT / "README.md", ROOT / "docs" / "benchmarks.png"
+PAGE, PLOT = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "benchmarks.png"
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 STATISTICS = ("median", "q1", "q3", "min", "rounds", "iterations")
@@ -127,7 +127,7 @@ def fill(text: str, content: str) -> str:
     """Replaces the text between the markers; ValueError unless each occurs once."""
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(END) < text.index(BEGIN):
         raise ValueError(
-            f"{README.name} must hold the lines {BEGIN} and {END} once, where the results shall go"
+            f"{PAGE.name} must hold the lines {BEGIN} and {END} once, where the results shall go"
         )
     before, rest = text.split(BEGIN)
     return f"{before}{BEGIN}\n{content}\n{END}{rest.split(END)[1]}"
@@ -176,13 +176,13 @@ def newest() -> Path:
 
 def write(source: Path, again: list[Path], *, check: bool) -> list[str]:
     """Returns the names of outdated files; rewrites them, and the plot, unless `check`."""
-    old, readme = source.read_text(), README.read_text()
+    old, page = source.read_text(), PAGE.read_text()
     results = strip(json.loads(old))
     for path in again:
         results = merge(results, strip(json.loads(path.read_text())))
     wanted = {
         source: (old, json.dumps(results, indent=1, ensure_ascii=False) + "\n"),
-        README: (readme, fill(readme, block(results, source.name))),
+        PAGE: (page, fill(page, block(results, source.name))),
     }
     stale = [path for path, (before, after) in wanted.items() if before != after]
     if not check:

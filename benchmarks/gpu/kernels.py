@@ -26,6 +26,7 @@ from ncsn_fast.ops.noise import Stream
 
 # C, H, W and the batch sizes; torch.compile runs the last one of each (others use the same kernel).
 NORMS = {(128, 32, 32): (1, 16, 256), (256, 16, 16): (1, 16, 256), (128, 256, 256): (1, 8)}
+GROUP_NORMS = {(128, 32, 32): (16, 256), (256, 16, 16): (16, 256)}
 SMALL_NORMS = {(8, 2, 2): (1,)}
 UPDATES = {(3, 32, 32): 256, (3, 256, 256): 16}
 SMALL_UPDATES = {(3, 2, 2): 1}
@@ -140,6 +141,71 @@ def _norm_call(name: str) -> Callable[[Norm], timing.Call]:
 
 def _published_norm(x: Tensor, alpha: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
     return F.elu(published.instance_norm_plus(x, alpha, gamma, beta))
+
+
+# Group norm --------------------------------------------------------------------------------------
+
+
+def group_norms(section: Section) -> None:
+    """Times group norm of x + add with SiLU, bfloat16, channels-last, on rotating inputs."""
+    sizes = SMALL_NORMS if section.small else GROUP_NORMS
+    cases = [(shape, batch) for shape, batches in sizes.items() for batch in batches]
+    names = ["torch", "triton-auto", "triton-split", "cuda-split"]
+    section.plan((_group_title(*case), names) for case in cases)
+    for shape, batch in cases:
+        count = 2 * batch * shape[0] * shape[1] * shape[2]
+        sets = timing.sets_beyond_cache(2 * count, section.device)
+        inputs = [_group_input((batch, *shape), section.device) for _ in range(sets)]
+        builders = {n: functools.partial(_enter_group_norm, section, n, inputs) for n in names}
+        section.race(
+            _group_title(shape, batch), builders, seconds=SECONDS, bytes=2 * count, batch=batch,
+            cache="cold", sets=sets, kernel="group norm with SiLU",
+        )  # fmt: skip
+
+
+def _group_title(shape: tuple[int, ...], batch: int) -> str:
+    return f"group norm with SiLU, {'x'.join(map(str, shape))}, B = {batch}, cold"
+
+
+def _group_input(shape: tuple[int, ...], device: torch.device) -> Norm:
+    norm = _norm_input(shape, device)
+    return Norm(norm.x, [*norm.parameters[1:], torch.randn(shape[:2], device=device)], norm.out)
+
+
+def _enter_group_norm(section: Section, name: str, inputs: list[Norm]) -> Entrant:
+    make = _group_norm_call(name)
+    with torch.no_grad():  # graphs captured under inference mode harm the others before torch 2.11
+        calls = [make(norm) for norm in inputs]
+        x, (gamma, beta, add) = inputs[0].x.double(), inputs[0].parameters
+        y, groups = calls[0](), _groups(x)
+        exact = reference.group_norm(x, groups, gamma, beta, add=add, activation="silu")
+        error = relative_error(y, exact)
+        run, count = section.lap_of(calls)
+    return Entrant(run, lambda: error, 2e-2, {"calls": count})
+
+
+def _groups(x: Tensor) -> int:
+    return min(32, x.shape[1] // 4)
+
+
+def _group_norm_call(name: str) -> Callable[[Norm], timing.Call]:
+    """Returns the function that makes a provider's call for an input."""
+    if name == "torch":
+        return lambda norm: functools.partial(
+            _plain_group_norm, norm.x, *(p.to(norm.x.dtype) for p in norm.parameters)
+        )
+    family, form = name.split("-")
+    native = family == "cuda"
+    module = library("ncsn_fast.ops.native" if native else "ncsn_fast.kernels.group_norm")
+    options = {} if native else {"form": form}
+    return lambda norm: functools.partial(
+        module.group_norm, norm.x, _groups(norm.x), *norm.parameters[:2], add=norm.parameters[2],
+        activation="silu", out=norm.out, workspace=module.new_workspace(norm.x), **options,
+    )  # fmt: skip
+
+
+def _plain_group_norm(x: Tensor, gamma: Tensor, beta: Tensor, add: Tensor) -> Tensor:
+    return F.silu(F.group_norm(x + add[:, :, None, None], _groups(x), gamma, beta))
 
 
 # Sampler update ----------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from ncsn_fast.checkpoints.torch_file import CheckpointError, check_tensors, rea
 from ncsn_fast.data import limits
 from ncsn_fast.data.json_file import JSONError, find_json, read_json
 from ncsn_fast.diffusion.parameterisation import DiscreteVP
-from ncsn_fast.models.adapter import WrappedConfig
+from ncsn_fast.models.adapter import WrappedConfig, check_chain
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.models.wrap import wrap
 
@@ -147,8 +147,9 @@ def _options(scheduler: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"{name} has betas of its own; pass the network to ncsn_fast.wrap")
     if (betas := scheduler["beta_schedule"]) not in _BETAS:
         raise ValueError(f"beta_schedule must be one of {', '.join(_BETAS)}; got {betas!r:.60}")
+    check_chain(n := scheduler.get("num_train_timesteps", 1000))
     process = DiscreteVP(
-        scheduler.get("num_train_timesteps", 1000), scheduler.get("beta_start", 1e-4),
+        n, scheduler.get("beta_start", 1e-4),
         scheduler.get("beta_end", 0.02), _BETAS[betas],
     )  # fmt: skip
     return {

@@ -23,6 +23,7 @@ from ncsn_fast.checkpoints.training_run import (
     read_run_file,
 )
 from ncsn_fast.models.score import ScoreModel
+from ncsn_fast.notices import notice
 
 log = logging.getLogger(__name__)
 SHIPPED = Path(__file__).parents[1] / "assets" / "digits"
@@ -107,7 +108,7 @@ def resolve_model(model: str | Path | ScoreModel | None) -> ScoreModel:
         return load(model)
     run = newest_run(Path("runs"))
     if run is not None:
-        log.info("model: the newest run, %s", run)
+        notice(log, "model: the newest run, %s", run)
         return load(run)
     log.info("model: the shipped digits model (no run below ./runs)")
     return load(SHIPPED)

@@ -1,4 +1,4 @@
-"""Model folders: config.json and model.safetensors."""
+"""Model folders: config.json and model.safetensors, and fast_table.json of a tuned model."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ from torch import Tensor, nn
 from ncsn_fast.checkpoints import diffusers_unet, hub
 from ncsn_fast.checkpoints.safetensors_file import read_safetensors
 from ncsn_fast.checkpoints.torch_file import CheckpointError, key_differences
-from ncsn_fast.data.files import atomic_write_all
+from ncsn_fast.data.files import atomic_write, atomic_write_all
 from ncsn_fast.data.json_file import JSONError, parse_json, read_json
 from ncsn_fast.diffusion.spacing import check_ladder
 from ncsn_fast.models.adapter import WrappedConfig, identity_of
 from ncsn_fast.models.score import ModelConfig, ScoreModel, config_from_dict
 from ncsn_fast.models.shapes import shapes_only
+from ncsn_fast.models.tuned_table import TunedTable
 from ncsn_fast.models.unet_config import UNetConfig
 from ncsn_fast.models.wrap import check_runs, wrap, wrapped
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
+TABLE_NAME = "fast_table.json"
 DIGEST = "weights_sha256"  # in config.json: of which weights it speaks
 _EXACT = ("sigmas", ".W", ".freqs")  # endings of vectors that keep float32 in half precision
 
@@ -83,7 +85,9 @@ def _check_ends(
 
 
 def save_model(model: ScoreModel, folder: str | Path, *, dtype: torch.dtype | None = None) -> Path:
-    """Writes a model folder: config.json and model.safetensors.
+    """Writes a model folder: config.json and model.safetensors, and the table of a tuned model.
+
+    A table that is there, of the model that the folder held before, does not stay.
 
     Args:
         dtype: type of the stored weights (None: as they are). Loading gives float32 whatever it is.
@@ -108,10 +112,41 @@ def save_model(model: ScoreModel, folder: str | Path, *, dtype: torch.dtype | No
         }
     content = safetensors.torch.save(state, metadata={"format": "pt"})
     described = {**values, DIGEST: hashlib.sha256(content).hexdigest()}
+    (folder / TABLE_NAME).unlink(missing_ok=True)
     with atomic_write_all(folder / WEIGHTS_NAME, folder / CONFIG_NAME) as (weights, config):
         weights.write_bytes(content)
         config.write_text(json.dumps(described, indent=2) + "\n")
+    if model.tuned is not None:
+        save_table(model.tuned, folder)
     return folder
+
+
+def save_table(table: TunedTable, folder: Path) -> Path:
+    """Writes the table of method "fast" that was fitted to a folder's model."""
+    path = folder / TABLE_NAME
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(table.to_dict()) + "\n")
+    return path
+
+
+def read_table(model: ScoreModel, folder: Path) -> TunedTable | None:
+    """Returns the table of a folder's model, or None if the folder has none.
+
+    Raises:
+        CheckpointError: it is damaged, or of another model.
+    """
+    path = folder / TABLE_NAME
+    try:
+        table = TunedTable.from_dict(read_json(path))
+        table.check_fits(model.image_shape, model.sigmas.double().numpy())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"cannot use {path}: {error}. Delete it (method fast then runs its default table), or "
+            "tune again"
+        ) from error
+    return table
 
 
 def load_model_folder(folder: Path, net: nn.Module | None = None) -> ScoreModel:
@@ -145,6 +180,7 @@ def load_model_folder(folder: Path, net: nn.Module | None = None) -> ScoreModel:
             f"the folder was interrupted, or one file was exchanged. Write it again (or delete "
             f"{DIGEST} from {CONFIG_NAME}, if both are as you want them)"
         )
+    model.tuned = read_table(model, folder)
     return model
 
 
@@ -228,12 +264,15 @@ ScoreModel.storage = _ModelFolders()
 
 __all__ = [
     "CONFIG_NAME",
+    "TABLE_NAME",
     "WEIGHTS_NAME",
     "ModelConfig",
     "ScoreModel",
     "build_model",
     "config_from_json",
     "load_model_folder",
+    "read_table",
     "save_model",
+    "save_table",
     "wrap",
 ]

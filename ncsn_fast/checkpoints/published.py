@@ -22,6 +22,7 @@ from ncsn_fast.checkpoints.model_folder import build_model
 from ncsn_fast.checkpoints.torch_file import CheckpointError, Weights, check_tensors
 from ncsn_fast.diffusion import schedule as ladders
 from ncsn_fast.models.score import ModelConfig, ScoreModel
+from ncsn_fast.notices import notice
 
 log = logging.getLogger(__name__)
 FAMILIES: tuple[Family, ...] = (ncsn, tutorial, score_sde)
@@ -57,8 +58,8 @@ def from_published(
     if "sigmas" not in state or _LADDER & set(overrides):
         state = {**state, "sigmas": _ladder(config)}
     named = {key if key == "sigmas" else f"net.{key}": value for key, value in state.items()}
-    log.info(
-        "%s: %s, %d levels, %s weights; sampling at %dx%d with epsilon %.3g",
+    notice(
+        log, "%s: %s, %d levels, %s weights; sampling at %dx%d with epsilon %.3g",
         path, config.arch, config.n_sigmas, kind, *config.image_size, config.epsilon,
     )  # fmt: skip
     return build_model(config, named, str(path))

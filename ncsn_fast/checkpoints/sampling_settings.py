@@ -11,6 +11,7 @@ from ncsn_fast.diffusion import schedule as ladders
 from ncsn_fast.models.architectures import TIME_ARCHS
 from ncsn_fast.models.published_runs import PUBLISHED_RUNS, PublishedRun
 from ncsn_fast.models.unet_config import UNetConfig
+from ncsn_fast.notices import notice
 
 log = logging.getLogger(__name__)
 _DEFAULT_SIZE = {
@@ -44,7 +45,7 @@ def with_sampling_settings(found: dict[str, Any]) -> dict[str, Any]:
             steps = found.get("n_steps_each", 5)
             ladder = ladders.geometric(found["sigma_begin"], found["sigma_end"], found["n_sigmas"])
             epsilon = ladders.epsilon_for(ladder, steps)
-    log.info("unless given: image size %d, %d Langevin steps, %s", size[0], steps, said)
+    notice(log, "unless given: image size %d, %d Langevin steps, %s", size[0], steps, said)
     return {"image_size": size, "epsilon": epsilon, "n_steps_each": steps, **found}
 
 

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from ncsn_fast.checkpoints.sampling_settings import with_ladder
 from ncsn_fast.checkpoints.torch_file import CheckpointError
-from ncsn_fast.diffusion.parameterisation import standard
 from ncsn_fast.diffusion.spacing import check_ladder
 from ncsn_fast.models.published_unets import PUBLISHED_UNETS, PublishedUNet
 from ncsn_fast.models.unet_architectures import DDPMConfig, NCSNppConfig
 from ncsn_fast.models.unet_config import UNetConfig, preconditioned
+from ncsn_fast.notices import notice
 
 log = logging.getLogger(__name__)
 NAME = "score_sde_pytorch"
@@ -178,7 +178,8 @@ def infer_config(state: dict[str, Tensor], overrides: dict[str, Any], path: Path
         config = with_ladder(config, given)
     except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
         raise CheckpointError(f"{path}, of {NAME}: {error}") from error
-    log.info(
+    notice(
+        log,
         "%s: image size %d, SDE %s and noise levels %.4g to %.4g are those of %s, %s; "
         "run=NAME takes another",
         path, config.image_size[0], _RUNS[name].preconditioning, config.sigma_begin,
@@ -244,20 +245,14 @@ def _complete(
     if type(image_size) is not int:
         raise ValueError(f"image_size must be an integer; got {image_size!r}")
     settings = {
-        **found.settings, "image_size": image_size,
-        "attn_resolutions": found.resolutions(image_size) if found.levels else (),
+        **found.settings, "image_size": image_size, "centered": network.centered,
+        "attn_resolutions": found.resolutions(image_size),
     }  # fmt: skip
+    if found.kind is NCSNppConfig:
+        pyramids = {settings["progressive_input"], settings["progressive"]} != {"none"}
+        settings["fir"] = pyramids or getattr(network, "fir", False)
     kind: Any = type(network) if isinstance(network, found.kind) else found.kind
-    settings["centered"] = network.centered
-    if isinstance(network, NCSNppConfig) and kind is not DDPMConfig:
-        fir = settings["progressive_input"] != "none" or settings["progressive"] != "none"
-        settings["fir"] = fir or network.fir
-        settings["fir_kernel"] = network.fir_kernel
-    built, levels = kind(**settings), _levels(sigmas)
-    if levels is None or not run.sigma_max:
-        return preconditioned(built, run.preconditioning, sigma_max=run.sigma_max, n=run.n)
-    config = preconditioned(built, run.preconditioning, sigma_max=levels[0], n=len(levels))
-    known = config.parameterisation
-    if run.preconditioning == "discrete_ve":
-        known = standard("scaled_score", sees="level", sigmas=tuple(levels))
-    return UNetConfig.make(built, known, levels[-1], levels[0], n_sigmas=len(levels))
+    n, ends = run.n, {"sigma_max": run.sigma_max}
+    if run.sigma_max and (levels := _levels(sigmas)) is not None:
+        n, ends = len(levels), {"sigma_max": levels[0], "sigma_min": levels[-1]}
+    return preconditioned(kind(**settings), run.preconditioning, n=n, **ends)

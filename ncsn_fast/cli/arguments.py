@@ -17,6 +17,7 @@ from ncsn_fast.data import datasets
 from ncsn_fast.data.decode import WarnOnce, decode, pixels
 from ncsn_fast.data.formats import recognise
 from ncsn_fast.data.transform import Transform, centre_square
+from ncsn_fast.evaluation.features import Extractor, function_extractor, load_extractor
 
 MASKS = ("left", "right", "top", "bottom", "centre")
 
@@ -127,3 +128,11 @@ def import_function(option: str, name: str) -> Callable[..., Any]:
     if not callable(found):
         raise ValueError(f"{option} {name} is no function; it is {found!r}")
     return cast(Callable[..., Any], found)
+
+
+def open_extractor(name: str) -> Extractor:
+    """Loads the extractor that --extractor names: digits, a file of weights, or MODULE:NAME."""
+    module, _, function = name.partition(":")
+    if module and function and not Path(name).exists():
+        return function_extractor(name, import_function("--extractor", name))
+    return load_extractor(name)

@@ -16,6 +16,8 @@ class DoctorOptions:
 
     measure: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Measure again which dtype and algorithm the CPU engine should take, and remember it."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print all of it as JSON, for a report of a fault. It holds no names of users or machines."""
 
 
 def parse(args: list[str] | None) -> DoctorOptions:

@@ -57,16 +57,19 @@ class ModelOptions:
         """Makes the Sampler that these options describe."""
         from ncsn_fast.sampler import Sampler
 
-        return Sampler(
-            self.model,
-            engine=self.engine,
-            dtype=self.dtype,
-            device=self.device,
-            batch_size=self.batch_size,
-            threads=self.threads,
-            compile_cache=self.compile_cache,
+        return Sampler(self.model, **self.sampler_options())
+
+    def sampler_options(self) -> dict[str, Any]:
+        """Returns the keyword arguments of Sampler."""
+        return {
+            "engine": self.engine,
+            "dtype": self.dtype,
+            "device": self.device,
+            "batch_size": self.batch_size,
+            "threads": self.threads,
+            "compile_cache": self.compile_cache,
             **self.engine_options,
-        )
+        }
 
 
 def own_options_first(options: type[T]) -> type[T]:

@@ -107,6 +107,8 @@ def write_files(
         **options.method_options(),
         **options.class_options(),
     }
+    if options.method == "fast" and sampler.model.tuned is not None:
+        settings["table"] = sampler.model.tuned.digest()
     claim_folder(folder, settings, SAMPLES, ignore=frozenset(() if choices else CHOICES))
     written = 0
     for missing in itertools.chain([first] if first else [], windows):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
 import secrets
@@ -15,6 +14,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ncsn_fast.data.limits import Limit
+
+try:
+    import fcntl
+except ModuleNotFoundError as error:
+    raise ImportError(
+        "ncsn_fast needs a POSIX system, such as Linux; on Windows, use the Subsystem for Linux"
+    ) from error
 
 _SUFFIX = ".tmp"
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]+\.tmp")

@@ -111,6 +111,18 @@ class Parameterisation:
             return None
         return self.c_noise(self.data_scale * sigma.to(dtype)).to(self.noise_dtype)
 
+    def known_levels(self, sigmas: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Returns the levels that a network knows of sigmas (K,), descending, in the unit of x.
+
+        All, for most. One that gets the nearest index of a discrete chain knows the levels of the
+        chain: these are the nearest to sigmas, each once (EDM's `round_sigma`).
+        """
+        process = getattr(self.c_noise, "process", None)
+        if not (isinstance(process, DiscreteVP) and process.rounded):
+            return sigmas
+        indices = np.unique(process.time(self.data_scale * sigmas).astype(np.int64))[::-1]
+        return process.sigmas[indices] / self.data_scale
+
     @property
     def sigma_limit(self) -> float:
         """The largest noise level that the network knows, in the unit of x."""

@@ -30,7 +30,8 @@ from ncsn_fast.engines.torch_settings import (
     to_channels_last,
 )
 from ncsn_fast.engines.weights import without_weights
-from ncsn_fast.models.adapter import Adapter
+from ncsn_fast.models.adapter import ParameterisedConfig
+from ncsn_fast.models.classes import default_label
 from ncsn_fast.models.layers import InstanceNormPlus
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops import backends, reference
@@ -182,8 +183,8 @@ class _CompilableModel(nn.Module):
     def __init__(self, model: ScoreModel, dtype: torch.dtype) -> None:
         super().__init__()
         self.net = copy.deepcopy(model.net).eval().requires_grad_(False)
-        self.n_classes, self.dtype = model.n_classes, dtype
-        self.ours = not isinstance(self.net, Adapter)
+        self.default_label, self.dtype = default_label(model.config), dtype
+        self.ours = not isinstance(model.config, ParameterisedConfig)
         for module in self.net.modules() if self.ours else ():
             if type(module) in _REPLACEMENTS:
                 module.__class__ = _REPLACEMENTS[type(module)]
@@ -191,10 +192,10 @@ class _CompilableModel(nn.Module):
                 module.to(dtype)
 
     def forward(self, x: Tensor, level: Tensor | None, labels: Tensor | None = None) -> Tensor:
+        if labels is None and self.default_label is not None:
+            labels = torch.full((len(x),), self.default_label, device=x.device)
         if self.ours:
-            return self.net(x, level).float()
-        if labels is None and self.n_classes:
-            labels = torch.full((len(x),), self.n_classes, device=x.device)
+            return self.net(x, level, *(() if labels is None else (labels,))).float()
         low = self.dtype is not torch.float32
         with torch.autocast(x.device.type, self.dtype if low else torch.bfloat16, enabled=low):
             return self.net(x, level, labels).float()

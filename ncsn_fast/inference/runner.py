@@ -14,6 +14,7 @@ from tqdm import tqdm
 from ncsn_fast.engines.base import Engine
 from ncsn_fast.inference.monitor import UNITS, Callback, Monitor, Progress, SamplingError
 from ncsn_fast.inference.user_functions import UserFunctions
+from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.samplers.constraints import ConstrainedUpdate, Constraint, KnownPixels, impose
 from ncsn_fast.samplers.procedure import Guide, Procedure, SolverError
 from ncsn_fast.samplers.program import Chains, Program, initial_state
@@ -21,11 +22,12 @@ from ncsn_fast.samplers.program import Chains, Program, initial_state
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Summary of a call: method, network evaluations, images, seconds, engine.
+    """Summary of a call: model, method, network evaluations, images, seconds, engine.
 
     Attributes:
         nfe: network evaluations per sample; the mean if samples differ.
         nfe_most: the largest of any sample, which determines the work of its micro-batch.
+        model: architecture and image shape, such as "ncsnv2 1x16x16".
     """
 
     method: str
@@ -36,6 +38,7 @@ class Report:
     dtype: str
     batch_size: int
     nfe_most: int
+    model: str
 
 
 @dataclasses.dataclass
@@ -208,8 +211,21 @@ def make_report(
         mean = float(nfe.double().mean())
     most = int(nfe.max()) if len(nfe) else program.nfe or 0
     return Report(
-        program.name, mean, len(nfe), seconds, engine.name, engine.dtype, engine.batch_size, most
+        method=program.name,
+        nfe=mean,
+        n=len(nfe),
+        seconds=seconds,
+        engine=engine.name,
+        dtype=engine.dtype,
+        batch_size=engine.batch_size,
+        nfe_most=most,
+        model=name_of(engine.model),
     )
+
+
+def name_of(model: ScoreModel) -> str:
+    """Returns architecture and image shape of a model, such as "ncsnv2 1x16x16"."""
+    return f"{model.config.arch} {'x'.join(map(str, model.image_shape))}"
 
 
 __all__ = [

@@ -71,17 +71,26 @@ class SamplingCall(SamplingParams):
         """
         import torch
 
+        from ncsn_fast.models.classes import require_labels, takes_no_class
+
         if self.guidance is not None:
             if self.labels is None:
                 raise ValueError("guidance is towards a class: give labels")
             if not math.isfinite(self.guidance):
                 raise ValueError(f"guidance must be finite; got {self.guidance}")
         if self.labels is None:
+            require_labels(model.config, None)
             return None
         if model.n_classes == 0:
             raise ValueError(
                 "this model has no classes, so labels say nothing to it; `guided` samples with a "
                 "classifier"
+            )
+        if self.guidance is not None and not takes_no_class(model.config):
+            raise ValueError(
+                f"guidance compares with no class, and this network does not take the label "
+                f"{model.n_classes}, which means that: leave guidance out, or give its embedding "
+                "one row more and train it on that"
             )
         given = torch.as_tensor(self.labels)
         if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:

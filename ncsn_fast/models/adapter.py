@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import inspect
 import math
@@ -65,6 +66,21 @@ class ParameterisedConfig:
         limits.STEPS.check(self.n_sigmas * max(1, self.n_steps_each), "the ladder")
 
 
+def read_parameterisation(spec: Any) -> Parameterisation:
+    """Returns the parameterisation that a file describes; ValueError or TypeError if it is none."""
+    process = spec.get("process") if isinstance(spec, dict) else None
+    if isinstance(process, dict) and "n" in process:
+        check_chain(process["n"])
+    return from_spec(spec)
+
+
+def check_chain(n: Any) -> None:
+    """ValueError unless a discrete chain has a number of steps that files may ask for."""
+    if type(n) is not int or n < 2:
+        raise ValueError(f"the number of steps of a chain must be an integer from 2 on; got {n!r}")
+    limits.STEPS.check(n, "a discrete chain")
+
+
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class WrappedConfig(ParameterisedConfig):
     """Description of a model with a network that is not of this package.
@@ -72,7 +88,8 @@ class WrappedConfig(ParameterisedConfig):
     Attributes:
         arch: name of the network's class.
         sample_shape: shape of one sample as the network takes it.
-        n_classes: of a network that takes labels; the label n_classes means no class.
+        n_classes: of a network that takes labels.
+        no_class: whether it takes the label n_classes too, which means no class.
         bounded: whether samples are in [0, 1].
         diffusers: configuration of a network of diffusers, from which loading builds it again.
         identity: of the network's code and settings, which its weights do not tell.
@@ -81,6 +98,7 @@ class WrappedConfig(ParameterisedConfig):
     arch: str
     sample_shape: tuple[int, ...]
     n_classes: int = 0
+    no_class: bool = True
     bounded: bool = True
     diffusers: Mapping[str, Any] | None = None
     identity: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
@@ -89,6 +107,8 @@ class WrappedConfig(ParameterisedConfig):
         super().__post_init__()
         if type(self.n_classes) is not int or self.n_classes < 0:
             raise ValueError(f"n_classes must be an integer from 0 on; got {self.n_classes!r}")
+        if type(self.no_class) is not bool:
+            raise ValueError(f"no_class must be true or false; got {self.no_class!r}")
 
     @property
     def channels(self) -> int:
@@ -113,6 +133,8 @@ class WrappedConfig(ParameterisedConfig):
         del values["identity"]
         if self.diffusers is None:
             del values["diffusers"]
+        if self.no_class:  # as it was before this was said, for digests
+            del values["no_class"]
         shape = list(self.sample_shape)
         return {**values, "sample_shape": shape, "parameterisation": plain(dict(spec))}
 
@@ -131,7 +153,7 @@ class WrappedConfig(ParameterisedConfig):
             raise ValueError(f"sample_shape must be positive integers; got {shape!r}")
         limits.BATCH_ELEMENTS.check(math.prod(shape), "sample_shape")
         fields["sample_shape"] = tuple(shape)
-        fields["parameterisation"] = from_spec(fields["parameterisation"])
+        fields["parameterisation"] = read_parameterisation(fields["parameterisation"])
         config = cls(**fields, identity=identity)
         config.check_steps()
         return config
@@ -208,9 +230,9 @@ def identity_of(net: nn.Module) -> str:
     """
     total = hashlib.sha256(torch.__version__.encode())
     for name, module in net.named_modules():
-        kind = type(module)
+        kind: Any = type(module)
         try:
-            source = inspect.getsource(kind)
+            source = _source(kind)
         except (OSError, TypeError):
             return uuid.uuid4().hex
         simple = {k: v for k, v in vars(module).items() if _is_simple(v) and k[0] != "_"}
@@ -220,6 +242,12 @@ def identity_of(net: nn.Module) -> str:
         if any(callable(v) or not _is_simple(v) for k, v in vars(module).items() if k[0] != "_"):
             return uuid.uuid4().hex
     return total.hexdigest()
+
+
+@functools.lru_cache(maxsize=1000)
+def _source(kind: type) -> str:
+    """The source of a class, for which Python reads the whole of its file."""
+    return inspect.getsource(kind)
 
 
 def _is_simple(value: Any) -> bool:

@@ -24,9 +24,11 @@ from ncsn_fast.models.architectures import (
     TIME_STYLE,
     check_image_size,
 )
+from ncsn_fast.models.classes import default_label, require_labels
 from ncsn_fast.models.layers import ACTIVATIONS, NORMS
 from ncsn_fast.models.refinenet import RefineNet
 from ncsn_fast.models.score_unet import ScoreUNet
+from ncsn_fast.models.tuned_table import TunedTable
 from ncsn_fast.models.unet import Clock, TimeUNet
 from ncsn_fast.models.unet_config import UNetConfig
 
@@ -249,6 +251,7 @@ class ScoreModel(nn.Module):
         net: the network, called as net(u, condition) or net(u, condition, labels).
         sigmas: (n_sigmas,) float32, descending.
         clock: mapping between time and sigma, for the tutorial's U-Net; else None.
+        tuned: table of method "fast" that was fitted to the model (`ncsn_fast.tune`); else None.
         storage: reader and writer of models; checkpoints/model_folder.py sets it.
     """
 
@@ -268,6 +271,7 @@ class ScoreModel(nn.Module):
             net = build_network(config)
         self.net = net
         self.clock: Clock | None = None
+        self.tuned: TunedTable | None = None
         if isinstance(config, ModelConfig) and config.arch in TIME_ARCHS:
             self.clock = config.clock()
         if sigmas is None:
@@ -409,7 +413,7 @@ class ScoreModel(nn.Module):
         if self.n_classes == 0:
             return self.net(u, condition)
         if labels is None:
-            labels = torch.full((len(u),), self.n_classes, device=u.device)
+            labels = torch.full((len(u),), default_label(self.config) or 0, device=u.device)
         return self.net(u, condition, labels)
 
     def check_input(self, u: Tensor) -> None:
@@ -433,6 +437,7 @@ class ScoreModel(nn.Module):
 
         labels: (N,) int64, for networks with classes.
         """
+        require_labels(self.config, labels)
         sigma = each_sigma(sigma, x)
         more = () if labels is None else (labels,)
         return self.score_by(lambda u, condition: self(u, condition, *more), x, sigma)

@@ -20,11 +20,10 @@ from ncsn_fast.diffusion.parameterisation import (
     IDDPM,
     DiscreteVP,
     Parameterisation,
-    from_spec,
     standard,
 )
 from ncsn_fast.diffusion.sde import VP, SubVP
-from ncsn_fast.models.adapter import ParameterisedConfig
+from ncsn_fast.models.adapter import ParameterisedConfig, check_chain, read_parameterisation
 from ncsn_fast.models.unet_architectures import (
     PRECONDITIONINGS,
     UNETS,
@@ -149,7 +148,7 @@ class UNetConfig(ParameterisedConfig):
         if arch not in UNETS:
             raise ValueError(f"arch must be one of {', '.join(UNETS)}; got {arch!r}")
         fields["network"] = UNETS[arch].from_kwargs(network)
-        fields["parameterisation"] = from_spec(fields["parameterisation"])
+        fields["parameterisation"] = read_parameterisation(fields["parameterisation"])
         return cls(**fields)
 
 
@@ -269,6 +268,7 @@ def _preconditioning(wrapper: str, own: Mapping[str, Any]) -> tuple[Parameterisa
             raise ValueError(
                 f"iDDPMPrecond has C_1 0.001 and C_2 0.008; got {own['C_1']} and {own['C_2']}"
             )
+        check_chain(own["M"])
         chain = IDDPM(own["M"])
         known = standard("epsilon", sees="timestep", process=chain, data_range=_CENTRED)
         return known, float(chain.sigmas[0]), float(chain.sigmas[-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 from collections.abc import Sequence
@@ -75,7 +76,8 @@ def wrap(
         n_sigmas: number of levels between the ends. None: what Technique 2 gives, 1000 at most,
             and at least so many that neighbours differ by 20 %.
         n_steps_each, epsilon: of annealed Langevin dynamics. None: Technique 4.
-        n_classes: number of classes of a network with labels; it takes n_classes as "no class".
+        n_classes: number of classes of a network with labels. If it takes the label n_classes too,
+            that means no class; guidance needs it.
 
     Raises:
         TypeError, ValueError: something that cannot be inferred is missing, the parameters are not
@@ -122,7 +124,7 @@ def wrap(
         bounded=data_range is not None,
         identity=identity_of(net),
     )
-    return check_runs(wrapped(net, config, torch.from_numpy(ladder)))
+    return check_runs(_saying_classes(wrapped(net, config, torch.from_numpy(ladder))))
 
 
 def wrapped(net: nn.Module, config: WrappedConfig, sigmas: Tensor) -> ScoreModel:
@@ -144,21 +146,34 @@ def check_runs(model: ScoreModel) -> ScoreModel:
     Errors of the network itself come through. TypeError or ValueError for an output that is not
     floating point, of the shape of the input.
     """
-    u = torch.zeros(1, *model.image_shape, device=model.device)
-    sigma, n = model.sigmas[-1:], model.n_classes
     with torch.no_grad():
-        try:
-            f = model(u, model.condition(sigma))
-        except IndexError as error:
-            if n == 0:
-                raise
-            raise ValueError(
-                f"the network does not take the label {n}, which means no class where there are {n}"
-                f" ({error}): give its embedding one row more"
-            ) from error
+        f = model(*_probe(model))
     if not f.is_floating_point():
         raise TypeError(f"a network must return floating-point numbers; got {f.dtype}")
     return model
+
+
+def _saying_classes(model: ScoreModel) -> ScoreModel:
+    """Returns the model, whose description says whether the network takes the label of no class.
+
+    A network that does not fails as an embedding or one-hot rows do.
+    """
+    u, condition = _probe(model)
+    try:
+        with torch.no_grad():
+            model(u, condition)
+    except (IndexError, RuntimeError):
+        if model.n_classes == 0:
+            raise
+        assert isinstance(model.config, WrappedConfig)
+        model.config = dataclasses.replace(model.config, no_class=False)
+    return model
+
+
+def _probe(model: ScoreModel) -> tuple[Tensor, Tensor | None]:
+    """Returns arguments of the network: an image of zeros, and its condition."""
+    u = torch.zeros(1, *model.image_shape, device=model.device)
+    return u, model.condition(model.sigmas[-1:])
 
 
 def _shape(image_shape: Sequence[int]) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ncsn_fast.models.tuned_table import TunedTable
 from ncsn_fast.samplers.choices import FAST_ETA
 from ncsn_fast.samplers.program import Column, Program, table
 from ncsn_fast.samplers.reverse_sde import steps_of
@@ -101,29 +102,47 @@ def _churned(sigmas: ArrayLike, churn: Churn, denoise: bool) -> tuple[Column, Co
 
 
 def dpm_solver_pp(
-    sigmas: ArrayLike, *, eta: float = 0.0, s_noise: float = 1.0, denoise: bool = True
+    sigmas: ArrayLike,
+    *,
+    eta: ArrayLike = 0.0,
+    history: ArrayLike = 1.0,
+    s_noise: ArrayLike = 1.0,
+    denoise: bool = True,
 ) -> Program:
     """Returns DPM-Solver++(2M) (Lu et al. 2022) in VE form; for eta > 0 its SDE variant (midpoint).
 
-    With h_i = ln(sigma_i / sigma_{i+1}) and w = h_i / (2 h_{i-1}):
+    With h_i = ln(sigma_i / sigma_{i+1}) and w = history_i h_i / (2 h_{i-1}):
         x' = (sigma_{i+1} / sigma_i) e^(-eta h) x + (1 - e^(-(1 + eta) h)) ((1 + w) D_i - w D_{i-1})
              + s_noise sigma_{i+1} sqrt(1 - e^(-2 eta h)) z
     The first step and the step to 0 have w = 0. NFE = L, or L - 1 without `denoise`.
 
+    eta, history and s_noise may differ by row. history = 0 is a method of first order, and with
+    eta = 0 Euler's. The solvers of the extended reverse SDE (Cui et al. 2023) are such tables, too:
+    there e^(-(1 + eta) h) = phi(sigma_{i+1}) / phi(sigma_i), and history weights the divided
+    difference of D as their second order does.
+
     Args:
-        sigmas: (L,) descending.   eta: 0 for the flow, 1 for the reverse SDE.
+        sigmas: (L,) descending.   eta: 0 for the flow, 1 for the reverse SDE; a number or (L,).
+        history: weight of the extrapolation from D_{i-1}, 1 for 2M; a number or (L,).
+        s_noise: scale of the noise, a number or (L,).
         denoise: take the step from sigma_L to 0, which returns D_L.
     """
     sigma, after = steps_of(sigmas, denoise)
-    if not (0 <= eta < math.inf and 0 <= s_noise < math.inf):
-        raise ValueError(f"eta and s_noise must be at least 0; got {eta} and {s_noise}")
+    eta, history, s_noise = (_of_rows(value, len(sigma)) for value in (eta, history, s_noise))
+    for value in (eta, s_noise):
+        if not bool(((value >= 0) & (value < math.inf)).all()):
+            raise ValueError(
+                f"eta and s_noise must be at least 0; got {_short(eta)} and {_short(s_noise)}"
+            )
+    if not bool(np.isfinite(history).all()):
+        raise ValueError(f"history must be finite; got {_short(history)}")
     with np.errstate(divide="ignore"):
         h = -np.log(after / sigma)  # infinite for the step to 0
-    moving = np.isfinite(h)
+    finite = np.where(np.isfinite(h), h, 0.0)
     w = np.zeros_like(h)
-    w[1:] = np.where(moving[1:], h[1:] / (2 * h[:-1]), 0.0)
+    w[1:] = history[1:] * (finite[1:] / (2 * h[:-1]))
     weight = -np.expm1(-(1 + eta) * h)
-    c = s_noise * after * np.sqrt(-np.expm1(-2 * eta * np.where(moving, h, 0.0)))
+    c = s_noise * after * np.sqrt(-np.expm1(-2 * eta * finite))
     return table(
         "dpmpp",
         sigma,
@@ -136,6 +155,20 @@ def dpm_solver_pp(
         c=c,
         initial="prior",
     )
+
+
+def _of_rows(value: ArrayLike, rows: int) -> Column:
+    """Returns a number, or the first of (L,) numbers, as a column of that many rows."""
+    column = np.asarray(value, dtype=np.float64)
+    if column.ndim > 1 or (column.ndim == 1 and len(column) < rows):
+        raise ValueError(f"expected a number or one for each level; got shape {column.shape}")
+    return np.broadcast_to(column, rows) if column.ndim == 0 else column[:rows]
+
+
+def _short(column: Column) -> str:
+    """Returns a column for a message, as one number if its rows are equal."""
+    same = np.array_equal(column, np.full_like(column, column[0]), equal_nan=True)
+    return str(column[0]) if same else str(column.tolist())
 
 
 def fast(
@@ -157,3 +190,18 @@ def fast(
     """
     program = dpm_solver_pp(sigmas, eta=eta, s_noise=s_noise, denoise=denoise)
     return dataclasses.replace(program, name="fast")
+
+
+def tuned(fitted: TunedTable, *, denoise: bool = True) -> Program:
+    """Returns `fast` by a table that was fitted to a model (`python -m ncsn_fast.tune`).
+
+    Chains start at N(mean, sigma_1^2) if it has a mean. NFE = its rows, one less without `denoise`.
+    """
+    program = dpm_solver_pp(
+        fitted.sigmas,
+        eta=[*fitted.eta, 0.0],  # the step to 0 has neither noise nor history
+        history=[*fitted.history, 0.0],
+        s_noise=fitted.s_noise,
+        denoise=denoise,
+    )
+    return dataclasses.replace(program, name="fast", mean=fitted.mean_image())

@@ -40,6 +40,12 @@ class Levels:
         if self.steps is not None:
             check_integer("steps", self.steps)
 
+    def differ(self, steps: int) -> list[str]:
+        """Returns the options that ask for other levels than a table of so many steps has."""
+        given = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) is not None]
+        own = ["usual", *(["steps"] if self.steps == steps else [])]
+        return [f"steps={self.steps}" if n == "steps" else n for n in given if n not in own]
+
     def own(self, model: ScoreModel) -> Column:
         """Returns the model's ladder from sigma_start on.
 
@@ -90,7 +96,7 @@ class Levels:
         The default of `steps` is `usual`, reduced in proportion if sigma_start shortens the range,
         and limited to the trained levels of a level-conditioned network. The default of `schedule`
         is trained levels if the network is conditioned on them or if all of them are used, else
-        geometric.
+        geometric. For a network that rounds to the levels of a discrete chain, all are its nearest.
         """
         given = self._given()
         if given is not None:
@@ -103,7 +109,7 @@ class Levels:
         if schedule is None:
             trained = steps == len(own) or (model.conditional and 0 < steps < len(own))
             schedule = "ladder" if trained else "geometric"
-        return spaced(own, steps, schedule, self.rho)
+        return model.parameterisation.known_levels(spaced(own, steps, schedule, self.rho))
 
     def _given(self) -> Column | None:
         """Returns the user's own ladder, or None; ValueError if another option comes with it."""

@@ -103,6 +103,7 @@ class Procedure:
     draws_noise: bool = True
     constrains: bool = False
     initial: ClassVar[Literal["prior"]] = "prior"
+    mean: ClassVar[None] = None
 
 
 def chains_noise(chains: Chains) -> Draw:

@@ -42,7 +42,8 @@ class Program:
             Callbacks, progress and NaN checks happen between two levels.
         a, b, g, c, p, q, e, r: (K,) coefficients; b and q multiply f = sigma * score.
         scale, shift: (K,), the network's input at a row is scale x + shift.
-        initial: initial distribution: "uniform" on [0, 1), or "prior", N(0, sigma[0]^2).
+        initial: initial distribution: "uniform" on [0, 1), or "prior", N(mean, sigma[0]^2).
+        mean: mean of the prior, an image (C, H, W); None for 0.
         reference_noise: (K + 1,), for inpainting; None: the program cannot inpaint. Before row k
         known
             pixels become known + reference_noise[k] z, entry K is for after the last row; NaN: not
@@ -64,6 +65,7 @@ class Program:
     scale: Column
     shift: Column
     initial: Literal["uniform", "prior"] = "uniform"
+    mean: Column | None = None
     reference_noise: Column | None = None
     reference_step: NDArray[np.int64] | None = None
 
@@ -110,7 +112,7 @@ class Program:
         """Returns the program's first rows."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         columns: dict[str, Any] = {
-            k: v[:rows] for k, v in fields.items() if isinstance(v, np.ndarray)
+            k: v[:rows] for k, v in fields.items() if isinstance(v, np.ndarray) and k != "mean"
         }
         for name in ("reference_noise", "reference_step"):
             if fields[name] is not None:
@@ -314,12 +316,20 @@ class Start(Protocol):
     @property
     def sigma(self) -> Column: ...
 
+    @property
+    def mean(self) -> Column | None: ...
+
 
 def initial_state(program: Start, seed: int, samples: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Draws the chains' initial state (B, *shape), from stream 1 of each sample."""
     if program.initial == "uniform":
         return ops.uniform(seed, samples, Stream.INITIAL, 0, shape)
-    return float(program.sigma[0]) * ops.normal(seed, samples, Stream.INITIAL, 0, shape)
+    x = float(program.sigma[0]) * ops.normal(seed, samples, Stream.INITIAL, 0, shape)
+    if program.mean is None:
+        return x
+    if program.mean.shape != tuple(shape):
+        raise ValueError(f"the prior's mean is {program.mean.shape}; expected {tuple(shape)}")
+    return x + torch.from_numpy(program.mean).to(x)
 
 
 def run(

@@ -151,15 +151,29 @@ def fast(
     model: ScoreModel,
     levels: Levels,
     *,
-    eta: float = FAST_ETA,
-    s_noise: float = 1.0,
+    eta: float | None = None,
+    s_noise: float | None = None,
     denoise: bool = True,
 ) -> Program:
-    """DPM-Solver++(2M) with the quality of `ald`: `steps` levels, NFE = steps (few_step.py)."""
+    """DPM-Solver++(2M) with the quality of `ald`: `steps` levels, NFE = steps (few_step.py).
+
+    A model that was tuned (`python -m ncsn_fast.tune`) brings a table of its own, which is used
+    unless the options ask for another: other steps or levels, or an eta or s_noise.
+    """
     from ncsn_fast.samplers import few_step as few
 
-    ladder = levels.between_the_ends(model)
-    return few.fast(ladder, eta=eta, s_noise=s_noise, denoise=denoise)
+    if model.tuned is not None:
+        asked = levels.differ(model.tuned.steps)
+        asked += [name for name, value in (("eta", eta), ("s_noise", s_noise)) if value is not None]
+        if not asked:
+            return few.tuned(model.tuned, denoise=denoise)
+        log.warning(
+            "this model's tuned table has %d steps and takes no %s: method fast runs its default "
+            "table",
+            model.tuned.steps, ", ".join(asked),
+        )  # fmt: skip
+    eta, s_noise = FAST_ETA if eta is None else eta, 1.0 if s_noise is None else s_noise
+    return few.fast(levels.between_the_ends(model), eta=eta, s_noise=s_noise, denoise=denoise)
 
 
 def em(model: ScoreModel, levels: Levels, *, t_end: float = 1e-3, denoise: bool = True) -> Program:

@@ -200,6 +200,8 @@ REFUSED = {
     "betas": (SCHEDULER, {"beta_schedule": "sigmoid", "_class_name": "X"}, "must be one of linear"),
     "own betas": (SCHEDULER, {"beta_schedule": "linear", "_class_name": "X",
                               "trained_betas": [0.1]}, "betas of its own"),
+    "long": (SCHEDULER, {"beta_schedule": "linear", "_class_name": "X",
+                         "num_train_timesteps": 10**12}, "a discrete chain declares"),
     "edm": (SCHEDULER, {"_class_name": "EDMEulerScheduler",
                         "prediction_type": "v_prediction"}, "must be 'epsilon'"),
 }  # fmt: skip

@@ -112,6 +112,20 @@ def test_constructor_arguments_that_do_not_fit(tmp_path, change, said):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        (10**12, "a discrete chain declares"),
+        (1000.5, "must be an integer"),
+        (1, "from 2 on; got 1"),
+    ],
+)
+def test_chains_of_any_length_are_not_computed(tmp_path, steps, said):
+    path = written("edm_adm_iddpm_16", tmp_path / "net.pkl", M=steps)
+    with pytest.raises(CheckpointError, match=said):
+        ncsn_fast.load(path)
+
+
 def test_another_wrapper(tmp_path):
     state = {"model.x.weight": torch.ones(1)}
     (tmp_path / "x.pkl").write_bytes(edm_files.dumps(edm_files.tree("StyleGAN", {}, state)))

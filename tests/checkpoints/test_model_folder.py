@@ -15,6 +15,7 @@ import pytest
 import safetensors.torch
 import tiny
 import torch
+import unets
 from killing import killed_at_each_call
 
 import ncsn_fast
@@ -22,6 +23,7 @@ from ncsn_fast import CheckpointError, ScoreModel
 from ncsn_fast.checkpoints import model_folder, torch_file, training_run
 from ncsn_fast.checkpoints.model_folder import CONFIG_NAME, WEIGHTS_NAME
 from ncsn_fast.data import files
+from ncsn_fast.diffusion.parameterisation import DiscreteVP
 from ncsn_fast.training.journal import Journal
 from ncsn_fast.training.trainer import Trainer
 
@@ -443,3 +445,20 @@ def test_a_subclass_is_refused_as_it_would_not_load(tmp_path):
     with pytest.raises(TypeError, match=r"what Doubled adds; save its state_dict\(\)"):
         model.save_pretrained(tmp_path / "model")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("steps", [10**12, -1, 1.5, "many"])
+def test_a_chain_of_any_length_is_not_computed(tmp_path, steps):
+    folder = unets.model("ddpm").save_pretrained(tmp_path / "unet")
+    process = DiscreteVP(50)
+    options = {"predicts": "epsilon", "sees": "timestep", "process": process}
+    net = torch.nn.Bilinear(1, 1, 1)
+    net.forward = lambda x, c: x
+    wrapped = ncsn_fast.wrap(net, image_shape=(1, 4, 4), **options)
+    for place, own in ((folder, None), (wrapped.save_pretrained(tmp_path / "wrapped"), net)):
+        described = place / CONFIG_NAME
+        values = json.loads(described.read_text())
+        values["parameterisation"]["process"]["n"] = steps
+        described.write_text(json.dumps(values))
+        with pytest.raises(CheckpointError, match=r"a discrete chain declares|steps of a chain"):
+            ncsn_fast.load(place, net=own)

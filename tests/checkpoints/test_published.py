@@ -212,6 +212,20 @@ def test_weights_of_other_formats(tmp_path, kind):
         ncsn_fast.load(tmp_path / "x.pth")
 
 
+@pytest.mark.parametrize("arch", ["ncsnv2", "ncsn"])
+def test_the_same_networks_in_a_file_of_score_sde(tmp_path, arch):
+    """That code base trains them, too, and saves them in its own container."""
+    model, ema = tiny.model(arch=arch), tiny.model(arch=arch, seed=1)
+    state = {f"module.{key}": value for key, value in model.net.state_dict().items()}
+    if arch == "ncsnv2":
+        state["module.sigmas"] = model.sigmas
+    average = {"decay": 0.999, "num_updates": 3, "shadow_params": list(ema.net.parameters())}
+    torch.save({"model": state, "ema": average, "step": 5, "optimizer": {}}, tmp_path / "x.pth")
+    loaded = ncsn_fast.load(tmp_path / "x.pth")
+    assert torch.equal(loaded.net.begin_conv.weight, ema.net.begin_conv.weight)
+    assert torch.equal(loaded.net.end_conv.bias, ema.net.end_conv.bias)
+
+
 def test_a_bare_state_dict_loads(tmp_path):
     model = tiny.model()
     state = {f"module.{k}": v for k, v in model.net.state_dict().items()}

@@ -131,6 +131,9 @@ def test_the_levels_in_a_file_tell_the_data(tmp_path, largest, name, caplog):
     with caplog.at_level(logging.INFO):
         config = score_sde.infer_config(state, {}, tmp_path / "x.pth")
     assert config.sigma_begin == pytest.approx(largest)
+    state["sigmas"] = schedule.geometric(largest, 0.02, 50)
+    config = score_sde.infer_config(state, {}, tmp_path / "x.pth")
+    assert (config.n_sigmas, config.sigma_end) == (50, pytest.approx(0.02))
     assert f"those of {name}_ncsnpp_continuous, which" in caplog.text
 
 

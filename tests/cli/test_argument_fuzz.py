@@ -46,6 +46,7 @@ STARTS = {
     "convert": "model out",
     "cache list": "--folder cache",
     "cache clear": "--folder cache",
+    "tune": "--model model --quiet",
     "doctor": "",
 }  # fmt: skip
 
@@ -66,6 +67,7 @@ def in_folder(tiny_folder, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(runner, "run", stop)
     for module, name in (
         ("train", "fit"), ("evaluate", "measure"), ("export", "export_onnx"), ("doctor", "facts"),
+        ("tune", "tune"),
     ):  # fmt: skip
         monkeypatch.setattr(importlib.import_module(f"ncsn_fast.{module}"), name, stop)
 

@@ -17,6 +17,7 @@ OTHERS = {
         for edit in EDITS.__args__
     ],
     "cache": ["cache list --help", "cache clear --help", "cache clear --older-than -1"],
+    "tune": ["tune --nfe 1", "tune --loss kid", "tune --budget x"],
     "export": ["export --out a.onnx --format trt --opset 20", "export --out a.onnx --refit"],
 }
 # Runs each line as `python -m ncsn_fast.NAME` and as `python -m ncsn_fast NAME`, and prints what

@@ -19,7 +19,7 @@ from ncsn_fast import cache, convert, doctor, edit, evaluate, sample, train
 from ncsn_fast.cli import command
 from ncsn_fast.data import datasets
 from ncsn_fast.data.images import make_grid, to_uint8
-from ncsn_fast.engines import precision
+from ncsn_fast.engines import Availability, precision
 from ncsn_fast.models.unet_architectures import UNETS
 from ncsn_fast.training import configs
 
@@ -213,6 +213,32 @@ def test_doctor(capsys, monkeypatch, tmp_path):
     assert problem.startswith("torch sees no NVIDIA GPU")
     assert f"{'tensorrt':24} not installed" in said
     assert problem.endswith("tensorrt not installed: pip install 'tensorrt>=10.16,<12'")
+    heads = [said.index(head) for head in ("This machine\n", "\nEngines\n", "\nWhat to do next\n")]
+    assert heads == sorted(heads)
+    assert "they need an NVIDIA GPU" in said[heads[2] :]
+    assert "for engine 'trt'" not in said  # there is nothing to install without a GPU
+
+
+def test_doctor_as_json_for_a_report(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert doctor.main(["--json"]) == 0
+    said = capsys.readouterr().out
+    found = json.loads(said)
+    assert found["machine"]["torch"] == torch.__version__
+    assert found["engines"]["eager"] == {"runs": True, "problem": None}
+    assert found["choices"]["auto"].startswith("engine='auto' is")
+    assert found["next"][-1].endswith("--json")
+    assert str(tmp_path) not in said
+
+
+def test_doctor_tells_a_driver_without_cuda_in_torch(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(doctor.trt_api, "driver", lambda: "NVRM version: 580")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    steps = doctor.advice([Availability("ort", "", "onnx not installed: pip install onnx")])
+    assert any("install the build of torch for CUDA" in step for step in steps)
+    assert "for engine 'ort': onnx not installed: pip install onnx" in steps
 
 
 def test_convert_to_low_precision(model):
@@ -248,7 +274,7 @@ def test_dry_run_resolves_the_published_settings(capsys):
 
 COMMANDS = {
     "train": train, "sample": sample, "evaluate": evaluate, "convert": convert, "doctor": doctor,
-    "cache list": cache, "cache clear": cache,
+    "cache list": cache, "cache clear": cache, "tune": importlib.import_module("ncsn_fast.tune"),
     "edit inpaint": edit, "edit interpolate": edit, "edit denoise": edit,
 }  # fmt: skip
 

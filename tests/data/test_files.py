@@ -1,10 +1,12 @@
 """Files that a kill or a full disk leaves whole, and files that are not what they seem."""
 
 import errno
+import importlib.util
 import os
 import pwd
 import signal
 import stat
+import sys
 import time
 from pathlib import Path
 
@@ -233,3 +235,11 @@ def test_users_without_a_home_have_a_folder_of_their_own(home, tmp_path, monkeyp
         files.cache_folder()
     monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
     assert files.cache_folder() == Path("/caches/ncsn_fast")
+
+
+def test_other_systems_are_refused_by_name(monkeypatch):
+    """Windows has no fcntl."""
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    spec = importlib.util.spec_from_file_location("files_elsewhere", files.__file__)
+    with pytest.raises(ImportError, match="ncsn_fast needs a POSIX system"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))

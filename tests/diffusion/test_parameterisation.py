@@ -82,6 +82,7 @@ def test_identities(predicts, process, skip, out, inner, data_range):
     [
         ("sigma", None, SIGMAS),
         ("log_sigma", None, SIGMAS.log()),
+        ("log_half_sigma", None, (SIGMAS / 2).log()),
         ("log_sigma/4", None, SIGMAS.log() / 4),
         ("time", VP(), 999 * VP().time(SIGMAS)),
         ("time", SUB_VP, 999 * SUB_VP.time(SIGMAS)),

@@ -20,9 +20,9 @@ def named(names, always=FEW):
 
 
 def check(name, engine, bound):
-    """Samples of two steps of Heun's method, with a class and guidance where there are classes."""
+    """Samples of two steps of Euler's method, with a class and guidance where there are classes."""
     model = unets.model(name)
-    options = {"method": "heun", "steps": 2, "progress": False, "seed": 3}
+    options = {"method": "euler", "steps": 2, "sigma_start": 2.0, "progress": False, "seed": 3}
     if model.n_classes:
         options |= {"labels": 1, "guidance": 2.0}
     expected = Sampler(model, engine="eager", batch_size=2).sample(2, **options)
@@ -43,7 +43,7 @@ def test_every_operation_has_a_kernel(name):
     assert "torch" not in {op.kind for op in graph.ops}
 
 
-@pytest.mark.parametrize("name", named([n for n in unets.TINY if n not in TIMES], FEW[1:]))
+@pytest.mark.parametrize("name", named([n for n in unets.TINY if n not in TIMES], ("edm-ddpmpp",)))
 def test_ort(name):
     check(name, "ort", 1e-3)
 

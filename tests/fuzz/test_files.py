@@ -7,13 +7,14 @@ import pytest
 
 # How many fit into a second or two, and the readers that must have taken some of them.
 PARSERS = {
-    "json_texts": (120, {"config", "settings", "record"}),
+    "json_texts": (160, {"config", "settings", "record", "search"}),
     "statistics_files": (400, {"statistics"}),
     "data_sets": (300, {"train-images-idx3-ubyte", "a.npy", "a.npz", "train", "a.tar"}),
     "safetensors_files": (100, {"model", "extractor"}),
     "published_files": (40, {"averaged", "raw"}),
     "score_sde_files": (40, {"averaged", "raw"}),
     "edm_pickles": (150, {"model"}),
+    "diffusers_folders": (30, {"model"}),
     "run_checkpoints": (30, {"model", "resume"}),
     "onnx_files": (40, {"ort"}),
 }

@@ -4,13 +4,14 @@ import dataclasses
 import json
 import math
 
+import engine_cases
 import golden
 import pytest
 import torch
 from tutorial import CONFIG, A, published, weight
 
 import ncsn_fast
-from ncsn_fast import CheckpointError, EngineUnavailable, ModelConfig, Sampler, ScoreModel, convert
+from ncsn_fast import CheckpointError, ModelConfig, Sampler, ScoreModel, convert
 from ncsn_fast.checkpoints import model_folder
 from ncsn_fast.inference.cost import network_flop
 from ncsn_fast.models.architectures import TIME_ARCHS, VERSIONS
@@ -314,19 +315,14 @@ def test_published_checkpoints_that_do_not_fit(tmp_path, changes, overrides, wor
     assert "\n" not in str(raised.value)
 
 
-def test_the_gpu_engine_names_the_operation_that_it_lacks(monkeypatch):
-    kind = ncsn_fast.engines.ENGINES["cuda"]
-    monkeypatch.setattr(kind, "unavailable", classmethod(lambda cls: None))
-    with pytest.raises(EngineUnavailable, match=r"the operation group_norm .*engine='eager'"):
-        Sampler(tiny(), engine="cuda", device="cpu")
-
-
+@pytest.mark.parametrize("engine", ["cpu", "cuda"])
 @archs
-def test_our_engine_runs_it(arch):
+def test_our_engines_run_it(arch, engine, monkeypatch):
+    monkeypatch.setitem(ncsn_fast.engines.ENGINES, "cuda", engine_cases.CudaOnCpu)
     model = tiny(arch)
     assert Sampler(model, device="cpu").engine_class.name == "cpu"
     options = {"method": "fast", "steps": 4, "progress": False}
-    ours = Sampler(model, engine="cpu", dtype="fp32").sample(2, **options)
+    ours = Sampler(model, engine=engine, dtype="fp32", device="cpu").sample(2, **options)
     eager = Sampler(model, engine="eager", device="cpu").sample(2, **options)
     torch.testing.assert_close(ours, eager, rtol=0, atol=1e-3)
 

@@ -103,6 +103,24 @@ def test_the_chain_of_iddpm():
         IDDPM(betas="linear")
 
 
+def test_samplers_take_levels_that_a_rounded_chain_knows(models):
+    """EDM's round_sigma: the nearest u of each level, and of two equal ones only one."""
+    from ncsn_fast.samplers.level_selection import Levels
+
+    u = IDDPM().sigmas
+    levels = Levels(steps=18, schedule="karras").between_the_ends(models["edm-iddpm"])
+    ends = u[-1] ** (1 / 7), u[0] ** (1 / 7)
+    wanted = (ends[0] + np.arange(18) / 17 * (ends[1] - ends[0])) ** 7
+    expected = u[np.abs(wanted[:, None] - u[None]).argmin(axis=1)]
+    np.testing.assert_allclose(2 * levels, np.unique(expected)[::-1], rtol=1e-6)
+    many = Levels(steps=900).between_the_ends(models["ddpm"])
+    assert 500 < len(many) < 900
+    assert (np.diff(many) < 0).all()
+    assert np.isin(many, DiscreteVP().sigmas / 2).all()
+    free = Levels(steps=5).between_the_ends(models["ddpmpp"])
+    np.testing.assert_allclose(free, np.geomspace(*models["ddpmpp"].sigmas[[0, -1]], 5), rtol=1e-6)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     "name", ["ncsnpp", *(pytest.param(n, marks=pytest.mark.slow) for n in ("ddpm", "edm-adm"))]

@@ -295,13 +295,15 @@ class Two(nn.Module):
         return self.scale * self.conv(x)
 
 
-class WithoutNoClass(nn.Module):
+class OfOneClass(nn.Module):
+    """Takes no label at all."""
+
     def __init__(self):
         super().__init__()
-        self.embedding = nn.Embedding(3, 1)
+        self.embedding = nn.Embedding(1, 1)
 
     def forward(self, x, sigma, labels):
-        return x * self.embedding(labels)[:, :, None, None]
+        return x * self.embedding(labels + 1)[:, :, None, None]
 
 
 class WithFunction(Two):
@@ -336,12 +338,7 @@ class WithFunction(Two):
         (Plain(), {"sigma_max": 200.0, "process": VP(), "sees": "sigma"}, ValueError, "forward"),
         (Two(), {"sigma_max": 200.0, "process": VP(), "sees": "time"}, ValueError, "at most 152"),
         (Plain(), {"n_classes": 2}, ValueError, "would be called with x, labels"),
-        (
-            WithoutNoClass(),
-            {"n_classes": 3, "sees": "sigma"},
-            ValueError,
-            "does not take the label 3, which means no class .* one row more",
-        ),
+        (OfOneClass(), {"n_classes": 3, "sees": "sigma"}, IndexError, "out of range"),
     ],
 )
 def test_what_cannot_be_wrapped(net, options, error, text):
@@ -360,6 +357,61 @@ def test_a_parameterisation_of_ones_own():
     torch.testing.assert_close(model.denoise(x, 0.5), denoised(x, 0.5))
     with pytest.raises(TypeError, match="functions cannot be written to a file"):
         model.save_pretrained("nowhere")
+
+
+class ClassesOnly(nn.Module):
+    """Noise prediction with one row for each of three classes, and none for no class."""
+
+    def __init__(self, one_hot=False):
+        super().__init__()
+        self.one_hot = one_hot
+        self.embedding = nn.Embedding(3, 1)
+        self.embedding.weight.data[:, 0] = torch.tensor([-0.5, 0.0, 0.5])
+
+    def forward(self, x, sigma, labels):
+        if self.one_hot:
+            mean = (nn.functional.one_hot(labels, 3).float() @ self.embedding.weight)[:, 0]
+        else:
+            mean = self.embedding(labels)[:, 0]
+        sigma = column(sigma, x)
+        return -(denoised(x, sigma, column(mean, x), 0.1) - x) / sigma
+
+
+@pytest.mark.parametrize(
+    ("engine", "one_hot"),
+    [
+        ("eager", False),
+        ("eager", True),
+        ("cpu", False),
+        ("ort", False),
+        pytest.param("compile", False, marks=pytest.mark.slow),
+    ],
+)
+def test_networks_that_know_their_classes_only(engine, one_hot, tmp_path):
+    """Labels work, nothing runs without them, and guidance says what it lacks."""
+    model = ncsn_fast.wrap(
+        ClassesOnly(one_hot), predicts="epsilon", sees="sigma", image_shape=(1, 2, 2),
+        data_range=None, n_classes=3, n_sigmas=8, n_steps_each=2, **ENDS,
+    )  # fmt: skip
+    sampler = ncsn_fast.Sampler(model, engine=engine, device="cpu", dtype="fp32", batch_size=3)
+    options = {"method": "dpmpp", "steps": 20, "eta": 0.0, "progress": False}
+    x = sampler.sample(3, labels=[0, 2, 1], **options)
+    torch.testing.assert_close(x.mean((1, 2, 3)), torch.tensor([-0.5, 0.5, 0.0]), rtol=0, atol=0.2)
+    words = "takes one of its 3 classes and not the label 3, .* give labels, or give its embedding"
+    for call in (
+        lambda: sampler.sample(3, **options),
+        lambda: sampler.score(x, 0.5),
+        lambda: sampler.denoise(x, 0.5),
+        lambda: sampler.log_likelihood(x.clamp(0, 1)),
+        lambda: model.score(x, 0.5),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call()
+    with pytest.raises(ValueError, match=r"does not take the label 3, .* leave guidance out"):
+        sampler.sample(3, labels=0, guidance=2.0, **options)
+    assert model.score(x, 0.5, torch.tensor([0, 1, 2])).shape == x.shape
+    folder = model.save_pretrained(tmp_path / "model")
+    assert not ncsn_fast.load(folder, net=ClassesOnly(one_hot)).config.no_class
 
 
 # Files -------------------------------------------------------------------------------------------

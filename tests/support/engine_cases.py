@@ -70,7 +70,7 @@ def fused_output(
     level = conditions[0].dtype if conditions else None
     plan = CudaPlan(
         fuse(graph), graph.output.channels, len(x), dtype, CPU, kernels.load("cuda", CPU),
-        level=level, classes=9 * (len(conditions) > 1),
+        level=level, default_label=9 if len(conditions) > 1 else None,
     )  # fmt: skip
     for target, condition in zip((plan.level, plan.labels), conditions, strict=False):
         assert target is not None

@@ -233,7 +233,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "results" / "cpu.json").write_text(json.dumps(RAW))
     markers = f"{write_results.BEGIN}\nold\n{write_results.END}"
     (tmp_path / "README.md").write_text(f"before\n{markers}\nafter\n")
-    monkeypatch.setattr(write_results, "README", tmp_path / "README.md")
+    monkeypatch.setattr(write_results, "PAGE", tmp_path / "README.md")
     monkeypatch.setattr(write_results, "PLOT", tmp_path / "docs" / "benchmarks.png")
     monkeypatch.setattr(write_results, "RESULTS", tmp_path / "results")
     return tmp_path

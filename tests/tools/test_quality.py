@@ -10,6 +10,9 @@ import pytest
 import torch
 from paths import ROOT, load_script
 
+from ncsn_fast.checkpoints.model_folder import save_table
+from ncsn_fast.samplers.table_family import TableFamily
+
 quality = load_script(ROOT / "benchmarks" / "quality.py")
 write_quality = load_script(ROOT / "tools" / "write_quality.py")
 
@@ -82,6 +85,31 @@ def test_digits_have_the_seeds_of_the_row_and_mixtures_all():
     assert seeds["digits", "cas", None] == {0}
     assert quality.missing(found, list(quality.DATA), None, 1000) == []
     assert len(quality.missing(found, ["digits"], None, 10)) == sum(r.seeds for r in quality.ROWS)
+
+
+def test_tuned_tables_are_judged_on_the_digits_alone(tmp_path, monkeypatch):
+    row, default = quality.TUNED, quality.Row("fast", 3)
+    assert [row.has("digits", seed) for seed in (4, 5, 9, 10)] == [False, True, True, False]
+    assert not row.has("mixture-0.05", 5)
+    assert write_quality.label([{"method": "fast", "steps": None, "options": row.options}]) == (
+        "`fast` tuned"
+    )
+    with pytest.raises(ValueError, match=r"has no fast_table.json; run python"):
+        quality.tuned_table(tmp_path)
+    digits = quality.Digits()
+    ladder = digits.sampler.model.sigmas.double().numpy()
+    table = TableFamily(last=4.0).table(ladder, 3, (1, 16, 16))
+    save_table(table, tmp_path)
+    digits.table = quality.tuned_table(tmp_path)
+    assert digits.table == table
+    found = {name: digits.sample(r, 0, 2) for name, r in (("tuned", row), ("default", default))}
+    assert [nfe for _, nfe in found.values()] == [3, 3]
+    assert not torch.equal(found["tuned"][0], found["default"][0])
+    monkeypatch.setattr(quality, "Digits", lambda table=None: digits)
+    out = tmp_path / "judged.json"
+    quality.main(["--out", str(out), "--tuned", str(tmp_path), "--n", "10", "--seeds", "5"])
+    (record,) = json.loads(out.read_text())["records"]
+    assert (record["nfe"], record["seed"], record["options"]) == (3, 5, {"table": "tuned"})
 
 
 def test_only_what_is_missing_is_run(tmp_path, monkeypatch, capsys):
@@ -180,7 +208,7 @@ def test_tables():
 
 def test_readme_and_plot(tmp_path, monkeypatch, capsys):
     readme, plot, results = (tmp_path / n for n in ("README.md", "quality.png", "quality.json"))
-    for name, path in (("README", readme), ("PLOT", plot), ("RESULTS", results)):
+    for name, path in (("PAGE", readme), ("PLOT", plot), ("RESULTS", results)):
         monkeypatch.setattr(write_quality, name, path)
     monkeypatch.setattr(write_quality, "ROOT", tmp_path)
     readme.write_text("before\n<!-- quality:begin -->\nold\n<!-- quality:end -->\nafter\n")

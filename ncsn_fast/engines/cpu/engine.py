@@ -20,6 +20,7 @@ from ncsn_fast.engines.lowering.graph import Graph
 from ncsn_fast.engines.lowering.memory_plan import format_profile
 from ncsn_fast.engines.lowering.static_memory import Weights
 from ncsn_fast.engines.static_engine import StaticEngine
+from ncsn_fast.models.classes import default_label
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops.addresses import NHWC, array
 from ncsn_fast.ops.extension import forced_isa
@@ -179,7 +180,8 @@ class CpuEngine(StaticEngine):
             if first >= stop:
                 return
             with self._lock:
-                plan = self._load(program.input(chains.x, first))
+                scale, shift = float(program.scale[first]), float(program.shift[first])
+                plan = self._load(chains.x, scale, shift)
                 for start, end, level in rows.of_one_level(first, stop):
                     each = None if level is None else rows.each(level, self.batch_size)
                     plan.set_conditions(*self._conditions(each, chains.labels))
@@ -190,8 +192,8 @@ class CpuEngine(StaticEngine):
     def _conditions(self, level: Tensor | None, labels: Tensor | None) -> list[Tensor]:
         """Returns the network's further inputs, (batch_size,) each."""
         found = [] if level is None or self.model.conditioning == "none" else [level]
-        if self.model.n_classes:
-            none = torch.full((self.batch_size,), self.model.n_classes)
+        if (label := default_label(self.model.config)) is not None:
+            none = torch.full((self.batch_size,), label)
             found.append(none if labels is None else labels)
         return found
 
@@ -226,10 +228,10 @@ class CpuEngine(StaticEngine):
             )
         return self._plans[size]
 
-    def _load(self, x: Tensor) -> CpuPlan:
+    def _load(self, x: Tensor, scale: float = 1.0, shift: float = 0.0) -> CpuPlan:
         """Returns the plan for images of the size of x, with x loaded."""
         plan = self._plan((x.shape[2], x.shape[3]))
-        plan.load(x)
+        plan.load(x, scale, shift)
         return plan
 
     def _sample(self, plan: CpuPlan, chains: Chains, rows: _Rows, start: int, end: int) -> None:

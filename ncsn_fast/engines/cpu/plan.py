@@ -12,7 +12,7 @@ from ncsn_fast.engines.cpu.layers import can_be_product, can_be_winograd
 from ncsn_fast.engines.cpu.memory import PlanMemory
 from ncsn_fast.engines.lowering.graph import AttentionSpec, ConvolutionSpec, Graph, Op
 from ncsn_fast.engines.lowering.memory_plan import OpCost
-from ncsn_fast.engines.lowering.static_memory import Weights
+from ncsn_fast.engines.lowering.static_memory import Weights, network_input
 from ncsn_fast.ops.addresses import NONE, array
 from ncsn_fast.ops.cpu import WinogradWeights, winograd_pack
 from ncsn_fast.ops.extension import forced_isa
@@ -47,14 +47,13 @@ class CpuPlan(PlanMemory):
         super().__init__(graph, batch, dtype, weights)
         self.winograd, self.products = winograd, products
         self.input, self.output = self.tensor(graph.input), self.tensor(graph.output)
-        self._input = self.own(torch.empty(self.input.shape, dtype=torch.float32))  # unrounded
         self._spans: list[int] = []  # steps of each operation
         self.costs = [self._add(op) for op in graph.ops]
 
-    def load(self, x: Tensor) -> None:
-        """Sets input = scale * x + shift, computed in float32 as in the sampler update."""
-        scale, shift = self.graph.scale, self.graph.shift
-        self.input.copy_(torch.mul(x, scale, out=self._input).add_(shift))
+    def load(self, x: Tensor, scale: float = 1.0, shift: float = 0.0) -> None:
+        """Sets the network's input to scale * x + shift, as a sampler update does."""
+        to, by = self.graph.scale, self.graph.shift
+        self.input.copy_(network_input(x, scale * to, shift * to + by))
 
     def run(self) -> None:
         """Computes `output` from `input`."""

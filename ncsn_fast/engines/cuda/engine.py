@@ -20,6 +20,7 @@ from ncsn_fast.engines.lowering.memory_plan import format_profile
 from ncsn_fast.engines.lowering.static_memory import Weights
 from ncsn_fast.engines.lowering.torch_steps import waits_for_host
 from ncsn_fast.engines.static_engine import StaticEngine, noise_dtype
+from ncsn_fast.models.classes import default_label
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops.backends import DEFAULT_FAMILY
 
@@ -122,7 +123,7 @@ class CudaEngine(GraphEngine, StaticEngine):
             self._kernels,
             self._weights,
             level=noise_dtype(self.model),
-            classes=self.model.n_classes or 0,
+            default_label=default_label(self.model.config),
         )
 
     def describe(self) -> str:

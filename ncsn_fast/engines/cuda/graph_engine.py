@@ -53,7 +53,7 @@ class GraphEngine(BufferedEngine):
             if level is not None:
                 loop.plan.level.copy_(level)
             loop.set_labels(labels)
-            loop.plan.run()
+            loop.forward()
             return loop.plan.output.clone()
 
     def chunks(self, program: Program) -> list[range]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Hashable
 
 import torch
 
+log = logging.getLogger(__name__)
 _CAPTURING = threading.Lock()  # one capture at a time in a process
 
 
@@ -16,7 +18,7 @@ Call = Callable[[], object]
 class Graphs:
     """CUDA graphs of one or several calls of a step, captured at first use.
 
-    On the CPU, and with captures=False, the calls are made one by one.
+    On the CPU, with captures=False, and after a capture that failed, calls are made one by one.
     """
 
     def __init__(self, device: torch.device, *, captures: bool) -> None:
@@ -58,9 +60,24 @@ class Graphs:
             with torch.cuda.stream(side):
                 warm_up()
             current.wait_stream(side)
-            with torch.cuda.graph(graph, self._pool, side, "thread_local"):
-                run()
+            try:
+                with torch.cuda.graph(graph, self._pool, side, "thread_local"):
+                    run()
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:  # of an operation of PyTorch that no graph can hold
+                self._give_up(error)
+                return run
         return graph.replay
+
+    def _give_up(self, error: RuntimeError) -> None:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        log.warning(
+            "no CUDA graph of this network can be captured (%s): every operation is launched by "
+            "itself, as with graph='none'",
+            reason,
+        )
+        self.captures, self._stream = False, None
 
 
 def empty_cache() -> None:

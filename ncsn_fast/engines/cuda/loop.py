@@ -7,6 +7,8 @@ of each row, the noise keys and the state. One graph serves them all.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -22,6 +24,25 @@ MAX_NODES = 250_000  # in the graph of a whole loop: some 64 KB of host memory p
 _MIN_ROWS = 8192  # initial capacity, enough for all published samplers; half a megabyte
 
 
+@dataclasses.dataclass(frozen=True)
+class Vectors:
+    """Numbers that a plan computes of its level alone, the same for all images: embeddings, mostly.
+
+    Attributes:
+        memory: (M,) float32, where the plan reads it.
+        first: (W,), places in it of the first image's numbers.
+        columns: (M,), which of these each place has.
+        compute: sets `memory` from the plan's level.
+        run: computes the plan's output from its input and `memory`.
+    """
+
+    memory: Tensor
+    first: Tensor
+    columns: Tensor
+    compute: Callable[[], object]
+    run: Callable[[], object]
+
+
 class LoopPlan(Protocol):
     """A network on static memory, for CUDA graphs: `run` allocates nothing and reads nothing back.
 
@@ -33,7 +54,8 @@ class LoopPlan(Protocol):
         level: (batch,), condition of each image, in the dtype that the network reads.
         conditional: whether the network reads `level`.
         labels: (batch,) int64, the class of each image; None for networks without classes.
-        classes: number of classes, which as a label is none of them.
+        default_label: of images without one; None for networks without classes.
+        vectors: numbers that `run` computes of the level alone; None if they depend on more.
         weight_bytes, map_bytes: memory of weights and feature maps.
     """
 
@@ -44,7 +66,8 @@ class LoopPlan(Protocol):
     output: Tensor
     level: Tensor
     labels: Tensor | None
-    classes: int
+    default_label: int | None
+    vectors: Vectors | None
 
     @property
     def conditional(self) -> bool: ...
@@ -81,6 +104,12 @@ class Loop:
         self.nonfinite = torch.zeros(n, dtype=torch.int32, device=device)
         self.seeds, self.samples = torch.zeros(2, n, dtype=torch.int64, device=device)
         self.counter = torch.zeros(1, dtype=torch.int32, device=device)
+        # Rows of what depends on the level alone, one for each level of the program.
+        self.tabulated: Tensor | None = None  # the levels
+        self.table: Tensor | None = None
+        width = 0 if plan.vectors is None else len(plan.vectors.first)
+        self._row = torch.zeros(1, width, dtype=torch.float32, device=device)
+        self._place = torch.zeros(1, dtype=torch.int64, device=device)
         # Optional buffers, allocated by the first program that needs them.
         self.h: Tensor | None = None
         self.noise_weights: Tensor | None = None
@@ -100,7 +129,9 @@ class Loop:
         for ours, theirs in zip(self.rows[:2], rows[:2], strict=True):
             ours[: program.nfe].copy_(theirs)
         if levels is not None:
-            self.row_levels[: program.nfe].copy_(levels)
+            vectors = self.plan.vectors
+            numbers = levels if vectors is None else self._tabulate(vectors, levels)
+            self.row_levels[: program.nfe].copy_(numbers)
         self.seeds.fill_(chains.seed)
         self.samples.copy_(chains.samples)
         self.set_labels(chains.labels)
@@ -112,16 +143,17 @@ class Loop:
         # A captured graph is specific to the update variant that these tensors select.
         self.variant = tuple(t is not None for t in (chains.h, chains.noise_weights, chains.mask))
         if first < program.nfe:
-            self.plan.load(program.input(self.x, first), self.scale, self.shift)
+            scale, shift = float(program.scale[first]), float(program.shift[first])
+            self.plan.load(self.x, scale * self.scale, shift * self.scale + self.shift)
         self.holder = holder
         self._go_to(first)
 
     def set_labels(self, labels: Tensor | None) -> None:
-        """Sets the classes of the images; None is no class."""
+        """Sets the classes of the images; None is the default."""
         if self.plan.labels is None:
             return
         if labels is None:
-            self.plan.labels.fill_(self.plan.classes)
+            self.plan.labels.fill_(self.plan.default_label or 0)
         else:
             self.plan.labels.copy_(labels)
 
@@ -132,6 +164,10 @@ class Loop:
             n = min(stop - self.next_row, most)
             self.graphs.repeat(self.variant, n, self.step, self._warm_up)
             self.next_row += n
+
+    def forward(self) -> None:
+        """Runs the plan alone: for guidance, procedures and checks."""
+        self.graphs.repeat("network", 1, self.plan.run, self.plan.run)
 
     def store(self, chains: Chains) -> None:
         """Copies the state back to the chains that were loaded."""
@@ -145,10 +181,17 @@ class Loop:
     def step(self) -> None:
         """Runs the row that the counter selects, always with the same launches."""
         plan = self.plan
-        if plan.conditional:
-            levels = self.row_levels[:, None].expand(-1, plan.batch)
-            torch.index_select(levels, 0, self.counter, out=plan.level.view(1, -1))
-        plan.run()
+        if plan.vectors is not None and self.table is not None:
+            torch.index_select(self.row_levels, 0, self.counter, out=self._place)
+            torch.index_select(self.table, 0, self._place, out=self._row)
+            numbers, vectors = self._row.view(-1), plan.vectors
+            torch.index_select(numbers, 0, vectors.columns, out=vectors.memory)
+            vectors.run()
+        else:
+            if plan.conditional:
+                levels = self.row_levels[:, None].expand(-1, plan.batch)
+                torch.index_select(levels, 0, self.counter, out=plan.level.view(1, -1))
+            plan.run()
         history, weighted, masked = self.variant
         plan.kernels.sampler_update_(
             self.x,
@@ -169,7 +212,8 @@ class Loop:
     def bytes(self) -> int:
         """Bytes of the loop's own buffers, without the plan's."""
         tensors = (
-            self.x, self.h, self.noise_weights, self.mask, self.known, self.row_levels, *self.rows
+            self.x, self.h, self.noise_weights, self.mask, self.known, self.row_levels, self.table,
+            *self.rows,
         )  # fmt: skip
         return sum(t.nbytes for t in tensors if t is not None)
 
@@ -182,9 +226,27 @@ class Loop:
             torch.zeros(self.capacity, 2, dtype=torch.int64, device=device),
             self.counter,
         )
-        # One extra element, read when the counter is past the end of the table.
-        self.row_levels = torch.zeros(self.capacity + 1, dtype=self.plan.level.dtype, device=device)
+        # The level of each row, or its place in `table`. One extra element, read when the counter
+        # is past the end.
+        kind = self.plan.level.dtype if self.plan.vectors is None else torch.int64
+        self.row_levels = torch.zeros(self.capacity + 1, dtype=kind, device=device)
         self.graphs = Graphs(device, captures=self.graph != "none")
+
+    def _tabulate(self, vectors: Vectors, levels: Tensor) -> Tensor:
+        """Computes a row of `table` for each level; returns those of the given ones."""
+        distinct, places = levels.unique(return_inverse=True)
+        if self.table is None or len(self.table) < len(distinct):
+            rows = 1 << max(len(distinct) - 1, 0).bit_length()
+            self.table = self._row.new_zeros(rows, self._row.shape[1])
+            self.tabulated = None
+            self.graphs = Graphs(self.plan.device, captures=self.graph != "none")
+        if self.tabulated is None or not torch.equal(self.tabulated, distinct):
+            for level, row in zip(distinct, self.table, strict=False):
+                self.plan.level.copy_(level)
+                self.graphs.repeat("vectors", 1, vectors.compute, vectors.compute)
+                torch.index_select(vectors.memory, 0, vectors.first, out=row)
+            self.tabulated = distinct
+        return places
 
     def _go_to(self, row: int) -> None:
         self.counter.fill_(row)

@@ -9,10 +9,18 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ncsn_fast.engines.cuda.kernels import Kernels
-from ncsn_fast.engines.lowering.graph import ConvolutionSpec, Graph, NormSpec, Op
+from ncsn_fast.engines.lowering.graph import AffineSpec, ConvolutionSpec, Graph, NormSpec, Op
+from ncsn_fast.engines.lowering.lower import vectors_of
 from ncsn_fast.engines.lowering.static_memory import StaticMemory, Weights
 
 _LEVELS = "(levels)"  # the parameters of all norms at all levels
+
+
+def _row_size(op: Op) -> int:
+    """Returns the most numbers of an image that an operation reads beside its maps."""
+    if isinstance(op.spec, AffineSpec):
+        return 3 * op.inputs[0].channels
+    return sum(vector.channels for vector in vectors_of(op.spec))
 
 
 class PlanMemory(StaticMemory):
@@ -29,8 +37,30 @@ class PlanMemory(StaticMemory):
     ) -> None:
         super().__init__(graph, batch, dtype, weights, device)
         self.kernels = kernels
+        self._row_sizes: list[int] = []  # numbers of an image, in the order of their memory
+        self._rows = self.own(self._empty(batch * sum(map(_row_size, graph.ops))).zero_())
         self._partials, self._coefficients = self._workspaces()
         self._columns, self._parameters = self._level_parameters()
+
+    def new_rows(self, *shape: int) -> Tensor:
+        used, size = self.batch * sum(self._row_sizes), math.prod(shape)
+        self._row_sizes.append(size)
+        return self._rows[used : used + self.batch * size].view(self.batch, *shape)
+
+    def shared_rows(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the memory of all rows, for images that have the same numbers.
+
+        Also returns which of its places are the first image's, and the number of these that each
+        place has.
+        """
+        columns, first, done = [], [], 0
+        for size in self._row_sizes:
+            own = torch.arange(done, done + size)
+            first.append(self.batch * done + torch.arange(size))
+            columns.append(own.repeat(self.batch))
+            done += size
+        places, numbers = (self.own(torch.cat(p).to(self.device)) for p in (first, columns))
+        return self._rows[: self.batch * done], places, numbers
 
     def set_levels(self, level: Tensor) -> None:
         """Reads the parameters of norms for the images' levels (batch,) int64."""

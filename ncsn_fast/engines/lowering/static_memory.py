@@ -16,6 +16,15 @@ Weights = dict[str, list[Tensor]]
 CPU = torch.device("cpu")
 
 
+def network_input(x: Tensor, scale: float, shift: float) -> Tensor:
+    """Returns scale x + shift, with the bits that a sampler update gives a network's next input.
+
+    Updates round once, by a fused multiply-add of float32. Float64 holds the product exactly.
+    """
+    scale, shift = torch.tensor([scale, shift], dtype=torch.float32).tolist()
+    return x if (scale, shift) == (1.0, 0.0) else (x.double() * scale + shift).float()
+
+
 class StaticMemory:
     """Memory of a graph's maps for `batch` images in one dtype, at addresses that never change.
 

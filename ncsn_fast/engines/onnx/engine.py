@@ -31,6 +31,7 @@ from ncsn_fast.engines.onnx.model import make_onnx, read_onnx
 from ncsn_fast.engines.static_engine import BufferedEngine
 from ncsn_fast.engines.weights import without_weights
 from ncsn_fast.models.adapter import ParameterisedConfig
+from ncsn_fast.models.classes import default_label
 from ncsn_fast.models.score import ScoreModel
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -181,7 +182,7 @@ class OrtEngine(BufferedEngine):
                 if buffers.sigma is not None and level is not None:
                     buffers.sigma.copy_(level)
                 if buffers.labels is not None:
-                    buffers.labels.fill_(self.model.n_classes)
+                    buffers.labels.fill_(default_label(self.model.config) or 0)
                     if labels is not None:
                         buffers.labels.copy_(labels)
                 session = buffers.session
@@ -211,8 +212,9 @@ class OrtEngine(BufferedEngine):
             sigma = None
             if reference_check.takes_sigma(self.model):
                 sigma = torch.zeros(len(x), device=self.device)
-            classes = self.model.n_classes
-            labels = torch.full((len(x),), classes, device=self.device) if classes else None
+            labels, label = None, default_label(self.model.config)
+            if label is not None:
+                labels = torch.full((len(x),), label, device=self.device)
         binding = session.ort.io_binding()
         place = self.device.type, self.device.index or 0
         inputs = {"x": x, "sigma": sigma, "labels": labels, "f": f}

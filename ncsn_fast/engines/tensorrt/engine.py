@@ -29,6 +29,7 @@ from ncsn_fast.engines.tensorrt.plan_cache import PlanCache, Stored, check_facts
 from ncsn_fast.engines.tensorrt.runtime import TrtNetwork, TrtPlan, check_types
 from ncsn_fast.engines.weights import without_weights
 from ncsn_fast.models.adapter import ParameterisedConfig
+from ncsn_fast.models.classes import default_label
 from ncsn_fast.models.score import ModelConfig, ScoreModel
 from ncsn_fast.ops.backends import DEFAULT_FAMILY
 
@@ -202,8 +203,8 @@ class TrtEngine(GraphEngine):
         return self._plan_of(shape)
 
     def _plan_of(self, shape: tuple[int, int, int, int]) -> TrtPlan:
-        sigma, classes = reference_check.takes_sigma(self._source), self._source.n_classes
-        return TrtPlan(self._network, shape, sigma, classes, self.device, self._kernels)
+        sigma, label = reference_check.takes_sigma(self._source), default_label(self._source.config)
+        return TrtPlan(self._network, shape, sigma, label, self.device, self._kernels)
 
     def describe(self) -> str:
         """Describes shapes, memory, error, and each layer with its dtype on a line."""

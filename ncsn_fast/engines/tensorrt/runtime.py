@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ncsn_fast.engines.base import EngineError, PrecisionError
 from ncsn_fast.engines.cuda.kernels import Kernels
+from ncsn_fast.engines.cuda.loop import Vectors
+from ncsn_fast.engines.lowering.static_memory import network_input
 from ncsn_fast.engines.tensorrt.api import checked, create, get_logger
 
 _ANEW = "clear the cache with `ncsn-fast cache clear`, or export the plan anew on this machine"
@@ -218,7 +220,7 @@ class TrtPlan:
     Args:
         shape: (N, C, H, W).
         takes_sigma: whether the network has the noise level as an input.
-        n_classes: number of classes of a network that takes labels; 0 for others.
+        default_label: of images without one; None for networks without classes.
     """
 
     def __init__(
@@ -226,19 +228,21 @@ class TrtPlan:
         network: TrtNetwork,
         shape: tuple[int, int, int, int],
         takes_sigma: bool,
-        n_classes: int,
+        default_label: int | None,
         device: torch.device,
         kernels: Kernels,
     ) -> None:
         self.batch, self.device, self.kernels = shape[0], device, kernels
-        self.conditional, self.classes = takes_sigma, n_classes
+        self.conditional, self.default_label = takes_sigma, default_label
+        self.vectors: Vectors | None = None
         self.input, self.output = (torch.zeros(shape, device=device) for _ in range(2))
         self.level = torch.zeros(self.batch, device=device)
-        self.labels = torch.full((self.batch,), n_classes, device=device) if n_classes else None
+        self.labels: Tensor | None = None
         inputs = {"x": self.input}
         if takes_sigma:
             inputs["sigma"] = self.level
-        if self.labels is not None:
+        if default_label is not None:
+            self.labels = torch.full((self.batch,), default_label, device=device)
             inputs["labels"] = self.labels
         self._network = network
         self.context, self._maps = network.new_context(inputs, self.output)
@@ -259,8 +263,8 @@ class TrtPlan:
         return sum(tensor.nbytes for tensor in buffers if tensor is not None)
 
     def load(self, x: Tensor, scale: float, shift: float) -> None:
-        """Sets input = scale * x + shift."""
-        self.input.copy_(x * scale + shift)
+        """Sets input = scale * x + shift, as a sampler update does."""
+        self.input.copy_(network_input(x, scale, shift))
 
     def run(self) -> None:
         """Computes `output` from `input` and `level`, on the current stream or ordered with it."""

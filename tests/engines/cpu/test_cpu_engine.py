@@ -13,6 +13,7 @@ import threading
 import time
 import weakref
 
+import own_networks
 import pytest
 import torch
 from cross_section import cross_section
@@ -180,6 +181,17 @@ def test_a_run_that_was_cut_anywhere_continues_exactly(arch, dtype):
     built, program = engine(of, dtype), program_of(of)
     whole = built.run(program, chains_of(of)).clone()
     for start in (1, 4, program.nfe - 1):
+        chains = chains_of(of)
+        built.run(program.head(start), chains)
+        assert torch.equal(built.run(program, chains, start=start), whole)
+
+
+def test_a_cut_inside_a_level_keeps_the_bits_of_a_scaled_input():
+    """The update rounds scale x + shift once, and so does what loads a state."""
+    of = own_networks.model("edm")
+    built, program = engine(of, "fp32"), program_of(of, n_steps_each=2)
+    whole = built.run(program, chains_of(of)).clone()
+    for start in (3, 5, 9):
         chains = chains_of(of)
         built.run(program.head(start), chains)
         assert torch.equal(built.run(program, chains, start=start), whole)

@@ -1,5 +1,6 @@
 """The engine for GPUs, rehearsed on the CPU: the same steps, uncaptured, on the extension."""
 
+import contextlib
 import dataclasses
 import itertools
 import re
@@ -39,12 +40,13 @@ def engine(of, dtype="fp32", batch_size=2, kind=CudaEngine, **options):
 
 @pytest.fixture
 def captured(monkeypatch):
-    """Graphs as on a GPU, but for the capture: [(calls)] of each, in order."""
+    """Graphs as on a GPU, but for the capture: [(calls)] of those of rows, in order."""
     captures = []
 
     def capture(self, calls, step, warm_up):
         warm_up()
-        captures.append(calls)
+        if step != warm_up:  # which has no side effects where no row is run
+            captures.append(calls)
         return lambda: [step() for _ in range(calls)]
 
     monkeypatch.setattr(Graphs, "_capture", capture)
@@ -237,7 +239,7 @@ def test_steps_read_nothing_back_and_are_all_alike(arch):
 
 @pytest.mark.parametrize("name", ["classes", "edm", "points"])
 def test_steps_of_users_networks_are_all_alike(name):
-    """What depends on level and class is computed in every step, from static memory."""
+    """What depends on the level alone is read from a table; with classes, it is computed."""
     of = own_networks.model(name)
     built, program, chains = engine(of), program_of(of), chains_of(of)
     chains.labels = torch.tensor([2, 0]) if of.n_classes else None
@@ -255,6 +257,47 @@ def test_steps_of_users_networks_are_all_alike(name):
     written = [{at for name, ats in calls if name.endswith("copy_.default") for at in ats}
                for calls in steps]  # fmt: skip
     assert all(other == written[0] for other in written[1:])
+    assert ("aten.sin.default" in names[0]) == (name == "classes")
+
+
+def test_calls_of_the_network_share_a_graph(captured):
+    """Guidance, procedures and checks call it between rows; nothing of a row is run again."""
+    of = model("ncsn")
+    built, program = engine(of), program_of(of)
+    alone = built.run(program, chains_of(of)).clone()
+    x, level = torch.rand(2, 3, 16, 16), torch.tensor([0, 4])
+    with built.context():
+        first = built.network(x, level)
+        assert not torch.equal(built.network(x, level.flip(0)), first)
+        assert torch.equal(built.network(x, level), first)
+    assert ("network", 1) in built.loop((16, 16)).graphs._replays
+    assert torch.equal(built.run(program, chains_of(of)), alone)
+    assert captured == [2, 1]
+
+
+def test_levels_are_tabulated_once(captured):
+    """For each distinct level, and anew where a program has others."""
+    of = own_networks.model("edm")
+    built, program = engine(of), program_of(of, n_steps_each=2)
+    first = built.run(program, chains_of(of)).clone()
+    loop = built.loop((8, 8))
+    assert len(loop.tabulated) == LEVELS
+    assert captured == [2, 1]
+    cut = chains_of(of)
+    built.run(program.head(5), cut)  # a table of fewer levels
+    assert torch.equal(built.run(program, cut, start=5), first)
+    address = loop.table.data_ptr()
+    few = methods.build("euler", of, 3, {})
+    expected = engine(of, kind=EagerEngine).run(few, chains_of(of))
+    torch.testing.assert_close(built.run(few, chains_of(of)), expected, **CLOSE)
+    assert len(loop.tabulated) == 3
+    assert torch.equal(built.run(program, chains_of(of)), first)
+    assert captured == [2, 1]
+    assert loop.table.data_ptr() == address
+    many = methods.build("euler", of, 20, {})
+    expected = engine(of, kind=EagerEngine).run(many, chains_of(of))
+    torch.testing.assert_close(built.run(many, chains_of(of)), expected, **CLOSE)
+    assert captured == [2, 1, 1]  # the graphs of the short table were given up
 
 
 def test_what_waits_for_the_gpu_is_not_captured(caplog, captured):
@@ -268,6 +311,39 @@ def test_what_waits_for_the_gpu_is_not_captured(caplog, captured):
     caplog.clear()
     engine(of, graph="none")
     assert not caplog.text
+
+
+@pytest.mark.parametrize("failure", [RuntimeError, torch.OutOfMemoryError])
+def test_a_capture_that_fails_is_told_once(failure, monkeypatch, caplog):
+    """The calls are made one by one then; but a full memory halves the micro-batch."""
+
+    class Stream:
+        def wait_stream(self, other):
+            pass
+
+    @contextlib.contextmanager
+    def capture(*_):
+        yield
+        raise failure("operation not permitted when stream is capturing\nmore")
+
+    for name, value in (
+        ("CUDAGraph", Stream), ("current_stream", lambda _: Stream()), ("graph", capture),
+        ("stream", lambda _: contextlib.nullcontext()),
+    ):  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, value)
+    graphs, made = Graphs(CPU, captures=True), []
+    graphs.captures, graphs._stream, graphs._pool = True, Stream(), None
+    if failure is not RuntimeError:
+        with pytest.raises(torch.OutOfMemoryError):
+            graphs.repeat("a", 1, lambda: None, lambda: None)
+        return
+    for key, calls in (("a", 2), ("a", 2), ("b", 1)):
+        made.clear()
+        graphs.repeat(key, calls, lambda: made.append("step"), lambda: made.append("warm-up"))
+        assert made[-calls:] == ["step"] * calls
+    assert made == ["step"]
+    assert caplog.text.count("no CUDA graph of this network can be captured (operation not") == 1
+    assert not graphs.captures
 
 
 @pytest.mark.parametrize("name", [None, "classes"])

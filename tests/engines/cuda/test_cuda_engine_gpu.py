@@ -66,6 +66,7 @@ def test_seeds_levels_and_calls_share_a_graph():
     assert torch.equal(runs[0], runs[2])
     assert (runs[0] - runs[1]).abs().max() > 0.01
     assert len(built.loop((16, 16)).graphs) == 2  # two rows, and the denoising one
+    assert built.loop((16, 16)).graphs.captures
 
 
 def test_the_reference_draws_the_same_samples():
@@ -189,7 +190,9 @@ def test_users_networks_run_captured_as_by_the_reference(name, family):
         built = engine(of, "fp32", graph=graph, kernels=family)
         for _ in range(2):  # the second run replays what the first captured
             assert torch.equal(built.run(program, labelled(of)), plain)
-        assert len(built.loop(of.config.image_size).graphs) > 0
+        graphs = built.loop(of.config.image_size).graphs
+        assert graphs.captures
+        assert len(graphs) > 0
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -212,6 +215,20 @@ def test_classes_and_guidance(method, guidance):
         torch.testing.assert_close(drawn[0], other, rtol=0.0, atol=5e-3)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("arch", ["ncsnv2", "ncsn"])
+def test_calls_of_the_network_have_the_bits_of_plain_ones(arch, family):
+    of = model(arch)
+    x, level = torch.rand(2, 3, 16, 16, device=CUDA), torch.tensor([0, 4], device=CUDA)
+    level = level if of.conditional else None
+    built, plain = (engine(of, "fp16", graph=graph, kernels=family) for graph in ("level", "none"))
+    with built.context():
+        expected = plain.network(x, level)
+        for _ in range(3):  # one captures, two replay
+            assert torch.equal(built.network(x, level), expected)
+    assert built.loop((16, 16)).graphs.captures
+
+
 def test_what_pytorch_runs_is_captured():
     """Grouped and transposed convolutions, layer norm, border, and what only PyTorch has."""
     torch.manual_seed(0)
@@ -223,6 +240,7 @@ def test_what_pytorch_runs_is_captured():
     for _ in range(2):
         x = built.run(program, chains(of))
         torch.testing.assert_close(x, expected, rtol=0.0, atol=5e-3 * float(expected.abs().max()))
+    assert built.loop((8, 8)).graphs.captures
     kinds = {cost.kind for cost in built.loop((8, 8)).plan.costs}
     named = {"torch", "conv (torch)", "conv_transpose (torch)", "layer_norm (torch)", "pad (torch)"}
     assert named < kinds

@@ -6,6 +6,7 @@ import engine_cases
 import pytest
 import torch
 import torch.nn.functional as F
+import unets
 from torch import nn
 
 from ncsn_fast.engines.lowering.fusion import PIXEL, fuse
@@ -158,6 +159,25 @@ def test_it_is_the_same_network(style):
         found = engine_cases.fused_output(lower(net, (3, 4, 8)), x := torch.rand(2, 3, 4, 8))
         expected = net(x)
     assert (found - expected).norm() <= 2e-6 * expected.norm()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("ncsnpp-skip", "edm-adm") else pytest.mark.slow)
+        for name in unets.TINY
+    ],
+)
+def test_published_unets(name):
+    of = unets.model(name)
+    graph = lowered(of, of.config.image_size)
+    u = torch.randn(2, *of.image_shape, generator=torch.Generator().manual_seed(0))
+    condition = of.condition(of.sigmas[[1, -2]])
+    labels = [torch.tensor([1, 0])] if of.n_classes else []
+    with torch.inference_mode():
+        found = engine_cases.fused_output(graph, u, condition, *labels)
+        expected = of(u, condition, *labels)
+    assert (found - expected).norm() <= 5e-6 * expected.norm()
 
 
 class Ends(Style):

@@ -136,7 +136,9 @@ def test_network_and_update_are_one_graph_of_a_level(knobs, monkeypatch):
     monkeypatch.setattr(Graphs, "_capture", capture)
     ours = sampler(of)
     assert torch.equal(draw(ours, 4), expected)
-    assert captures == [2, 1]  # the rows of any level, and the one that denoises; for all calls
+    # The network by itself (the check of its precision), the rows of any level, and the one that
+    # denoises; for all calls.
+    assert captures == [1, 2, 1]
     calls = tensorrt_double.calls_of(ours.engine_for(4).loop((8, 8)).plan.context)
     assert len(calls) == 2 * 9 + 2  # evaluations of two micro-batches, two warm-ups
     assert len({tuple(call.addresses.items()) for call in calls}) == 1

@@ -1,0 +1,122 @@
+"""A family of few-step tables with few parameters, which `tune` searches.
+
+A table of DPM-Solver++(2M) has, in each row, a noise level, an amount of noise eta and a weight of
+the history (few_step.dpm_solver_pp). Here these are smooth functions of the row, given by eleven
+numbers. The family contains `fast`, `dpmpp` and Euler's method with any number of steps and, on
+geometric levels, the second-order solver of the extended reverse SDE with phi = sigma^(1 + eta).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ncsn_fast.diffusion.spacing import check_ladder
+from ncsn_fast.models.tuned_table import TunedTable
+from ncsn_fast.samplers.choices import FAST_ETA
+
+Vector = NDArray[np.float64]
+# Of the search coordinates: lowest, highest, and the spread of the first candidates. Logarithms,
+# but for the history's weights.
+_RANGES = (
+    *[(-1.5, 1.5, 0.1)] * 2,  # bend
+    (0.0, 3.5, 0.3),  # last
+    *[(-3.0, 2.5, 0.3)] * 4,  # eta
+    *[(-0.5, 2.5, 0.15)] * 3,  # history
+    (-0.06, 0.06, 0.01),  # s_noise
+)
+LOWEST, HIGHEST, SPREAD = (np.array(column) for column in zip(*_RANGES, strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class TableFamily:
+    """Point of the family; the default is `fast`.
+
+    Attributes:
+        bend: exponents (r, s) of the spacing: log sigma is linear in (1 - (1 - u)^s)^r, for u from
+            1 at the first level to 0 at the last. (1, 1) is geometric; r > 1 puts more levels at
+            small noise, s > 1 more at large noise.
+        last: the last level, in units of the model's last, at least 1.
+        eta: amount of noise at four knots, evenly spread over the steps between two levels; its
+            root is linear between them.
+        history: weight of the extrapolation at three knots, linear between them.
+        s_noise: scale of the noise.
+    """
+
+    bend: tuple[float, float] = (1.0, 1.0)
+    last: float = 1.0
+    eta: tuple[float, float, float, float] = (FAST_ETA,) * 4
+    history: tuple[float, float, float] = (1.0,) * 3
+    s_noise: float = 1.0
+
+    def vector(self) -> Vector:
+        """Returns the search coordinates, (11,)."""
+        positive = (*self.bend, self.last, *(max(e, math.exp(LOWEST[3])) for e in self.eta))
+        return np.array([*map(math.log, positive), *self.history, math.log(self.s_noise)])
+
+    @classmethod
+    def of_vector(cls, vector: Vector) -> TableFamily:
+        """Returns the point with these search coordinates (11,), each moved into its range."""
+        v = np.clip(vector, LOWEST, HIGHEST)
+        bend, last, eta = np.exp(v[:2]), math.exp(v[2]), np.exp(v[3:7])
+        return cls(
+            tuple(bend.tolist()), last, tuple(eta.tolist()), tuple(v[7:10].tolist()),
+            math.exp(v[10]),
+        )  # fmt: skip
+
+    def levels(self, ladder: Vector, steps: int, *, trained: bool = False) -> Vector:
+        """Returns that many noise levels between the ends of a ladder (L,), descending.
+
+        Args:
+            trained: whether they must be levels of the ladder, the nearest in log sigma.
+        """
+        own = check_ladder(ladder)
+        if steps < 2 or (trained and steps > len(own)):
+            most = f" to {len(own)}, the levels that this network knows" if trained else " or more"
+            raise ValueError(f"a table to be tuned has 2{most} rows; got {steps}")
+        end = min(own[-1] * self.last, math.sqrt(own[0] * own[-1]))
+        u = np.linspace(1.0, 0.0, steps)
+        r, s = self.bend
+        u = u if s == 1 else 1 - (1 - u) ** s
+        found = end * (own[0] / end) ** u**r
+        found[0], found[-1] = own[0], end
+        return _nearest(found, own) if trained else check_ladder(found)
+
+    def table(
+        self,
+        ladder: Vector,
+        steps: int,
+        shape: tuple[int, int, int],
+        *,
+        trained: bool = False,
+        mean: Vector | None = None,
+        facts: dict[str, Any] | None = None,
+    ) -> TunedTable:
+        """Returns the rows of this point; see TunedTable for the arguments."""
+        along = np.linspace(0.0, 1.0, steps - 1)  # the steps between two levels
+        root = np.interp(along, np.linspace(0, 1, len(self.eta)), np.sqrt(self.eta))
+        history = np.interp(along, np.linspace(0, 1, len(self.history)), self.history)
+        return TunedTable(
+            sigmas=tuple(self.levels(ladder, steps, trained=trained).tolist()),
+            eta=tuple((root**2).tolist()),
+            history=tuple(history.tolist()),
+            s_noise=self.s_noise,
+            shape=shape,
+            mean=None if mean is None else tuple(mean.ravel().tolist()),
+            facts=facts or {},
+        )
+
+
+def _nearest(levels: Vector, ladder: Vector) -> Vector:
+    """Returns levels of a ladder, nearest in log sigma, each used once."""
+    gaps = np.abs(np.log(levels)[:, None] - np.log(ladder)[None])
+    index = gaps.argmin(axis=1)
+    for k in range(1, len(index)):  # descending levels have ascending indices
+        index[k] = max(index[k], index[k - 1] + 1)
+    for k in range(len(index) - 1, -1, -1):
+        index[k] = min(index[k], len(ladder) - len(index) + k)
+    return ladder[index]

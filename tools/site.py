@@ -1,0 +1,97 @@
+"""Hooks of mkdocs: pages outside docs/, links out of it, and the --help of each command.
+
+The pages read the same on a repository's web view and on the site. There, README is the first page,
+and links to files that are no pages become their names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import os
+import re
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from mkdocs.structure.files import File
+
+ROOT = Path(__file__).resolve().parent.parent
+# Page of the site -> file outside docs/.
+OUTSIDE = {
+    "index.md": "README.md",
+    "ARCHITECTURE.md": "ARCHITECTURE.md",
+    "CHANGELOG.md": "CHANGELOG.md",
+    "CONTRIBUTING.md": "CONTRIBUTING.md",
+    "SECURITY.md": "SECURITY.md",
+    "rules-of-benchmarks.md": "benchmarks/README.md",
+    "model-card.md": "ncsn_fast/assets/digits/README.md",
+}
+SUBCOMMANDS = {"edit": ("inpaint",), "cache": ("clear",)}  # those shown as examples
+_LINK = re.compile(r"(!?\[[^\]]*\])\(([^)\s:#]+)(#[^)\s]*)?\)")
+_HELP = re.compile(r"<!-- help:(\w+) -->")
+_CODE = re.compile(r"(^```.*?^```$|`[^`\n]*`)", re.MULTILINE | re.DOTALL)
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Adds the pages outside docs/."""
+    for page, path in OUTSIDE.items():
+        files.append(File.generated(config, page, abs_src_path=str(ROOT / path)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Fills in the help of commands, and turns links of the repository into links of the site."""
+    here = page.file.src_uri
+    source = ROOT / OUTSIDE.get(here, f"docs/{here}")
+    text = _HELP.sub(lambda match: help_of(match[1]), markdown)
+    parts = _CODE.split(text)
+    return "".join(
+        part if part.startswith("`") else _LINK.sub(lambda m: _link(m, source, here), part)
+        for part in _with_code_in_links(parts)
+    )
+
+
+def _with_code_in_links(parts: list[str]) -> list[str]:
+    """Joins short code with the text around it, so that only blocks are left as they are."""
+    joined = [""]
+    for part in parts:
+        if part.startswith("```"):
+            joined += [part, ""]
+        else:
+            joined[-1] += part
+    return joined
+
+
+def _link(match: re.Match[str], source: Path, here: str) -> str:
+    """Returns a link of a page of the repository as one of the site."""
+    text, target, anchor = match[1], match[2], match[3] or ""
+    file = (source.parent / target).resolve()
+    if not file.exists():
+        raise FileNotFoundError(f"{source.relative_to(ROOT)} links to {target}, which is not there")
+    path = file.relative_to(ROOT).as_posix()
+    pages = {outside: page for page, outside in OUTSIDE.items()}
+    uri = pages.get(path, path.removeprefix("docs/") if path.startswith("docs/") else "")
+    if not uri:  # a source file, which is no page
+        return text.strip("[]")
+    return f"{text}({os.path.relpath(uri, Path(here).parent)}{anchor})"
+
+
+def help_of(command: str) -> str:
+    """Returns --help of a command, and of its subcommands that are examples, as blocks."""
+    calls = [(command,), *((command, sub) for sub in SUBCOMMANDS.get(command, ()))]
+    return "\n\n".join(_help(*call) for call in calls)
+
+
+def _help(command: str, *subcommand: str) -> str:
+    parse = importlib.import_module(f"ncsn_fast.cli.{command}_options").parse
+    said = io.StringIO()
+    with (
+        mock.patch.dict(os.environ, {"COLUMNS": "100", "NO_COLOR": "1"}),
+        contextlib.redirect_stdout(said),
+        contextlib.suppress(SystemExit),
+    ):
+        parse([*subcommand, "--help"])
+    lines = [line.rstrip() for line in said.getvalue().splitlines()]
+    return "\n".join(["```text", *lines, "```"])
