@@ -264,7 +264,7 @@ def test_dry_run_resolves_the_published_settings(capsys):
         "name": "cifar10", "data": "", "image_size": 32, "channels": 3, "flip": True, "ngf": 128,
         "sigma_begin": 50.0, "sigma_end": 0.01, "n_sigmas": 232, "n_steps_each": 5,
         "epsilon": 6.2e-6, "batch_size": 128, "steps": 300_000, "adam_eps": 1e-8, "ema": 0.999,
-        "lr": 3e-4, "grad_clip": 0.0, "autocast": False,
+        "lr": 3e-4, "grad_clip": 0.0, "autocast": "none",
     }  # fmt: skip
     assert {key: found[key] for key in expected} == expected
     assert train.main(["--config=ffhq", "--dry-run", "--no-flip"]) == 0

@@ -33,6 +33,7 @@ OPSETS = range(20, 24)
 FIRST_OPSET = {"fp32": 20, "fp16": 20, "bf16": 22}  # before 22, convolutions have no bfloat16
 _KINDS = {
     torch.float32: "FLOAT",
+    torch.float64: "DOUBLE",
     torch.float16: "FLOAT16",
     torch.bfloat16: "BFLOAT16",
     torch.int64: "INT64",
@@ -49,6 +50,7 @@ def make_onnx(
     batch: int | None = None,
     size: tuple[int, int] | None = None,
     opset: int | None = None,
+    wide: bool = True,
 ) -> bytes:
     """Returns the network's raw output f as an ONNX model, checked by onnx.checker.
 
@@ -60,6 +62,7 @@ def make_onnx(
         dtype: "fp32", "fp16" or "bf16": dtype of feature maps and convolutions.
         batch: N; None for dynamic.   size: (H, W); None for dynamic.
         opset: version of the operators; None for the oldest that supports the dtype.
+        wide: compute the time of networks that see one in float64. TensorRT has no such type.
 
     Raises:
         ValueError: invalid dtype, shape or opset, or the file would exceed 2 GB.
@@ -84,7 +87,7 @@ def make_onnx(
         if size not in (None, model.config.image_size):
             raise ValueError(f"this network has one size, {model.config.image_size}")
         size = model.config.image_size
-    graph = write(model, DTYPES[dtype], batch, size)
+    graph = write(model, DTYPES[dtype], batch, size, wide=wide)
     stored = sum(tensor.nbytes for tensor in graph.constants.values())
     if stored > LIMIT:
         raise ValueError(

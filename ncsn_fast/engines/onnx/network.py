@@ -7,6 +7,8 @@ level or embedding is computed in the graph.
 from __future__ import annotations
 
 import copy
+import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -40,17 +42,19 @@ class RawOutput(nn.Module):
 class ScaledScore(nn.Module):
     """sigma * score as a network of x (N, C, H, W), sigma (N,) and, with classes, labels (N,).
 
-    All of it is computed in float32.
+    All of it is computed in float32, but for a `wide` time: networks compute phases of hundreds of
+    radians from it, which its last bit moves by 1e-4.
     """
 
-    def __init__(self, model: ScoreModel) -> None:
+    def __init__(self, model: ScoreModel, *, wide: bool = False) -> None:
         super().__init__()
         self.net, self.known = model.net, model.parameterisation
+        self.seen_dtype = torch.float64 if wide else torch.float32
 
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         form = self.known.linear_form(sigma, x.dtype)
         skip, out, const, scale, shift = (c.view(-1, 1, 1, 1) for c in form)
-        condition = self.known.condition(sigma, x.dtype)
+        condition = self.known.condition(sigma, self.seen_dtype)
         more = () if labels is None else (labels,)
         f = self.net(scale * x + shift, condition, *more)
         return skip * x + out * f + const
@@ -65,6 +69,8 @@ def write(
     dtype: torch.dtype,
     batch: int | None = None,
     size: tuple[int, int] | None = None,
+    *,
+    wide: bool = False,
 ) -> Writer:
     """Writes the graph of a model: "x" float32, maybe "sigma" float32 and "labels" int64 -> "f".
 
@@ -73,24 +79,30 @@ def write(
     Args:
         batch: N; None for any.
         size: (H, W); None for all that a network with a ModelConfig takes. Others have one.
+        wide: compute the time of a network with another config in float64.
 
     Raises:
         UnsupportedNetwork: torch cannot export the network, or an operation has no translation.
     """
+    wide = wide and model.conditioning == "time" and not isinstance(model.config, ModelConfig)
     key = stored.key(model, dtype, batch, size)
     found = None if key is None else stored.find(key, model, dtype)
     if found is None:
-        found = _written(model, dtype, batch, size)
+        found = _written(model, dtype, batch, size, wide)
         if key is not None:
             stored.keep(key, found)
     return found
 
 
 def _written(
-    model: ScoreModel, dtype: torch.dtype, batch: int | None, size: tuple[int, int] | None
+    model: ScoreModel,
+    dtype: torch.dtype,
+    batch: int | None,
+    size: tuple[int, int] | None,
+    wide: bool,
 ) -> Writer:
     if not isinstance(model.config, ModelConfig):
-        exported = _export(model, ScaledScore, batch or PROBE)
+        exported = _export(model, functools.partial(ScaledScore, wide=wide), batch or PROBE)
         if exported.batch is not None and batch is None:
             raise UnsupportedNetwork(
                 "a forward that fixes the number of images, as len(x) does where x.shape[0] would "
@@ -105,7 +117,7 @@ def _written(
         inputs.append(Value("labels", torch.int64))
     height, width = size or (None, None)
     sizes = {0: batch, 2: height, 3: width}
-    w = Writer(dtype)
+    w = Writer(dtype, wide=wide)
     f = translate(exported, w, inputs, {axis: n for axis, n in sizes.items() if n is not None})
     w.scope = ""
     w.op("Cast", f, name="f", to=torch.float32)
@@ -127,7 +139,7 @@ def _of_any_size(model: ScoreModel) -> Exported:
 
 def _export(
     model: ScoreModel,
-    kind: type[nn.Module],
+    kind: Callable[[ScoreModel], nn.Module],
     n: int,
     sizes: tuple[int, int] | None = None,
 ) -> Exported:

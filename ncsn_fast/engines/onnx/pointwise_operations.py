@@ -27,6 +27,9 @@ _COMPARISONS = {
 
 @handles(*_UNARY)
 def _unary(t: Translation, node: fx.Node, x: Value, *rest: Any, **options: Any) -> Value:
+    if _UNARY[name_of(node)] == "Asinh" and x.dtype is torch.float64:  # which runtimes lack
+        root = t.w.op("Sqrt", t.w.op("Add", *t.same(t.w.op("Mul", x, x), 1.0)))
+        return t.w.op("Log", t.w.op("Add", x, root))
     return t.w.op(_UNARY[name_of(node)], x)
 
 
@@ -107,7 +110,11 @@ def _rsqrt(t: Translation, node: fx.Node, x: Value) -> Value:
 @handles("log1p", "expm1")
 def _near_one(t: Translation, node: fx.Node, x: Value) -> Value:
     """log1p(x) = 2 artanh(x / (2 + x)) and expm1(x) = 2 tanh(x / 2) / (1 - tanh(x / 2)), near 0."""
-    one, two = t.same(1.0, 2.0)
+    _, one, two = t.same(x, 1.0, 2.0)
+    if x.dtype is torch.float64:  # whose cancellation does not show in float32
+        if name_of(node) == "log1p":
+            return t.w.op("Log", t.w.op("Add", x, one))
+        return t.w.op("Sub", t.w.op("Exp", x), one)
     if name_of(node) == "log1p":
         near = t.w.op("Mul", t.w.op("Atanh", t.w.op("Div", x, t.w.op("Add", x, two))), two)
         far = t.w.op("Log", t.w.op("Add", x, one))
@@ -141,6 +148,9 @@ def _same(t: Translation, node: fx.Node, x: Value, *rest: Any, **options: Any) -
 @handles("to", "_to_copy", "type_as", "float")
 def _cast(t: Translation, node: fx.Node, x: Value, *rest: Any, **options: Any) -> Value:
     wanted = node.meta["val"].dtype
+    if wanted is torch.float64 and t.w.wide and t.exported.depends(node) != "map":
+        return t.w.cast(x, torch.float64)
     if wanted.is_floating_point:  # the type of maps is the writer's choice
-        return x if x.dtype.is_floating_point else t.w.fp32(x)
+        kept = x.dtype.is_floating_point and x.dtype is not torch.float64
+        return x if kept else t.w.fp32(x)
     return t.w.cast(x, torch.bool if wanted is torch.bool else torch.int64)

@@ -15,10 +15,10 @@ from ncsn_fast.engines.lowering import stored
 from ncsn_fast.engines.onnx.writer import Node, Writer
 from ncsn_fast.models.score import ScoreModel
 
-_DTYPES = {
-    str(dtype): dtype
-    for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool)
-}
+_KINDS = (
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool,
+)  # fmt: skip
+_DTYPES = {str(dtype): dtype for dtype in _KINDS}
 
 
 def key(model: ScoreModel, *facts: Any) -> str | None:

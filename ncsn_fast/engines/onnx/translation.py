@@ -6,6 +6,7 @@ sums of squares do not survive a mantissa of 8 bits; pointwise operations comput
 of their inputs. In bfloat16 graphs, nearest resizing and transposed convolutions are float32, too,
 because TensorRT has no others.
 
+What the writer calls wide, parts of the time of a network, is float64 where the network has it so.
 Sizes are those of the exported network, or open. Two rewritings are exact in real arithmetic: a
 mean over squares of pixels moves before a 1x1 convolution, and reshaping twice is reshaping once.
 """
@@ -136,7 +137,9 @@ class Translation:
         kinds = {v.dtype for v in tensors}
         floats = [k for k in kinds if k.is_floating_point]
         number = any(isinstance(v, float) for v in values)
-        if torch.float32 in floats or (not floats and number):
+        if torch.float64 in floats:
+            kind = torch.float64
+        elif torch.float32 in floats or (not floats and number):
             kind = torch.float32
         else:
             kind = floats[0] if floats else tensors[0].dtype

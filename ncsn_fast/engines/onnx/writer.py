@@ -45,6 +45,7 @@ class Writer:
 
     Args:
         dtype: of feature maps and the parameters of convolutions; all else is float32.
+        wide: whether what does not depend on maps is float64 where the network has it so.
 
     Attributes:
         scope: name of the submodule being written, from which nodes get their names.
@@ -52,8 +53,8 @@ class Writer:
         computed: whether a constant was computed from parameters.
     """
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
+    def __init__(self, dtype: torch.dtype, *, wide: bool = False) -> None:
+        self.dtype, self.wide = dtype, wide
         self.nodes: list[Node] = []
         self.constants: dict[str, Tensor] = {}
         self.parameters: dict[str, str] = {}
@@ -138,8 +139,9 @@ class Writer:
         return self.cast(x, self.dtype)
 
     def scalar(self, number: float) -> Value:
-        """Returns a float32 constant."""
-        return _constant(f"{number!r}", torch.tensor(number, dtype=torch.float32))
+        """Returns a float32 constant, which a cast gives in full precision."""
+        exact = _constant(f"{number!r}", torch.tensor(number, dtype=torch.float64))
+        return dataclasses.replace(exact, dtype=torch.float32)
 
     def ints(self, *numbers: int) -> Value:
         """Returns an int64 vector: axes or a shape."""

@@ -308,6 +308,7 @@ class TrtEngine(GraphEngine):
             dtype=_ONNX_TYPES.get(self.dtype, self.dtype),
             batch=self.profile.fixed_batch,
             size=self.profile.fixed_size,
+            wide=False,
         )
 
     def _default_profile(self) -> Profile:
