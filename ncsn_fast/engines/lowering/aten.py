@@ -7,6 +7,7 @@ those whose handler declines, are collected and run by PyTorch, as one operation
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from ncsn_fast.engines.lowering.export import Exported, Program
 from ncsn_fast.engines.lowering.graph import (
+    AffineSpec,
     CopySpec,
     Graph,
     Map,
@@ -28,7 +30,16 @@ from ncsn_fast.engines.lowering.graph import (
     View,
 )
 
-Value = View | tuple[View, ...]
+
+@dataclasses.dataclass(frozen=True)
+class Scaled:
+    """A part of a map times a number, which is computed where the product itself is needed."""
+
+    view: View
+    scale: float
+
+
+Value = View | Scaled | tuple[View, ...]
 Function = Callable[["Lowering", fx.Node, SimpleNamespace], Value]
 
 
@@ -107,9 +118,20 @@ class Lowering:
         if node not in self.values and node in self._deferred:
             self._run_deferred()
         value = self.values.get(node)
+        if isinstance(value, Scaled):
+            x = self.contiguous(value.view)
+            name = self.name(node, "affine")
+            y = self.like(x)
+            self.emit("affine", name, (x.map,), y.map, AffineSpec(value.scale))
+            value = self.values[node] = y
         if not isinstance(value, View):
             raise Declined
         return value
+
+    def scaled(self, node: Any) -> Scaled:
+        """Returns the value of a node as a view of a map, and a number that it is multiplied by."""
+        value = self.values.get(node)
+        return value if isinstance(value, Scaled) else Scaled(self.view(node), 1.0)
 
     def is_map(self, node: Any) -> bool:
         return isinstance(node, fx.Node) and self.exported.depends(node) == "map"

@@ -12,6 +12,7 @@ from ncsn_fast.engines.lowering.aten import (
     Declined,
     Handlers,
     Lowering,
+    Scaled,
     Value,
     image,
     is_image,
@@ -190,15 +191,29 @@ def _mul(low: Lowering, node: fx.Node, a: SimpleNamespace) -> Value:
     x, factor = node.args[:2]
     if not low.is_map(x):
         x, factor = factor, x
+    if (part := _part(low, x, factor)) is not None:
+        return part
     view = low.view(x)
     view = view if is_whole(view) else low.contiguous(view)
     return _affine(low, node, view, _factor(low, view, factor))
+
+
+def _part(low: Lowering, node: Any, factor: Any) -> Scaled | None:
+    """Returns a part of a map times a number, not computed yet; None for other operands."""
+    x = low.scaled(node)
+    if is_whole(x.view) or not isinstance(factor, (int, float)):
+        return None
+    return Scaled(x.view, x.scale * factor)
 
 
 @lowers(aten.div.Tensor, aten.div.Scalar, joins=True)
 def _div(low: Lowering, node: fx.Node, a: SimpleNamespace) -> Value:
     if not low.is_map(node.args[0]):
         raise Declined
+    number = node.args[1]
+    inverse = 1.0 / number if isinstance(number, (int, float)) and number else number
+    if (part := _part(low, node.args[0], inverse)) is not None:
+        return part
     view = low.view(node.args[0])
     view = view if is_whole(view) else low.contiguous(view)
     factor = _factor(low, view, node.args[1])

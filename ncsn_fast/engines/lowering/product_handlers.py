@@ -9,9 +9,10 @@ from types import SimpleNamespace
 import torch
 from torch import fx
 
-from ncsn_fast.engines.lowering.aten import Declined, Handlers, Lowering, Value, is_rows
+from ncsn_fast.engines.lowering.aten import Declined, Handlers, Lowering, Scaled, Value, is_rows
 from ncsn_fast.engines.lowering.attention import is_read_as_tokens
 from ncsn_fast.engines.lowering.graph import (
+    AffineSpec,
     AttentionSpec,
     Map,
     ProductSpec,
@@ -73,10 +74,11 @@ def _softmax(low: Lowering, node: fx.Node, a: SimpleNamespace) -> Value:
 
 @lowers(aten.matmul.default, aten.bmm.default)
 def _matmul(low: Lowering, node: fx.Node, a: SimpleNamespace) -> Value:
-    first, second = (low.view(x) for x in node.args[:2])
-    if len(first.shape) != len(second.shape) or len(first.shape) not in (2, 3):
+    first, second = (low.scaled(x) for x in node.args[:2])
+    rank = len(first.view.shape)
+    if rank != len(second.view.shape) or rank not in (2, 3):
         raise Declined
-    heads = "h" * (len(first.shape) - 2)
+    heads = "h" * (rank - 2)
     return _product(low, node, (first, second), (f"{heads}lk", f"{heads}kn", f"{heads}ln"))
 
 
@@ -88,18 +90,21 @@ def _einsum(low: Lowering, node: fx.Node, a: SimpleNamespace) -> Value:
     plain = all(p.isalpha() and len({*p}) == len(p) for p in parts)
     if not arrow or len(parts) != 3 or not plain or len({p[0] for p in parts}) > 1:
         raise Declined
-    views = tuple(low.view(x) for x in a.tensors)
-    if any(len(v.shape) != len(p) - 1 for v, p in zip(views, parts, strict=False)):
+    operands = tuple(low.scaled(x) for x in a.tensors)
+    if any(len(x.view.shape) != len(p) - 1 for x, p in zip(operands, parts, strict=False)):
         raise Declined
-    return _product(low, node, views, tuple(p[1:] for p in parts))
+    return _product(low, node, operands, tuple(p[1:] for p in parts))
 
 
-def _product(low: Lowering, node: fx.Node, views: Sequence[View], axes: Sequence[str]) -> Value:
+def _product(
+    low: Lowering, node: fx.Node, operands: Sequence[Scaled], axes: Sequence[str]
+) -> Value:
     """Lowers the sum over the axes that only the operands have; an axis is a letter.
 
     The rows of the product are those of the operand that is a softmax, else those that come first.
     """
-    (x, y), (of_x, of_y, result) = views, axes
+    (x, y), (of_x, of_y, result) = (operand.view for operand in operands), axes
+    scale = math.prod(operand.scale for operand in operands)
     if {*of_x} ^ {*of_y} != {*result} - ({*of_x} & {*of_y}):
         raise Declined
     if _is_softmax(low, y) or (not _is_softmax(low, x) and _is_before(of_y, of_x, result)):
@@ -123,6 +128,10 @@ def _product(low: Lowering, node: fx.Node, views: Sequence[View], axes: Sequence
     steps = (width, count * width, 1) if beside else (length * width, width, 1)
     target = View(m, (count, length, width), steps)
     low.emit("product", low.name(node, "product"), (x.map, y.map), m, ProductSpec(a, b, target))
+    if scale != 1:
+        scaled = Map(m.channels, m.height, m.width)
+        low.emit("affine", low.name(node, "affine"), (m,), scaled, AffineSpec(scale))
+        m = scaled
     strides: dict[str, int] = {}
     for letters, step in zip((heads, rows, columns), steps, strict=True):
         for letter in reversed(letters):

@@ -26,7 +26,6 @@ from ncsn_fast.data import files
 from ncsn_fast.data.json_file import find_json
 from ncsn_fast.engines import installation
 from ncsn_fast.engines.lowering.export import STAND_IN, Traced
-from ncsn_fast.ops.extension import _C
 
 log = logging.getLogger(__name__)
 _OURS = "ncsn_fast.models."
@@ -51,8 +50,8 @@ class NotStorable(Exception):
 def key(net: nn.Module, *facts: Any) -> str | None:
     """Returns the key of a network's graph; None for a network that others have a part in.
 
-    It is a hash of every module's class and attributes, the sizes of its parameters, the facts and
-    the version of this package.
+    It is a hash of every module's class and attributes, the sizes of its parameters, and the facts.
+    What ships is of the package's version; what is in the cache, of this installation (`_path`).
     """
     if not type(net).__module__.startswith(_OURS):
         return None
@@ -60,7 +59,7 @@ def key(net: nn.Module, *facts: Any) -> str | None:
         modules = [(name, *_about(module)) for name, module in net.named_modules()]
     except NotStorable:
         return None
-    return _hash(_C.build_info()["version"], *modules, *facts)
+    return _hash(*modules, *facts)
 
 
 def read(key: str) -> Structure | None:

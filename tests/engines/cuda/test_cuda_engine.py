@@ -421,7 +421,7 @@ def test_describe_names_what_pytorch_runs():
     built = engine(own_networks.model("unet"))
     _, *lines, total = built.describe().splitlines()
     found = {line.split("  ")[0] for line in lines}
-    assert {"conv", "group_norm", "pointwise", "torch", "concat (torch)"} < found
+    assert {"conv", "group_norm", "pointwise", "attention (torch)", "concat (torch)"} < found
     assert all(line.endswith("%") for line in lines)
     assert re.search(r"% of it convolutions at \S+ GFLOP/s, [\d.]+% PyTorch's; weights", total)
 

@@ -48,6 +48,20 @@ def by_matmul(q, k, v):
     return (weights @ v).transpose(2, 3).reshape(shape)
 
 
+def scaled_parts(q, k, v):
+    """The numbers that parts of one map are multiplied by are those of the scores."""
+    n, c, h, w = q.shape
+    q, k, v = map(heads_of, torch.cat((q, k, v), dim=1).chunk(3, dim=1))
+    weights = torch.einsum("nhcq,nhck->nhqk", 0.5 * q, k / 2 * 1.5).softmax(dim=-1)
+    return torch.einsum("nhqk,nhck->nhcq", weights, v).reshape(n, c, h, w)
+
+
+def scaled_parts_that_are_read(q, k, v):
+    """Parts times numbers, which are needed themselves."""
+    q, k = (x.chunk(2, dim=1) for x in (torch.cat((q, k), dim=1), torch.cat((k, v), dim=1)))
+    return 2 * q[0] + q[1] / 4 + F.silu(3 * k[0]) + (k[1] * 2).mean(dim=1, keepdim=True)
+
+
 def read_twice(q, k, v):
     q, k, v = (heads_of(x).transpose(2, 3) for x in (q, k, v))
     scores = q @ k.transpose(2, 3)
@@ -100,6 +114,8 @@ FORMS = {
     some_tokens: {"attention"},
     some_tokens_by_matmul: {"product", "softmax"},
     across_planes: {"attention"},
+    scaled_parts: {"attention"},
+    scaled_parts_that_are_read: set(),
     read_twice: {"product", "softmax"},
     across_channels: {"product", "softmax"},
     without_softmax: {"product"},
