@@ -20,9 +20,9 @@ OF_FEATURES = ("frechet", "kid")
 # Noise levels at which images are denoised, in units of the references' mean distance: from where a
 # denoiser sees strokes to where it hardly tells two images apart.
 LEVELS = (1 / 32, 1 / 16, 1 / 8)
-# The distances of residuals are about this much larger than those of images of equal quality, and
-# would decide alone.
-RESIDUAL_WEIGHT = 1 / 32
+# Of the distances of residuals, which are one to two orders larger than those of images, but known
+# as much more precisely: they are to lead a search first, and images to decide once they are right.
+RESIDUAL_WEIGHT = 1 / 8
 
 
 class SampleLoss:

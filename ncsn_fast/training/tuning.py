@@ -33,7 +33,13 @@ from ncsn_fast.data import datasets
 from ncsn_fast.data.files import atomic_write
 from ncsn_fast.evaluation.evaluator import describe_source, open_source
 from ncsn_fast.evaluation.features import Extractor, load_extractor
-from ncsn_fast.evaluation.sample_loss import OF_FEATURES, Loss, SampleLoss
+from ncsn_fast.evaluation.sample_loss import (
+    LEVELS,
+    OF_FEATURES,
+    RESIDUAL_WEIGHT,
+    Loss,
+    SampleLoss,
+)
 from ncsn_fast.inference.runner import Job, SamplingError
 from ncsn_fast.inference.runner import run as run_chains
 from ncsn_fast.models.score import ScoreModel
@@ -285,6 +291,7 @@ class _Fit:
         described = {**dataclasses.asdict(self.settings), "model": self.model.digest()}
         described |= {"cma": import_cma().__version__, "popsize": POPSIZE}  # make the candidates
         described |= {"start": TableFamily().vector().tolist(), "spread": SPREAD.tolist()}
+        described |= {"levels": list(LEVELS), "residual_weight": RESIDUAL_WEIGHT}
         described |= {"lowest": LOWEST.tolist(), "highest": HIGHEST.tolist()}
         if extractor is not None:
             described["extractor"] = extractor.describe()
