@@ -44,6 +44,7 @@ from ncsn_fast.inference.runner import Job, SamplingError
 from ncsn_fast.inference.runner import run as run_chains
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.models.tuned_table import MOST_MEAN, TunedTable
+from ncsn_fast.notices import notice
 from ncsn_fast.ops import noise
 from ncsn_fast.ops.noise import Stream
 from ncsn_fast.sampler import Sampler
@@ -313,7 +314,7 @@ class _Fit:
         if path is not None and path.exists():
             drawn = read_safetensors(path)[0]["samples"]
         if len(drawn) < n:
-            log.info("references: %d samples by ald, of the model itself", n)
+            notice(log, "references: %d samples by ald, of the model itself", n)
         rest = range(len(drawn), n)
         for _, x in self.sampler.stream(rest, seed=seed, progress=self.progress):
             drawn = torch.cat((drawn, x))
