@@ -36,7 +36,6 @@ from ncsn_fast.evaluation.features import Extractor, load_extractor
 from ncsn_fast.evaluation.sample_loss import (
     LEVELS,
     OF_FEATURES,
-    RESIDUAL_WEIGHT,
     Loss,
     SampleLoss,
 )
@@ -292,7 +291,7 @@ class _Fit:
         described = {**dataclasses.asdict(self.settings), "model": self.model.digest()}
         described |= {"cma": import_cma().__version__, "popsize": POPSIZE}  # make the candidates
         described |= {"start": TableFamily().vector().tolist(), "spread": SPREAD.tolist()}
-        described |= {"levels": list(LEVELS), "residual_weight": RESIDUAL_WEIGHT}
+        described |= {"levels": list(LEVELS)}
         described |= {"lowest": LOWEST.tolist(), "highest": HIGHEST.tolist()}
         if extractor is not None:
             described["extractor"] = extractor.describe()
