@@ -288,7 +288,7 @@ class _Fit:
         self, extractor: Extractor | None, images: datasets.Images | None
     ) -> dict[str, Any]:
         """Returns everything that the losses depend on, for JSON."""
-        described = {**dataclasses.asdict(self.settings), "model": self.model.digest()}
+        described = {**dataclasses.asdict(self.settings), "model": _weights_digest(self.model)}
         described |= {"cma": import_cma().__version__, "popsize": POPSIZE}  # make the candidates
         described |= {"start": TableFamily().vector().tolist(), "spread": SPREAD.tolist()}
         described |= {"levels": list(LEVELS)}
@@ -459,6 +459,19 @@ def _save_tensor(samples: Tensor, path: Path) -> None:
     content = safetensors.torch.save({"samples": samples.contiguous()})
     with atomic_write(path) as temporary:
         temporary.write_bytes(content)
+
+
+def _weights_digest(model: ScoreModel) -> str:
+    """Returns the SHA-256 of weights and noise levels, the same in every process.
+
+    ScoreModel.digest tells networks of the user's own apart by their code, too, and where that is
+    not known differs from process to process: no search of such a network could go on.
+    """
+    total = hashlib.sha256(model.config.arch.encode())
+    for key, value in sorted(model.state_dict().items()):
+        total.update(key.encode())
+        total.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
 
 
 def _name_of(samples: Tensor) -> str:

@@ -113,6 +113,21 @@ def test_interrupted_fits_go_on_where_they_were(at, tmp_path, monkeypatch):
     assert needed < len(seeds) <= needed + TEST_SEEDS  # those of one measurement, at most, again
 
 
+def test_networks_of_unknown_code_go_on_too(tmp_path):
+    """The identity of a network that holds a function differs from process to process."""
+    found = []
+    for _ in range(2):
+        net = Posterior()
+        net.function = lambda x: x
+        model = ncsn_fast.wrap(
+            net, predicts="denoised", sees="sigma", image_shape=SHAPE, sigma_min=0.01,
+            sigma_max=5.0, n_sigmas=20, n_steps_each=1,
+        )  # fmt: skip
+        found.append(model.digest())
+        fit(model, candidates=0, state=tmp_path)
+    assert found[0] != found[1]
+
+
 def test_references_of_the_model_itself_are_kept(tmp_path, monkeypatch):
     settings = {"candidates": 0, "state": tmp_path, "batch_size": 2}
     stream, drawn = ncsn_fast.Sampler.stream, []
