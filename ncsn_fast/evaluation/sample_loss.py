@@ -26,10 +26,10 @@ class SampleLoss:
     """Distance of samples to references; lower is better, and about 0 for equal distributions.
 
     "energy" and "mmd" (evaluation/distances.py) compare the images themselves, what the model's
-    denoiser makes of them under noise of several levels, and by how much it changes them there, the
-    norm |D(x + sigma z) - x|, relative to its mean for references. The first two see whether all of the data is there, in its shares;
-    the last sees images that are none of the data, which a denoiser changes more. "frechet" and
-    "kid" compare features of an extractor.
+    denoiser makes of them under noise of several levels, and by how much it changes them there: the
+    norm |D(x + sigma z) - x|, relative to its mean for references. The first two see whether all of
+    the data is there, in its shares; the last sees images that are none of the data, which a
+    denoiser changes more. "frechet" and "kid" compare features of an extractor.
 
     Args:
         references: (M, C, H, W).
