@@ -350,14 +350,25 @@ class _Fit:
         return x + sigma**2 * self.sampler.score(x, sigma)
 
     def family(self, point: TableFamily, **more: Any) -> TunedTable:
-        """Returns the rows of a point of the family, for this model."""
-        return point.table(
+        """Returns the rows of a point of the family, for this model.
+
+        ValueError if the network cannot tell so many levels apart.
+        """
+        table = point.table(
             self.ladder, self.settings.nfe, self.model.image_shape,
             trained=self.model.conditional, **more,
         )  # fmt: skip
+        known = self.model.parameterisation.known_levels(np.asarray(table.sigmas))
+        if len(known) < table.steps:
+            raise ValueError(
+                f"this network tells {len(known)} of {table.steps} levels apart; take a smaller nfe"
+            )
+        return dataclasses.replace(table, sigmas=tuple(known.tolist()))
 
-    def measure(self, table: TunedTable, seed: int) -> float:
-        """Draws samples by a table and returns their loss."""
+    def measure(self, table: TunedTable | None, seed: int) -> float:
+        """Draws samples by a table and returns their loss; WORST where there is none."""
+        if table is None:
+            return WORST
         n = self.settings.samples
         engine = self.sampler.engine_for(n)
         job = Job(noise.sample_indices(0, n))
@@ -368,12 +379,15 @@ class _Fit:
         x = torch.cat(parts)
         return self.loss(x.clamp(0, 1) if self.model.bounded else x)
 
-    def measure_all(self, table: TunedTable, seeds: range) -> list[float]:
+    def measure_all(self, table: TunedTable | None, seeds: range) -> list[float]:
         return [self.measure(table, seed) for seed in seeds]
 
-    def table_of(self, vector: Vector) -> TunedTable:
-        """Returns the table at these search coordinates."""
-        return self.family(TableFamily.of_vector(vector), mean=self.mean)
+    def table_of(self, vector: Vector) -> TunedTable | None:
+        """Returns the table at these search coordinates; None if the network has no such levels."""
+        try:
+            return self.family(TableFamily.of_vector(vector), mean=self.mean)
+        except ValueError:
+            return None
 
     def run(self, budget: float, candidates: int | None) -> Tuned:
         """Searches for so many minutes or candidates, or until nothing is gained, and judges."""
@@ -437,7 +451,7 @@ class _Fit:
     def _judge(self, best: Vector) -> Tuned:
         """Compares the best table with the default one on the test seeds."""
         journal, seeds = self.journal, self.settings.seeds(SEED_TEST, TEST_SEEDS)
-        table = self.table_of(best)
+        table = self.table_of(best) or self.default
         before = journal.value("test", lambda: self.measure_all(self.default, seeds))
         name = f"test {best.tolist()}"
         after = journal.value(name, lambda: self.measure_all(table, seeds))

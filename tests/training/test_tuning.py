@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import unets
 from torch import nn
 
 import ncsn_fast
@@ -74,7 +75,9 @@ def test_a_fit_beats_the_default_table(data):
 @pytest.fixture
 def unmeasured(monkeypatch):
     """No samples are drawn: a table's loss is its last level."""
-    monkeypatch.setattr(tuning._Fit, "measure", lambda self, table, seed: table.sigmas[-1])
+    monkeypatch.setattr(
+        tuning._Fit, "measure", lambda self, table, seed: table.sigmas[-1] if table else WORST
+    )
 
 
 def test_what_is_not_better_changes_nothing(tmp_path, unmeasured):
@@ -315,6 +318,12 @@ def test_fits_of_features():
 
 
 def test_networks_that_know_few_levels_get_those(unmeasured):
-    model = tiny.model(arch="ncsn")
-    found = fit(model, nfe=3, candidates=POPSIZE, data="digits:train")
+    model, data = tiny.model(arch="ncsn"), {"data": "digits:train", "candidates": POPSIZE}
+    found = fit(model, nfe=3, **data)
     assert set(found.table.sigmas) <= set(model.sigmas.double().tolist())
+    chain = unets.model("edm-iddpm")
+    found = fit(chain, nfe=4, **data)
+    levels = np.asarray(found.table.sigmas)
+    np.testing.assert_array_equal(chain.parameterisation.known_levels(levels), levels)
+    with pytest.raises(ValueError, match=r"this network tells .* of 1000 levels apart"):
+        fit(chain, nfe=1000, **data)
