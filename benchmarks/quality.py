@@ -34,6 +34,7 @@ from ncsn_fast.checkpoints.model_folder import TABLE_NAME, read_table
 from ncsn_fast.data import datasets
 from ncsn_fast.data.files import atomic_write
 from ncsn_fast.diffusion import schedule
+from ncsn_fast.diffusion.parameterisation import standard
 from ncsn_fast.evaluation.metrics import digit_figures
 from ncsn_fast.models.tuned_table import TunedTable
 from ncsn_fast.samplers import methods
@@ -120,6 +121,7 @@ class Mixture:
             ),
             conditional=False,
             tuned=None,
+            parameterisation=standard("score", sees="nothing"),
             config=SimpleNamespace(epsilon=ladder.epsilon, n_steps_each=5, langevin_form="code"),
         )
 

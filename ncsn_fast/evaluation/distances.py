@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 Phi = Callable[[Tensor], Tensor]
-BANDWIDTHS = (1 / 8, 1 / 4, 1 / 2)  # of MMD, in units of the references' mean distance
+BANDWIDTHS = (1 / 8, 1 / 4, 1 / 2)  # of MMD, in units of the scale
 ELEMENTS = 1 << 23  # of a block in which distances are computed, in float64
 
 
@@ -25,16 +25,17 @@ class PairDistance:
     Args:
         references: (M, ...), at least 2.
         kernel: "energy", or "mmd" for a sum of Gaussian kernels.
-
-    Attributes:
-        scale: mean distance between two references, a length.
+        scale: the length in whose units distances are measured; None for the mean distance between
+            two references.
     """
 
-    def __init__(self, references: Tensor, kernel: str = "energy") -> None:
+    def __init__(
+        self, references: Tensor, kernel: str = "energy", scale: float | None = None
+    ) -> None:
         if kernel not in ("energy", "mmd"):
             raise ValueError(f"kernel must be 'energy' or 'mmd'; got {kernel!r}")
         self.references = references.flatten(1)
-        self.scale = _mean_within(self.references, lambda r: r)
+        self.scale = _mean_within(self.references, lambda r: r) if scale is None else scale
         if not 0 < self.scale < math.inf:
             raise ValueError("the references must be finite and differ from each other")
         self.phi: Phi = self._energy if kernel == "energy" else self._gaussians

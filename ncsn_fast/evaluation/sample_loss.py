@@ -20,19 +20,16 @@ OF_FEATURES = ("frechet", "kid")
 # Noise levels at which images are denoised, in units of the references' mean distance: from where a
 # denoiser sees strokes to where it hardly tells two images apart.
 LEVELS = (1 / 32, 1 / 16, 1 / 8)
-# The distances of residuals are about this much larger than those of images of equal quality, and
-# would decide alone.
-RESIDUAL_WEIGHT = 1 / 32
 
 
 class SampleLoss:
     """Distance of samples to references; lower is better, and about 0 for equal distributions.
 
     "energy" and "mmd" (evaluation/distances.py) compare the images themselves, what the model's
-    denoiser makes of them under noise of several levels, and by how much it changes them there, the
-    norm |D(x + sigma z) - x|. The first two see whether all of the data is there, in its shares;
-    the last sees images that are none of the data, which a denoiser changes more. "frechet" and
-    "kid" compare features of an extractor.
+    denoiser makes of them under noise of several levels, and by how much it changes them there: the
+    norm |D(x + sigma z) - x|, relative to its mean for references. The first two see whether all of
+    the data is there, in its shares; the last sees images that are none of the data, which a
+    denoiser changes more. "frechet" and "kid" compare features of an extractor.
 
     Args:
         references: (M, C, H, W).
@@ -69,7 +66,9 @@ class SampleLoss:
         inside = {min(max(s * self._pixels.scale, limits[0]), limits[1]) for s in LEVELS}
         for sigma in sorted(inside) if denoise is not None else ():
             images, residual = self._denoised(references, sigma)
-            self._levels[sigma] = PairDistance(images, loss), PairDistance(residual, loss)
+            scale = float(residual.mean())
+            of_residuals = PairDistance(residual, loss, scale)
+            self._levels[sigma] = PairDistance(images, loss), of_residuals
 
     def __call__(self, samples: Tensor) -> float:
         """Computes the loss of samples (N, C, H, W) in the range of the references."""
@@ -81,8 +80,8 @@ class SampleLoss:
         total = self._pixels(samples)
         for sigma, (of_images, of_residuals) in self._levels.items():
             images, residual = self._denoised(samples, sigma)
-            total += of_images(images) + RESIDUAL_WEIGHT * of_residuals(residual)
-        return total / (1 + len(self._levels))
+            total += of_images(images) + of_residuals(residual)
+        return total / (1 + 2 * len(self._levels))
 
     def _denoised(self, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
         """Returns what the denoiser makes of x with noise sigma, and its distance to x (N, 1).

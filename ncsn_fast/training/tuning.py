@@ -33,11 +33,17 @@ from ncsn_fast.data import datasets
 from ncsn_fast.data.files import atomic_write
 from ncsn_fast.evaluation.evaluator import describe_source, open_source
 from ncsn_fast.evaluation.features import Extractor, load_extractor
-from ncsn_fast.evaluation.sample_loss import OF_FEATURES, Loss, SampleLoss
+from ncsn_fast.evaluation.sample_loss import (
+    LEVELS,
+    OF_FEATURES,
+    Loss,
+    SampleLoss,
+)
 from ncsn_fast.inference.runner import Job, SamplingError
 from ncsn_fast.inference.runner import run as run_chains
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.models.tuned_table import MOST_MEAN, TunedTable
+from ncsn_fast.notices import notice
 from ncsn_fast.ops import noise
 from ncsn_fast.ops.noise import Stream
 from ncsn_fast.sampler import Sampler
@@ -282,9 +288,10 @@ class _Fit:
         self, extractor: Extractor | None, images: datasets.Images | None
     ) -> dict[str, Any]:
         """Returns everything that the losses depend on, for JSON."""
-        described = {**dataclasses.asdict(self.settings), "model": self.model.digest()}
+        described = {**dataclasses.asdict(self.settings), "model": _weights_digest(self.model)}
         described |= {"cma": import_cma().__version__, "popsize": POPSIZE}  # make the candidates
         described |= {"start": TableFamily().vector().tolist(), "spread": SPREAD.tolist()}
+        described |= {"levels": list(LEVELS)}
         described |= {"lowest": LOWEST.tolist(), "highest": HIGHEST.tolist()}
         if extractor is not None:
             described["extractor"] = extractor.describe()
@@ -306,7 +313,7 @@ class _Fit:
         if path is not None and path.exists():
             drawn = read_safetensors(path)[0]["samples"]
         if len(drawn) < n:
-            log.info("references: %d samples by ald, of the model itself", n)
+            notice(log, "references: %d samples by ald, of the model itself", n)
         rest = range(len(drawn), n)
         for _, x in self.sampler.stream(rest, seed=seed, progress=self.progress):
             drawn = torch.cat((drawn, x))
@@ -343,14 +350,25 @@ class _Fit:
         return x + sigma**2 * self.sampler.score(x, sigma)
 
     def family(self, point: TableFamily, **more: Any) -> TunedTable:
-        """Returns the rows of a point of the family, for this model."""
-        return point.table(
+        """Returns the rows of a point of the family, for this model.
+
+        ValueError if the network cannot tell so many levels apart.
+        """
+        table = point.table(
             self.ladder, self.settings.nfe, self.model.image_shape,
             trained=self.model.conditional, **more,
         )  # fmt: skip
+        known = self.model.parameterisation.known_levels(np.asarray(table.sigmas))
+        if len(known) < table.steps:
+            raise ValueError(
+                f"this network tells {len(known)} of {table.steps} levels apart; take a smaller nfe"
+            )
+        return dataclasses.replace(table, sigmas=tuple(known.tolist()))
 
-    def measure(self, table: TunedTable, seed: int) -> float:
-        """Draws samples by a table and returns their loss."""
+    def measure(self, table: TunedTable | None, seed: int) -> float:
+        """Draws samples by a table and returns their loss; WORST where there is none."""
+        if table is None:
+            return WORST
         n = self.settings.samples
         engine = self.sampler.engine_for(n)
         job = Job(noise.sample_indices(0, n))
@@ -361,12 +379,15 @@ class _Fit:
         x = torch.cat(parts)
         return self.loss(x.clamp(0, 1) if self.model.bounded else x)
 
-    def measure_all(self, table: TunedTable, seeds: range) -> list[float]:
+    def measure_all(self, table: TunedTable | None, seeds: range) -> list[float]:
         return [self.measure(table, seed) for seed in seeds]
 
-    def table_of(self, vector: Vector) -> TunedTable:
-        """Returns the table at these search coordinates."""
-        return self.family(TableFamily.of_vector(vector), mean=self.mean)
+    def table_of(self, vector: Vector) -> TunedTable | None:
+        """Returns the table at these search coordinates; None if the network has no such levels."""
+        try:
+            return self.family(TableFamily.of_vector(vector), mean=self.mean)
+        except ValueError:
+            return None
 
     def run(self, budget: float, candidates: int | None) -> Tuned:
         """Searches for so many minutes or candidates, or until nothing is gained, and judges."""
@@ -430,7 +451,7 @@ class _Fit:
     def _judge(self, best: Vector) -> Tuned:
         """Compares the best table with the default one on the test seeds."""
         journal, seeds = self.journal, self.settings.seeds(SEED_TEST, TEST_SEEDS)
-        table = self.table_of(best)
+        table = self.table_of(best) or self.default
         before = journal.value("test", lambda: self.measure_all(self.default, seeds))
         name = f"test {best.tolist()}"
         after = journal.value(name, lambda: self.measure_all(table, seeds))
@@ -452,6 +473,19 @@ def _save_tensor(samples: Tensor, path: Path) -> None:
     content = safetensors.torch.save({"samples": samples.contiguous()})
     with atomic_write(path) as temporary:
         temporary.write_bytes(content)
+
+
+def _weights_digest(model: ScoreModel) -> str:
+    """Returns the SHA-256 of weights and noise levels, the same in every process.
+
+    ScoreModel.digest tells networks of the user's own apart by their code, too, and where that is
+    not known differs from process to process: no search of such a network could go on.
+    """
+    total = hashlib.sha256(model.config.arch.encode())
+    for key, value in sorted(model.state_dict().items()):
+        total.update(key.encode())
+        total.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
 
 
 def _name_of(samples: Tensor) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import unets
 from torch import nn
 
 import ncsn_fast
@@ -74,7 +75,9 @@ def test_a_fit_beats_the_default_table(data):
 @pytest.fixture
 def unmeasured(monkeypatch):
     """No samples are drawn: a table's loss is its last level."""
-    monkeypatch.setattr(tuning._Fit, "measure", lambda self, table, seed: table.sigmas[-1])
+    monkeypatch.setattr(
+        tuning._Fit, "measure", lambda self, table, seed: table.sigmas[-1] if table else WORST
+    )
 
 
 def test_what_is_not_better_changes_nothing(tmp_path, unmeasured):
@@ -111,6 +114,21 @@ def test_interrupted_fits_go_on_where_they_were(at, tmp_path, monkeypatch):
         )  # fmt: skip
     needed = POPSIZE + 2 * HELD_OUT_SEEDS + 2 * TEST_SEEDS
     assert needed < len(seeds) <= needed + TEST_SEEDS  # those of one measurement, at most, again
+
+
+def test_networks_of_unknown_code_go_on_too(tmp_path):
+    """The identity of a network that holds a function differs from process to process."""
+    found = []
+    for _ in range(2):
+        net = Posterior()
+        net.function = lambda x: x
+        model = ncsn_fast.wrap(
+            net, predicts="denoised", sees="sigma", image_shape=SHAPE, sigma_min=0.01,
+            sigma_max=5.0, n_sigmas=20, n_steps_each=1,
+        )  # fmt: skip
+        found.append(model.digest())
+        fit(model, candidates=0, state=tmp_path)
+    assert found[0] != found[1]
 
 
 def test_references_of_the_model_itself_are_kept(tmp_path, monkeypatch):
@@ -300,6 +318,12 @@ def test_fits_of_features():
 
 
 def test_networks_that_know_few_levels_get_those(unmeasured):
-    model = tiny.model(arch="ncsn")
-    found = fit(model, nfe=3, candidates=POPSIZE, data="digits:train")
+    model, data = tiny.model(arch="ncsn"), {"data": "digits:train", "candidates": POPSIZE}
+    found = fit(model, nfe=3, **data)
     assert set(found.table.sigmas) <= set(model.sigmas.double().tolist())
+    chain = unets.model("edm-iddpm")
+    found = fit(chain, nfe=4, **data)
+    levels = np.asarray(found.table.sigmas)
+    np.testing.assert_array_equal(chain.parameterisation.known_levels(levels), levels)
+    with pytest.raises(ValueError, match=r"this network tells .* of 1000 levels apart"):
+        fit(chain, nfe=1000, **data)
