@@ -165,7 +165,7 @@ class Sampler:
         *,
         seed: int = 0,
         start: int = 0,
-        method: str = "ald",
+        method: methods.Choice = "ald",
         steps: int | None = None,
         init: Any = None,
         guide: Guide | None = None,
@@ -184,17 +184,17 @@ class Sampler:
 
         Args:
             seed, start: seed of all noise, and index of the first sample.
-            method: "ald" (as published), or another row of METHODS (samplers/methods.py).
-            steps: number of noise levels (em: of steps in time), not of evaluations: ald takes
-                n_steps_each at every level. None: the method's own.
+            method: "ald" (as published), another row of METHODS (samplers/methods.py), or a
+                function of k-diffusion's form, (model, x, sigmas, ...) -> x.
+            steps: noise levels (em: steps in time), not evaluations: ald takes n_steps_each at
+                every level. None: the method's own.
             init: initial state, images (n, C, H, W); None for the method's own.
             guide: changes the score; has n rows (samplers/guidance.py).
             output: "pt": float32 (n, C, H, W) in [0, 1] on the CPU; "np": uint8 (n, H, W, C);
                 "pil": a list.
             progress: whether to show a progress bar.
             callback: called with a Progress after every noise level.
-            labels: classes of a model that has them: an integer for all samples, or one each. None:
-                no class.
+            labels: classes of a model that has them: an integer for all, or one each; or None.
             guidance: weight w of classifier-free guidance, which replaces the network's output by
                 F(no class) + w (F(class) - F(no class)); None for F(class). Each step costs twice.
             options: options of the method, listed below.
@@ -214,7 +214,7 @@ class Sampler:
         samples: Tensor | Sequence[int],
         *,
         seed: int = 0,
-        method: str = "ald",
+        method: methods.Choice = "ald",
         steps: int | None = None,
         progress: bool = True,
         labels: Any = None,
@@ -433,7 +433,7 @@ class Sampler:
 
     @takes(methods.parameters())
     def plan(
-        self, n: int, *, method: str = "ald", steps: int | None = None,
+        self, n: int, *, method: methods.Choice = "ald", steps: int | None = None,
         guidance: float | None = None, **options: Any,
     ) -> CostEstimate:  # fmt: skip
         """Estimates the cost of sample(n): network evaluations, micro-batches, FLOP, seconds."""

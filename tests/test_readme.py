@@ -18,6 +18,7 @@ from pages import PAGES, README, blocks, commands, links, name_of
 from paths import ROOT
 from PIL import Image
 
+from ncsn_fast.__main__ import COMMANDS as COMMAND_NAMES
 from ncsn_fast.cli import command as ncsn_command
 from ncsn_fast.training import configs
 
@@ -176,6 +177,13 @@ def test_pages_are_in_the_site() -> None:
     pages = {page.relative_to(ROOT / "docs").as_posix() for page in PAGES if page != README}
     # The record of one experiment is written when it was run; the site finds it by its search.
     assert pages - {"tutorial.md"} <= listed
+    assert {f"commands/{name}.md" for name in COMMAND_NAMES} <= listed
+
+
+def test_every_extra_is_told() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    told = re.findall(r"^\| `\.\[(\w+)\]`", (ROOT / "docs" / "install.md").read_text(), re.M)
+    assert sorted(told) == sorted(extras["optional-dependencies"])
 
 
 def test_every_configuration_is_told() -> None:

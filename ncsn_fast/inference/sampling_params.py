@@ -40,6 +40,8 @@ class SamplingParams:
 class SamplingCall(SamplingParams):
     """Parameters of one call: the samples, the form of the result, and the method's options."""
 
+    method: Any = "ald"
+    """Sampling method, a row of METHODS, or a function in the form of k-diffusion."""
     output: Output = "pt"
     """"pt": float32 (n, C, H, W) in [0, 1] on the CPU; "np": uint8 (n, H, W, C); "pil": a list."""
     progress: bool = True

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ncsn_fast.diffusion.spacing import KARRAS_RHO, POLYNOMIAL_RHO
-from ncsn_fast.samplers import procedure_methods, program_methods
+from ncsn_fast.samplers import k_diffusion, procedure_methods, program_methods
 from ncsn_fast.samplers.choices import FAST_ETA, FAST_STEPS, SNR
 from ncsn_fast.samplers.level_selection import Levels
 
@@ -32,6 +32,7 @@ _LEVEL_OPTIONS = (*_SPACING, "sigma_start")
 _OF_LEVELS = inspect.signature(Levels).parameters
 _TYPES_OF_LEVELS = typing.get_type_hints(Levels)
 BY_TOLERANCE = "by the tolerances"
+Choice = str | Callable[..., Any]  # a row of METHODS, or a function in the form of k-diffusion
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,20 +299,24 @@ def check_options(method: str, options: Iterable[str]) -> Method:
 
 
 def build(
-    method: str, model: ScoreModel, steps: int | None, options: dict[str, Any]
+    method: Choice, model: ScoreModel, steps: int | None, options: dict[str, Any]
 ) -> Program | Procedure:
     """Builds a method for a model; ValueError names the existing methods, or the options."""
     from ncsn_fast.ops import noise
 
-    row = check_options(method, options)
     of_levels = {name: options[name] for name in _LEVEL_OPTIONS if name in options}
-    usual = row.steps if isinstance(row.steps, int) else None
-    levels = Levels(steps, usual=usual, **of_levels)
     own = {name: value for name, value in options.items() if name not in of_levels}
-    for name, value in own.items():
-        if row.types[name] in (int, int | None) and value is not None:
-            noise.check_integer(name, value)
-    sampler = row.build(model, levels, **own)
+    if callable(method):
+        levels = Levels(steps, usual=k_diffusion.STEPS, **of_levels)
+        sampler: Program | Procedure = k_diffusion.procedure(method, model, levels, own)
+    else:
+        row = check_options(method, options)
+        usual = row.steps if isinstance(row.steps, int) else None
+        levels = Levels(steps, usual=usual, **of_levels)
+        for name, value in own.items():
+            if row.types[name] in (int, int | None) and value is not None:
+                noise.check_integer(name, value)
+        sampler = row.build(model, levels, **own)
     noise.check_uint32("number of steps", sampler.nfe or 0)
     if model.conditional and not _trained(model, sampler):
         log.warning(
