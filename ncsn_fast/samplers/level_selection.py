@@ -25,6 +25,7 @@ class Levels:
         schedule, rho: spacing between the ends of the model's ladder (schedule.spaced).
         sigma_start: noise level to start at, instead of the model's first.
         usual: the method's number of levels if the user gives none; None for the model's.
+        given: all options of the method that the user gives, those of levels among them.
     """
 
     steps: int | None = None
@@ -33,6 +34,7 @@ class Levels:
     rho: float | None = None
     sigma_start: float | None = None
     usual: int | None = None
+    given: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         from ncsn_fast.ops.noise import check_integer
@@ -40,11 +42,10 @@ class Levels:
         if self.steps is not None:
             check_integer("steps", self.steps)
 
-    def differ(self, steps: int) -> list[str]:
-        """Returns the options that ask for other levels than a table of so many steps has."""
-        given = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) is not None]
-        own = ["usual", *(["steps"] if self.steps == steps else [])]
-        return [f"steps={self.steps}" if n == "steps" else n for n in given if n not in own]
+    def beside(self, steps: int) -> list[str]:
+        """Returns what the user asks for that a table of so many steps, fitted whole, has not."""
+        other = [] if self.steps in (None, steps) else [f"steps={self.steps}"]
+        return other + [name for name in self.given if name != "denoise"]
 
     def own(self, model: ScoreModel) -> Column:
         """Returns the model's ladder from sigma_start on.
@@ -115,7 +116,7 @@ class Levels:
         """Returns the user's own ladder, or None; ValueError if another option comes with it."""
         if self.sigmas is None:
             return None
-        others = {f.name for f in dataclasses.fields(self)} - {"sigmas", "usual"}
+        others = {f.name for f in dataclasses.fields(self)} - {"sigmas", "usual", "given"}
         if any(getattr(self, name) is not None for name in others):
             raise ValueError(
                 "sigmas are a whole schedule; give no steps, schedule or rho with them, and no "

@@ -17,7 +17,7 @@ import numpy as np
 
 from ncsn_fast.diffusion.spacing import KARRAS_RHO, POLYNOMIAL_RHO
 from ncsn_fast.samplers import k_diffusion, procedure_methods, program_methods
-from ncsn_fast.samplers.choices import FAST_ETA, FAST_STEPS, SNR
+from ncsn_fast.samplers.choices import FAST_STEPS, SNR
 from ncsn_fast.samplers.level_selection import Levels
 
 if TYPE_CHECKING:  # the command line lists methods and options before torch is imported
@@ -159,14 +159,11 @@ OPTIONS: dict[str, Option] = {
         "Form of the Langevin step: x + a s + sqrt(2a) z (code), or the same with a / 2 (paper).",
         unset="the model's own",
     ),
-    "eta": Option(
-        "Amount of noise: 0 for the probability flow, 1 for the SDE; more is possible.",
-        unset=f"{FAST_ETA:g}, or a tuned model's table,",
-    ),
+    "eta": Option("Amount of noise: 0 for the probability flow, 1 for the SDE; more is possible."),
     "churn": Option("S_churn of EDM: noise added before a step."),
     "s_min": Option("Smallest sigma that churn acts on, in units of the image range [0, 1]."),
     "s_max": Option("Largest sigma that churn acts on, in units of the image range [0, 1]."),
-    "s_noise": Option("Scale of the noise.", unset="1, or a tuned model's table,"),
+    "s_noise": Option("Scale of the noise."),
     "t_end": Option("Time of the last step, from 0 to 1."),
     "predictor": Option("Predictor of the step from one level to the next."),
     "corrector": Option(
@@ -312,7 +309,8 @@ def build(
     else:
         row = check_options(method, options)
         usual = row.steps if isinstance(row.steps, int) else None
-        levels = Levels(steps, usual=usual, **of_levels)
+        given = tuple(name for name, value in options.items() if value is not None)
+        levels = Levels(steps, usual=usual, given=given, **of_levels)
         for name, value in own.items():
             if row.types[name] in (int, int | None) and value is not None:
                 noise.check_integer(name, value)

@@ -151,8 +151,8 @@ def fast(
     model: ScoreModel,
     levels: Levels,
     *,
-    eta: float | None = None,
-    s_noise: float | None = None,
+    eta: float = FAST_ETA,
+    s_noise: float = 1.0,
     denoise: bool = True,
 ) -> Program:
     """DPM-Solver++(2M) with the quality of `ald`: `steps` levels, NFE = steps (few_step.py).
@@ -163,8 +163,7 @@ def fast(
     from ncsn_fast.samplers import few_step as few
 
     if model.tuned is not None:
-        asked = levels.differ(model.tuned.steps)
-        asked += [name for name, value in (("eta", eta), ("s_noise", s_noise)) if value is not None]
+        asked = levels.beside(model.tuned.steps)
         if not asked:
             return few.tuned(model.tuned, denoise=denoise)
         log.warning(
@@ -172,7 +171,6 @@ def fast(
             "table",
             model.tuned.steps, ", ".join(asked),
         )  # fmt: skip
-    eta, s_noise = FAST_ETA if eta is None else eta, 1.0 if s_noise is None else s_noise
     return few.fast(levels.between_the_ends(model), eta=eta, s_noise=s_noise, denoise=denoise)
 
 

@@ -164,7 +164,7 @@ def test_fast_uses_the_models_table(model, steps, caplog):
     [
         (7, {}, "steps=7"),
         (5, {"eta": 4.0}, "eta"),
-        (None, {"s_noise": 1.0, "schedule": "karras"}, "schedule, s_noise"),
+        (None, {"s_noise": 1.0, "schedule": "karras"}, "s_noise, schedule"),
         (None, {"sigmas": [5.0, 1.0]}, "sigmas"),
         (None, {"sigma_start": 1.0}, "sigma_start"),
     ],
