@@ -305,7 +305,7 @@ def test_help_explains_every_option(name, capsys, monkeypatch):
 def test_help_begins_with_the_options_of_the_command(name, first, capsys):
     with pytest.raises(SystemExit):
         COMMANDS[name].main([*name.split()[1:], "--help"])
-    options = re.findall(r"^(?:│ )?(--[a-z][a-z-]*)", capsys.readouterr().out, re.MULTILINE)
+    options = re.findall(r"^[│ ]? {0,2}(--[a-z][a-z-]*)", capsys.readouterr().out, re.MULTILINE)
     assert options[: len(first)] == first
 
 
