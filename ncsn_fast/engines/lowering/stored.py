@@ -107,7 +107,7 @@ def write(path: Path, structure: Structure) -> None:
 def structure_of(traced: Traced) -> Structure:
     """Returns a graph as plain data."""
     (size,) = (n.meta["val"].shape[0] for n in traced.graph.nodes if n.name == traced.inputs[0])
-    if isinstance(size, int):
+    if isinstance(size, int) or size.node.maybe_as_int() is not None:
         raise NotStorable  # one batch size only
     if {*traced.names} - traced.weights:
         raise NotStorable  # constants that lie in no parameter

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 
+import drawing
 import pytest
 import torch
 from paths import ROOT
@@ -89,6 +90,18 @@ def test_networks_with_conditions_are_stored(fresh, monkeypatch):
     assert names(again) == names(first)
     expected = output(first, times) + 1
     assert (output(again, times) - expected).norm() <= 1e-6 * expected.norm()
+
+
+def test_a_network_that_is_exported_for_one_batch_size_is_not_stored(fresh, monkeypatch):
+    """torch.export takes N for the number of channels here, where both are 2."""
+    nets = [drawing.tiny(arch="ncsn") for _ in range(2)]
+    graphs = []
+    for net in nets:
+        monkeypatch.setattr(stored, "_known", {})  # as in another process
+        graphs.append(lowered(net, (8, 8)))
+    assert graphs[0].batch == graphs[1].batch == 2
+    assert names(graphs[0]) == names(graphs[1])
+    assert not list(fresh.glob("*.json"))
 
 
 def test_each_architecture_has_its_graph(fresh):
