@@ -110,7 +110,7 @@ def evaluate_samples(options: EvaluateOptions) -> tuple[dict[str, Any], list[Pic
     """Draws and evaluates samples; returns the figures for JSON, and the requested grids."""
     sampler = options.sampler()
     model = sampler.model
-    options.check_classes(model)
+    options.check_model(model)
     settings = options.method_options()
     program = methods.build(settings.pop("method"), model, settings.pop("steps"), settings)
     digits = model.image_shape[0] == 1 and model.image_shape[1] == model.image_shape[2]
