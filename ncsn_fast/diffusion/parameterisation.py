@@ -131,7 +131,7 @@ class Parameterisation:
     def known_levels(self, sigmas: NDArray[np.float64]) -> NDArray[np.float64]:
         """Returns `nearest_levels` of descending sigmas (K,), each once."""
         nearest = self.nearest_levels(sigmas)
-        return nearest if nearest is sigmas else np.unique(nearest)[::-1]
+        return nearest if nearest is sigmas else np.unique(nearest)[::-1].copy()
 
     @property
     def sigma_limit(self) -> float:

@@ -131,7 +131,7 @@ class Levels:
                 f"expected sigma_min <= sigma_max in a range that has levels of this model's, "
                 f"{own[-1]:.4g} to {own[0]:.4g}; got {self.sigma_min} and {self.sigma_max}"
             )
-        return inside if model.conditional else np.unique([low, *inside, high])[::-1]
+        return inside if model.conditional else np.unique([low, *inside, high])[::-1].copy()
 
     def _given(self) -> Column | None:
         """Returns the user's own ladder, or None; ValueError if another option comes with it."""
