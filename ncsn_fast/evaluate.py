@@ -55,6 +55,11 @@ from ncsn_fast.samplers import methods
 log = logging.getLogger(__name__)
 SHOWN, COMPARED = 64, 16  # number of samples in --grid and in --neighbours
 BITS_NAME = "bits.jsonl"
+CONVENTIONS = {
+    "dequantisation": f"uniform, (level + u) / {2**BITS}",
+    "prior": "N(0, sigma_max^2 I)",
+    "unit": f"images in [0, 1]: -log2 p(x) / dimensions + {BITS}",
+}  # of --bpd
 
 
 Picture = tuple[Path, UInt8]
@@ -224,7 +229,7 @@ def measure_bits(options: EvaluateOptions) -> dict[str, Any]:
         device=device,
         progress=not options.quiet,
     )
-    return {**found, **described, "start": options.start}
+    return {**found, **described, **CONVENTIONS, "start": options.start}
 
 
 def _write_text(path: Path, text: str) -> None:
