@@ -187,7 +187,7 @@ def run(options: Drawing | Denoise) -> int:
     sampler = options.sampler()
     check_pictures(sampler.model)
     if isinstance(options, ClassOptions):
-        options.check_classes(sampler.model)
+        options.check_model(sampler.model)
     animation = Animation(float(sampler.model.sigmas[-1]))
     grid = GRIDS[type(options)](options, sampler, dict if animate is None else animation.of)
     write_or_keep(options.out, lambda path: save_grid(grid.images, path, grid.columns))

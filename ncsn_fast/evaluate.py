@@ -55,6 +55,11 @@ from ncsn_fast.samplers import methods
 log = logging.getLogger(__name__)
 SHOWN, COMPARED = 64, 16  # number of samples in --grid and in --neighbours
 BITS_NAME = "bits.jsonl"
+CONVENTIONS = {
+    "dequantisation": f"uniform, (level + u) / {2**BITS}",
+    "prior": "N(0, sigma_max^2 I)",
+    "unit": f"images in [0, 1]: -log2 p(x) / dimensions + {BITS}",
+}  # of --bpd
 
 
 Picture = tuple[Path, UInt8]
@@ -110,7 +115,7 @@ def evaluate_samples(options: EvaluateOptions) -> tuple[dict[str, Any], list[Pic
     """Draws and evaluates samples; returns the figures for JSON, and the requested grids."""
     sampler = options.sampler()
     model = sampler.model
-    options.check_classes(model)
+    options.check_model(model)
     settings = options.method_options()
     program = methods.build(settings.pop("method"), model, settings.pop("steps"), settings)
     digits = model.image_shape[0] == 1 and model.image_shape[1] == model.image_shape[2]
@@ -224,7 +229,7 @@ def measure_bits(options: EvaluateOptions) -> dict[str, Any]:
         device=device,
         progress=not options.quiet,
     )
-    return {**found, **described, "start": options.start}
+    return {**found, **described, **CONVENTIONS, "start": options.start}
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -139,7 +139,7 @@ def _run(options: SampleOptions, state: shards.DistributedState) -> None:
         _check_outputs(options, folder)
     with state.local_main_process_first():
         sampler = options.sampler()
-    options.check_classes(sampler.model)
+    options.check_model(sampler.model)
     if not options.plan:
         _check_pictures(options, sampler.model, folder)
     if options.plan:

@@ -167,6 +167,7 @@ class Sampler:
         start: int = 0,
         method: methods.Choice = "ald",
         steps: int | None = None,
+        published: str | None = None,
         init: Any = None,
         guide: Guide | None = None,
         output: Output = "pt",
@@ -188,6 +189,8 @@ class Sampler:
                 function of k-diffusion's form, (model, x, sigmas, ...) -> x.
             steps: noise levels (em: steps in time), not evaluations: ald takes n_steps_each at
                 every level. None: the method's own.
+            published: name of a published sampler (samplers/published_samplers.py), such as
+                "edm-cifar10": its method, steps and options, changed by those that are given.
             init: initial state, images (n, C, H, W); None for the method's own.
             guide: changes the score; has n rows (samplers/guidance.py).
             output: "pt": float32 (n, C, H, W) in [0, 1] on the CPU; "np": uint8 (n, H, W, C);
@@ -200,8 +203,8 @@ class Sampler:
             options: options of the method, listed below.
         """
         call = SamplingCall(
-            seed=seed, start=start, method=method, steps=steps, output=output, progress=progress,
-            callback=callback, labels=labels, guidance=guidance, options=options,
+            seed=seed, start=start, method=method, steps=steps, published=published, output=output,
+            progress=progress, callback=callback, labels=labels, guidance=guidance, options=options,
         )  # fmt: skip
         program = call.build(self.model)
         check_guide(guide, n)
@@ -210,21 +213,14 @@ class Sampler:
 
     @takes(methods.parameters())
     def stream(
-        self,
-        samples: Tensor | Sequence[int],
-        *,
-        seed: int = 0,
-        method: methods.Choice = "ald",
-        steps: int | None = None,
-        progress: bool = True,
-        labels: Any = None,
-        guidance: float | None = None,
-        **options: Any,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+        self, samples: Tensor | Sequence[int], *, seed: int = 0, method: methods.Choice = "ald",
+        steps: int | None = None, published: str | None = None, progress: bool = True,
+        labels: Any = None, guidance: float | None = None, **options: Any,
+    ) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
         """Yields (indices, images in [0, 1]) per micro-batch, for sample indices (n,) int64."""
         call = SamplingCall(
-            seed=seed, method=method, steps=steps, progress=progress, labels=labels,
-            guidance=guidance, options=options,
+            seed=seed, method=method, steps=steps, published=published, progress=progress,
+            labels=labels, guidance=guidance, options=options,
         )  # fmt: skip
         program = call.build(self.model)
         noise.check_uint32("seed", seed)
@@ -434,11 +430,12 @@ class Sampler:
     @takes(methods.parameters())
     def plan(
         self, n: int, *, method: methods.Choice = "ald", steps: int | None = None,
-        guidance: float | None = None, **options: Any,
+        published: str | None = None, guidance: float | None = None, **options: Any,
     ) -> CostEstimate:  # fmt: skip
         """Estimates the cost of sample(n): network evaluations, micro-batches, FLOP, seconds."""
         n = noise.check_integer("n", n, least=0)
-        program = SamplingCall(method=method, steps=steps, options=options).build(self.model)
+        call = SamplingCall(method=method, steps=steps, published=published, options=options)
+        program = call.build(self.model)
         return estimate_cost(self.engine_for(n), program, n, guidance=guidance is not None)
 
     def micro_batch(self, n: int) -> int:

@@ -14,6 +14,12 @@ import tyro
 
 from ncsn_fast.inference.sampling_params import SamplingParams
 from ncsn_fast.samplers import methods
+from ncsn_fast.samplers.published_samplers import (
+    PUBLISHED_SAMPLERS,
+    check_network,
+    published_sources,
+    resolve,
+)
 
 if TYPE_CHECKING:  # torch is imported when the options are parsed, and the work begins
     from ncsn_fast.models.score import ScoreModel
@@ -104,6 +110,13 @@ def with_method_options(options: type[T]) -> type[T]:
     types: dict[str, Any] = {
         "method": Annotated[names, tyro.conf.arg(help=sources)],
         "steps": Annotated[int | None, steps],
+        "published": Annotated[
+            cast(Any, Literal)[tuple(PUBLISHED_SAMPLERS)] | None,
+            tyro.conf.arg(
+                help="Published sampler: its method, steps and options, changed by those that are "
+                f"given. {published_sources()}"
+            ),
+        ],
     }
     for name in _command_line_options():
         default, kind = _switch_default(name), methods.option_type(name)
@@ -135,22 +148,37 @@ class SamplingOptions(SamplingParams, ModelOptions):
             if not 0 <= getattr(self, name) < 2**32:
                 raise ValueError(f"--{name} must be in [0, 2**32); got {getattr(self, name)}")
         if self.draws():
-            methods.check_options(self.method, set(self.method_options()) - {"method", "steps"})
+            chosen = self.method_options()
+            methods.check_options(chosen["method"], set(chosen) - {"method", "steps"})
 
     def draws(self) -> bool:
         """Returns whether the command draws samples at all."""
         return True
 
     def method_options(self) -> dict[str, Any]:
-        """Returns method, steps and the given options of the method, as keyword arguments."""
+        """Returns method, steps and the given options of the method, as keyword arguments.
+
+        Those of a published sampler are among them.
+        """
         given = {name: getattr(self, name) for name in _command_line_options()}
+        method = self.method
+        if self.published is not None and method == methods.DEFAULT:
+            method = PUBLISHED_SAMPLERS[self.published].method
         own = {
             name: value
             for name, value in given.items()
             if value is not None
-            and (value is not _switch_default(name) or self.method in methods.methods_with(name))
+            and (value is not _switch_default(name) or method in methods.methods_with(name))
         }
-        return {"method": self.method, "steps": self.steps, **own}
+        if self.published is None:
+            return {"method": method, "steps": self.steps, **own}
+        method, steps, own = resolve(self.published, method, self.steps, own)
+        return {"method": method, "steps": steps, **own}
+
+    def check_model(self, model: ScoreModel) -> None:
+        """Raises ValueError unless a model is one that these options are for."""
+        if self.published is not None:
+            check_network(self.published, model)
 
     def sampling(self) -> dict[str, Any]:
         """Returns the keyword arguments for the methods of Sampler that draw."""
@@ -192,10 +220,11 @@ class ClassOptions(SamplingOptions):
             found["labels"] = [known[i % len(known)] for i in samples]
         return found
 
-    def check_classes(self, model: ScoreModel) -> None:
-        """Raises ValueError unless a model takes the labels and the guidance."""
+    def check_model(self, model: ScoreModel) -> None:
+        """Raises ValueError unless a model takes the labels, the guidance and the sampler."""
         from ncsn_fast.inference.sampling_params import SamplingCall
 
+        super().check_model(model)
         found = self.class_options()
         SamplingCall(**found).classes(model, len(found.get("labels", ())))
 

@@ -111,17 +111,27 @@ class Parameterisation:
             return None
         return self.c_noise(self.data_scale * sigma.to(dtype)).to(self.noise_dtype)
 
-    def known_levels(self, sigmas: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Returns the levels that a network knows of sigmas (K,), descending, in the unit of x.
+    @property
+    def process(self) -> Process | None:
+        """The states that a network of `standard` was trained on, and its time; None for others."""
+        return getattr(self.c_noise, "process", None)
 
-        All, for most. One that gets the nearest index of a discrete chain knows the levels of the
-        chain: these are the nearest to sigmas, each once (EDM's `round_sigma`).
+    def nearest_levels(self, sigmas: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Returns the level that a network knows nearest to each of sigmas (K,), in the unit of x.
+
+        They are sigmas themselves, for most. One that gets the nearest index of a discrete chain
+        knows the levels of the chain (EDM's `round_sigma`).
         """
-        process = getattr(self.c_noise, "process", None)
+        process = self.process
         if not (isinstance(process, DiscreteVP) and process.rounded):
             return sigmas
-        indices = np.unique(process.time(self.data_scale * sigmas).astype(np.int64))[::-1]
+        indices = process.time(self.data_scale * sigmas).astype(np.int64)
         return process.sigmas[indices] / self.data_scale
+
+    def known_levels(self, sigmas: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Returns `nearest_levels` of descending sigmas (K,), each once."""
+        nearest = self.nearest_levels(sigmas)
+        return nearest if nearest is sigmas else np.unique(nearest)[::-1].copy()
 
     @property
     def sigma_limit(self) -> float:

@@ -27,13 +27,16 @@ from ncsn_fast.data import datasets, limits
 from ncsn_fast.data.files import atomic_write, open_regular
 from ncsn_fast.data.images import as_tensor, check_range
 from ncsn_fast.data.json_file import parse_json
+from ncsn_fast.diffusion.sde import VP
 from ncsn_fast.engines.batch_sizes import default_batch_size
 from ncsn_fast.evaluation.likelihood import Likelihood, Trace, dequantise, log_likelihood
 from ncsn_fast.inference.runner import SamplingError
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops import noise
 from ncsn_fast.samplers.procedure import Score, SolverError
+from ncsn_fast.samplers.vp import T_END
 
+T_FIRST = 1e-5  # least time of the published VP networks' training
 BITS, DATA_RANGE = 8, (0.0, 1.0)  # of images as this package reads them
 MAX_BATCH_SIZE = 64  # images per batch; gradients take memory, too
 
@@ -42,7 +45,9 @@ def model_ends(model: ScoreModel) -> tuple[float, float]:
     """Returns sigma_min and sigma_max of the model's probability flow.
 
     These are the ends of its noise levels or, if it is conditioned on time, the noise at the ends
-    of the times that it was trained on.
+    of the times that it was trained on. For VP and sub-VP networks the first of them is 1e-5, while
+    their levels end where samplers do; the flow of x_t / m is that of a VE model, whose prior is
+    N(0, sigma_max^2) too.
 
     Raises:
         ValueError: the network is only defined at its discrete levels.
@@ -55,7 +60,11 @@ def model_ends(model: ScoreModel) -> tuple[float, float]:
         )
     if model.clock is not None:
         return float(model.clock.std(model.clock.t_min)), float(model.clock.std(1.0))
-    return float(model.sigmas[-1]), float(model.sigmas[0])
+    low, high, known = float(model.sigmas[-1]), float(model.sigmas[0]), model.parameterisation
+    if isinstance(known.process, VP):
+        sampled, first = (known.process.noise_level(t) / known.data_scale for t in (T_END, T_FIRST))
+        low = float(first) if math.isclose(low, sampled, rel_tol=1e-5) else low
+    return low, high
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ncsn_fast.samplers import methods
+from ncsn_fast.samplers.published_samplers import check_network, resolve
 
 if TYPE_CHECKING:  # the command line has these parameters before torch is imported
     from torch import Tensor
@@ -30,10 +31,13 @@ class SamplingParams:
     """Seed of all noise."""
     start: int = 0
     """Index of the first sample."""
-    method: str = "ald"
+    method: str = methods.DEFAULT
     """Sampling method, a row of METHODS (samplers/methods.py)."""
     steps: int | None = None
     """Noise levels, or steps in time (em); heun takes two evaluations each."""
+    published: str | None = None
+    """Published sampler, a row of PUBLISHED_SAMPLERS (samplers/published_samplers.py): its method,
+    steps and options, unless they are given."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +59,13 @@ class SamplingCall(SamplingParams):
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Options of the method (samplers/methods.py)."""
 
+    def __post_init__(self) -> None:
+        if self.published is None:
+            return
+        chosen = resolve(self.published, self.method, self.steps, self.options)
+        for name, value in zip(("method", "steps", "options"), chosen, strict=True):
+            object.__setattr__(self, name, value)
+
     @classmethod
     def from_keywords(cls, keywords: Mapping[str, Any]) -> SamplingCall:
         """Makes a call from keyword arguments; all that are not fields are the method's options."""
@@ -64,6 +75,8 @@ class SamplingCall(SamplingParams):
 
     def build(self, model: ScoreModel, **more: Any) -> Program | Procedure:
         """Builds the sampler for a model; `more` are options that replace those of the call."""
+        if self.published is not None:
+            check_network(self.published, model)
         return methods.build(self.method, model, self.steps, {**self.options, **more})
 
     def classes(self, model: ScoreModel, n: int) -> Tensor | None:

@@ -78,7 +78,7 @@ class UNetConfig(ParameterisedConfig):
         n_sigmas and epsilon of None are those of Techniques 2 and 4.
         """
         shape, scale = network.shape, parameterisation.data_scale
-        process = _process(parameterisation)
+        process = parameterisation.process
         if n_sigmas is None and isinstance(process, DiscreteVP):
             n_sigmas = process.n
         if n_sigmas is None:
@@ -120,7 +120,7 @@ class UNetConfig(ParameterisedConfig):
 
     def ladder(self) -> Tensor:
         """Returns the noise levels, descending float32: geometric, or those of a discrete chain."""
-        process = _process(self.parameterisation)
+        process = self.parameterisation.process
         if isinstance(process, DiscreteVP) and process.n == self.n_sigmas:
             levels = process.sigmas[::-1] / self.parameterisation.data_scale
             return torch.from_numpy(levels.astype(np.float32))
@@ -150,10 +150,6 @@ class UNetConfig(ParameterisedConfig):
         fields["network"] = UNETS[arch].from_kwargs(network)
         fields["parameterisation"] = read_parameterisation(fields["parameterisation"])
         return cls(**fields)
-
-
-def _process(parameterisation: Parameterisation) -> Any:
-    return getattr(parameterisation.c_noise, "process", None)
 
 
 _CENTRED = (-1.0, 1.0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -26,12 +27,14 @@ class Churn:
     Attributes:
         amount: S_churn; gamma = min(S_churn / N, sqrt(2) - 1) for N steps; 0 for none.
         s_min, s_max: range of sigmas that get noise.   s_noise: scale of the noise.
+        known: the levels that a network knows nearest to given ones; None for all of them.
     """
 
     amount: float = 0.0
     s_min: float = 0.0
     s_max: float = math.inf
     s_noise: float = 1.0
+    known: Callable[[Column], Column] | None = None
 
     def __post_init__(self) -> None:
         if not (0 <= self.amount < math.inf and 0 <= self.s_noise < math.inf):
@@ -42,9 +45,11 @@ class Churn:
             raise ValueError(f"expected 0 <= s_min <= s_max; got {self.s_min} and {self.s_max}")
 
     def raised(self, sigma: Column) -> Column:
-        """Returns (1 + gamma) sigma, (N,)."""
+        """Returns (1 + gamma) sigma, (N,), or the level nearest to it that the network knows."""
         gamma = min(self.amount / len(sigma), math.sqrt(2) - 1)
-        return np.where((self.s_min <= sigma) & (sigma <= self.s_max), sigma * (1 + gamma), sigma)
+        within = (self.s_min <= sigma) & (sigma <= self.s_max)
+        raised = np.where(within, sigma * (1 + gamma), sigma)
+        return raised if self.known is None else np.maximum(sigma, self.known(raised))
 
 
 def euler(sigmas: ArrayLike, *, churn: Churn | None = None, denoise: bool = True) -> Program:

@@ -24,6 +24,7 @@ class Levels:
         steps: number of noise levels.   sigmas: all of them, descending.
         schedule, rho: spacing between the ends of the model's ladder (schedule.spaced).
         sigma_start: noise level to start at, instead of the model's first.
+        sigma_min, sigma_max: range that the levels are limited to, beside that of the model.
         usual: the method's number of levels if the user gives none; None for the model's.
         given: all options of the method that the user gives, those of levels among them.
     """
@@ -33,6 +34,8 @@ class Levels:
     schedule: Schedule | None = None
     rho: float | None = None
     sigma_start: float | None = None
+    sigma_min: float | None = None
+    sigma_max: float | None = None
     usual: int | None = None
     given: tuple[str, ...] = ()
 
@@ -102,7 +105,7 @@ class Levels:
         given = self._given()
         if given is not None:
             return given
-        own, steps, schedule = self.own(model), self.steps, self.schedule
+        own, steps, schedule = self._limited(model), self.steps, self.schedule
         if steps is None:
             steps = len(own) if self.usual is None else self._share(model, self.usual)
             if model.conditional or len(own) == 1:
@@ -111,6 +114,24 @@ class Levels:
             trained = steps == len(own) or (model.conditional and 0 < steps < len(own))
             schedule = "ladder" if trained else "geometric"
         return model.parameterisation.known_levels(spaced(own, steps, schedule, self.rho))
+
+    def _limited(self, model: ScoreModel) -> Column:
+        """Returns the model's ladder from sigma_start on, cut at sigma_max and sigma_min.
+
+        For a level-conditioned network it keeps trained levels only. ValueError for an empty range.
+        """
+        own = self.own(model)
+        high = own[0] if self.sigma_max is None else min(own[0], self.sigma_max)
+        low = own[-1] if self.sigma_min is None else max(own[-1], self.sigma_min)
+        inside = own[(low <= own) & (own <= high)]
+        empty = len(inside) == 0 if model.conditional else not 0 < low <= high
+        given = [value for value in (self.sigma_min, self.sigma_max) if value is not None]
+        if empty or not all(value > 0 for value in given):
+            raise ValueError(
+                f"expected sigma_min <= sigma_max in a range that has levels of this model's, "
+                f"{own[-1]:.4g} to {own[0]:.4g}; got {self.sigma_min} and {self.sigma_max}"
+            )
+        return inside if model.conditional else np.unique([low, *inside, high])[::-1].copy()
 
     def _given(self) -> Column | None:
         """Returns the user's own ladder, or None; ValueError if another option comes with it."""

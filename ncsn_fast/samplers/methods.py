@@ -27,10 +27,11 @@ if TYPE_CHECKING:  # the command line lists methods and options before torch is 
 
 log = logging.getLogger(__name__)
 
-_SPACING = ("sigmas", "schedule", "rho")
-_LEVEL_OPTIONS = (*_SPACING, "sigma_start")
+_SPACING = ("sigmas", "schedule", "rho", "sigma_min", "sigma_max")
+LEVEL_OPTIONS = (*_SPACING, "sigma_start")
 _OF_LEVELS = inspect.signature(Levels).parameters
 _TYPES_OF_LEVELS = typing.get_type_hints(Levels)
+DEFAULT = "ald"  # the method of calls that name none
 BY_TOLERANCE = "by the tolerances"
 Choice = str | Callable[..., Any]  # a row of METHODS, or a function in the form of k-diffusion
 
@@ -148,6 +149,16 @@ OPTIONS: dict[str, Option] = {
         "Exponent of the schedule karras or polynomial.",
         unset=f"{KARRAS_RHO:g} with karras and {POLYNOMIAL_RHO:g} with polynomial",
     ),
+    "sigma_min": Option(
+        "Smallest noise level, in units of the image range [0, 1]; the model's own if that is "
+        "larger.",
+        unset="the model's own",
+    ),
+    "sigma_max": Option(
+        "Largest noise level, in units of the image range [0, 1]; the model's own if that is "
+        "smaller.",
+        unset="the model's own",
+    ),
     "n_steps_each": Option("Langevin steps per level.", unset="the model's own"),
     "n_sigma": Option("Number of steps between two levels."),
     "epsilon": Option(
@@ -160,6 +171,10 @@ OPTIONS: dict[str, Option] = {
         unset="the model's own",
     ),
     "eta": Option("Amount of noise: 0 for the probability flow, 1 for the SDE; more is possible."),
+    "variance": Option(
+        "Variance of the noise of an ancestral step: of the posterior, or of the forward step "
+        "(the two of DDPM; the published one is the latter for VP networks)."
+    ),
     "churn": Option("S_churn of EDM: noise added before a step."),
     "s_min": Option("Smallest sigma that churn acts on, in units of the image range [0, 1]."),
     "s_max": Option("Largest sigma that churn acts on, in units of the image range [0, 1]."),
@@ -301,7 +316,7 @@ def build(
     """Builds a method for a model; ValueError names the existing methods, or the options."""
     from ncsn_fast.ops import noise
 
-    of_levels = {name: options[name] for name in _LEVEL_OPTIONS if name in options}
+    of_levels = {name: options[name] for name in LEVEL_OPTIONS if name in options}
     own = {name: value for name, value in options.items() if name not in of_levels}
     if callable(method):
         levels = Levels(steps, usual=k_diffusion.STEPS, **of_levels)

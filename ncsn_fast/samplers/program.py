@@ -4,9 +4,9 @@ Every fixed-step sampler here is linear in its inputs, so it is data, one row pe
     f  = sigma_k * score(x, sigma_k)
     x' = a x + b f + g h + c z + e    z: standard normal of (seed, sample, stream 0, step k)
     h' = p x + q f + r                h: one history buffer, zero at first
-Builders write tables with e = r = 0. An engine replaces f by the network's raw output
-(`Program.of_network`), which also says how the network's input follows from x. Tables
-are float64 and can be checked against closed forms without a network.
+Builders write tables with e = r = 0, except for VP chains (`reverse_sde.in_ve_form`). An engine
+replaces f by the network's raw output (`Program.of_network`), which also says how the network's
+input follows from x. Tables are float64 and can be checked against closed forms without a network.
 """
 
 from __future__ import annotations

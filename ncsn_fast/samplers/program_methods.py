@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from ncsn_fast.samplers.choices import FAST_ETA, Form
+from ncsn_fast.samplers.choices import FAST_ETA, Form, Variance
 
 if TYPE_CHECKING:
     from ncsn_fast.models.score import ScoreModel
@@ -103,7 +103,8 @@ def euler(
     from ncsn_fast.samplers import few_step as few
 
     ladder = levels.between_the_ends(model)
-    return few.euler(ladder, churn=few.Churn(churn, s_min, s_max, s_noise), denoise=denoise)
+    added = few.Churn(churn, s_min, s_max, s_noise, model.parameterisation.nearest_levels)
+    return few.euler(ladder, churn=added, denoise=denoise)
 
 
 def heun(
@@ -124,7 +125,8 @@ def heun(
     from ncsn_fast.samplers import few_step as few
 
     ladder = levels.between_the_ends(model)
-    return few.heun(ladder, churn=few.Churn(churn, s_min, s_max, s_noise), denoise=denoise)
+    added = few.Churn(churn, s_min, s_max, s_noise, model.parameterisation.nearest_levels)
+    return few.heun(ladder, churn=added, denoise=denoise)
 
 
 def dpmpp(
@@ -175,13 +177,25 @@ def fast(
 
 
 def em(model: ScoreModel, levels: Levels, *, t_end: float = 1e-3, denoise: bool = True) -> Program:
-    """Euler-Maruyama on the model's VE SDE: `steps` equal steps of time, NFE = steps."""
-    from ncsn_fast.diffusion.sde import VE
-    from ncsn_fast.samplers.reverse_sde import euler_maruyama
+    """Euler-Maruyama on the model's reverse SDE: `steps` equal steps of time, NFE = steps.
 
-    own = levels.own(model)
+    It is the VP- or sub-VP-SDE that the network was trained on, else the VE-SDE of its levels.
+    """
+    from ncsn_fast.diffusion.sde import VE, VP
+    from ncsn_fast.samplers.reverse_sde import euler_maruyama, in_ve_form
+
+    own, known = levels.own(model), model.parameterisation
     steps = next(n for n in (levels.steps, levels.usual, len(own)) if n is not None)
-    return euler_maruyama(VE.from_sigmas(own), steps, t_end=t_end, denoise=denoise)
+    if not isinstance(known.process, VP):
+        return euler_maruyama(VE.from_sigmas(own), steps, t_end=t_end, denoise=denoise)
+    if levels.sigma_start is not None:
+        raise ValueError(
+            "method 'em' starts at time 1 of a VP-SDE; take method reverse or ancestral, which can "
+            "start at another noise level"
+        )
+    program = euler_maruyama(known.process, steps, t_end=t_end, denoise=denoise)
+    scale = known.process.mean_scale(np.linspace(1.0, t_end, steps))
+    return in_ve_form(program, scale, known, model.image_shape)
 
 
 def reverse(
@@ -206,10 +220,25 @@ def ancestral(
     levels: Levels,
     *,
     eta: float = 1.0,
+    variance: Variance = "posterior",
     denoise: bool = True,
 ) -> Program:
-    """Ancestral sampling: `steps` levels, NFE = steps."""
+    """Ancestral sampling: `steps` levels, NFE = steps.
+
+    The variance of a step's noise is that of its posterior or, with "forward", that of the chain's
+    forward step: beta_i of DDPM, for networks that were trained on a VP chain.
+    """
+    from ncsn_fast.diffusion.parameterisation import DiscreteVP
+    from ncsn_fast.diffusion.sde import VP
     from ncsn_fast.samplers import reverse_sde as chains
 
-    ladder = levels.between_the_ends(model)
-    return chains.ancestral(ladder, eta, denoise=denoise)
+    ladder, known = levels.between_the_ends(model), model.parameterisation
+    if variance == "posterior":
+        return chains.ancestral(ladder, eta, denoise=denoise)
+    if variance != "forward" or eta != 1:
+        raise ValueError(
+            f"variance must be 'posterior' or, with eta 1, 'forward'; got {variance!r}, eta {eta}"
+        )
+    vp = isinstance(known.process, VP | DiscreteVP)
+    scale = known.data_scale if vp else 0.0
+    return chains.forward_ancestral(ladder, scale, denoise=denoise)

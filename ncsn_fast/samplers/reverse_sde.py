@@ -6,7 +6,9 @@ of x(t) given x(0), so -f is the noise that DDPM's networks predict.
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -14,6 +16,9 @@ from numpy.typing import ArrayLike
 from ncsn_fast.diffusion.sde import SDE, VP, SubVP
 from ncsn_fast.diffusion.spacing import check_ladder
 from ncsn_fast.samplers.program import Column, Program, table
+
+if TYPE_CHECKING:
+    from ncsn_fast.diffusion.parameterisation import Parameterisation
 
 
 def euler_maruyama(sde: SDE, n: int, *, t_end: float = 1e-3, denoise: bool = True) -> Program:
@@ -70,6 +75,53 @@ def ancestral(sigmas: ArrayLike, eta: float = 1.0, *, denoise: bool = True) -> P
     up = np.minimum(after, eta * after * np.sqrt(1 - (after / sigma) ** 2))
     down = np.sqrt(after**2 - up**2)
     return _program("ancestral", sigma, b=sigma - down, c=up)
+
+
+def forward_ancestral(sigmas: ArrayLike, vp_scale: float = 0.0, *, denoise: bool = True) -> Program:
+    """Returns ancestral sampling with the noise of the forward step (DDPM's sigma_t^2 = beta_t).
+
+    mean = x + G^2 s as in `reverse_diffusion`. A VP chain x_t = m x adds sqrt(beta) z to x_t, which
+    is sqrt(1 - beta) G z for x: with s = vp_scale sigma, the noise of the chain's data, 1 - beta is
+    (1 + s_{i+1}^2) / (1 + s_i^2). NFE = L.
+
+    Args:
+        sigmas: (L,) descending.   vp_scale: 0 for VE.
+        denoise: whether the last row returns its mean.
+    """
+    sigma = check_ladder(np.asarray(sigmas))
+    after = np.append(sigma[1:], 0.0)
+    g2 = sigma**2 - after**2
+    c = np.sqrt(g2 * (1 + (vp_scale * after) ** 2) / (1 + (vp_scale * sigma) ** 2))
+    if denoise:
+        c[-1] = 0.0
+    return _program("ancestral", sigma, b=g2 / sigma, c=c)
+
+
+def in_ve_form(
+    program: Program, mean_scale: Column, known: Parameterisation, shape: tuple[int, ...]
+) -> Program:
+    """Returns a VP or sub-VP program for x, where its states are x_t = m (k x + d).
+
+    x' = A x + (b f + c z) / (k m') + (A - 1) d / k, with A = a m / m' for the m' of the next row,
+    1 after the last, so that this is exactly the same sampler.
+
+    Args:
+        program: without history.   mean_scale: (K,) m of each row.
+        known: parameterisation of the network, with k and d of its data.
+        shape: of an image.
+    """
+    k, d = known.data_scale, known.data_shift
+    after = np.append(mean_scale[1:], 1.0)
+    a = program.a * mean_scale / after
+    return dataclasses.replace(
+        program,
+        sigma=program.sigma / (k * mean_scale),
+        a=a,
+        b=program.b / (k * after),
+        c=program.c / (k * after),
+        e=(a - 1) * d / k,
+        mean=np.full(shape, -d / k),
+    )
 
 
 def vp_reverse_diffusion(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import unets
 from PIL import Image
 
 import ncsn_fast
@@ -18,6 +19,7 @@ from ncsn_fast.cli import command
 from ncsn_fast.cli.sample_folder import write_files
 from ncsn_fast.data import datasets
 from ncsn_fast.data.images import make_grid, sample_path, to_uint8
+from ncsn_fast.diffusion.sde import VP
 from ncsn_fast.evaluation import bits_per_dim
 from ncsn_fast.evaluation.bits_per_dim import image_log_likelihood
 from ncsn_fast.evaluation.features import load_extractor
@@ -239,6 +241,21 @@ def test_likelihoods_of_other_images_are_not_taken_for_these(colour, tmp_path, m
     photo.rename("photos/deep/25.png")
     with pytest.raises(ValueError, match="with another images_sha256"):
         run(*words, "photos", capsys=capsys)
+
+
+def test_bits_of_a_vp_network_say_their_conventions(in_tmp, capsys):
+    """The flow starts at t = 1e-5, where the published networks' training does."""
+    model = ncsn_fast.ScoreModel(unets.config("ddpmpp")).eval()
+    model.save_pretrained("model")
+    words = ("--bpd", "--rtol", "0.5", "--atol", "0.5", "--n", "1")
+    found = run(*words, capsys=capsys)
+    image = datasets.digits("held-out", 8)[0][:1]
+    expected = image_log_likelihood(model, image, rtol=0.5, atol=0.5).bpd
+    assert found["bpd"]["mean"] == pytest.approx(float(expected), rel=1e-6)
+    assert 2 * found["sigma_min"] == pytest.approx(float(VP().noise_level(1e-5)), rel=1e-6)
+    assert found["dequantisation"] == "uniform, (level + u) / 256"
+    assert found["prior"] == "N(0, sigma_max^2 I)"
+    assert found["unit"] == "images in [0, 1]: -log2 p(x) / dimensions + 8"
 
 
 def test_exact_traces(in_tmp, capsys):

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import unets
 from PIL import Image
 
+import ncsn_fast
 from ncsn_fast import Sampler
 from ncsn_fast.data import datasets
+from ncsn_fast.diffusion.sde import VP, SubVP
 from ncsn_fast.evaluation import bits_per_dim
 from ncsn_fast.evaluation.bits_per_dim import (
     LikelihoodSettings,
@@ -85,6 +88,46 @@ def test_no_smoothed_data_have_fewer_bits_than_the_head_of_the_file_says():
     floor = math.log2(0.01 * math.sqrt(2 * math.pi)) + 8
     assert floor == pytest.approx(2.68, abs=0.005)
     assert float(found.bpd) == pytest.approx(floor, abs=1e-4)
+
+
+class NoiseOfGaussianData(torch.nn.Module):
+    """Predicts z in x_t = m u + s z exactly, for Gaussian u = 2 x - 1, from x_t and 999 t."""
+
+    def __init__(self, sde) -> None:
+        super().__init__()
+        self.sde, self.mean, self.spread = sde, 2 * GAUSSIAN.mean - 1, 2 * GAUSSIAN.spread
+
+    def forward(self, x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        t = (c.double() / 999)[:, None, None, None]
+        m, std = self.sde.mean_scale(t), self.sde.std(t)
+        return (std * (x - m * self.mean) / ((m * self.spread) ** 2 + std**2)).to(x.dtype)
+
+
+@pytest.mark.parametrize("sde", [VP(), SubVP()], ids=repr)
+def test_vp_models_have_the_bits_of_their_data(sde):
+    """From t = 1e-5, in bits of images in [0, 1], though the network's are in [-1, 1]."""
+    model = ncsn_fast.wrap(
+        NoiseOfGaussianData(sde), predicts="epsilon", sees="time", process=sde, time_scale=999.0,
+        data_range=(-1, 1), image_shape=(1, 4, 4),
+    )  # fmt: skip
+    low, high = model_ends(model)
+    assert 2 * low == pytest.approx(float(sde.noise_level(1e-5)), rel=1e-6)
+    assert 2 * high == pytest.approx(float(sde.noise_level(1.0)), rel=1e-6)
+    found = image_log_likelihood(model, LEVELS, seed=4).bpd
+    x = dequantise(LEVELS, seed=4).double()
+    expected = -GAUSSIAN.log_density(x, low) / (16 * math.log(2)) + 8
+    torch.testing.assert_close(found, expected, rtol=0, atol=5e-4)
+
+
+def test_levels_of_the_callers_end_the_flow():
+    """Those of VP networks are trained from t = 1e-5 on, unless the caller says otherwise."""
+    model = ncsn_fast.wrap(
+        NoiseOfGaussianData(VP()), predicts="epsilon", sees="time", process=VP(), time_scale=999.0,
+        data_range=(-1, 1), image_shape=(1, 4, 4), sigma_min=0.1,
+    )  # fmt: skip
+    assert model_ends(model)[0] == pytest.approx(0.05)
+    config = unets.config("edm-ddpmpp-vp")
+    assert model_ends(ncsn_fast.ScoreModel(config))[0] == pytest.approx(config.sigma_end)
 
 
 def test_an_image_keeps_its_bits_in_any_batch():
