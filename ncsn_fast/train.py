@@ -34,7 +34,7 @@ from ncsn_fast.training import toy
 from ncsn_fast.training.configs import ToyOptions, TrainConfig
 from ncsn_fast.training.fit import TIME_IS_UP, fit, resume_options, stop_requests
 from ncsn_fast.training.journal import Journal
-from ncsn_fast.training.ladder import resolve_ladder
+from ncsn_fast.training.ladder import n_classes, resolve_ladder
 from ncsn_fast.training.ranks import Ranks
 from ncsn_fast.training.trainer import Trainer, TrainingError
 
@@ -107,6 +107,15 @@ def check_same_data(now: int, then: int | None, run: Path) -> None:
         )
 
 
+def check_same_classes(now: int, then: int, run: Path) -> None:
+    """Raises TrainingError if a run's network has another number of classes than the data."""
+    if now != then:
+        raise TrainingError(
+            f"the network of {run} has {then} classes, and the data with these settings {now}: "
+            "restore the data and the settings, or start a new --name"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """All that a run knows before its first step.
@@ -119,7 +128,7 @@ class Plan:
 
     run: Path
     images: datasets.Images
-    held_out: datasets.Images
+    held_out: datasets.MemoryImages
     model_config: ModelConfig | UNetConfig
     saved: training_run.RunCheckpoint | None
 
@@ -144,7 +153,8 @@ def make_plan(
 ) -> Plan:
     """Opens the data and resolves the noise levels, or reads the checkpoint to resume from.
 
-    Of several ranks, the main one derives the noise levels.
+    Of several ranks, the main one derives the noise levels. DataError and TrainingError, before
+    anything is written, say that the data are not those of the network or the run.
     """
     ranks = ranks or Ranks()
     run = Path(config.runs) / config.name
@@ -160,6 +170,7 @@ def make_plan(
             centre_crop=config.centre_crop,
             background=config.background,
         )
+    classes = n_classes(config, images)
     images, held_out = hold_out(images, config.held_out, config.seed)
     images = keep(images, (config.channels, config.image_size, config.image_size))
     if not (resume and training_run.is_run(run)):
@@ -171,6 +182,7 @@ def make_plan(
     saved = training_run.read_run(run)
     check_same_run(config, saved.train_config, run)
     check_same_data(len(images), saved.contents.get("n_images"), run)
+    check_same_classes(classes, saved.model_config.n_classes, run)
     return Plan(run, images, held_out, saved.model_config, saved)
 
 
@@ -261,9 +273,7 @@ def train(
         journal = Journal(run, config, trainer.step)
         if plan.saved is not None:
             journal.sample_again(trainer)
-    return run, fit(
-        trainer, images, journal, held_out=datasets.stack(plan.held_out), progress=progress
-    )
+    return run, fit(trainer, images, journal, held_out=plan.held_out, progress=progress)
 
 
 def train_toy(options: ToyOptions) -> int:

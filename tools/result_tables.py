@@ -108,6 +108,7 @@ def tables(results: dict[str, Any]) -> list[str]:
     wanted: list[tuple[str, dict[str, dict[str, Record]], Cell, bool]] = [
         ("one forward", small, forward_cell, True),
         ("one forward", large, forward_cell, True),
+        ("one forward", groups(results, "unet"), forward_cell, False),
         ("sampling", sampling, images_cell, False),
         ("sampling", groups(results, "rate"), rate_cell, False),
         ("training", training, step_cell, False),

@@ -57,7 +57,7 @@ def parse(args: list[str] | None) -> TrainOptions | ToyOptions:
     )
     options = command.parse(TrainOptions, args, "ncsn_fast.train", description, default)
     known = options.config.arch in (*TIME_ARCHS, *UNETS)
-    derives = options.config.sigma_begin <= 0 and not known
+    derives = options.config.class_cond or (options.config.sigma_begin <= 0 and not known)
     if not options.config.data and (derives or not options.dry_run):
         raise command.UsageError(
             f"--config {name} needs images: --data FOLDER, FILE.zip or hf:NAME"

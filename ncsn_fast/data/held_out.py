@@ -25,7 +25,7 @@ class Subset:
         return self.images[self.indices[index]]
 
 
-def hold_out(images: Images, n: int, seed: int) -> tuple[Images, Images]:
+def hold_out(images: Images, n: int, seed: int) -> tuple[Images, MemoryImages]:
     """Splits n images off, chosen at random; both parts keep their order.
 
     Returns:

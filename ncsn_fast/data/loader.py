@@ -62,16 +62,25 @@ def labelled_batches(
     Raises:
         DataError: the data set has no labels.
     """
-    labels = images.labels
-    if labels is None:
-        raise DataError(
-            "the data has no labels: sort the images into one folder a class, or give a "
-            "dataset.json, or data whose format has labels"
-        )
+    labels = labels_of(images)
     order = batch_indices(len(images), batch_size, seed=seed, start_step=start_step)
     places = (indices[share] for indices in order)
     read = _read(images, places, batch_size, start_step, workers)
     return ((batch, labels[indices]) for batch, indices in read)
+
+
+def labels_of(images: Images) -> Tensor:
+    """Returns the labels (N,) int64 of a data set.
+
+    Raises:
+        DataError: it has none.
+    """
+    if images.labels is None:
+        raise DataError(
+            "the data has no labels: sort the images into one folder a class, or give a "
+            "dataset.json, or data whose format has labels"
+        )
+    return images.labels
 
 
 def drop_labels(labels: Tensor, n_classes: int, uniform: Tensor, probability: float) -> Tensor:

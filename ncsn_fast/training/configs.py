@@ -40,6 +40,7 @@ _BOUNDS: tuple[tuple[str, float, float], ...] = (
         "n_blocks", "dropout",
     )),
     ("ema", 0, 1),
+    ("label_dropout", 0, 1),
     ("overlap", 0, 1),
     ("seed", 0, 2**32),
 )  # fmt: skip
@@ -57,6 +58,7 @@ _MOST = {
 }  # fmt: skip
 
 
+_CLASS_ARCHS = tuple(arch for arch, kind in UNETS.items() if "label_dim" in kind.names())
 LARGEST_STEP = 1e30  # of Adam, whose numbers are float32
 
 
@@ -141,6 +143,11 @@ class TrainConfig:
     """Heights of the maps at which a U-Net attends."""
     dropout: float = 0.1
     """Probability of dropout in a U-Net."""
+    class_cond: bool = False
+    """Train with the classes of the data; for songunet and dhariwal."""
+    label_dropout: float = 0.1
+    """Probability that an image is trained on without its class, as classifier-free guidance needs;
+    0 in EDM's own runs."""
 
     sigma_begin: float = 0.0
     """Largest noise level; 0 derives it from the data (Technique 1)."""
@@ -253,6 +260,11 @@ class TrainConfig:
         """ValueError unless the network can be built."""
         style = {"act": self.act, "norm": self.norm}
         fits = style.items() <= TIME_STYLE.items()
+        if self.class_cond and self.arch not in _CLASS_ARCHS:
+            raise ValueError(
+                f"class_cond needs a network with classes, arch {' or '.join(_CLASS_ARCHS)}: start "
+                f"from --config edm-cifar10; got {self.arch!r}"
+            )
         if self.arch in UNETS:
             if not fits:
                 raise ValueError(
@@ -268,7 +280,7 @@ class TrainConfig:
                 "sigma_max: start from --config mnist-sde, mnist-sde-b or mnist-sde-c"
             )
 
-    def unet(self) -> UNetSettings:
+    def unet(self, n_classes: int = 0) -> UNetSettings:
         """Returns the hyperparameters of a U-Net of score_sde or EDM."""
         kind = UNETS[self.arch]
         own: tuple[str, ...] = EDM_PRECONDITIONINGS
@@ -285,6 +297,8 @@ class TrainConfig:
             more["centered"] = self.preconditioning not in ("ve", "discrete_ve")
         if self.arch == "ncsnpp" and self.preconditioning != "ve":
             more["embedding_type"] = "positional"
+        if n_classes:
+            more["label_dim"] = n_classes
         if self.preconditioning == "iDDPMPrecond":
             more["out_channels"] = 2 * self.channels
         return kind.sized(
@@ -292,12 +306,12 @@ class TrainConfig:
             self.attention, self.dropout, **more,
         )  # fmt: skip
 
-    def unet_config(self) -> UNetConfig:
+    def unet_config(self, n_classes: int = 0) -> UNetConfig:
         """Returns the configuration of a run's model that has a U-Net of score_sde or EDM."""
         from ncsn_fast.models.unet_config import preconditioned
 
         config = preconditioned(
-            self.unet(),
+            self.unet(n_classes),
             self.preconditioning,
             sigma_min=self.sigma_end,
             sigma_max=self.sigma_begin or 50.0,

@@ -9,17 +9,20 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from ncsn_fast.checkpoints import training_run
 from ncsn_fast.data.datasets import DataError, Images
-from ncsn_fast.data.loader import batches
+from ncsn_fast.data.formats.base import MemoryImages
+from ncsn_fast.data.loader import batches, labelled_batches
 from ncsn_fast.training.configs import TrainConfig
 from ncsn_fast.training.journal import Journal, LevelLosses, Pace
 from ncsn_fast.training.trainer import DivergedError, PeerError, Trainer, TrainingError
 
+Batch = tuple[torch.Tensor, torch.Tensor | None]  # images, and their labels
 TIME_IS_UP = 0  # in place of the signal that stopped a run
 
 
@@ -49,14 +52,14 @@ def fit(
     images: Images,
     journal: Journal | None,
     *,
-    held_out: torch.Tensor | None = None,
+    held_out: MemoryImages | None = None,
     progress: bool = True,
 ) -> int | None:
     """Trains until config.steps and saves.
 
     Args:
         journal: None in ranks that write nothing.
-        held_out: uint8 images whose loss is logged at each snapshot.
+        held_out: images whose loss is logged at each snapshot.
 
     Returns:
         the signal that stopped it before, TIME_IS_UP, or None.
@@ -94,12 +97,12 @@ class _Fit:
         trainer: Trainer,
         images: Images,
         journal: Journal | None,
-        held_out: torch.Tensor | None,
+        held_out: MemoryImages | None,
         progress: bool,
     ) -> None:
         self.trainer, self.images, self.journal = trainer, images, journal
         self.config, self.ranks = trainer.config, trainer.ranks
-        self.held_out = torch.empty(0) if held_out is None else held_out
+        self.held_out = held_out or MemoryImages(torch.empty(0, dtype=torch.uint8))
         self.batch = min(self.config.batch_size, len(images))
         self.losses = LevelLosses(trainer.model.config.n_sigmas, trainer.device)
         self.pace = Pace()
@@ -116,19 +119,16 @@ class _Fit:
     def run(self) -> int | None:
         trainer, config = self.trainer, self.config
         share = self.ranks.share(self.batch)
-        stream = batches(
-            self.images, config.batch_size, seed=config.seed, start_step=trainer.step,
-            workers=config.workers, share=share,
-        )  # fmt: skip
+        stream = self._batches(share)
         close = (
             contextlib.nullcontext() if self.journal is None else contextlib.closing(self.journal)
         )
         with stop_requests() as received, self.bar, close:
             stopped = False
             while trainer.step < config.steps and not stopped:
-                batch = self._next(stream)
+                images, labels = self._next(stream)
                 try:
-                    self.losses.add(*trainer.step_on(batch, share, self.batch))
+                    self.losses.add(*trainer.step_on(images, share, self.batch, labels))
                 except PeerError as error:
                     raise self._explained(error) from error
                 self.seen += self.batch
@@ -143,7 +143,17 @@ class _Fit:
             return None
         return received[0] if received else TIME_IS_UP
 
-    def _next(self, stream: Iterator[torch.Tensor]) -> torch.Tensor:
+    def _batches(self, share: slice) -> Iterator[Batch]:
+        """Returns this rank's shares of the batches from the trainer's step on."""
+        options: dict[str, Any] = {
+            "seed": self.config.seed, "start_step": self.trainer.step,
+            "workers": self.config.workers, "share": share,
+        }  # fmt: skip
+        if self.trainer.model.n_classes:
+            return labelled_batches(self.images, self.config.batch_size, **options)
+        return ((batch, None) for batch in batches(self.images, self.config.batch_size, **options))
+
+    def _next(self, stream: Iterator[Batch]) -> Batch:
         try:
             return next(stream)
         except DataError as error:

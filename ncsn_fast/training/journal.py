@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ncsn_fast.checkpoints import training_run
 from ncsn_fast.data.files import atomic_write, remove_leftovers
+from ncsn_fast.data.formats.base import MemoryImages
 from ncsn_fast.data.images import save_grid
 from ncsn_fast.data.rescue import write_or_keep
 from ncsn_fast.inference.runner import SamplingError
@@ -131,12 +132,13 @@ class Journal:
         for old in training_run.checkpoint_paths(self.run)[: -self.config.keep]:
             old.unlink()
 
-    def held_out(self, trainer: Trainer, images: Tensor) -> None:
+    def held_out(self, trainer: Trainer, held_out: MemoryImages) -> None:
         """Writes the loss of the held-out images, and chooses the average where it is least."""
-        if not len(images):
+        if not len(held_out):
             return
+        labels = held_out.labels if trainer.model.n_classes else None
         found = {}
-        for name, (level, losses) in trainer.held_out_losses(images).items():
+        for name, (level, losses) in trainer.held_out_losses(held_out.images, labels).items():
             sums = LevelLosses(trainer.model.config.n_sigmas, trainer.device)
             sums.add(level, losses)
             found[name] = sums
@@ -172,6 +174,8 @@ class Journal:
         sampler = Sampler(model, engine="eager", device=str(trainer.device))
         unet = isinstance(model.config, UNetConfig)  # its ladder has hundreds of levels
         how: dict[str, Any] = {"method": "heun", "steps": 18} if unet else {"method": "cas"}
+        if n := model.n_classes:
+            how["labels"] = torch.arange(self.config.grid) % n
         try:
             images = sampler.sample(self.config.grid, seed=self.config.seed, progress=False, **how)
         except SamplingError as error:  # a model that cannot sample yet may still learn to

@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ncsn_fast.data import datasets
+from ncsn_fast.data.loader import labels_of
 from ncsn_fast.diffusion import schedule
 from ncsn_fast.models.architectures import TIME_ARCHS
 from ncsn_fast.models.score import ModelConfig
@@ -31,7 +32,7 @@ def resolve_ladder(
         ValueError: the images are too few, or equal.
     """
     if config.arch in UNETS:
-        return config.unet_config()
+        return config.unet_config(n_classes(config, images))
     sigma_begin, n = config.sigma_begin, config.n_sigmas
     if sigma_begin <= 0 and config.arch in TIME_ARCHS:
         clock = Clock(TIME_ARCHS[config.arch], config.sigma_min, config.sigma_max)
@@ -50,6 +51,24 @@ def resolve_ladder(
         sigma_begin, config.sigma_end, n, config.n_steps_each, epsilon,
     )  # fmt: skip
     return config.model_config(sigma_begin=sigma_begin, n_sigmas=n, epsilon=epsilon)
+
+
+def n_classes(config: TrainConfig, images: datasets.Images) -> int:
+    """Returns the number of classes of the network to train; 0 for one without.
+
+    Raises:
+        DataError: the network has classes, and the images have no labels, or others.
+    """
+    if not config.class_cond:
+        return 0
+    labels, n = labels_of(images), len(images.classes)
+    low, high = (int(labels.min()), int(labels.max())) if len(labels) else (0, 0)
+    if not 0 <= low <= high < n:
+        raise datasets.DataError(
+            f"the labels must be numbers of the {n} classes that the data names; got {low} to "
+            f"{high}: mend the labels, or the list of classes"
+        )
+    return n
 
 
 def largest_distance(config: TrainConfig, images: datasets.Images, *, progress: bool) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ncsn_fast.data.loader import drop_labels
 from ncsn_fast.models.score import ModelConfig, ScoreModel
 from ncsn_fast.models.unet_config import UNetConfig
 from ncsn_fast.training.averages import Averages, finite
@@ -86,11 +87,12 @@ class Trainer:
             x = x * (255 / 256) + draws.uniform(x.shape[1:], Part.DEQUANTISATION) / 256
         return x.contiguous(memory_format=torch.channels_last)
 
-    def train_step(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def train_step(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Takes one optimiser step on a batch, of which this rank computes its share.
 
         Args:
             images: uint8 (B, C, H, W), the whole batch, or this rank's share of it.
+            labels: (B,) int64, for a network with classes.
 
         Returns:
             the levels and losses of the share, on the device.
@@ -99,16 +101,25 @@ class Trainer:
             DivergedError: a loss is not finite. On a GPU, `check_losses` looks later.
             PeerError: another rank has stopped; the state is that before this step.
         """
-        return self.step_on(images, self.ranks.share(len(images)), len(images))
+        return self.step_on(images, self.ranks.share(len(images)), len(images), labels)
 
-    def step_on(self, images: Tensor, share: slice, batch: int) -> tuple[Tensor, Tensor]:
+    def step_on(
+        self, images: Tensor, share: slice, batch: int, labels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Takes one step on a batch of `batch` images, this rank's being those of `share`.
 
         Args:
             images: the whole batch, or the share's images.
+            labels: theirs, for a network with classes.
         """
+        if labels is None and self.model.n_classes:
+            raise ValueError(
+                f"this network has {self.model.n_classes} classes: give labels ({len(images)},)"
+            )
         self.model.train()  # a snapshot that samples from it left it in evaluation mode
-        mine = images[share] if len(images) == batch else images
+        whole = len(images) == batch
+        mine = images[share] if whole else images
+        classes = labels if labels is None or not whole else labels[share]
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         self.optimizer.zero_grad(set_to_none=True)
@@ -117,7 +128,8 @@ class Trainer:
         for part in parts:
             draws = self.draws(slice(share.start + part.start, share.start + part.stop))
             with without_reduction(self._distributed, last=part is parts[-1]):
-                level, losses = self._losses(mine[part], draws)
+                own = None if classes is None else classes[part]
+                level, losses = self._losses(mine[part], draws, own)
                 self._note_finite(losses, level)
                 # The reduction averages over ranks; their shares may differ in size.
                 self._backward(losses.sum() * (self.ranks.count / batch))
@@ -130,13 +142,20 @@ class Trainer:
         levels, values = zip(*found, strict=True)
         return torch.cat(levels), torch.cat(values)
 
-    def _losses(self, images: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    def _losses(self, images: Tensor, draws: Draws, labels: Tensor | None) -> tuple[Tensor, Tensor]:
         x = self.prepare(images, draws)
+        kept = () if labels is None else (self._drop(labels, draws),)
         with self._autocast():
             level, losses = self._distributed(
-                x, draws.decide(Decision.LEVEL), draws.normal(x.shape[1:])
+                x, draws.decide(Decision.LEVEL), draws.normal(x.shape[1:]), *kept
             )
         return level, losses
+
+    def _drop(self, labels: Tensor, draws: Draws) -> Tensor:
+        """Returns labels (B,) on the device, some replaced by that of no class."""
+        labels = labels.to(self.device, non_blocking=True)
+        uniform, probability = draws.decide(Decision.LABEL), self.config.label_dropout
+        return drop_labels(labels, self.model.n_classes, uniform, probability)
 
     def _autocast(self) -> torch.autocast:
         on = self.config.autocast != "none"
@@ -154,11 +173,14 @@ class Trainer:
             ) from error
 
     @torch.no_grad()
-    def held_out_losses(self, images: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    def held_out_losses(
+        self, images: Tensor, labels: Tensor | None = None
+    ) -> dict[str, tuple[Tensor, Tensor]]:
         """Computes the losses of held-out images, at fixed levels and noise.
 
         Args:
             images: uint8 (N, C, H, W).
+            labels: (N,) int64, for a network with classes; none is left out.
 
         Returns:
             levels and losses (N,), by name of the average; "raw" for the weights themselves where
@@ -174,9 +196,10 @@ class Trainer:
             x = part.to(self.device, torch.float32) / 255
             x = x.contiguous(memory_format=torch.channels_last)
             noise = draws.normal(x.shape[1:], Part.HELD_OUT)
+            own = None if labels is None else labels[start : start + size].to(self.device)
             for name, model in models.items():
                 objective = Objective(model.eval(), self.config.anneal_power)
-                found[name].append(objective(x, stratified(where), noise))
+                found[name].append(objective(x, stratified(where), noise, own))
         return {
             name: (torch.cat([a for a, _ in rows]), torch.cat([b for _, b in rows]))
             for name, rows in found.items()

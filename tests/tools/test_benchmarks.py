@@ -216,6 +216,8 @@ RAW = {
         record("CIFAR-10 32x32, B = 8", "ours-bf16", 0.2, workload="w", peak_rss_mb=300.2),
         record("CIFAR-10 32x32, B = 8", "convolutions-bf16", 0.16, workload="w"),
         record("Deeper 96x96, B = 1", "ours-bf16", 4.0, workload="w"),
+        record("NCSN++ 32x32, B = 1", "published", 3.0, unet="w"),
+        record("NCSN++ 32x32, B = 1", "ours-fp32", 2.0, unet="w"),
         record("digits, ald, 8 images", "published", 4.0, images=8),
         record("digits, ald, 8 images", "ours-bf16", 0.5, images=8),
         record(EQUAL, "published", 5.0, batch=8, evaluations=5, nfe=1161, rate="computed"),
@@ -258,6 +260,7 @@ def test_results_are_written_and_checked(
     for line in (
         "| `published` | 1 s · 1.00x | 900 MB |",
         "| **`ours-bf16`** | 200 ms · 5.00x · 80% | 300 MB |",
+        "| **`ours-fp32`** | 2 s · 1.50x |",
         "| `ort` | not run |  |",
         "| **`ours-bf16`** | 4 s |  |",
         "| **`ours-bf16`** | 16/s · 8.00x |",
@@ -302,7 +305,7 @@ def test_a_later_run_replaces_its_groups(checkout: Path, monkeypatch: pytest.Mon
     readme = (checkout / "README.md").read_text()
     assert "| **`ours-bf16`** | 100 ms · 20.00x · 200% |  |" in readme
     assert "| **`ours-bf16`** | 16/s · 8.00x |" in readme
-    others = f"Deeper 96x96, B = 1, digits, ald, 8 images, {EQUAL}"
+    others = f"Deeper 96x96, B = 1, NCSN++ 32x32, B = 1, digits, ald, 8 images, {EQUAL}"
     caption = f"commit fedcba987; commit 012345678 for {others}"
     assert caption in " ".join(readme.split())
     other = {**later, "machine_info": {"ncsn_fast": {**RAW["machine_info"]["ncsn_fast"], "x": 1}}}

@@ -135,3 +135,18 @@ def test_compiled_training_is_the_same(runs, monkeypatch):
     whole, compiled = (weights(states(runs / name)[-1]) for name in ("one", "compiled"))
     first = weights(states(runs / "one")[0])
     assert (whole - compiled).norm() < 1e-3 * (whole - first).norm()
+
+
+@pytest.mark.slow
+def test_two_ranks_train_with_the_classes_of_their_images(tmp_path):
+    small = {
+        "config": "edm-cifar10", "data": "digits", "channels": 1, "ngf": 8, "n_blocks": 1,
+        "attention": 4, "dropout": 0, "label_dropout": 0.25, "workers": 0, "ema": 0.9,
+    }  # fmt: skip
+    settings = tiny.arguments(**{**SETTINGS, **small, "steps": 3, "warmup": 0, "sigma_begin": 0})
+    settings += ["--multiples", "1", "2", "--class-cond"]
+    assert two_ranks(tmp_path, [*settings, "--name", "two"]) == [0, 0]
+    assert train.main([*settings, "--name", "one", "--runs", str(tmp_path / "runs")]) == 0
+    one, two = (weights(states(tmp_path / "runs" / name)[-1]) for name in ("one", "two"))
+    first = weights(states(tmp_path / "runs" / "one")[0])
+    assert (one - two).norm() < 1e-3 * (one - first).norm()
