@@ -33,7 +33,7 @@ from ncsn_fast.cli.edit_options import (
     SuperResolve,
     parse,
 )
-from ncsn_fast.cli.options import ClassOptions
+from ncsn_fast.cli.options import SamplingOptions
 from ncsn_fast.cli.outputs import check_output, check_pictures
 from ncsn_fast.data.images import grid_shape, save_grid
 from ncsn_fast.data.rescue import write_or_keep
@@ -186,7 +186,7 @@ def run(options: Drawing | Denoise) -> int:
     check_output("--animate", animate)
     sampler = options.sampler()
     check_pictures(sampler.model)
-    if isinstance(options, ClassOptions):
+    if isinstance(options, SamplingOptions):
         options.check_model(sampler.model)
     animation = Animation(float(sampler.model.sigmas[-1]))
     grid = GRIDS[type(options)](options, sampler, dict if animate is None else animation.of)

@@ -188,6 +188,8 @@ def _sampling(options: EvaluateOptions, sampler: Sampler, nfe: int | None) -> di
         there = read_settings(options.out_dir)
         drawn |= {"dtype": there.get("dtype"), "out_dir": str(options.out_dir)}
     drawn |= {**options.method_options(), **options.class_options()}
+    if options.published is not None:
+        drawn["published"] = options.published
     return {**drawn, "seed": options.seed, "start": options.start}
 
 

@@ -378,3 +378,15 @@ def test_the_digits_are_no_reference_for_models_of_something_else(options, model
         assert evaluate.main(run_quietly) == 0
     assert "nothing says that this model learnt them" in caplog.text
     assert f"so give {DEFAULTS[options]}" in caplog.text
+
+
+def test_figures_say_which_published_sampler_drew_the_samples(in_tmp, capsys):
+    ncsn_fast.ScoreModel(unets.config("ddpmpp")).eval().save_pretrained("model")
+    words = ("--n", "10", "--engine", "eager", "--extractor", "digits", "--reference")
+    named = ("digits:held-out", "--published", "vp-pc", "--steps", "3")
+    found = run(*words, *named, capsys=capsys)
+    drawn = {name: found["sampling"][name] for name in ("published", "method", "steps", "t_end")}
+    assert drawn == {"published": "vp-pc", "method": "em", "steps": 3, "t_end": 1e-3}
+    assert (found["figures"]["n"], found["sampling"]["nfe"]) == (10, 3)
+    with pytest.raises(ValueError, match="ve-pc is of VE networks, and this model's is VP"):
+        run(*words, "digits:held-out", "--published", "ve-pc", capsys=capsys)
