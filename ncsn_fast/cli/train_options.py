@@ -60,6 +60,6 @@ def parse(args: list[str] | None) -> TrainOptions | ToyOptions:
     derives = options.config.class_cond or (options.config.sigma_begin <= 0 and not known)
     if not options.config.data and (derives or not options.dry_run):
         raise command.UsageError(
-            f"--config {name} needs images: --data FOLDER, FILE.zip or hf:NAME"
+            f"--config {name} needs images: --data with a folder, a file or hf:NAME"
         )
     return options

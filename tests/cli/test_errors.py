@@ -26,7 +26,7 @@ USAGE = {
     "no bend": ("sample --rho steep", "--rho must be a number; got 'steep'"),
     "no type": ("sample --dtype int8", "Expected one of bf16, fp16, fp32, tf32."),
     "no choice": ("train --arch vgg", "invalid choice 'vgg' for argument '--arch'"),
-    "no config": ("train --config mnist", "--config must be one of digits, cifar10"),
+    "no config": ("train --config cifar", "--config must be one of digits, mnist, cifar10"),
     "config of nothing": ("train --config", "expected one argument"),
     "no data": ("train --config cifar10", "--config cifar10 needs images: --data"),
     "no steps": ("train --steps 0", "steps must be at least 1, and finite; got 0"),

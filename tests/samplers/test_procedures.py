@@ -178,7 +178,7 @@ def test_lost_samples_are_named():
             "pc",
             3,
             {"rtol": 0.1},
-            "'pc' has no option rtol; it has sigmas, schedule, rho, pred",
+            "'pc' has no option rtol; it has sigmas, schedule, rho, sigma_min",
         ),
         ("ode", None, {"rtol": -1.0}, "expected rtol >="),
         ("ode", None, {"sigmas": [1.0]}, "'ode' has no option sigmas"),
