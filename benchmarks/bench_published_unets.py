@@ -33,7 +33,7 @@ IMAGES = 8
 STEPS, SMALL_STEPS = 18, 3
 EDM: dict[str, Any] = {"method": "heun", "schedule": "karras"}
 # Allowed relative errors of the last state.
-SAMPLERS = {"published": 1e-3, "ours-fp32": 1e-3, "ours-bf16": 5e-2}
+SAMPLERS = {"published": 1e-3, "ours-fp32": 1e-3, "ours-bf16": 3e-2}
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
