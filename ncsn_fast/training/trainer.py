@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,6 +22,14 @@ from ncsn_fast.training.ranks import Ranks, micro_batches, without_reduction
 
 # Settings of an optimiser that are not its mathematics; a checkpoint may come from another device.
 _IMPLEMENTATION = ("lr", "fused", "foreach", "capturable")
+
+
+@contextlib.contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Context in which torch's generators start from a seed, and go on afterwards as before."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 class TrainingError(RuntimeError):
@@ -127,7 +137,11 @@ class Trainer:
         found = []
         for part in parts:
             draws = self.draws(slice(share.start + part.start, share.start + part.stop))
-            with without_reduction(self._distributed, last=part is parts[-1]):
+            last = part is parts[-1]
+            with (
+                without_reduction(self._distributed, last),
+                self._dropout(share.start + part.start),
+            ):
                 own = None if classes is None else classes[part]
                 level, losses = self._losses(mine[part], draws, own)
                 self._note_finite(losses, level)
@@ -156,6 +170,14 @@ class Trainer:
         labels = labels.to(self.device, non_blocking=True)
         uniform, probability = draws.decide(Decision.LABEL), self.config.label_dropout
         return drop_labels(labels, self.model.n_classes, uniform, probability)
+
+    def _dropout(self, place: int) -> contextlib.AbstractContextManager[None]:
+        """Context in which dropout depends on the step and the images' places alone.
+
+        Torch's generator draws its masks, one micro-batch at a time: they are the same when a run
+        is resumed, but not when it is shared otherwise.
+        """
+        return _seeded(hash((self.config.seed, self.step, place)), self.device)
 
     def _autocast(self) -> torch.autocast:
         on = self.config.autocast != "none"

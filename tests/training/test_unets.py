@@ -4,11 +4,13 @@ import json
 import math
 
 import pytest
+import tiny
 import torch
 import unets
 
 import ncsn_fast
 from ncsn_fast import ScoreModel, train
+from ncsn_fast.checkpoints import training_run
 from ncsn_fast.diffusion.objectives import weighted_score_matching
 from ncsn_fast.diffusion.parameterisation import DiscreteVP
 from ncsn_fast.diffusion.sde import VP
@@ -159,3 +161,17 @@ def test_a_dry_run_prints_all(name, in_tmp, capsys):
 def test_settings_that_no_run_has(name, change, text):
     with pytest.raises(ValueError, match=text):
         TrainConfig(**{**vars(CONFIGS[name]), **change})
+
+
+def test_dropout_is_the_same_when_a_run_is_resumed(in_tmp):
+    settings = {**vars(CONFIGS["edm-cifar10"]), **SMALL, "data": "digits", "workers": 0, "grid": 0}
+
+    def run(name, steps, resume=False):
+        more = {"name": name, "steps": steps, "dropout": 0.5, "snapshot_every": 1}
+        torch.manual_seed(steps)  # processes come with any state
+        train.train(TrainConfig(**{**settings, **more}), resume=resume, progress=False)
+        return training_run.read_run(in_tmp / "runs" / name).contents["model"]
+
+    whole, first = run("whole", 3), run("parts", 1)
+    assert not tiny.same(first, whole)
+    assert tiny.same(run("parts", 3, resume=True), whole)
