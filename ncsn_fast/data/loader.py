@@ -43,9 +43,8 @@ def batches(
 
     `workers` processes decode them. Of each batch only the places in `share` are read.
     """
-    order = batch_indices(len(images), batch_size, seed=seed, start_step=start_step)
-    places = (indices[share] for indices in order)
-    return (batch for batch, _ in _read(images, places, batch_size, start_step, workers))
+    numbered = _numbered(images, batch_size, seed, start_step, workers, share)
+    return (batch for batch, _ in numbered)
 
 
 def labelled_batches(
@@ -63,10 +62,8 @@ def labelled_batches(
         DataError: the data set has no labels.
     """
     labels = labels_of(images)
-    order = batch_indices(len(images), batch_size, seed=seed, start_step=start_step)
-    places = (indices[share] for indices in order)
-    read = _read(images, places, batch_size, start_step, workers)
-    return ((batch, labels[indices]) for batch, indices in read)
+    numbered = _numbered(images, batch_size, seed, start_step, workers, share)
+    return ((batch, labels[indices]) for batch, indices in numbered)
 
 
 def labels_of(images: Images) -> Tensor:
@@ -96,6 +93,15 @@ def drop_labels(labels: Tensor, n_classes: int, uniform: Tensor, probability: fl
 
 
 Numbered = Iterator[tuple[Tensor, list[int]]]  # batches with the indices of their images
+
+
+def _numbered(
+    images: Images, batch_size: int, seed: int, start_step: int, workers: int, share: slice
+) -> Numbered:
+    """Yields this share of every batch, with the indices of its images."""
+    order = batch_indices(len(images), batch_size, seed=seed, start_step=start_step)
+    places = (indices[share] for indices in order)
+    return _read(images, places, batch_size, start_step, workers)
 
 
 def _read(

@@ -260,3 +260,14 @@ class RefineBlock(nn.Module):
         hs = [adapt(x, level) for adapt, x in zip(self.adapt_convs, xs, strict=True)]
         h = self.msf(hs, level) if len(hs) > 1 else hs[0]
         return self.output_convs(self.crp(h, level), level)
+
+
+def check_images(x: Tensor, channels: int, multiple: int) -> None:
+    """Raises ValueError unless x is (N, channels, H, W), with H and W multiples of a number."""
+    if x.ndim != 4 or x.shape[1] != channels:
+        raise ValueError(f"expected images (N, {channels}, H, W); got {tuple(x.shape)}")
+    if x.shape[2] % multiple or x.shape[3] % multiple or 0 in x.shape[2:]:
+        raise ValueError(
+            f"this network takes images whose height and width are multiples of {multiple}; "
+            f"got {x.shape[2]}x{x.shape[3]}. Resize or pad them."
+        )

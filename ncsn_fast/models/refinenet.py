@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ncsn_fast.models.architectures import ARCHITECTURES
-from ncsn_fast.models.layers import RefineBlock, ResidualBlock, Style, conv3x3
+from ncsn_fast.models.layers import RefineBlock, ResidualBlock, Style, check_images, conv3x3
 
 
 class RefineNet(nn.Module):
@@ -76,14 +76,7 @@ class RefineNet(nn.Module):
 
     def check_input(self, x: Tensor) -> None:
         """Raises ValueError unless x is (N, channels, H, W) with an admissible H and W."""
-        m = self.arch.size_multiple
-        if x.ndim != 4 or x.shape[1] != self.channels:
-            raise ValueError(f"expected images (N, {self.channels}, H, W); got {tuple(x.shape)}")
-        if x.shape[2] % m or x.shape[3] % m or 0 in x.shape[2:]:
-            raise ValueError(
-                f"this network takes images whose height and width are multiples of {m}; "
-                f"got {x.shape[2]}x{x.shape[3]}. Resize or pad them."
-            )
+        check_images(x, self.channels, self.arch.size_multiple)
 
     def forward(self, x: Tensor, level: Tensor | None = None) -> Tensor:
         """Computes f(x, level), shape of x; only conditional networks read `level` (N,) int64."""

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ncsn_fast.models.layers import check_images
 from ncsn_fast.models.unet_architectures import UNetSettings
 from ncsn_fast.models.unet_blocks import (
     NIN,
@@ -130,14 +131,7 @@ class ScoreUNet(nn.Module):
 
     def check_input(self, x: Tensor) -> None:
         """Raises ValueError unless x is (N, channels, H, W) with an admissible H and W."""
-        m = self.shape.size_multiple
-        if x.ndim != 4 or x.shape[1] != self.channels:
-            raise ValueError(f"expected images (N, {self.channels}, H, W); got {tuple(x.shape)}")
-        if x.shape[2] % m or x.shape[3] % m or 0 in x.shape[2:]:
-            raise ValueError(
-                f"this network takes images whose height and width are multiples of {m}; "
-                f"got {x.shape[2]}x{x.shape[3]}. Resize or pad them."
-            )
+        check_images(x, self.channels, self.shape.size_multiple)
 
     def embed(
         self, c: Tensor, labels: Tensor | None = None, augment_labels: Tensor | None = None

@@ -7,6 +7,7 @@ from the modules, because the command line reads it before torch is imported.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import itertools
 import math
@@ -22,7 +23,7 @@ _SCORE_SDE_NAMES = ("GroupNorm_0", "Conv_0", "Dense_0", "GroupNorm_1", "Conv_1",
 _EDM_NAMES = ("norm0", "conv0", "affine", "norm1", "conv1", "skip")
 
 
-class UNetSettings:
+class UNetSettings(abc.ABC):
     """Hyperparameters of a U-Net: what its five kinds share.
 
     Fields are named as in the published configurations and constructors.
@@ -34,23 +35,23 @@ class UNetSettings:
     fields: ClassVar[tuple[tuple[str, ...], ...]]
 
     @property
+    @abc.abstractmethod
     def shape(self) -> Shape:
         """Numbers of the network."""
-        raise NotImplementedError
 
     @property
+    @abc.abstractmethod
     def style(self) -> Style:
         """Computation of its blocks."""
-        raise NotImplementedError
 
     @property
+    @abc.abstractmethod
     def embedding(self) -> Embedding:
         """Embedding of the noise level."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def paths(self) -> Iterator[dict[str, str]]:
         """Yields the names of the embedding's modules, then of those of each row, by their part."""
-        raise NotImplementedError
 
     def __post_init__(self) -> None:
         make_plain(self)

@@ -37,6 +37,7 @@ class Decision(enum.IntEnum):
     LEVEL = 0
     FLIP = 1
     LABEL = 2
+    DROPOUT = 3  # of the micro-batch that begins here
 
 
 @dataclasses.dataclass(frozen=True)

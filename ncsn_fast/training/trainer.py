@@ -177,7 +177,8 @@ class Trainer:
         Torch's generator draws its masks, one micro-batch at a time: they are the same when a run
         is resumed, but not when it is shared otherwise.
         """
-        return _seeded(hash((self.config.seed, self.step, place)), self.device)
+        uniform = Draws(self.config.seed, self.step, torch.tensor([place])).decide(Decision.DROPOUT)
+        return _seeded(int(float(uniform) * 2**24), self.device)  # of 24 bits, as uniforms have
 
     def _autocast(self) -> torch.autocast:
         on = self.config.autocast != "none"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -78,7 +79,7 @@ def _convolution(
     stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1,
 ) -> Value:  # fmt: skip
     axes = t.rank(node) - 2
-    each = lambda v: _spread([v] if isinstance(v, int) else list(v), axes)  # noqa: E731
+    each = functools.partial(_each, axes=axes)
     sizes = input_of(node, 1).meta["val"].shape[2:]
     dilations = each(dilation)
     if padding == "same":
@@ -112,6 +113,11 @@ def _mean_of_squares(t: Translation, pool: fx.Node, x: Value) -> Value:
     return t.w.op("AveragePool", t.low(pool, x), kernel_shape=[2, 2], strides=[2, 2])
 
 
+def _each(value: int | Sequence[int], axes: int) -> list[int]:
+    """Returns a setting for each axis; a number, alone or in a list, is that of all."""
+    return _spread([value] if isinstance(value, int) else list(value), axes)
+
+
 def _spread(values: list[int], axes: int) -> list[int]:
     return values * axes if len(values) == 1 else values
 
@@ -122,7 +128,7 @@ def _transposed(
     stride: Any = 1, padding: Any = 0, output_padding: Any = 0, groups: int = 1, dilation: Any = 1,
 ) -> Value:  # fmt: skip
     axes = t.rank(node) - 2
-    each = lambda v: _spread([v] if isinstance(v, int) else list(v), axes)  # noqa: E731
+    each = functools.partial(_each, axes=axes)
     kind = t.kind_without_bfloat16(node)
     inputs = [t.w.cast(v, kind) for v in (x, weight, bias) if v is not None]
     return t.w.op(
