@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,45 +12,45 @@ from torch import Tensor
 
 
 class Activation(NamedTuple):
-    """A row of the table: the number of the enum in C++, the function and its derivative."""
+    """A row of the table: the number of the enum in C++, the function and its gradient.
+
+    `backward` maps (grad, x) to grad times the derivative at x, in one pass of PyTorch, and is
+    itself differentiable.
+    """
 
     code: int
     function: Callable[[Tensor], Tensor]
-    derivative: Callable[[Tensor], Tensor]
+    backward: Callable[[Tensor, Tensor], Tensor]
 
 
-def _silu_derivative(x: Tensor) -> Tensor:
+_aten = torch.ops.aten
+
+
+def _gelu(approximate: str) -> dict[str, Callable[..., Tensor]]:
+    return {
+        "function": functools.partial(F.gelu, approximate=approximate),
+        "backward": functools.partial(_aten.gelu_backward, approximate=approximate),
+    }
+
+
+def _silu_backward(grad: Tensor, x: Tensor) -> Tensor:
+    if not torch.is_grad_enabled():
+        return _aten.silu_backward(grad, x)  # which has no derivative
     s = torch.sigmoid(x)
-    return s * (1 + x * (1 - s))
-
-
-def _sigmoid_derivative(x: Tensor) -> Tensor:
-    s = torch.sigmoid(x)
-    return s * (1 - s)
-
-
-def _gelu_derivative(x: Tensor) -> Tensor:
-    density = torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
-    return 0.5 * torch.erfc(-x / math.sqrt(2)) + x * density
-
-
-def _gelu_tanh_derivative(x: Tensor) -> Tensor:
-    twice = 2 * math.sqrt(2 / math.pi)
-    s = torch.sigmoid(twice * (x + 0.044715 * x**3))
-    return s * (1 + x * (1 - s) * twice * (1 + 3 * 0.044715 * x * x))
+    return grad * (s * (1 + x * (1 - s)))
 
 
 ACTIVATIONS = {
-    "none": Activation(0, lambda x: x, torch.ones_like),
-    "elu": Activation(1, F.elu, lambda x: torch.exp(x.clamp(max=0))),
-    "relu": Activation(2, F.relu, lambda x: (x > 0).to(x.dtype)),
-    "silu": Activation(3, F.silu, _silu_derivative),
-    "sigmoid": Activation(4, torch.sigmoid, _sigmoid_derivative),
-    "tanh": Activation(5, torch.tanh, lambda x: 1 - torch.tanh(x).square()),
-    "gelu": Activation(6, F.gelu, _gelu_derivative),
-    "gelu_tanh": Activation(
-        7, functools.partial(F.gelu, approximate="tanh"), _gelu_tanh_derivative
+    "none": Activation(0, lambda x: x, lambda grad, x: grad),
+    "elu": Activation(1, F.elu, lambda grad, x: _aten.elu_backward(grad, 1, 1, 1, False, x)),
+    "relu": Activation(2, F.relu, lambda grad, x: _aten.threshold_backward(grad, x, 0)),
+    "silu": Activation(3, F.silu, _silu_backward),
+    "sigmoid": Activation(
+        4, torch.sigmoid, lambda grad, x: _aten.sigmoid_backward(grad, torch.sigmoid(x))
     ),
+    "tanh": Activation(5, torch.tanh, lambda grad, x: _aten.tanh_backward(grad, torch.tanh(x))),
+    "gelu": Activation(6, **_gelu("none")),
+    "gelu_tanh": Activation(7, **_gelu("tanh")),
 }
 
 

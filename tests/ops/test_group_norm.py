@@ -171,7 +171,7 @@ def test_gradients_of_the_float64_rule(activation):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_float32_gradients_against_float64(variant, layout):
     x, named = maps(3, 8, 6, 6, layout=layout), options(3, 8, variant)
-    weights = noise_like(*x.shape, seed=9)
+    weights = noise_like(*x.shape, seed=9).contiguous(memory_format=LAYOUTS[layout])
 
     def gradients(call, dtype):
         leaves = [t.to(dtype).requires_grad_() for t in (x, *named.values())]
@@ -184,6 +184,7 @@ def test_float32_gradients_against_float64(variant, layout):
     for mine, other, truth in zip(ours, eager, exact, strict=True):
         floor = 8 * EPSILON[torch.float32] * truth.abs().max().item()
         assert worst(mine, truth) <= 2 * worst(other, truth) + floor
+    assert ours[0].is_contiguous(memory_format=LAYOUTS[layout])
 
 
 # PyTorch's own machinery -------------------------------------------------------------------------

@@ -183,6 +183,26 @@ def test_float32_gradients_against_float64(layout, per_sample):
         assert worst(mine, truth) <= 2 * worst(other, truth) + floor
 
 
+def test_gradients_are_those_of_the_formula_by_torchs_variance():
+    def formula(x, alpha, gamma, beta):
+        variance, mean = torch.var_mean(x, dim=(2, 3), correction=0)
+        spread, centre = torch.var_mean(mean, dim=1, keepdim=True)
+        alpha, gamma, beta = (p[:, :, None, None] for p in (alpha, gamma, beta))
+        hat = ((mean - centre) / (spread + 1e-5).sqrt())[:, :, None, None]
+        root = (variance + 1e-5).sqrt()[:, :, None, None]
+        y = gamma * ((x - mean[:, :, None, None]) / root + alpha * hat) + beta
+        return torch.where(y > 0, y, torch.expm1(y.clamp(max=0)))
+
+    x = noise_like(4, 16, 14, 14).contiguous(memory_format=torch.channels_last)
+    weights = noise_like(*x.shape, seed=9).contiguous(memory_format=torch.channels_last)
+    leaves = [t.requires_grad_() for t in (x, *parameters(4, 16, per_sample=True))]
+    expected = torch.autograd.grad((formula(*leaves) * weights).sum(), leaves)
+    ours = torch.autograd.grad((ops.instance_norm_plus(*leaves, elu=True) * weights).sum(), leaves)
+    for mine, theirs in zip(ours, expected, strict=True):
+        assert (mine - theirs).norm() <= 1e-6 * theirs.norm()
+    assert ours[0].is_contiguous(memory_format=torch.channels_last)
+
+
 # PyTorch's own machinery -------------------------------------------------------------------------
 
 
