@@ -146,10 +146,10 @@ def _version(package: str) -> str | None:
         return None
 
 
-def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:
-    """Adds the facts that decide speed: processor, threads, versions, instruction set."""
+def machine_facts() -> dict[str, Any]:
+    """Returns the facts that decide speed: processor, threads, instruction set, versions."""
     processor, flags = _processor()
-    machine_info["ncsn_fast"] = {
+    return {
         "processor": processor,
         "flags": flags,
         "cores": os.cpu_count(),
@@ -160,3 +160,8 @@ def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, An
             name: _version(name) for name in ("torch", "openvino", "onnxruntime", "ncsn_fast")
         },
     }
+
+
+def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:
+    """Adds `machine_facts` to the JSON."""
+    machine_info["ncsn_fast"] = machine_facts()

@@ -23,6 +23,7 @@ from ncsn_fast.samplers import methods
 pytest_plugins = ["pytester"]
 race = load_script(ROOT / "benchmarks" / "race.py")
 write_results = load_script(ROOT / "tools" / "write_results.py")
+two_commits = load_script(ROOT / "benchmarks" / "two_commits.py")
 
 
 class Track:
@@ -344,3 +345,35 @@ def test_no_results_are_said(
     (checkout / "results" / "cpu.json").unlink()
     assert run(monkeypatch) == 1
     assert "no cpu*.json in results" in capsys.readouterr().out
+
+
+# Two commits -------------------------------------------------------------------------------------
+
+
+def test_ratios_of_two_commits_are_those_of_their_rounds() -> None:
+    result = two_commits.summary({"before": [2.0, 8.0, 6.0], "after": [1.0, 2.0, 2.0]})
+    assert (result["rounds"], result["before"], result["after"]) == (3, 6.0, 2.0)
+    assert (result["ratio_q1"], result["ratio"], result["ratio_q3"]) == (2.0, 3.0, 4.0)
+
+
+@pytest.mark.slow
+def test_two_commits_take_turns() -> None:
+    case = ["ncsnv2", {"ngf": 8}, [1, 8, 8], 2, "fp32", 1]
+    result = two_commits.compare(ROOT, ROOT, case, rounds=3)
+    assert result["rounds"] == 3
+    assert min(result["before"], result["after"]) > 0
+
+
+def test_two_commits_that_disagree_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    norms = iter([1.0, 1.1])
+
+    class Fake:
+        def __init__(self, root: Path, case: list[Any]) -> None:
+            self.norm = next(norms)
+
+        def read(self) -> list[float]:
+            return [0.0, self.norm]
+
+    monkeypatch.setattr(two_commits, "Worker", Fake)
+    with pytest.raises(SystemExit, match="different scores"):
+        two_commits.compare(ROOT, ROOT, [], rounds=1)
