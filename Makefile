@@ -8,10 +8,13 @@ GPU_SETUP := $(if $(filter $(VENV)/%,$(PY)),setup)
 .PHONY: demo setup check fmt test test-slow test-all test-asan fuzz campaign test-gpu bench-gpu gpu rehearse-gpu bench docs \
 	package wheel clean
 
+# What an hour of training gives, beside the minute of the demo: the model of MNIST, if it ships.
+SHIPPED := $(notdir $(patsubst %/,%,$(dir $(lastword $(wildcard $(foreach m,digits mnist,ncsn_fast/assets/$(m)/config.json))))))
+
 demo: setup runs/demo                ## train for a minute, then sample: PNG grids in demo/
-	$(PY) -m ncsn_fast.sample --model digits --n 64 --out demo/shipped.png
+	$(PY) -m ncsn_fast.sample --model $(SHIPPED) --n 64 --out demo/shipped.png
 	$(PY) -m ncsn_fast.sample --model runs/demo --n 64 --method cas --out demo/trained.png
-	@echo "64 samples of the shipped model:    $(CURDIR)/demo/shipped.png"
+	@echo "64 samples of the $(SHIPPED) model, which ships: $(CURDIR)/demo/shipped.png"
 	@echo "64 samples of the run just trained: $(CURDIR)/demo/trained.png"
 
 runs/demo: | $(READY)
@@ -35,6 +38,7 @@ check: setup                         ## lint and types
 	$(PY) tools/write_results.py --check
 	$(PY) tools/write_readme.py --check
 	$(PY) tools/write_quality.py --check
+	$(PY) tools/write_cards.py --check
 	$(PY) tools/write_reliability.py --check
 	$(PY) tools/write_tutorial.py --check
 

@@ -3,9 +3,11 @@
 `python benchmarks/quality.py --out benchmarks/results/quality.json` draws the rows that the file
 does not hold yet, so an interrupted run can simply be restarted. `--only fast cas` selects methods,
 `--data mixture` a kind of data. `python tools/write_quality.py` makes plot and table.
-`--tuned FOLDER` judges the table of a digits model that was tuned, before it ships.
+`--tuned FOLDER` judges the table of a digits model that was tuned, before it ships. The rows of
+mnist, where that model ships, need `--mnist FOLDER`, its four IDX files, beside which samples are
+judged; without it they are left out.
 
-There are two kinds of data. The shipped digits model is evaluated by the figures of its model card.
+There are two kinds of data. The shipped models are evaluated by the figures of their model cards.
 A mixture with a known exact score is evaluated by errors that a learnt score would hide: the
 weights of its modes, and the variance within them.
 
@@ -20,6 +22,7 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,13 +32,15 @@ import torch
 from torch import Tensor
 
 from ncsn_fast import Sampler, load
-from ncsn_fast.checkpoints.loading import SHIPPED
 from ncsn_fast.checkpoints.model_folder import TABLE_NAME, read_table
+from ncsn_fast.checkpoints.shipped import shipped
 from ncsn_fast.data import datasets
 from ncsn_fast.data.files import atomic_write
 from ncsn_fast.diffusion import schedule
 from ncsn_fast.diffusion.parameterisation import standard
-from ncsn_fast.evaluation.metrics import digit_figures
+from ncsn_fast.evaluation.classifier_figures import RealDigits
+from ncsn_fast.evaluation.features import load_extractor
+from ncsn_fast.evaluation.metrics import DigitFigures, digit_figures
 from ncsn_fast.models.tuned_table import TunedTable
 from ncsn_fast.samplers import methods
 from ncsn_fast.samplers.procedure import Procedure
@@ -49,9 +54,10 @@ SEEDS, MIXTURE_SEEDS = tuple(range(5)), tuple(range(10))
 class Row:
     """Point of the plot: a method, its options and its number of seeds.
 
-    Seeds, from `first` on, apply to the digits; a mixture is cheap, so every row has ten seeds
-    there. `fast` was chosen on samples of seeds 100 and above, after looking at seeds 0 to 4 of
-    others: its row uses seeds that no choice was based on.
+    Seeds, from `first` on, apply to the models; a mixture is cheap, so every row has ten seeds
+    there. Of mnist, whose samples cost ten times those of the digits, there are ald and fast.
+    `fast` was chosen on samples of seeds 100 and above, after looking at seeds 0 to 4 of others:
+    its row uses seeds that no choice was based on.
     """
 
     method: str
@@ -62,16 +68,19 @@ class Row:
 
     @property
     def tuned(self) -> bool:
-        """Whether the row is of a table that was fitted to the digits model."""
+        """Whether the row is of a table that was fitted to the model."""
         return "table" in self.options
 
     def has(self, kind: str, seed: int) -> bool:
         """Returns whether the row includes this seed for this kind of data."""
-        if kind != "digits":
+        if kind not in MODELS:
             return not self.tuned
+        if kind != "digits" and self.method not in ("ald", "fast"):
+            return False
         return self.first <= seed < self.first + self.seeds
 
 
+TUNED = Row("fast", None, {"table": "tuned"}, seeds=len(SEEDS), first=len(SEEDS))
 ROWS = [
     Row("ald", seeds=len(SEEDS)),
     Row("fast", seeds=len(SEEDS), first=len(SEEDS)),
@@ -91,11 +100,6 @@ ROWS = [
     Row("em"),
     *[Row("adaptive", None, {"rtol": rtol}) for rtol in (0.02, 0.1)],
 ]
-
-
-TUNED = Row("fast", None, {"table": "tuned"}, seeds=len(SEEDS), first=len(SEEDS))
-if (SHIPPED / TABLE_NAME).exists():
-    ROWS.insert(1, TUNED)
 
 
 class Mixture:
@@ -159,15 +163,17 @@ class Mixture:
         }
 
 
-class Digits:
+class Shipped:
     """Shipped model, run by the production engine and evaluated as on its model card.
 
     Args:
         table: of its rows with one; None for the one that ships. All others run without.
     """
 
-    def __init__(self, table: TunedTable | None = None) -> None:
-        self.sampler = Sampler("digits", batch_size=64)
+    def __init__(
+        self, name: str, judge: Callable[[Tensor], DigitFigures], table: TunedTable | None = None
+    ) -> None:
+        self.sampler, self.judge = Sampler(name, batch_size=64), judge
         self.table = table or self.sampler.model.tuned
 
     def sample(self, row: Row, seed: int, n: int) -> tuple[Tensor, int]:
@@ -181,14 +187,40 @@ class Digits:
         return x, round(self.sampler.report.nfe)
 
     def figures(self, x: Tensor) -> Record:
-        return dataclasses.asdict(digit_figures(x))
+        return dataclasses.asdict(self.judge(x))
 
 
-DATA = {
-    "digits": Digits,
-    "mixture-0.05": lambda: Mixture(0.05),
-    "mixture-0.15": lambda: Mixture(0.15),
+def of_digits(table: TunedTable | None = None) -> Shipped:
+    """Returns the model of the UCI digits."""
+    return Shipped("digits", digit_figures, table)
+
+
+def of_mnist(data: str) -> Shipped:
+    """Returns the model of MNIST, judged beside real images: a folder of the four IDX files."""
+    found = Shipped("mnist", lambda x: real.figures(x))
+    channels, size, _ = found.sampler.model.image_shape
+    train, test = (
+        datasets.open_images(f"{data}:{split}", size=size, channels=channels)
+        for split in ("train", "test")
+    )
+    real = RealDigits(load_extractor("mnist"), train, test)
+    return found
+
+
+# Each is opened with the folder of --mnist.
+DATA: dict[str, Callable[[str], Shipped | Mixture]] = {
+    "digits": lambda _: of_digits(),
+    "mnist": of_mnist,
+    "mixture-0.05": lambda _: Mixture(0.05),
+    "mixture-0.15": lambda _: Mixture(0.15),
 }
+MODELS = ("digits", "mnist")
+
+
+def rows_of(kind: str) -> list[Row]:
+    """Returns all rows, and that of a tuned table for a model that ships with one."""
+    folder = shipped().get(kind)
+    return [TUNED, *ROWS] if folder is not None and (folder / TABLE_NAME).exists() else ROWS
 
 
 def key(record: Record) -> str:
@@ -211,14 +243,14 @@ def missing(
          "seed": seed, "n": n}
         for kind in kinds
         for seed in MIXTURE_SEEDS
-        for row in (ROWS if rows is None else rows)
+        for row in (rows_of(kind) if rows is None else rows)
         if row.has(kind, seed)
         and (only is None or row.method in only)
     ]  # fmt: skip
     return [record for record in wanted if key(record) not in done]
 
 
-def measure(source: Digits | Mixture, record: Record) -> Record:
+def measure(source: Shipped | Mixture, record: Record) -> Record:
     """Returns the record with evaluations, seconds and figures."""
     row = Row(record["method"], record["steps"], record["options"])
     began = time.perf_counter()
@@ -246,23 +278,27 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="JSON file, continued if it exists")
     parser.add_argument("--only", nargs="+", metavar="METHOD", help="these methods alone")
     parser.add_argument("--data", nargs="+", choices=DATA, default=list(DATA))
+    parser.add_argument("--mnist", metavar="FOLDER", help="MNIST's IDX files, for its model's rows")
     parser.add_argument("--n", type=int, default=1000, help="samples per seed (1000)")
     parser.add_argument("--tuned", type=Path, metavar="FOLDER", help="a tuned digits model alone")
     parser.add_argument("--seeds", type=int, nargs="+", help="these seeds alone")
     chosen = parser.parse_args(args)
     records = json.loads(chosen.out.read_text())["records"] if chosen.out.exists() else []
-    rows = ROWS
-    sources: dict[str, Digits | Mixture] = {}
+    rows, kinds = None, chosen.data
+    sources: dict[str, Shipped | Mixture] = {}
     if chosen.tuned is not None:
-        rows, sources = [TUNED], {"digits": Digits(tuned_table(chosen.tuned))}
-    todo = missing(records, chosen.data, chosen.only, chosen.n, rows)
+        rows, kinds, sources = [TUNED], ["digits"], {"digits": of_digits(tuned_table(chosen.tuned))}
+    if "mnist" in kinds and (chosen.mnist is None or "mnist" not in shipped()):
+        print("mnist: needs --mnist, a folder of its IDX files, and its model; left out")
+        kinds = [kind for kind in kinds if kind != "mnist"]
+    todo = missing(records, kinds, chosen.only, chosen.n, rows)
     todo = [r for r in todo if chosen.seeds is None or r["seed"] in chosen.seeds]
     for method in dict.fromkeys(r["method"] for r in todo if r["method"] not in methods.METHODS):
         print(f"{method}: no such method in this version; left out")
     for record in (r for r in todo if r["method"] in methods.METHODS):
         kind = record["data"]
         if kind not in sources:
-            sources[kind] = DATA[kind]()
+            sources[kind] = DATA[kind](chosen.mnist)
         records.append(measure(sources[kind], record))
         with atomic_write(chosen.out) as path:
             path.write_text(dump(records))

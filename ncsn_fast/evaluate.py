@@ -26,7 +26,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ncsn_fast import engines
-from ncsn_fast.checkpoints.loading import SHIPPED, load, resolve_model
+from ncsn_fast.checkpoints.loading import load, resolve_model
+from ncsn_fast.checkpoints.shipped import DEFAULT, shipped
 from ncsn_fast.checkpoints.training_run import is_run, newest_run, training_data
 from ncsn_fast.cli.arguments import open_extractor
 from ncsn_fast.cli.evaluate_options import EvaluateOptions, parse
@@ -99,11 +100,13 @@ def check_learnt_digits(options: EvaluateOptions, model: ScoreModel, remedy: str
     """
     run = Path(options.model).expanduser() if options.model else newest_run(Path("runs"))
     data = training_data(run) if run is not None and is_run(run) else None
-    if data == "digits" or model.digest() == load(SHIPPED).digest():
+    if data == "digits" or model.digest() == load(DEFAULT).digest():
         return
-    if data is not None:
+    ships = str(options.model) in shipped() and not Path(str(options.model)).exists()
+    if data is not None or ships:
         raise ValueError(
-            f"{run} was trained on {data}, and would be compared with the UCI digits: give {remedy}"
+            f"{options.model if ships else run} was trained on {data or 'other images'}, and would "
+            f"be compared with the UCI digits: give {remedy}"
         )
     log.warning(
         "compared with the UCI digits, and nothing says that this model learnt them: if it learnt "

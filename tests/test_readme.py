@@ -140,7 +140,7 @@ def test_example_runs(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     exec(compile(program, EXAMPLES[example], "exec"), {"__name__": "__main__"})
 
 
-@pytest.mark.parametrize("tool", ["write_figures.py", "write_readme.py"])
+@pytest.mark.parametrize("tool", ["write_cards.py", "write_figures.py", "write_readme.py"])
 def test_figures_are_the_measured_ones(tool: str) -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "tools" / tool), "--check"], capture_output=True, text=True

@@ -8,10 +8,14 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parent.parent
 REQUIRED = (
     "ncsn_fast/kernels/__init__.py",
-    "ncsn_fast/assets/digits/model.safetensors",
-    "ncsn_fast/assets/digit_features/model.safetensors",
+    *(
+        str(path.relative_to(ROOT))
+        for path in sorted((ROOT / "ncsn_fast" / "assets").rglob("*"))
+        if path.is_file()
+    ),
 )
 
 

@@ -27,6 +27,11 @@ OUTSIDE = {
     "SECURITY.md": "SECURITY.md",
     "rules-of-benchmarks.md": "benchmarks/README.md",
     "model-card.md": "ncsn_fast/assets/digits/README.md",
+    **{
+        f"{path.parent.name}-card.md": str(path.relative_to(ROOT))
+        for path in sorted((ROOT / "ncsn_fast" / "assets").glob("*/README.md"))
+        if path.parent.name != "digits"
+    },
 }
 SUBCOMMANDS = {"edit": ("inpaint",), "cache": ("clear",)}  # those shown as examples
 _LINK = re.compile(r"(!?\[[^\]]*\])\(([^)\s:#]+)(#[^)\s]*)?\)")

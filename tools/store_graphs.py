@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import torch
 
-from ncsn_fast.checkpoints.loading import SHIPPED, load
+from ncsn_fast.checkpoints.loading import load
+from ncsn_fast.checkpoints.shipped import shipped
 from ncsn_fast.engines.lowering import stored
 from ncsn_fast.engines.lowering.export import PROBE, trace
 from ncsn_fast.engines.static_engine import conditions
 from ncsn_fast.models.score import ScoreModel
 
-MODELS = (SHIPPED,)
+MODELS = tuple(shipped().values())
 
 
 def of(model: ScoreModel) -> tuple[str, stored.Structure]:

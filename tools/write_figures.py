@@ -15,11 +15,15 @@ CARD = ROOT / "ncsn_fast" / "assets" / "digits"
 BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
 
 
-def table(runs: list[dict[str, Any]]) -> str:
-    """Returns the markdown table of `evaluate`'s figures, one column per way of sampling."""
+def table(
+    runs: list[dict[str, Any]],
+    title: str = "shipped digits model",
+    real_title: str = "real held-out digits",
+) -> str:
+    """Returns the markdown table of figures, one column per way of sampling."""
     names = ["`{method}`, {engine} {dtype}".format(**r["sampling"]) for r in runs]
     rows: list[tuple[str, list[str]]] = [
-        ("network evaluations", [str(r["sampling"]["nfe"]) for r in runs]),
+        ("network evaluations", [f"{r['sampling']['nfe']:g}" for r in runs]),
         ("samples", [str(r["figures"]["n"]) for r in runs]),
         ("recognised as a digit", [f"{r['figures']['recognised']:.1%}" for r in runs]),
         ("rarest and commonest class", [_range(r["figures"]["class_share"]) for r in runs]),
@@ -35,7 +39,7 @@ def table(runs: list[dict[str, Any]]) -> str:
         "copies of a training digit": "1.0% by definition",
     }
     lines = [
-        f"| shipped digits model | {' | '.join(names)} | real held-out digits |",
+        f"| {title} | {' | '.join(names)} | {real_title} |",
         f"|---|{'---|' * (len(runs) + 1)}",
     ]
     lines += [f"| {n} | {' | '.join(v)} | {held_out.get(n, '')} |" for n, v in rows]

@@ -3,10 +3,12 @@
     python -m ncsn_fast.train --config mnist-sde --data MNIST --steps 28125 --log-every 125
     python tools/write_tutorial.py --run runs/mnist-sde
     python tools/write_tutorial.py --bits runs/mnist-sde --data MNIST
+    python tools/write_tutorial.py --samples runs/mnist-sde
 
 The second command reads the run's losses from its TensorBoard log into
-benchmarks/results/tutorial.json, the third adds the bits per dimension; both write the page.
-Without options the page is written from the file; `--check` only reports whether it is up to date.
+benchmarks/results/tutorial.json, the third adds the bits per dimension, the fourth draws samples
+by the tutorial's three samplers, docs/tutorial.png; all write the page. Without options the page
+is written from the file; `--check` only reports whether it is up to date.
 """
 
 from __future__ import annotations
@@ -21,6 +23,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "tutorial.json"
 PAGE = ROOT / "docs" / "tutorial.md"
+AGREEMENT = ROOT / "docs" / "agreement.md"
+BEGIN, END = "<!-- tutorial:begin -->", "<!-- tutorial:end -->"
+PICTURE = ROOT / "docs" / "tutorial.png"
 STEPS = 1875  # of an epoch: 60 000 images in batches of 32
 
 # Mean losses of epochs as the tutorial's notebook prints them (GANs-Public, course 2, week 2).
@@ -31,6 +36,18 @@ PUBLISHED = (
     65.34, 65.25, 64.49, 65.40, 63.95, 63.84, 63.83, 63.39, 63.26, 63.13, 62.14, 61.87,
 )  # fmt: skip
 PUBLISHED_BITS = (2.30, 2.44)  # range of its running mean over the first batches of 32
+
+# The tutorial's samplers: 500 steps, snr 0.15, the predictor first, and the noisy state returned;
+# the flow to tolerances of 1e-5. The norms of its corrector are means over the batch.
+SAMPLERS: dict[str, dict[str, Any]] = {
+    "Euler-Maruyama": {"method": "em", "steps": 500, "denoise": False},
+    "predictor-corrector": {
+        "method": "pc", "steps": 500, "order": "predictor_first", "snr": 0.15, "norm": "batch",
+        "denoise": False,
+    },
+    "probability flow ODE": {"method": "ode", "rtol": 1e-5, "atol": 1e-5, "denoise": False},
+}  # fmt: skip
+SHOWN, COLUMNS, GAP = 32, 8, 12  # samples of each, columns of a grid, pixels between the grids
 
 HEAD = """\
 # The tutorial's experiment, repeated
@@ -81,6 +98,32 @@ def bits(run: Path, data: str, n: int) -> dict[str, Any]:
         return {**found["bpd"], "data": found["images_sha256"], "step": step_of(run)}
 
 
+def samples(model: str, picture: Path) -> list[dict[str, Any]]:
+    """Draws a grid of each sampler, side by side; returns how they were drawn."""
+    from PIL import Image
+
+    from ncsn_fast import Sampler
+    from ncsn_fast.data.images import make_grid
+
+    sampler, found, grids = Sampler(model, batch_size=SHOWN), [], []
+    for name, settings in SAMPLERS.items():
+        images = sampler.sample(SHOWN, **settings)
+        grids.append(Image.fromarray(make_grid(images, COLUMNS)).convert("L"))
+        report = sampler.report
+        assert report is not None
+        words = [f"{k} {v}" for k, v in settings.items() if k not in ("method", "denoise")]
+        found.append({
+            "sampler": name, "method": settings["method"], "settings": ", ".join(words),
+            "nfe": report.nfe, "engine": report.engine, "dtype": report.dtype,
+        })  # fmt: skip
+    width, height = grids[0].size
+    whole = Image.new("L", (len(grids) * (width + GAP) - GAP, height), 255)
+    for i, grid in enumerate(grids):
+        whole.paste(grid, (i * (width + GAP), 0))
+    whole.save(picture, optimize=True)
+    return found
+
+
 def step_of(run: Path) -> int:
     """Returns the newest step that a run has saved."""
     return max(int(path.stem.removeprefix("step_")) for path in run.glob("checkpoints/step_*.pt"))
@@ -107,16 +150,62 @@ def page(found: dict[str, Any]) -> str:
             f"± {b['standard_error']:.3f} |\n"
             for split, b in measured.items()
         )
+    if drawn := found.get("samples"):
+        text += (
+            f"\nIts three samplers with its settings, {SHOWN} unselected samples of each, "
+            "seed 0:\n\n"
+            f"![Three grids of digits, one a sampler]({PICTURE.name})\n\n"
+            "| left to right | method | settings | evaluations | engine |\n|---|---|---|---|---|\n"
+        )
+        text += "".join(
+            f"| {s['sampler']} | `{s['method']}` | {s['settings']} | {s['nfe']:g} "
+            f"| {s['engine']} {s['dtype']} |\n"
+            for s in drawn
+        )
+        text += (
+            "\nThe tutorial returns the noisy state of its last step, as here, and its predictor "
+            "is Euler-Maruyama where\nours is reverse diffusion on the same levels: their "
+            "variances differ by the order of a step.\n"
+        )
     return text + TAIL
 
 
+def summary(found: dict[str, Any]) -> str:
+    """Returns what the page on agreement says of the experiment."""
+    ours = found["epochs"][: len(PUBLISHED)]
+    ratios = [loss / published for loss, published in zip(ours, PUBLISHED, strict=False)]
+    text = (
+        f"[The score-SDE tutorial's experiment, repeated](tutorial.md): {len(ours)} epochs of "
+        f"MNIST, whose losses are {min(ratios):.3f} to {max(ratios):.3f}\ntimes those that its "
+        f"notebook prints ({ours[-1]:.1f} and {PUBLISHED[len(ours) - 1]:.1f} in the last)"
+    )
+    if measured := found.get("bits"):
+        low, high = PUBLISHED_BITS
+        bits = ", ".join(f"{b['mean']:.2f} ({split})" for split, b in measured.items())
+        text += f"; bits/dim: {bits}, the notebook's {low:.2f} to {high:.2f}"
+    return text + "."
+
+
+def summarised(text: str, found: dict[str, Any] | None) -> str:
+    """Returns the page on agreement with the summary, or none, between its markers."""
+    before, rest = text.split(BEGIN)
+    block = f"\n{summary(found)}\n" if found else "\n"
+    return f"{before}{BEGIN}{block}{END}{rest.split(END)[1]}"
+
+
 def write(*, check: bool) -> bool:
-    """Writes the page; returns whether it was up to date. Without results there is none."""
-    new = page(json.loads(RESULTS.read_text())) if RESULTS.exists() else ""
-    old = PAGE.read_text() if PAGE.exists() else ""
-    if new != old and not check:
-        PAGE.write_text(new)
-    return new == old
+    """Writes the page and its summary; returns whether both were up to date.
+
+    Without results there is no page.
+    """
+    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else None
+    texts = {AGREEMENT: summarised(AGREEMENT.read_text(), found)}
+    if found is not None or PAGE.exists():
+        texts[PAGE] = page(found) if found is not None else ""
+    stale = [path for path, text in texts.items() if not path.exists() or path.read_text() != text]
+    for path in stale if not check else []:
+        path.write_text(texts[path])
+    return not stale
 
 
 def main() -> int:
@@ -125,6 +214,7 @@ def main() -> int:
     parser.add_argument("--bits", type=Path, help="run whose bits per dimension are measured")
     parser.add_argument("--data", help="folder of MNIST, for --bits")
     parser.add_argument("--n", type=int, default=256, help="images of --bits")
+    parser.add_argument("--samples", help="run or model whose samples are drawn")
     parser.add_argument("--check", action="store_true", help="only report")
     options = parser.parse_args()
     found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -135,11 +225,13 @@ def main() -> int:
         for split in ("train", "test"):
             measured = bits(options.bits, f"{options.data}:{split}", options.n)
             found["bits"] = {**found.get("bits", {}), split: measured}
-    if options.run is not None or options.bits is not None:
+    if options.samples is not None:
+        found["samples"] = samples(options.samples, PICTURE)
+    if options.run is not None or options.bits is not None or options.samples is not None:
         RESULTS.write_text(json.dumps(found, indent=1) + "\n")
     fresh = write(check=options.check)
     if options.check and not fresh:
-        print(f"out of date: {PAGE.name}; run python tools/write_tutorial.py")
+        print(f"out of date: {PAGE.name} or {AGREEMENT.name}; run python tools/write_tutorial.py")
     return int(options.check and not fresh)
 
 

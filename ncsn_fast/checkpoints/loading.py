@@ -14,6 +14,7 @@ from ncsn_fast.checkpoints.edm import from_edm
 from ncsn_fast.checkpoints.edm_pickle import is_edm
 from ncsn_fast.checkpoints.model_folder import CONFIG_NAME, WEIGHTS_NAME, load_model_folder
 from ncsn_fast.checkpoints.published import from_published
+from ncsn_fast.checkpoints.shipped import ASSETS, DEFAULT, shipped
 from ncsn_fast.checkpoints.torch_file import CheckpointError, Weights, read_torch
 from ncsn_fast.checkpoints.training_run import (
     CHECKPOINTS,
@@ -26,7 +27,7 @@ from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.notices import notice
 
 log = logging.getLogger(__name__)
-SHIPPED = Path(__file__).parents[1] / "assets" / "digits"
+SHIPPED = ASSETS / DEFAULT
 
 
 def load(
@@ -42,8 +43,8 @@ def load(
     Args:
         source: a run folder, a model folder (config.json + model.safetensors), an authors' .pth
             or EDM's .pkl, a folder of diffusers' UNet2DModel, OWNER/NAME of one of these on the
-            Hugging Face Hub, "digits" for the shipped model, or a ScoreModel, which is returned as
-            it is. A name that is a path here is that path.
+            Hugging Face Hub, the name of a model that ships, such as "digits" (shipped.py), or a
+            ScoreModel, which is returned as it is. A name that is a path here is that path.
         weights: "ema" takes the averaged weights where there are any, "raw" the others (runs and
             .pth files).
         net: the network of a model folder that `ncsn_fast.wrap` made, whose weights are replaced.
@@ -60,8 +61,8 @@ def load(
     if isinstance(source, ScoreModel):
         return source
     path = Path(source).expanduser()
-    if str(source) == SHIPPED.name and not path.exists():
-        path = SHIPPED
+    if not path.exists():
+        path = shipped().get(str(source), path)
     if hub.is_name(source):
         path = hub.fetch(source, revision)
     elif revision is not None:
@@ -80,8 +81,8 @@ def load(
         )
     if not path.is_dir():
         raise CheckpointError(
-            f"{path} does not exist; a model is a run folder, a model folder, a published file or "
-            "OWNER/NAME on the Hugging Face Hub"
+            f"{path} does not exist; a model is a run folder, a model folder, a published file, "
+            f"OWNER/NAME on the Hugging Face Hub, or one that ships: {', '.join(shipped())}"
         )
     if is_run(path):
         return read_run(path).model(weights)

@@ -131,7 +131,7 @@ def import_function(option: str, name: str) -> Callable[..., Any]:
 
 
 def open_extractor(name: str) -> Extractor:
-    """Loads the extractor that --extractor names: digits, a file of weights, or MODULE:NAME."""
+    """Loads what --extractor names: digits, mnist, a file of weights, or MODULE:NAME."""
     module, _, function = name.partition(":")
     if module and function and not Path(name).exists():
         return function_extractor(name, import_function("--extractor", name))

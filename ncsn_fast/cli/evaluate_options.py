@@ -35,10 +35,10 @@ class EvaluateOptions(ClassOptions):
     """Folder for finished work, so that nothing is repeated: one PNG per sample, as `sample` writes
     them, or the likelihood of each image."""
     extractor: str | None = None
-    """Compute FID, KID and the inception score from its features: digits (a small network trained
-    on them), weights of the FID's Inception network (.safetensors or .pth), or MODULE:NAME, a
-    Python function of yours: uint8 images (N, 3, H, W) -> features (N, F) or (features, logits).
-    Nothing is downloaded."""
+    """Compute FID, KID and the inception score from its features: digits or mnist (small
+    classifiers trained on them), weights of the FID's Inception network (.safetensors or .pth), or
+    MODULE:NAME, a Python function of yours: uint8 images (N, 3, H, W) -> features (N, F) or
+    (features, logits). Nothing is downloaded."""
     reference: str | None = None
     """Reference of the samples: digits:train, digits:held-out (the default of the digits'
     extractor), images in any format of train --data, or an .npz file with mu and sigma."""

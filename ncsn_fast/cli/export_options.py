@@ -22,8 +22,8 @@ class ExportOptions:
     """File to write."""
     model: str | None = None
     """Run folder, model folder, published .pth or .pkl, folder of diffusers, OWNER/NAME of one on
-    the Hugging Face Hub, or `digits` (the shipped model). Without it the newest run below ./runs,
-    else the shipped model."""
+    the Hugging Face Hub, or the name of a model that ships, such as `digits`. Without it the newest
+    run below ./runs, else the digits."""
     format: Literal["onnx", "trt"] = "onnx"
     """onnx: for any runtime; trt: a TensorRT engine for this GPU, this user and these versions."""
     dtype: Literal["fp32", "tf32", "fp16", "bf16"] | None = None

@@ -35,8 +35,8 @@ class ModelOptions:
 
     model: str | None = None
     """Run folder, model folder, published .pth or .pkl, folder of diffusers, OWNER/NAME of one on
-    the Hugging Face Hub, or `digits` (the shipped model). Default: the newest run below ./runs,
-    else the shipped model."""
+    the Hugging Face Hub, or the name of a model that ships, such as `digits`. Default: the newest
+    run below ./runs, else the digits."""
     engine: Literal["auto", "eager", "compile", "cpu", "cuda", "ort", "trt"] = "auto"
     """Engine; `python -m ncsn_fast.doctor` lists those that run on this machine."""
     dtype: Literal["fp32", "tf32", "bf16", "fp16"] | None = None

@@ -32,7 +32,8 @@ class TuneOptions(ModelOptions):
     """Distance between samples and references: energy distance or MMD of the images and of what the
     denoiser makes of them; Fréchet distance or KID of the features of an --extractor."""
     extractor: str | None = None
-    """Extractor of frechet and kid, as of evaluate: digits, a file of weights, or MODULE:NAME."""
+    """Extractor of frechet and kid, as of evaluate: digits, mnist, a file of weights, or
+    MODULE:NAME."""
     samples: int = 512
     """Samples of a candidate."""
     references: int | None = None

@@ -10,45 +10,69 @@ import hashlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ncsn_fast.checkpoints.safetensors_file import read_safetensors
+from ncsn_fast.checkpoints.shipped import ASSETS
 from ncsn_fast.checkpoints.torch_file import CheckpointError, check_tensors, read_torch
 from ncsn_fast.models.inception import FEATURES as INCEPTION_FEATURES
 from ncsn_fast.models.inception import FIDInception
 from ncsn_fast.models.shapes import shapes_only
 
-DIGIT_FEATURES = Path(__file__).parents[1] / "assets" / "digit_features" / "model.safetensors"
+DIGIT_FEATURES = ASSETS / "digit_features" / "model.safetensors"
+MNIST_FEATURES = ASSETS / "mnist_features" / "model.safetensors"
 AT_ONCE = 16  # images per batch: at 299 x 299, each needs about 15 MB
 WEIGHTS, TORCHSCRIPT = (".safetensors", ".pth"), (".pt", ".ts", ".torchscript")
 
 
 class DigitNet(nn.Module):
-    """Digit classifier: images (N, C, H, W) in [0, 1] -> 32 features, 10 logits; 21 546 parameters.
+    """Digit classifier: images (N, C, H, W) in [0, 1] -> 32 features, 10 logits.
 
-    Images are converted to grey and resized to 16 x 16, the size of its training digits
-    (tools/train_digit_features.py). Features are scaled to a mean square of 1 on those.
+    Images are converted to grey and resized to the size of its training digits
+    (tools/train_features.py). Features are scaled to a mean square of 1 on those.
+
+    Args:
+        size: of an image, a multiple of 4.   widths: channels of the two convolutions.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = 16, widths: tuple[int, int] = (16, 32)) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(1, 16, 3, padding=1)
-        self.conv2 = nn.Conv2d(16, 32, 3, padding=1)
-        self.features = nn.Linear(32 * 4 * 4, 32)
+        self.size = (size, size)
+        self.conv1 = nn.Conv2d(1, widths[0], 3, padding=1)
+        self.conv2 = nn.Conv2d(*widths, 3, padding=1)
+        self.features = nn.Linear(widths[1] * (size // 4) ** 2, 32)
         self.classes = nn.Linear(32, 10)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = x.mean(dim=1, keepdim=True)
-        if x.shape[-2:] != (16, 16):
-            x = F.interpolate(x, (16, 16), mode="bilinear", antialias=True)
+        if x.shape[-2:] != self.size:
+            x = F.interpolate(x, self.size, mode="bilinear", antialias=True)
         x = F.avg_pool2d(F.elu(self.conv1(x)), 2)
         x = F.avg_pool2d(F.elu(self.conv2(x)), 2)
         features = F.leaky_relu(self.features(x.flatten(1)), 0.1)
         return features, self.classes(features)
+
+
+class Classifier(NamedTuple):
+    """Classifier of digits that ships: its weights, and the sizes of its network."""
+
+    file: Path
+    size: int
+    widths: tuple[int, int]
+
+    def network(self) -> DigitNet:
+        """Returns the network, with random weights."""
+        return DigitNet(self.size, self.widths)
+
+
+CLASSIFIERS = {
+    "digits": Classifier(DIGIT_FEATURES, 16, (16, 32)),
+    "mnist": Classifier(MNIST_FEATURES, 28, (16, 32)),
+}
 
 
 class UserFunction(nn.Module):
@@ -77,8 +101,8 @@ class Extractor(nn.Module):
 
     Attributes:
         place: a scalar on the device of the weights.
-        name: digits, inception, or MODULE:NAME of a function.   sha256: of the file that holds
-            the weights, or the function.
+        name: digits, mnist, inception, or MODULE:NAME of a function.
+        sha256: of the file that holds the weights, or the function.
         num_features: number of features F.   classes: number of logits; 0 if it has none.
         inception: whether features can be Inception's, so that distances may be called FID.
     """
@@ -133,16 +157,16 @@ class Extractor(nn.Module):
 
 
 def load_extractor(source: str | Path) -> Extractor:
-    """Loads the extractor `digits`, or the FID's Inception network with weights from a file.
+    """Loads the extractor `digits` or `mnist`, or the FID's Inception network from a file.
 
     Neither holds code.
 
     Raises:
         CheckpointError: an unreadable file, or weights that do not fit, with the keys that differ.
     """
-    if str(source) == "digits":
-        network = _with_weights(DigitNet(), DIGIT_FEATURES)
-        return Extractor(network, "digits", sha256(DIGIT_FEATURES))
+    if known := CLASSIFIERS.get(str(source)):
+        network = _with_weights(known.network(), known.file)
+        return Extractor(network, str(source), sha256(known.file))
     path = Path(source).expanduser()
     if path.suffix in WEIGHTS and path.is_file():
         with shapes_only():
@@ -151,8 +175,8 @@ def load_extractor(source: str | Path) -> Extractor:
     what = "must end so" if path.is_file() else "does not exist"
     code = " (a TorchScript file is code, and is not read: let a function load it)"
     raise CheckpointError(
-        f"extractor {path} {what}: it is digits, weights of the FID's Inception network "
-        f"({', '.join(WEIGHTS)}), or MODULE:NAME, a function of yours"
+        f"extractor {path} {what}: it is {' or '.join(CLASSIFIERS)}, weights of the FID's "
+        f"Inception network ({', '.join(WEIGHTS)}), or MODULE:NAME, a function of yours"
         f"{code if path.suffix in TORCHSCRIPT else ''}"
     )
 

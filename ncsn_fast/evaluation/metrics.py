@@ -93,16 +93,22 @@ def nearest_images(samples: Tensor, images: datasets.Images) -> tuple[Tensor, li
         samples: (N, C, H, W) in [0, 1].
         images: images to search, block by block, so that they need not fit in memory.
     """
+    _, indices = nearest_of(samples, images)
+    found = datasets.stack(images, indices.tolist()).to(samples.dtype) / 255
+    return found, indices.tolist()
+
+
+def nearest_of(samples: Tensor, images: datasets.Images) -> tuple[Tensor, Tensor]:
+    """Returns distance (N,) float64 and index (N,) of the nearest image, as nearest_images does."""
     best = torch.full((len(samples),), torch.inf, dtype=torch.float64)
-    found, indices = torch.empty_like(samples), torch.full((len(samples),), -1)
+    indices = torch.full((len(samples),), -1)
     size = max(1, ELEMENTS // samples[0].numel())
     for first in range(0, len(images), size):
         block = datasets.stack(images, list(range(first, min(first + size, len(images))))) / 255
         distance, index = _nearest(samples, block)
         nearer = distance < best
         best[nearer], indices[nearer] = distance[nearer], first + index[nearer]
-        found[nearer] = block[index[nearer]]
-    return found, indices.tolist()
+    return best, indices
 
 
 def eight_by_eight(images: Tensor) -> Matrix:
@@ -123,15 +129,14 @@ def digit_classifier(size: int) -> object:
 
 @dataclasses.dataclass(frozen=True)
 class DigitFigures:
-    """Quality of samples of a digits model.
+    """Quality of samples of a model of digits, beside real ones.
 
     Attributes:
         n: number of samples.
         class_share: share of the samples in each of the ten classes, by the classifier.
-        recognised: share whose largest one-vs-rest margin exceeds the 5th percentile of held-out
-            digits.
+        recognised: share whose top-class margin exceeds the 5th percentile of held-out digits.
         held_out_accuracy: the classifier's accuracy on held-out digits.
-        frechet: distance of samples to held-out digits, in 8x8 pixel space.
+        frechet: distance of samples to held-out digits, in the features below.
         frechet_train: distance of training digits to held-out digits.
         nearest_train: median distance of a sample to its nearest training digit.
         nearest_train_held_out: the same for held-out digits; copies would be far below it.
@@ -150,7 +155,10 @@ class DigitFigures:
 
 
 def digit_figures(samples: Tensor) -> DigitFigures:
-    """Computes the figures of samples (N, 1, S, S) in [0, 1] of a digits model."""
+    """Computes the figures of samples (N, 1, S, S) in [0, 1] of a model of the UCI digits.
+
+    The classifier is an SVM, the margin its largest one-vs-rest one, the features 8x8 pixels.
+    """
     size = samples.shape[-1]
     train, _ = datasets.digits("train", size)
     held_out, labels = datasets.digits("held-out", size)

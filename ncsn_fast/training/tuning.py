@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ncsn_fast.checkpoints.loading import SHIPPED
 from ncsn_fast.checkpoints.model_folder import CONFIG_NAME, TABLE_NAME, save_model, save_table
 from ncsn_fast.checkpoints.safetensors_file import read_safetensors
+from ncsn_fast.checkpoints.shipped import shipped
 from ncsn_fast.checkpoints.training_run import is_run
 from ncsn_fast.data import datasets
 from ncsn_fast.data.files import atomic_write
@@ -230,7 +230,7 @@ def output_folder(model: str | Path | ScoreModel | None, out: str | Path | None)
         path = Path(model).expanduser()
         path = path.parent if path.is_file() else path
         folder = (path / CONFIG_NAME).exists() and not is_run(path)
-        if folder and path.resolve() != SHIPPED.resolve():
+        if folder and path.resolve() not in {p.resolve() for p in shipped().values()}:
             return path
     raise ValueError(
         f"{'the newest run' if model is None else model} is no model folder that could get the "

@@ -7,6 +7,7 @@ import torch
 
 import ncsn_fast
 from ncsn_fast.checkpoints.loading import SHIPPED
+from ncsn_fast.checkpoints.shipped import shipped
 from ncsn_fast.evaluation.metrics import digit_figures
 from ncsn_fast.models.score import ModelConfig
 
@@ -22,6 +23,18 @@ def test_it_is_small_and_what_its_config_says(model):
     assert ModelConfig.from_dict(json.loads((SHIPPED / "config.json").read_text())) == model.config
     assert (model.config.arch, model.image_shape) == ("ncsnv2", (1, 16, 16))
     assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_model_that_ships_is_small_and_has_figures_of_its_own(name):
+    folder, known = shipped()[name], ncsn_fast.load(name)
+    assert (folder / "model.safetensors").stat().st_size < 4_000_000
+    assert ModelConfig.from_dict(json.loads((folder / "config.json").read_text())) == known.config
+    assert f"# Model card: {name}\n" in (folder / "README.md").read_text()
+    figures = [json.loads(path.read_text()) for path in folder.glob("figures-*.json")]
+    assert {found["model"] for found in figures} <= {known.digest()}
+    record = folder / "record.json"
+    assert not record.exists() or json.loads(record.read_text())["model"] == known.digest()
 
 
 def committed(method, engine):

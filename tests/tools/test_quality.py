@@ -96,7 +96,7 @@ def test_tuned_tables_are_judged_on_the_digits_alone(tmp_path, monkeypatch):
     )
     with pytest.raises(ValueError, match=r"has no fast_table.json; run python"):
         quality.tuned_table(tmp_path)
-    digits = quality.Digits()
+    digits = quality.of_digits()
     ladder = digits.sampler.model.sigmas.double().numpy()
     table = TableFamily(last=4.0).table(ladder, 3, (1, 16, 16))
     save_table(table, tmp_path)
@@ -105,7 +105,7 @@ def test_tuned_tables_are_judged_on_the_digits_alone(tmp_path, monkeypatch):
     found = {name: digits.sample(r, 0, 2) for name, r in (("tuned", row), ("default", default))}
     assert [nfe for _, nfe in found.values()] == [3, 3]
     assert not torch.equal(found["tuned"][0], found["default"][0])
-    monkeypatch.setattr(quality, "Digits", lambda table=None: digits)
+    monkeypatch.setattr(quality, "of_digits", lambda table=None: digits)
     out = tmp_path / "judged.json"
     quality.main(["--out", str(out), "--tuned", str(tmp_path), "--n", "10", "--seeds", "5"])
     (record,) = json.loads(out.read_text())["records"]
