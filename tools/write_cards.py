@@ -45,8 +45,7 @@ for nothing but digits.
 
 {images:,} images of MNIST's 60 000 for training, over and over ({step:,} steps of {batch}), with
 noise levels from sigma {sigma_begin:.4g} to {sigma_end:.4g}. Denoising loss of {n_held_out} test
-images at fixed levels and noise, by weights: {losses}; the least is what ships. SHA-256 of the
-data:
+images at fixed levels and noise, by weights: {losses}{least}. SHA-256 of the data:
 
 {digests}
 """
@@ -125,6 +124,7 @@ def card(folder: Path) -> str:
         sigma_end=config["sigma_end"],
         n_held_out=held_out["n"],
         losses=", ".join(f"{loss:.2f} ({name})" for name, loss in held_out["losses"].items()),
+        least="; the least is what ships" if len(held_out["losses"]) > 1 else "",
         digests=digests(record["data"]),
     )
     runs = [json.loads(path.read_text()) for path in sorted(folder.glob("figures-*.json"))]

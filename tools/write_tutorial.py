@@ -163,9 +163,10 @@ def page(found: dict[str, Any]) -> str:
             for s in drawn
         )
         text += (
-            "\nThe tutorial returns the noisy state of its last step, as here, and its predictor "
-            "is Euler-Maruyama where\nours is reverse diffusion on the same levels: their "
-            "variances differ by the order of a step.\n"
+            "\nThe tutorial returns the noisy state of its last step, as here. Its predictor is "
+            "Euler-Maruyama where ours is\nreverse diffusion on the same levels, whose variances "
+            "differ by the order of a step, and its flow ends at\nt = 0.01, ours at the least "
+            "sigma.\n"
         )
     return text + TAIL
 
