@@ -83,6 +83,10 @@ def test_digits_have_the_seeds_of_the_row_and_mixtures_all():
     assert seeds["digits", "ald", None] == set(range(5))
     assert seeds["mixture-0.05", "cas", None] == set(range(10))
     assert seeds["digits", "cas", None] == {0}
+    of_mnist = {key[1:]: chosen for key, chosen in seeds.items() if key[0] == "mnist"}
+    assert {method for method, _ in of_mnist} == {"ald", "fast"}
+    assert of_mnist["ald", None] == set(range(5))
+    assert of_mnist["fast", 10] == {0}
     assert quality.missing(found, list(quality.DATA), None, 1000) == []
     assert len(quality.missing(found, ["digits"], None, 10)) == sum(r.seeds for r in quality.ROWS)
 
@@ -171,6 +175,25 @@ MARK = [record("ald", s, 246, recognised=r) for s, r in enumerate([0.91, 0.93])]
 )
 def test_as_good_means_no_farther_from_real_data(changed, missed):
     assert write_quality.misses([record("x", **changed)], MARK) == missed
+
+
+def test_mnist_is_left_out_without_its_images(tmp_path, capsys):
+    out = tmp_path / "none.json"
+    assert quality.main(["--out", str(out), "--data", "mnist", "--n", "10"]) == 0
+    assert "mnist: needs --mnist, a folder of its IDX files, and its model" in (
+        capsys.readouterr().out
+    )
+    assert not out.exists()
+
+
+def test_a_model_with_two_seeds_of_ald_has_a_table_and_the_last_has_the_plot():
+    mnist = [{**r, "data": "mnist"} for r in records() if r["data"] == "digits"]
+    assert write_quality.models_of([*records(), *mnist[:1]]) == ["digits"]
+    both = [*records(), *mnist]
+    assert write_quality.models_of(both) == ["mnist", "digits"]
+    text = write_quality.block(both)
+    assert text.index("| `mnist` | evaluations") < text.index("| `digits` | evaluations")
+    assert "mnist" not in write_quality.mixture_table(both)
 
 
 @pytest.mark.parametrize(("ratio", "missed"), [(0.95, []), (0.85, ["variance_ratio"])])
