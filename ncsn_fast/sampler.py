@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ncsn_fast import engines
+from ncsn_fast.checkpoints.diffusers_pipeline import Pipeline
 from ncsn_fast.checkpoints.loading import resolve_model
 from ncsn_fast.data.images import Output, convert
 from ncsn_fast.engines.base import Engine, dtype_name, progress_shown
@@ -75,7 +76,7 @@ class Sampler:
 
     def __init__(
         self,
-        model: str | Path | ScoreModel | None = None,
+        model: str | Path | ScoreModel | Pipeline | None = None,
         *,
         engine: str = "auto",
         dtype: str | torch.dtype | None = None,

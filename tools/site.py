@@ -1,7 +1,7 @@
 """Hooks of mkdocs: pages outside docs/, links out of it, and the --help of each command.
 
 The pages read the same on a repository's web view and on the site. There, README is the first page,
-and links to files that are no pages become their names.
+links to files that are no pages become their names, and notebooks have been run.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,22 +34,28 @@ OUTSIDE = {
         if path.parent.name != "digits"
     },
 }
+NOTEBOOKS = [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("notebooks/*.ipynb"))]
 SUBCOMMANDS = {"edit": ("inpaint",), "cache": ("clear",)}  # those shown as examples
 _LINK = re.compile(r"(!?\[[^\]]*\])\(([^)\s:#]+)(#[^)\s]*)?\)")
 _HELP = re.compile(r"<!-- help:(\w+) -->")
 _CODE = re.compile(r"(^```.*?^```$|`[^`\n]*`)", re.MULTILINE | re.DOTALL)
 
 
+@event_priority(100)  # before the plugin that makes pages of notebooks
 def on_files(files: Any, config: Any) -> Any:
     """Adds the pages outside docs/."""
     for page, path in OUTSIDE.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / path)))
+    for path in NOTEBOOKS:  # their plugin wants files of a folder
+        files.append(File(path, str(ROOT), config.site_dir, config.use_directory_urls))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Fills in the help of commands, and turns links of the repository into links of the site."""
     here = page.file.src_uri
+    if here.endswith(".ipynb"):
+        return markdown
     source = ROOT / OUTSIDE.get(here, f"docs/{here}")
     text = _HELP.sub(lambda match: help_of(match[1]), markdown)
     parts = _CODE.split(text)
@@ -76,7 +83,7 @@ def _link(match: re.Match[str], source: Path, here: str) -> str:
     if not file.exists():
         raise FileNotFoundError(f"{source.relative_to(ROOT)} links to {target}, which is not there")
     path = file.relative_to(ROOT).as_posix()
-    pages = {outside: page for page, outside in OUTSIDE.items()}
+    pages = {outside: page for page, outside in OUTSIDE.items()} | {n: n for n in NOTEBOOKS}
     uri = pages.get(path, path.removeprefix("docs/") if path.startswith("docs/") else "")
     if not uri:  # a source file, which is no page
         return text.strip("[]")

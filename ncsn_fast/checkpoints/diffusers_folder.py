@@ -57,11 +57,11 @@ def load_diffusers(folder: Path, overrides: Mapping[str, Any]) -> ScoreModel:
     try:
         config = read_json(described)
         scheduler, said = _scheduler(folder, place)
-        options = _options(scheduler)
+        options = options_of(scheduler)
         state, weights = _weights(place)
         net = diffusers_unet.build(config, len(state))
         with_weights(net, state, weights)
-        model = wrap(net, **{**options, **_changes(config, options, overrides)})
+        return described_model(net, config, options, overrides, (folder, said))
     except JSONError as error:
         raise CheckpointError(str(error)) from error
     except CheckpointError:
@@ -69,13 +69,29 @@ def load_diffusers(folder: Path, overrides: Mapping[str, Any]) -> ScoreModel:
     except Exception as error:  # a strange configuration makes diffusers raise nearly anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"cannot use {folder}: {reason:.300}") from error
+
+
+def described_model(
+    net: nn.Module,
+    config: Mapping[str, Any],
+    options: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+    names: tuple[Any, Any],
+) -> ScoreModel:
+    """ScoreModel of a network of diffusers, which `save_pretrained` writes with its configuration.
+
+    Args:
+        config: of the network.   options: of `options_of`.   overrides: as for `load_diffusers`.
+        names: of the source, and of what says what the network predicts, for the log.
+    """
+    model = wrap(net, **{**options, **_changes(config, options, overrides)})
     assert isinstance(model.config, WrappedConfig)
     model.config = dataclasses.replace(
         model.config, diffusers=config, identity=diffusers_unet.identity(config)
     )
     log.info(
         "%s: %s of diffusers; it predicts %s, after %s, for noise levels %.4g to %.4g; %dx%d "
-        "pixels", folder, diffusers_unet.CLASS, options["predicts"], said,
+        "pixels", names[0], diffusers_unet.CLASS, options["predicts"], names[1],
         model.config.sigma_begin, model.config.sigma_end, *model.config.image_size,
     )  # fmt: skip
     return model
@@ -112,7 +128,7 @@ def _scheduler(folder: Path, place: Path) -> tuple[dict[str, Any], Path]:
     )
 
 
-def _options(scheduler: Mapping[str, Any]) -> dict[str, Any]:
+def options_of(scheduler: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of `wrap` for the networks that a scheduler is for; ValueError if unknown."""
     name = str(scheduler.get("_class_name"))
     if name == "ScoreSdeVeScheduler":

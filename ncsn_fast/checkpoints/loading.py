@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from ncsn_fast.checkpoints import hub
 from ncsn_fast.checkpoints.diffusers_folder import load_diffusers, unet_folder
+from ncsn_fast.checkpoints.diffusers_pipeline import Pipeline, from_pipeline, is_pipeline
 from ncsn_fast.checkpoints.edm import from_edm
 from ncsn_fast.checkpoints.edm_pickle import is_edm
 from ncsn_fast.checkpoints.model_folder import CONFIG_NAME, WEIGHTS_NAME, load_model_folder
@@ -31,7 +33,7 @@ SHIPPED = ASSETS / DEFAULT
 
 
 def load(
-    source: str | Path | ScoreModel,
+    source: str | Path | ScoreModel | Pipeline,
     *,
     weights: Weights = "ema",
     net: nn.Module | None = None,
@@ -43,8 +45,9 @@ def load(
     Args:
         source: a run folder, a model folder (config.json + model.safetensors), an authors' .pth
             or EDM's .pkl, a folder of diffusers' UNet2DModel, OWNER/NAME of one of these on the
-            Hugging Face Hub, the name of a model that ships, such as "digits" (shipped.py), or a
-            ScoreModel, which is returned as it is. A name that is a path here is that path.
+            Hugging Face Hub, the name of a model that ships, such as "digits" (shipped.py), a
+            pipeline of diffusers in memory (its network is not copied), or a ScoreModel, which is
+            returned as it is. A name that is a path here is that path.
         weights: "ema" takes the averaged weights where there are any, "raw" the others (runs and
             .pth files).
         net: the network of a model folder that `ncsn_fast.wrap` made, whose weights are replaced.
@@ -60,6 +63,13 @@ def load(
         raise ValueError(f"weights must be 'ema' or 'raw'; got {weights!r}")
     if isinstance(source, ScoreModel):
         return source
+    if not isinstance(source, str | os.PathLike):
+        if is_pipeline(source):
+            return from_pipeline(source, overrides)
+        raise TypeError(
+            "a model is a path, a name, a pipeline of diffusers, or what ncsn_fast.wrap makes of a "
+            f"network; got {type(source).__name__}"
+        )
     path = Path(source).expanduser()
     if not path.exists():
         path = shipped().get(str(source), path)
@@ -103,7 +113,7 @@ def _load_file(path: Path, weights: Weights, overrides: dict[str, Any]) -> Score
     return from_published(contents, path, weights=weights, overrides=overrides)
 
 
-def resolve_model(model: str | Path | ScoreModel | None) -> ScoreModel:
+def resolve_model(model: str | Path | ScoreModel | Pipeline | None) -> ScoreModel:
     """The model that Sampler(model) means; a log line says which, for None."""
     if model is not None:
         return load(model)

@@ -22,6 +22,7 @@ from ncsn_fast.data import files
 from ncsn_fast.data.json_file import read_json
 from ncsn_fast.engines import installation
 from ncsn_fast.engines.base import PrecisionError
+from ncsn_fast.notices import notice
 
 log = logging.getLogger(__name__)
 # Environment variables that choose other kernels.
@@ -95,4 +96,4 @@ def _write(path: Path, verdict: dict[str, Any]) -> None:
         with files.atomic_write(path) as temporary:
             temporary.write_text(json.dumps(verdict))
     except OSError as error:
-        log.info("%s; this model is checked again next time", error)
+        notice(log, "%s; this model is checked again next time", error)

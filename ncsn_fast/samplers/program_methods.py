@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from ncsn_fast.notices import notice
 from ncsn_fast.samplers.choices import FAST_ETA, Form, Variance
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def _epsilon(
         epsilon = config.epsilon * float(ladder[-1] / own[-1]) ** 2
     else:  # Technique 4 speaks of the code's form; the paper's halves its step
         epsilon = epsilon_for(ladder, n_steps_each) * (2 if form == "paper" else 1)
-    log.info("epsilon %.4g for this ladder", epsilon)
+    notice(log, "epsilon %.4g for this ladder", epsilon)
     return epsilon
 
 

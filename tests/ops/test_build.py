@@ -1,13 +1,16 @@
 """The compiled extension: how it was built, and that it needs nothing it should not."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 from ncsn_fast import _C, ops
 
@@ -92,3 +95,42 @@ def test_kernels_package_is_installed():
     import ncsn_fast.kernels
 
     assert ncsn_fast.kernels.__doc__
+
+
+@pytest.mark.slow
+def test_kernels_compile_for_aarch64():
+    compiler = shutil.which("aarch64-linux-gnu-g++")
+    if compiler is None:
+        pytest.skip("aarch64-linux-gnu-g++ is not installed")
+    # The steps of a plan need Python's headers of that machine.
+    sources = [p for p in sorted((ROOT / "csrc" / "cpu").glob("*.cpp")) if p.name != "plan.cpp"]
+    assert len(sources) > 15
+    flags = ["-std=c++20", "-fopenmp", "-Wall", "-Wextra", "-Werror", "-DNCSN_ISA=scalar"]
+    folders = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc' / 'include'}"]
+    subprocess.run([compiler, *flags, *folders, "-fsyntax-only", *map(str, sources)], check=True)
+
+
+def test_instructions_of_one_processor_are_behind_a_condition():
+    for path in sorted((ROOT / "csrc").rglob("*")):
+        depth = []  # conditions around a line
+        for line in path.read_text().splitlines() if path.is_file() else ():
+            if match := re.match(r"#\s*(if|ifdef|ifndef|elif|else|endif)\b(.*)", line):
+                kind, condition = match[1], match[2]
+                if kind in ("elif", "else", "endif"):
+                    depth.pop()
+                if kind != "endif":
+                    depth.append(condition)
+            elif re.search(r"\b_mm\d*_|immintrin|__builtin_cpu_supports|__builtin_ia32", line):
+                assert any("__AVX" in c or "X86" in c for c in depth), f"{path}: {line.strip()}"
+
+
+def test_wheels_are_built_for_every_platform_that_is_told():
+    wheels = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["cibuildwheel"]
+    assert wheels["build"] == [f"cp3{minor}-manylinux_*" for minor in (11, 12, 13)]
+    workflow = (ROOT / ".github" / "workflows" / "wheels.yml").read_text()
+    platforms = (ROOT / "docs" / "platforms.md").read_text()
+    for machine in ("x86_64", "aarch64"):
+        assert f"architecture: {machine}}}" in workflow
+        assert f"manylinux-{machine}-image" in wheels
+        assert f"Linux {machine.replace('_', '-')}" in platforms
+    assert "sample --model digits" in wheels["test-command"]

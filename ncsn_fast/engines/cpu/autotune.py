@@ -36,6 +36,7 @@ from ncsn_fast.engines.cpu.layers import AnyLayer
 from ncsn_fast.engines.cpu.plan import CpuPlan
 from ncsn_fast.engines.lowering.graph import ConvolutionSpec, Graph
 from ncsn_fast.engines.torch_settings import torch_threads
+from ncsn_fast.notices import notice
 from ncsn_fast.ops.extension import _C, forced_isa
 
 log = logging.getLogger(__name__)
@@ -163,7 +164,7 @@ def _only_process(path: Path) -> Iterator[None]:
             lock = filelock.FileLock(path.with_suffix(".lock"), timeout=_PATIENCE)
             held.enter_context(lock)
         except (OSError, NotImplementedError) as error:  # Timeout is an OSError
-            log.info("%s; this process measures the processor by itself", error)
+            notice(log, "%s; this process measures the processor by itself", error)
         yield
 
 
@@ -172,7 +173,7 @@ def _write(path: Path, speeds: Mapping[str, float]) -> None:
         with files.atomic_write(path) as temporary:
             temporary.write_text(json.dumps(speeds))
     except OSError as error:
-        log.info("%s; the processor is measured again next time", error)
+        notice(log, "%s; the processor is measured again next time", error)
 
 
 def _is_speed(speed: object) -> bool:

@@ -28,6 +28,7 @@ from ncsn_fast.data import files
 from ncsn_fast.data.json_file import find_json
 from ncsn_fast.engines.base import DTYPES
 from ncsn_fast.engines.lowering.graph import ConvolutionSpec
+from ncsn_fast.notices import notice
 from ncsn_fast.ops.addresses import NHWC, array
 from ncsn_fast.ops.extension import _C
 
@@ -141,7 +142,7 @@ def _verdict() -> str | None:
         with files.atomic_write(path) as temporary:
             temporary.write_text(json.dumps({"torch": torch.__version__, "failure": failure}))
     except OSError as error:
-        log.info("%s; torch is tried again next time", error)
+        notice(log, "%s; torch is tried again next time", error)
     return failure
 
 

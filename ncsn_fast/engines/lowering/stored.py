@@ -26,6 +26,7 @@ from ncsn_fast.data import files
 from ncsn_fast.data.json_file import find_json
 from ncsn_fast.engines import installation
 from ncsn_fast.engines.lowering.export import STAND_IN, Traced
+from ncsn_fast.notices import notice
 
 log = logging.getLogger(__name__)
 _OURS = "ncsn_fast.models."
@@ -78,7 +79,7 @@ def save(key: str, structure: Structure) -> None:
     try:
         write(_path(key), structure)
     except OSError as error:
-        log.info("%s; the network is traced again next time", error)
+        notice(log, "%s; the network is traced again next time", error)
 
 
 def find(key: str, net: nn.Module) -> Traced | None:

@@ -365,6 +365,15 @@ def test_a_cache_that_cannot_be_written_costs_nothing(cache, caplog):
     assert "the processor is measured again next time" in caplog.text
 
 
+def test_that_is_told_where_logging_is_not_configured(cache, monkeypatch, capsys):
+    cache.write_text("a file where the folder should be")
+    monkeypatch.setattr(logging.Logger, "hasHandlers", lambda self: False)
+    autotune.fastest()
+    told = capsys.readouterr().err
+    assert told.count("ncsn_fast: ") == 2
+    assert "the processor is measured again next time" in told
+
+
 def test_types_that_the_processor_lacks_are_never_tried(cache, monkeypatch):
     """As on x86-64 without AVX-512, where packing a bfloat16 weight raises."""
     pack = onednn.pack
