@@ -26,7 +26,6 @@ from torch import Tensor
 
 from ncsn_fast.data import files
 from ncsn_fast.data.json_file import find_json
-from ncsn_fast.engines.base import DTYPES
 from ncsn_fast.engines.lowering.graph import ConvolutionSpec
 from ncsn_fast.ops.addresses import NHWC, array
 from ncsn_fast.ops.extension import _C
@@ -229,7 +228,7 @@ def product(plan: Any, name: str, a: Tensor, b: Tensor, y: Tensor, added: Tensor
 
 
 @functools.cache
-def lacks(dtype: str) -> str | None:
+def lacks(dtype: torch.dtype) -> str | None:
     """Returns why oneDNN cannot convolve in a dtype on this machine; None where it can.
 
     bfloat16 needs AVX-512 (BW, VL and DQ) or AVX-NE-CONVERT, as far as the environment allows them;
@@ -239,11 +238,12 @@ def lacks(dtype: str) -> str | None:
         return None
     small = ConvolutionSpec(torch.zeros(16, 16, 3, 3))
     try:
-        pack(small, (1, 16, 8, 8), DTYPES[dtype])
+        pack(small, (1, 16, 8, 8), dtype)
     except RuntimeError as error:
         (reason, *_), limits = str(error).splitlines(), [n for n in LIMITS if n in os.environ]
         allowed = "".join(f"; the environment sets {n}={os.environ[n]}" for n in limits)
-        return f"oneDNN has no {dtype} convolutions for this processor ({reason}{allowed})"
+        name = str(dtype).removeprefix("torch.")
+        return f"oneDNN has no {name} convolutions for this processor ({reason}{allowed})"
     return None
 
 
