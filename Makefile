@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 TORCH := torch>=2.9
 GPU_SETUP := $(if $(filter $(VENV)/%,$(PY)),setup)
 
-.PHONY: demo setup check fmt test test-slow test-all test-asan fuzz campaign test-gpu bench-gpu gpu rehearse-gpu bench docs \
+.PHONY: demo setup check fmt test test-slow test-all test-asan fuzz campaign test-gpu bench-gpu gpu rehearse-gpu bench bench-avx2 docs \
 	package wheel clean
 
 # What an hour of training gives, beside the minute of the demo: the model of MNIST, if it ships.
@@ -88,6 +88,16 @@ bench: setup                         ## every benchmark, half an hour or more; t
 	$(PY) -m pytest benchmarks/ --benchmark-only --benchmark-json=benchmarks/results/cpu.json
 	$(PY) tools/write_results.py benchmarks/results/cpu.json
 	$(PY) tools/write_readme.py
+
+# As on a processor without AVX-512: the levels of our kernels, of oneDNN (PyTorch's and OpenVINO's) and
+# of PyTorch's own kernels. Nothing limits ONNX Runtime and torch.compile, so they stay away.
+AVX2 := NCSN_FAST_ISA=avx2 ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
+
+bench-avx2: setup                    ## the networks with AVX2 forced, in ten minutes; then their tables
+	$(AVX2) $(PY) -m pytest benchmarks/bench_network.py benchmarks/bench_unet.py --benchmark-only \
+		-k "(cifar10-b1 or cifar10-b8 or unet) and not ort and not inductor and not direct" --no-peak-memory \
+		--benchmark-json=benchmarks/results/cpu-avx2.json
+	$(PY) tools/write_results.py
 
 docs: setup                          ## the site, into build/site/; a broken link or name fails
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict

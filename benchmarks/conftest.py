@@ -19,7 +19,9 @@ from ncsn_fast import EngineUnavailable, ops
 
 RESULTS = pytest.StashKey[dict[tuple[Any, ...], dict[str, Result]]]()
 NOT_RUN = pytest.StashKey[list[dict[str, str]]]()
-FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
+# Environment variables that keep a run from instructions that the processor has.
+LIMITS = ("NCSN_FAST_ISA", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
+FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,6 +157,7 @@ def machine_facts() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "isa": ops.available()["isa_default"],
+        "limits": {name: os.environ[name] for name in LIMITS if name in os.environ},
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "versions": {
             name: _version(name) for name in ("torch", "openvino", "onnxruntime", "ncsn_fast")

@@ -16,13 +16,13 @@ from race import Absent, relative_error
 from torch import Tensor, nn
 
 from ncsn_fast import ScoreModel, ops
-from ncsn_fast.engines.cpu.engine import CpuEngine
+from ncsn_fast.engines.cpu import onednn
 from ncsn_fast.inference.cost import network_flop
 
 
 def check_dtype(dtype: torch.dtype) -> None:
     """Raises Absent, with the reason, if oneDNN does not convolve in a dtype on this machine."""
-    problem = CpuEngine.lacks("bf16" if dtype is torch.bfloat16 else "fp32")
+    problem = onednn.lacks(dtype)
     if problem is not None:
         raise Absent(problem)
 

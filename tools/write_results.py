@@ -2,7 +2,8 @@
 
 `pytest benchmarks/ --benchmark-only --benchmark-json=benchmarks/results/NAME.json` measures;
 `python tools/write_results.py [FILE]` then reduces that file to the part worth committing, and
-writes table and plot from it. Without FILE the newest cpu*.json of benchmarks/results/ is taken.
+writes table and plot from it. Without FILE the newest cpu*.json of benchmarks/results/ is taken,
+but for cpu-*.json: those are of other kinds of machines, and the page shows their tables below.
 With `--check` it only reports whether page and file are up to date. A second FILE is a later run
 of some groups, which replace those of the first; each group is then from one run, and the caption
 names the measured commits.
@@ -22,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE, PLOT = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "benchmarks.png"
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+_OTHER = "cpu-"  # begins the names of the results of other kinds of machines
 STATISTICS = ("median", "q1", "q3", "min", "rounds", "iterations")
 COMPUTED = (
     "`ald` against `fast`: all N evaluations were timed, or n of N, and then images/s are computed "
@@ -91,13 +93,18 @@ def caption(results: dict[str, Any], source: str) -> str:
     facts = results["machine_info"]["ncsn_fast"]
     versions = ", ".join(f"{name} {v}" for name, v in facts["versions"].items() if v)
     rounds = [r["stats"]["rounds"] for r in results["benchmarks"] if "flop" in r["extra_info"]]
+    limits = " ".join(f"{name}={level}" for name, level in facts.get("limits", {}).items())
+    forced = f"limited by `{limits}`; " if limits else ""
+    command = f"pytest benchmarks/ --benchmark-only --benchmark-json=benchmarks/results/{source}"
+    if (kind := Path(source).stem).startswith(_OTHER):
+        command = f"make bench-{kind.removeprefix(_OTHER)}"
     parts = [
         "*Cells: median time · times faster than `published`, the released code as it runs · share "
         "of the time that the network's convolutions alone take (`convolutions-*`, same type).",
-        f"{facts['processor']} ({', '.join(facts['flags'])}), threads: {facts['threads']}; "
+        f"{facts['processor']} ({', '.join(facts['flags'])}), {forced}threads: {facts['threads']}; "
         f"{versions}; {min(rounds)} to {max(rounds)} interleaved rounds; "
         f"{results['datetime'][:10]}, {measured(results)}. To repeat it:* "
-        f"`pytest benchmarks/ --benchmark-only --benchmark-json=benchmarks/results/{source}`",
+        f"`{command}`",
     ]
     baselines = [
         r["extra_info"]["baseline_rss_mb"]
@@ -118,9 +125,14 @@ def caption(results: dict[str, Any], source: str) -> str:
     return "\n\n".join(textwrap.fill(line, 118, break_on_hyphens=False) for line in lines)
 
 
-def block(results: dict[str, Any], source: str) -> str:
-    """Returns all text between the markers."""
-    return "\n\n".join([*tables(results), caption(results, source)])
+def block(results: dict[str, Any], source: str, others: dict[str, dict[str, Any]]) -> str:
+    """Returns all text between the markers; `others` are results of other kinds of machines."""
+    parts = [*tables(results), caption(results, source)]
+    for name, other in others.items():
+        facts = other["machine_info"]["ncsn_fast"]
+        level = f", limited to {facts['isa']}" if facts.get("limits") else ""
+        parts += [f"## {facts['processor']}{level}", *tables(other), caption(other, name)]
+    return "\n\n".join(parts)
 
 
 def fill(text: str, content: str) -> str:
@@ -168,21 +180,28 @@ def plot(results: dict[str, Any], path: Path) -> None:
 
 def newest() -> Path:
     """Returns the latest results file; FileNotFoundError says how to make one."""
-    files = list(RESULTS.glob("cpu*.json"))
+    files = [path for path in RESULTS.glob("cpu*.json") if not path.stem.startswith(_OTHER)]
     if not files:
         raise FileNotFoundError(f"no cpu*.json in {RESULTS.relative_to(ROOT)}; see {__file__}")
     return max(files, key=lambda path: json.loads(path.read_text())["datetime"])
 
 
+def _text(results: dict[str, Any]) -> str:
+    return json.dumps(results, indent=1, ensure_ascii=False) + "\n"
+
+
 def write(source: Path, again: list[Path], *, check: bool) -> list[str]:
     """Returns the names of outdated files; rewrites them, and the plot, unless `check`."""
     old, page = source.read_text(), PAGE.read_text()
+    raw = {path: path.read_text() for path in sorted(RESULTS.glob(f"{_OTHER}*.json"))}
+    others = {path: strip(json.loads(text)) for path, text in raw.items()}
     results = strip(json.loads(old))
     for path in again:
         results = merge(results, strip(json.loads(path.read_text())))
     wanted = {
-        source: (old, json.dumps(results, indent=1, ensure_ascii=False) + "\n"),
-        PAGE: (page, fill(page, block(results, source.name))),
+        source: (old, _text(results)),
+        **{path: (raw[path], _text(other)) for path, other in others.items()},
+        PAGE: (page, fill(page, block(results, source.name, {p.name: o for p, o in others.items()}))),
     }
     stale = [path for path, (before, after) in wanted.items() if before != after]
     if not check:

@@ -45,7 +45,6 @@ def dtype_name(dtype: str | torch.dtype, kind: type[Engine]) -> str:
 
     Raises:
         ValueError: the engine does not support the dtype; the message lists those it does.
-        EngineUnavailable: the engine does, but this machine does not.
     """
     aliases = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
     name = aliases.get(given := str(dtype).removeprefix("torch."), given)
@@ -53,18 +52,7 @@ def dtype_name(dtype: str | torch.dtype, kind: type[Engine]) -> str:
         raise ValueError(
             f"engine {kind.name!r} computes in {' or '.join(kind.dtypes)}; got dtype {dtype!r}"
         )
-    check_machine(name, kind)
     return name
-
-
-def check_machine(dtype: str, kind: type[Engine]) -> None:
-    """Raises EngineUnavailable unless an engine class supports a dtype on this machine."""
-    problem = kind.lacks(dtype)
-    if problem is not None:
-        raise EngineUnavailable(
-            f"engine {kind.name!r} cannot compute in {dtype} here: {problem}; leave dtype out, or "
-            "use dtype='fp32'"
-        )
 
 
 class EngineUnavailable(RuntimeError):
@@ -117,7 +105,6 @@ class Engine(abc.ABC):
         batch_size: int,
         threads: int | None = None,
     ) -> None:
-        check_machine(dtype, type(self))
         self.model, self.device, self.dtype = model, device, dtype
         self.batch_size, self.threads = batch_size, threads
         self._doubled: Self | None = None
@@ -164,11 +151,6 @@ class Engine(abc.ABC):
         return self.dtype
 
     @classmethod
-    def lacks(cls, dtype: str) -> str | None:
-        """Returns why the engine cannot use a dtype on this machine; None where it can."""
-        return None
-
-    @classmethod
     def attempts(
         cls,
         device: torch.device,
@@ -185,10 +167,10 @@ class Engine(abc.ABC):
 
     @classmethod
     def _dtypes_to_try(cls, dtype: str | None, first: str) -> list[str]:
-        """Returns the given dtype; for None, `first` and the more precise ones available here."""
+        """Returns the given dtype; for None, `first` and the more precise ones."""
         if dtype is not None:
             return [dtype]
-        return [name for name in cls.dtypes[cls.dtypes.index(first) :] if cls.lacks(name) is None]
+        return [*cls.dtypes[cls.dtypes.index(first) :]]
 
     @classmethod
     def slowdown(

@@ -279,6 +279,37 @@ def test_results_are_written_and_checked(
     assert (checkout / "docs" / "benchmarks.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_other_kinds_of_machines_have_tables_below(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    facts: Any = RAW["machine_info"]["ncsn_fast"]
+    limits = {"NCSN_FAST_ISA": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    other = RAW | {
+        "datetime": "2027-01-02T03:04:05",
+        "not_run": [],
+        "machine_info": {"node": "x", "ncsn_fast": {**facts, "isa": "avx2", "limits": limits}},
+        "benchmarks": [
+            record("CIFAR-10 32x32, B = 8", "published", 6.0, workload="w"),
+            record("CIFAR-10 32x32, B = 8", "ours-bf16", 1.5, workload="w"),
+        ],
+    }
+    (checkout / "results" / "cpu-avx2.json").write_text(json.dumps(other))
+    assert write_results.newest().name == "cpu.json"
+    assert run(monkeypatch, "--check") == 1
+    assert "out of date: cpu.json, cpu-avx2.json, README.md" in capsys.readouterr().out
+    assert run(monkeypatch) == 0
+    assert run(monkeypatch, "--check") == 0
+    first, _, second = (checkout / "README.md").read_text().partition("## Some Processor, limited to")
+    assert "| **`ours-bf16`** | 200 ms · 5.00x · 80% |" in first
+    assert "limited by" not in first
+    assert "| **`ours-bf16`** | 1.5 s · 4.00x |" in second
+    words = " ".join(second.split())
+    assert "limited by `NCSN_FAST_ISA=avx2 ONEDNN_MAX_CPU_ISA=AVX2`; threads: 2" in words
+    assert "To repeat it:* `make bench-avx2`" in words
+    assert '"node"' not in (checkout / "results" / "cpu-avx2.json").read_text()
+
+
 def test_a_changed_figure_is_noticed(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     assert run(monkeypatch) == 0

@@ -3,8 +3,9 @@
 Timed are the dtype of feature maps, and of every layer that has two algorithms (layers.py) both:
 for a 3x3 convolution oneDNN's direct one and our Winograd convolution
 (csrc/include/ncsn_fast/winograd.h), for a 1x1 convolution oneDNN's and a matrix product, for
-attention our fused kernel and matrix products. Which is faster depends on the processor: bfloat16
-needs AMX or AVX-512-BF16; Winograd needs a quarter of the multiplications and multiplies bfloat16
+attention our fused kernel and matrix products. Which is faster depends on the processor: oneDNN's
+bfloat16 needs AMX or AVX-512-BF16 to be fast, and without AVX-512 its convolutions of bfloat16 maps
+are of copies in float32; Winograd needs a quarter of the multiplications and multiplies bfloat16
 maps in 16-bit fixed point, which every processor supports.
 No choice depends on the batch size, so that all processes of a job choose alike.
 """
@@ -57,7 +58,7 @@ _lock = threading.Lock()
 class Choice:
     """Speeds of a typical convolution in each variant, relative to direct fp32.
 
-    A variant is a dtype that this machine supports and an algorithm, such as "bf16 winograd".
+    A variant is a dtype and an algorithm, such as "bf16 winograd".
     """
 
     speed: dict[str, float]
@@ -70,8 +71,6 @@ class Choice:
     @property
     def dtype(self) -> str:
         """The faster dtype, each with its better algorithm."""
-        if "bf16 direct" not in self.speed:
-            return "fp32"
         fp32, bf16 = (self.speed[f"{dtype} {self.algorithm(dtype)}"] for dtype in ("fp32", "bf16"))
         return "bf16" if bf16 / fp32 >= _GAIN else "fp32"
 
@@ -204,9 +203,8 @@ def _read(path: Path) -> Choice | None:
 
 
 def _variants() -> list[tuple[str, str]]:
-    """Returns the dtypes that this machine supports, fp32 first, each with every algorithm."""
-    types = [dtype for dtype in ("fp32", "bf16") if onednn.lacks(dtype) is None]
-    return [(dtype, algorithm) for dtype in types for algorithm in ALGORITHMS]
+    """Returns the dtypes, fp32 first, each with every algorithm."""
+    return [(dtype, algorithm) for dtype in ("fp32", "bf16") for algorithm in ALGORITHMS]
 
 
 def _measure(threads: int) -> dict[str, float]:

@@ -90,10 +90,6 @@ class CpuEngine(StaticEngine):
         return f"{self.dtype} ({self.convolutions})"
 
     @classmethod
-    def lacks(cls, dtype: str) -> str | None:
-        return onednn.lacks(dtype)
-
-    @classmethod
     def default_dtype(cls, device: torch.device) -> str:
         return autotune.fastest().dtype
 

@@ -8,13 +8,19 @@ from torch import Tensor
 from ncsn_fast.engines.cpu import onednn
 from ncsn_fast.engines.lowering import torch_steps
 from ncsn_fast.engines.lowering.graph import Graph, Map, Op
+from ncsn_fast.engines.lowering.memory_plan import aligned
 from ncsn_fast.engines.lowering.static_memory import StaticMemory, Weights
-from ncsn_fast.ops.addresses import Array, array, part
+from ncsn_fast.ops.addresses import NHWC, Array, array, part
 from ncsn_fast.ops.extension import _C
 
 
 class PlanMemory(StaticMemory):
-    """Memory of a graph's maps, and its list of C++ steps; convolutions' weights are packed."""
+    """Memory of a graph's maps, and its list of C++ steps; convolutions' weights are packed.
+
+    Attributes:
+        converts: whether oneDNN has no products in the maps' type on this machine, so that it gets
+            copies of the maps in float32.
+    """
 
     def __init__(
         self, graph: Graph, batch: int, dtype: torch.dtype, weights: Weights | None = None
@@ -23,6 +29,10 @@ class PlanMemory(StaticMemory):
         self.bfloat16 = dtype is torch.bfloat16
         self._by_level = self._in_torch = False
         self._scratch: dict[tuple[int, ...], Tensor] = {}
+        self.converts = onednn.lacks(dtype) is not None
+        if self.converts:
+            self.arithmetic = torch.float32
+        self._wide: dict[str, Tensor] = {}
         self.steps = _C.Plan(*onednn.addresses())
 
     def in_torch(self, op: Op) -> None:
@@ -33,7 +43,30 @@ class PlanMemory(StaticMemory):
     @property
     def map_bytes(self) -> int:
         """Bytes of the feature-map buffer and the auxiliary buffers."""
-        return super().map_bytes + sum(t.nbytes for t in self._scratch.values())
+        own = (*self._scratch.values(), *self._wide.values())
+        return super().map_bytes + sum(t.nbytes for t in own)
+
+    def wide(self, x: Map, role: str) -> Tensor:
+        """Returns memory for a map in float32, free between two operations; one for each role."""
+        if role not in self._wide:
+            maps = (m for op in self.graph.ops for m in (*op.inputs, *op.outputs))
+            size = max(map(self.count, maps)) * torch.float32.itemsize
+            self._wide[role] = aligned(size)[:size].view(torch.float32)
+        n, c, h, w = self.shape(x)
+        return self._wide[role].as_strided((n, c, h, w), (h * w * c, 1, w * c, c))
+
+    def widen(self, x: Map, to: Tensor) -> None:
+        """Adds a step that copies a map to memory of `wide`."""
+        self._convert(x, self.array(x), array("map", to, tuple(to.shape), to.dtype, layout=NHWC))
+
+    def narrow(self, y: Map, source: Tensor) -> None:
+        """Adds a step that rounds memory of `wide` to a map."""
+        wide = array("map", source, tuple(source.shape), source.dtype, layout=NHWC)
+        self._convert(y, wide, self.array(y), narrows=True)
+
+    def _convert(self, x: Map, source: Array, target: Array, *, narrows: bool = False) -> None:
+        n, c, h, w = self.shape(x)
+        self.steps.copy_channels(source, target, n * h * w, c, c, 0, c, 0, not narrows, narrows)
 
     def copy(self, x: Map, y: Map) -> None:
         """Adds a step that copies a map."""

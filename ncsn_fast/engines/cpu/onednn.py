@@ -1,8 +1,8 @@
-"""oneDNN's convolutions inside libtorch: packed weights, and the function that adds a convolution.
+"""oneDNN's convolutions and products inside libtorch, and packed weights.
 
 All of it is private to torch, so this is the only module that uses it, and it trusts nothing: names
 are looked up, and with a torch that the tests have not run, the operators' schemas are compared and
-one convolution is tried in a child process before this one calls an address. The verdict is
+every function is tried in a child process before this one calls an address. The verdict is
 remembered.
 """
 
@@ -26,7 +26,6 @@ from torch import Tensor
 
 from ncsn_fast.data import files
 from ncsn_fast.data.json_file import find_json
-from ncsn_fast.engines.base import DTYPES
 from ncsn_fast.engines.lowering.graph import ConvolutionSpec
 from ncsn_fast.notices import notice
 from ncsn_fast.ops.addresses import NHWC, array
@@ -41,17 +40,22 @@ _FUNCTIONS = (
     "aoti_torch_delete_tensor_object",
 )
 _PACK, _ADD = "_reorder_convolution_weight", "_convolution_pointwise_"
-# The C function has the arguments of its operator, in this order.
+# The C function has the arguments of its operator, in this order, but for an `out`, which is first.
 _SCHEMAS = {
-    (_PACK, "default"): (
+    ("mkldnn", _PACK, "default"): (
         "(Tensor self, int[2] padding=0, int[2] stride=1, int[2] dilation=1, int groups=1, "
         "int[]? input_size=None) -> Tensor Y"
     ),
-    (_ADD, "binary"): (
+    ("mkldnn", _ADD, "binary"): (
         "(Tensor(a!) other, Tensor X, Tensor W, Tensor? B, int[] padding, int[] stride, "
         "int[] dilation, int groups, str binary_attr, Scalar? alpha, str? unary_attr, "
         "Scalar?[] unary_scalars, str? unary_algorithm) -> Tensor(a!) Y"
     ),
+    ("aten", "addmm", "out"): (
+        "(Tensor self, Tensor mat1, Tensor mat2, *, Scalar beta=1, Scalar alpha=1, Tensor(a!) out) "
+        "-> Tensor(a!)"
+    ),
+    ("aten", "bmm", "out"): "(Tensor self, Tensor mat2, *, Tensor(a!) out) -> Tensor(a!)",
 }
 # Environment variables that limit oneDNN's instruction set.
 LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
@@ -118,11 +122,11 @@ def owned(tensors: list[Tensor]) -> list[Any]:
 
 def _changed_schema() -> str | None:
     """Returns which operator takes other arguments than ours; None if all are the same."""
-    for (name, overload), expected in _SCHEMAS.items():
-        operator = getattr(getattr(torch.ops.mkldnn, name), overload, None)
+    for (library, name, overload), expected in _SCHEMAS.items():
+        operator = getattr(getattr(getattr(torch.ops, library), name), overload, None)
         found = str(getattr(operator, "_schema", "no schema"))
         if not found.endswith(expected):
-            return f"torch {torch.__version__} has mkldnn.{name} with other arguments: {found}"
+            return f"torch {torch.__version__} has {library}.{name} with other arguments: {found}"
     return None
 
 
@@ -170,24 +174,31 @@ def _try_in_child() -> tuple[str | None, bool]:
 
 
 def trial() -> None:
-    """Adds a convolution to a map as plans do, and compares the sum with torch's public function.
+    """Calls every function as plans do, and compares the results with torch's public functions.
 
     Raises:
         RuntimeError: they differ.
     """
     generator = torch.Generator().manual_seed(0)
-    x, total = (torch.randn(2, 16, n, n, generator=generator) for n in (8, 6))
-    weight, bias = torch.randn(16, 16, 3, 3, generator=generator), torch.ones(16)
-    spec = ConvolutionSpec(weight, bias, padding=1, dilation=2)
-    expected = total + F.conv2d(x, weight, bias, padding=1, dilation=2)
+
+    def numbers(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    x, total = (numbers(2, 16, n, n) for n in (8, 6))
+    spec = ConvolutionSpec(numbers(16, 16, 3, 3), torch.ones(16), padding=1, dilation=2)
+    convolved = total + F.conv2d(x, spec.weight, spec.bias, padding=1, dilation=2)
     x, y = (t.contiguous(memory_format=torch.channels_last) for t in (x, total))
+    a, b, added, out = numbers(6, 5), numbers(5, 7), numbers(6, 7), torch.zeros(6, 7)
+    left, right, each = numbers(3, 2, 6, 5), numbers(3, 2, 5, 7), torch.zeros(3, 2, 6, 7)
     plan = _C.Plan(*_found())
-    packed = pack(spec, tuple(x.shape), torch.float32)
-    add(plan, "trial", spec, x, packed, y, clear=False)
+    add(plan, "trial", spec, x, pack(spec, tuple(x.shape), torch.float32), y, clear=False)
+    product(plan, "trial", a, b, out, added)
+    products(plan, "trial", left, right, each)
     plan.run(-1)
-    error = float((y - expected).abs().max())
-    if not error <= 1e-4 * float(expected.abs().max()):
-        raise RuntimeError(f"its sum is off by {error:.2g}")
+    for found, expected in ((y, convolved), (out, added + a @ b), (each, left @ right)):
+        error = float((found - expected).abs().max())
+        if not error <= 1e-4 * float(expected.abs().max()):
+            raise RuntimeError(f"its sum is off by {error:.2g}")
 
 
 def add(
@@ -230,7 +241,7 @@ def product(plan: Any, name: str, a: Tensor, b: Tensor, y: Tensor, added: Tensor
 
 
 @functools.cache
-def lacks(dtype: str) -> str | None:
+def lacks(dtype: torch.dtype) -> str | None:
     """Returns why oneDNN cannot convolve in a dtype on this machine; None where it can.
 
     bfloat16 needs AVX-512 (BW, VL and DQ) or AVX-NE-CONVERT, as far as the environment allows them;
@@ -240,11 +251,12 @@ def lacks(dtype: str) -> str | None:
         return None
     small = ConvolutionSpec(torch.zeros(16, 16, 3, 3))
     try:
-        pack(small, (1, 16, 8, 8), DTYPES[dtype])
+        pack(small, (1, 16, 8, 8), dtype)
     except RuntimeError as error:
         (reason, *_), limits = str(error).splitlines(), [n for n in LIMITS if n in os.environ]
         allowed = "".join(f"; the environment sets {n}={os.environ[n]}" for n in limits)
-        return f"oneDNN has no {dtype} convolutions for this processor ({reason}{allowed})"
+        name = str(dtype).removeprefix("torch.")
+        return f"oneDNN has no {name} convolutions for this processor ({reason}{allowed})"
     return None
 
 

@@ -76,7 +76,7 @@ class CpuPlan(PlanMemory):
         self._in_torch = False
         if isinstance(op.spec, ConvolutionSpec):
             kind = self._add_convolution(op, op.spec)
-        elif isinstance(op.spec, AttentionSpec) and _is_in(self.products, op.name):
+        elif isinstance(op.spec, AttentionSpec) and self._takes_product(op):
             steps.attention_by_products(self, op)
             kind = "attention (products)"
         else:
@@ -96,14 +96,26 @@ class CpuPlan(PlanMemory):
         if f"{op.name} (product)" in self.weights or self._chooses_product(op, spec):
             self._add_product(op, spec)
             return "product"
+        self._add_direct(op, spec)
+        return "conv"
+
+    def _add_direct(self, op: Op, spec: ConvolutionSpec) -> None:
+        """Adds oneDNN's convolution, of copies in float32 where it has none in the maps' type."""
         x, y = op.inputs[0], op.outputs[0]
         if op.name not in self.weights:
-            self.weights[op.name] = onednn.pack(spec, self.shape(x), self.dtype)
+            self.weights[op.name] = onednn.pack(spec, self.shape(x), self.arithmetic)
+        source, target = self.tensor(x), self.tensor(y)
+        if self.converts:
+            source, target = self.wide(x, "input"), self.wide(y, "output")
+            self.widen(x, source)
+            if op.overwrites:
+                self.widen(y, target)
         onednn.add(
-            self.steps, op.name, spec, self.tensor(x), self.weights[op.name], self.tensor(y),
+            self.steps, op.name, spec, source, self.weights[op.name], target,
             clear=not op.overwrites,
         )  # fmt: skip
-        return "conv"
+        if self.converts:
+            self.narrow(y, target)
 
     def _chooses_winograd(self, op: Op, spec: ConvolutionSpec) -> bool:
         """Returns whether to use Winograd; packed weights keep their algorithm at every size."""
@@ -115,7 +127,11 @@ class CpuPlan(PlanMemory):
         """Returns whether to use a matrix product; see `_chooses_winograd`."""
         if op.name in self.weights:
             return False
-        return _is_in(self.products, op.name) and can_be_product(op, spec)
+        return self._takes_product(op) and can_be_product(op, spec)
+
+    def _takes_product(self, op: Op) -> bool:
+        """Returns whether matrix products are wanted, and oneDNN has them in the maps' type."""
+        return _is_in(self.products, op.name) and not self.converts
 
     def _add_product(self, op: Op, spec: ConvolutionSpec) -> None:
         maps = (op.inputs[0], op.outputs[0])

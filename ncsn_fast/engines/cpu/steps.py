@@ -201,6 +201,9 @@ def attention_by_products(plan: PlanMemory, op: Op) -> None:
 def _product(plan: PlanMemory, op: Op) -> None:
     spec = op.spec
     assert isinstance(spec, ProductSpec)
+    if plan.converts:
+        plan.in_torch(op)
+        return
     onednn.products(plan.steps, op.name, *map(plan.view, (spec.a, spec.b, spec.y)))
 
 

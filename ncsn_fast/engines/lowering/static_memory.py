@@ -31,6 +31,9 @@ class StaticMemory:
     Args:
         weights: weights of another plan of the same network and dtype, to share; missing ones are
             copied from the network.
+
+    Attributes:
+        arithmetic: type in which libraries multiply maps: the maps' own, or a wider one.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class StaticMemory:
         if graph.batch not in (None, batch):
             raise ValueError(f"lowered for {graph.batch} images; got a batch of {batch}")
         self.graph, self.batch, self.dtype, self.device = graph, batch, dtype, device
+        self.arithmetic = dtype
         self.weights: Weights = {} if weights is None else weights
         self._offsets, size = plan_memory(graph, batch, dtype.itemsize)
         self._buffer = aligned(size, device)
@@ -141,10 +145,10 @@ class StaticMemory:
         return self.weights[key]
 
     def plain(self, key: str, *tensors: Tensor | None) -> list[Tensor]:
-        """Returns copies of weights in the maps' type, channels-last; None is left out."""
+        """Returns copies of weights for products with maps, channels-last; None is left out."""
         if key not in self.weights:
             given = [t.detach() for t in tensors if t is not None]
-            copies = [t.to(self.device, self.dtype, copy=True) for t in given]
+            copies = [t.to(self.device, self.arithmetic, copy=True) for t in given]
             self.weights[key] = [
                 t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t.contiguous()
                 for t in copies

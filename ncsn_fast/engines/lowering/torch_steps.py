@@ -103,13 +103,14 @@ def _convolution(plan: StaticMemory, op: Op) -> Step:
 
 
 def _conv_transpose(plan: StaticMemory, op: Op) -> Step:
-    """Transposed convolution, in the maps' type."""
+    """Transposed convolution."""
     spec = op.spec
     assert isinstance(spec, TransposedSpec)
     weight, *bias = plan.plain(op.name, spec.weight, spec.bias)
     x, y = plan.tensor(op.inputs[0]), plan.tensor(op.outputs[0])
     settings = (spec.stride, spec.padding, spec.output_padding, spec.groups, spec.dilation)
-    return lambda: y.copy_(F.conv_transpose2d(x, weight, bias[0] if bias else None, *settings))
+    shift, kind = bias[0] if bias else None, plan.arithmetic
+    return lambda: y.copy_(F.conv_transpose2d(x.to(kind), weight, shift, *settings))
 
 
 def _layer_norm(plan: StaticMemory, op: Op) -> Step:
@@ -141,7 +142,8 @@ def _product(plan: StaticMemory, op: Op) -> Step:
     spec = op.spec
     assert isinstance(spec, ProductSpec)
     a, b, y = map(plan.view, (spec.a, spec.b, spec.y))
-    return lambda: y.copy_(a @ b)
+    kind = plan.arithmetic
+    return lambda: y.copy_(a.to(kind) @ b.to(kind))
 
 
 def _softmax(plan: StaticMemory, op: Op) -> Step:

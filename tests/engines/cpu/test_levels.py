@@ -40,13 +40,14 @@ FILES = (
     "test_sampler.py",
 )
 CALL = """
+import torch
 import ncsn_fast
 from ncsn_fast import doctor
 from ncsn_fast.engines.cpu import onednn
 sampler = ncsn_fast.Sampler("digits", device="cpu")
 assert sampler.sample(2, method="cas", progress=False).isfinite().all()
 assert doctor.main([]) == 0
-print("bf16:", onednn.lacks("bf16") is None, sampler.report.engine)
+print("bf16:", onednn.lacks(torch.bfloat16) is None, sampler.report.engine)
 """
 
 pytestmark = [
@@ -90,7 +91,7 @@ def test_the_default_call_and_doctor_run(limited):
 def test_benchmarks_leave_out_what_the_processor_lacks(limited):
     files = [f"benchmarks/{name}.py" for name in ("bench_winograd", "bench_sampling")]
     said = limited("-m", "pytest", "-q", "-rs", "--benchmark-disable", "-k", "not equal", *files)
-    assert "oneDNN has no bf16 convolutions for this processor" in said
+    assert "oneDNN has no bfloat16 convolutions for this processor" in said
     assert " passed" in said
 
 

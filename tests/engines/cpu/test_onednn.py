@@ -1,13 +1,16 @@
 """Private names of torch: what is missing or changed is found before an address is called."""
 
+import ctypes
 import json
 import logging
+import re
 import subprocess
 import sys
 
 import pytest
 import torch
 from engine_cases import CPU, model
+from paths import ROOT
 
 from ncsn_fast import EngineUnavailable, Sampler, engines
 from ncsn_fast.engines.cpu import onednn
@@ -82,7 +85,7 @@ def test_releases_that_were_tested_need_no_child(monkeypatch):
 def test_a_changed_operator_is_not_even_tried(name, monkeypatch, children):
     children("")
     monkeypatch.setitem(onednn._SCHEMAS, name, "(Tensor x) -> Tensor")
-    words = rf"^torch \S+ has mkldnn\.{name[0]} with other arguments: .*; install torch"
+    words = rf"^torch \S+ has {name[0]}\.{name[1]} with other arguments: .*; install torch"
     with pytest.raises(RuntimeError, match=words):
         onednn.addresses()
     assert not children.started
@@ -145,6 +148,59 @@ def test_the_trial_sees_a_wrong_sum(monkeypatch):
     monkeypatch.setattr(onednn, "pack", lambda *a: [1.01 * t for t in pack(*a)])
     with pytest.raises(RuntimeError, match="its sum is off by "):
         onednn.trial()
+
+
+@pytest.mark.parametrize("name", ["product", "products"])
+def test_the_trial_sees_a_wrong_product(name, monkeypatch):
+    right = getattr(onednn, name)
+    monkeypatch.setattr(onednn, name, lambda plan, of, a, *more: right(plan, of, 1.01 * a, *more))
+    with pytest.raises(RuntimeError, match="its sum is off by "):
+        onednn.trial()
+
+
+def called_by_plans() -> list[str]:
+    """Functions of libtorch that the C++ sources call: members of `struct Torch`, in order."""
+    header, calls = (ROOT / "csrc" / "cpu" / "plan.h").read_text(), set()
+    (members,) = re.findall(r"^struct Torch \{\n(.*?)^\};", header, re.MULTILINE | re.DOTALL)
+    names = re.findall(r"^    (?!using)\w+ (\w+);$", members, re.MULTILINE)
+    for source in (ROOT / "csrc").rglob("*.cpp"):
+        calls |= {*re.findall(r"\btorch_?\.(\w+)\(", source.read_text())}
+    assert calls == {*names}
+    return names
+
+
+def test_the_trial_calls_every_function_that_plans_call(monkeypatch):
+    names, used = called_by_plans(), []
+    assert len(names) == len(onednn._FUNCTIONS)
+    real, word, number = onednn._found(), ctypes.c_void_p, ctypes.c_double
+    arguments = {
+        "convolution_add": [word] * 19, "product_add": [word] * 4 + [number] * 2,
+        "products": [word] * 3, "release": [word],
+    }  # fmt: skip
+
+    def watched(name, address):
+        kind = ctypes.CFUNCTYPE(ctypes.c_int32, *arguments[name])
+        call = kind(address)
+        return kind(lambda *given: used.append(name) or call(*given))
+
+    held = [watched(*pair) for pair in zip(names, real, strict=True)]
+    addresses = tuple(ctypes.cast(function, word).value for function in held)
+    monkeypatch.setattr(onednn, "_found", lambda: addresses)
+    onednn.trial()
+    assert {*used} == {*names}
+
+
+def test_schemas_are_known_of_every_function_of_an_operator():
+    operators = {name.strip("_") for _, name, _ in onednn._SCHEMAS}
+    for function in onednn._FUNCTIONS:
+        known = any(operator in function for operator in operators)
+        assert known == (function != "aoti_torch_delete_tensor_object"), function
+
+
+def test_private_names_of_torch_are_in_one_module():
+    private = re.compile(r"\bmkldnn\.|torch\.ops\.mkldnn|aoti_|_aoti")
+    users = {p.name for p in (ROOT / "ncsn_fast").rglob("*.py") if private.search(p.read_text())}
+    assert users == {"onednn.py"}
 
 
 @pytest.mark.slow

@@ -119,8 +119,6 @@ def test_the_tutorials_network(version):
 )
 def test_a_users_unet(style, dtype):
     torch.manual_seed(0)
-    if dtype not in engine_cases.TYPES:
-        pytest.skip("no bf16 convolutions for this processor")
     types = {"fp32": torch.float32, "bf16": torch.bfloat16}
     net = networks.UNet(**style)
     found, expected, kinds = computed(net, (3, 16, 16), (TIMES,), types[dtype])
@@ -346,8 +344,6 @@ def test_data_that_are_no_images(net, shape):
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_a_unet_of_diffusers(dtype):
     diffusers = pytest.importorskip("diffusers")
-    if dtype not in engine_cases.TYPES:
-        pytest.skip("no bf16 convolutions for this processor")
     torch.manual_seed(0)
     net = diffusers.UNet2DModel(
         sample_size=16, in_channels=3, out_channels=3, layers_per_block=1, norm_num_groups=8,
