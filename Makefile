@@ -84,9 +84,9 @@ rehearse-gpu: $(GPU_SETUP)           ## the same plan on the CPU, with tiny size
 	$(PY) tools/gpu_session.py --rehearse
 
 bench: setup                         ## every benchmark, half an hour or more; then their tables and plot
-	mkdir -p benchmarks/results
-	$(PY) -m pytest benchmarks/ --benchmark-only --benchmark-json=benchmarks/results/cpu.json
-	$(PY) tools/write_results.py benchmarks/results/cpu.json
+	mkdir -p build
+	$(PY) -m pytest benchmarks/ --benchmark-only --benchmark-json=build/bench.json
+	$(PY) tools/write_results.py build/bench.json
 	$(PY) tools/write_readme.py
 
 docs: setup                          ## the site, into build/site/; a broken link or name fails

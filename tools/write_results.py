@@ -1,22 +1,25 @@
 """Writes measured speeds into docs/benchmarks.md, and draws docs/benchmarks.png.
 
-`pytest benchmarks/ --benchmark-only --benchmark-json=benchmarks/results/NAME.json` measures;
-`python tools/write_results.py [FILE]` then reduces that file to the part worth committing, and
-writes table and plot from it. Without FILE the newest cpu*.json of benchmarks/results/ is taken.
-With `--check` it only reports whether page and file are up to date. A second FILE is a later run
-of some groups, which replace those of the first; each group is then from one run, and the caption
-names the measured commits.
+`pytest benchmarks/ --benchmark-only --benchmark-json=build/bench.json` measures; `python
+tools/write_results.py build/bench.json` then reduces that file to the part worth committing, as
+benchmarks/results/cpu-PROCESSOR.json, one file per kind of machine, and writes the page from all of
+them: with several machines, a table of them side by side and then the tables of each. Without FILE
+the newest cpu*.json of benchmarks/results/ is taken; it is the one that the plot shows. With
+`--check` it only reports whether page and file are up to date. A second FILE is a later run of some
+groups on the same machine, which replace those of the first; each group is then from one run, and
+the caption names the measured commits.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 import textwrap
 from pathlib import Path
 from typing import Any
 
-from result_tables import FLOOR, groups, median, tables
+from result_tables import FLOOR, groups, median, side_by_side, tables
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, PLOT = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "benchmarks.png"
@@ -86,6 +89,18 @@ def _is_shown(group: str) -> bool:
     return any(word in group for word in ("B =", "images"))
 
 
+def machine(results: dict[str, Any]) -> str:
+    """Names the kind of machine: its processor, and the most of what it can do."""
+    facts = results["machine_info"]["ncsn_fast"]
+    return f"{facts['processor']}, {facts['flags'][-1]}"
+
+
+def file_name(results: dict[str, Any]) -> str:
+    """Returns the name of the file of a kind of machine."""
+    words = re.sub(r"\((R|TM)\)|\b(CPU|Processor)\b|@.*(?=,)", " ", machine(results), flags=re.I)
+    return f"cpu-{'-'.join(re.findall('[a-z0-9]+', words.lower()))}.json"
+
+
 def caption(results: dict[str, Any], source: str) -> str:
     """Returns the measured quantities, the machine, and how to repeat the run."""
     facts = results["machine_info"]["ncsn_fast"]
@@ -96,8 +111,8 @@ def caption(results: dict[str, Any], source: str) -> str:
         "of the time that the network's convolutions alone take (`convolutions-*`, same type).",
         f"{facts['processor']} ({', '.join(facts['flags'])}), threads: {facts['threads']}; "
         f"{versions}; {min(rounds)} to {max(rounds)} interleaved rounds; "
-        f"{results['datetime'][:10]}, {measured(results)}. To repeat it:* "
-        f"`pytest benchmarks/ --benchmark-only --benchmark-json=benchmarks/results/{source}`",
+        f"{results['datetime'][:10]}, {measured(results)}: benchmarks/results/{source}. To repeat "
+        "it:* `make bench`",
     ]
     baselines = [
         r["extra_info"]["baseline_rss_mb"]
@@ -121,6 +136,16 @@ def caption(results: dict[str, Any], source: str) -> str:
 def block(results: dict[str, Any], source: str) -> str:
     """Returns all text between the markers."""
     return "\n\n".join([*tables(results), caption(results, source)])
+
+
+def blocks(machines: dict[str, dict[str, Any]]) -> str:
+    """Returns the page's text of all machines, by the names of their files."""
+    if len(machines) == 1:
+        return "".join(block(results, source) for source, results in machines.items())
+    parts = [side_by_side({machine(results): results for results in machines.values()})]
+    for source, results in machines.items():
+        parts += [f"### {machine(results)}", block(results, source)]
+    return "\n\n".join(parts)
 
 
 def fill(text: str, content: str) -> str:
@@ -166,29 +191,41 @@ def plot(results: dict[str, Any], path: Path) -> None:
     pyplot.close(figure)
 
 
+def by_date() -> list[Path]:
+    """Returns the results files, the latest first."""
+    files = sorted(RESULTS.glob("cpu*.json"))
+    return sorted(files, key=lambda path: json.loads(path.read_text())["datetime"], reverse=True)
+
+
 def newest() -> Path:
     """Returns the latest results file; FileNotFoundError says how to make one."""
-    files = list(RESULTS.glob("cpu*.json"))
+    files = by_date()
     if not files:
         raise FileNotFoundError(f"no cpu*.json in {RESULTS.relative_to(ROOT)}; see {__file__}")
-    return max(files, key=lambda path: json.loads(path.read_text())["datetime"])
+    return files[0]
 
 
 def write(source: Path, again: list[Path], *, check: bool) -> list[str]:
     """Returns the names of outdated files; rewrites them, and the plot, unless `check`."""
-    old, page = source.read_text(), PAGE.read_text()
-    results = strip(json.loads(old))
+    page = PAGE.read_text()
+    results = strip(json.loads(source.read_text()))
     for path in again:
         results = merge(results, strip(json.loads(path.read_text())))
+    target = source if source.parent == RESULTS else RESULTS / file_name(results)
+    old = target.read_text() if target.exists() else ""
+    others = (path for path in by_date() if path != target)
+    all_of = {path.name: strip(json.loads(path.read_text())) for path in others}
+    all_of[target.name] = results
+    latest = sorted(all_of, key=lambda name: all_of[name]["datetime"], reverse=True)
     wanted = {
-        source: (old, json.dumps(results, indent=1, ensure_ascii=False) + "\n"),
-        PAGE: (page, fill(page, block(results, source.name))),
+        target: (old, json.dumps(results, indent=1, ensure_ascii=False) + "\n"),
+        PAGE: (page, fill(page, blocks({name: all_of[name] for name in latest}))),
     }
     stale = [path for path, (before, after) in wanted.items() if before != after]
     if not check:
         for path in stale:
             path.write_text(wanted[path][1])
-        plot(results, PLOT)
+        plot(all_of[latest[0]], PLOT)
     elif not PLOT.exists():
         stale.append(PLOT)
     return [path.name for path in stale]

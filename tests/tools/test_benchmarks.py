@@ -314,6 +314,40 @@ def test_a_later_run_replaces_its_groups(checkout: Path, monkeypatch: pytest.Mon
     assert run(monkeypatch, str(first), str(second)) == 1
 
 
+def test_every_kind_of_machine_has_a_file_and_its_place_on_the_page(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    info = {**RAW["machine_info"]["ncsn_fast"], "flags": ["avx512f", "amx_bf16"]}
+    info["processor"] = "Intel(R) Xeon(R) Platinum 8500C CPU @ 2.50GHz"
+    title = "CIFAR-10 32x32, B = 8"
+    other = RAW | {
+        "datetime": "2025-01-02T03:04:05",
+        "machine_info": {"node": "name-of-another", "ncsn_fast": info},
+        "benchmarks": [
+            record(title, "published", 3.0, workload="w"),
+            record(title, "ours-bf16", 0.1, workload="w"),
+            record(title, "convolutions-bf16", 0.1, workload="w"),
+        ],
+    }
+    assert run(monkeypatch) == 0
+    (raw := checkout / "bench.json").write_text(json.dumps(other))
+    assert run(monkeypatch, str(raw)) == 0
+    kept = checkout / "results" / "cpu-intel-xeon-platinum-8500c-amx-bf16.json"
+    assert "name-of-another" not in kept.read_text()
+    assert run(monkeypatch, "--check") == 0
+    readme = (checkout / "README.md").read_text()
+    first, second = "Some Processor, avx512f", f"{info['processor']}, amx_bf16"
+    assert f"| one forward | {title}, {first} | {title}, {second} |" in readme
+    assert "| **`ours-bf16`** | 200 ms · 5.00x · 80% | 100 ms · 30.00x · 100% |" in readme
+    assert "| `ort` | not run | not run |" in readme
+    headings = [line for line in readme.splitlines() if line.startswith("### ")]
+    assert headings == [f"### {first}", f"### {second}"]  # the latest first
+    raw.write_text(json.dumps(RAW))
+    assert run(monkeypatch, str(raw)) == 0
+    assert (checkout / "results" / "cpu-some-avx512f.json").exists()
+
+
 def test_the_part_that_is_timed_is_the_first_rows_of_the_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
