@@ -90,9 +90,10 @@ def _is_shown(group: str) -> bool:
 
 
 def machine(results: dict[str, Any]) -> str:
-    """Names the kind of machine: its processor, and the most of what it can do."""
+    """Names the kind of machine: its processor, and the most that it can or is allowed to do."""
     facts = results["machine_info"]["ncsn_fast"]
-    return f"{facts['processor']}, {facts['flags'][-1]}"
+    most = f"limited to {facts['isa']}" if facts.get("limits") else facts["flags"][-1]
+    return f"{facts['processor']}, {most}"
 
 
 def file_name(results: dict[str, Any]) -> str:
@@ -106,10 +107,12 @@ def caption(results: dict[str, Any], source: str) -> str:
     facts = results["machine_info"]["ncsn_fast"]
     versions = ", ".join(f"{name} {v}" for name, v in facts["versions"].items() if v)
     rounds = [r["stats"]["rounds"] for r in results["benchmarks"] if "flop" in r["extra_info"]]
+    limits = " ".join(f"{name}={level}" for name, level in facts.get("limits", {}).items())
+    forced = f"limited by `{limits}`; " if limits else ""
     parts = [
         "*Cells: median time · times faster than `published`, the released code as it runs · share "
         "of the time that the network's convolutions alone take (`convolutions-*`, same type).",
-        f"{facts['processor']} ({', '.join(facts['flags'])}), threads: {facts['threads']}; "
+        f"{facts['processor']} ({', '.join(facts['flags'])}), {forced}threads: {facts['threads']}; "
         f"{versions}; {min(rounds)} to {max(rounds)} interleaved rounds; "
         f"{results['datetime'][:10]}, {measured(results)}: benchmarks/results/{source}. To repeat "
         "it:* `make bench`",
@@ -192,9 +195,13 @@ def plot(results: dict[str, Any], path: Path) -> None:
 
 
 def by_date() -> list[Path]:
-    """Returns the results files, the latest first."""
-    files = sorted(RESULTS.glob("cpu*.json"))
-    return sorted(files, key=lambda path: json.loads(path.read_text())["datetime"], reverse=True)
+    """Returns the results files, the latest first, those of limited processors last."""
+    files = {path: json.loads(path.read_text()) for path in sorted(RESULTS.glob("cpu*.json"))}
+    return sorted(files, key=lambda path: _rank(files[path]), reverse=True)
+
+
+def _rank(results: dict[str, Any]) -> tuple[bool, str]:
+    return not results["machine_info"]["ncsn_fast"].get("limits"), results["datetime"]
 
 
 def newest() -> Path:
@@ -216,7 +223,7 @@ def write(source: Path, again: list[Path], *, check: bool) -> list[str]:
     others = (path for path in by_date() if path != target)
     all_of = {path.name: strip(json.loads(path.read_text())) for path in others}
     all_of[target.name] = results
-    latest = sorted(all_of, key=lambda name: all_of[name]["datetime"], reverse=True)
+    latest = sorted(all_of, key=lambda name: _rank(all_of[name]), reverse=True)
     wanted = {
         target: (old, json.dumps(results, indent=1, ensure_ascii=False) + "\n"),
         PAGE: (page, fill(page, blocks({name: all_of[name] for name in latest}))),

@@ -343,6 +343,18 @@ def test_every_kind_of_machine_has_a_file_and_its_place_on_the_page(
     assert "| `ort` | not run | not run |" in readme
     headings = [line for line in readme.splitlines() if line.startswith("### ")]
     assert headings == [f"### {first}", f"### {second}"]  # the latest first
+    limits = {
+        **RAW["machine_info"]["ncsn_fast"],
+        "limits": {"NCSN_FAST_ISA": "avx2"},
+        "isa": "avx2",
+    }
+    limited = {"datetime": "2027-01-02T03:04:05", "machine_info": {"ncsn_fast": limits}}
+    raw.write_text(json.dumps(RAW | limited))
+    assert run(monkeypatch, str(raw)) == 0
+    assert (checkout / "results" / "cpu-some-limited-to-avx2.json").exists()
+    readme = (checkout / "README.md").read_text()
+    assert readme.index("### Some Processor, limited to avx2") > readme.index(f"### {second}")
+    assert "limited by `NCSN_FAST_ISA=avx2`; threads: 2" in " ".join(readme.split())
     raw.write_text(json.dumps(RAW))
     assert run(monkeypatch, str(raw)) == 0
     assert (checkout / "results" / "cpu-some-avx512f.json").exists()
