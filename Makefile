@@ -84,9 +84,9 @@ rehearse-gpu: $(GPU_SETUP)           ## the same plan on the CPU, with tiny size
 	$(PY) tools/gpu_session.py --rehearse
 
 bench: setup                         ## every benchmark, half an hour or more; then their tables and plot
-	mkdir -p benchmarks/results
-	$(PY) -m pytest benchmarks/ --benchmark-only --benchmark-json=benchmarks/results/cpu.json
-	$(PY) tools/write_results.py benchmarks/results/cpu.json
+	mkdir -p build
+	$(PY) -m pytest benchmarks/ --benchmark-only --benchmark-json=build/bench.json
+	$(PY) tools/write_results.py build/bench.json
 	$(PY) tools/write_readme.py
 
 # As on a processor without AVX-512: the levels of our kernels, of oneDNN (PyTorch's and OpenVINO's) and
@@ -94,10 +94,11 @@ bench: setup                         ## every benchmark, half an hour or more; t
 AVX2 := NCSN_FAST_ISA=avx2 ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
 
 bench-avx2: setup                    ## the networks with AVX2 forced, in ten minutes; then their tables
+	mkdir -p build
 	$(AVX2) $(PY) -m pytest benchmarks/bench_network.py benchmarks/bench_unet.py --benchmark-only \
 		-k "(cifar10-b1 or cifar10-b8 or unet) and not ort and not inductor and not direct" --no-peak-memory \
-		--benchmark-json=benchmarks/results/cpu-avx2.json
-	$(PY) tools/write_results.py
+		--benchmark-json=build/bench-avx2.json
+	$(PY) tools/write_results.py build/bench-avx2.json
 
 docs: setup                          ## the site, into build/site/; a broken link or name fails
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict

@@ -1,4 +1,7 @@
-"""Benchmarks of Winograd convolution against oneDNN, on the CIFAR-10 network's 3x3 convolutions."""
+"""Benchmarks of our convolutions against oneDNN's, on the CIFAR-10 network's 3x3 convolutions.
+
+`kernel` is Winograd's; `tiles` those of AMX, which other processors report as not run.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from bench_ops import BOUNDS, DTYPES, SECONDS, Builders, Case
 from convolutions import check_dtype
+from providers import check_amx
 from race import Absent
 from torch import Tensor
 
-from ncsn_fast.ops import cpu, reference
+from ncsn_fast.ops import cpu, reference, tiles
 
 # N, input channels, output channels, height and width, dilation.
 SHAPES = {
@@ -23,10 +27,11 @@ SHAPES = {
     "8x256x16x16, dilation 4": (8, 256, 256, 16, 4),
     "8x256x16x16 to 128": (8, 256, 128, 16, 1),
     "1x256x16x16": (1, 256, 256, 16, 1),
+    "32x256x16x16": (32, 256, 256, 16, 1),
 }
 
 
-@pytest.mark.parametrize("provider", ["torch", "kernel"])
+@pytest.mark.parametrize("provider", ["torch", "kernel", "tiles"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def bench_winograd(race: Callable[..., None], shape: str, dtype: str, provider: str) -> None:
@@ -44,6 +49,7 @@ def bench_winograd(race: Callable[..., None], shape: str, dtype: str, provider: 
         runs = {
             "torch": _direct(x, weight.to(x.dtype), dilation),
             "kernel": lambda: cpu.winograd_conv_out(x, weights, None, out, dilation=dilation),
+            "tiles": _in_tiles(x, weight, out, dilation),
         }
         expected = reference.winograd_conv(x.double(), weight.double(), None, dilation=dilation)
         info = {"dtype": dtype, "batch": n, "flop": 2 * out.numel() * 9 * in_channels}
@@ -63,6 +69,22 @@ def _direct(x: Tensor, weight: Tensor, dilation: int) -> Callable[[], Tensor]:
     return lambda: mkldnn._convolution_pointwise(
         x, packed, None, each, one, each, 1, "none", [], ""
     )
+
+
+def _in_tiles(x: Tensor, weight: Tensor, out: Tensor, dilation: int) -> Callable[[], Tensor]:
+    try:
+        if x.dtype is not torch.bfloat16:
+            raise Absent("tiles multiply bfloat16 maps")
+        check_amx()
+    except Absent as error:
+        return functools.partial(_raise, error)
+    packed = tiles.tile_pack(weight)
+
+    def run() -> Tensor:
+        tiles.tile_conv_out(x, packed, total=out, dilation=dilation)
+        return out
+
+    return run
 
 
 def _raise(error: Exception) -> NoReturn:

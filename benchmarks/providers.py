@@ -22,6 +22,7 @@ from ncsn_fast import EngineUnavailable, ScoreModel
 from ncsn_fast.engines.base import Engine
 from ncsn_fast.engines.compiled import CompileEngine
 from ncsn_fast.engines.cpu.engine import CpuEngine
+from ncsn_fast.ops import tiles
 
 Run = Callable[[], Tensor]
 
@@ -83,6 +84,18 @@ def _ours(dtype: str, convolutions: str | None = None) -> Callable[[ScoreModel, 
     return _engine(CpuEngine, dtype, convolutions=convolutions)
 
 
+def ours_in_tiles(model: ScoreModel, x: Tensor) -> Run:
+    """Returns the cpu engine with every convolution in tiles that can be, where there is AMX."""
+    check_amx()
+    return _ours("bf16", "amx")(model, x)
+
+
+def check_amx() -> None:
+    """Raises Absent, with the reason, unless AMX is used; the emulation of it is for tests."""
+    if tiles.level() != "amx":
+        raise Absent(f"AMX is {tiles.state()}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Provider:
     """Row of PROVIDERS.
@@ -133,6 +146,7 @@ PROVIDERS: dict[str, Provider] = {
     "ours-bf16-direct": Provider(
         "engine cpu, oneDNN's convolutions only", "bf16", _ours("bf16", "direct"), _BF16
     ),
+    "ours-bf16-amx": Provider("engine cpu, convolutions in tiles", "bf16", ours_in_tiles, _BF16),
     "convolutions-fp32": Provider(
         "only the convolutions", "fp32", convolutions.packed(torch.float32), _OURS, complete=False
     ),

@@ -8,6 +8,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "array_caster.h"
@@ -202,9 +203,51 @@ void bind_winograd_pack(py::module_& m) {
           "bfloat16 maps, else float32.");
 }
 
+// One product of tiles; rows of the three are `strides` words of 4 bytes apart.
+void multiply_tiles(const Array& sum, const Array& a, const Array& b, const std::array<int64_t, 3>& strides,
+                    int isa) {
+    const auto words = [](int64_t stride) {
+        checked_count({{"stride", stride}});
+        return 15 * stride + 16;
+    };
+    constexpr int64_t kWord = 4;
+    tile_product_cpu({required<float>("sum", sum, words(strides[0])),
+                      required<const uint32_t>("a", a, words(strides[1])),
+                      required<const uint32_t>("b", b, words(strides[2])), kWord * strides[0],
+                      kWord * strides[1], kWord * strides[2]},
+                     isa);
+}
+
+void bind_tiles(py::module_& m) {
+    m.def(
+        "amx_state",
+        [] {
+            const AmxState& state = amx_state();
+            return std::tuple(state.compiled, state.processor, state.enabled, state.refusal);
+        },
+        "Whether there are kernels for AMX, the processor has it, the system has enabled it, and the error "
+        "number with which it refused this process its use.");
+    m.def("tile_product", &multiply_tiles, NoGil(),
+          "(sum, a, b, strides, isa): sum += a b as the instruction TDPBF16PS computes it; for tests.");
+    m.def(
+        "tile_conv_values",
+        [](int64_t in_channels, int64_t out_channels, int64_t taps) {
+            return tile_conv_sizes(in_channels, out_channels, taps).values;
+        },
+        "(in_channels, out_channels, taps): elements of packed weights.");
+    m.def(
+        "tile_pack",
+        [](const Array& weight, const Array& values, int64_t in_channels, int64_t out_channels, int64_t taps) {
+            const TileConvSizes sizes = tile_conv_sizes(in_channels, out_channels, taps);
+            tile_pack(required<const float>("weight", weight, taps * taps * in_channels * out_channels),
+                      in_channels, out_channels, taps, required<Bfloat16>("values", values, sizes.values));
+        },
+        NoGil(), "(weight, values, in_channels, out_channels, taps): values are bfloat16.");
+}
+
 std::vector<std::string> isa_levels(bool usable) {
     std::vector<std::string> names;
-    for (const Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Vnni}) {
+    for (const Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Vnni, Isa::kAmx}) {
         if (usable ? isa_supported(isa) : isa_compiled(isa)) names.emplace_back(isa_name(isa));
     }
     return names;
@@ -316,7 +359,11 @@ PYBIND11_MODULE(_C, m) {
     bind_kernel(m, plan, "winograd_conv", &winograd_step,
                 "(x, values, scales, bias, out, (batch, height, width, channels), out_channels, dilation, "
                 "accumulate, bfloat16, isa); bias (0, 0) where there is none.");
+    bind_kernel(m, plan, "tile_conv", &tile_conv_step,
+                "(x, values, bias, added, sum, y, (batch, height, width, channels), out_channels, taps, "
+                "dilation, activation, isa): bfloat16 maps; bias, added, sum or y (0, 0) where there is none.");
     bind_winograd_pack(m);
+    bind_tiles(m);
     bind_native(m);
 #if defined(NCSN_FAST_CUDA)
     m.def("sampler_update_cuda", &update<Address, sampler_update_cuda>, NoGil(),

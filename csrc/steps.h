@@ -377,6 +377,49 @@ inline Step winograd_step(const Array& x, const Array& values, const Array& scal
     return [args](int isa) { winograd_conv_cpu(args, isa); };
 }
 
+inline TileConvSizes tile_conv_sizes(int64_t in_channels, int64_t out_channels, int64_t taps) {
+    constexpr int64_t kMost = 1 << 20;
+    if (std::min(in_channels, out_channels) < 1 || std::max(in_channels, out_channels) > kMost) {
+        throw std::invalid_argument("channels of a convolution in tiles must be in [1, 2**20]; got " +
+                                    std::to_string(in_channels) + " and " + std::to_string(out_channels));
+    }
+    if (taps != 1 && taps != 3) {
+        throw std::invalid_argument("taps of a convolution in tiles must be 1 or 3 a side; got " +
+                                    std::to_string(taps));
+    }
+    return {in_channels, out_channels, taps};
+}
+
+inline Step tile_conv_step(const Array& x, const Array& values, const Array& bias, const Array& added,
+                           const Array& sum, const Array& y, const Map& nhwc, int64_t out_channels,
+                           int64_t taps, int64_t dilation, int64_t code) {
+    const auto [batch, height, width, channels] = nhwc;
+    const TileConvSizes sizes = tile_conv_sizes(channels, out_channels, taps);
+    const int64_t from = checked_map(nhwc), to = checked_map({batch, height, width, out_channels});
+    checked_map({batch, height, width, sizes.channels});
+    if (dilation < 1 || dilation > 0x7fffffffll) {
+        throw std::invalid_argument("dilation must be in [1, 2**31); got " + std::to_string(dilation));
+    }
+    const TileConvArgs args{batch,
+                            height,
+                            width,
+                            channels,
+                            out_channels,
+                            taps,
+                            dilation,
+                            required<const Bfloat16>("x", x, from),
+                            required<const Bfloat16>("values", values, sizes.values),
+                            optional<const float>("bias", bias, out_channels),
+                            optional<const Bfloat16>("added", added, to),
+                            optional<Bfloat16>("sum", sum, to),
+                            optional<Bfloat16>("y", y, to),
+                            activation(code)};
+    if (to != 0 && args.sum == nullptr && args.y == nullptr) {
+        throw std::invalid_argument("of a convolution sum, y or both is written; neither was given");
+    }
+    return [args](int isa) { tile_conv_cpu(args, isa); };
+}
+
 // `k` are the numbers of a Row in order.
 inline Row update_row(const double* k, int64_t step, int64_t ref_step) {
     const auto at = [k](int i) { return static_cast<float>(k[i]); };

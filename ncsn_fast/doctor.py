@@ -71,7 +71,7 @@ def choices(options: DoctorOptions) -> dict[str, str]:
         choice, threads = autotune.fastest(measure=options.measure), torch.get_num_threads()
         found["cpu"] = (
             f"engine 'cpu' on {threads} threads computes in {choice};\n"
-            "dtype= and NCSN_FAST_CONVOLUTIONS=direct or winograd choose otherwise"
+            f"dtype= and NCSN_FAST_CONVOLUTIONS={'|'.join(autotune.ALGORITHMS)} choose otherwise"
         )
     kind, device, reason = engines.pick("auto", None)
     found["auto"] = f"engine='auto' is {kind.name!r} on {device}: {reason}"

@@ -159,9 +159,13 @@ TAKES_AN_ADDRESS = {
     "__cuda_array_interface__",
 }  # fmt: skip
 # Modules that call kernels of the extension, and its functions that take no memory.
-CALLS_C = {"ops.extension", "ops.cpu", "ops.native", "engines.cpu.memory", "engines.cpu.onednn"}
+CALLS_C = {
+    "ops.extension", "ops.cpu", "ops.native", "ops.tiles", "engines.cpu.memory",
+    "engines.cpu.onednn",
+}  # fmt: skip
 TELLS = {
-    "build_info", "isa_levels", "default_isa", "cuda_device_count", "set_num_threads", "__file__",
+    "build_info", "isa_levels", "default_isa", "amx_state", "cuda_device_count", "set_num_threads",
+    "__file__",
 }  # fmt: skip
 
 

@@ -98,6 +98,27 @@ def _row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def side_by_side(machines: dict[str, dict[str, Any]]) -> str:
+    """Returns a table of one forward on several machines: a row per provider, a column for each.
+
+    Columns are the CIFAR-10 groups, each on every machine that ran it.
+    """
+    of = {name: groups(results, "workload") for name, results in machines.items()}
+    titles = dict.fromkeys(g for found in of.values() for g in found if g.startswith("CIFAR-10"))
+    columns = {
+        f"{title}, {name}": found[title]
+        for title in titles
+        for name, found in of.items()
+        if title in found
+    }
+    not_run = [
+        {"provider": n["provider"], "group": f"{n['group']}, {name}"}
+        for name, results in machines.items()
+        for n in results["not_run"]
+    ]
+    return table("one forward", columns, forward_cell, not_run)
+
+
 def tables(results: dict[str, Any]) -> list[str]:
     """Returns all tables that the results have rows for."""
     networks, not_run = groups(results, "workload"), results["not_run"]

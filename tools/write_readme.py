@@ -109,14 +109,21 @@ ENGINES = {
 
 def engines() -> list[str]:
     """Returns the rows of README's table of engines, with the machines that they were timed on."""
-    results = json.loads(write_results.newest().read_text())
-    facts = results["machine_info"]["ncsn_fast"]
-    cpu = f"{facts['processor']}, {facts['flags'][-1]}"
-    on_cpu = {record["extra_info"].get("provider", "") for record in results["benchmarks"]}
+    files = [json.loads(path.read_text()) for path in write_results.by_date()]
+    on_cpu = {
+        write_results.machine(results): {
+            record["extra_info"].get("provider", "") for record in results["benchmarks"]
+        }
+        for results in files
+    }
     sessions = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("gpu-*.json"))]
     rows = ["| engine | what | needs | measured on |", "|---|---|---|---|"]
     for name, (what, needs, cpu_names, gpu_names) in ENGINES.items():
-        machines = [f"[{cpu}](docs/benchmarks.md)"] if _timed(on_cpu, cpu_names) else []
+        machines = [
+            f"[{cpu}](docs/benchmarks.md)"
+            for cpu, providers in on_cpu.items()
+            if _timed(providers, cpu_names)
+        ]
         machines += [
             session["machine"]["gpu"]
             for session in sessions

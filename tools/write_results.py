@@ -1,29 +1,30 @@
 """Writes measured speeds into docs/benchmarks.md, and draws docs/benchmarks.png.
 
-`pytest benchmarks/ --benchmark-only --benchmark-json=benchmarks/results/NAME.json` measures;
-`python tools/write_results.py [FILE]` then reduces that file to the part worth committing, and
-writes table and plot from it. Without FILE the newest cpu*.json of benchmarks/results/ is taken,
-but for cpu-*.json: those are of other kinds of machines, and the page shows their tables below.
-With `--check` it only reports whether page and file are up to date. A second FILE is a later run
-of some groups, which replace those of the first; each group is then from one run, and the caption
-names the measured commits.
+`pytest benchmarks/ --benchmark-only --benchmark-json=build/bench.json` measures; `python
+tools/write_results.py build/bench.json` then reduces that file to the part worth committing, as
+benchmarks/results/cpu-PROCESSOR.json, one file per kind of machine, and writes the page from all of
+them: with several machines, a table of them side by side and then the tables of each. Without FILE
+the newest cpu*.json of benchmarks/results/ is taken; it is the one that the plot shows. With
+`--check` it only reports whether page and file are up to date. A second FILE is a later run of some
+groups on the same machine, which replace those of the first; each group is then from one run, and
+the caption names the measured commits.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 import textwrap
 from pathlib import Path
 from typing import Any
 
-from result_tables import FLOOR, groups, median, tables
+from result_tables import FLOOR, groups, median, side_by_side, tables
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, PLOT = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "benchmarks.png"
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-_OTHER = "cpu-"  # begins the names of the results of other kinds of machines
 STATISTICS = ("median", "q1", "q3", "min", "rounds", "iterations")
 COMPUTED = (
     "`ald` against `fast`: all N evaluations were timed, or n of N, and then images/s are computed "
@@ -88,6 +89,19 @@ def _is_shown(group: str) -> bool:
     return any(word in group for word in ("B =", "images"))
 
 
+def machine(results: dict[str, Any]) -> str:
+    """Names the kind of machine: its processor, and the most that it can or is allowed to do."""
+    facts = results["machine_info"]["ncsn_fast"]
+    most = f"limited to {facts['isa']}" if facts.get("limits") else facts["flags"][-1]
+    return f"{facts['processor']}, {most}"
+
+
+def file_name(results: dict[str, Any]) -> str:
+    """Returns the name of the file of a kind of machine."""
+    words = re.sub(r"\((R|TM)\)|\b(CPU|Processor)\b|@.*(?=,)", " ", machine(results), flags=re.I)
+    return f"cpu-{'-'.join(re.findall('[a-z0-9]+', words.lower()))}.json"
+
+
 def caption(results: dict[str, Any], source: str) -> str:
     """Returns the measured quantities, the machine, and how to repeat the run."""
     facts = results["machine_info"]["ncsn_fast"]
@@ -95,16 +109,13 @@ def caption(results: dict[str, Any], source: str) -> str:
     rounds = [r["stats"]["rounds"] for r in results["benchmarks"] if "flop" in r["extra_info"]]
     limits = " ".join(f"{name}={level}" for name, level in facts.get("limits", {}).items())
     forced = f"limited by `{limits}`; " if limits else ""
-    command = f"pytest benchmarks/ --benchmark-only --benchmark-json=benchmarks/results/{source}"
-    if (kind := Path(source).stem).startswith(_OTHER):
-        command = f"make bench-{kind.removeprefix(_OTHER)}"
     parts = [
         "*Cells: median time · times faster than `published`, the released code as it runs · share "
         "of the time that the network's convolutions alone take (`convolutions-*`, same type).",
         f"{facts['processor']} ({', '.join(facts['flags'])}), {forced}threads: {facts['threads']}; "
         f"{versions}; {min(rounds)} to {max(rounds)} interleaved rounds; "
-        f"{results['datetime'][:10]}, {measured(results)}. To repeat it:* "
-        f"`{command}`",
+        f"{results['datetime'][:10]}, {measured(results)}: benchmarks/results/{source}. To repeat "
+        f"it:* `make bench{'-avx2' if limits else ''}`",
     ]
     baselines = [
         r["extra_info"]["baseline_rss_mb"]
@@ -125,13 +136,18 @@ def caption(results: dict[str, Any], source: str) -> str:
     return "\n\n".join(textwrap.fill(line, 118, break_on_hyphens=False) for line in lines)
 
 
-def block(results: dict[str, Any], source: str, others: dict[str, dict[str, Any]]) -> str:
-    """Returns all text between the markers; `others` are results of other kinds of machines."""
-    parts = [*tables(results), caption(results, source)]
-    for name, other in others.items():
-        facts = other["machine_info"]["ncsn_fast"]
-        level = f", limited to {facts['isa']}" if facts.get("limits") else ""
-        parts += [f"## {facts['processor']}{level}", *tables(other), caption(other, name)]
+def block(results: dict[str, Any], source: str) -> str:
+    """Returns all text between the markers."""
+    return "\n\n".join([*tables(results), caption(results, source)])
+
+
+def blocks(machines: dict[str, dict[str, Any]]) -> str:
+    """Returns the page's text of all machines, by the names of their files."""
+    if len(machines) == 1:
+        return "".join(block(results, source) for source, results in machines.items())
+    parts = [side_by_side({machine(results): results for results in machines.values()})]
+    for source, results in machines.items():
+        parts += [f"### {machine(results)}", block(results, source)]
     return "\n\n".join(parts)
 
 
@@ -178,36 +194,45 @@ def plot(results: dict[str, Any], path: Path) -> None:
     pyplot.close(figure)
 
 
+def by_date() -> list[Path]:
+    """Returns the results files, the latest first, those of limited processors last."""
+    files = {path: json.loads(path.read_text()) for path in sorted(RESULTS.glob("cpu*.json"))}
+    return sorted(files, key=lambda path: _rank(files[path]), reverse=True)
+
+
+def _rank(results: dict[str, Any]) -> tuple[bool, str]:
+    return not results["machine_info"]["ncsn_fast"].get("limits"), results["datetime"]
+
+
 def newest() -> Path:
     """Returns the latest results file; FileNotFoundError says how to make one."""
-    files = [path for path in RESULTS.glob("cpu*.json") if not path.stem.startswith(_OTHER)]
+    files = by_date()
     if not files:
         raise FileNotFoundError(f"no cpu*.json in {RESULTS.relative_to(ROOT)}; see {__file__}")
-    return max(files, key=lambda path: json.loads(path.read_text())["datetime"])
-
-
-def _text(results: dict[str, Any]) -> str:
-    return json.dumps(results, indent=1, ensure_ascii=False) + "\n"
+    return files[0]
 
 
 def write(source: Path, again: list[Path], *, check: bool) -> list[str]:
     """Returns the names of outdated files; rewrites them, and the plot, unless `check`."""
-    old, page = source.read_text(), PAGE.read_text()
-    raw = {path: path.read_text() for path in sorted(RESULTS.glob(f"{_OTHER}*.json"))}
-    others = {path: strip(json.loads(text)) for path, text in raw.items()}
-    results = strip(json.loads(old))
+    page = PAGE.read_text()
+    results = strip(json.loads(source.read_text()))
     for path in again:
         results = merge(results, strip(json.loads(path.read_text())))
+    target = source if source.parent == RESULTS else RESULTS / file_name(results)
+    old = target.read_text() if target.exists() else ""
+    others = (path for path in by_date() if path != target)
+    all_of = {path.name: strip(json.loads(path.read_text())) for path in others}
+    all_of[target.name] = results
+    latest = sorted(all_of, key=lambda name: _rank(all_of[name]), reverse=True)
     wanted = {
-        source: (old, _text(results)),
-        **{path: (raw[path], _text(other)) for path, other in others.items()},
-        PAGE: (page, fill(page, block(results, source.name, {p.name: o for p, o in others.items()}))),
+        target: (old, json.dumps(results, indent=1, ensure_ascii=False) + "\n"),
+        PAGE: (page, fill(page, blocks({name: all_of[name] for name in latest}))),
     }
     stale = [path for path, (before, after) in wanted.items() if before != after]
     if not check:
         for path in stale:
             path.write_text(wanted[path][1])
-        plot(results, PLOT)
+        plot(all_of[latest[0]], PLOT)
     elif not PLOT.exists():
         stale.append(PLOT)
     return [path.name for path in stale]

@@ -14,13 +14,21 @@ namespace ncsn_fast {
 
 namespace scalar {
 extern const Kernels kKernels;
+extern const TileKernels kTileKernels;
 }
 #if defined(NCSN_X86_LEVELS)
 namespace avx2 {
 extern const Kernels kKernels;
+extern const TileKernels kTileKernels;
 }
 namespace avx512 {
 extern const Kernels kKernels;
+extern const TileKernels kTileKernels;
+}
+#endif
+#if defined(NCSN_AMX_LEVEL)
+namespace amx {
+extern const TileKernels kTileKernels;
 }
 #endif
 
@@ -30,10 +38,26 @@ constexpr int64_t kElementsPerThread = 16384;  // below this a second thread cos
 constexpr int64_t kTileElements = 8192;        // 32 KiB of float32: read twice from the L1 or L2 cache
 constexpr int64_t kMaxTileRows = 512;          // bounds sequential float32 sums, channels last
 constexpr int64_t kInputBytes = 448 * 1024;    // per Winograd block: fits an L2 cache of 1 MiB
+constexpr int64_t kTileInputBytes = 1024 * 1024;  // per block of tiles: half of an L2 cache where AMX is
 constexpr int64_t kFewestTiles = 8, kMostTiles = 28;  // per block: more reuse weights, fewer fit caches
 
+// The best level of this machine, without AMX.
+Isa best_vectors() {
+    static const Isa best = isa_supported(Isa::kAvx512Vnni) ? Isa::kAvx512Vnni
+                            : isa_supported(Isa::kAvx512)   ? Isa::kAvx512
+                            : isa_supported(Isa::kAvx2)     ? Isa::kAvx2
+                                                            : Isa::kScalar;
+    return best;
+}
+
+// The level of the kernels that use no tiles.
+Isa vector_level(int isa) {
+    const Isa level = resolve_isa(isa);
+    return level >= Isa::kAmx ? best_vectors() : level;
+}
+
 const Kernels& kernels(int isa) {
-    switch (resolve_isa(isa)) {
+    switch (vector_level(isa)) {
 #if defined(NCSN_X86_LEVELS)
         case Isa::kAvx512Vnni:
         case Isa::kAvx512:
@@ -43,6 +67,23 @@ const Kernels& kernels(int isa) {
 #endif
         default:
             return scalar::kKernels;
+    }
+}
+
+const TileKernels& tile_kernels(int isa) {
+#if defined(NCSN_AMX_LEVEL)
+    if (resolve_isa(isa) == Isa::kAmx) return amx::kTileKernels;
+#endif
+    switch (vector_level(isa)) {
+#if defined(NCSN_X86_LEVELS)
+        case Isa::kAvx512Vnni:
+        case Isa::kAvx512:
+            return avx512::kTileKernels;
+        case Isa::kAvx2:
+            return avx2::kTileKernels;
+#endif
+        default:
+            return scalar::kTileKernels;
     }
 }
 
@@ -126,16 +167,49 @@ WinogradPlan::WinogradPlan(const WinogradArgs& args, int threads, Isa isa)
     vnni = isa == Isa::kAvx512Vnni;
 }
 
+TileConvPlan::TileConvPlan(const TileConvArgs& args, int threads)
+    : sizes(args.in_channels, args.out_channels, args.taps) {
+    reach = args.taps / 2 * args.dilation;
+    const int64_t lines = sizes.channels / kTileChunk;
+    pixel = sizes.channels + (lines % 2 == 0 ? kTileChunk : 0);  // odd lines: avoids set conflicts
+    pitch = args.width + reach;
+    constexpr int64_t kRows = 16;  // pixels of a tile
+    along = ceil_div(args.width, kRows);
+    wraps = ceil_div((args.height - 1) * pitch + args.width, kRows) < args.height * along;
+
+    rows = args.batch * args.height;
+    constexpr int64_t element = sizeof(Bfloat16);
+    const int64_t fitting = kTileInputBytes / (pitch * pixel * element);
+    const int64_t most = std::max<int64_t>({fitting - 2 * reach, 4 * reach, 1});  // bounds the rows read twice
+    blocks = ceil_div(rows, most), groups = 1;
+    if (blocks >= threads) {
+        blocks = std::min(ceil_div(blocks, threads) * threads, rows);
+    } else {
+        groups = std::min(ceil_div(threads, blocks), sizes.panels);
+        blocks = std::min(std::max(blocks, ceil_div(threads, groups)), rows);
+    }
+    const int64_t most_rows = ceil_div(rows, blocks);
+    const int64_t images = (most_rows + args.height - 2) / args.height + 1;
+
+    const auto aligned = [](int64_t bytes) { return ceil_div(bytes, 64) * 64; };
+    const int64_t padding = 2 * reach * pitch + 2 * reach + kRows;  // pixels for each image
+    const int64_t tiles = wraps ? most_rows * pitch / kRows + images : most_rows * along;
+    tiles_at = aligned((most_rows * pitch + images * padding) * pixel * element);
+    sums_at = tiles_at + aligned(tiles * 4 * static_cast<int64_t>(sizeof(int64_t)));
+    slot_bytes = sums_at + aligned(2 * 2 * kRows * kTilePanel * static_cast<int64_t>(sizeof(float)));
+}
+
 bool isa_compiled(Isa isa) {
 #if defined(NCSN_X86_LEVELS)
-    return isa >= Isa::kScalar && isa <= Isa::kAvx512Vnni;
-#else
-    return isa == Isa::kScalar;
+    if (isa >= Isa::kScalar && isa <= Isa::kAvx512Vnni) return true;
 #endif
+    if (isa == Isa::kAmx) return amx_state().compiled;
+    return isa == Isa::kScalar || isa == Isa::kAmxEmulated;
 }
 
 bool isa_supported(Isa isa) {
     if (!isa_compiled(isa)) return false;
+    if (isa == Isa::kAmx) return amx_state().usable();
 #if defined(NCSN_X86_LEVELS)
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     if (isa == Isa::kAvx2) return avx2;
@@ -149,6 +223,10 @@ bool isa_supported(Isa isa) {
 
 const char* isa_name(Isa isa) {
     switch (isa) {
+        case Isa::kAmxEmulated:
+            return "amx_emulated";
+        case Isa::kAmx:
+            return "amx";
         case Isa::kAvx512Vnni:
             return "avx512_vnni";
         case Isa::kAvx512:
@@ -161,10 +239,7 @@ const char* isa_name(Isa isa) {
 }
 
 Isa resolve_isa(int isa) {
-    static const Isa best = isa_supported(Isa::kAvx512Vnni) ? Isa::kAvx512Vnni
-                            : isa_supported(Isa::kAvx512)   ? Isa::kAvx512
-                            : isa_supported(Isa::kAvx2)     ? Isa::kAvx2
-                                                            : Isa::kScalar;
+    static const Isa best = isa_supported(Isa::kAmx) ? Isa::kAmx : best_vectors();
     if (isa == -1) return best;
     if (!isa_supported(static_cast<Isa>(isa))) {
         throw std::invalid_argument("instruction-set level " + std::to_string(isa) +
@@ -316,11 +391,24 @@ void winograd_conv_cpu(const WinogradArgs& args, int isa) {
     if (args.batch == 0 || args.height == 0 || args.width == 0 || args.out_channels == 0) return;
     const int64_t work = args.batch * args.height * args.width * ceil_div(args.out_channels, kWinogradPanel);
     const int threads = threads_for(work * (args.in_channels + 1), work);
-    const WinogradPlan plan(args, threads, resolve_isa(isa));
+    const WinogradPlan plan(args, threads, vector_level(isa));
     const int64_t pixel_bytes = ceil_div(plan.sizes.channels * sizeof(float), 64) * 64;
     unsigned char* const aligned = workspace(pixel_bytes + threads * plan.slot_bytes);
     std::fill_n(aligned, pixel_bytes, 0);
     chosen.winograd(args, plan, {aligned + pixel_bytes, aligned, threads});
+}
+
+void tile_product_cpu(const TileProductArgs& args, int isa) { tile_kernels(isa).product(args); }
+
+void tile_conv_cpu(const TileConvArgs& args, int isa) {
+    const TileKernels& chosen = tile_kernels(isa);
+    if (args.batch == 0 || args.height == 0 || args.width == 0 || args.out_channels == 0) return;
+    TileConvArgs within = args;  // all taps but the middle one are outside at this dilation, too
+    within.dilation = std::min(args.dilation, std::max(args.height, args.width));
+    const int64_t work = args.batch * args.height * args.width * ceil_div(args.out_channels, kTilePanel);
+    const int threads = threads_for(work * (args.in_channels + 1), work);
+    const TileConvPlan plan(within, threads);
+    chosen.convolution(within, plan, {workspace(threads * plan.slot_bytes), threads});
 }
 
 }  // namespace ncsn_fast

@@ -20,11 +20,15 @@
 #include "ncsn_fast/softmax.h"
 #include "ncsn_fast/upsample_nearest.h"
 #include "ncsn_fast/winograd.h"
+#include "tile_kernels.h"
+#include "tile_kernels.h"
 
 namespace ncsn_fast {
 
-// kAvx512Vnni runs the kernels of kAvx512, but for winograd's products of integers.
-enum class Isa : int { kScalar = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Vnni = 3 };
+// kAvx512Vnni runs the kernels of kAvx512, but for winograd's products of integers; kAmx those of
+// kAvx512Vnni, but for the ones in tiles. kAmxEmulated is the best level below kAmx: it says that kernels in
+// tiles, which every level but kAmx emulates, are wanted nevertheless.
+enum class Isa : int { kScalar = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Vnni = 3, kAmx = 4, kAmxEmulated = 5 };
 
 enum class NoiseKind { kWords, kUniform, kNormal };
 
@@ -121,6 +125,18 @@ bool isa_compiled(Isa isa);
 bool isa_supported(Isa isa);
 const char* isa_name(Isa isa);
 
+// Whether this build has kernels for AMX, the processor has AMX (tiles and bfloat16), the system has
+// enabled it, and the error number with which it refused this process the permission, or 0.
+struct AmxState {
+    bool compiled, processor, enabled;
+    int refusal;
+
+    bool usable() const { return compiled && processor && enabled && refusal == 0; }
+};
+
+// Asks the system for the permission when it is called first.
+const AmxState& amx_state();
+
 void box_muller_cpu(const uint32_t* words, int64_t pairs, float* out, int isa);
 void fill_noise(NoiseKind kind, const NoiseArgs& args, int isa);
 void instance_norm_plus_cpu(const NormArgs& args, int isa);
@@ -139,10 +155,17 @@ void attention_cpu(const AttentionArgs& args, int isa);
 void softmax_cpu(const SoftmaxArgs& args, int isa);
 void zero_cpu(void* memory, int64_t bytes);
 void winograd_conv_cpu(const WinogradArgs& args, int isa);
+void tile_product_cpu(const TileProductArgs& args, int isa);
+void tile_conv_cpu(const TileConvArgs& args, int isa);
 
 // Fills values (int16 for bfloat16 maps, else float32) and, for bfloat16 maps, scales, of WinogradSizes;
 // weight is (out_channels, in_channels, 3, 3). std::invalid_argument unless all are finite.
 void winograd_pack(const float* weight, int64_t in_channels, int64_t out_channels, Dtype dtype,
                    void* values, float* scales);
+
+// Fills values of TileConvSizes; weight is (out_channels, in_channels, taps, taps). std::invalid_argument
+// unless all are finite.
+void tile_pack(const float* weight, int64_t in_channels, int64_t out_channels, int64_t taps,
+               Bfloat16* values);
 
 }  // namespace ncsn_fast

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from ncsn_fast.ops import tiles
 from ncsn_fast.ops.extension import _C, default_isa, isa_number
 from ncsn_fast.ops.extension import forced_isa as forced_isa
 
@@ -46,8 +47,9 @@ def isa(level: str) -> Iterator[None]:
     """Forces the CPU kernels inside the `with` block to an instruction set.
 
     Args:
-        level: "scalar", "avx2", "avx512" or "avx512_vnni". The environment variable NCSN_FAST_ISA
-            sets it for a whole process.
+        level: "scalar", "avx2", "avx512", "avx512_vnni" or "amx"; or "amx_emulated", on every
+            machine, for tests of what runs in the tiles of AMX. The environment variable
+            NCSN_FAST_ISA sets it for a whole process.
     """
     token = forced_isa.set(isa_number(level, f"isa({level!r})"))
     try:
@@ -60,12 +62,13 @@ def available() -> dict[str, Any]:
     """Returns how the extension was built and what this machine supports.
 
     Build: `version`, `compiler`, `isa_levels`, `sanitizers`, `cuda_*`. Machine: `isa_usable`,
-    `isa_default`, `cuda_devices`.
+    `isa_default`, `amx` (whether it is used, and why not), `cuda_devices`.
     """
     return {
         **_C.build_info(),
         "isa_usable": _C.isa_levels(),
         "isa_default": default_isa(),
+        "amx": tiles.state(),
         "cuda_devices": _C.cuda_device_count(),
     }
 

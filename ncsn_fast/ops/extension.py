@@ -27,13 +27,18 @@ except ImportError as error:
         "`pip install .` (in a checkout: `pip install -e .`), which needs a C++20 compiler."
     ) from error
 
-ISA_LEVELS = {"scalar": 0, "avx2": 1, "avx512": 2, "avx512_vnni": 3}
+ISA_LEVELS = {
+    "scalar": 0, "avx2": 1, "avx512": 2, "avx512_vnni": 3, "amx": 4, "amx_emulated": 5
+}  # fmt: skip
+# Those at which the cpu engine convolves in tiles. The second, for tests, is the machine's best one
+# below AMX: kernels in tiles are emulated at every level but "amx".
+AMX_LEVELS = ("amx", "amx_emulated")
 
 
 def isa_number(level: str, where: str) -> int:
     """The extension's number of a level that this machine has; ValueError names those."""
     usable = _C.isa_levels()
-    if level not in usable:
+    if level not in usable and level != "amx_emulated":
         raise ValueError(f"{where}: the levels of this machine are {', '.join(usable)}")
     return ISA_LEVELS[level]
 
@@ -41,6 +46,12 @@ def isa_number(level: str, where: str) -> int:
 def default_isa() -> str:
     """The level of the CPU kernels where `ops.isa` forces none."""
     return os.environ.get("NCSN_FAST_ISA") or _C.default_isa()
+
+
+def level_name(number: int) -> str:
+    """Returns the name of a level; of this machine's best one for -1."""
+    names = {code: name for name, code in ISA_LEVELS.items()}
+    return _C.default_isa() if number == -1 else names[number]
 
 
 _forced = os.environ.get("NCSN_FAST_ISA")

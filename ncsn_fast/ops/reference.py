@@ -327,6 +327,21 @@ def winograd_conv(
     return F.conv2d(x, weight, bias, padding=dilation, dilation=dilation)
 
 
+def tile_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    added: Tensor | None = None,
+    *,
+    dilation: int = 1,
+    activation: str = "none",
+) -> Tensor:
+    """Computes activation(convolution + added): 1x1 or 3x3, stride 1, same size."""
+    padding = dilation * (weight.shape[2] // 2)
+    y = F.conv2d(x, weight, bias, padding=padding, dilation=dilation)
+    return ACTIVATIONS[activation].function(y if added is None else y + added)
+
+
 def mean_pool2(a: Tensor, b: Tensor | None = None) -> Tensor:
     """Computes the mean of each 2x2 square of a, or of a + b; (N, C, H / 2, W / 2)."""
     total = _computed(a) if b is None else _computed(a) + _computed(b)

@@ -229,6 +229,13 @@ def winograd_pack(bfloat16: bool) -> list[Any]:
     return [Memory(5 * 3 * 9), values, scales, Size(3), Size(5), bfloat16]
 
 
+def tile_conv() -> list[Any]:
+    x, out = Memory(COUNT, BF16), N * H * W * 5
+    maps = [optional(out, BF16) for _ in range(3)]
+    values = Memory(9 * 32 * 32, BF16)
+    return [x, values, optional(5), *maps, NHWC_SIZES, Size(5), 3, 1, 1]
+
+
 def plan() -> Any:
     return _C.Plan(*onednn.addresses())
 
@@ -280,6 +287,7 @@ STEPS = {
     "mean_pool2": [mean_pool2],
     "resize_add": [resize_add],
     "winograd_conv": [lambda: winograd(True), lambda: winograd(False)],
+    "tile_conv": [tile_conv],
 }
 # Name of an entry -> the function, and arguments of calls that fit exactly.
 ENTRIES: dict[str, tuple[Callable[..., object], list[Callable[[], list[Any]]]]] = {
@@ -311,6 +319,20 @@ ENTRIES: dict[str, tuple[Callable[..., object], list[Callable[[], list[Any]]]]] 
     "winograd_pack": (
         _C.winograd_pack,
         [lambda: winograd_pack(True), lambda: winograd_pack(False)],
+    ),
+    "tile_product": (
+        _C.tile_product,
+        [
+            lambda: [
+                Memory(256), Memory(31, I32), Memory(16 + 15 * 17, I32),
+                (Size(16), Size(1), Size(17)), -1,
+            ]
+        ],
+    ),
+    "tile_conv_values": (_C.tile_conv_values, [lambda: [Size(3), Size(5), 3]]),
+    "tile_pack": (
+        _C.tile_pack,
+        [lambda: [Memory(5 * 3 * 9), Memory(9 * 32 * 32, BF16), Size(3), Size(5), 3]],
     ),
     "Plan.level_parameters": (plan_method("level_parameters"), [level_parameters]),
     "Plan.set_levels": (set_levels, [lambda: [Memory(N, I64), N]]),
@@ -375,7 +397,7 @@ def without_memory(value: Any) -> Iterator[Any]:
 
 def test_every_entry_is_walked():
     told = {"build_info", "isa_levels", "default_isa", "cuda_device_count", "set_num_threads"}
-    told.add("Plan")
+    told |= {"Plan", "amx_state"}
     entries = {name for name in dir(_C) if not name.startswith("_")} - told
     entries |= {f"Plan.{name}" for name in dir(_C.Plan) if not name.startswith("_")}
     # Those without sizes; below.
@@ -468,6 +490,22 @@ def test_a_convolution_needs_its_tensors_and_its_memory():
 def test_parts_of_a_winograd_convolution_that_do_not_fit(arguments, text):
     with pytest.raises(ValueError, match=text):
         _C.winograd_conv(*written(arguments))
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({8: 2}, "taps of a convolution in tiles must be 1 or 3 a side; got 2"),
+        ({9: 0}, r"dilation must be in \[1, 2\*\*31\); got 0"),
+        ({7: 2**21}, r"channels of a convolution in tiles must be in \[1, 2\*\*20\]"),
+        ({10: 8}, r"activation must be in \[0, 8\); got 8"),
+        ({4: NONE, 5: NONE}, "sum, y or both is written; neither was given"),
+    ],
+)
+def test_parts_of_a_convolution_in_tiles_that_do_not_fit(changes, text):
+    arguments = [changes.get(i, value) for i, value in enumerate(tile_conv())]
+    with pytest.raises(ValueError, match=text):
+        _C.tile_conv(*written([*arguments, -1]))
 
 
 def test_what_a_kernel_would_not_compute_is_refused():

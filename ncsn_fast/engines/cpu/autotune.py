@@ -3,10 +3,11 @@
 Timed are the dtype of feature maps, and of every layer that has two algorithms (layers.py) both:
 for a 3x3 convolution oneDNN's direct one and our Winograd convolution
 (csrc/include/ncsn_fast/winograd.h), for a 1x1 convolution oneDNN's and a matrix product, for
-attention our fused kernel and matrix products. Which is faster depends on the processor: oneDNN's
-bfloat16 needs AMX or AVX-512-BF16 to be fast, and without AVX-512 its convolutions of bfloat16 maps
-are of copies in float32; Winograd needs a quarter of the multiplications and multiplies bfloat16
-maps in 16-bit fixed point, which every processor supports.
+attention our fused kernel and matrix products. With AMX every convolution of bfloat16 maps that
+keeps their size is timed in its tiles, too (csrc/include/ncsn_fast/tile_conv.h). Which is faster
+depends on the processor: oneDNN's bfloat16 needs AMX or AVX-512-BF16 to be fast, and without
+AVX-512 its convolutions of bfloat16 maps are of copies in float32; Winograd needs a quarter of the
+multiplications and multiplies bfloat16 maps in 16-bit fixed point, which every processor supports.
 No choice depends on the batch size, so that all processes of a job choose alike.
 """
 
@@ -33,16 +34,17 @@ from ncsn_fast.data import files
 from ncsn_fast.data.json_file import find_json
 from ncsn_fast.engines.base import DTYPES
 from ncsn_fast.engines.cpu import onednn
-from ncsn_fast.engines.cpu.layers import AnyLayer
+from ncsn_fast.engines.cpu.layers import AnyLayer, TileLayer
 from ncsn_fast.engines.cpu.plan import CpuPlan
 from ncsn_fast.engines.lowering.graph import ConvolutionSpec, Graph
 from ncsn_fast.engines.torch_settings import torch_threads
 from ncsn_fast.notices import notice
+from ncsn_fast.ops import tiles
 from ncsn_fast.ops.extension import _C, forced_isa
 
 log = logging.getLogger(__name__)
-ALGORITHMS = ("direct", "winograd")
-_GAIN = 1.1  # required speedup over the default, above the noise of the timer
+ALGORITHMS = ("direct", "winograd", "amx")
+GAIN = 1.1  # required speedup over the default, above the noise of the timer
 _ROUNDS = 7
 _PATIENCE = 60.0  # seconds to wait for another process that measures
 _LARGEST = 1e4  # speed in a file; others are damaged
@@ -64,15 +66,16 @@ class Choice:
     speed: dict[str, float]
 
     def algorithm(self, dtype: str) -> str:
-        """Returns the faster algorithm for 3x3 convolutions in this dtype."""
-        gain = self.speed[f"{dtype} winograd"] / self.speed[f"{dtype} direct"]
-        return "winograd" if gain >= _GAIN else "direct"
+        """Returns the fastest algorithm for 3x3 convolutions in this dtype."""
+        speeds = {name: self.speed.get(f"{dtype} {name}", 0.0) for name in ALGORITHMS}
+        best = max(speeds, key=speeds.__getitem__)
+        return best if speeds[best] / speeds["direct"] >= GAIN else "direct"
 
     @property
     def dtype(self) -> str:
         """The faster dtype, each with its better algorithm."""
         fp32, bf16 = (self.speed[f"{dtype} {self.algorithm(dtype)}"] for dtype in ("fp32", "bf16"))
-        return "bf16" if bf16 / fp32 >= _GAIN else "fp32"
+        return "bf16" if bf16 / fp32 >= GAIN else "fp32"
 
     def __str__(self) -> str:
         speeds = ", ".join(f"{name} {speed:.2g}x" for name, speed in self.speed.items())
@@ -96,12 +99,13 @@ def fastest(threads: int | None = None, *, measure: bool = False) -> Choice:
         return _known[path]
 
 
-def pays(
+def gains(
     layers: Collection[AnyLayer], dtype: str, threads: int | None = None
-) -> dict[AnyLayer, bool]:
-    """Returns of each layer whether its second algorithm is the faster: remembered, or timed now.
+) -> dict[AnyLayer, float]:
+    """Returns of each layer the speed of its second algorithm relative to the first.
 
-    Of several processes that ask at once, one measures and the others wait for its result.
+    Remembered, or timed now. Of several processes that ask at once, one measures and the others
+    wait for its result.
     """
     threads = threads or torch.get_num_threads()
     path = files.cache_folder() / f"convolutions-{_key(threads)}.json"
@@ -110,7 +114,7 @@ def pays(
         known = _layers.setdefault(path, {})
         if not {*names.values()} <= known.keys():
             known |= _obtain_layers(path, names, dtype, threads)
-        return {layer: known[name] >= _GAIN for layer, name in names.items()}
+        return {layer: known[name] for layer, name in names.items()}
 
 
 def _numbers(layer: AnyLayer) -> str:
@@ -141,9 +145,12 @@ def _measure_layer(layer: AnyLayer, dtype: str, threads: int) -> float:
     graph = layer.graph()
     with torch.inference_mode(), torch_threads(threads):
         first, second = (
-            CpuPlan(graph, layer.batch, DTYPES[dtype], winograd=other, products=other)
+            CpuPlan(
+                graph, layer.batch, DTYPES[dtype], winograd=other, products=other,
+                tiles=other and isinstance(layer, TileLayer),
+            )
             for other in (False, True)
-        )
+        )  # fmt: skip
         seconds = _seconds({"first": first, "second": second})
     return seconds["first"] / seconds["second"]
 
@@ -203,16 +210,17 @@ def _read(path: Path) -> Choice | None:
 
 
 def _variants() -> list[tuple[str, str]]:
-    """Returns the dtypes, fp32 first, each with every algorithm."""
-    return [(dtype, algorithm) for dtype in ("fp32", "bf16") for algorithm in ALGORITHMS]
+    """Returns the dtypes, fp32 first, each with its algorithms."""
+    found = [
+        (dtype, algorithm) for dtype in ("fp32", "bf16") for algorithm in ("direct", "winograd")
+    ]
+    return found + [("bf16", "amx")] * (tiles.level() is not None)
 
 
 def _measure(threads: int) -> dict[str, float]:
     """Returns speeds relative to the first variant."""
     with torch.inference_mode(), torch_threads(threads):
-        seconds = _seconds(
-            {f"{d} {a}": _convolution(DTYPES[d], a == "winograd") for d, a in _variants()}
-        )
+        seconds = _seconds({f"{d} {a}": _convolution(DTYPES[d], a) for d, a in _variants()})
     first = next(iter(seconds.values()))
     return {name: first / each for name, each in seconds.items()}
 
@@ -231,11 +239,11 @@ def _seconds(plans: Mapping[str, CpuPlan]) -> dict[str, float]:
     return {name: min(times) for name, times in seconds.items()}
 
 
-def _convolution(dtype: torch.dtype, winograd: bool) -> CpuPlan:
+def _convolution(dtype: torch.dtype, algorithm: str) -> CpuPlan:
     graph = Graph(128, 16, 16)
     weight = torch.randn(128, 128, 3, 3, generator=torch.Generator().manual_seed(0))
     graph.output = graph.conv("conv", graph.input, ConvolutionSpec(weight))
-    return CpuPlan(graph, 4, dtype, winograd=winograd)
+    return CpuPlan(graph, 4, dtype, winograd=algorithm == "winograd", tiles=algorithm == "amx")
 
 
 def _key(threads: int) -> str:

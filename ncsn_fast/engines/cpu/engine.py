@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 import statistics
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -13,10 +12,9 @@ import torch
 from torch import Tensor
 
 from ncsn_fast.engines.base import DTYPES
-from ncsn_fast.engines.cpu import autotune, onednn
-from ncsn_fast.engines.cpu.layers import AnyLayer, Layer, layer_of
+from ncsn_fast.engines.cpu import autotune, choice, onednn
+from ncsn_fast.engines.cpu.choice import Layers
 from ncsn_fast.engines.cpu.plan import CpuPlan
-from ncsn_fast.engines.lowering.graph import Graph
 from ncsn_fast.engines.lowering.memory_plan import format_profile
 from ncsn_fast.engines.lowering.static_memory import Weights
 from ncsn_fast.engines.static_engine import StaticEngine
@@ -32,18 +30,19 @@ _PROFILE_ROUNDS = 5
 class CpuEngine(StaticEngine):
     """A network as a plan of steps on preallocated memory, executed by the C++ extension.
 
-    Channels-last. Weights are packed when the engine is built. Convolutions run in oneDNN or in our
-    Winograd kernel, with one fused pass of ours between two of them. Sampling calls the extension
+    Channels-last. Weights are packed when the engine is built. Convolutions run in oneDNN, in our
+    Winograd kernel or in our kernel for the tiles of AMX, with one fused pass of ours between two
+    of them, or none. Sampling calls the extension
     once per noise level; inside, nothing is allocated and no Python runs, but for operations that
     no kernel of ours covers: PyTorch runs these, and `describe` names them. The weights are checked
     against the reference once.
 
     Args:
-        convolutions: "direct" (oneDNN) or "winograd" (ours) for 3x3 convolutions, or what
-            `choices` said of another engine; None for the environment variable
-            NCSN_FAST_CONVOLUTIONS, else the faster one on this machine for every layer; 1x1
-            convolutions and attention may then be matrix products, too. Winograd stores four times
-            the weights.
+        convolutions: "direct" (oneDNN) or "winograd" (ours) for 3x3 convolutions, "amx" (ours) for
+            those that keep their size, or what `choices` said of another engine; None for the
+            environment variable NCSN_FAST_CONVOLUTIONS, else the fastest one on this machine for
+            every layer; 1x1 convolutions and attention may then be matrix products, too. Winograd
+            stores four times the weights.
 
     Raises:
         UnsupportedNetwork: torch cannot export the network (see `refuses`).
@@ -62,10 +61,10 @@ class CpuEngine(StaticEngine):
         self._weights: Weights = {}  # shared by all plans
         self.release()
         given = convolutions or os.environ.get("NCSN_FAST_CONVOLUTIONS")
-        layers = _layers(self.lowered(model.config.image_size))
-        self._second = self._chosen(given, layers)
+        layers = Layers.of(self.lowered(model.config.image_size))
+        self._choice = choice.choose(given, layers, self.dtype, self.threads)
         named = given in autotune.ALGORITHMS
-        self.convolutions = given if given and named else _code(self._second, layers)
+        self.convolutions = given if given and named else choice.code(self._choice, layers)
         self.error = self.check_precision()
         self.forget_weights()  # packed copies remain; the caller may free theirs
 
@@ -102,9 +101,12 @@ class CpuEngine(StaticEngine):
         threads: int | None = None,
     ) -> list[dict[str, Any]]:
         """Tries direct convolutions before a more precise dtype: Winograd is less precise."""
+        given = options.get("convolutions") or os.environ.get("NCSN_FAST_CONVOLUTIONS")
+        if dtype is None and given == "amx":
+            dtype = "bf16"
         first = autotune.fastest(threads).dtype if dtype is None else dtype
         dtypes = [{**options, "dtype": name} for name in cls._dtypes_to_try(dtype, first)]
-        if "convolutions" in options or os.environ.get("NCSN_FAST_CONVOLUTIONS"):
+        if given:
             return dtypes
         return [
             {**attempt, **algorithm}
@@ -114,39 +116,24 @@ class CpuEngine(StaticEngine):
 
     @classmethod
     def check_options(cls, given: Mapping[str, Any]) -> None:
-        others = {k: v for k, v in given.items() if k != "convolutions" or not _is_code(v)}
+        others = {k: v for k, v in given.items() if k != "convolutions" or not choice.is_code(v)}
         super().check_options(others)
 
     @classmethod
     def slowdown(
         cls, wanted: Mapping[str, Any], taken: Mapping[str, Any], threads: int | None = None
     ) -> float | None:
-        choice = autotune.fastest(threads)
+        measured = autotune.fastest(threads)
 
         def speed(variant: Mapping[str, Any]) -> float | None:
             dtype = variant["dtype"]
             name = variant.get("convolutions")
             algorithms = [name] if name in autotune.ALGORITHMS else [*autotune.ALGORITHMS]
-            found = [choice.speed.get(f"{dtype} {algorithm}") for algorithm in algorithms]
+            found = [measured.speed.get(f"{dtype} {algorithm}") for algorithm in algorithms]
             return max((speed for speed in found if speed is not None), default=None)
 
         before, after = speed(wanted), speed(taken)
         return before / after if before is not None and after is not None else None
-
-    def _chosen(self, given: str | None, layers: Mapping[str, AnyLayer]) -> frozenset[str]:
-        """Returns the names of the operations that run by their second algorithm."""
-        if given is None:
-            pays = autotune.pays({*layers.values()}, self.dtype, self.threads)
-            return frozenset(name for name, layer in layers.items() if pays[layer])
-        if given in autotune.ALGORITHMS:
-            return _winograd(layers) if given == "winograd" else frozenset()
-        number = int(given.removeprefix(_PREFIX), 16) if _is_code(given) else -1
-        if not 0 <= number < 1 << len(layers):
-            raise ValueError(
-                "convolutions (or NCSN_FAST_CONVOLUTIONS) must be 'direct' or 'winograd', or "
-                f"layers:NUMBER with a hexadecimal number of {len(layers)} bits; got {given!r}"
-            )
-        return frozenset(name for i, name in enumerate(layers) if number >> i & 1)
 
     def memory(self) -> int:
         plan = self._plan(self.model.config.image_size)
@@ -219,8 +206,9 @@ class CpuEngine(StaticEngine):
                 self.batch_size,
                 DTYPES[self.dtype],
                 self._weights,
-                winograd=self._second,
-                products=self._second,
+                winograd=self._choice.second,
+                products=self._choice.second,
+                tiles=self._choice.tiles,
             )
         return self._plans[size]
 
@@ -246,33 +234,6 @@ class CpuEngine(StaticEngine):
             array("coefficients", rows.coefficients[start:end], (count, 11), torch.float64),
             array("steps", rows.steps[start:end], (count, 2), torch.int64), count, forced_isa.get(),
         )  # fmt: skip
-
-
-_PREFIX = "layers:"
-
-
-def _layers(graph: Graph) -> dict[str, AnyLayer]:
-    """Returns the operations that have a choice of algorithm, by their names."""
-    found = ((op.name, layer_of(op)) for op in graph.ops)
-    return {name: layer for name, layer in found if layer is not None}
-
-
-def _winograd(layers: Mapping[str, AnyLayer]) -> frozenset[str]:
-    """Returns the names of those that Winograd's algorithm covers."""
-    return frozenset(name for name, layer in layers.items() if isinstance(layer, Layer))
-
-
-def _code(chosen: frozenset[str], layers: Mapping[str, AnyLayer]) -> str:
-    """Returns a choice as text: an algorithm for all layers, or a number with a bit for each."""
-    if not chosen:
-        return "direct"
-    if chosen == _winograd(layers):
-        return "winograd"
-    return f"{_PREFIX}{sum(1 << i for i, name in enumerate(layers) if name in chosen):x}"
-
-
-def _is_code(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch(f"{_PREFIX}[0-9a-f]{{1,400}}", value) is not None
 
 
 class _Rows:

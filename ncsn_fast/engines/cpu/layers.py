@@ -1,4 +1,4 @@
-"""Operations that plans have two algorithms for, by what decides which is the faster."""
+"""Operations that plans have several algorithms for, by what decides which is the fastest."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from ncsn_fast.engines.lowering.graph import (
     View,
 )
 from ncsn_fast.ops.cpu import winograd_pays
+from ncsn_fast.ops.tiles import TAPS
 
+_TILE_CHANNELS = 16
 _PIXELS = 1024  # of the maps that a layer is timed with, about
 
 
@@ -102,7 +104,34 @@ class Attention:
         return graph
 
 
-AnyLayer = Layer | Pointwise | Attention
+@dataclasses.dataclass(frozen=True)
+class TileLayer:
+    """Shape of a convolution that keeps the size: oneDNN's, or ours in the tiles of AMX."""
+
+    kind: ClassVar[str] = "tiles "
+    inputs: int
+    outputs: int
+    height: int
+    width: int
+    taps: int
+    dilation: int
+
+    @property
+    def batch(self) -> int:
+        """Images to time it with."""
+        return _batch(self.height * self.width)
+
+    def graph(self) -> Graph:
+        """Returns a network of the layer alone."""
+        graph = Graph(self.inputs, self.height, self.width)
+        weight = _numbers(self.outputs, self.inputs, self.taps, self.taps)
+        padding = self.dilation * (self.taps // 2)
+        spec = ConvolutionSpec(weight, padding=padding, dilation=self.dilation)
+        graph.output = graph.conv("layer", graph.input, spec)
+        return graph
+
+
+AnyLayer = Layer | Pointwise | Attention | TileLayer
 
 
 def layer_of(op: Op) -> AnyLayer | None:
@@ -116,6 +145,21 @@ def layer_of(op: Op) -> AnyLayer | None:
         heads, length, width = spec.query.shape
         return Attention(heads, length, width, spec.value.shape[2])
     return None
+
+
+def tile_layer_of(op: Op) -> TileLayer | None:
+    """Returns the layer that an operation is, if it can run in tiles."""
+    spec, x = op.spec, op.inputs[0]
+    if not isinstance(spec, ConvolutionSpec) or not can_be_tiles(op, spec):
+        return None
+    return TileLayer(x.channels, spec.channels, x.height, x.width, spec.taps, spec.dilation)
+
+
+def can_be_tiles(op: Op, spec: ConvolutionSpec) -> bool:
+    """Whether the convolution in tiles covers a convolution, and its channels fill them halfway."""
+    keeps = spec.stride == spec.groups == 1 and spec.padding == spec.dilation * (spec.taps // 2)
+    fills = min(op.inputs[0].channels, spec.channels) >= _TILE_CHANNELS
+    return keeps and fills and spec.taps in TAPS
 
 
 def can_be_winograd(op: Op, spec: ConvolutionSpec) -> bool:

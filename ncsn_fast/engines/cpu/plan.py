@@ -8,14 +8,17 @@ import torch
 from torch import Tensor
 
 from ncsn_fast.engines.cpu import onednn, steps
-from ncsn_fast.engines.cpu.layers import can_be_product, can_be_winograd
+from ncsn_fast.engines.cpu.epilogues import with_epilogues
+from ncsn_fast.engines.cpu.layers import can_be_product, can_be_tiles, can_be_winograd
 from ncsn_fast.engines.cpu.memory import PlanMemory
 from ncsn_fast.engines.lowering.graph import AttentionSpec, ConvolutionSpec, Graph, Op
 from ncsn_fast.engines.lowering.memory_plan import OpCost
 from ncsn_fast.engines.lowering.static_memory import Weights, network_input
+from ncsn_fast.ops.activations import activation_code
 from ncsn_fast.ops.addresses import NONE, array
 from ncsn_fast.ops.cpu import WinogradWeights, winograd_pack
 from ncsn_fast.ops.extension import forced_isa
+from ncsn_fast.ops.tiles import TileWeights, tile_pack
 
 
 class CpuPlan(PlanMemory):
@@ -28,6 +31,8 @@ class CpuPlan(PlanMemory):
             it pays.
         products: names of the 1x1 convolutions that run as matrix products, and of the attention
             whose matrix products are in the maps' type; True for all.
+        tiles: names of the convolutions that run in the tiles of AMX, with the activation that
+            follows; True for all that can.
 
     Attributes:
         input, output: (batch, C, H, W) channels-last, in the plan's buffer; valid between two runs.
@@ -43,12 +48,19 @@ class CpuPlan(PlanMemory):
         *,
         winograd: Collection[str] | bool = False,
         products: Collection[str] | bool = False,
+        tiles: Collection[str] | bool = False,
     ) -> None:
-        super().__init__(graph, batch, dtype, weights)
-        self.winograd, self.products = winograd, products
+        known = {} if weights is None else weights
+
+        def in_tiles(op: Op, spec: ConvolutionSpec) -> bool:
+            packed = f"{op.name} (tiles)" in known
+            return packed or (_is_in(tiles, op.name) and can_be_tiles(op, spec))
+
+        super().__init__(with_epilogues(graph, in_tiles), batch, dtype, known)
+        self.winograd, self.products, self._in_tiles = winograd, products, in_tiles
         self.input, self.output = self.tensor(graph.input), self.tensor(graph.output)
         self._spans: list[int] = []  # steps of each operation
-        self.costs = [self._add(op) for op in graph.ops]
+        self.costs = [self._add(op) for op in self.graph.ops]
 
     def load(self, x: Tensor, scale: float = 1.0, shift: float = 0.0) -> None:
         """Sets the network's input to scale * x + shift, as a sampler update does."""
@@ -90,6 +102,9 @@ class CpuPlan(PlanMemory):
 
     def _add_convolution(self, op: Op, spec: ConvolutionSpec) -> str:
         """Adds a convolution step and returns its kind."""
+        if self._in_tiles(op, spec):
+            self._add_tiles(op, spec)
+            return "amx"
         if f"{op.name} (winograd)" in self.weights or self._chooses_winograd(op, spec):
             self._add_winograd(op, spec)
             return "winograd"
@@ -149,12 +164,8 @@ class CpuPlan(PlanMemory):
         key = f"{op.name} (winograd)"
         if key not in self.weights:
             packed = winograd_pack(spec.kernel().to("cpu", torch.float32), self.dtype)
-            bias = (
-                None
-                if spec.bias is None
-                else spec.bias.detach().to("cpu", torch.float32, copy=True)
-            )
-            self.weights[key] = [t for t in (packed.values, packed.scales, bias) if t is not None]
+            kept = [t for t in (packed.values, packed.scales) if t is not None]
+            self.weights[key] = [*kept, *_float32_bias(spec)]
         values, *rest = self.weights[key]
         scales = rest.pop(0) if self.bfloat16 else None
         weights = WinogradWeights(values, scales, x.channels, y.channels)
@@ -163,6 +174,29 @@ class CpuPlan(PlanMemory):
             self.array(x), *weights.arrays(), offsets, self.array(y), self.nhwc(x), y.channels,
             spec.dilation, bool(op.overwrites), self.bfloat16,
         )  # fmt: skip
+
+    def _add_tiles(self, op: Op, spec: ConvolutionSpec) -> None:
+        x, y = op.inputs[0], op.outputs[-1]
+        key = f"{op.name} (tiles)"
+        if key not in self.weights:
+            packed = tile_pack(spec.kernel().to("cpu", torch.float32))
+            self.weights[key] = [packed.values, *_float32_bias(spec)]
+        values, *bias = self.weights[key]
+        TileWeights(values, x.channels, y.channels, spec.taps).check()
+        added = self.array(op.inputs[1]) if len(op.inputs) > 1 else NONE
+        keeps = len(op.outputs) > 1 or not spec.activation
+        total = self.array(op.outputs[0]) if keeps else NONE
+        self.steps.tile_conv(
+            self.array(x), array("values", values, tuple(values.shape), torch.bfloat16),
+            array("bias", bias[0], (y.channels,), torch.float32) if bias else NONE, added, total,
+            self.array(y) if spec.activation else NONE, self.nhwc(x), y.channels, spec.taps,
+            spec.dilation, activation_code(spec.activation or "none"),
+        )  # fmt: skip
+
+
+def _float32_bias(spec: ConvolutionSpec) -> list[Tensor]:
+    bias = [] if spec.bias is None else [spec.bias]
+    return [t.detach().to("cpu", torch.float32, copy=True) for t in bias]
 
 
 def _is_in(names: Collection[str] | bool, name: str) -> bool:

@@ -62,7 +62,8 @@ class ConvolutionSpec:
     """Parameters of a convolution: weight (C_out, C_in / groups, k, k), and bias (C_out,) or None.
 
     If `pooled`, the stride is 2 and a 2x2 mean of the convolution with stride 1 is computed, as one
-    convolution with k + 1 taps a side.
+    convolution with k + 1 taps a side.   activation: of the sum, which is computed with it; only
+    plans for the CPU write it (engines/cpu/epilogues.py).
     """
 
     weight: Tensor
@@ -72,6 +73,7 @@ class ConvolutionSpec:
     pooled: bool = False
     stride: int = 1
     groups: int = 1
+    activation: str = ""
 
     @property
     def taps(self) -> int:

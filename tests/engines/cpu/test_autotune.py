@@ -206,7 +206,9 @@ def test_convolutions_can_be_forced(monkeypatch):
     assert "winograd" in kinds["winograd"]
     assert "winograd" not in kinds["direct"]
     monkeypatch.setenv("NCSN_FAST_CONVOLUTIONS", "fft")
-    with pytest.raises(ValueError, match=r"must be 'direct' or 'winograd', or .*; got 'fft'"):
+    with pytest.raises(
+        ValueError, match=r"must be one of 'direct', 'winograd', 'amx', or .*; got 'fft'"
+    ):
         engine(of)
 
 
@@ -248,7 +250,7 @@ def test_every_layer_has_its_own_algorithm(cache, monkeypatch):
     assert torch.equal(same.output(x, None), built.output(x, None))
     sampler = Sampler(of, engine="cpu", dtype="fp32", batch_size=2, **built.choices)
     assert sampler.engine_for(2).choices == built.choices
-    with pytest.raises(ValueError, match=r"hexadecimal number of \d+ bits; got 'layers:f{40}'"):
+    with pytest.raises(ValueError, match=r"hexadecimal number of \d+ bits, .*; got 'layers:f{40}'"):
         CpuEngine(of, device=CPU, dtype="fp32", batch_size=2, convolutions=f"layers:{'f' * 40}")
 
 
@@ -263,11 +265,11 @@ LAYERS = {Layer(16, 16, n, n, 1) for n in (4, 8)}
 
 
 def test_layers_are_really_timed(cache):
-    found = autotune.pays(LAYERS, "fp32", 1)
+    found = autotune.gains(LAYERS, "fp32", 1)
     (file,) = cache.glob("convolutions-*.json")
     speeds = json.loads(file.read_text())
     assert {*speeds} == {"fp32 16 16 4 4 1", "fp32 16 16 8 8 1"}
-    assert found == {x: speeds[f"fp32 16 16 {x.height} {x.width} 1"] >= 1.1 for x in LAYERS}
+    assert found == {x: speeds[f"fp32 16 16 {x.height} {x.width} 1"] for x in LAYERS}
 
 
 SECOND = (
@@ -315,19 +317,19 @@ def test_both_algorithms_compute_the_layer(layer, dtype):
 
 
 def test_second_algorithms_are_timed_and_remembered(cache):
-    found = autotune.pays(SECOND[:3], "fp32", 1)
+    found = autotune.gains(SECOND[:3], "fp32", 1)
     (file,) = cache.glob("convolutions-*.json")
     speeds = json.loads(file.read_text())
     assert {*speeds} == {
         "fp32 pointwise 32 48 4 4", "fp32 pointwise 3 5 7 3", "fp32 attention 1 64 32 32"
     }  # fmt: skip
-    assert [*found.values()] == [speed >= 1.1 for speed in speeds.values()]
+    assert [*found.values()] == [*speeds.values()]
 
 
 @pytest.mark.parametrize("damage", ["cut", "a list", "empty", "negative", "text"])
 def test_layers_that_are_missing_or_damaged_are_timed_anew(cache, monkeypatch, damage):
     timed = gains(monkeypatch, lambda layer: 2.0)
-    autotune.pays(LAYERS, "fp32")
+    autotune.gains(LAYERS, "fp32")
     (file,) = cache.glob("convolutions-*.json")
     whole = {"cut": b"{", "a list": b"[]", "empty": b""}
     broken = {"negative": -1.0, "text": "2"}
@@ -337,7 +339,8 @@ def test_layers_that_are_missing_or_damaged_are_timed_anew(cache, monkeypatch, d
     )
     file.write_bytes(content if damage != "empty" else b"")
     forget()
-    assert autotune.pays(LAYERS, "fp32") == dict.fromkeys(LAYERS, True)
+    kept = 3.0 if damage in broken else 2.0
+    assert autotune.gains(LAYERS, "fp32") == {x: kept if x.height == 4 else 2.0 for x in LAYERS}
     assert len(timed) == (3 if damage in broken else 4)
     assert len(json.loads(file.read_text())) == 2
 
@@ -345,16 +348,16 @@ def test_layers_that_are_missing_or_damaged_are_timed_anew(cache, monkeypatch, d
 def test_layers_that_another_process_times_are_waited_for(cache, monkeypatch):
     """What it has written is taken, and not timed again."""
     timed = gains(monkeypatch, lambda layer: 2.0)
-    autotune.pays(LAYERS, "fp32", 1)
+    autotune.gains(LAYERS, "fp32", 1)
     (file,) = cache.glob("convolutions-*.json")
     file.unlink()
     forget()
     with ThreadPoolExecutor() as pool, filelock.FileLock(file.with_suffix(".lock")):
-        asked = pool.submit(autotune.pays, LAYERS, "fp32", 1)
+        asked = pool.submit(autotune.gains, LAYERS, "fp32", 1)
         time.sleep(0.2)
         assert not asked.done()
         file.write_text(json.dumps({"fp32 16 16 4 4 1": 0.5, "fp32 16 16 8 8 1": 3.0}))
-    assert asked.result() == {layer: layer.height == 8 for layer in LAYERS}
+    assert asked.result() == {layer: 3.0 if layer.height == 8 else 0.5 for layer in LAYERS}
     assert len(timed) == 2
 
 

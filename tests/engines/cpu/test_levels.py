@@ -24,6 +24,8 @@ LEVELS = {
     "avx512": ("AVX512_CORE", "avx512", "avx512", True),
     "avx512-vnni": ("AVX512_CORE_VNNI", "avx512", "avx512_vnni", True),
     "avx512-bf16": ("AVX512_CORE_BF16", "avx512", "avx512_vnni", True),
+    "amx-emulated": ("AVX512_CORE_BF16", "avx512", "amx_emulated", True),
+    "amx": ("AVX512_CORE_AMX", "avx512", "amx", True),
 }
 SUITE = ("sse41", "avx2", "avx512")  # at which more than a call is tested
 FILES = (
@@ -60,7 +62,8 @@ pytestmark = [
 def limited(request, tmp_path):
     """Runs a Python program at a level: (arguments) -> its output."""
     onednn, torch, ours, _ = LEVELS[request.param]
-    if ours not in ops.available()["isa_usable"]:
+    needed = "avx512_vnni" if ours == "amx_emulated" else ours
+    if needed not in ops.available()["isa_usable"]:
         pytest.skip(f"this processor has no {ours}")
     limits = {"ONEDNN_MAX_CPU_ISA": onednn, "ATEN_CPU_CAPABILITY": torch, "NCSN_FAST_ISA": ours}
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])

@@ -1,0 +1,202 @@
+"""Networks whose convolutions run in the tiles of AMX, which are emulated on every machine."""
+
+import itertools
+from collections import Counter
+
+import pytest
+import torch
+from engine_cases import CPU, LEVELS, TYPES, lives, model
+
+from ncsn_fast import ModelConfig, Sampler, ScoreModel, ops
+from ncsn_fast.engines import precision
+from ncsn_fast.engines.cpu import autotune, choice
+from ncsn_fast.engines.cpu.engine import CpuEngine
+from ncsn_fast.engines.cpu.epilogues import with_epilogues
+from ncsn_fast.engines.cpu.layers import TileLayer, can_be_tiles
+from ncsn_fast.engines.cpu.plan import CpuPlan
+from ncsn_fast.engines.lowering.graph import ConvolutionSpec, Graph, Map
+from ncsn_fast.engines.lowering.memory_plan import plan_memory
+from ncsn_fast.engines.static_engine import lowered
+from ncsn_fast.models.architectures import ARCHITECTURES
+
+pytestmark = pytest.mark.skipif("bf16" not in TYPES, reason="no bfloat16 here")
+
+
+@pytest.fixture(autouse=True)
+def emulated(monkeypatch):
+    monkeypatch.delenv("NCSN_FAST_CONVOLUTIONS", raising=False)
+    with ops.isa("amx_emulated"):
+        yield
+
+
+def engine(of, batch_size=2, **options):
+    return CpuEngine(of, device=CPU, dtype="bf16", batch_size=batch_size, **options)
+
+
+def kinds(built):
+    return Counter(cost.kind for cost in built._plan(built.model.config.image_size).costs)
+
+
+def check_network(arch, size, ngf):
+    torch.manual_seed(0)
+    config = ModelConfig(arch=arch, image_size=(size, size), ngf=ngf, n_sigmas=LEVELS)
+    built = engine(fresh := ScoreModel(config), convolutions="amx")
+    assert 1e-3 < built.error <= precision.BOUNDS["bf16"]
+    assert built.convolutions == "amx"
+    found, direct = kinds(built), engine(fresh, convolutions="direct")
+    assert found["amx"] > 5
+    assert not found["winograd"]
+    assert found["amx"] + found["conv"] == kinds(direct)["conv"]
+    assert found["elu"] < kinds(direct)["elu"]  # the others are computed with their convolution
+    assert built.error < 1.5 * direct.error
+
+
+def test_a_network_is_within_the_bound_of_bfloat16():
+    check_network("ncsnv2", 16, 16)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_network_is_within_the_bound_of_bfloat16(arch):
+    check_network(arch, 32, 32)
+
+
+def test_any_batch_and_size_has_the_same_bits():
+    """Packed weights serve them all."""
+    built = engine(model(), convolutions="amx")
+    x = torch.rand(3, 3, 24, 8)
+    whole = built.resized(3).output(x, None)
+    assert torch.equal(built.resized(1).output(x[1:2], None), whole[1:2])
+    level = next(name for name in ops.available()["isa_usable"] if name != "amx")
+    with ops.isa(level):  # emulated there, too
+        assert torch.equal(built.resized(3).output(x, None), whole)
+
+
+def test_samples():
+    sampler = Sampler(model(), engine="cpu", convolutions="amx", batch_size=2)
+    assert sampler.dtype == "bf16"
+    assert sampler.engine_for(2).choices == {"convolutions": "amx"}
+    assert sampler.sample(2, method="cas", progress=False).isfinite().all()
+
+
+def test_it_cannot_be_had_without_amx_or_bfloat16():
+    of = model(ngf=32)
+    with pytest.raises(ValueError, match="is for dtype='bf16'; got dtype='fp32'"):
+        CpuEngine(of, device=CPU, dtype="fp32", batch_size=1, convolutions="amx")
+    with ops.isa("scalar"):
+        for given in ("amx", "layers:0:1"):
+            with pytest.raises(ValueError, match=f"'{given}' .* needs AMX, which is not used: "):
+                engine(of, convolutions=given)
+
+
+@pytest.fixture
+def timed(tmp_path, monkeypatch):
+    """Replaces timing: Winograd is 1.5 times as fast, tiles twice with 64 inputs; lists layers."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    autotune._layers.clear()
+    layers = []
+
+    def measure(layer, dtype, threads):
+        layers.append(layer)
+        return 1.5 if not isinstance(layer, TileLayer) else 2.0 if layer.inputs == 64 else 1.2
+
+    monkeypatch.setattr(autotune, "_measure_layer", measure)
+    yield layers
+    autotune._layers.clear()
+
+
+def test_the_fastest_algorithm_is_chosen_for_every_layer(timed):
+    of = model(ngf=32)
+    built = engine(of)
+    plan = built._plan((16, 16))
+    chosen = {
+        (cost.kind, op.inputs[0].channels)
+        for cost, op in zip(plan.costs, plan.graph.ops, strict=True)
+    }
+    assert {("amx", 64), ("winograd", 32)} <= chosen
+    assert not {("amx", 32), ("winograd", 64)} & chosen
+    assert len(timed) == len({*timed})
+    assert built.convolutions.count(":") == 2
+    again = engine(model(ngf=32), **built.choices)
+    assert again.convolutions == built.convolutions
+    x = torch.rand(2, 3, 16, 16)
+    assert torch.equal(again.output(x, None), engine(of, **built.choices).output(x, None))
+    with pytest.raises(ValueError, match=r"another of .* bits after a colon where there is AMX"):
+        engine(of, convolutions=f"layers:0:{'f' * 40}")
+
+
+def test_tiles_are_not_even_timed_where_they_are_not_wanted(timed):
+    level = next(name for name in ops.available()["isa_usable"] if name != "amx")
+    with ops.isa(level):
+        assert not kinds(engine(model(ngf=32)))["amx"]
+    assert timed
+    assert not any(isinstance(layer, TileLayer) for layer in timed)
+    with ops.isa("amx_emulated"):
+        CpuEngine(model(ngf=32), device=CPU, dtype="fp32", batch_size=1)
+    assert not any(isinstance(layer, TileLayer) for layer in timed)
+
+
+def test_layers_are_really_timed(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    autotune._layers.clear()
+    layer = TileLayer(16, 16, 4, 4, 3, 1)
+    assert autotune.gains({layer}, "bf16", 1)[layer] > 0
+    variants = {dtype: [a for d, a in autotune._variants() if d == dtype] for dtype in TYPES}
+    assert variants["bf16"] == ["direct", "winograd", "amx"]
+    assert variants["fp32"] == ["direct", "winograd"]
+    autotune._layers.clear()
+
+
+@pytest.mark.parametrize(("second", "tiled"), [("", ""), ("a", ""), ("", "b"), ("a", "b")])
+def test_codes_are_read_as_they_are_written(second, tiled):
+    layers = choice.Layers.of(lowered(model(ngf=32), (16, 16)))
+    some = choice.Choice(
+        frozenset([*layers.second][::2] if second else []),
+        frozenset([*layers.tiles][1::2] if tiled else []),
+    )
+    text = choice.code(some, layers)
+    assert (text == "direct") == (not second and not tiled)
+    assert choice.is_code(text) == (text != "direct")
+    assert choice.choose(text, layers, "bf16", 1) == some
+
+
+def test_one_layer_is_computed_with_what_follows():
+    """Accumulating into a map or not; the sum kept or not: against float64."""
+    for adds, keeps in itertools.product((False, True), repeat=2):
+        graph = Graph(32, 9, 20)
+        weight = torch.randn(48, 32, 3, 3, generator=torch.Generator().manual_seed(0)) / 17
+        spec = ConvolutionSpec(weight, torch.linspace(-1, 1, 48))
+        point = ConvolutionSpec(torch.ones(48, 32, 1, 1) / 32, padding=0)
+        into = graph.conv("first", graph.input, point) if adds else None
+        y = graph.conv("conv", graph.input, spec, into=into)
+        z = graph.unary("silu", "act", y, in_place=not keeps)
+        graph.output = graph.conv("last", z, ConvolutionSpec(torch.ones(48, 48, 1, 1), padding=0),
+                                  into=y if keeps else None)  # fmt: skip
+        plan = CpuPlan(graph, 2, torch.bfloat16, tiles={"conv"})
+        names = ["first"] * adds + ["conv", "last"]
+        assert [op.name for op in plan.graph.ops] == names
+        assert plan.graph.ops[-2].spec.activation == "silu"
+        assert len(plan.graph.ops[-2].outputs) == 1 + keeps
+        x = torch.randn(2, 32, 9, 20, generator=torch.Generator().manual_seed(1))
+        plan.load(x)
+        with torch.inference_mode():
+            plan.run()
+        exact = plan.input.double()
+        total = torch.nn.functional.conv2d(
+            exact, weight.bfloat16().double(), spec.bias.double(), padding=1
+        )
+        total = total + exact.mean(dim=1, keepdim=True) * adds
+        wanted = torch.nn.functional.silu(total).sum(dim=1, keepdim=True) + total * keeps
+        wanted = wanted.expand(2, 48, 9, 20)
+        assert (plan.output - wanted).norm() <= precision.BOUNDS["bf16"] * wanted.norm()
+
+
+def test_maps_of_convolutions_with_activations_lie_apart():
+    graph = with_epilogues(lowered(model(ngf=32), (16, 16)), can_be_tiles)
+    assert any(len(op.outputs) == 2 and op.kind == "conv" for op in graph.ops)
+    offsets, _ = plan_memory(graph, 3, 2)
+    spans = lives(graph)
+    size: dict[Map, int] = {x: 3 * x.numel * 2 for x in spans}
+    for x, y in itertools.combinations(spans, 2):
+        if spans[x][0] <= spans[y][1] and spans[y][0] <= spans[x][1]:
+            assert offsets[x] + size[x] <= offsets[y] or offsets[y] + size[y] <= offsets[x]
