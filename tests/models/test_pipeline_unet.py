@@ -116,9 +116,7 @@ def test_what_does_not_fit_is_said(net):
     half = pipeline_of(diffusers.UNet2DModel(**NETWORK).half(), "epsilon")
     with pytest.raises(ValueError, match=r"parameters must be float32.*call net\.float\(\)"):
         ncsn_fast.load(half)
-    with pytest.raises(
-        TypeError, match=r"what ncsn_fast\.wrap makes of a network; got UNet2DModel"
-    ):
+    with pytest.raises(TypeError, match="makes of a network; got UNet2DModel"):
         ncsn_fast.load(net)
     classes = diffusers.UNet2DModel(**NETWORK, num_class_embeds=3)
     with pytest.raises(ValueError, match="networks with classes are not read"):
