@@ -37,11 +37,17 @@ class DigitNet(nn.Module):
 
     Args:
         size: of an image, a multiple of 4.   widths: channels of the two convolutions.
+        pool: after each of them, of squares of 2x2.
     """
 
-    def __init__(self, size: int = 16, widths: tuple[int, int] = (16, 32)) -> None:
+    def __init__(
+        self,
+        size: int = 16,
+        widths: tuple[int, int] = (16, 32),
+        pool: Callable[..., Tensor] = F.avg_pool2d,
+    ) -> None:
         super().__init__()
-        self.size = (size, size)
+        self.size, self.pool = (size, size), pool
         self.conv1 = nn.Conv2d(1, widths[0], 3, padding=1)
         self.conv2 = nn.Conv2d(*widths, 3, padding=1)
         self.features = nn.Linear(widths[1] * (size // 4) ** 2, 32)
@@ -51,27 +57,28 @@ class DigitNet(nn.Module):
         x = x.mean(dim=1, keepdim=True)
         if x.shape[-2:] != self.size:
             x = F.interpolate(x, self.size, mode="bilinear", antialias=True)
-        x = F.avg_pool2d(F.elu(self.conv1(x)), 2)
-        x = F.avg_pool2d(F.elu(self.conv2(x)), 2)
+        x = self.pool(F.elu(self.conv1(x)), 2)
+        x = self.pool(F.elu(self.conv2(x)), 2)
         features = F.leaky_relu(self.features(x.flatten(1)), 0.1)
         return features, self.classes(features)
 
 
 class Classifier(NamedTuple):
-    """Classifier of digits that ships: its weights, and the sizes of its network."""
+    """Classifier of digits that ships: its weights, and the settings of its network."""
 
     file: Path
     size: int
     widths: tuple[int, int]
+    pool: Callable[..., Tensor]
 
     def network(self) -> DigitNet:
         """Returns the network, with random weights."""
-        return DigitNet(self.size, self.widths)
+        return DigitNet(self.size, self.widths, self.pool)
 
 
 CLASSIFIERS = {
-    "digits": Classifier(DIGIT_FEATURES, 16, (16, 32)),
-    "mnist": Classifier(MNIST_FEATURES, 28, (16, 32)),
+    "digits": Classifier(DIGIT_FEATURES, 16, (16, 32), F.avg_pool2d),
+    "mnist": Classifier(MNIST_FEATURES, 28, (20, 40), F.max_pool2d),
 }
 
 

@@ -84,6 +84,28 @@ def test_parameter_counts(version, everything, trainable, n_tensors):
     assert frequencies.std() == pytest.approx(VERSIONS[version].fourier_scale, rel=0.25)
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_training_in_bfloat16_is_as_exact_as_with_pytorchs_norms(version):
+    """While it is trained in bfloat16 on a CPU, its norms are ours, else PyTorch's."""
+    torch.manual_seed(0)
+    net, weights = TimeUNet(version, ngf=8), torch.randn(4, 1, 28, 28)
+    net.to(memory_format=torch.channels_last)
+    x, t = torch.rand(4, 1, 28, 28), torch.tensor([0.1, 0.4, 0.6, 0.9])
+    leaves = [p for p in net.parameters() if p.requires_grad]
+
+    def gradients(*, training, low):
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            y = net.train(training)(x, t)
+        found = torch.autograd.grad((y.float() * weights).sum(), leaves)
+        return torch.cat([g.double().flatten() for g in found])
+
+    exact = gradients(training=True, low=False)
+    ours, theirs = (gradients(training=training, low=True) for training in (True, False))
+    assert not torch.equal(ours, theirs)
+    assert (ours - exact).norm() <= 1.5 * (theirs - exact).norm()
+    assert torch.equal(exact, gradients(training=False, low=False))
+
+
 def test_flop_of_a_forward():
     dense = 256 * (32 + 64 + 128 + 256 + 128 + 64 + 32)
     assert network_flop(published("unet_a")) / 2 - dense == pytest.approx(16.44e6, rel=1e-3)
