@@ -30,7 +30,15 @@ _BETAS: dict[str, Any] = {
     "squaredcos_cap_v2": "cosine",
 }
 _PREDICTS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "denoised"}
-_OVERRIDES = ("image_size", "sigma_begin", "sigma_end", "n_sigmas", "n_steps_each", "epsilon")
+_OVERRIDES = (
+    "image_size",
+    "n_classes",
+    "sigma_begin",
+    "sigma_end",
+    "n_sigmas",
+    "n_steps_each",
+    "epsilon",
+)
 
 
 def unet_folder(folder: Path) -> Path | None:
@@ -46,7 +54,8 @@ def load_diffusers(folder: Path, overrides: Mapping[str, Any]) -> ScoreModel:
     """ScoreModel from a pipeline's folder, or one of its network.
 
     Args:
-        overrides: image_size; sigma_begin, sigma_end, n_sigmas, n_steps_each and epsilon.
+        overrides: image_size; n_classes, one less than there are where the last means no class;
+            sigma_begin, sigma_end, n_sigmas, n_steps_each and epsilon.
 
     Raises:
         CheckpointError: the folder is not complete, or of a network or scheduler that is not known.
@@ -196,4 +205,11 @@ def _changes(
     for name, end in (("sigma_begin", "sigma_max"), ("sigma_end", "sigma_min")):
         if name in given:
             given[end] = given.pop(name) * (high - low)
+    known = config.get("num_class_embeds") or 0
+    if given.setdefault("n_classes", known) > known:
+        raise ValueError(
+            f"n_classes must be at most {known}, its num_class_embeds; got {given['n_classes']}"
+        )
+    if config.get("time_embedding_type") == "learned" and "process" in options:  # of whole steps
+        given["process"] = dataclasses.replace(options["process"], rounded=True)
     return {**given, "image_shape": (config.get("in_channels", 3), *size)}

@@ -28,12 +28,14 @@ def check_config(config: Mapping[str, Any], n_tensors: int) -> None:
     """
     if config.get("_class_name") != CLASS:
         raise ValueError(f"{CLASS} of diffusers is read, not {config.get('_class_name')!r:.60}")
-    if config.get("num_class_embeds") is not None or config.get("class_embed_type") is not None:
+    if (kind := config.get("class_embed_type")) is not None:
         raise ValueError(
-            "networks with classes are not read; build it, and pass it to ncsn_fast.wrap"
+            f"classes of class_embed_type {kind!r:.60} are not read, only those of "
+            "num_class_embeds; build the network, and pass it to ncsn_fast.wrap"
         )
-    if config.get("time_embedding_type") == "learned":
-        raise ValueError("a learnt embedding of whole timesteps is not read; use ncsn_fast.wrap")
+    for name in ("num_class_embeds", "num_train_timesteps"):
+        if (count := config.get(name)) is not None and (type(count) is not int or count < 1):
+            raise ValueError(f"{name} must be a positive integer; got {count!r:.60}")
     widths: Any = config.get("block_out_channels")
     layers: Any = config.get("layers_per_block", 2)
     channels = [config.get(name, 3) for name in ("in_channels", "out_channels")]

@@ -17,6 +17,8 @@ from ncsn_fast.models.shapes import shapes_only
 from ncsn_fast.models.unet_config import UNetConfig
 
 PREFIX = "module."  # of the keys of a network that was trained on several devices
+_REMEDY = "build its network, load the weights, and pass it to ncsn_fast.wrap"
+_LIKE = 0.5  # share of common keys below which a file is of another network
 # What else is read, for messages.
 OTHERS = "EDM's .pkl, folders of diffusers' UNet2DModel, and models of this package"
 _EDM = ("edm-cifar10-32x32-uncond-vp", "edm-cifar10-32x32-uncond-ve", "edm-imagenet-64x64-cond-adm")
@@ -65,11 +67,13 @@ def foreign(contents: Any, path: Path, families: tuple[Family, ...]) -> Checkpoi
     if not keys & expected:
         some = ", ".join(itertools.islice(found, 4))
         return CheckpointError(
-            f"{known}; none of its {len(keys)} keys ({some}, ...) is one of theirs"
+            f"{known}; none of its {len(keys)} keys ({some}, ...) is one of theirs: {_REMEDY}"
         )
+    remedy = f". Or {_REMEDY}" if _likeness(keys, expected) < _LIKE else ""
     return CheckpointError(
         f"{known}. Nearest is {name} of {of}, with {len(keys & expected)} of its "
         f"{len(expected)} keys: {key_differences(expected, keys) or 'only the container differs'}"
+        f"{remedy}"
     )
 
 

@@ -20,6 +20,7 @@ _DESCRIPTIONS = (
 _WEIGHTS = (
     "model.safetensors", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"
 )  # fmt: skip
+TABLE_NAME = "fast_table.json"  # of a tuned model, in its folder
 _EXTRA = "which needs huggingface_hub: pip install 'ncsn_fast[hub]'"
 
 
@@ -91,7 +92,7 @@ def _chosen(names: Iterable[str], repo: str) -> list[str]:
     prefix = "unet/" if "unet/config.json" in known else ""
     weights = [prefix + name for name in _WEIGHTS if prefix + name in known]
     if described and weights:
-        return [*described, weights[0]]
+        return [*described, weights[0], *known & {TABLE_NAME}]
     files = sorted(name for name in known if name.endswith((".pth", ".pt", ".pkl")))
     if len(files) == 1 and "/" not in files[0]:
         return files
@@ -116,6 +117,8 @@ def push(
 ) -> str:
     """Uploads a model folder to a repository, which is made if there is none; returns its address.
 
+    A table of method "fast" that is there, of another model, does not stay.
+
     Raises:
         CheckpointError: no permission, no connection, or huggingface_hub is not installed.
     """
@@ -133,6 +136,7 @@ def push(
             folder_path=folder,
             revision=revision,
             commit_message=message,
+            delete_patterns=[TABLE_NAME],  # what the folder holds is not deleted
         )
     except Exception as error:  # of HTTP, of the operating system, or of huggingface_hub
         raise CheckpointError(_line(error, repo_id)) from error
@@ -164,7 +168,7 @@ def _line(error: Exception, name: str) -> str:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     if {"ConnectError", "TimeoutException", "ConnectionError", "Timeout"} & set(kinds):
         return (
-            f"{name} is neither a file or folder here, and the Hub cannot be reached "
+            f"{name} is no file or folder here, and the Hub cannot be reached "
             f"({reason:.200}); with HF_HUB_OFFLINE=1 its cache is used"
         )
     return f"{name}, on the Hub: {reason:.300}"

@@ -16,6 +16,7 @@ from ncsn_fast.checkpoints.edm import from_edm
 from ncsn_fast.checkpoints.edm_pickle import is_edm
 from ncsn_fast.checkpoints.model_folder import CONFIG_NAME, WEIGHTS_NAME, load_model_folder
 from ncsn_fast.checkpoints.published import from_published
+from ncsn_fast.checkpoints.safetensors_file import read_safetensors
 from ncsn_fast.checkpoints.shipped import ASSETS, DEFAULT, shipped
 from ncsn_fast.checkpoints.torch_file import CheckpointError, Weights, read_torch
 from ncsn_fast.checkpoints.training_run import (
@@ -29,6 +30,7 @@ from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.notices import notice
 
 log = logging.getLogger(__name__)
+SAFE = ".safetensors"
 SHIPPED = ASSETS / DEFAULT
 
 
@@ -44,8 +46,8 @@ def load(
 
     Args:
         source: a run folder, a model folder (config.json + model.safetensors), an authors' .pth
-            or EDM's .pkl, a folder of diffusers' UNet2DModel, OWNER/NAME of one of these on the
-            Hugging Face Hub, the name of a model that ships, such as "digits" (shipped.py), a
+            or EDM's .pkl, a state dict as .safetensors, a folder of diffusers' UNet2DModel,
+            OWNER/NAME of one of these on the Hugging Face Hub, the name of a model that ships, such as "digits" (shipped.py), a
             pipeline of diffusers in memory (its network is not copied), or a ScoreModel, which is
             returned as it is. A name that is a path here is that path.
         weights: "ema" takes the averaged weights where there are any, "raw" the others (runs and
@@ -107,7 +109,7 @@ def load(
 def _load_file(path: Path, weights: Weights, overrides: dict[str, Any]) -> ScoreModel:
     if is_edm(path):
         return from_edm(path, overrides)
-    contents = read_torch(path)
+    contents = read_safetensors(path)[0] if path.suffix == SAFE else read_torch(path)
     if isinstance(contents, dict) and "train_config" in contents and not overrides:
         return read_run_file(path, contents).model(weights)
     return from_published(contents, path, weights=weights, overrides=overrides)

@@ -29,7 +29,7 @@ from ncsn_fast.models.wrap import check_runs, wrap, wrapped
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
-TABLE_NAME = "fast_table.json"
+TABLE_NAME = hub.TABLE_NAME
 DIGEST = "weights_sha256"  # in config.json: of which weights it speaks
 _EXACT = ("sigmas", ".W", ".freqs")  # endings of vectors that keep float32 in half precision
 

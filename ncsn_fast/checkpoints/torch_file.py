@@ -18,6 +18,12 @@ from ncsn_fast.data import limits
 from ncsn_fast.data.files import open_regular
 
 _ZIP_MAGIC = b"PK\x03\x04"
+# How other files begin that are taken for checkpoints, and what they are.
+_OTHERS = (
+    (b"version https://git-lfs", "is a pointer of Git LFS, not the file itself: run git lfs pull"),
+    (b"<", "is a web page or another text, not the file that was meant: download it again"),
+    (b"\x93NUMPY", "holds an array of NumPy, not the weights of a network"),
+)
 # Calls in a pickle that torch.load allows: bytearray(10**12), and codecs of quadratic time.
 _COSTLY = (b"\nbytearray\n", b"c_codecs\nencode\n")
 
@@ -35,8 +41,11 @@ def read_torch(path: Path) -> Any:
             open_regular(path, limits.WEIGHTS_BYTES) as file,
             warnings.catch_warnings(action="ignore"),  # about odd pickles: refused or fine
         ):
+            _check_kind(file, path)
             _check_records(file)
             return torch.load(file, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist") from error
     except pickle.UnpicklingError as error:
@@ -49,6 +58,29 @@ def read_torch(path: Path) -> Any:
         raise CheckpointError(
             f"cannot read {path} as a torch checkpoint ({reason}); is the file complete?"
         ) from error
+
+
+def _check_kind(file: BinaryIO, path: Path) -> None:
+    """Raises CheckpointError for a file of another kind, by its name or its first bytes."""
+    start = file.read(64).lstrip()
+    file.seek(0)
+    for beginning, what in _OTHERS:
+        if start.startswith(beginning):
+            raise CheckpointError(f"{path} {what}")
+    if path.suffix == ".onnx":
+        raise CheckpointError(
+            f"{path} is an exported graph, which runs with the model that it is of: "
+            "Sampler(model, engine='ort', onnx=path)"
+        )
+    if start.startswith(_ZIP_MAGIC):
+        with zipfile.ZipFile(file) as archive:
+            script = any("/code/" in name for name in archive.namelist())
+        file.seek(0)
+        if script:
+            raise CheckpointError(
+                f"{path} is of TorchScript, which is code and is not read: save the state_dict() "
+                "of the module with torch.save"
+            )
 
 
 def _check_records(file: BinaryIO) -> None:

@@ -159,7 +159,7 @@ class DiscreteVP:
     Args:
         betas: "linear" between the ends; "scaled_linear", whose square root is linear; "cosine"
             (Nichol and Dhariwal 2021), which ignores the ends and limits beta to 0.999.
-        rounded: whether the network knows whole indices only, and gets the nearest.
+        rounded: whether the network knows whole indices only, and gets the nearest, int64.
     """
 
     n: int = 1000
@@ -362,6 +362,7 @@ def standard(
     low, high = map(float, data_range)
     functions = _Standard(predicts, process, sigma_data)
     seen = None if sees == "nothing" else _Seen(sees, process, time_scale, tuple(sigmas))
+    whole = sees == "timestep" and isinstance(process, DiscreteVP) and process.rounded
     spec = {
         "predicts": predicts,
         "sees": sees,
@@ -377,7 +378,7 @@ def standard(
         functions.c_in,
         seen,
         functions.slope,
-        torch.int64 if sees == "level" else torch.float32,
+        torch.int64 if sees == "level" or whole else torch.float32,
         data_scale=high - low,
         data_shift=low,
         largest=math.inf if process is None or sees == "nothing" else _last_level(process),

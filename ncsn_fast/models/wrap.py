@@ -64,7 +64,7 @@ def wrap(
         image_shape: of one sample: (C, H, W) for images, (C, L), (C, D, H, W) or (D,) for others.
         sees: the second argument: "sigma", "log_sigma", "log_half_sigma" (log(sigma / 2)),
             "log_sigma/4" (a quarter of it), "time" (of the process, times time_scale), "timestep"
-            (index of a DiscreteVP), "level" (index in sigmas) or "nothing". None: "nothing" if
+            (index of a DiscreteVP; whole and int64 if it is rounded), "level" (index in sigmas) or "nothing". None: "nothing" if
             forward has one parameter, EDM's for "edm".
         process: VP(), SubVP(), VE() or DiscreteVP(): what the network was trained on. None: the
             states x_0 + sigma z, whatever sigma is.
@@ -124,7 +124,7 @@ def wrap(
         bounded=data_range is not None,
         identity=identity_of(net),
     )
-    return check_runs(_saying_classes(wrapped(net, config, torch.from_numpy(ladder))))
+    return check_runs(_checked(wrapped(net, config, torch.from_numpy(ladder))))
 
 
 def wrapped(net: nn.Module, config: WrappedConfig, sigmas: Tensor) -> ScoreModel:
@@ -151,6 +151,33 @@ def check_runs(model: ScoreModel) -> ScoreModel:
     if not f.is_floating_point():
         raise TypeError(f"a network must return floating-point numbers; got {f.dtype}")
     return model
+
+
+def _check_timesteps(model: ScoreModel) -> ScoreModel:
+    """Returns the model; ValueError if its network takes whole timesteps only, as tables do."""
+    process, (u, condition) = model.parameterisation.process, _probe(model)
+    whole = condition is None or condition.dtype == torch.int64
+    if model.conditioning != "timestep" or not isinstance(process, DiscreteVP) or whole:
+        return model
+    assert condition is not None
+    with torch.no_grad():
+        try:
+            model(u, condition)
+        except (RuntimeError, IndexError):
+            try:
+                model(u, condition.long())
+            except (RuntimeError, IndexError):
+                return model  # it fails for another reason, which is told where it is run again
+            raise ValueError(
+                f"the network takes whole timesteps only: give process="
+                f"{dataclasses.replace(process, rounded=True)}"
+            ) from None
+    return model
+
+
+def _checked(model: ScoreModel) -> ScoreModel:
+    """Returns the model, after what can be said of its network by running it."""
+    return _saying_classes(_check_timesteps(model))
 
 
 def _saying_classes(model: ScoreModel) -> ScoreModel:

@@ -120,6 +120,34 @@ def test_score_of_edm(tmp_path, nets):
     assert float(model.sigmas[0]) == pytest.approx(20)
 
 
+def test_classes_and_whole_timesteps(tmp_path):
+    """Of tables; the last class may be that of none, which guidance needs."""
+    torch.manual_seed(0)
+    net = diffusers.UNet2DModel(
+        **{**NETWORK, **DDPM}, num_class_embeds=4, time_embedding_type="learned",
+        num_train_timesteps=1000,
+    ).eval()  # fmt: skip
+    folder = written(tmp_path, net, diffusers.DDPMScheduler())
+    model = ncsn_fast.load(folder)
+    assert (model.n_classes, model.config.no_class) == (4, False)
+    step, labels = torch.tensor([700, 10]), torch.tensor([3, 1])
+    sigma = torch.from_numpy(model.parameterisation.process.sigmas)[step].float().view(-1, 1, 1, 1)
+    with torch.inference_mode():
+        expected = net((2 * X - 1) / (1 + sigma**2).sqrt(), step, labels).sample
+        found = -model.score(X, sigma.flatten() / 2, labels) * sigma / 2
+    close(found, expected)
+    guided = ncsn_fast.load(folder, n_classes=3)
+    assert (guided.n_classes, guided.config.no_class) == (3, True)
+    images = Sampler(guided, engine="eager").sample(
+        2, labels=[0, 2], guidance=2.0, method="euler", steps=2, progress=False
+    )
+    assert images.isfinite().all()
+    with pytest.raises(CheckpointError, match="n_classes must be at most 4, its num_class_embeds"):
+        ncsn_fast.load(folder, n_classes=5)
+    out = guided.save_pretrained(tmp_path / "out")
+    assert ncsn_fast.load(out).digest() == guided.digest()
+
+
 def test_names_of_older_versions(tmp_path, nets):
     net = nets["ncsnpp"]
     folder = written(tmp_path, net, diffusers.ScoreSdeVeScheduler(), safe=False)
@@ -154,7 +182,7 @@ def test_what_can_be_given(folder):
     model = ncsn_fast.load(folder, image_size=8, sigma_begin=9, n_sigmas=5, epsilon=1e-4)
     assert model.image_shape == (3, 8, 8)
     assert (len(model.sigmas), float(model.sigmas[0])) == (5, 9)
-    with pytest.raises(CheckpointError, match=r"files say what ngf is; image_size, sigma_begin"):
+    with pytest.raises(CheckpointError, match=r"files say what ngf is; image_size, n_classes, s"):
         ncsn_fast.load(folder, ngf=3)
 
 
@@ -182,8 +210,9 @@ def change(folder, place, **values):
 UNET, SCHEDULER = "unet/config.json", "scheduler/scheduler_config.json"
 REFUSED = {
     "conditional": (UNET, {"_class_name": "UNet2DConditionModel"}, "not 'UNet2DConditionModel'"),
-    "classes": (UNET, {"num_class_embeds": 10}, "networks with classes are not read"),
-    "learnt": (UNET, {"time_embedding_type": "learned"}, "a learnt embedding"),
+    "classes": (UNET, {"class_embed_type": "identity"}, "class_embed_type 'identity' are not read"),
+    "no number": (UNET, {"num_class_embeds": "ten"}, "num_class_embeds must be a positive integer"),
+    "table": (UNET, {"num_class_embeds": 10}, "missing class_embedding.weight"),
     "widths": (UNET, {"block_out_channels": "wide"}, "must be positive integers"),
     "no widths": (UNET, {"block_out_channels": []}, "must be positive integers"),
     "wide": (UNET, {"block_out_channels": [16, 10**9]}, "block_out_channels declares"),

@@ -13,6 +13,7 @@ from golden import FOLDER
 import ncsn_fast
 from ncsn_fast import CheckpointError, Sampler, ScoreModel
 from ncsn_fast.checkpoints import hub as hub_module
+from ncsn_fast.models.tuned_table import TunedTable
 
 pytest.importorskip("huggingface_hub")
 
@@ -178,6 +179,18 @@ def test_push(hub, revision):
     other.push_to_hub("me/new", token="hf_writer", revision=revision)
     assert ncsn_fast.load("me/new", revision=revision).digest() == other.digest()
     hub.uploads.clear()
+
+
+def test_a_tuned_model(hub, tmp_path):
+    """Its table goes with it, and does not stay with the model that takes its place."""
+    model = tiny.model()
+    model.tuned = TunedTable((5.0, 0.02), (0.5,), (1.0,), 1.0, tuple(model.image_shape))
+    model.push_to_hub("me/new", token="hf_writer")
+    assert ncsn_fast.load("me/new").tuned == model.tuned
+    model.tuned = None
+    model.push_to_hub("me/new", token="hf_writer")
+    assert "fast_table.json" not in hub.repos["me/new"]["main"]
+    assert ncsn_fast.load("me/new").tuned is None
 
 
 def test_push_without_permission(hub):

@@ -1,9 +1,11 @@
 """The authors' checkpoint files: what is read from them, and what is refused."""
 
 import logging
+import zipfile
 
 import golden
 import pytest
+import safetensors.torch
 import tiny
 import torch
 import unets
@@ -196,6 +198,51 @@ def test_a_foreign_file_is_told_the_nearest_network(tmp_path):
     torch.save({"fc1.weight": torch.ones(2, 2)}, tmp_path / "y.pth")
     with pytest.raises(CheckpointError, match=r"none of its 1 keys \(fc1\.weight, \.\.\.\) is one"):
         ncsn_fast.load(tmp_path / "y.pth")
+    few = {"conv1.weight": torch.ones(1), "fc.weight": torch.ones(1)}
+    torch.save(few, tmp_path / "z.pth")
+    with pytest.raises(CheckpointError, match=r"Or build its network, .* ncsn_fast\.wrap$"):
+        ncsn_fast.load(tmp_path / "z.pth")
+
+
+OTHER_KINDS = {
+    "pointer.pth": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 9\n",
+                    "is a pointer of Git LFS, not the file itself: run git lfs pull"),
+    "pointer.pkl": (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
+    "page.pkl": (b"<!DOCTYPE html><title>Not found</title>", "is a web page"),
+    "page.pth": (b"\n  <html>", "is a web page or another text"),
+    "x.npy": (b"\x93NUMPY\x01\x00v\x00", "holds an array of NumPy"),
+    "x.onnx": (b"\x08\x09\x12\x07pytorch", r"Sampler\(model, engine='ort', onnx=path\)"),
+    "x.safetensors": (b"\x08\x00\x00\x00\x00\x00\x00\x00{}", "is the file complete"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHER_KINDS)
+def test_files_of_other_kinds_are_told_what_they_are(tmp_path, name):
+    content, said = OTHER_KINDS[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=said) as raised:
+        ncsn_fast.load(tmp_path / name)
+    assert str(tmp_path / name) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_torchscript_is_told_to_be_code(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+        for name in ("data.pkl", "code/__torch__/net.py", "version"):
+            archive.writestr(f"x/{name}", b"")
+    with pytest.raises(CheckpointError, match=r"is of TorchScript, .* code .* state_dict\(\)"):
+        ncsn_fast.load(tmp_path / "x.pt")
+
+
+def test_a_state_dict_of_safetensors(tmp_path):
+    model = tiny.model()
+    state = {f"module.{k}": v.clone() for k, v in model.net.state_dict().items()}
+    path = tmp_path / "x.safetensors"
+    safetensors.torch.save_file({**state, "module.sigmas": model.sigmas}, path)
+    assert torch.equal(ncsn_fast.load(path).score_at(X, 1), model.score_at(X, 1))
+    safetensors.torch.save_file({"fc1.weight": torch.ones(2, 2)}, path)
+    with pytest.raises(CheckpointError, match=r"is one of theirs: build its network"):
+        ncsn_fast.load(path)
 
 
 @pytest.mark.parametrize("kind", ["EDM", "diffusers"])

@@ -417,6 +417,39 @@ def test_networks_that_know_their_classes_only(engine, one_hot, tmp_path):
     assert not ncsn_fast.load(folder, net=ClassesOnly(one_hot)).config.no_class
 
 
+class TableOfTimes(nn.Module):
+    """Looks its timestep up in a table, and so takes whole ones only."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.conv = nn.Embedding(1000, 1), nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, x, t):
+        return self.conv(x + self.table(t)[:, :, None, None])
+
+
+@pytest.mark.parametrize("engine", ["eager", "cpu", "ort"])
+def test_networks_of_whole_timesteps(engine, tmp_path):
+    torch.manual_seed(0)
+    options = {"predicts": "epsilon", "sees": "timestep", "image_shape": (1, 4, 6), "n_sigmas": 4}
+    net = TableOfTimes()
+    with pytest.raises(ValueError, match="takes whole timesteps only: give process=Dis") as raised:
+        ncsn_fast.wrap(net, process=DiscreteVP(betas="cosine"), **options)
+    process = DiscreteVP(betas="cosine", rounded=True)
+    assert str(raised.value).endswith(f"give process={process}")
+    model = ncsn_fast.wrap(net, process=process, **options)
+    x, sigma = torch.rand(2, 1, 4, 6), float(process.sigmas[70])
+    expected = -net(x / math.hypot(1, sigma), torch.tensor([70, 70])) / sigma
+    sampler = ncsn_fast.Sampler(model, engine=engine, dtype="fp32", device="cpu")
+    torch.testing.assert_close(
+        sampler.score(x, sigma), expected.detach(), rtol=1e-4, atol=1e-4 / sigma
+    )
+    assert sampler.sample(2, method="fast", progress=False).isfinite().all()
+    folder = model.save_pretrained(tmp_path / "model")
+    again = ncsn_fast.load(folder, net=TableOfTimes())
+    assert torch.equal(again.score(x, sigma), model.score(x, sigma))
+
+
 # Files -------------------------------------------------------------------------------------------
 
 

@@ -187,6 +187,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif entry["key"] == "lfsFile":
                 files[value["path"]] = self.hub.uploads[value["oid"]]
+            elif entry["key"] == "deletedFile":
+                del files[value["path"]]
         self.hub.repos[repo][revision] = files
         sha = self.hub.commit(repo, revision)
         url = f"{self.hub.address}/{repo}/commit/{sha}"

@@ -6,9 +6,12 @@ the number of images ("batch"), the network's conditions ("condition"), or its m
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
+import logging
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -57,6 +60,7 @@ class Exported:
         sizes: (a, b) for a network of images of any height and width a k + b; None for those of
             the image input.
         traced: the network as it was traced before; None to trace it.
+        runs: as for `trace`.
 
     Attributes:
         nodes: what the output depends on, in order.
@@ -74,8 +78,9 @@ class Exported:
         inputs: Sequence[Tensor | None],
         sizes: tuple[int, int] | None = None,
         traced: Traced | None = None,
+        runs: Callable[[Any], bool] | None = None,
     ) -> None:
-        traced = trace(net, inputs, sizes) if traced is None else traced
+        traced = trace(net, inputs, sizes, runs) if traced is None else traced
         self.traced, self._names, self._weights = traced, traced.names, traced.weights
         self._tensors = {node: traced.tensors[name].detach() for node, name in self._names.items()}
         found = {node.name: node for node in traced.graph.nodes}
@@ -302,14 +307,23 @@ def _is_mask(index: Any) -> bool:
 
 
 def trace(
-    net: nn.Module, inputs: Sequence[Tensor | None], sizes: tuple[int, int] | None = None
+    net: nn.Module,
+    inputs: Sequence[Tensor | None],
+    sizes: tuple[int, int] | None = None,
+    runs: Callable[[Any], bool] | None = None,
 ) -> Traced:
     """Traces a network; see Exported.
+
+    Args:
+        runs: tells whether a back end has an operation; others are decomposed, as far as torch
+            knows how. None for all operations.
 
     Raises:
         UnsupportedNetwork: torch cannot export the network.
     """
     program = _export(net, tuple(inputs), sizes)
+    if runs is not None:
+        program = _decomposed(program, runs)
     signature = program.graph_signature
     tensors = {**program.constants, **program.state_dict}
     names = {
@@ -352,7 +366,10 @@ def _export(
     with torch.inference_mode(mode=False), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            program = torch.export.export(net, inputs, dynamic_shapes=tuple(shapes), strict=False)
+            with _quiet():
+                program = torch.export.export(
+                    net, inputs, dynamic_shapes=tuple(shapes), strict=False
+                )
             if any(_mutates(node) for node in program.graph.nodes):
                 program = program.run_decompositions({})
         except Exception as error:  # of torch.export, or of the network's own forward
@@ -362,6 +379,49 @@ def _export(
                 f"{reason.strip()[:200]})"
             ) from error
     return program
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps what torch.export prints of a network that it does not take off the terminal.
+
+    It prints the graph so far, by its logs and to stderr; its error says what matters.
+    """
+    log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    disabled, log.disabled = log.disabled, True
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        log.disabled = disabled
+
+
+def _decomposed(
+    program: torch.export.ExportedProgram, runs: Callable[[Any], bool]
+) -> torch.export.ExportedProgram:
+    """Returns a program in terms of operations that run, as far as torch knows how."""
+    tried = set[Any]()
+    while lacking := {target for target in _operations(program) if not runs(target)}:
+        known = torch.export.default_decompositions()
+        table = {target: known[target] for target in lacking - tried if target in known}
+        if not table:
+            break
+        tried |= {*table}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = program.run_decompositions(table)
+    return program
+
+
+def _operations(program: torch.export.ExportedProgram) -> set[Any]:
+    """Returns the operations that compute tensors from the inputs of a program."""
+    of_inputs, found = set(program.graph_signature.user_inputs), set()
+    for node in program.graph.nodes:
+        if any(n.name in of_inputs for n in node.all_input_nodes):
+            of_inputs.add(node.name)
+            if isinstance(node.meta.get("val"), (Tensor, list, tuple)):
+                found.add(node.target)
+    return found
 
 
 def _mutates(node: fx.Node) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,6 +44,17 @@ def _group_norm(
     return _affine(t, y, weight, bias, [-1, *[1] * (rank - 2)])
 
 
+@handles("rms_norm")
+def _rms_norm(
+    t: Translation, node: fx.Node, x: Value, sizes: Sequence[int], weight: Value | None = None,
+    eps: float | None = None,
+) -> Value:  # fmt: skip
+    rank, x = t.rank(node), t.w.fp32(x)
+    squares = t.w.mean(t.w.op("Mul", x, x), *range(rank - len(sizes), rank))
+    eps = torch.finfo(torch.float32).eps if eps is None else float(eps)
+    return _affine(t, t.w.op("Div", x, t.w.rooted(squares, eps)), weight, None, list(sizes))
+
+
 @handles("layer_norm")
 def _layer_norm(
     t: Translation, node: fx.Node, x: Value, sizes: Sequence[int], weight: Value | None = None,
@@ -55,22 +67,39 @@ def _layer_norm(
 
 @handles("instance_norm")
 def _instance_norm(
-    t: Translation, node: fx.Node, x: Value, weight: Value | None, bias: Value | None, *rest: Any
-) -> Value:
+    t: Translation, node: fx.Node, x: Value, weight: Value | None, bias: Value | None,
+    mean: Value | None, variance: Value | None, own_statistics: bool, momentum: float, eps: float,
+    *rest: Any,
+) -> Value:  # fmt: skip
+    if not own_statistics:
+        return _batch_norm(t, node, x, weight, bias, mean, variance, False, momentum, eps)
     rank = t.rank(node)
-    y = _normalised(t.w, t.w.fp32(x), range(2, rank), float(rest[4]))
+    y = _normalised(t.w, t.w.fp32(x), range(2, rank), float(eps))
     return _affine(t, y, weight, bias, [-1, *[1] * (rank - 2)])
 
 
-@handles("batch_norm", "_native_batch_norm_legit_no_training")
+@handles("batch_norm")
 def _batch_norm(
-    t: Translation, node: fx.Node, x: Value, weight: Value, bias: Value, mean: Value,
-    variance: Value, *rest: Any,
+    t: Translation, node: fx.Node, x: Value, weight: Value | None, bias: Value | None,
+    mean: Value | None, variance: Value | None, training: bool, momentum: float, eps: float,
+    *rest: Any,
 ) -> Value:  # fmt: skip
-    if name_of(node) == "batch_norm" and rest[0]:
+    if training or mean is None or variance is None:
         raise UnsupportedNetwork("batch norm of the batch's own statistics")
-    inputs = (t.w.fp32(v) for v in (x, weight, bias, mean, variance))
-    return t.w.op("BatchNormalization", *inputs, epsilon=float(rest[2] if len(rest) > 2 else 1e-5))
+    if weight is not None and bias is not None:
+        inputs = map(t.w.fp32, (x, weight, bias, mean, variance))
+        return t.w.op("BatchNormalization", *inputs, epsilon=float(eps))
+    shape = [-1, *[1] * (t.rank(input_of(node)) - 2)]
+    mean, variance = (t.reshape(t.w.fp32(v), shape) for v in (mean, variance))
+    y = t.w.op("Div", t.w.op("Sub", t.w.fp32(x), mean), t.w.rooted(variance, float(eps)))
+    return _affine(t, y, weight, bias, shape)
+
+
+@handles("_native_batch_norm_legit_no_training")
+def _native_batch_norm(t: Translation, node: fx.Node, *args: Any) -> tuple[Value]:
+    """Batch norm of a forward that works in place: the first of three results."""
+    *parameters, momentum, eps = args
+    return (_batch_norm(t, node, *parameters, False, momentum, eps),)
 
 
 @handles("conv1d", "conv2d", "conv3d")
@@ -178,14 +207,23 @@ def _attention(
     t: Translation, node: fx.Node, q: Value, k: Value, v: Value, mask: Value | None = None,
     dropout: float = 0.0, causal: bool = False, scale: float | None = None, **options: Any,
 ) -> Value:  # fmt: skip
-    if mask is not None or causal or options.get("enable_gqa"):
-        raise UnsupportedNetwork("attention with a mask, which has no ONNX translation")
+    if options.get("enable_gqa"):
+        raise UnsupportedNetwork("attention of grouped queries, which has no ONNX translation")
     rank, width = t.rank(node), input_of(node).meta["val"].shape[-1]
     axes = [*range(rank - 2), rank - 1, rank - 2]
     keys = t.w.op("Transpose", t.low(node, k), perm=axes)
     logits = t.w.op("MatMul", t.low(node, q), keys)
     factor = width**-0.5 if scale is None else float(scale)
-    weights = t.w.op("Softmax", t.w.op("Mul", *t.same(t.w.fp32(logits), factor)), axis=rank - 1)
+    logits = t.w.op("Mul", *t.same(t.w.fp32(logits), factor))
+    if causal:
+        lengths = [int(input_of(node, i).meta["val"].shape[-2]) for i in (0, 1)]
+        kept = torch.ones(*lengths, dtype=torch.bool).tril()
+        mask = t.w.constant(f"causal_{lengths[0]}_{lengths[1]}", kept)
+    if mask is not None and mask.dtype is torch.bool:
+        logits = t.w.op("Where", mask, *t.same(logits, -math.inf), dtype=logits.dtype)
+    elif mask is not None:
+        logits = t.w.op("Add", logits, t.w.fp32(mask))
+    weights = t.w.op("Softmax", logits, axis=rank - 1)
     return t.w.op("MatMul", t.low(node, weights), t.low(node, v))
 
 
@@ -223,15 +261,18 @@ def _adaptive(t: Translation, node: fx.Node, x: Value, size: Any) -> Value:
     return t.w.op("AveragePool", x, kernel_shape=window, strides=window)
 
 
-@handles("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_bilinear2d")
+@handles(
+    "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
+    "upsample_bilinear2d", "upsample_bicubic2d",
+)  # fmt: skip
 def _resize(t: Translation, node: fx.Node, x: Value, *rest: Any, **options: Any) -> Value:
     after, before = (n.meta["val"].shape[2:] for n in (node, input_of(node)))
     scales = t.w.floats(1.0, 1.0, *(_scale(n, m) for n, m in zip(after, before, strict=True)))
     settings: dict[str, Any]
-    if name_of(node) == "upsample_bilinear2d":
+    if (kind := _SMOOTH.get(name_of(node))) is not None:
         aligned = rest[1] if len(rest) > 1 else options.get("align_corners", False)
         wide, settings = t.w.fp32(x), {
-            "mode": "linear",
+            **kind,
             "coordinate_transformation_mode": "align_corners" if aligned else "half_pixel",
         }  # fmt: skip
     else:
@@ -241,6 +282,12 @@ def _resize(t: Translation, node: fx.Node, x: Value, *rest: Any, **options: Any)
             "coordinate_transformation_mode": "asymmetric",
         }  # fmt: skip
     return t.w.cast(t.w.op("Resize", wide, NOTHING, scales, **settings), x.dtype)
+
+
+_SMOOTH: dict[str, dict[str, Any]] = {
+    "upsample_bilinear2d": {"mode": "linear"},
+    "upsample_bicubic2d": {"mode": "cubic", "cubic_coeff_a": -0.75},
+}
 
 
 def _scale(n: Any, m: Any) -> float:

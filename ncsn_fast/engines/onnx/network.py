@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ncsn_fast.engines.lowering.export import PROBE, Exported
 from ncsn_fast.engines.lowering.graph import UnsupportedNetwork
 from ncsn_fast.engines.onnx import stored
-from ncsn_fast.engines.onnx.aten import translate
+from ncsn_fast.engines.onnx.aten import export, translate
 from ncsn_fast.engines.onnx.writer import Value, Writer
 from ncsn_fast.engines.reference_check import takes_sigma
 from ncsn_fast.models.architectures import size_rule
@@ -148,4 +148,4 @@ def _export(
     inputs = [torch.zeros(n, *model.image_shape)]
     inputs += [torch.ones(n)] if takes_sigma(model) else []
     inputs += [torch.zeros(n, dtype=torch.int64)] if model.n_classes else []
-    return Exported(net, inputs, sizes)
+    return export(net, inputs, sizes)

@@ -15,7 +15,7 @@ _UNARY = {
     "neg": "Neg", "exp": "Exp", "log": "Log", "sqrt": "Sqrt", "sin": "Sin", "cos": "Cos",
     "abs": "Abs", "tanh": "Tanh", "sigmoid": "Sigmoid", "relu": "Relu", "reciprocal": "Reciprocal",
     "round": "Round", "floor": "Floor", "softplus": "Softplus", "asinh": "Asinh",
-    "arcsinh": "Asinh", "mish": "Mish", "erf": "Erf",
+    "arcsinh": "Asinh", "mish": "Mish", "erf": "Erf", "sign": "Sign", "ceil": "Ceil",
 }  # fmt: skip
 _BINARY = {
     "mul": "Mul", "div": "Div", "maximum": "Max", "minimum": "Min", "pow": "Pow",
@@ -68,13 +68,30 @@ def _silu(t: Translation, node: fx.Node, x: Value) -> Value:
 
 
 @handles("elu")
-def _elu(t: Translation, node: fx.Node, x: Value, alpha: float = 1.0, *rest: Any) -> Value:
-    return t.w.op("Elu", x, alpha=float(alpha))
+def _elu(
+    t: Translation, node: fx.Node, x: Value, alpha: float = 1.0, scale: float = 1.0,
+    input_scale: float = 1.0,
+) -> Value:  # fmt: skip
+    if input_scale != 1:
+        raise UnsupportedNetwork("ELU with a scale of its input, which has no ONNX translation")
+    y = t.w.op("Elu", x, alpha=float(alpha))
+    return y if scale == 1 else t.w.op("Mul", *t.same(y, float(scale)))
 
 
 @handles("leaky_relu")
 def _leaky(t: Translation, node: fx.Node, x: Value, slope: float = 0.01) -> Value:
     return t.w.op("LeakyRelu", x, alpha=float(slope))
+
+
+@handles("prelu")
+def _prelu(t: Translation, node: fx.Node, x: Value, slope: Value) -> Value:
+    slopes = slope if t.rank(node) < 2 else t.reshape(slope, [-1, *[1] * (t.rank(node) - 2)])
+    return t.w.op("PRelu", *t.same(x, slopes))
+
+
+@handles("log_sigmoid")
+def _log_sigmoid(t: Translation, node: fx.Node, x: Value) -> Value:
+    return t.w.op("Neg", t.w.op("Softplus", t.w.op("Neg", x)))
 
 
 @handles("gelu")

@@ -182,9 +182,17 @@ class Translation:
         return node.meta["val"].ndim
 
 
+def is_translated(target: Any) -> bool:
+    """Tells whether an operation has a translation, or is none of tensors."""
+    return not isinstance(target, torch._ops.OpOverload) or _name(target) in _HANDLERS
+
+
 def name_of(node: fx.Node) -> str:
     """Returns the name of a node's operation, without namespace, overload or underscore."""
-    target = node.target
+    return _name(node.target)
+
+
+def _name(target: Any) -> str:
     if isinstance(target, torch._ops.OpOverload):
         return str(target.overloadpacket).removeprefix("aten.").removesuffix("_")
     return getattr(target, "__name__", str(target))

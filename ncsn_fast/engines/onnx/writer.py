@@ -158,6 +158,10 @@ class Writer:
         vector = torch.tensor(numbers, dtype=torch.float32)
         return _constant(f"{'_'.join(map(repr, numbers))}_f", vector)
 
+    def constant(self, name: str, tensor: Tensor) -> Value:
+        """Returns a tensor as a constant."""
+        return _constant(name, tensor)
+
     def mean(self, x: Value, *axes: int) -> Value:
         """Appends the mean over axes, which keep size 1."""
         return self.op("ReduceMean", x, self.ints(*axes), keepdims=1)

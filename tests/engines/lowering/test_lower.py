@@ -164,7 +164,7 @@ def test_a_network_that_is_lowered_for_every_batch_size():
             assert error(built.output(x, None), of.net(x)) <= 1e-6
 
 
-def test_what_torch_cannot_export_is_named():
+def test_what_torch_cannot_export_is_named(capfd):
     class Branches(nn.Module):
         def forward(self, x):
             return x if x.sum() > 0 else -x
@@ -173,6 +173,7 @@ def test_what_torch_cannot_export_is_named():
         UnsupportedNetwork, match=r"a forward that torch.export does not take \(\w+"
     ):
         lower(Branches(), (1, 8, 8))
+    assert capfd.readouterr() == ("", "")  # where torch prints pages
 
 
 def test_the_training_mode_and_the_network_stay_as_they_are():

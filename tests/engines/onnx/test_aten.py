@@ -11,7 +11,6 @@ from torch import nn
 
 import ncsn_fast
 from ncsn_fast import EngineError, Sampler
-from ncsn_fast.engines.lowering.export import Exported
 from ncsn_fast.engines.lowering.graph import UnsupportedNetwork
 from ncsn_fast.engines.onnx import aten
 from ncsn_fast.engines.onnx import model as onnx_model
@@ -37,7 +36,7 @@ class Function(nn.Module):
 
 def session(module, inputs, dtype=torch.float32):
     """An ONNX Runtime session of a module's graph, without the model around it."""
-    exported, w = Exported(module, inputs), Writer(dtype)
+    exported, w = aten.export(module, inputs), Writer(dtype)
     names = [f"in{i}" for i in range(len(inputs))]
     values = [Value(name, x.dtype) for name, x in zip(names, inputs, strict=True)]
     w.op("Cast", aten.translate(exported, w, values), name="f", to=torch.float32)
@@ -116,6 +115,20 @@ OPERATIONS = {
     "embedding": lambda m, x, c: x + F.embedding(c, m.square)[:, :4, None, None],
     "condition": lambda m, x, c: x * torch.ones(x.shape[0])[:, None, None, None]
     + (c.float() * torch.arange(1.0, 3.0)[:, None]).mean(0)[:, None, None, None],
+    "decomposed activations": lambda m, x, c: F.hardswish(x) + F.hardsigmoid(x) + F.selu(x)
+    + F.celu(x, 0.5) + F.logsigmoid(x) + F.prelu(x, m.vector) + F.prelu(x, m.mean[:1])
+    + torch.sign(x) + F.glu(x.repeat(1, 2, 1, 1), 1),
+    "shuffled pixels": lambda m, x, c: F.pixel_unshuffle(F.pixel_shuffle(x, 2), 2),
+    "RMS norm": lambda m, x, c: F.rms_norm(x, [6], m.square[0], 1e-3) + F.rms_norm(x, [6, 6]),
+    "norms without parameters": lambda m, x, c: F.batch_norm(x, m.mean, m.variance)
+    + F.instance_norm(x, m.mean, m.variance, m.vector, m.vector, use_input_stats=False),
+    "batch norm in place": lambda m, x, c: F.batch_norm(
+        (x + 1).mul_(2), m.mean, m.variance, m.vector, m.vector),
+    "masked attention": lambda m, x, c: F.scaled_dot_product_attention(x, x, x, m.square)
+    + F.scaled_dot_product_attention(x, x, x, m.square.relu() > -1)
+    + F.scaled_dot_product_attention(x, x[:, :, :4], x[:, :, :4], is_causal=True)
+    + F.scaled_dot_product_attention(x, x, x, torch.eye(6, dtype=torch.bool)),
+    "bicubic": lambda m, x, c: F.interpolate(x, size=(9, 12), mode="bicubic"),
     "dropout and copies": lambda m, x, c: F.dropout(x, 0.5, training=False).clone().contiguous(),
 }  # fmt: skip
 
@@ -136,9 +149,12 @@ def test_operations_are_torchs(name):
 
 
 def test_an_operation_without_a_translation_is_named():
-    module = Function(lambda m, x, c: x.cumsum(dim=1))
-    with pytest.raises(UnsupportedNetwork, match="the operation cumsum, which has no ONNX"):
-        session(module, given(2))
+    for function, name in (
+        (lambda m, x, c: x.cumsum(dim=1), "cumsum"),
+        (lambda m, x, c: torch.fft.irfft2(torch.fft.rfft2(F.hardswish(x))), "_fft_r2c"),
+    ):
+        with pytest.raises(UnsupportedNetwork, match=f"the operation {name}, which has no ONNX"):
+            session(Function(function), given(2))
 
 
 @pytest.mark.parametrize("name", own_networks.CASES)
