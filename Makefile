@@ -96,7 +96,7 @@ AVX2 := NCSN_FAST_ISA=avx2 ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
 bench-avx2: setup                    ## the networks with AVX2 forced, in ten minutes; then their tables
 	mkdir -p build
 	$(AVX2) $(PY) -m pytest benchmarks/bench_network.py benchmarks/bench_unet.py --benchmark-only \
-		-k "(cifar10-b1 or cifar10-b8 or unet) and not ort and not inductor and not direct" --no-peak-memory \
+		-k "(cifar10-b1 or cifar10-b8 or unet) and not ort and not inductor and not direct and not eager-bf16 and not openvino-bf16" --no-peak-memory \
 		--benchmark-json=build/bench-avx2.json
 	$(PY) tools/write_results.py build/bench-avx2.json
 

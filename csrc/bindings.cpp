@@ -247,7 +247,7 @@ void bind_tiles(py::module_& m) {
 
 std::vector<std::string> isa_levels(bool usable) {
     std::vector<std::string> names;
-    for (const Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Vnni, Isa::kAmx}) {
+    for (const Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx2Vnni, Isa::kAvx512, Isa::kAvx512Vnni, Isa::kAmx}) {
         if (usable ? isa_supported(isa) : isa_compiled(isa)) names.emplace_back(isa_name(isa));
     }
     return names;

@@ -1,5 +1,8 @@
 // Chooses the instruction-set level and the number of threads of a CPU call, and owns its buffers.
 #include <omp.h>
+#if defined(NCSN_X86_LEVELS)
+#include <cpuid.h>
+#endif
 
 #include <algorithm>
 #include <cstring>
@@ -45,6 +48,7 @@ constexpr int64_t kFewestTiles = 8, kMostTiles = 28;  // per block: more reuse w
 Isa best_vectors() {
     static const Isa best = isa_supported(Isa::kAvx512Vnni) ? Isa::kAvx512Vnni
                             : isa_supported(Isa::kAvx512)   ? Isa::kAvx512
+                            : isa_supported(Isa::kAvx2Vnni) ? Isa::kAvx2Vnni
                             : isa_supported(Isa::kAvx2)     ? Isa::kAvx2
                                                             : Isa::kScalar;
     return best;
@@ -62,6 +66,7 @@ const Kernels& kernels(int isa) {
         case Isa::kAvx512Vnni:
         case Isa::kAvx512:
             return avx512::kKernels;
+        case Isa::kAvx2Vnni:
         case Isa::kAvx2:
             return avx2::kKernels;
 #endif
@@ -79,6 +84,7 @@ const TileKernels& tile_kernels(int isa) {
         case Isa::kAvx512Vnni:
         case Isa::kAvx512:
             return avx512::kTileKernels;
+        case Isa::kAvx2Vnni:
         case Isa::kAvx2:
             return avx2::kTileKernels;
 #endif
@@ -114,6 +120,23 @@ unsigned char* workspace(int64_t bytes) {
     if (buffer.size() < size) buffer.resize(size);
     const auto address = reinterpret_cast<uintptr_t>(buffer.data());
     return reinterpret_cast<unsigned char*>((address + 63) / 64 * 64);
+}
+
+#if defined(NCSN_X86_LEVELS)
+bool has_avx_vnni() {  // compilers name it in different versions
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 4 & 1u) != 0;
+}
+
+bool has_avx512_vnni() { return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vl"); }
+#endif
+
+Vnni vnni_of(Isa isa) {
+#if defined(NCSN_X86_LEVELS)
+    if (isa == Isa::kAvx512Vnni) return Vnni::kAvx512;
+    if (isa == Isa::kAvx2Vnni) return has_avx_vnni() ? Vnni::kAvx : Vnni::kAvx512Narrow;
+#endif
+    return Vnni::kNone;
 }
 
 // Runs a norm that has something to do, with one slot of workspace for each thread.
@@ -164,7 +187,7 @@ WinogradPlan::WinogradPlan(const WinogradArgs& args, int threads, Isa isa)
     products_at = scales_at + lines(kWinogradPoints * block_tiles * sizeof(float));
     unrounded_at = products_at + lines(block_tiles * kWinogradPoints * kWinogradPanel * sizeof(float));
     slot_bytes = unrounded_at + (fixed ? lines(kWinogradPoints * sizes.channels * sizeof(float)) : 0);
-    vnni = isa == Isa::kAvx512Vnni;
+    vnni = vnni_of(isa);
 }
 
 TileConvPlan::TileConvPlan(const TileConvArgs& args, int threads)
@@ -213,6 +236,7 @@ bool isa_supported(Isa isa) {
 #if defined(NCSN_X86_LEVELS)
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     if (isa == Isa::kAvx2) return avx2;
+    if (isa == Isa::kAvx2Vnni) return avx2 && (has_avx_vnni() || has_avx512_vnni());
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     if (isa == Isa::kAvx512) return avx512;
@@ -231,6 +255,8 @@ const char* isa_name(Isa isa) {
             return "avx512_vnni";
         case Isa::kAvx512:
             return "avx512";
+        case Isa::kAvx2Vnni:
+            return "avx2_vnni";
         case Isa::kAvx2:
             return "avx2";
         default:

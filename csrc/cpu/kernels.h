@@ -25,10 +25,22 @@
 
 namespace ncsn_fast {
 
-// kAvx512Vnni runs the kernels of kAvx512, but for winograd's products of integers; kAmx those of
-// kAvx512Vnni, but for the ones in tiles. kAmxEmulated is the best level below kAmx: it says that kernels in
-// tiles, which every level but kAmx emulates, are wanted nevertheless.
-enum class Isa : int { kScalar = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Vnni = 3, kAmx = 4, kAmxEmulated = 5 };
+// kAvx2Vnni and kAvx512Vnni run the kernels of kAvx2 and kAvx512, but for winograd's products of integers; kAmx
+// those of kAvx512Vnni, but for the ones in tiles. kAmxEmulated is the best level below kAmx: it says that
+// kernels in tiles, which every level but kAmx emulates, are wanted nevertheless.
+enum class Isa : int {
+    kScalar = 0,
+    kAvx2 = 1,
+    kAvx2Vnni = 2,
+    kAvx512 = 3,
+    kAvx512Vnni = 4,
+    kAmx = 5,
+    kAmxEmulated = 6
+};
+
+// The instruction that multiplies and adds pairs of integers: none; on 256 bits, AVX-VNNI's or, with the same
+// meaning, AVX-512's; AVX-512's on 512 bits.
+enum class Vnni { kNone, kAvx, kAvx512Narrow, kAvx512 };
 
 enum class NoiseKind { kWords, kUniform, kNormal };
 
@@ -86,7 +98,7 @@ struct WinogradPlan {
     int64_t blocks, groups;
     int64_t point_stride;  // elements between the transformed inputs of a block at two points
     int64_t inputs_at, scales_at, products_at, unrounded_at, slot_bytes;  // workspace of one thread
-    bool vnni;  // whether to use VNNI: one instruction multiplies and adds pairs of integers
+    Vnni vnni;
 
     WinogradPlan(const WinogradArgs& args, int threads, Isa isa);
 };

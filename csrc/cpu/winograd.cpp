@@ -13,18 +13,20 @@ namespace ncsn_fast::NCSN_ISA {
 
 constexpr int kTile = kWinogradTile, kWindow = kWinogradWindow, kPoints = kWinogradPoints;
 constexpr int kPanel = kWinogradPanel;
-constexpr int kRegisters = 2;                 // of output channels in a product
-constexpr int kRows = kLanes == 16 ? 14 : 6;  // tiles in a product: the sums fill the registers
 constexpr uint32_t kMagnitude = 0x7fffffff, kInfinity = 0x7f800000;
 constexpr float kSmallestMaximum = 0x1p-110f;  // its reciprocal is finite
 
 using Ints = Lanes<int32_t, kLanes>;
+
+// A kind of products has sums of kRows tiles by kRegisters registers of output channels, which fill the
+// registers of the processor.
 
 // Pairs of 16-bit integers: sum += u[0] x[0] + u[1] x[1] in each lane, exactly.
 struct FixedPoint {
     using Element = int16_t;
     using Sum = Ints;
     static constexpr int kGroup = 2;
+    static constexpr int kRegisters = 2, kRows = kLanes == 16 ? 14 : 6;
     static constexpr bool kScaled = true;
 
     static inline Ints weights(const int16_t* u) { return load_bits<Ints>(u); }
@@ -43,12 +45,24 @@ struct FixedPoint {
     static inline Vec value(Ints sum, Vec scale) { return __builtin_convertvector(sum, Vec) * scale; }
 };
 
-#if defined(__AVX512BW__)
-// The same in one VNNI instruction. In assembly because this level is compiled without VNNI, and because
+// The same in one VNNI instruction. In assembly because the levels are compiled without VNNI, and because
 // GCC 12 would spill the sums.
+#if defined(__AVX512BW__)
 struct FixedPointVnni : FixedPoint {
     static inline void add(Ints& sum, Ints u, Ints x) {
         asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(u), "v"(x));
+    }
+};
+#elif defined(__AVX2__)
+struct FixedPointVnni : FixedPoint {
+    static inline void add(Ints& sum, Ints u, Ints x) {
+        asm("%{vex%} vpdpwssd %2, %1, %0" : "+x"(sum) : "x"(u), "x"(x));
+    }
+};
+
+struct FixedPointVnniNarrow : FixedPoint {
+    static inline void add(Ints& sum, Ints u, Ints x) {
+        asm("%{evex%} vpdpwssd %2, %1, %0" : "+x"(sum) : "x"(u), "x"(x));
     }
 };
 #endif
@@ -57,6 +71,8 @@ struct FloatingPoint {
     using Element = float;
     using Sum = Vec;
     static constexpr int kGroup = 1;
+    // The weights of a channel are whole cache lines, which is what counts where few tiles share them.
+    static constexpr int kRegisters = kLanes == 16 ? 2 : 4, kRows = kLanes == 16 ? 14 : 3;
     static constexpr bool kScaled = false;
 
     static inline Vec weights(const float* u) { return load_lanes<kLanes>(u); }
@@ -197,20 +213,25 @@ template <class Kind, int rows>
 static __attribute__((noinline)) void multiply_chunk(const Product<typename Kind::Element>& product,
                                                      int64_t first, int64_t count) {
     constexpr int64_t kStride = kPoints * kPanel;
+    constexpr int kRegisters = Kind::kRegisters;
     const int64_t channels = product.channels;
     for (int part = 0; part < kPanel; part += kRegisters * kLanes) {
         typename Kind::Sum sum[rows][kRegisters];
         NCSN_UNROLL
-        for (int r = 0; r < rows; ++r) sum[r][0] = sum[r][1] = typename Kind::Sum{};
+        for (int r = 0; r < rows; ++r) {
+            for (int k = 0; k < kRegisters; ++k) sum[r][k] = typename Kind::Sum{};
+        }
         const auto* u = product.u + first * kPanel + part * Kind::kGroup;
         const auto* v = product.v + first;
         for (const auto* end = v + count; v != end; v += Kind::kGroup, u += kPanel * Kind::kGroup) {
-            const auto low = Kind::weights(u), high = Kind::weights(u + kLanes * Kind::kGroup);
+            typename Kind::Sum w[kRegisters];
+            NCSN_UNROLL
+            for (int k = 0; k < kRegisters; ++k) w[k] = Kind::weights(u + k * kLanes * Kind::kGroup);
             NCSN_UNROLL
             for (int r = 0; r < rows; ++r) {
                 const auto x = Kind::inputs(v + r * channels);
-                Kind::add(sum[r][0], low, x);
-                Kind::add(sum[r][1], high, x);
+                NCSN_UNROLL
+                for (int k = 0; k < kRegisters; ++k) Kind::add(sum[r][k], w[k], x);
             }
         }
         Vec scale[kRegisters] = {};
@@ -249,7 +270,7 @@ static void multiply_panel(const WinogradArgs& args, const Block<typename Kind::
                            int64_t panel) {
     using Element = typename Kind::Element;
     const auto* values = static_cast<const Element*>(args.values);
-    const int64_t cuts = pieces(block.tiles, kRows);
+    const int64_t cuts = pieces(block.tiles, Kind::kRows);
     for (int64_t p = 0; p < kPoints; ++p) {
         const int64_t column = (panel * kPoints + p) * kPanel;
         for (int64_t cut = 0; cut < cuts; ++cut) {
@@ -260,7 +281,7 @@ static void multiply_panel(const WinogradArgs& args, const Block<typename Kind::
                                            Kind::kScaled ? args.scales + column : nullptr,
                                            block.products + (t * kPoints + p) * kPanel,
                                            block.channels};
-            multiply<Kind, kRows>(product, end - t);
+            multiply<Kind, Kind::kRows>(product, end - t);
         }
     }
 }
@@ -349,7 +370,10 @@ static void run(const WinogradArgs& args, const WinogradPlan& plan, const Winogr
 void winograd(const WinogradArgs& args, const WinogradPlan& plan, const WinogradWorkspace& workspace) {
     if (args.dtype == Dtype::kFloat32) return run<FloatingPoint, float>(args, plan, workspace);
 #if defined(__AVX512BW__)
-    if (plan.vnni) return run<FixedPointVnni, Bfloat16>(args, plan, workspace);
+    if (plan.vnni == Vnni::kAvx512) return run<FixedPointVnni, Bfloat16>(args, plan, workspace);
+#elif defined(__AVX2__)
+    if (plan.vnni == Vnni::kAvx) return run<FixedPointVnni, Bfloat16>(args, plan, workspace);
+    if (plan.vnni == Vnni::kAvx512Narrow) return run<FixedPointVnniNarrow, Bfloat16>(args, plan, workspace);
 #endif
     run<FixedPoint, Bfloat16>(args, plan, workspace);
 }

@@ -28,7 +28,8 @@ except ImportError as error:
     ) from error
 
 ISA_LEVELS = {
-    "scalar": 0, "avx2": 1, "avx512": 2, "avx512_vnni": 3, "amx": 4, "amx_emulated": 5
+    "scalar": 0, "avx2": 1, "avx2_vnni": 2, "avx512": 3, "avx512_vnni": 4, "amx": 5,
+    "amx_emulated": 6,
 }  # fmt: skip
 # Those at which the cpu engine convolves in tiles. The second, for tests, is the machine's best one
 # below AMX: kernels in tiles are emulated at every level but "amx".

@@ -1,5 +1,8 @@
 """The CPU engine's Winograd convolution against a direct one in float64."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -276,3 +279,18 @@ def test_refuses_an_output_within_the_input():
     square = cpu.winograd_pack(noise_like(4, 4, 3, 3), torch.float32)
     with pytest.raises(ValueError, match="lie apart from x"):
         cpu.winograd_conv_out(MAP, square, None, MAP)
+
+
+@pytest.mark.skipif(
+    "avx2_vnni" not in _C.build_info()["isa_levels"], reason="built for another processor"
+)
+def test_avx_vnni_needs_no_avx512():
+    """Where this processor has AVX-512 instead, the level runs the same sums by its encoding.
+
+    vpdpwssd of 256 bits in the encoding VEX: C4, a byte of map 2, one with W = 0, L = 1 and the
+    prefix 66, then opcode 52; no test can run it on a processor without AVX-VNNI.
+    """
+    code = Path(_C.__file__).read_bytes()
+    found = re.findall(rb"\xc4[\x02\x22\x42\x62\x82\xa2\xc2\xe2](.)\x52", code, re.DOTALL)
+    sums = 2 * sum(range(1, 7))  # registers, of kernels for 1 to 6 tiles
+    assert sum(byte[0] & 0x87 == 0x05 for byte in found) >= sums
