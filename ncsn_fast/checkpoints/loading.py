@@ -47,9 +47,10 @@ def load(
     Args:
         source: a run folder, a model folder (config.json + model.safetensors), an authors' .pth
             or EDM's .pkl, a state dict as .safetensors, a folder of diffusers' UNet2DModel,
-            OWNER/NAME of one of these on the Hugging Face Hub, the name of a model that ships, such as "digits" (shipped.py), a
-            pipeline of diffusers in memory (its network is not copied), or a ScoreModel, which is
-            returned as it is. A name that is a path here is that path.
+            OWNER/NAME of one of these on the Hugging Face Hub, the name of a model that ships,
+            such as "digits" (shipped.py), a pipeline of diffusers in memory (its network is not
+            copied), or a ScoreModel, which is returned as it is. A name that is a path here is
+            that path.
         weights: "ema" takes the averaged weights where there are any, "raw" the others (runs and
             .pth files).
         net: the network of a model folder that `ncsn_fast.wrap` made, whose weights are replaced.

@@ -64,8 +64,8 @@ def wrap(
         image_shape: of one sample: (C, H, W) for images, (C, L), (C, D, H, W) or (D,) for others.
         sees: the second argument: "sigma", "log_sigma", "log_half_sigma" (log(sigma / 2)),
             "log_sigma/4" (a quarter of it), "time" (of the process, times time_scale), "timestep"
-            (index of a DiscreteVP; whole and int64 if it is rounded), "level" (index in sigmas) or "nothing". None: "nothing" if
-            forward has one parameter, EDM's for "edm".
+            (index of a DiscreteVP; whole and int64 if it is rounded), "level" (index in sigmas) or
+            "nothing". None: "nothing" if forward has one parameter, EDM's for "edm".
         process: VP(), SubVP(), VE() or DiscreteVP(): what the network was trained on. None: the
             states x_0 + sigma z, whatever sigma is.
         sigma_min, sigma_max: ends of the noise levels. None: those of the process, or of EDM.

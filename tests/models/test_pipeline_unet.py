@@ -118,9 +118,11 @@ def test_what_does_not_fit_is_said(net):
         ncsn_fast.load(half)
     with pytest.raises(TypeError, match="makes of a network; got UNet2DModel"):
         ncsn_fast.load(net)
-    classes = diffusers.UNet2DModel(**NETWORK, num_class_embeds=3)
-    with pytest.raises(ValueError, match="networks with classes are not read"):
+    classes = diffusers.UNet2DModel(**NETWORK, class_embed_type="timestep")
+    with pytest.raises(ValueError, match="class_embed_type 'timestep' are not read"):
         ncsn_fast.load(pipeline_of(classes, "epsilon"))
+    classes = diffusers.UNet2DModel(**NETWORK, num_class_embeds=3)
+    assert ncsn_fast.load(pipeline_of(classes, "epsilon")).n_classes == 3
 
 
 def test_latent_pipelines_are_refused(net):
