@@ -297,7 +297,7 @@ def test_other_kinds_of_machines_have_tables_below(
     raw = checkout / "raw.json"
     raw.write_text(json.dumps(other))
     assert run(monkeypatch, str(raw)) == 0
-    file = checkout / "results" / "cpu-some-processor-limited-to-avx2.json"
+    file = checkout / "results" / "cpu-some-limited-to-avx2.json"
     assert '"node"' not in file.read_text()
     assert write_results.newest().name == "cpu.json"
     assert run(monkeypatch) == 0
