@@ -90,7 +90,8 @@ bench: setup                         ## every benchmark, half an hour or more; t
 	$(PY) tools/write_readme.py
 
 # As on a processor without AVX-512: the levels of our kernels, of oneDNN (PyTorch's and OpenVINO's) and
-# of PyTorch's own kernels. Nothing limits ONNX Runtime and torch.compile, so they stay away.
+# of PyTorch's own kernels. Nothing limits ONNX Runtime and torch.compile, so they stay away, as do the
+# others' bfloat16, which is slower than their float32 there.
 AVX2 := NCSN_FAST_ISA=avx2 ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
 
 bench-avx2: setup                    ## the networks with AVX2 forced, in ten minutes; then their tables

@@ -47,8 +47,8 @@ def isa(level: str) -> Iterator[None]:
     """Forces the CPU kernels inside the `with` block to an instruction set.
 
     Args:
-        level: "scalar", "avx2", "avx2_vnni", "avx512", "avx512_vnni" or "amx"; or "amx_emulated", on
-            every machine, for tests of what runs in the tiles of AMX. The environment variable
+        level: "scalar", "avx2", "avx2_vnni", "avx512", "avx512_vnni" or "amx"; or "amx_emulated",
+            on every machine, for tests of what runs in the tiles of AMX. The environment variable
             NCSN_FAST_ISA sets it for a whole process.
     """
     token = forced_isa.set(isa_number(level, f"isa({level!r})"))

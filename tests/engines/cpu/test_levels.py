@@ -29,8 +29,8 @@ LEVELS = {
     "amx": ("AVX512_CORE_AMX", "avx512", "amx", True),
 }
 SUITE = ("sse41", "avx2", "avx512")  # at which more than a call is tested
-# Tests of what the levels decide, new files included. Those of lowering run at one level, where oneDNN
-# has no bfloat16; the rest of what they test is the same at all.
+# Tests of what the levels decide, new files included. Those of lowering run at one level, where
+# oneDNN has no bfloat16; the rest of what they test is the same at all.
 FOLDERS: dict[str, tuple[str, ...]] = {level: ("engines/cpu", "ops") for level in SUITE}
 FOLDERS["avx2"] += ("engines/lowering",)
 FILES = (
