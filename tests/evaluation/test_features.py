@@ -18,6 +18,7 @@ from ncsn_fast.evaluation.evaluator import Evaluator
 from ncsn_fast.evaluation.features import (
     AT_ONCE,
     DIGIT_FEATURES,
+    MNIST_FEATURES,
     DigitNet,
     function_extractor,
     load_extractor,
@@ -48,6 +49,18 @@ def test_digits_extractor_is_small_and_names_held_out_digits_as_its_file_says():
     with safetensors.safe_open(DIGIT_FEATURES, "pt") as file:
         assert right == pytest.approx(float(file.metadata()["held_out_accuracy"]), abs=1.1 / 360)
     assert right > 0.98
+
+
+def test_mnists_extractor_is_small_and_names_other_peoples_digits():
+    """Those of scikit-learn, in other hands, and 8x8 pixels once."""
+    extractor = load_extractor("mnist")
+    assert MNIST_FEATURES.stat().st_size < 300_000
+    assert (extractor.name, extractor.num_features, extractor.classes) == ("mnist", 32, 10)
+    with safetensors.safe_open(MNIST_FEATURES, "pt") as file:
+        assert float(file.metadata()["held_out_accuracy"]) >= 0.99
+    images, labels = datasets.digits("held-out", 20)
+    padded = torch.nn.functional.pad(images, (4, 4, 4, 4))
+    assert float((extractor(padded)[1].argmax(1) == labels).double().mean()) > 0.7
 
 
 def test_digits_extractor_has_features_of_mean_square_one_on_what_it_learnt():
