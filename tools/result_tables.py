@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-BASE, FLOOR = "published", "convolutions-{dtype}"
+BASES, FLOOR = ("published", "eager"), "convolutions-{dtype}"  # the first of BASES that was run
 
 Record = dict[str, Any]
 Cell = Callable[[Record, dict[str, Record]], str]
@@ -29,9 +29,15 @@ def _seconds(value: float) -> str:
     return f"{value:.3g} s" if value >= 1 else f"{1e3 * value:.3g} ms"
 
 
+def _base(group: dict[str, Record]) -> Record | None:
+    """Returns the record that the others are compared with."""
+    return next((group[name] for name in BASES if name in group), None)
+
+
 def _faster(record: Record, group: dict[str, Record]) -> str:
     """Returns the speedup over the published code, if that was run too."""
-    return f" · {median(group[BASE]) / median(record):.2f}x" if BASE in group else ""
+    base = _base(group)
+    return "" if base is None else f" · {median(base) / median(record):.2f}x"
 
 
 def forward_cell(record: Record, group: dict[str, Record]) -> str:
@@ -55,8 +61,8 @@ def rate_cell(record: Record, group: dict[str, Record]) -> str:
         return float(info["batch"] * info["evaluations"] / (median(of) * info["nfe"]))
 
     ratio = ""
-    if BASE in group:
-        ratio = f" · {rate(record) / rate(group[BASE]):#.3g}".rstrip(".") + "x"
+    if base := _base(group):
+        ratio = f" · {rate(record) / rate(base):#.3g}".rstrip(".") + "x"
     timed, nfe = record["extra_info"]["evaluations"], record["extra_info"]["nfe"]
     return f"{rate(record):.3g}/s{ratio} · {f'all {nfe}' if timed == nfe else f'{timed} of {nfe}'}"
 

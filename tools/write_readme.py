@@ -14,7 +14,6 @@ from typing import Any
 
 import write_quality
 import write_results
-import write_tutorial
 from PIL import Image
 from result_tables import groups, median
 
@@ -52,13 +51,6 @@ def claims() -> list[str]:
         f"**{read:,} damaged files** were read, with {bad} crashes, hangs or uncaught errors "
         "([reliability](docs/reliability.md)).",
     ]
-    if (RESULTS / write_tutorial.RESULTS.name).exists():
-        epochs = _load(write_tutorial.RESULTS.name)["epochs"]
-        found.append(
-            f"**{epochs[-1] / write_tutorial.PUBLISHED[len(epochs) - 1]:.2f}x** the loss that the "
-            f"score-SDE tutorial prints for MNIST, after {len(epochs)} of its epochs "
-            "([repeated](docs/tutorial.md))."
-        )
     return found
 
 

@@ -57,9 +57,12 @@ def strip(raw: dict[str, Any]) -> dict[str, Any]:
 def merge(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
     """Merges stripped results of two runs: groups of the later one replace the earlier one's.
 
-    Raises ValueError unless both ran on the same machine with the same versions.
+    Our own version may differ, since each group says its commit; the others must not.
+
+    Raises:
+        ValueError: the runs are of different machines, threads or versions of other packages.
     """
-    if earlier["machine_info"] != later["machine_info"]:
+    if _surroundings(earlier) != _surroundings(later):
         raise ValueError("the two runs are of different machines, threads or versions")
     again = {b["group"] for b in later["benchmarks"]}
     order = list(dict.fromkeys(b["group"] for b in earlier["benchmarks"] + later["benchmarks"]))
@@ -67,6 +70,14 @@ def merge(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
     not_run = [n for n in earlier["not_run"] if n["group"] not in again] + later["not_run"]
     benchmarks = sorted(kept + later["benchmarks"], key=lambda b: order.index(b["group"]))
     return later | {"benchmarks": benchmarks, "not_run": not_run}
+
+
+def _surroundings(results: dict[str, Any]) -> dict[str, Any]:
+    """Returns the facts of a run that are not ours: no version of this package, no level of it."""
+    facts = results["machine_info"]["ncsn_fast"]
+    others = {name: v for name, v in facts["versions"].items() if name != "ncsn_fast"}
+    limit = facts["isa"] if facts.get("limits") else None
+    return {**facts, "isa": limit, "versions": others}
 
 
 def measured(results: dict[str, Any]) -> str:
@@ -105,13 +116,16 @@ def file_name(results: dict[str, Any]) -> str:
 def caption(results: dict[str, Any], source: str) -> str:
     """Returns the measured quantities, the machine, and how to repeat the run."""
     facts = results["machine_info"]["ncsn_fast"]
-    versions = ", ".join(f"{name} {v}" for name, v in facts["versions"].items() if v)
+    versions = ", ".join(
+        f"{name} {v}" for name, v in facts["versions"].items() if v and name != "ncsn_fast"
+    )
     rounds = [r["stats"]["rounds"] for r in results["benchmarks"] if "flop" in r["extra_info"]]
     limits = " ".join(f"{name}={level}" for name, level in facts.get("limits", {}).items())
     forced = f"limited by `{limits}`; " if limits else ""
     parts = [
-        "*Cells: median time · times faster than `published`, the released code as it runs · share "
-        "of the time that the network's convolutions alone take (`convolutions-*`, same type).",
+        "*Cells: median time · times faster than `published`, the released code as it runs, or "
+        "than `eager`, plain PyTorch · share of the time that the network's convolutions alone "
+        "take (`convolutions-*`, same type).",
         f"{facts['processor']} ({', '.join(facts['flags'])}), {forced}threads: {facts['threads']}; "
         f"{versions}; {min(rounds)} to {max(rounds)} interleaved rounds; "
         f"{results['datetime'][:10]}, {measured(results)}: benchmarks/results/{source}. To repeat "

@@ -58,8 +58,8 @@ of 1875 steps:
 
 """
 TAIL = """
-Another seed changes a loss by about one in a hundred, so agreement is to be expected up to that.
-Written by `tools/write_tutorial.py` from `benchmarks/results/tutorial.json`.
+Both are single runs, of different seeds and noise. Written by `tools/write_tutorial.py` from
+`benchmarks/results/tutorial.json`.
 """
 
 
@@ -105,7 +105,7 @@ def samples(model: str, picture: Path) -> list[dict[str, Any]]:
     from ncsn_fast import Sampler
     from ncsn_fast.data.images import make_grid
 
-    sampler, found, grids = Sampler(model, batch_size=SHOWN), [], []
+    sampler, found, grids = Sampler(model, dtype="fp32", batch_size=SHOWN), [], []
     for name, settings in SAMPLERS.items():
         images = sampler.sample(SHOWN, **settings)
         grids.append(Image.fromarray(make_grid(images, COLUMNS)).convert("L"))
@@ -221,6 +221,7 @@ def main() -> int:
     found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if options.run is not None:
         config = json.loads((options.run / "config.json").read_text())
+        config = {name: value for name, value in config.items() if name not in ("runs", "data")}
         found |= {"epochs": epochs(options.run), "config": config}
     if options.bits is not None:
         for split in ("train", "test"):
