@@ -45,6 +45,7 @@ def build(of, shapes=None, dtype="fp32", adjust=for_a_gpu_that_is_not_here, **se
     return build_plan(tensorrt_rtx, content, Settings(shapes, **settings), adjust=adjust)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arch", "dtype"), cross_section(ARCHS, ["fp32", "fp16", "bf16"]))
 def test_every_network_in_every_type(arch, dtype):
     of = model(arch)
@@ -54,7 +55,14 @@ def test_every_network_in_every_type(arch, dtype):
     assert built.seconds > 0
 
 
-@pytest.mark.parametrize("name", ["unet", "edm", "diffusers", "signals", "classes"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "unet",
+        "signals",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("edm", "diffusers", "classes")),
+    ],
+)
 def test_networks_that_users_bring(name):
     of = own_networks.model(name)
     for dtype in ("fp32", "fp16"):
