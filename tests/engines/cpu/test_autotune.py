@@ -309,11 +309,13 @@ def test_both_algorithms_compute_the_layer(layer, dtype):
         error = (plan.output.double() - expected).norm() / expected.norm()
         assert error <= BOUNDS[dtype]
         kinds.append(plan.costs[0].kind)
-    assert kinds == (
-        ["conv", "product"]
+    first, other = (
+        ("conv", "product")
         if isinstance(layer, Pointwise)
-        else ["attention", "attention (products)"]
+        else ("attention", "attention (products)")
     )
+    # Where oneDNN has no products of the type there is nothing to choose.
+    assert kinds == [first, first if plan.converts else other]
 
 
 def test_second_algorithms_are_timed_and_remembered(cache):
