@@ -131,7 +131,7 @@ bool has_avx_vnni() {  // compilers name it in different versions
 bool has_avx512_vnni() { return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vl"); }
 #endif
 
-Vnni vnni_of(Isa isa) {
+Vnni vnni_of([[maybe_unused]] Isa isa) {
 #if defined(NCSN_X86_LEVELS)
     if (isa == Isa::kAvx512Vnni) return Vnni::kAvx512;
     if (isa == Isa::kAvx2Vnni) return has_avx_vnni() ? Vnni::kAvx : Vnni::kAvx512Narrow;

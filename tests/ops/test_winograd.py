@@ -292,5 +292,5 @@ def test_avx_vnni_needs_no_avx512():
     """
     code = Path(_C.__file__).read_bytes()
     found = re.findall(rb"\xc4[\x02\x22\x42\x62\x82\xa2\xc2\xe2](.)\x52", code, re.DOTALL)
-    sums = 2 * sum(range(1, 7))  # registers, of kernels for 1 to 6 tiles
-    assert sum(byte[0] & 0x87 == 0x05 for byte in found) >= sums
+    kernels = 6  # for 1 to 6 tiles; each sum is written out in them only if the compiler optimises
+    assert sum(byte[0] & 0x87 == 0x05 for byte in found) >= kernels
