@@ -66,6 +66,7 @@ def train(net: DigitNet, images: Tensor, labels: Tensor, recipe: Recipe) -> Digi
     """Trains a classifier, and scales its features."""
     size, shifts = images.shape[-1], 2 * recipe.shift + 1
     padded = F.pad(images, (recipe.shift,) * 4)
+    # PyTorch's stubs want a device beside it.
     net.to(memory_format=recipe.layout)  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(net.parameters(), lr=recipe.lr, weight_decay=1e-2)
     for step in range(recipe.steps):

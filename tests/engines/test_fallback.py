@@ -99,7 +99,6 @@ def test_float64_is_float64():
         assert torch.allclose(doubled(x.double(), levels), exact, rtol=1e-12)
 
 
-@pytest.mark.skipif("bf16" not in TYPES, reason="this processor has no bfloat16")
 def test_the_algorithm_is_given_up_before_the_type(caplog):
     of = unbalanced()
     engine, warnings = built(caplog, of)
@@ -114,7 +113,6 @@ def test_the_algorithm_is_given_up_before_the_type(caplog):
         built(caplog, of, convolutions="winograd", dtype="bf16", engine="cpu")
 
 
-@pytest.mark.skipif("bf16" not in TYPES, reason="this processor has no bfloat16")
 def test_the_type_is_given_up_before_the_engine(monkeypatch, caplog):
     monkeypatch.setitem(precision.BOUNDS, "bf16", 1e-4)
     for name in ("auto", "cpu"):

@@ -41,11 +41,9 @@ class Layer:
 
     def graph(self) -> Graph:
         """Returns a network of the layer alone."""
-        graph = Graph(self.inputs, self.height, self.width)
         weight = _numbers(self.outputs, self.inputs, 3, 3)
         spec = ConvolutionSpec(weight, padding=self.dilation, dilation=self.dilation)
-        graph.output = graph.conv("layer", graph.input, spec)
-        return graph
+        return _alone(spec, self.height, self.width)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +63,10 @@ class Pointwise:
 
     def graph(self) -> Graph:
         """Returns a network of the layer alone."""
-        graph = Graph(self.inputs, self.height, self.width)
         weight = _numbers(self.outputs, self.inputs, 1, 1)
-        spec = ConvolutionSpec(weight, _numbers(self.outputs), padding=0)
-        graph.output = graph.conv("layer", graph.input, spec)
-        return graph
+        return _alone(
+            ConvolutionSpec(weight, _numbers(self.outputs), padding=0), self.height, self.width
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,15 +120,20 @@ class TileLayer:
 
     def graph(self) -> Graph:
         """Returns a network of the layer alone."""
-        graph = Graph(self.inputs, self.height, self.width)
         weight = _numbers(self.outputs, self.inputs, self.taps, self.taps)
         padding = self.dilation * (self.taps // 2)
         spec = ConvolutionSpec(weight, padding=padding, dilation=self.dilation)
-        graph.output = graph.conv("layer", graph.input, spec)
-        return graph
+        return _alone(spec, self.height, self.width)
 
 
 AnyLayer = Layer | Pointwise | Attention | TileLayer
+
+
+def _alone(spec: ConvolutionSpec, height: int, width: int) -> Graph:
+    """Returns a network of one convolution."""
+    graph = Graph(spec.weight.shape[1], height, width)
+    graph.output = graph.conv("layer", graph.input, spec)
+    return graph
 
 
 def layer_of(op: Op) -> AnyLayer | None:

@@ -19,8 +19,6 @@ from ncsn_fast.engines.lowering.memory_plan import plan_memory
 from ncsn_fast.engines.static_engine import lowered
 from ncsn_fast.models.architectures import ARCHITECTURES
 
-pytestmark = pytest.mark.skipif("bf16" not in TYPES, reason="no bfloat16 here")
-
 
 @pytest.fixture(autouse=True)
 def emulated(monkeypatch):
