@@ -47,14 +47,14 @@ class Layers:
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class LayerChoice:
     """Names of the operations that run by their second algorithm, and in tiles; none is in both."""
 
     second: frozenset[str] = frozenset()
     tiles: frozenset[str] = frozenset()
 
 
-def choose(given: str | None, layers: Layers, dtype: str, threads: int | None) -> Choice:
+def choose(given: str | None, layers: Layers, dtype: str, threads: int | None) -> LayerChoice:
     """Returns the choice for a name or a code; for None the fastest one, as `autotune` timed it.
 
     Raises:
@@ -64,9 +64,9 @@ def choose(given: str | None, layers: Layers, dtype: str, threads: int | None) -
         return _fastest(layers, dtype, threads)
     if given == "amx":
         _check_tiles(given, dtype)
-        return Choice(tiles=frozenset(layers.tiles))
+        return LayerChoice(tiles=frozenset(layers.tiles))
     if given in autotune.ALGORITHMS:
-        return Choice(layers.winograd if given == "winograd" else frozenset())
+        return LayerChoice(layers.winograd if given == "winograd" else frozenset())
     parts = [int(part, 16) for part in given.split(":")[1:]] if is_code(given) else [-1]
     second, tiled = (*parts, 0)[:2]
     if not 0 <= second < 1 << len(layers.second) or not tiled < 1 << len(layers.tiles):
@@ -78,16 +78,16 @@ def choose(given: str | None, layers: Layers, dtype: str, threads: int | None) -
         )
     if tiled:
         _check_tiles(given, dtype)
-    return Choice(_bits(second, layers.second), _bits(tiled, layers.tiles))
+    return LayerChoice(_bits(second, layers.second), _bits(tiled, layers.tiles))
 
 
-def code(choice: Choice, layers: Layers) -> str:
+def code(choice: LayerChoice, layers: Layers) -> str:
     """Returns a choice as text: an algorithm for all layers, or numbers with a bit for each."""
     if not choice.second | choice.tiles:
         return "direct"
-    if choice == Choice(layers.winograd):
+    if choice == LayerChoice(layers.winograd):
         return "winograd"
-    if choice == Choice(tiles=frozenset(layers.tiles)):
+    if choice == LayerChoice(tiles=frozenset(layers.tiles)):
         return "amx"
     second = f"{_PREFIX}{_number(choice.second, layers.second):x}"
     return second + (f":{_number(choice.tiles, layers.tiles):x}" if choice.tiles else "")
@@ -99,7 +99,7 @@ def is_code(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(pattern, value) is not None
 
 
-def _fastest(layers: Layers, dtype: str, threads: int | None) -> Choice:
+def _fastest(layers: Layers, dtype: str, threads: int | None) -> LayerChoice:
     tiled: Mapping[str, TileLayer] = {}
     if dtype == "bf16" and tiles.level() is not None:
         tiled = layers.tiles
@@ -109,7 +109,7 @@ def _fastest(layers: Layers, dtype: str, threads: int | None) -> Choice:
     least = {name: max(autotune.GAIN, other.get(name, 0.0)) for name in tiled}
     faster = frozenset(name for name, layer in tiled.items() if gains[layer] >= least[name])
     second = frozenset(name for name, gain in other.items() if gain >= autotune.GAIN)
-    return Choice(second - faster, faster)
+    return LayerChoice(second - faster, faster)
 
 
 def _check_tiles(given: str, dtype: str) -> None:

@@ -154,7 +154,7 @@ def test_layers_are_really_timed(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("second", "tiled"), [("", ""), ("a", ""), ("", "b"), ("a", "b")])
 def test_codes_are_read_as_they_are_written(second, tiled, graph):
     layers = choice.Layers.of(graph)
-    some = choice.Choice(
+    some = choice.LayerChoice(
         frozenset([*layers.second][::2] if second else []),
         frozenset([*layers.tiles][1::2] if tiled else []),
     )
