@@ -34,8 +34,7 @@ def drawn(sampler, method, n=2, **options):
     return sampler.sample(n, method=method, seed=5, labels=labels, progress=False, **options)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", own_networks.CASES)
+@pytest.mark.parametrize(("name", "method"), cross_section([*own_networks.CASES], [*METHODS]))
 def test_our_engine_draws_eagers_samples(samplers, name, method):
     expected = drawn(samplers(name, "eager"), method)
     found = drawn(samplers(name, "cpu", "fp32"), method)

@@ -7,6 +7,7 @@ import own_networks
 import pytest
 import torch
 import torch.nn.functional as F
+from cross_section import cross_section
 from torch import nn
 
 import ncsn_fast
@@ -177,8 +178,9 @@ def test_models_are_sigma_times_the_score(name):
     np.testing.assert_allclose(run.run(None, feeds)[0], expected, rtol=2e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("method", ["fast", "ald", "pc"])
-@pytest.mark.parametrize("name", own_networks.CASES)
+@pytest.mark.parametrize(
+    ("name", "method"), cross_section([*own_networks.CASES], ["fast", "ald", "pc"])
+)
 def test_samples_are_eagers(name, method):
     of = own_networks.model(name)
     options = {"method": method, "progress": False, "labels": [0, 1, 2] if of.n_classes else None}
