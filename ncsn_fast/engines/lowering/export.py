@@ -10,9 +10,11 @@ import contextlib
 import copy
 import io
 import logging
+import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TextIO
 
 import torch
 from torch import Tensor, fx, nn
@@ -27,6 +29,7 @@ _MOST = 2**20  # pixels in an open height or width
 Dependence = Literal["constant", "batch", "condition", "map"]
 _ORDER: tuple[Dependence, ...] = ("constant", "batch", "condition", "map")
 _SIZE = torch.ops.aten.sym_size.int
+_ONE_EXPORT = threading.RLock()
 _CONTIGUOUS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 
 
@@ -381,19 +384,33 @@ def _export(
     return program
 
 
+class _OtherThreads(io.TextIOBase):
+    """Stream that takes what other threads write, and drops what this one does."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._silent = stream, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        return len(text) if threading.get_ident() == self._silent else self._stream.write(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps what torch.export prints of a network that it does not take off the terminal.
 
-    It prints the graph so far, by its logs and to stderr; its error says what matters.
+    It prints the graph so far, by its logs and to stderr; its error says what matters. One export
+    at a time, for both belong to the process.
     """
     log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    disabled, log.disabled = log.disabled, True
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
+    with _ONE_EXPORT, contextlib.redirect_stderr(_OtherThreads(sys.stderr)):
+        disabled, log.disabled = log.disabled, True
+        try:
             yield
-    finally:
-        log.disabled = disabled
+        finally:
+            log.disabled = disabled
 
 
 def _decomposed(
