@@ -30,10 +30,10 @@ class TuneOptions(ModelOptions):
     of the model's own ald."""
     loss: Literal["energy", "mmd", "frechet", "kid"] = "energy"
     """Distance between samples and references: energy distance or MMD of the images and of what the
-    denoiser makes of them; Fréchet distance or KID of the features of an --extractor."""
+    denoiser makes of them, and with an --extractor of its features and how sure its classifier is;
+    Fréchet distance or KID of its features alone."""
     extractor: str | None = None
-    """Extractor of frechet and kid, as of evaluate: digits, mnist, a file of weights, or
-    MODULE:NAME."""
+    """Extractor of features, as of evaluate: digits, mnist, a file of weights, or MODULE:NAME."""
     samples: int = 512
     """Samples of a candidate."""
     references: int | None = None
@@ -63,11 +63,8 @@ class TuneOptions(ModelOptions):
             raise ValueError(f"--budget must be minutes, below 1000000; got {self.budget}")
         if not 0 <= self.seed < 2**15 - 1:
             raise ValueError(f"--seed must be in [0, {2**15 - 1}); got {self.seed}")
-        of_features = self.loss in ("frechet", "kid")
-        if of_features and self.extractor is None:
+        if self.loss in ("frechet", "kid") and self.extractor is None:
             raise ValueError(f"--loss {self.loss} needs an --extractor, of whose features it is")
-        if not of_features and self.extractor is not None:
-            raise ValueError(f"--extractor is for --loss frechet or kid; got {self.loss}")
         if self.data is None and self.background != "white":
             raise ValueError("--background is for --data")
         parse_colour(self.background)

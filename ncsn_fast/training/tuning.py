@@ -173,7 +173,8 @@ def tune(
             draws them. None: samples of the model's own `ald`.
         loss: "energy" or "mmd", of images and of what the denoiser makes of them; "frechet" or
             "kid", of an extractor's features.
-        extractor: "digits", a file, or an Extractor; as in evaluate --extractor.
+        extractor: "digits", "mnist", a file, or an Extractor; as in evaluate --extractor. Energy
+            and mmd compare its features, too, and how sure its classifier is.
         samples: number of samples of a candidate.
         references: number of references (2000 images of data, 1000 samples).
         start_mean: start at N(mean, sigma_1^2), with the mean of the denoiser's outputs at sigma_1.
@@ -197,8 +198,8 @@ def tune(
         noise.check_integer("candidates", candidates, least=0)
     if isinstance(extractor, (str, Path)):
         extractor = load_extractor(extractor)
-    if (loss in OF_FEATURES) != (extractor is not None):
-        raise ValueError(f"losses {' and '.join(OF_FEATURES)} go with an extractor; got {loss!r}")
+    if loss in OF_FEATURES and extractor is None:
+        raise ValueError(f"loss {loss!r} is of features: name an extractor")
     target = output_folder(model, out)
     sampler = Sampler(model, **options)
     folder = None if state is None else Path(state)
@@ -251,6 +252,7 @@ class _Fit:
         given: Tensor | None = None,
     ) -> None:
         self.sampler, self.settings, self.progress = sampler, settings, progress
+        self.extractor = extractor
         self.model = model = sampler.model
         self.ladder: Vector = model.sigmas.double().cpu().numpy()
         self.default = self.family(TableFamily())  # ValueError before the work starts
@@ -459,6 +461,7 @@ class _Fit:
         facts = {
             "loss": self.settings.loss, "before": before, "after": after,
             "references": self.settings.data or "ald", "samples": self.settings.samples,
+            "extractor": self.extractor and self.extractor.name,
             "candidates": len(journal.losses), "seconds": round(journal.seconds),
         }  # fmt: skip
         return Tuned(

@@ -75,7 +75,6 @@ def test_models_that_cannot_get_a_table_need_out(folder, capsys):
         (["--nfe", "1"], "--nfe must be at least 2; got 1"),
         (["--budget", "-1"], "--budget must be minutes, below 1000000; got -1.0"),
         (["--loss", "kid"], "--loss kid needs an --extractor"),
-        (["--extractor", "digits"], "--extractor is for --loss frechet or kid; got energy"),
         (["--seed", "40000"], "--seed must be in [0, 32767)"),
         (["--background", "black"], "--background is for --data"),
         (["--candidates", "-1"], "--candidates must be at least 0"),

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from ncsn_fast.data import datasets
 from ncsn_fast.evaluation.distances import BANDWIDTHS, PairDistance, polynomial_mmd
-from ncsn_fast.evaluation.features import load_extractor
+from ncsn_fast.evaluation.features import Extractor, UserFunction, load_extractor
 from ncsn_fast.evaluation.metrics import frechet_distance
 from ncsn_fast.evaluation.sample_loss import SampleLoss
 
@@ -99,15 +100,39 @@ def test_losses_of_features(loss):
     assert found == pytest.approx(expected[loss], rel=0.05, abs=1e-3)
 
 
+@pytest.mark.parametrize("loss", ["energy", "mmd"])
+def test_an_extractor_is_one_more_view(loss):
+    """Its features, and by how much its largest logit exceeds the second."""
+    extractor = load_extractor("digits")
+    references = datasets.digits("held-out", 16)[0][:60].float() / 255
+    samples = (references + references.roll(1, 0)) / 2  # between two digits
+    found = SampleLoss(loss, references, extractor=extractor)(samples)
+    seen = []
+    for images in (references, samples):
+        features, logits = extractor((images * 255).round().byte())
+        ordered = logits.double().sort(1, descending=True).values
+        seen.append([images, features.double(), (ordered[:, 0] - ordered[:, 1])[:, None]])
+    parts = [PairDistance(a, loss)(b) for a, b in zip(*seen, strict=True)]
+    assert found == pytest.approx(sum(parts) / 3, rel=0.02)
+    assert parts[2] > 0.1
+
+
+def test_an_extractor_may_have_no_logits():
+    extractor = Extractor(UserFunction(lambda x: x.double().flatten(1)[:, 90:95]), "user", "0")
+    references = datasets.digits("held-out", 16)[0][:60].float() / 255
+    samples = references.roll(1, -1)
+    parts = [PairDistance(x)(y) for x, y in
+             ((references, samples), (references[:, 0].flatten(1)[:, 90:95],
+                                      samples[:, 0].flatten(1)[:, 90:95]))]  # fmt: skip
+    found = SampleLoss("energy", references, extractor=extractor)(samples)
+    assert found == pytest.approx(sum(parts) / 2, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
         (lambda: SampleLoss("frechet", on_the_line(9)), "is of features: name an extractor"),
         (lambda: SampleLoss("fid", on_the_line(9)), "loss must be energy, mmd, frechet or kid"),
-        (
-            lambda: SampleLoss("mmd", on_the_line(9), extractor=load_extractor("digits")),
-            "takes no extractor",
-        ),
         (lambda: PairDistance(on_the_line(1)), "needs 2 samples on each side; got 1"),
         (lambda: PairDistance(torch.zeros(3, 2)), "finite and differ from each other"),
         (lambda: PairDistance(torch.full((3, 2), torch.nan)), "finite and differ"),

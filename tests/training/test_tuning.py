@@ -237,8 +237,7 @@ def test_seeds_of_searches_do_not_meet():
         ({"candidates": -1}, "candidates must be at least 0"),
         ({"budget": float("nan")}, "budget must be a number of minutes; got nan"),
         ({"seed": 2**15}, "tune takes seeds below 32767"),
-        ({"loss": "kid"}, "go with an extractor; got 'kid'"),
-        ({"extractor": "digits"}, "go with an extractor; got 'energy'"),
+        ({"loss": "kid"}, "'kid' is of features: name an extractor"),
         ({"loss": "fid"}, "loss must be energy, mmd, frechet or kid"),
         ({"data": "nowhere"}, "nowhere"),
         ({"data": torch.zeros(3, 1, 4, 5)}, r"\(N, 1, 4, 4\), 2 or more; got \(3, 1, 4, 5\)"),
@@ -312,9 +311,13 @@ def test_references_as_a_tensor():
 
 def test_fits_of_features():
     data = {"data": "digits:train", "extractor": "digits", "candidates": 0}
-    found = {loss: fit(exact_model(), loss=loss, **data) for loss in ("kid", "frechet")}
+    losses = ("kid", "frechet", "energy")
+    found = {loss: fit(exact_model(), loss=loss, **data) for loss in losses}
     assert all(fitted.loss == loss for loss, fitted in found.items())
-    assert found["kid"].before != found["frechet"].before
+    assert all(fitted.table.facts["extractor"] == "digits" for fitted in found.values())
+    found["images"] = fit(exact_model(), data="digits:train", candidates=0)
+    assert found["images"].table.facts["extractor"] is None
+    assert len({tuple(fitted.before) for fitted in found.values()}) == 4
 
 
 def test_networks_that_know_few_levels_get_those(unmeasured):
