@@ -12,7 +12,7 @@ GPU_SETUP := $(if $(filter $(VENV)/%,$(PY)),setup)
 SHIPPED := $(notdir $(patsubst %/,%,$(dir $(lastword $(wildcard $(foreach m,digits mnist,ncsn_fast/assets/$(m)/config.json))))))
 
 demo: setup runs/demo                ## train for a minute, then sample: PNG grids in demo/
-	$(PY) -m ncsn_fast.sample --model $(SHIPPED) --n 64 --out demo/shipped.png
+	$(PY) -m ncsn_fast.sample --model $(SHIPPED) --n 64 --method fast --out demo/shipped.png
 	$(PY) -m ncsn_fast.sample --model runs/demo --n 64 --method cas --out demo/trained.png
 	@echo "64 samples of the $(SHIPPED) model, which ships: $(CURDIR)/demo/shipped.png"
 	@echo "64 samples of the run just trained: $(CURDIR)/demo/trained.png"

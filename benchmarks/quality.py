@@ -74,18 +74,20 @@ class Row:
     def has(self, kind: str, seed: int) -> bool:
         """Returns whether the row includes this seed for this kind of data."""
         if kind not in MODELS:
-            return not self.tuned
+            return not self.tuned and seed in MIXTURE_SEEDS
         if kind != "digits" and self.method not in ("ald", "fast"):
             return False
         return self.first <= seed < self.first + self.seeds
 
 
-TUNED = Row("fast", None, {"table": "tuned"}, seeds=len(SEEDS), first=len(SEEDS))
+# Seeds 5 to 9 judged a table that the same search had found earlier, and missed by one figure.
+TUNED = Row("fast", None, {"table": "tuned"}, seeds=len(SEEDS), first=2 * len(SEEDS))
 ROWS = [
     Row("ald", seeds=len(SEEDS)),
     Row("fast", seeds=len(SEEDS), first=len(SEEDS)),
     *[Row("fast", n, seeds=3) for n in (20, 24)],
-    *[Row("fast", n) for n in (10, 15, 40)],
+    *[Row("fast", n, seeds=len(SEEDS), first=len(SEEDS)) for n in (12, 15)],
+    *[Row("fast", n) for n in (10, 40)],
     Row("cas"),
     Row("cas", 25),
     *[Row("dpmpp", n) for n in (10, 20, 30)],
@@ -242,7 +244,7 @@ def missing(
         {"data": kind, "method": row.method, "steps": row.steps, "options": row.options,
          "seed": seed, "n": n}
         for kind in kinds
-        for seed in MIXTURE_SEEDS
+        for seed in range(3 * len(SEEDS))
         for row in (rows_of(kind) if rows is None else rows)
         if row.has(kind, seed)
         and (only is None or row.method in only)

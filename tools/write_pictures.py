@@ -122,7 +122,7 @@ def main(args: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         grid = folder / "samples.png"
-        line = f"--model {model} --n 64 --out {grid} --quiet"
+        line = f"--model {model} --n 64 --method fast --out {grid} --quiet"
         if code := sample.main(line.split()):
             return code
         save(Image.open(grid).convert("L"), DOCS / "samples.png", model)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ncsn_fast.data.json_file import plain
 from ncsn_fast.diffusion.spacing import check_ladder
 
-VERSION = 1
+VERSION = 2  # 1 had no final
 MOST_ROWS, MOST_ETA, MOST_HISTORY, MOST_NOISE = 1000, 100.0, 10.0, 10.0
 SMALLEST_SIGMA, LARGEST_SIGMA = 1e-9, 1e9
 NOISE_ERROR = 0.1  # relative, of the noise that the state may have, against that of its row
@@ -31,6 +31,7 @@ class TunedTable:
         eta, history: (K - 1,) amount of noise, and weight of the extrapolation, of each step
             between two levels.
         s_noise: scale of all noise.
+        final: weight of the extrapolation in the step to 0.
         mean: mean of the chains' start N(mean, sigmas[0]^2), a flat image; None for 0.
         shape: (C, H, W) of the images that it was fitted on.
         facts: how it was fitted and what it gained, for JSON; nothing depends on them.
@@ -45,6 +46,7 @@ class TunedTable:
     history: tuple[float, ...]
     s_noise: float
     shape: tuple[int, int, int]
+    final: float = 0.0
     mean: tuple[float, ...] | None = None
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
@@ -69,6 +71,10 @@ class TunedTable:
                 raise ValueError(f"{name} must be in [{low:g}, {high:g}]; got {list(values)}")
         if not 0 < self.s_noise <= MOST_NOISE:
             raise ValueError(f"s_noise must be in (0, {MOST_NOISE:g}]; got {self.s_noise}")
+        if not abs(self.final) <= MOST_HISTORY:
+            raise ValueError(
+                f"final must be in [{-MOST_HISTORY:g}, {MOST_HISTORY:g}]; got {self.final}"
+            )
         self._check_mean()
         self._check_noise()
 
@@ -147,6 +153,8 @@ class TunedTable:
             )
         if version > VERSION:
             raise ValueError(f"it has version {version}, and this package reads {VERSION}: update")
+        if version == 1:
+            given.setdefault("final", 0.0)
         names = {f.name for f in dataclasses.fields(cls)}
         if wrong := sorted(names ^ given.keys()):
             raise ValueError(f"missing or unknown fields: {wrong!r:.200}")
@@ -157,8 +165,10 @@ class TunedTable:
             raise ValueError(f"facts must be an object; got {type(facts).__name__}")
         columns = {name: _numbers(name, given[name]) for name in ("sigmas", "eta", "history")}
         mean = None if given["mean"] is None else _numbers("mean", given["mean"])
-        (s_noise,) = _numbers("s_noise", [given["s_noise"]])
-        return cls(**columns, s_noise=s_noise, shape=tuple(shape), mean=mean, facts=facts)
+        (s_noise,), (final,) = (_numbers(name, [given[name]]) for name in ("s_noise", "final"))
+        return cls(
+            **columns, s_noise=s_noise, shape=tuple(shape), final=final, mean=mean, facts=facts
+        )
 
 
 def _numbers(name: str, values: Any) -> tuple[float, ...]:

@@ -112,6 +112,7 @@ def dpm_solver_pp(
     eta: ArrayLike = 0.0,
     history: ArrayLike = 1.0,
     s_noise: ArrayLike = 1.0,
+    final: float = 0.0,
     denoise: bool = True,
 ) -> Program:
     """Returns DPM-Solver++(2M) (Lu et al. 2022) in VE form; for eta > 0 its SDE variant (midpoint).
@@ -119,7 +120,8 @@ def dpm_solver_pp(
     With h_i = ln(sigma_i / sigma_{i+1}) and w = history_i h_i / (2 h_{i-1}):
         x' = (sigma_{i+1} / sigma_i) e^(-eta h) x + (1 - e^(-(1 + eta) h)) ((1 + w) D_i - w D_{i-1})
              + s_noise sigma_{i+1} sqrt(1 - e^(-2 eta h)) z
-    The first step and the step to 0 have w = 0. NFE = L, or L - 1 without `denoise`.
+    The first step has w = 0, and the step to 0 has w = `final`. NFE = L, or L - 1 without
+    `denoise`.
 
     eta, history and s_noise may differ by row. history = 0 is a method of first order, and with
     eta = 0 Euler's. The solvers of the extended reverse SDE (Cui et al. 2023) are such tables, too:
@@ -130,7 +132,9 @@ def dpm_solver_pp(
         sigmas: (L,) descending.   eta: 0 for the flow, 1 for the reverse SDE; a number or (L,).
         history: weight of the extrapolation from D_{i-1}, 1 for 2M; a number or (L,).
         s_noise: scale of the noise, a number or (L,).
-        denoise: take the step from sigma_L to 0, which returns D_L.
+        final: weight of the extrapolation in the step to 0, which gives back detail that D_L
+            lacks where sigma_L is large.
+        denoise: take the step from sigma_L to 0, which returns (1 + final) D_L - final D_{L-1}.
     """
     sigma, after = steps_of(sigmas, denoise)
     eta, history, s_noise = (_of_rows(value, len(sigma)) for value in (eta, history, s_noise))
@@ -139,13 +143,14 @@ def dpm_solver_pp(
             raise ValueError(
                 f"eta and s_noise must be at least 0; got {_short(eta)} and {_short(s_noise)}"
             )
-    if not bool(np.isfinite(history).all()):
-        raise ValueError(f"history must be finite; got {_short(history)}")
+    for name, value in (("history", history), ("final", np.asarray(final, dtype=np.float64))):
+        if not bool(np.isfinite(value).all()):
+            raise ValueError(f"{name} must be finite; got {_short(value.reshape(-1))}")
     with np.errstate(divide="ignore"):
         h = -np.log(after / sigma)  # infinite for the step to 0
     finite = np.where(np.isfinite(h), h, 0.0)
     w = np.zeros_like(h)
-    w[1:] = history[1:] * (finite[1:] / (2 * h[:-1]))
+    w[1:] = np.where(np.isfinite(h[1:]), history[1:] * (finite[1:] / (2 * h[:-1])), final)
     weight = -np.expm1(-(1 + eta) * h)
     c = s_noise * after * np.sqrt(-np.expm1(-2 * eta * finite))
     return table(
@@ -204,9 +209,10 @@ def tuned(fitted: TunedTable, *, denoise: bool = True) -> Program:
     """
     program = dpm_solver_pp(
         fitted.sigmas,
-        eta=[*fitted.eta, 0.0],  # the step to 0 has neither noise nor history
+        eta=[*fitted.eta, 0.0],  # the step to 0 has no noise
         history=[*fitted.history, 0.0],
         s_noise=fitted.s_noise,
+        final=fitted.final,
         denoise=denoise,
     )
     return dataclasses.replace(program, name="fast", mean=fitted.mean_image())

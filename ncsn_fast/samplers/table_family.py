@@ -1,7 +1,7 @@
 """A family of few-step tables with few parameters, which `tune` searches.
 
 A table of DPM-Solver++(2M) has, in each row, a noise level, an amount of noise eta and a weight of
-the history (few_step.dpm_solver_pp). Here these are smooth functions of the row, given by eleven
+the history (few_step.dpm_solver_pp). Here these are smooth functions of the row, given by twelve
 numbers. The family contains `fast`, `dpmpp` and Euler's method with any number of steps and, on
 geometric levels, the second-order solver of the extended reverse SDE with phi = sigma^(1 + eta).
 """
@@ -28,6 +28,7 @@ _RANGES = (
     *[(-3.0, 2.5, 0.3)] * 4,  # eta
     *[(-0.5, 2.5, 0.15)] * 3,  # history
     (-0.06, 0.06, 0.01),  # s_noise
+    (-0.5, 1.5, 0.1),  # final
 )
 LOWEST, HIGHEST, SPREAD = (np.array(column) for column in zip(*_RANGES, strict=True))
 
@@ -45,6 +46,7 @@ class TableFamily:
             root is linear between them.
         history: weight of the extrapolation at three knots, linear between them.
         s_noise: scale of the noise.
+        final: weight of the extrapolation in the step to 0.
     """
 
     bend: tuple[float, float] = (1.0, 1.0)
@@ -52,20 +54,23 @@ class TableFamily:
     eta: tuple[float, float, float, float] = (FAST_ETA,) * 4
     history: tuple[float, float, float] = (1.0,) * 3
     s_noise: float = 1.0
+    final: float = 0.0
 
     def vector(self) -> Vector:
-        """Returns the search coordinates, (11,)."""
+        """Returns the search coordinates, (12,)."""
         positive = (*self.bend, self.last, *(max(e, math.exp(LOWEST[3])) for e in self.eta))
-        return np.array([*map(math.log, positive), *self.history, math.log(self.s_noise)])
+        return np.array(
+            [*map(math.log, positive), *self.history, math.log(self.s_noise), self.final]
+        )
 
     @classmethod
     def of_vector(cls, vector: Vector) -> TableFamily:
-        """Returns the point with these search coordinates (11,), each moved into its range."""
+        """Returns the point with these search coordinates (12,), each moved into its range."""
         v = np.clip(vector, LOWEST, HIGHEST)
         bend, last, eta = np.exp(v[:2]), math.exp(v[2]), np.exp(v[3:7])
         return cls(
             tuple(bend.tolist()), last, tuple(eta.tolist()), tuple(v[7:10].tolist()),
-            math.exp(v[10]),
+            math.exp(v[10]), float(v[11]),
         )  # fmt: skip
 
     def levels(self, ladder: Vector, steps: int, *, trained: bool = False) -> Vector:
@@ -105,6 +110,7 @@ class TableFamily:
             eta=tuple((root**2).tolist()),
             history=tuple(history.tolist()),
             s_noise=self.s_noise,
+            final=self.final,
             shape=shape,
             mean=None if mean is None else tuple(mean.ravel().tolist()),
             facts=facts or {},

@@ -16,7 +16,7 @@ from ncsn_fast.models.tuned_table import TunedTable
 
 TABLE = TunedTable(
     sigmas=(5.0, 1.0, 0.2, 0.02), eta=(1.0, 4.0, 0.5), history=(1.0, 0.5, 1.5), s_noise=1.01,
-    shape=(1, 8, 8), mean=tuple(np.linspace(0, 1, 64).round(4).tolist()),
+    shape=(1, 8, 8), final=0.3, mean=tuple(np.linspace(0, 1, 64).round(4).tolist()),
     facts={"loss": "energy", "before": [0.1, 0.2]},
 )  # fmt: skip
 
@@ -42,6 +42,14 @@ def test_json_round_trip():
 def test_digests_tell_samples_apart():
     assert dataclasses.replace(TABLE, facts={}).digest() == TABLE.digest()
     assert dataclasses.replace(TABLE, s_noise=1.02).digest() != TABLE.digest()
+    assert dataclasses.replace(TABLE, final=0.0).digest() != TABLE.digest()
+
+
+def test_tables_of_the_first_version_end_at_the_denoisers_output():
+    old = {k: v for k, v in TABLE.to_dict().items() if k != "final"}
+    assert TunedTable.from_dict({**old, "version": 1}) == dataclasses.replace(TABLE, final=0.0)
+    with pytest.raises(ValueError, match=r"missing or unknown fields: \['final'\]"):
+        TunedTable.from_dict(old)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +65,8 @@ def test_digests_tell_samples_apart():
         ({"eta": (1.0, math.nan, 0.5)}, r"eta must be in \[0, 100\]"),
         ({"history": (1.0, 11.0, 0.5)}, r"history must be in \[-10, 10\]"),
         ({"s_noise": math.nan}, r"s_noise must be in \(0, 10\]; got nan"),
+        ({"final": math.nan}, r"final must be in \[-10, 10\]; got nan"),
+        ({"final": -11.0}, r"final must be in \[-10, 10\]; got -11"),
         ({"s_noise": 1.2}, r"noise .* at level 1, more than 10% off; s_noise 1.2 is too far"),
         ({"mean": (0.5,) * 63}, r"mean must be an image \(1, 8, 8\), .*; got 63"),
         ({"mean": (math.inf,) * 64}, "the mean holds NaN or infinite values"),
@@ -70,13 +80,14 @@ def test_numbers_that_are_no_sampler_are_refused(change, words):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"version": 2}, "has version 2, and this package reads 1: update"),
+        ({"version": 3}, "has version 3, and this package reads 2: update"),
         ({"version": "1"}, "got version '1' of 'fast'"),
-        ({"method": "ald"}, "expected a table of method fast; got version 1 of 'ald'"),
+        ({"method": "ald"}, "expected a table of method fast; got version 2 of 'ald'"),
         ({"sigma": []}, r"missing or unknown fields: \['sigma'\]"),
         ({"eta": None}, "eta must be numbers; got None"),
         ({"eta": [1.0, True, 1.0]}, "eta must be numbers"),
         ({"s_noise": "1"}, "s_noise must be numbers"),
+        ({"final": None}, "final must be numbers"),
         ({"shape": [1, 8]}, "shape must be three integers"),
         ({"facts": []}, "facts must be an object; got list"),
     ],

@@ -259,6 +259,20 @@ def test_the_sde_variant_of_dpmpp(eta, s_noise):
     assert moments(fine, DATA)[1] == pytest.approx(0.25, rel=2e-3)
 
 
+def test_the_step_to_zero_may_extrapolate():
+    """(1 + w) D_L - w D_{L-1}: its last two evaluations, weighted by hand."""
+    ladder, w = geometric(9.0, 0.2, 5), 0.3
+    flow = dpm_solver_pp(ladder)
+    x, before = (follow(flow.head(n), DATA, 1.0) for n in (4, 3))
+    denoised = [
+        DATA.variance / (DATA.variance + sigma**2) * value
+        for sigma, value in ((ladder[-1], x), (ladder[-2], before))
+    ]
+    found = follow(dpm_solver_pp(ladder, final=w), DATA, 1.0)
+    assert found == pytest.approx((1 + w) * denoised[0] - w * denoised[1], rel=1e-6)
+    assert follow(flow, DATA, 1.0) == pytest.approx(denoised[0], rel=1e-6)
+
+
 def fast_ladder(n=FAST_STEPS, begin=9.0, end=0.01):
     return geometric(begin, end, n)
 
@@ -319,6 +333,7 @@ def test_the_released_consistent_step_of_church():
         (lambda: fast([2.0], denoise=False), "leave no step; give more steps"),
         (lambda: dpm_solver_pp([2.0, 1.0], eta=-1.0), "eta and s_noise must be at least 0; got -1"),
         (lambda: dpm_solver_pp([2.0, 1.0], s_noise=math.nan), "got 0.0 and nan"),
+        (lambda: dpm_solver_pp([2.0, 1.0], final=math.nan), "final must be finite; got nan"),
     ],
 )
 def test_bad_arguments_are_refused(call, words):

@@ -137,7 +137,7 @@ def test_search_coordinates():
     for end in (LOWEST, HIGHEST):
         np.testing.assert_allclose(TableFamily.of_vector(end * 99 + end).vector(), end)
         TableFamily.of_vector(end).table(OWN, 10, SHAPE)  # a sampler, up to the ends of the box
-    assert len(TableFamily().vector()) == 11
+    assert len(TableFamily().vector()) == 12
     assert (TableFamily().vector() >= LOWEST).all()
 
 

@@ -18,6 +18,7 @@ import torch
 from numpy.testing import assert_array_equal
 from paths import ROOT, load_script
 
+from ncsn_fast import load
 from ncsn_fast.samplers import methods
 
 pytest_plugins = ["pytester"]
@@ -397,12 +398,18 @@ def test_the_part_that_is_timed_is_the_first_rows_of_the_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    cifar10 = load_script(ROOT / "benchmarks" / "bench_sampling.py").WORKS["cifar10"]
+    works = load_script(ROOT / "benchmarks" / "bench_sampling.py").WORKS
+    cifar10, digits = works["cifar10"], works["digits"]
     ald, fast = (cifar10.task(method, small=False) for method in ("ald", "fast"))
     whole = methods.build("ald", ald.model, None, {})
     # 232 levels of 5 steps and a denoising one
     assert (ald.program.nfe, ald.nfe) == (5, 1161) == (5, whole.nfe)
     assert (fast.program.nfe, fast.nfe) == (30, 30)
+    tuned = load("digits").tuned
+    assert tuned is not None
+    assert digits.task("fast", small=False).nfe == 30  # the default table
+    assert digits.task("tuned", small=False).nfe == tuned.steps < 30
+    assert cifar10.task("tuned", small=False).nfe == tuned.steps
     for column in ("sigma", "level", "a", "b", "c", "g", "p", "q"):
         assert_array_equal(getattr(ald.program, column), getattr(whole.head(5), column))
 
