@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ncsn_fast.ops import reference
+
 # N, in channels, out channels, height, width, taps, dilation.
 SHAPES = {
     "whole tiles": (2, 32, 64, 4, 16, 3, 1),
@@ -53,3 +55,29 @@ def empty(x: Tensor, channels: int) -> Tensor:
 
 def relative(y: Tensor, exact: Tensor) -> float:
     return ((y.double() - exact).norm() / exact.norm()).item() if exact.numel() else 0.0
+
+
+def excess(
+    total: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    added: Tensor | None,
+    *,
+    dilation: int = 1,
+) -> float:
+    """Returns by how much an element of a convolution in tiles is off beyond what it may.
+
+    Products of bfloat16s are exact in float32. Roundings follow one another: of the 16 products of
+    a tile, of the sum of two such, of the chunks and taps, of the bias and of what is added; the
+    last one is to bfloat16.
+    """
+    args = [None if t is None else t.double() for t in (x, weight.bfloat16(), bias, added)]
+    exact = reference.tile_conv(*args, dilation=dilation)
+    sizes = [None if t is None else t.abs() for t in args]
+    chunks, taps = -(-x.shape[1] // 32), weight.shape[2] ** 2
+    once, last = 2.0**-24, 2.0**-8  # of float32, and of bfloat16
+    allowed = (19 + chunks * taps) * once * reference.tile_conv(*sizes, dilation=dilation)
+    allowed = last * exact.abs() + (1 + last) * allowed
+    off = (total.double() - exact).abs() - allowed
+    return float(off.max()) if off.numel() else 0.0
