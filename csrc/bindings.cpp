@@ -236,6 +236,23 @@ void bind_tiles(py::module_& m) {
         },
         "(in_channels, out_channels, taps): elements of packed weights.");
     m.def(
+        "padded_map",
+        [](const Map& nhwc, int64_t border) {
+            const PaddedMap map = checked_padded(nhwc, border);
+            const PixelLayout& pixels = map.pixels;
+            return std::array<int64_t, 5>{map.elements, map.first, pixels.image, pixels.row, pixels.pixel};
+        },
+        "((batch, height, width, channels), border): elements of a map with so many zeros around every image; "
+        "the first pixel's element, and the elements from an image, a row and a pixel to the next.");
+    m.def(
+        "strips",
+        [](int64_t height, int64_t width) {
+            checked_count({{"height", height}, {"width", width}});
+            const Strips strips(height, width);
+            return std::array<int64_t, 2>{strips.rows, strips.count};
+        },
+        "(height, width): rows of a strip of an image, and strips.");
+    m.def(
         "tile_pack",
         [](const Array& weight, const Array& values, int64_t in_channels, int64_t out_channels, int64_t taps) {
             const TileConvSizes sizes = tile_conv_sizes(in_channels, out_channels, taps);
@@ -317,16 +334,20 @@ PYBIND11_MODULE(_C, m) {
     bind_plan(plan);
     bind_kernel(m, plan, "instance_norm_plus", &norm_step,
                 "(x, y, alpha, gamma, beta, batch, channels, plane, channels_last, per_sample, in_bfloat16, "
-                "out_bfloat16, elu, eps, isa); isa -1 is the best level.");
+                "out_bfloat16, elu, eps, strip_sums, width, border, isa); isa -1 is the best level; strip_sums "
+                "(0, 0) where there are none, border -1 of a dense y; with either, rows have `width` pixels.");
+    bind_kernel(m, plan, "zero_around", &zero_around_step,
+                "(y, (batch, height, width, channels), border, isa): the zeros of a map that has some around it.");
     bind_kernel(m, plan, "add_elu", &add_elu_step,
                 "(a, b, sum, y, count, bfloat16, isa); b, sum or y (0, 0) where there is none.");
     bind_kernel(m, plan, "add_activation", &add_activation_step,
-                "(a, b, sum, y, count, bfloat16, activation, a_weight, b_weight, isa); b, sum or y (0, 0) where "
-                "there is none.");
+                "(a, b, sum, y, count, bfloat16, activation, a_weight, b_weight, (batch, height, width, channels), "
+                "border, isa); b, sum or y (0, 0) where there is none; border -1 of a dense y.");
     bind_kernel(m, plan, "group_norm", &group_norm_step,
                 "(x, y, gamma, beta, add, scale, shift, batch, channels, plane, groups, channels_last, "
-                "in_bfloat16, out_bfloat16, activation, eps, isa); gamma and beta (channels,), the next three "
-                "(batch, channels), each (0, 0) where there is none.");
+                "in_bfloat16, out_bfloat16, activation, eps, strip_sums, width, border, isa); gamma and beta "
+                "(channels,), the next three (batch, channels), each (0, 0) where there is none; the last as of "
+                "instance_norm_plus.");
     bind_kernel(m, plan, "scale_shift", &scale_shift_step,
                 "(x, y, scale, shift, batch, channels, plane, channels_last, in_bfloat16, out_bfloat16, "
                 "activation, isa); scale and shift (batch, channels), each (0, 0) where there is none.");
@@ -348,9 +369,9 @@ PYBIND11_MODULE(_C, m) {
                 "layout, out layout, scale, bfloat16, isa); a layout is the elements between two tokens, and "
                 "between two heads.");
     bind_kernel(m, plan, "max_pool5", &pool5_step<PoolKind::kMax>,
-                "(x, y, (batch, height, width, channels), bfloat16, isa)");
+                "(x, y, (batch, height, width, channels), bfloat16, border, isa); border -1 of a dense y.");
     bind_kernel(m, plan, "avg_pool5", &pool5_step<PoolKind::kAverage>,
-                "(x, y, (batch, height, width, channels), bfloat16, isa)");
+                "(x, y, (batch, height, width, channels), bfloat16, border, isa); border -1 of a dense y.");
     bind_kernel(m, plan, "mean_pool2", &mean_pool2_step,
                 "(a, b, y, (batch, height, width, channels), bfloat16, isa); b (0, 0) where there is none.");
     bind_kernel(m, plan, "resize_add", &resize_add_step,
@@ -360,8 +381,9 @@ PYBIND11_MODULE(_C, m) {
                 "(x, values, scales, bias, out, (batch, height, width, channels), out_channels, dilation, "
                 "accumulate, bfloat16, isa); bias (0, 0) where there is none.");
     bind_kernel(m, plan, "tile_conv", &tile_conv_step,
-                "(x, values, bias, added, sum, y, (batch, height, width, channels), out_channels, taps, "
-                "dilation, activation, isa): bfloat16 maps; bias, added, sum or y (0, 0) where there is none.");
+                "(x, values, bias, added, sum, y, strip_sums, (batch, height, width, channels), out_channels, taps, "
+                "dilation, activation, border, y_border, isa): bfloat16 maps; bias, added, sum, y or strip_sums "
+                "(0, 0) where there is none; borders of x and y are -1 of dense maps.");
     bind_winograd_pack(m);
     bind_tiles(m);
     bind_native(m);

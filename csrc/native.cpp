@@ -84,7 +84,7 @@ void norm_rows(const Typed& x, const Typed& y, const Sizes& sizes, const std::ar
     if (args.in_dtype == Dtype::kFloat16 || args.out_dtype == Dtype::kFloat16) {
         throw std::invalid_argument("the CPU kernel takes float32 and bfloat16; got float16");
     }
-    instance_norm_plus_cpu(args, isa);
+    instance_norm_plus_cpu(args, {nullptr, 0, dense_pixels(1, args.plane, args.channels)}, isa);
 }
 
 // Target is the stream handle on CUDA; in emulation, whether threads run in reverse order.

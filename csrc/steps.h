@@ -6,12 +6,10 @@
 #include <stdexcept>
 #include <string>
 
-#include "array.h"
 #include "cpu/plan.h"
+#include "maps.h"
 
 namespace ncsn_fast {
-
-using Map = std::array<int64_t, 4>;  // batch, height, width, channels
 
 inline uint32_t checked_uint32(const char* name, int64_t value) {
     if (value >= 0 && value <= 0xffffffffll) return static_cast<uint32_t>(value);
@@ -26,18 +24,18 @@ inline void check_elements(int64_t elements) {
                                 ". The noise contract has 32 bits for every four.");
 }
 
-inline Dtype dtype(bool bfloat16) { return bfloat16 ? Dtype::kBfloat16 : Dtype::kFloat32; }
-
 inline Step norm_step(const Array& x, const Array& y, const Array& alpha, const Array& gamma,
                       const Array& beta, int64_t batch, int64_t channels, int64_t plane, bool channels_last,
-                      bool per_sample, bool in_bfloat16, bool out_bfloat16, bool elu, float eps) {
-    const int64_t count = checked_count({{"batch", batch}, {"channels", channels}, {"plane", plane}});
+                      bool per_sample, bool in_bfloat16, bool out_bfloat16, bool elu, float eps,
+                      const Array& strip_sums, int64_t width, int64_t border) {
+    const Map nhwc = norm_map(batch, channels, plane, channels_last, strip_sums, width, border);
+    const WrittenMap out = required_map("y", y, nhwc, border, dtype(out_bfloat16));
     const int64_t row = per_sample ? channels : 0, parameters = per_sample ? batch * channels : channels;
     const NormArgs args{batch,
                         channels,
                         plane,
-                        required("x", x, count, dtype(in_bfloat16)),
-                        required("y", y, count, dtype(out_bfloat16)),
+                        required("x", x, checked_map(nhwc), dtype(in_bfloat16)),
+                        out.first,
                         required<const float>("alpha", alpha, parameters),
                         required<const float>("gamma", gamma, parameters),
                         required<const float>("beta", beta, parameters),
@@ -50,7 +48,14 @@ inline Step norm_step(const Array& x, const Array& y, const Array& alpha, const 
                         dtype(out_bfloat16),
                         elu,
                         eps};
-    return [args](int isa) { instance_norm_plus_cpu(args, isa); };
+    const NormContext context = norm_context(nhwc, strip_sums, out.pixels);
+    return [args, context](int isa) { instance_norm_plus_cpu(args, context, isa); };
+}
+
+inline Step zero_around_step(const Array& y, const Map& nhwc, int64_t border) {
+    const PaddedMap map = checked_padded(nhwc, border);
+    auto* const memory = required<Bfloat16>("y", y, map.elements);
+    return [=](int) { zero_around_cpu(memory, map, nhwc[0], nhwc[3], border); };
 }
 
 inline Activation activation(int64_t code) {
@@ -61,18 +66,25 @@ inline Activation activation(int64_t code) {
 
 inline Step add_activation_step(const Array& a, const Array& b, const Array& sum, const Array& y,
                                 int64_t count, bool bfloat16, int64_t code, float a_weight,
-                                float b_weight) {
+                                float b_weight, const Map& nhwc, int64_t border) {
     checked_count({{"count", count}});
     const Dtype type = dtype(bfloat16);
+    if (border != kDense && checked_map(nhwc) != count) {
+        throw std::invalid_argument("maps must have `count` elements, " + std::to_string(count) + "; got " +
+                                    std::to_string(checked_map(nhwc)));
+    }
+    const WrittenMap out = written_map("y", y, border == kDense ? Map{1, 1, 1, count} : nhwc, border, type);
     const AddActivationArgs args{count,
                                  required("a", a, count, type),
                                  optional("b", b, count, type),
                                  optional("sum", sum, count, type),
-                                 optional("y", y, count, type),
+                                 out.first,
                                  type,
                                  activation(code),
                                  a_weight,
-                                 b_weight};
+                                 b_weight,
+                                 border == kDense ? 0 : nhwc[3],
+                                 out.pixels};
     const bool adds = args.b != nullptr, keeps = args.sum != nullptr;
     if (count != 0 && (adds ? !keeps && args.y == nullptr : keeps || args.y == nullptr)) {
         throw std::invalid_argument("of a and b sum or y is written, of a alone y; neither was given so");
@@ -83,20 +95,16 @@ inline Step add_activation_step(const Array& a, const Array& b, const Array& sum
 inline Step add_elu_step(const Array& a, const Array& b, const Array& sum, const Array& y, int64_t count,
                          bool bfloat16) {
     const auto elu = static_cast<int64_t>(Activation::kElu);
-    return add_activation_step(a, b, sum, y, count, bfloat16, elu, 1.0f, 1.0f);
-}
-
-inline int64_t checked_map(const Map& nhwc) {
-    return checked_count({{"batch", nhwc[0]}, {"height", nhwc[1]}, {"width", nhwc[2]}, {"channels", nhwc[3]}});
+    return add_activation_step(a, b, sum, y, count, bfloat16, elu, 1.0f, 1.0f, {}, kDense);
 }
 
 template <PoolKind kind>
-Step pool5_step(const Array& x, const Array& y, const Map& nhwc, bool bfloat16) {
+Step pool5_step(const Array& x, const Array& y, const Map& nhwc, bool bfloat16, int64_t border) {
     const auto [batch, height, width, channels] = nhwc;
-    const int64_t count = checked_map(nhwc);
     const Dtype type = dtype(bfloat16);
-    const PoolArgs args{batch, height, width, channels, required("x", x, count, type),
-                        required("y", y, count, type), type};
+    const WrittenMap out = required_map("y", y, nhwc, border, type);
+    const PoolArgs args{batch,     height,     width, channels, required("x", x, checked_map(nhwc), type),
+                        out.first, out.pixels, type};
     return [args](int isa) { pool5_cpu(kind, args, isa); };
 }
 
@@ -150,16 +158,18 @@ inline void check_groups(int64_t groups, int64_t channels) {
 inline Step group_norm_step(const Array& x, const Array& y, const Array& gamma, const Array& beta,
                             const Array& add, const Array& scale, const Array& shift, int64_t batch,
                             int64_t channels, int64_t plane, int64_t groups, bool channels_last,
-                            bool in_bfloat16, bool out_bfloat16, int64_t code, float eps) {
-    const int64_t count = checked_count({{"batch", batch}, {"channels", channels}, {"plane", plane}});
+                            bool in_bfloat16, bool out_bfloat16, int64_t code, float eps,
+                            const Array& strip_sums, int64_t width, int64_t border) {
+    const Map nhwc = norm_map(batch, channels, plane, channels_last, strip_sums, width, border);
     check_groups(groups, channels);
+    const WrittenMap out = required_map("y", y, nhwc, border, dtype(out_bfloat16));
     const int64_t rows = batch * channels;
     const GroupNormArgs args{batch,
                              channels,
                              plane,
                              groups,
-                             required("x", x, count, dtype(in_bfloat16)),
-                             required("y", y, count, dtype(out_bfloat16)),
+                             required("x", x, checked_map(nhwc), dtype(in_bfloat16)),
+                             out.first,
                              optional<const float>("gamma", gamma, channels),
                              optional<const float>("beta", beta, channels),
                              optional<const float>("add", add, rows),
@@ -170,7 +180,8 @@ inline Step group_norm_step(const Array& x, const Array& y, const Array& gamma, 
                              dtype(out_bfloat16),
                              activation(code),
                              eps};
-    return [args](int isa) { group_norm_cpu(args, isa); };
+    const NormContext context = norm_context(nhwc, strip_sums, out.pixels);
+    return [args, context](int isa) { group_norm_cpu(args, context, isa); };
 }
 
 inline Step scale_shift_step(const Array& x, const Array& y, const Array& scale, const Array& shift,
@@ -390,16 +401,26 @@ inline TileConvSizes tile_conv_sizes(int64_t in_channels, int64_t out_channels, 
     return {in_channels, out_channels, taps};
 }
 
+// Borders of x and y are -1 where the map is dense.
 inline Step tile_conv_step(const Array& x, const Array& values, const Array& bias, const Array& added,
-                           const Array& sum, const Array& y, const Map& nhwc, int64_t out_channels,
-                           int64_t taps, int64_t dilation, int64_t code) {
+                           const Array& sum, const Array& y, const Array& strip_sums, const Map& nhwc,
+                           int64_t out_channels, int64_t taps, int64_t dilation, int64_t code, int64_t border,
+                           int64_t y_border) {
     const auto [batch, height, width, channels] = nhwc;
     const TileConvSizes sizes = tile_conv_sizes(channels, out_channels, taps);
-    const int64_t from = checked_map(nhwc), to = checked_map({batch, height, width, out_channels});
+    const Map written{batch, height, width, out_channels};
+    const int64_t from = border == kDense ? checked_map(nhwc) : checked_padded(nhwc, border).elements;
+    const int64_t to = checked_map(written);
     checked_map({batch, height, width, sizes.channels});
     if (dilation < 1 || dilation > 0x7fffffffll) {
         throw std::invalid_argument("dilation must be in [1, 2**31); got " + std::to_string(dilation));
     }
+    const int64_t reach = taps / 2 * std::min(dilation, std::max(height, width));
+    if (border != kDense && border < reach) {
+        throw std::invalid_argument("the border of x must be at least " + std::to_string(reach) + ", or -1; got " +
+                                    std::to_string(border));
+    }
+    const WrittenMap out = written_map("y", y, written, y_border, Dtype::kBfloat16);
     const TileConvArgs args{batch,
                             height,
                             width,
@@ -408,14 +429,18 @@ inline Step tile_conv_step(const Array& x, const Array& values, const Array& bia
                             taps,
                             dilation,
                             required<const Bfloat16>("x", x, from),
+                            border,
                             required<const Bfloat16>("values", values, sizes.values),
                             optional<const float>("bias", bias, out_channels),
                             optional<const Bfloat16>("added", added, to),
                             optional<Bfloat16>("sum", sum, to),
-                            optional<Bfloat16>("y", y, to),
+                            optional<float>("strip_sums", strip_sums, strip_sums_of(written)),
+                            static_cast<Bfloat16*>(out.first),
+                            out.pixels,
                             activation(code)};
-    if (to != 0 && args.sum == nullptr && args.y == nullptr) {
-        throw std::invalid_argument("of a convolution sum, y or both is written; neither was given");
+    if (to != 0 && args.sum == nullptr && (args.y == nullptr || args.strip_sums != nullptr)) {
+        throw std::invalid_argument("of a convolution sum, y or both is written, and sum with strip_sums; it was "
+                                    "not given");
     }
     return [args](int isa) { tile_conv_cpu(args, isa); };
 }

@@ -26,14 +26,14 @@ struct Sum {
     }
 };
 
-// keep: the sum is written; activate: y is.
+// Elements from `first` on; y begins at `to`. keep: the sum is written; activate: y is.
 template <class T, bool add, bool weighted, bool keep, bool activate, Activation activation>
-static void write(const AddActivationArgs& args, int64_t first, int64_t count) {
+static void write(const AddActivationArgs& args, int64_t first, int64_t to, int64_t count) {
     Sum<T, add, weighted> s{static_cast<const T*>(args.a) + first, nullptr, args.a_weight, args.b_weight};
     if constexpr (add) s.b = static_cast<const T*>(args.b) + first;
     T *sum = nullptr, *y = nullptr;
     if constexpr (keep) sum = static_cast<T*>(args.sum) + first;
-    if constexpr (activate) y = static_cast<T*>(args.y) + first;
+    if constexpr (activate) y = static_cast<T*>(args.y) + to;
     for_each_vector(count, [=]<int n>(int64_t i, Width<n>) {
         const auto value = s.template at<n>(i);
         if constexpr (keep) store_lanes<n>(sum + i, value);
@@ -45,13 +45,13 @@ static void write(const AddActivationArgs& args, int64_t first, int64_t count) {
 }
 
 template <class T, bool add, bool weighted>
-static void write_chunk(const AddActivationArgs& args, int64_t first, int64_t count) {
+static void write_chunk(const AddActivationArgs& args, int64_t first, int64_t to, int64_t count) {
     if (args.y == nullptr) {
-        return write<T, add, weighted, true, false, Activation::kNone>(args, first, count);
+        return write<T, add, weighted, true, false, Activation::kNone>(args, first, to, count);
     }
     with_activation(args.activation, [&]<Activation a>(Activating<a>) {
-        if (args.sum != nullptr) return write<T, add, weighted, true, true, a>(args, first, count);
-        write<T, add, weighted, false, true, a>(args, first, count);
+        if (args.sum != nullptr) return write<T, add, weighted, true, true, a>(args, first, to, count);
+        write<T, add, weighted, false, true, a>(args, first, to, count);
     });
 }
 
@@ -61,9 +61,21 @@ static void run(const AddActivationArgs& args, int threads) {
     const auto chunk = args.b == nullptr
                            ? (weighted ? write_chunk<T, false, true> : write_chunk<T, false, false>)
                            : (weighted ? write_chunk<T, true, true> : write_chunk<T, true, false>);
+    if (args.channels == 0) {
 #pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t first = 0; first < args.count; first += kChunk) {
-        chunk(args, first, smaller(kChunk, args.count - first));
+        for (int64_t first = 0; first < args.count; first += kChunk) {
+            chunk(args, first, first, smaller(kChunk, args.count - first));
+        }
+        return;
+    }
+    const PixelLayout& to = args.y_pixels;
+    const int64_t line = to.width * args.channels;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t row = 0; row < args.count / line; ++row) {
+        const int64_t y = row / to.height * to.image + row % to.height * to.row;
+        for (int64_t w = 0; w < to.width; ++w) {
+            chunk(args, row * line + w * args.channels, y + w * to.pixel, args.channels);
+        }
     }
 }
 

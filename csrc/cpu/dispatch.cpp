@@ -140,13 +140,13 @@ Vnni vnni_of([[maybe_unused]] Isa isa) {
 }
 
 // Runs a norm that has something to do, with one slot of workspace for each thread.
-template <class Args>
-void run_norm(const Args& args, void (*run)(const Args&, const NormPlan&, const NormWorkspace&)) {
+template <class Args, class Run>
+void run_norm(const Args& args, Run run) {
     const NormPlan plan(args.channels, args.plane, args.channels_last);
     const int threads = threads_for(args.batch * args.channels * args.plane, args.batch * plan.units);
     const int64_t floats = threads * plan.slot_floats;
     auto* const data = reinterpret_cast<float*>(workspace(floats * static_cast<int64_t>(sizeof(float))));
-    run(args, plan, {data, threads});
+    run(plan, NormWorkspace{data, threads});
 }
 
 }  // namespace
@@ -193,33 +193,34 @@ WinogradPlan::WinogradPlan(const WinogradArgs& args, int threads, Isa isa)
 TileConvPlan::TileConvPlan(const TileConvArgs& args, int threads)
     : sizes(args.in_channels, args.out_channels, args.taps) {
     reach = args.taps / 2 * args.dilation;
-    const int64_t lines = sizes.channels / kTileChunk;
-    pixel = sizes.channels + (lines % 2 == 0 ? kTileChunk : 0);  // odd lines: avoids set conflicts
-    pitch = args.width + reach;
-    constexpr int64_t kRows = 16;  // pixels of a tile
-    along = ceil_div(args.width, kRows);
-    wraps = ceil_div((args.height - 1) * pitch + args.width, kRows) < args.height * along;
+    const bool padded = args.border >= 0;
+    const PaddedMap x(args.batch, args.height, args.width, args.in_channels, padded ? args.border : reach);
+    pixel = x.pixels.pixel, pitch = x.pixels.row / pixel, image = x.pixels.image;
+    along = ceil_div(args.width, kTileRun);
+    wraps = ceil_div((args.height - 1) * pitch + args.width, kTileRun) < args.height * along;
 
-    rows = args.batch * args.height;
+    strip = args.strip_sums == nullptr ? 1 : Strips(args.height, args.width).rows;
+    strips = ceil_div(args.height, strip);
+    const int64_t all = args.batch * strips;
     constexpr int64_t element = sizeof(Bfloat16);
     const int64_t fitting = kTileInputBytes / (pitch * pixel * element);
-    const int64_t most = std::max<int64_t>({fitting - 2 * reach, 4 * reach, 1});  // bounds the rows read twice
-    blocks = ceil_div(rows, most), groups = 1;
+    const int64_t most = std::max<int64_t>({fitting - 2 * reach, 4 * reach, strip});  // bounds the rows read twice
+    blocks = ceil_div(all, most / strip), groups = 1;
     if (blocks >= threads) {
-        blocks = std::min(ceil_div(blocks, threads) * threads, rows);
+        blocks = std::min(ceil_div(blocks, threads) * threads, all);
     } else {
         groups = std::min(ceil_div(threads, blocks), sizes.panels);
-        blocks = std::min(std::max(blocks, ceil_div(threads, groups)), rows);
+        blocks = std::min(std::max(blocks, ceil_div(threads, groups)), all);
     }
-    const int64_t most_rows = ceil_div(rows, blocks);
+    const int64_t most_rows = ceil_div(all, blocks) * strip;
     const int64_t images = (most_rows + args.height - 2) / args.height + 1;
 
     const auto aligned = [](int64_t bytes) { return ceil_div(bytes, 64) * 64; };
-    const int64_t padding = 2 * reach * pitch + 2 * reach + kRows;  // pixels for each image
-    const int64_t tiles = wraps ? most_rows * pitch / kRows + images : most_rows * along;
-    tiles_at = aligned((most_rows * pitch + images * padding) * pixel * element);
-    sums_at = tiles_at + aligned(tiles * 4 * static_cast<int64_t>(sizeof(int64_t)));
-    slot_bytes = sums_at + aligned(2 * 2 * kRows * kTilePanel * static_cast<int64_t>(sizeof(float)));
+    const int64_t padding = 2 * reach * pitch + 2 * reach + kTileRun;  // pixels for each image
+    const int64_t tiles = wraps ? most_rows * pitch / kTileRun + images : most_rows * along;
+    tiles_at = padded ? 0 : aligned((most_rows * pitch + images * padding) * pixel * element);
+    sums_at = tiles_at + aligned(tiles * static_cast<int64_t>(sizeof(TilePlace)));
+    slot_bytes = sums_at + aligned(2 * 2 * kTileRun * kTilePanel * static_cast<int64_t>(sizeof(float)));
 }
 
 bool isa_compiled(Isa isa) {
@@ -286,22 +287,22 @@ void fill_noise(NoiseKind kind, const NoiseArgs& args, int isa) {
     chosen.noise(kind, args, threads_for(elements, elements));
 }
 
-void instance_norm_plus_cpu(const NormArgs& args, int isa) {
+void instance_norm_plus_cpu(const NormArgs& args, const NormContext& context, int isa) {
     const Kernels& chosen = kernels(isa);
     if (args.batch == 0 || args.channels == 0 || args.plane == 0) return;
-    run_norm(args, chosen.instance_norm_plus);
+    run_norm(args, [&](const auto&... slots) { chosen.instance_norm_plus(args, context, slots...); });
 }
 
-void group_norm_cpu(const GroupNormArgs& args, int isa) {
+void group_norm_cpu(const GroupNormArgs& args, const NormContext& context, int isa) {
     const Kernels& chosen = kernels(isa);
     if (args.batch == 0 || args.channels == 0 || args.plane == 0) return;
-    run_norm(args, chosen.group_norm);
+    run_norm(args, [&](const auto&... slots) { chosen.group_norm(args, context, slots...); });
 }
 
 void scale_shift_cpu(const ScaleShiftArgs& args, int isa) {
     const Kernels& chosen = kernels(isa);
     if (args.batch == 0 || args.channels == 0 || args.plane == 0) return;
-    run_norm(args, chosen.scale_shift);
+    run_norm(args, [&](const auto&... slots) { chosen.scale_shift(args, slots...); });
 }
 
 void sampler_update_cpu(const UpdateArgs& args, int isa) {
@@ -410,6 +411,23 @@ void zero_cpu(void* memory, int64_t bytes) {
     for (int64_t first = 0; first < bytes; first += kChunk) {
         std::memset(static_cast<char*>(memory) + first, 0, static_cast<size_t>(std::min(kChunk, bytes - first)));
     }
+}
+
+// The zeros of a padded map. Beyond a pixel's last channel they are those that a product reads.
+void zero_around_cpu(Bfloat16* memory, const PaddedMap& map, int64_t batch, int64_t channels, int64_t border) {
+    const int64_t pixel = map.pixels.pixel, row = map.pixels.row, height = map.pixels.height;
+    const int64_t lines = batch * (height + border), rest = ceil_div(channels, kTileChunk) * kTileChunk - channels;
+    const int threads = threads_for(lines * (border + 1) * pixel, lines);
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t i = 0; i < lines; ++i) {
+        Bfloat16* const line = memory + i * row;
+        const bool outside = i % (height + border) < border;
+        std::fill_n(line, outside ? row : border * pixel, Bfloat16{0});
+        for (int64_t w = 0; w < map.pixels.width && rest > 0 && !outside; ++w) {
+            std::fill_n(line + (border + w) * pixel + channels, rest, Bfloat16{0});
+        }
+    }
+    std::fill(memory + lines * row, memory + map.elements, Bfloat16{0});
 }
 
 void winograd_conv_cpu(const WinogradArgs& args, int isa) {

@@ -42,9 +42,10 @@ static void finalise_groups(const void* norm, int64_t n, ChannelStats stats, Aff
     }
 }
 
-void group_norm(const GroupNormArgs& args, const NormPlan& plan, const NormWorkspace& workspace) {
-    const NormMaps maps{args.batch,         args.channels, args.plane,     args.x,         args.y,
-                        args.channels_last, args.in_dtype, args.out_dtype, args.activation};
+void group_norm(const GroupNormArgs& args, const NormContext& context, const NormPlan& plan,
+                const NormWorkspace& workspace) {
+    const NormMaps maps{args.batch,         args.channels, args.plane,     args.x,          args.y,
+                        args.channels_last, args.in_dtype, args.out_dtype, args.activation, context};
     run_norm(maps, plan, workspace, true, finalise_groups, &args);
 }
 
@@ -59,8 +60,9 @@ static void finalise_scale_shift(const void* affine, int64_t n, ChannelStats, Af
 }
 
 void scale_shift(const ScaleShiftArgs& args, const NormPlan& plan, const NormWorkspace& workspace) {
-    const NormMaps maps{args.batch,         args.channels, args.plane,     args.x,         args.y,
-                        args.channels_last, args.in_dtype, args.out_dtype, args.activation};
+    const NormContext context{nullptr, 0, dense_pixels(1, args.plane, args.channels)};
+    const NormMaps maps{args.batch,         args.channels, args.plane,     args.x,          args.y,
+                        args.channels_last, args.in_dtype, args.out_dtype, args.activation, context};
     run_norm(maps, plan, workspace, false, finalise_scale_shift, &args);
 }
 

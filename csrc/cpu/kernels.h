@@ -21,7 +21,6 @@
 #include "ncsn_fast/upsample_nearest.h"
 #include "ncsn_fast/winograd.h"
 #include "tile_kernels.h"
-#include "tile_kernels.h"
 
 namespace ncsn_fast {
 
@@ -60,6 +59,13 @@ struct NormPlan {
     int64_t slot_floats;  // workspace of one sample
 
     NormPlan(int64_t channels, int64_t plane, bool channels_last);
+};
+
+// What the step before a norm has done for it, and where the step after it reads its output.
+struct NormContext {
+    const float* strip_sums;  // of x (strip_sums.h); null: x is read for the statistics
+    int64_t strip;            // pixels of a strip
+    PixelLayout y_pixels;     // of y, where it is channels-last
 };
 
 struct NormWorkspace {
@@ -112,8 +118,8 @@ struct WinogradWorkspace {
 struct Kernels {
     void (*noise)(NoiseKind, const NoiseArgs&, int threads);
     void (*box_muller)(const uint32_t* words, int64_t pairs, float* out);
-    void (*instance_norm_plus)(const NormArgs&, const NormPlan&, const NormWorkspace&);
-    void (*group_norm)(const GroupNormArgs&, const NormPlan&, const NormWorkspace&);
+    void (*instance_norm_plus)(const NormArgs&, const NormContext&, const NormPlan&, const NormWorkspace&);
+    void (*group_norm)(const GroupNormArgs&, const NormContext&, const NormPlan&, const NormWorkspace&);
     void (*scale_shift)(const ScaleShiftArgs&, const NormPlan&, const NormWorkspace&);
     void (*sampler_update)(const UpdateArgs&, int threads);
     void (*add_activation)(const AddActivationArgs&, int threads);
@@ -151,9 +157,9 @@ const AmxState& amx_state();
 
 void box_muller_cpu(const uint32_t* words, int64_t pairs, float* out, int isa);
 void fill_noise(NoiseKind kind, const NoiseArgs& args, int isa);
-void instance_norm_plus_cpu(const NormArgs& args, int isa);
+void instance_norm_plus_cpu(const NormArgs& args, const NormContext& context, int isa);
 void sampler_update_cpu(const UpdateArgs& args, int isa);
-void group_norm_cpu(const GroupNormArgs& args, int isa);
+void group_norm_cpu(const GroupNormArgs& args, const NormContext& context, int isa);
 void scale_shift_cpu(const ScaleShiftArgs& args, int isa);
 void add_activation_cpu(const AddActivationArgs& args, int isa);
 void pool5_cpu(PoolKind kind, const PoolArgs& args, int isa);
@@ -166,6 +172,7 @@ void depthwise_transposed_cpu(const DepthwiseTransposedArgs& args, int isa);
 void attention_cpu(const AttentionArgs& args, int isa);
 void softmax_cpu(const SoftmaxArgs& args, int isa);
 void zero_cpu(void* memory, int64_t bytes);
+void zero_around_cpu(Bfloat16* memory, const PaddedMap& map, int64_t batch, int64_t channels, int64_t border);
 void winograd_conv_cpu(const WinogradArgs& args, int isa);
 void tile_product_cpu(const TileProductArgs& args, int isa);
 void tile_conv_cpu(const TileConvArgs& args, int isa);

@@ -20,9 +20,11 @@ namespace ncsn_fast::NCSN_ISA {
 
 void noise(NoiseKind kind, const NoiseArgs& args, int threads);
 void box_muller_pairs(const uint32_t* words, int64_t pairs, float* out);
-void instance_norm_plus(const NormArgs& args, const NormPlan& plan, const NormWorkspace& workspace);
+void instance_norm_plus(const NormArgs& args, const NormContext& context, const NormPlan& plan,
+                        const NormWorkspace& workspace);
 void sampler_update(const UpdateArgs& args, int threads);
-void group_norm(const GroupNormArgs& args, const NormPlan& plan, const NormWorkspace& workspace);
+void group_norm(const GroupNormArgs& args, const NormContext& context, const NormPlan& plan,
+                const NormWorkspace& workspace);
 void scale_shift(const ScaleShiftArgs& args, const NormPlan& plan, const NormWorkspace& workspace);
 void add_activation(const AddActivationArgs& args, int threads);
 void copy_channels(const CopyChannelsArgs& args, int threads);

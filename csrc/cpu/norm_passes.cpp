@@ -120,44 +120,74 @@ static inline float contiguous_squares(const In* x, int64_t count, float mean) {
     return total(lanes);
 }
 
-// Merges the tiles (Chan et al. 1979) in order: double mean and sum of squares of each channel.
-static void merge_tiles(const NormMaps& maps, const NormPlan& plan, float* slot, ChannelStats out) {
+// A channel's mean over a part of the plane, and its sum of squares about that mean.
+struct PartStats {
+    double mean, squares;
+};
+
+// Merges parts of `size` positions (Chan et al. 1979) in order: double mean and sum of squares of each
+// channel. part(i, length) is a function that returns a channel's statistics over part i.
+template <class Part>
+static inline void merge(const NormMaps& maps, int64_t size, ChannelStats out, Part part) {
     double* const mean = out.mean;
     double* const squares = out.squares;
     double count = 0.0;
-    for (int64_t tile = 0; tile < plan.tiles; ++tile) {
-        const TileStats s = tile_stats(plan, slot, tile, maps.channels);
-        const double length = static_cast<double>(tile_length(maps, plan, tile));
+    for (int64_t i = 0; i * size < maps.plane; ++i) {
+        const double length = static_cast<double>(smaller(size, maps.plane - i * size));
         const double share = length / (count + length);
         const double weight = count * share;
+        const auto stats = part(i, length);
 #pragma omp simd
         for (int64_t c = 0; c < maps.channels; ++c) {
-            const double old_mean = tile == 0 ? 0.0 : mean[c];
-            const double old_squares = tile == 0 ? 0.0 : squares[c];
-            const double delta = s.mean[c] - old_mean;
-            // Corrects the sum of squares from the rounded mean to the mean.
-            const double rest = s.mean[c] - static_cast<double>(static_cast<float>(s.mean[c]));
-            const double own = static_cast<double>(s.squares[c]) - length * rest * rest;
+            const PartStats own = stats(c);
+            const double old_mean = i == 0 ? 0.0 : mean[c];
+            const double old_squares = i == 0 ? 0.0 : squares[c];
+            const double delta = own.mean - old_mean;
             mean[c] = old_mean + delta * share;
-            squares[c] = old_squares + (own < 0.0 ? 0.0 : own) + delta * delta * weight;
+            squares[c] = old_squares + (own.squares < 0.0 ? 0.0 : own.squares) + delta * delta * weight;
         }
         count += length;
     }
 }
 
+static void merge_tiles(const NormMaps& maps, const NormPlan& plan, float* slot, ChannelStats out) {
+    merge(maps, plan.tile_size, out, [&](int64_t tile, double length) {
+        const TileStats s = tile_stats(plan, slot, tile, maps.channels);
+        return [s, length](int64_t c) {
+            // Corrects the sum of squares from the rounded mean to the mean.
+            const double rest = s.mean[c] - static_cast<double>(static_cast<float>(s.mean[c]));
+            return PartStats{s.mean[c], static_cast<double>(s.squares[c]) - length * rest * rest};
+        };
+    });
+}
+
+static void merge_strips(const NormMaps& maps, int64_t n, ChannelStats out) {
+    const int64_t strip = maps.context.strip, channels = maps.channels;
+    const float* const sums = maps.context.strip_sums + n * pieces(maps.plane, strip) * kStripSums * channels;
+    merge(maps, strip, out, [=](int64_t i, double length) {
+        const float* const shift = sums + i * kStripSums * channels;
+        return [shift, channels, length](int64_t c) {
+            const double sum = shift[channels + c], squares = shift[2 * channels + c];
+            return PartStats{shift[c] + sum / length, squares - sum * sum / length};
+        };
+    });
+}
+
+// Neighbouring pixels of y lie `y_pixel` elements apart.
 template <Activation activation, class In, class Out>
-static void apply_channels_last(const In* x, Out* y, int64_t rows, int64_t channels, Affine a) {
+static void apply_channels_last(const In* x, Out* y, int64_t rows, int64_t channels, int64_t y_pixel,
+                                Affine a) {
     for_each_vector(channels, [=]<int n>(int64_t c, Width<n>) {
         float mean[n], scale[n], shift[n], lane[n];
         memcpy(mean, a.mean + c, sizeof mean);
         memcpy(scale, a.scale + c, sizeof scale);
         memcpy(shift, a.shift + c, sizeof shift);
-        for (int64_t at = c; at < rows * channels; at += channels) {
-            const auto v = load_lanes<n>(x + at);
+        for (int64_t r = 0; r < rows; ++r) {
+            const auto v = load_lanes<n>(x + r * channels + c);
             memcpy(lane, &v, sizeof lane);
 #pragma omp simd
             for (int i = 0; i < n; ++i) lane[i] = normalised<activation>(lane[i], mean[i], scale[i], shift[i]);
-            store_lanes<n>(y + at, load_bits<Lanes<float, n>>(lane));
+            store_lanes<n>(y + r * y_pixel + c, load_bits<Lanes<float, n>>(lane));
         }
     });
 }
@@ -196,17 +226,32 @@ struct Pass {
         }
     }
 
+    // The pixels of a tile, row by row of y unless that is dense.
+    template <Activation activation>
+    void apply_rows(int64_t n, int64_t tile, Affine a) const {
+        const In* x = static_cast<const In*>(maps.x) + start(n, tile);
+        const PixelLayout& to = maps.context.y_pixels;
+        Out* const y = static_cast<Out*>(maps.y) + n * to.image;
+        const bool dense = to.row == to.width * to.pixel;
+        int64_t at = tile * plan.tile_size;
+        const int64_t end = at + tile_length(maps, plan, tile);
+        while (at < end) {
+            const int64_t row = at / to.width, column = at % to.width;
+            const int64_t count = dense ? end - at : smaller(to.width - column, end - at);
+            Out* const out = y + row * to.row + column * to.pixel;
+            apply_channels_last<activation>(x, out, count, maps.channels, to.pixel, a);
+            x += count * maps.channels, at += count;
+        }
+    }
+
     template <Activation activation>
     void apply_as(int64_t n, int64_t unit, float* slot) const {
+        const Affine a = affine_of(plan, slot, maps.channels);
+        if (maps.channels_last) return apply_rows<activation>(n, unit, a);
         const In* x = static_cast<const In*>(maps.x) + start(n, unit);
         Out* y = static_cast<Out*>(maps.y) + start(n, unit);
-        const Affine a = affine_of(plan, slot, maps.channels);
-        if (maps.channels_last) {
-            apply_channels_last<activation>(x, y, tile_length(maps, plan, unit), maps.channels, a);
-        } else {
-            const int64_t c = unit / plan.tiles, length = tile_length(maps, plan, unit % plan.tiles);
-            apply_contiguous<activation>(x, y, length, a.mean[c], a.scale[c], a.shift[c]);
-        }
+        const int64_t c = unit / plan.tiles, length = tile_length(maps, plan, unit % plan.tiles);
+        apply_contiguous<activation>(x, y, length, a.mean[c], a.scale[c], a.shift[c]);
     }
 
     void apply(int64_t n, int64_t unit, float* slot) const {
@@ -224,6 +269,7 @@ struct Steps {
 static void finalise_sample(const NormMaps& maps, const NormPlan& plan, const Steps& steps, int64_t n,
                             float* slot) {
     const ChannelStats stats = merged_of(slot, maps.channels);
+    if (maps.context.strip_sums != nullptr) merge_strips(maps, n, stats);
     if (steps.stats_units > 0) merge_tiles(maps, plan, slot, stats);
     steps.finalise(steps.args, n, stats, affine_of(plan, slot, maps.channels));
 }
@@ -266,7 +312,8 @@ void run_norm(const NormMaps& maps, const NormPlan& plan, const NormWorkspace& w
     const bool wide_in = maps.in_dtype == Dtype::kFloat32, wide_out = maps.out_dtype == Dtype::kFloat32;
     const auto chosen = wide_in ? (wide_out ? run<float, float> : run<float, Bfloat16>)
                                 : (wide_out ? run<Bfloat16, float> : run<Bfloat16, Bfloat16>);
-    chosen(maps, plan, workspace, {statistics ? plan.units : 0, finalise, args});
+    const bool reads = statistics && maps.context.strip_sums == nullptr;
+    chosen(maps, plan, workspace, {reads ? plan.units : 0, finalise, args});
 }
 
 }  // namespace ncsn_fast::NCSN_ISA

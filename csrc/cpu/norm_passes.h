@@ -8,7 +8,8 @@
 //
 // A tile's statistics are two-pass: its mean, summed in double, then the float32 sum of squares about
 // that mean rounded to float32. So a constant channel gives exactly zero variance, and channel means
-// keep the digits that the standardisation over channels needs.
+// keep the digits that the standardisation over channels needs. Where the convolution before has left
+// sums (strip_sums.h), its strips take the place of the tiles, and the first pass is skipped.
 //
 // Workspace of a sample: mean and sum of squares of each channel in double; mean, scale and shift of
 // each channel; then of each tile and channel the mean in double and the sum of squares.
@@ -26,6 +27,7 @@ struct NormMaps {
     bool channels_last;
     Dtype in_dtype, out_dtype;
     Activation activation;
+    NormContext context;
 };
 
 struct Affine {

@@ -96,7 +96,8 @@ static void pool_block(const PoolArgs& args, const Tile& tile, int64_t c) {
     Group<Op, count> ring[kPoolSize][kTileWidth];
     const int64_t line = args.width * args.channels, start = tile.sample * args.height * line + c;
     const T* x = static_cast<const T*>(args.x) + start;
-    T* y = static_cast<T*>(args.y) + start + tile.left * args.channels;
+    const PixelLayout& to = args.y_pixels;
+    T* y = static_cast<T*>(args.y) + tile.sample * to.image + tile.left * to.pixel + c;
     const int64_t width = tile.right - tile.left;
     for (int64_t r = tile.top - kPoolPadding; r < tile.bottom + kPoolPadding; ++r) {
         auto* const newest = ring[(r + kPoolSize) % kPoolSize];
@@ -110,8 +111,8 @@ static void pool_block(const PoolArgs& args, const Tile& tile, int64_t c) {
         if (r < tile.top + kPoolPadding) continue;
         const auto row = [&](int age) { return ring[(r + kPoolSize - age) % kPoolSize]; };
         const auto *r0 = row(4), *r1 = row(3), *r2 = row(2), *r3 = row(1);
-        T* out = y + (r - kPoolPadding) * line;
-        for (int64_t w = 0; w < width; ++w, out += args.channels) {
+        T* out = y + (r - kPoolPadding) * to.row;
+        for (int64_t w = 0; w < width; ++w, out += to.pixel) {
             const auto all = joined(joined(joined(r0[w], r1[w]), joined(r2[w], r3[w])), newest[w]);
             NCSN_UNROLL
             for (int k = 0; k < count; ++k) Op::store(out + k * Op::kLanesOf, all.v[k]);

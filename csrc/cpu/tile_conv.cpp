@@ -1,12 +1,12 @@
 // Convolution in tiles on the CPU; the equation is in ncsn_fast/tile_conv.h. Bound by arithmetic: four
 // products of tiles need four loads of tiles.
 //
-// A unit of work is a block of rows of output pixels and a group of panels. Its input is copied once into
-// rows with padding, where the window of 16 output pixels is a tile that needs no im2col: 16 pixels, read
-// with the stride of a pixel, from another address for each tap. Two such tiles are multiplied by the two
-// of a panel. The order of the sums, chunk by chunk, keeps the inputs of a chunk in the first-level cache
-// for all taps; the weights of a panel, 144 KiB at 256 channels, pass by from the second level, and stay
-// there for the whole block.
+// A unit of work is a block of rows of output pixels and a group of panels. In rows with padding the window
+// of 16 output pixels is a tile that needs no im2col: 16 pixels, read with the stride of a pixel, from
+// another address for each tap. A dense input is copied into such rows, once for each unit; a map that was
+// written with padding is read where it lies. Two such tiles are multiplied by the two of a panel. The order
+// of the sums, chunk by chunk, keeps the inputs of a chunk in the first-level cache for all taps; the weights
+// of a panel, 144 KiB at 256 channels, pass by from the second level, and stay there for the whole block.
 //
 // What follows the convolution is computed for two tiles while the next two are multiplied, a pixel after
 // each product: these are instructions of other units of the processor.
@@ -18,25 +18,27 @@ namespace ncsn_fast::NCSN_ISA {
 
 constexpr int kPair = 2 * kTileRows;  // pixels of two tiles
 
-// A tile of output pixels.
-struct TilePlace {
-    int64_t input;           // element of the padded input at which its first window begins
-    int64_t first_row, end;  // of the map: rows of all images, up to the end of the segment
-    int64_t column;
-};
-
 // A thread's workspace for a unit of work.
 struct TileBlock {
-    Bfloat16* inputs;
+    Bfloat16* copy;          // of a dense input
+    const Bfloat16* inputs;  // the copy, or x
     TilePlace* places;
     float* sums;  // two of two tiles and a panel each: [pixel][output channel]
     int64_t tiles;
 };
 
+// Where a pixel is written.
+struct Pixel {
+    int64_t number;  // in the batch; -1 for one outside
+    int64_t y;       // element of y
+    int64_t strip;   // of the batch
+    bool begins;     // that strip
+};
+
 // The pixels of two tiles whose sums are complete.
 struct Finished {
     const float* sums;
-    int64_t pixels[kPair];  // of the map; -1 for those outside
+    Pixel pixels[kPair];
     int64_t panel;
     int next, count;
     void (*finish_pixel)(const TileConvArgs&, const Finished&, int row);
@@ -45,20 +47,42 @@ struct Finished {
     void advance(const TileConvArgs& args) { finish_pixel(args, *this, next++); }
 };
 
+// Adds a pixel to the sums of its strip, whose three numbers of a channel lie `channels` apart.
+template <int n>
+static inline void add_to_strip(float* shift, int64_t channels, Lanes<float, n> value, bool begins) {
+    float *const sum = shift + channels, *const squares = sum + channels;
+    if (begins) {
+        store_lanes<n>(shift, value);
+        store_lanes<n>(sum, Lanes<float, n>{});
+        store_lanes<n>(squares, Lanes<float, n>{});
+        return;
+    }
+    const auto d = value - load_lanes<n>(shift);
+    store_lanes<n>(sum, load_lanes<n>(sum) + d);
+    store_lanes<n>(squares, load_lanes<n>(squares) + d * d);
+}
+
 template <Activation activation>
 static void finish_pixel(const TileConvArgs& args, const Finished& pair, int row) {
-    if (pair.pixels[row] < 0) return;
+    const Pixel& pixel = pair.pixels[row];
+    if (pixel.number < 0) return;
     const int64_t channel = pair.panel * kTilePanel;
-    const int64_t at = pair.pixels[row] * args.out_channels + channel;
+    const int64_t at = pixel.number * args.out_channels + channel;
     const float* sums = pair.sums + row * kTilePanel;
+    float* const strip = args.strip_sums == nullptr
+                             ? nullptr
+                             : args.strip_sums + pixel.strip * kStripSums * args.out_channels + channel;
     for_each_vector(smaller(kTilePanel, args.out_channels - channel), [&]<int n>(int64_t i, Width<n>) {
         auto value = load_lanes<n>(sums + i);
         if (args.bias != nullptr) value += load_lanes<n>(args.bias + channel + i);
         if (args.added != nullptr) value += load_lanes<n>(args.added + at + i);
         if (args.sum != nullptr) store_lanes<n>(args.sum + at + i, value);
+        if (strip != nullptr) {
+            add_to_strip<n>(strip + i, args.out_channels, load_lanes<n>(args.sum + at + i), pixel.begins);
+        }
         if (args.y != nullptr) {
             const auto curve = [](float v) __attribute__((always_inline)) { return activated<activation>(v); };
-            store_lanes<n>(args.y + at + i, each_lane<n>(value, curve));
+            store_lanes<n>(args.y + pixel.y + channel + i, each_lane<n>(value, curve));
         }
     });
 }
@@ -92,35 +116,58 @@ static inline int64_t copied(const TileConvPlan& plan, int64_t rows) {
     return ((rows + 2 * plan.reach) * plan.pitch + 2 * plan.reach + kTileRows) * plan.pixel;
 }
 
-// Fills the inputs and the places of rows `first` to `end` of all images.
-static void prepare_block(const TileConvArgs& args, const TileConvPlan& plan, int64_t first, int64_t end,
-                          TileBlock& block) {
-    int64_t input = 0, tiles = 0;
-    while (first < end) {
-        const int64_t image = first / args.height, row = first % args.height;
-        const int64_t rows = smaller(args.height - row, end - first);
-        const Bfloat16* map = args.x + image * args.height * args.width * args.in_channels;
-        copy_rows(args, plan, map, row, rows, block.inputs + input);
-        const int64_t count = plan.wraps ? pieces((rows - 1) * plan.pitch + args.width, kTileRows)
-                                         : rows * plan.along;
-        for (int64_t t = 0; t < count; ++t) {
-            const int64_t at = plan.wraps ? t * kTileRows
-                                          : t / plan.along * plan.pitch + t % plan.along * kTileRows;
-            block.places[tiles++] = {input + at * plan.pixel, first + at / plan.pitch, first + rows,
-                                     at % plan.pitch};
-        }
-        input += copied(plan, rows);
-        first += rows;
+// Appends the places of the tiles of rows `first` to `end` of an image, whose padded input begins at
+// `input`.
+static void add_places(const TileConvArgs& args, const TileConvPlan& plan, int64_t image, int64_t first,
+                       int64_t end, int64_t input, TileBlock& block) {
+    const int64_t rows = end - first;
+    const int64_t count =
+        plan.wraps ? pieces((rows - 1) * plan.pitch + args.width, kTileRows) : rows * plan.along;
+    for (int64_t t = 0; t < count; ++t) {
+        const int64_t at =
+            plan.wraps ? t * kTileRows : t / plan.along * plan.pitch + t % plan.along * kTileRows;
+        const int64_t row = first + at / plan.pitch;
+        block.places[block.tiles++] = {input + at * plan.pixel, image,
+                                       row,                     end,
+                                       at % plan.pitch,         image * plan.strips + row / plan.strip,
+                                       row % plan.strip};
     }
-    block.tiles = tiles;
 }
 
-static inline void find_pixels(const TileConvArgs& args, const TileConvPlan& plan, const TilePlace& place,
-                               int64_t* pixels) {
-    int64_t row = place.first_row, column = place.column;
-    for (int m = 0; m < kTileRows; ++m, ++column) {
-        if (plan.wraps && column >= plan.pitch) column -= plan.pitch, ++row;
-        pixels[m] = column < args.width && row < place.end ? row * args.width + column : -1;
+// Fills the places, and the copy of a dense input, for the rows of strips `strip` to `end` of the batch.
+static void prepare_block(const TileConvArgs& args, const TileConvPlan& plan, int64_t strip, int64_t end,
+                          TileBlock& block) {
+    int64_t filled = 0;
+    block.inputs = args.border < 0 ? block.copy : args.x;
+    while (strip < end) {
+        const int64_t image = strip / plan.strips, skipped = strip % plan.strips;
+        const int64_t count = smaller(plan.strips - skipped, end - strip);
+        const int64_t first = skipped * plan.strip, last = smaller(first + count * plan.strip, args.height);
+        if (args.border < 0) {
+            const Bfloat16* map = args.x + image * args.height * args.width * args.in_channels;
+            copy_rows(args, plan, map, first, last - first, block.copy + filled);
+            add_places(args, plan, image, first, last, filled, block);
+            filled += copied(plan, last - first);
+        } else {
+            const int64_t outer = args.border - plan.reach, start = (first + outer) * plan.pitch + outer;
+            add_places(args, plan, image, first, last, image * plan.image + start * plan.pixel, block);
+        }
+        strip += count;
+    }
+}
+
+static inline void find_pixels(const TileConvArgs& args, const TileConvPlan& plan, TilePlace at, Pixel* pixels) {
+    const PixelLayout& y = args.y_pixels;
+    for (int m = 0; m < kTileRows; ++m, ++at.column) {
+        if (plan.wraps && at.column >= plan.pitch) {
+            at.column -= plan.pitch, ++at.row;
+            if (++at.in_strip == plan.strip) at.in_strip = 0, ++at.strip;
+        }
+        pixels[m].number = -1;
+        if (at.column >= args.width || at.row >= at.end) continue;
+        pixels[m] = {(at.image * args.height + at.row) * args.width + at.column,
+                     at.image * y.image + at.row * y.row + at.column * y.pixel, at.strip,
+                     at.in_strip == 0 && at.column == 0};
     }
 }
 
@@ -182,7 +229,8 @@ static void run_unit(const TileConvArgs& args, const TileConvPlan& plan, TileBlo
         }
     }
     const int64_t b = unit / plan.groups, group = unit % plan.groups;
-    prepare_block(args, plan, b * plan.rows / plan.blocks, (b + 1) * plan.rows / plan.blocks, block);
+    const int64_t strips = args.batch * plan.strips;
+    prepare_block(args, plan, b * strips / plan.blocks, (b + 1) * strips / plan.blocks, block);
     Finished pair{};
     with_activation(args.activation, [&]<Activation a>(Activating<a>) { pair.finish_pixel = finish_pixel<a>; });
     Tiles tiles;
@@ -197,7 +245,8 @@ static void convolution(const TileConvArgs& args, const TileConvPlan& plan, cons
 #pragma omp parallel for schedule(dynamic) num_threads(workspace.threads)
     for (int64_t unit = 0; unit < plan.blocks * plan.groups; ++unit) {
         unsigned char* const slot = workspace.data + omp_get_thread_num() * plan.slot_bytes;
-        TileBlock block{reinterpret_cast<Bfloat16*>(slot), reinterpret_cast<TilePlace*>(slot + plan.tiles_at),
+        TileBlock block{reinterpret_cast<Bfloat16*>(slot), nullptr,
+                        reinterpret_cast<TilePlace*>(slot + plan.tiles_at),
                         reinterpret_cast<float*>(slot + plan.sums_at), 0};
         run_unit(args, plan, block, unit);
     }

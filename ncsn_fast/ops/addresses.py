@@ -12,6 +12,7 @@ from torch import Tensor
 
 Array = tuple[int, int]  # address, bytes
 NONE: Array = (0, 0)  # no tensor
+DENSE = -1  # border of a map that has none around it (ops/tiles.py)
 CPU = torch.device("cpu")
 NCHW, NHWC = torch.contiguous_format, torch.channels_last
 

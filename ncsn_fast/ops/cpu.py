@@ -23,6 +23,7 @@ from torch import Tensor
 from ncsn_fast.ops import extension
 from ncsn_fast.ops.activations import activation_code
 from ncsn_fast.ops.addresses import (
+    DENSE,
     NCHW,
     NHWC,
     NONE,
@@ -55,7 +56,7 @@ def activation_out(x: Tensor, out: Tensor, activation: str) -> Tensor:
     check_outputs({"x": x}, {"out": out}, in_place=True)
     _C.add_activation(
         dense("x", x, x.dtype), NONE, NONE, dense("out", out, x.dtype), x.numel(), is_bfloat16(x),
-        activation_code(activation), 1.0, 1.0, forced_isa.get(),
+        activation_code(activation), 1.0, 1.0, (0, 0, 0, 0), DENSE, forced_isa.get(),
     )  # fmt: skip
     return out
 
@@ -86,7 +87,7 @@ def add_activation_out(
     written, curved = (NONE if t is None else dense(key, t, a.dtype) for key, t in named)
     _C.add_activation(
         dense("a", a, a.dtype), dense("b", b, a.dtype), written, curved, a.numel(), is_bfloat16(a),
-        activation_code(activation), *weights, forced_isa.get(),
+        activation_code(activation), *weights, (0, 0, 0, 0), DENSE, forced_isa.get(),
     )  # fmt: skip
 
 
@@ -312,7 +313,9 @@ def max_pool5_out(x: Tensor, out: Tensor) -> Tensor:
     """Writes the 5x5 maximum of x, stride 1, padding 2, to out."""
     check_maps(x.shape, x=x, out=out)
     check_outputs({"x": x}, {"out": out})
-    _C.max_pool5(map_of("x", x), map_of("out", out), nhwc(x), is_bfloat16(x), forced_isa.get())
+    _C.max_pool5(
+        map_of("x", x), map_of("out", out), nhwc(x), is_bfloat16(x), DENSE, forced_isa.get()
+    )
     return out
 
 
@@ -320,7 +323,9 @@ def avg_pool5_out(x: Tensor, out: Tensor) -> Tensor:
     """Writes the 5x5 average of x, stride 1, zero padding 2 (zeros counted), to out."""
     check_maps(x.shape, x=x, out=out)
     check_outputs({"x": x}, {"out": out})
-    _C.avg_pool5(map_of("x", x), map_of("out", out), nhwc(x), is_bfloat16(x), forced_isa.get())
+    _C.avg_pool5(
+        map_of("x", x), map_of("out", out), nhwc(x), is_bfloat16(x), DENSE, forced_isa.get()
+    )
     return out
 
 

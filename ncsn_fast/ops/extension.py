@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ncsn_fast.ops.activations import activation_code
-from ncsn_fast.ops.addresses import NCHW, NHWC, array
+from ncsn_fast.ops.addresses import DENSE, NCHW, NHWC, NONE, array
 from ncsn_fast.ops.checks import KERNEL_DTYPES, UpdateArguments
 
 try:
@@ -77,7 +77,7 @@ def instance_norm_plus(
         array("alpha", alpha, row, torch.float32), array("gamma", gamma, row, torch.float32),
         array("beta", beta, row, torch.float32),
         n, c, height * width, layout is NHWC, per_sample, x.dtype is torch.bfloat16,
-        out.dtype is torch.bfloat16, elu, eps, isa,
+        out.dtype is torch.bfloat16, elu, eps, NONE, width, DENSE, isa,
     )  # fmt: skip
 
 
@@ -110,7 +110,7 @@ def group_norm(
         array("out", out, shape, out.dtype, layout=layout),
         gamma, beta, add, scale, shift, n, c, height * width, groups, layout is NHWC,
         x.dtype is torch.bfloat16, out.dtype is torch.bfloat16, activation_code(activation), eps,
-        isa,
+        NONE, width, DENSE, isa,
     )  # fmt: skip
 
 

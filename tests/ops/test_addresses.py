@@ -140,10 +140,25 @@ def sampler_update() -> list[Any]:
     ]  # fmt: skip
 
 
-def norm(per_sample: bool) -> list[Any]:
+def padded(channels: int, border: int) -> Memory:
+    return Memory(_C.padded_map((N, H, W, channels), border)[0], BF16)
+
+
+def strip_sums(channels: int) -> Memory:
+    return optional(N * _C.strips(H, W)[1] * 3 * channels)
+
+
+def zero_around() -> list[Any]:
+    return [padded(C, 2), (N, H, W, int(C)), 2]
+
+
+def norm(per_sample: bool, border: int = -1) -> list[Any]:
     parameters = [Memory(N * C if per_sample else C) for _ in range(3)]
     flags = [True, per_sample, False, True, True, 1e-5]
-    return [Memory(COUNT), Memory(COUNT, BF16), *parameters, N, C, Size(H * W), *flags]
+    y, sums = Memory(COUNT, BF16), [NONE, 0, -1]
+    if border >= 0:
+        y, sums = padded(C, border), [strip_sums(C), W, border]
+    return [Memory(COUNT), y, *parameters, N, C, Size(H * W), *flags, *sums]
 
 
 def add_elu() -> list[Any]:
@@ -151,13 +166,21 @@ def add_elu() -> list[Any]:
 
 
 def add_activation() -> list[Any]:
-    return [*add_elu(), 3, 1.0, 0.5]
+    return [*add_elu(), 3, 1.0, 0.5, (0, 0, 0, 0), -1]
 
 
-def group_norm(layout: bool) -> list[Any]:
+def add_activation_padded() -> list[Any]:
+    maps = [Memory(COUNT, BF16), optional(COUNT, BF16), optional(COUNT, BF16), padded(C, 2)]
+    return [*maps, Size(COUNT), True, 3, 1.0, 0.5, NHWC_SIZES, 2]
+
+
+def group_norm(layout: bool, border: int = -1) -> list[Any]:
     rows = [optional(C), optional(C), *(optional(N * C) for _ in range(3))]
     sizes = [N, C, Size(H * W), 3, layout, False, True, 3, 1e-5]
-    return [Memory(COUNT), Memory(COUNT, BF16), *rows, *sizes]
+    y, sums = Memory(COUNT, BF16), [NONE, 0, -1]
+    if border >= 0:
+        y, sums = padded(C, border), [strip_sums(C), W, border]
+    return [Memory(COUNT), y, *rows, *sizes, *sums]
 
 
 def scale_shift() -> list[Any]:
@@ -201,8 +224,9 @@ def attention(dtype: torch.dtype) -> list[Any]:
     return [*memory, sizes, *layouts, 0.5, dtype is BF16]
 
 
-def pool5(dtype: torch.dtype) -> list[Any]:
-    return [Memory(COUNT, dtype), Memory(COUNT, dtype), NHWC_SIZES, dtype is BF16]
+def pool5(dtype: torch.dtype, border: int = -1) -> list[Any]:
+    y = Memory(COUNT, dtype) if border < 0 else padded(C, border)
+    return [Memory(COUNT, dtype), y, NHWC_SIZES, dtype is BF16, border]
 
 
 def mean_pool2() -> list[Any]:
@@ -229,11 +253,15 @@ def winograd_pack(bfloat16: bool) -> list[Any]:
     return [Memory(5 * 3 * 9), values, scales, Size(3), Size(5), bfloat16]
 
 
-def tile_conv() -> list[Any]:
-    x, out = Memory(COUNT, BF16), N * H * W * 5
+def tile_conv(border: int = -1, y_border: int = -1) -> list[Any]:
+    x, out = Memory(COUNT, BF16) if border < 0 else padded(C, border), N * H * W * 5
     maps = [optional(out, BF16) for _ in range(3)]
+    if y_border >= 0:
+        maps[2] = padded(5, y_border)
     values = Memory(9 * 32 * 32, BF16)
-    return [x, values, optional(5), *maps, NHWC_SIZES, Size(5), 3, 1, 1]
+    channels = C if border < 0 else int(C)  # a padded pixel has room for 32
+    sizes = [(N, H, W, channels), Size(5), 3, 1, 1, border, y_border]
+    return [x, values, optional(5), *maps, strip_sums(5), *sizes]
 
 
 def plan() -> Any:
@@ -271,10 +299,13 @@ def sample() -> list[Any]:
 
 
 STEPS = {
-    "instance_norm_plus": [lambda: norm(True), lambda: norm(False)],
+    "instance_norm_plus": [lambda: norm(True), lambda: norm(False), lambda: norm(True, 1)],
+    "zero_around": [zero_around],
     "add_elu": [add_elu],
-    "add_activation": [add_activation],
-    "group_norm": [lambda: group_norm(True), lambda: group_norm(False)],
+    "add_activation": [add_activation, add_activation_padded],
+    "group_norm": [
+        lambda: group_norm(True), lambda: group_norm(False), lambda: group_norm(True, 3),
+    ],
     "scale_shift": [scale_shift],
     "copy_channels": [copy_channels],
     "upsample_nearest": [upsample_nearest],
@@ -282,13 +313,13 @@ STEPS = {
     "depth_to_space": [depth_to_space],
     "softmax": [lambda: [Memory(15, BF16), Size(5), Size(3), 0.5, True]],
     "attention": [lambda: attention(F32), lambda: attention(BF16)],
-    "max_pool5": [lambda: pool5(F32)],
-    "avg_pool5": [lambda: pool5(BF16)],
+    "max_pool5": [lambda: pool5(F32), lambda: pool5(BF16, 1)],
+    "avg_pool5": [lambda: pool5(BF16), lambda: pool5(BF16, 2)],
     "mean_pool2": [mean_pool2],
     "resize_add": [resize_add],
     "winograd_conv": [lambda: winograd(True), lambda: winograd(False)],
-    "tile_conv": [tile_conv],
-}
+    "tile_conv": [tile_conv, lambda: tile_conv(1, 2), lambda: tile_conv(3, 0)],
+}  # fmt: skip
 # Name of an entry -> the function, and arguments of calls that fit exactly.
 ENTRIES: dict[str, tuple[Callable[..., object], list[Callable[[], list[Any]]]]] = {
     "philox_words": (_C.philox_words, [lambda: noise(12)]),
@@ -330,6 +361,8 @@ ENTRIES: dict[str, tuple[Callable[..., object], list[Callable[[], list[Any]]]]] 
         ],
     ),
     "tile_conv_values": (_C.tile_conv_values, [lambda: [Size(3), Size(5), 3]]),
+    "padded_map": (_C.padded_map, [lambda: [NHWC_SIZES, 2]]),
+    "strips": (_C.strips, [lambda: [H, W]]),
     "tile_pack": (
         _C.tile_pack,
         [lambda: [Memory(5 * 3 * 9), Memory(9 * 32 * 32, BF16), Size(3), Size(5), 3]],
@@ -495,11 +528,15 @@ def test_parts_of_a_winograd_convolution_that_do_not_fit(arguments, text):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({8: 2}, "taps of a convolution in tiles must be 1 or 3 a side; got 2"),
-        ({9: 0}, r"dilation must be in \[1, 2\*\*31\); got 0"),
-        ({7: 2**21}, r"channels of a convolution in tiles must be in \[1, 2\*\*20\]"),
-        ({10: 8}, r"activation must be in \[0, 8\); got 8"),
-        ({4: NONE, 5: NONE}, "sum, y or both is written; neither was given"),
+        ({9: 2}, "taps of a convolution in tiles must be 1 or 3 a side; got 2"),
+        ({10: 0}, r"dilation must be in \[1, 2\*\*31\); got 0"),
+        ({8: 2**21}, r"channels of a convolution in tiles must be in \[1, 2\*\*20\]"),
+        ({11: 8}, r"activation must be in \[0, 8\); got 8"),
+        ({4: NONE, 5: NONE, 6: NONE}, "sum, y or both is written, .*; it was not given"),
+        ({4: NONE}, "and sum with strip_sums; it was not given"),
+        ({12: -2}, r"border must be in \[0, 2\*\*20\]; got -2"),
+        ({13: 2**21}, r"border must be in \[0, 2\*\*20\]; got 2097152"),
+        ({12: 0}, "the border of x must be at least 1, or -1; got 0"),
     ],
 )
 def test_parts_of_a_convolution_in_tiles_that_do_not_fit(changes, text):
@@ -519,9 +556,20 @@ def test_what_a_kernel_would_not_compute_is_refused():
         with pytest.raises(ValueError, match="is written"):
             _C.add_elu(*arrays, 8, False, -1)
     for code in (-1, 8, 2**40):
-        arguments = written([*group_norm(True)[:-2], code, 1e-5, -1])
+        arguments = written([*group_norm(True)[:14], code, *group_norm(True)[15:], -1])
         with pytest.raises(ValueError, match=r"activation must be in \[0, 8\); got"):
             _C.group_norm(*arguments)
+    for change in ({16: NONE, 17: 5}, {17: 0}, {11: False}):
+        arguments = [change.get(i, value) for i, value in enumerate(group_norm(True, 1))]
+        with pytest.raises(ValueError, match=r"must be channels-last, in rows of `width` pixels; "):
+            _C.group_norm(*written([*arguments, -1]))
+    for change in ({13: False}, {17: 6, 16: NONE, 13: False}):
+        arguments = [change.get(i, value) for i, value in enumerate(group_norm(True, 1))]
+        with pytest.raises(ValueError, match="y must be bfloat16, as it has a border; got float32"):
+            _C.group_norm(*written([*arguments, -1]))
+    arguments = written([*add_activation_padded()[:9], (2, 4, 6, 2), 2, -1])
+    with pytest.raises(ValueError, match="must have `count` elements, 144; got 96"):
+        _C.add_activation(*arguments)
     for groups in (0, -1, 2, 2**40):
         arguments = written([*group_norm(True)[:10], groups, *group_norm(True)[11:], -1])
         with pytest.raises(ValueError, match="groups must divide the channels"):

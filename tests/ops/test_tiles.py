@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
+from tile_cases import SHAPES, case, empty, excess, nhwc, noise_like, relative
 from torch import Tensor
 
 from ncsn_fast import _C, ops
@@ -13,59 +14,11 @@ from ncsn_fast.ops.activations import ACTIVATIONS
 
 LEVELS = _C.isa_levels()
 
-# N, in channels, out channels, height, width, taps, dilation.
-SHAPES = {
-    "whole tiles": (2, 32, 64, 4, 16, 3, 1),
-    "two tiles a row": (1, 64, 32, 3, 32, 3, 1),
-    "tiles that wrap": (2, 32, 40, 8, 8, 3, 1),
-    "one tile and a part": (1, 32, 32, 5, 20, 3, 1),
-    "prime sizes": (2, 37, 41, 13, 7, 3, 1),
-    "dilation 2, odd sizes": (2, 19, 35, 11, 14, 3, 2),
-    "dilation 4": (1, 48, 40, 16, 16, 3, 4),
-    "dilation beyond the map": (2, 17, 9, 3, 2, 3, 5),
-    "many blocks": (2, 96, 32, 33, 40, 3, 1),
-    "one pixel": (3, 16, 32, 1, 1, 3, 1),
-    "one row": (1, 5, 3, 1, 21, 3, 1),
-    "one column": (1, 7, 1, 18, 1, 3, 2),
-    "one channel": (2, 1, 1, 6, 5, 3, 1),
-    "1x1": (2, 64, 48, 8, 16, 1, 1),
-    "1x1, prime sizes": (3, 37, 33, 7, 5, 1, 3),
-    "no samples": (0, 16, 16, 8, 8, 3, 1),
-}
-
-
-def noise_like(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def nhwc(x: Tensor) -> Tensor:
-    n, c, height, width = x.shape
-    return torch.empty(n, height, width, c, dtype=x.dtype).permute(0, 3, 1, 2).copy_(x)
-
-
-def case(name: str) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
-    """ELU outputs off zero, uneven weights in bfloat16, a bias, and a map to add."""
-    n, inputs, outputs, height, width, taps, dilation = SHAPES[name]
-    x = nhwc((F.elu(noise_like(n, inputs, height, width)) + 0.4).bfloat16())
-    weight = noise_like(outputs, inputs, taps, taps, seed=1) / (taps * taps * inputs) ** 0.5
-    weight = (weight * torch.linspace(0.1, 3.0, outputs)[:, None, None, None]).bfloat16()
-    bias = noise_like(outputs, seed=2) - 0.7
-    added = nhwc((noise_like(n, outputs, height, width, seed=3) + 0.3).bfloat16())
-    return x, weight, bias, added, dilation
-
-
-def empty(x: Tensor, channels: int) -> Tensor:
-    return nhwc(torch.full((len(x), channels, *x.shape[2:]), torch.nan, dtype=torch.bfloat16))
-
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int = 1) -> Tensor:
     out = empty(x, len(weight))
     tiles.tile_conv_out(x, tiles.tile_pack(weight), bias, total=out, dilation=dilation)
     return out
-
-
-def relative(y: Tensor, exact: Tensor) -> float:
-    return ((y.double() - exact).norm() / exact.norm()).item() if exact.numel() else 0.0
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -91,6 +44,17 @@ def test_error_and_levels(name):
     once = 1.02 * relative(exact.bfloat16(), exact) + 1e-5
     assert relative(total, exact) <= once
     assert relative(out, curved) <= 1.02 * relative(curved.bfloat16(), curved) + 1e-5
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_element_is_as_near_as_sums_in_float32_allow(name):
+    """Then each is rounded to bfloat16 once; no channel, border or tile is an exception."""
+    x, weight, bias, added, dilation = case(name)
+    total = empty(x, len(weight))
+    tiles.tile_conv_out(
+        x, tiles.tile_pack(weight), bias, added=added, total=total, dilation=dilation
+    )
+    assert excess(total, x, weight, bias, added, dilation=dilation) <= 0
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

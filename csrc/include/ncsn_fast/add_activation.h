@@ -7,10 +7,11 @@
 
 #include "ncsn_fast/activation.h"
 #include "ncsn_fast/dtypes.h"
+#include "ncsn_fast/padded_map.h"
 
 namespace ncsn_fast {
 
-// All maps have one type and one layout; sum and y may be a or b.
+// All maps have one type and one layout, but a padded y; sum and y may be a or b.
 struct AddActivationArgs {
     int64_t count;
     const void* a;
@@ -20,6 +21,8 @@ struct AddActivationArgs {
     Dtype dtype;
     Activation activation;
     float a_weight, b_weight;
+    int64_t channels;      // 0: y is as dense as the others; else these are of channels-last maps,
+    PixelLayout y_pixels;  // and y has zeros around it
 };
 
 }  // namespace ncsn_fast

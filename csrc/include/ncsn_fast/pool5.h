@@ -5,6 +5,7 @@
 #pragma once
 
 #include "ncsn_fast/dtypes.h"
+#include "ncsn_fast/padded_map.h"
 
 namespace ncsn_fast {
 
@@ -14,6 +15,7 @@ struct PoolArgs {
     int64_t batch, height, width, channels;
     const void* x;
     void* y;  // not x
+    PixelLayout y_pixels;
     Dtype dtype;
 };
 

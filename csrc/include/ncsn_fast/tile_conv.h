@@ -5,15 +5,17 @@
 //
 // Products of bfloat16s are summed in float32; s is rounded to bfloat16 where it is kept, and y is
 // computed from it before that. A sum's order is that of the weights' layout: chunks of 32 input channels,
-// and in each the taps.
+// and in each the taps. x and y may be maps with zeros around them (padded_map.h); sums for a norm
+// (strip_sums.h) are those of the rounded s.
 #pragma once
 
 #include "ncsn_fast/activation.h"
 #include "ncsn_fast/dtypes.h"
+#include "ncsn_fast/padded_map.h"
+#include "ncsn_fast/strip_sums.h"
 
 namespace ncsn_fast {
 
-constexpr int kTileChunk = 32;  // input channels of a product
 constexpr int kTilePanel = 32;  // output channels that are computed together: two tiles
 
 // Layout of the weights: [panel][chunk][tap][half of the panel][pair of input channels][output channel]
@@ -32,11 +34,14 @@ struct TileConvArgs {
     int64_t batch, height, width, in_channels, out_channels;
     int64_t taps, dilation;  // taps a side: 1 or 3
     const Bfloat16* x;
+    int64_t border;  // of x, a PaddedMap; -1: x is dense
     const Bfloat16* weights;
     const float* bias;      // (out_channels,); null: none
     const Bfloat16* added;  // null: none
     Bfloat16* sum;          // s; null: not wanted. It may be `added`, and neither may be x.
+    float* strip_sums;      // of the sum, which is kept then; null: not wanted
     Bfloat16* y;            // null: not wanted. It may be `added`, not `sum`.
+    PixelLayout y_pixels;
     Activation activation;
 };
 

@@ -15,6 +15,7 @@ from ncsn_fast.engines.cpu.layers import (
     layer_of,
     tile_layer_of,
 )
+from ncsn_fast.engines.cpu.strip_sums import read_by_norms
 from ncsn_fast.engines.lowering.graph import Graph
 from ncsn_fast.ops import tiles
 
@@ -37,7 +38,12 @@ class Layers:
     def of(cls, graph: Graph) -> Layers:
         """Finds them."""
         second = {op.name: layer for op in graph.ops if (layer := layer_of(op)) is not None}
-        tiled = {op.name: layer for op in graph.ops if (layer := tile_layer_of(op)) is not None}
+        normed = read_by_norms(graph)
+        tiled: dict[str, TileLayer] = {}
+        for op in graph.ops:
+            layer = tile_layer_of(op, normed=op.outputs[0] in normed)
+            if layer is not None:
+                tiled[op.name] = layer
         return cls(second, tiled)
 
     @property

@@ -13,6 +13,7 @@ from ncsn_fast.engines.lowering.graph import (
     ConvolutionSpec,
     Graph,
     Map,
+    NormSpec,
     Op,
     View,
 )
@@ -103,7 +104,10 @@ class Attention:
 
 @dataclasses.dataclass(frozen=True)
 class TileLayer:
-    """Shape of a convolution that keeps the size: oneDNN's, or ours in the tiles of AMX."""
+    """Shape of a convolution that keeps the size: oneDNN's, or ours in the tiles of AMX.
+
+    normed: whether a norm reads its sum, whose statistics a convolution in tiles computes.
+    """
 
     kind: ClassVar[str] = "tiles "
     inputs: int
@@ -112,6 +116,7 @@ class TileLayer:
     width: int
     taps: int
     dilation: int
+    normed: bool = False
 
     @property
     def batch(self) -> int:
@@ -119,11 +124,20 @@ class TileLayer:
         return _batch(self.height * self.width)
 
     def graph(self) -> Graph:
-        """Returns a network of the layer alone."""
+        """Returns a network of the layer with what it saves: padding, and a norm's statistics.
+
+        An activation before it pads its input.
+        """
         weight = _numbers(self.outputs, self.inputs, self.taps, self.taps)
         padding = self.dilation * (self.taps // 2)
+        graph = Graph(self.inputs, self.height, self.width)
+        x = graph.unary("elu", "before", graph.input)
         spec = ConvolutionSpec(weight, padding=padding, dilation=self.dilation)
-        return _alone(spec, self.height, self.width)
+        graph.output = y = graph.conv("layer", x, spec)
+        if self.normed:
+            rows = tuple(torch.ones(self.outputs) for _ in range(3))
+            graph.output = graph.unary("norm", "after", y, spec=NormSpec(rows, False, elu=True))
+        return graph
 
 
 AnyLayer = Layer | Pointwise | Attention | TileLayer
@@ -149,12 +163,13 @@ def layer_of(op: Op) -> AnyLayer | None:
     return None
 
 
-def tile_layer_of(op: Op) -> TileLayer | None:
+def tile_layer_of(op: Op, *, normed: bool = False) -> TileLayer | None:
     """Returns the layer that an operation is, if it can run in tiles."""
     spec, x = op.spec, op.inputs[0]
     if not isinstance(spec, ConvolutionSpec) or not can_be_tiles(op, spec):
         return None
-    return TileLayer(x.channels, spec.channels, x.height, x.width, spec.taps, spec.dilation)
+    sizes = (x.channels, spec.channels, x.height, x.width)
+    return TileLayer(*sizes, spec.taps, spec.dilation, normed)
 
 
 def can_be_tiles(op: Op, spec: ConvolutionSpec) -> bool:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ncsn_fast.engines.cpu import onednn
+from ncsn_fast.engines.cpu.padding import PaddedMap
 from ncsn_fast.engines.lowering import torch_steps
 from ncsn_fast.engines.lowering.graph import Graph, Map, Op
 from ncsn_fast.engines.lowering.memory_plan import aligned
@@ -45,6 +46,11 @@ class PlanMemory(StaticMemory):
         """Bytes of the feature-map buffer and the auxiliary buffers."""
         own = (*self._scratch.values(), *self._wide.values())
         return super().map_bytes + sum(t.nbytes for t in own)
+
+    def tensor(self, x: Map) -> Tensor:
+        if not isinstance(x, PaddedMap):
+            return super().tensor(x)
+        return x.layout(self.batch).pixels(self._flat(x), self.shape(x))
 
     def wide(self, x: Map, role: str) -> Tensor:
         """Returns memory for a map in float32, free between two operations; one for each role."""

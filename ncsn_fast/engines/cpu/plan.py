@@ -11,6 +11,8 @@ from ncsn_fast.engines.cpu import onednn, steps
 from ncsn_fast.engines.cpu.epilogues import with_epilogues
 from ncsn_fast.engines.cpu.layers import can_be_product, can_be_tiles, can_be_winograd
 from ncsn_fast.engines.cpu.memory import PlanMemory
+from ncsn_fast.engines.cpu.padding import PaddedMap, border_of, with_padding
+from ncsn_fast.engines.cpu.strip_sums import sums_among, with_strip_sums
 from ncsn_fast.engines.lowering.graph import AttentionSpec, ConvolutionSpec, Graph, Op
 from ncsn_fast.engines.lowering.memory_plan import OpCost
 from ncsn_fast.engines.lowering.static_memory import Weights, network_input
@@ -32,7 +34,8 @@ class CpuPlan(PlanMemory):
         products: names of the 1x1 convolutions that run as matrix products, and of the attention
             whose matrix products are in the maps' type; True for all.
         tiles: names of the convolutions that run in the tiles of AMX, with the activation that
-            follows; True for all that can.
+            follows, sums for a norm that does, and the padding of maps that only they read; True
+            for all that can.
 
     Attributes:
         input, output: (batch, C, H, W) channels-last, in the plan's buffer; valid between two runs.
@@ -56,7 +59,8 @@ class CpuPlan(PlanMemory):
             packed = f"{op.name} (tiles)" in known
             return packed or (_is_in(tiles, op.name) and can_be_tiles(op, spec))
 
-        super().__init__(with_epilogues(graph, in_tiles), batch, dtype, known)
+        fused = with_strip_sums(with_epilogues(graph, in_tiles), in_tiles)
+        super().__init__(with_padding(fused, in_tiles), batch, dtype, known)
         self.winograd, self.products, self._in_tiles = winograd, products, in_tiles
         self.input, self.output = self.tensor(graph.input), self.tensor(graph.output)
         self._spans: list[int] = []  # steps of each operation
@@ -86,6 +90,9 @@ class CpuPlan(PlanMemory):
     def _add(self, op: Op) -> OpCost:
         kind, before = op.kind, len(self.steps)
         self._in_torch = False
+        for y in op.outputs:
+            if isinstance(y, PaddedMap):
+                self.steps.zero_around(self.array(y), self.nhwc(y), y.border)
         if isinstance(op.spec, ConvolutionSpec):
             kind = self._add_convolution(op, op.spec)
         elif isinstance(op.spec, AttentionSpec) and self._takes_product(op):
@@ -95,6 +102,7 @@ class CpuPlan(PlanMemory):
             steps.add(self, op)
         if self._in_torch and kind != "torch":
             kind = f"{kind} (torch)"
+        kind += _fused(op)
         self._spans.append(len(self.steps) - before)
         y = op.outputs[0]
         moved = sum(self.bytes(x) for x in (*op.inputs, *op.outputs))
@@ -176,7 +184,8 @@ class CpuPlan(PlanMemory):
         )  # fmt: skip
 
     def _add_tiles(self, op: Op, spec: ConvolutionSpec) -> None:
-        x, y = op.inputs[0], op.outputs[-1]
+        x, y, sums = op.inputs[0], op.outputs[0], sums_among(op.outputs)
+        last = op.outputs[-1 if sums is None else -2]
         key = f"{op.name} (tiles)"
         if key not in self.weights:
             packed = tile_pack(spec.kernel().to("cpu", torch.float32))
@@ -184,14 +193,27 @@ class CpuPlan(PlanMemory):
         values, *bias = self.weights[key]
         TileWeights(values, x.channels, y.channels, spec.taps).check()
         added = self.array(op.inputs[1]) if len(op.inputs) > 1 else NONE
-        keeps = len(op.outputs) > 1 or not spec.activation
-        total = self.array(op.outputs[0]) if keeps else NONE
+        curved = bool(spec.activation) or isinstance(last, PaddedMap)  # the sum itself is dense
         self.steps.tile_conv(
             self.array(x), array("values", values, tuple(values.shape), torch.bfloat16),
-            array("bias", bias[0], (y.channels,), torch.float32) if bias else NONE, added, total,
-            self.array(y) if spec.activation else NONE, self.nhwc(x), y.channels, spec.taps,
-            spec.dilation, activation_code(spec.activation or "none"),
+            array("bias", bias[0], (y.channels,), torch.float32) if bias else NONE, added,
+            NONE if curved and last is y else self.array(y), self.array(last) if curved else NONE,
+            NONE if sums is None else self.array(sums), self.nhwc(x), y.channels, spec.taps,
+            spec.dilation, activation_code(spec.activation or "none"), border_of(x),
+            border_of(last),
         )  # fmt: skip
+
+
+def _fused(op: Op) -> str:
+    """Returns in brackets which steps of its neighbours an operation does, or has done for it."""
+    told = {
+        "padded input": any(isinstance(x, PaddedMap) for x in op.inputs),
+        "given sums": sums_among(op.inputs) is not None,
+        "sums": sums_among(op.outputs) is not None,
+        "pads": any(isinstance(y, PaddedMap) for y in op.outputs),
+    }
+    words = ", ".join(word for word, applies in told.items() if applies)
+    return f" ({words})" if words else ""
 
 
 def _float32_bias(spec: ConvolutionSpec) -> list[Tensor]:

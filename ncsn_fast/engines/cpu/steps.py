@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ncsn_fast.engines.cpu import onednn
 from ncsn_fast.engines.cpu.memory import PlanMemory
+from ncsn_fast.engines.cpu.padding import PaddedMap, border_of
+from ncsn_fast.engines.cpu.strip_sums import sums_among
 from ncsn_fast.engines.lowering import torch_steps
 from ncsn_fast.engines.lowering.graph import (
     ACTIVATIONS,
@@ -52,7 +54,7 @@ def _norm(plan: PlanMemory, op: Op) -> None:
     plan.steps.instance_norm_plus(
         plan.array(x), plan.array(y), *(_parameter(row, *shape) for row in rows), plan.batch,
         x.channels, x.height * x.width, True, each, plan.bfloat16, plan.bfloat16, spec.elu,
-        spec.eps,
+        spec.eps, *_neighbours(plan, op),
     )  # fmt: skip
 
 
@@ -73,7 +75,14 @@ def _group_norm(plan: PlanMemory, op: Op) -> None:
     plan.steps.group_norm(
         plan.array(x), plan.array(y), gamma, beta, *more, batch, x.channels, plane, spec.groups,
         True, plan.bfloat16, plan.bfloat16, activation_code(spec.activation or "none"), spec.eps,
+        *_neighbours(plan, op),
     )  # fmt: skip
+
+
+def _neighbours(plan: PlanMemory, op: Op) -> tuple[Array, int, int]:
+    """Returns the sums that a norm is given, the maps' width, and the border of its output."""
+    sums = sums_among(op.inputs)
+    return NONE if sums is None else plan.array(sums), op.inputs[0].width, border_of(op.outputs[0])
 
 
 def _affine(plan: PlanMemory, op: Op) -> None:
@@ -82,7 +91,7 @@ def _affine(plan: PlanMemory, op: Op) -> None:
     if spec.number is not None:
         plan.steps.add_activation(
             plan.array(x), NONE, NONE, plan.array(y), plan.count(x), plan.bfloat16, 0, spec.number,
-            1.0,
+            1.0, plan.nhwc(x), border_of(y),
         )  # fmt: skip
         return
     scale, shift = (
@@ -113,8 +122,9 @@ def _activation(plan: PlanMemory, op: Op) -> None:
         return
     code = activation_code(op.kind)
     plan.steps.add_activation(
-        plan.array(x), NONE, NONE, plan.array(y), plan.count(x), plan.bfloat16, code, 1.0, 1.0
-    )
+        plan.array(x), NONE, NONE, plan.array(y), plan.count(x), plan.bfloat16, code, 1.0, 1.0,
+        plan.nhwc(x), border_of(y),
+    )  # fmt: skip
 
 
 def _add(plan: PlanMemory, op: Op) -> None:
@@ -122,12 +132,13 @@ def _add(plan: PlanMemory, op: Op) -> None:
     a, b = map(plan.array, op.inputs)
     activation = op.kind.partition("_")[2]
     weights = (op.spec.a, op.spec.b) if isinstance(op.spec, AddSpec) else (1.0, 1.0)
-    total = plan.array(op.outputs[0]) if not activation or len(op.outputs) > 1 else NONE
-    y = plan.array(op.outputs[-1]) if activation else NONE
-    code = activation_code(activation or "none")
+    x, first, last = op.inputs[0], op.outputs[0], op.outputs[-1]
+    curved = bool(activation) or isinstance(last, PaddedMap)  # the sum itself is dense
     plan.steps.add_activation(
-        a, b, total, y, plan.count(op.inputs[0]), plan.bfloat16, code, *weights
-    )
+        a, b, NONE if curved and last is first else plan.array(first),
+        plan.array(last) if curved else NONE, plan.count(x), plan.bfloat16,
+        activation_code(activation or "none"), *weights, plan.nhwc(x), border_of(last),
+    )  # fmt: skip
 
 
 def _resize(plan: PlanMemory, op: Op) -> None:
@@ -154,7 +165,7 @@ def _mean_pool(plan: PlanMemory, op: Op) -> None:
 def _pool5(plan: PlanMemory, op: Op) -> None:
     x, y = op.inputs[0], op.outputs[0]
     pool = {"max_pool5": plan.steps.max_pool5, "avg_pool5": plan.steps.avg_pool5}[op.kind]
-    pool(plan.array(x), plan.array(y), plan.nhwc(x), plan.bfloat16)
+    pool(plan.array(x), plan.array(y), plan.nhwc(x), plan.bfloat16, border_of(y))
 
 
 def _concat(plan: PlanMemory, op: Op) -> None:

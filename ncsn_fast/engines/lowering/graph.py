@@ -31,6 +31,10 @@ class Map:
         """Elements for one image."""
         return self.channels * self.height * self.width
 
+    def elements(self, batch: int) -> int:
+        """Returns the elements of the map's memory."""
+        return batch * self.numel
+
 
 @dataclasses.dataclass(frozen=True)
 class View:

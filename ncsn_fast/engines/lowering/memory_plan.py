@@ -52,8 +52,7 @@ def plan_memory(graph: Graph, batch: int, element_size: int) -> tuple[dict[Map, 
     span[owner[graph.output]] = (span[owner[graph.output]][0], len(graph.ops))
 
     def size(x: Map) -> int:
-        count = batch * x.channels * x.height * x.width * element_size
-        return -(-count // ALIGNMENT) * ALIGNMENT
+        return -(-x.elements(batch) * element_size // ALIGNMENT) * ALIGNMENT
 
     placed: dict[Map, int] = {}
     for x in sorted(span, key=size, reverse=True):

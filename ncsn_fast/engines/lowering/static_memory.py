@@ -86,7 +86,7 @@ class StaticMemory:
         return math.prod(self.shape(x))
 
     def bytes(self, x: Map) -> int:
-        return self.count(x) * self.dtype.itemsize
+        return x.elements(self.batch) * self.dtype.itemsize
 
     def _flat(self, x: Map) -> Tensor:
         first = self._offsets[x]

@@ -344,7 +344,7 @@ def test_a_wrong_engine_is_caught_in_float32(monkeypatch):
     pack = CpuPlan._add_convolution
 
     def wrong(self, op, of):
-        pack(self, op, dataclasses.replace(of, bias=None) if op.name == "end_conv" else of)
+        return pack(self, op, dataclasses.replace(of, bias=None) if op.name == "end_conv" else of)
 
     monkeypatch.setattr(CpuPlan, "_add_convolution", wrong)
     with pytest.raises(

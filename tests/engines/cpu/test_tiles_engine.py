@@ -1,11 +1,13 @@
 """Networks whose convolutions run in the tiles of AMX, which are emulated on every machine."""
 
+import copy
 import itertools
 from collections import Counter
 
 import pytest
 import torch
 from engine_cases import CPU, LEVELS, TYPES, lives, model
+from tile_cases import excess
 
 from ncsn_fast import ModelConfig, Sampler, ScoreModel, ops
 from ncsn_fast.engines import precision
@@ -32,7 +34,7 @@ def engine(of, batch_size=2, **options):
 
 
 def kinds(plan):
-    return Counter(cost.kind for cost in plan.costs)
+    return Counter(cost.kind.partition(" (")[0] for cost in plan.costs)
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,32 @@ def test_every_network_is_as_precise_as_with_direct_convolutions(arch):
     fresh = ScoreModel(ModelConfig(arch=arch, image_size=(32, 32), ngf=32, n_sigmas=LEVELS))
     first, second = (engine(fresh, convolutions=name) for name in ("amx", "direct"))
     assert 1e-3 < first.error < 1.5 * second.error <= 1.5 * precision.BOUNDS["bf16"]
+
+
+def prefix(graph, count, output):
+    """Returns a plan of the first operations; those before it have the bits of the whole."""
+    first = copy.copy(graph)
+    first.ops, first.output = graph.ops[:count], output
+    plan = CpuPlan(first, 2, torch.bfloat16, tiles=True)
+    plan.load(torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
+    if graph.condition is not None:
+        plan.set_conditions(torch.zeros(2, dtype=torch.int64))
+    with torch.inference_mode():
+        plan.run()
+    return plan.output.clone()
+
+
+@pytest.mark.slow
+def test_every_convolution_of_a_network_is_as_near_as_sums_in_float32_allow(graph):
+    """What a network in tiles differs by from float32 is the rounding of its maps and weights."""
+    layers = choice.Layers.of(graph).tiles
+    for i, op in enumerate(graph.ops):
+        if op.name in layers:
+            x, *added = (prefix(graph, i, y) for y in op.inputs)
+            total = prefix(graph, i + 1, op.outputs[0])
+            weight, other = op.spec.kernel(), added[0] if added else None
+            dilation = op.spec.dilation
+            assert excess(total, x, weight, op.spec.bias, other, dilation=dilation) <= 0, op.name
 
 
 def test_any_batch_and_size_has_the_same_bits(built):
@@ -117,7 +145,7 @@ def test_the_fastest_algorithm_is_chosen_for_every_layer(timed, graph):
         tiles=chosen.tiles,
     )  # fmt: skip
     found = {
-        (cost.kind, op.inputs[0].channels)
+        (cost.kind.partition(" (")[0], op.inputs[0].channels)
         for cost, op in zip(plan.costs, plan.graph.ops, strict=True)
     }
     assert {("amx", 16), ("winograd", 32)} <= found
@@ -143,8 +171,9 @@ def test_tiles_are_not_even_timed_where_they_are_not_wanted(timed, graph):
 def test_layers_are_really_timed(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     autotune._layers.clear()
-    layer = TileLayer(16, 16, 4, 4, 3, 1)
-    assert autotune.gains({layer}, "bf16", 1)[layer] > 0
+    layers = {TileLayer(16, 16, 4, 4, 3, 1, normed) for normed in (False, True)}
+    assert all(gain > 0 for gain in autotune.gains(layers, "bf16", 1).values())
+    assert len(autotune.gains(layers, "bf16", 1)) == 2
     variants = {dtype: [a for d, a in autotune._variants() if d == dtype] for dtype in TYPES}
     assert variants["bf16"] == ["direct", "winograd", "amx"]
     assert variants["fp32"] == ["direct", "winograd"]
@@ -204,3 +233,20 @@ def test_maps_of_convolutions_with_activations_lie_apart(graph):
     for x, y in itertools.combinations(spans, 2):
         if spans[x][0] <= spans[y][1] and spans[y][0] <= spans[x][1]:
             assert offsets[x] + size[x] <= offsets[y] or offsets[y] + size[y] <= offsets[x]
+
+
+@pytest.mark.parametrize("normed", [False, True])
+def test_a_layer_is_timed_with_what_it_does_for_its_neighbours(normed):
+    plan = CpuPlan(TileLayer(16, 24, 5, 6, 3, 1, normed).graph(), 1, torch.bfloat16, tiles=True)
+    kinds = [cost.kind for cost in plan.costs]
+    sums = ["amx (padded input, sums)", "norm (given sums)"]
+    assert kinds == ["elu (pads)", *(sums if normed else ["amx (padded input)"])]
+
+
+def test_layers_that_a_norm_follows_are_timed_with_it(graph):
+    found = choice.Layers.of(graph).tiles
+    for op in graph.ops:
+        if op.name in found:
+            norms = any(o.kind == "norm" and o.inputs == op.outputs for o in graph.ops)
+            assert found[op.name].normed == norms
+    assert {layer.normed for layer in found.values()} == {False, True}
