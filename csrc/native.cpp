@@ -124,7 +124,8 @@ void group_norm_blocks(const Typed& x, const Typed& y, const Sizes& sizes, int64
                              in,
                              out,
                              activation(code),
-                             eps};
+                             eps,
+                             channels};
     const int64_t tiles = checked_tiles(channels, plane, in);
     const int64_t floats = checked_count({{"batch", batch}, {"tiles", 2 * tiles}, {"channels", channels}});
     run(args, required<float>("partials", partials, floats),

@@ -59,16 +59,41 @@ inline Activation activation(int64_t code) {
                                 std::to_string(code) + ". ncsn_fast.ops.activations has their numbers.");
 }
 
+// Where a kernel writes a sum and its activation.
+struct SumAndActivation {
+    void *sum, *y;  // null: not wanted
+    int64_t row;    // elements between two pixels of what is written
+};
+
+// Both have no gaps between their pixels; one alone may have some.
+inline SumAndActivation sum_and_activation(const Array& sum, const Array& y, int64_t pixels, int64_t channels,
+                                           Dtype type) {
+    const int64_t count = checked_count({{"pixels", pixels}, {"channels", channels}});
+    if (sum.address != 0 && y.address != 0) {
+        return {required("sum", sum, count, type), required("y", y, count, type), channels};
+    }
+    if (sum.address != 0) {
+        const PixelRows written = required_pixels("sum", sum, pixels, channels, type);
+        return {written.first, nullptr, written.row};
+    }
+    if (y.address == 0) return {nullptr, nullptr, channels};
+    const PixelRows written = required_pixels("y", y, pixels, channels, type);
+    return {nullptr, written.first, written.row};
+}
+
 inline Step add_activation_step(const Array& a, const Array& b, const Array& sum, const Array& y,
-                                int64_t count, bool bfloat16, int64_t code, float a_weight,
+                                int64_t pixels, int64_t channels, bool bfloat16, int64_t code, float a_weight,
                                 float b_weight) {
-    checked_count({{"count", count}});
+    const int64_t count = checked_count({{"pixels", pixels}, {"channels", channels}});
     const Dtype type = dtype(bfloat16);
+    const SumAndActivation written = sum_and_activation(sum, y, pixels, channels, type);
     const AddActivationArgs args{count,
+                                 channels,
+                                 written.row,
                                  required("a", a, count, type),
                                  optional("b", b, count, type),
-                                 optional("sum", sum, count, type),
-                                 optional("y", y, count, type),
+                                 written.sum,
+                                 written.y,
                                  type,
                                  activation(code),
                                  a_weight,
@@ -83,7 +108,7 @@ inline Step add_activation_step(const Array& a, const Array& b, const Array& sum
 inline Step add_elu_step(const Array& a, const Array& b, const Array& sum, const Array& y, int64_t count,
                          bool bfloat16) {
     const auto elu = static_cast<int64_t>(Activation::kElu);
-    return add_activation_step(a, b, sum, y, count, bfloat16, elu, 1.0f, 1.0f);
+    return add_activation_step(a, b, sum, y, 1, count, bfloat16, elu, 1.0f, 1.0f);
 }
 
 inline int64_t checked_map(const Map& nhwc) {
@@ -154,12 +179,19 @@ inline Step group_norm_step(const Array& x, const Array& y, const Array& gamma, 
     const int64_t count = checked_count({{"batch", batch}, {"channels", channels}, {"plane", plane}});
     check_groups(groups, channels);
     const int64_t rows = batch * channels;
+    const Dtype out = dtype(out_bfloat16);
+    PixelRows written{nullptr, channels};
+    if (channels_last) {
+        written = required_pixels("y", y, checked_count({{"batch", batch}, {"plane", plane}}), channels, out);
+    } else {
+        written.first = required("y", y, count, out);
+    }
     const GroupNormArgs args{batch,
                              channels,
                              plane,
                              groups,
                              required("x", x, count, dtype(in_bfloat16)),
-                             required("y", y, count, dtype(out_bfloat16)),
+                             written.first,
                              optional<const float>("gamma", gamma, channels),
                              optional<const float>("beta", beta, channels),
                              optional<const float>("add", add, rows),
@@ -167,9 +199,10 @@ inline Step group_norm_step(const Array& x, const Array& y, const Array& gamma, 
                              optional<const float>("shift", shift, rows),
                              channels_last,
                              dtype(in_bfloat16),
-                             dtype(out_bfloat16),
+                             out,
                              activation(code),
-                             eps};
+                             eps,
+                             written.row};
     return [args](int isa) { group_norm_cpu(args, isa); };
 }
 
@@ -219,10 +252,12 @@ inline Step upsample_nearest_step(const Array& x, const Array& y, const Map& nhw
                                   int64_t columns, bool bfloat16) {
     const auto [batch, height, width, channels] = nhwc;
     const int64_t from = checked_map(nhwc), lines = checked_count({{"height", height}, {"rows", rows}});
-    const int64_t to = checked_map({batch, lines, checked_count({{"width", width}, {"columns", columns}}), channels});
+    const int64_t along = checked_count({{"width", width}, {"columns", columns}});
+    checked_map({batch, lines, along, channels});
     const Dtype type = dtype(bfloat16);
+    const PixelRows written = required_pixels("y", y, batch * lines * along, channels, type);
     const UpsampleArgs args{batch, height, width, channels, rows, columns, required("x", x, from, type),
-                            required("y", y, to, type), type};
+                            written.first, written.row, type};
     return [args](int isa) { upsample_nearest_cpu(args, isa); };
 }
 
@@ -233,7 +268,7 @@ inline Step depth_to_space_step(const Array& z, const Array& y, const Map& nhwc,
     const int64_t lines = checked_count({{"height", height}, {"factor", factor}});
     const int64_t pixels = checked_count({{"width", width}, {"factor", factor}});
     const int64_t from = checked_map({batch, lines, pixels, channels});
-    const int64_t to = checked_map({batch, out_height, out_width, channels});
+    checked_map({batch, out_height, out_width, channels});
     if (factor < 1 || first < 0 || first > lines - out_height || first > pixels - out_width) {
         throw std::invalid_argument("factor must be at least 1, and y lie within the squares of z; got " +
                                     std::to_string(out_height) + "x" + std::to_string(out_width) +
@@ -241,8 +276,9 @@ inline Step depth_to_space_step(const Array& z, const Array& y, const Map& nhwc,
                                     "x" + std::to_string(pixels));
     }
     const Dtype type = dtype(bfloat16);
+    const PixelRows written = required_pixels("y", y, batch * out_height * out_width, channels, type);
     const DepthToSpaceArgs args{batch,     height, width, channels, out_height, out_width, factor, first,
-                                required("z", z, from, type), required("y", y, to, type), type};
+                                required("z", z, from, type), written.first, written.row, type};
     return [args](int isa) { depth_to_space_cpu(args, isa); };
 }
 
@@ -351,8 +387,8 @@ inline void check_scales(const Array& scales, bool bfloat16) {
 }
 
 inline Step winograd_step(const Array& x, const Array& values, const Array& scales, const Array& bias,
-                          const Array& out, const Map& nhwc, int64_t out_channels, int64_t dilation,
-                          bool accumulate, bool bfloat16) {
+                          const Array& added, const Array& out, const Map& nhwc, int64_t out_channels,
+                          int64_t dilation, bool bfloat16) {
     const auto [batch, height, width, channels] = nhwc;
     const WinogradSizes sizes = winograd_sizes(channels, out_channels);
     const int64_t from = checked_map(nhwc), to = checked_map({batch, height, width, out_channels});
@@ -361,6 +397,7 @@ inline Step winograd_step(const Array& x, const Array& values, const Array& scal
     }
     check_scales(scales, bfloat16);
     const Dtype type = dtype(bfloat16);
+    const PixelRows written = required_pixels("out", out, batch * height * width, out_channels, type);
     const WinogradArgs args{batch,
                             height,
                             width,
@@ -371,8 +408,9 @@ inline Step winograd_step(const Array& x, const Array& values, const Array& scal
                             required("values", values, sizes.values, type),
                             optional<const float>("scales", scales, sizes.scales),
                             optional<const float>("bias", bias, out_channels),
-                            required("out", out, to, type),
-                            accumulate,
+                            optional("added", added, to, type),
+                            written.first,
+                            written.row,
                             type};
     return [args](int isa) { winograd_conv_cpu(args, isa); };
 }
@@ -400,6 +438,8 @@ inline Step tile_conv_step(const Array& x, const Array& values, const Array& bia
     if (dilation < 1 || dilation > 0x7fffffffll) {
         throw std::invalid_argument("dilation must be in [1, 2**31); got " + std::to_string(dilation));
     }
+    const SumAndActivation written =
+        sum_and_activation(sum, y, batch * height * width, out_channels, Dtype::kBfloat16);
     const TileConvArgs args{batch,
                             height,
                             width,
@@ -411,8 +451,9 @@ inline Step tile_conv_step(const Array& x, const Array& values, const Array& bia
                             required<const Bfloat16>("values", values, sizes.values),
                             optional<const float>("bias", bias, out_channels),
                             optional<const Bfloat16>("added", added, to),
-                            optional<Bfloat16>("sum", sum, to),
-                            optional<Bfloat16>("y", y, to),
+                            static_cast<Bfloat16*>(written.sum),
+                            static_cast<Bfloat16*>(written.y),
+                            written.row,
                             activation(code)};
     if (to != 0 && args.sum == nullptr && args.y == nullptr) {
         throw std::invalid_argument("of a convolution sum, y or both is written; neither was given");

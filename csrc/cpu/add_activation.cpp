@@ -26,14 +26,20 @@ struct Sum {
     }
 };
 
+// Elements that are read from `first` and written from `to`.
+struct Run {
+    int64_t first, to, count;
+};
+
 // keep: the sum is written; activate: y is.
 template <class T, bool add, bool weighted, bool keep, bool activate, Activation activation>
-static void write(const AddActivationArgs& args, int64_t first, int64_t count) {
+static void write(const AddActivationArgs& args, Run run) {
+    const auto [first, to, count] = run;
     Sum<T, add, weighted> s{static_cast<const T*>(args.a) + first, nullptr, args.a_weight, args.b_weight};
     if constexpr (add) s.b = static_cast<const T*>(args.b) + first;
     T *sum = nullptr, *y = nullptr;
-    if constexpr (keep) sum = static_cast<T*>(args.sum) + first;
-    if constexpr (activate) y = static_cast<T*>(args.y) + first;
+    if constexpr (keep) sum = static_cast<T*>(args.sum) + to;
+    if constexpr (activate) y = static_cast<T*>(args.y) + to;
     for_each_vector(count, [=]<int n>(int64_t i, Width<n>) {
         const auto value = s.template at<n>(i);
         if constexpr (keep) store_lanes<n>(sum + i, value);
@@ -45,25 +51,32 @@ static void write(const AddActivationArgs& args, int64_t first, int64_t count) {
 }
 
 template <class T, bool add, bool weighted>
-static void write_chunk(const AddActivationArgs& args, int64_t first, int64_t count) {
+static void write_run(const AddActivationArgs& args, Run run) {
     if (args.y == nullptr) {
-        return write<T, add, weighted, true, false, Activation::kNone>(args, first, count);
+        return write<T, add, weighted, true, false, Activation::kNone>(args, run);
     }
     with_activation(args.activation, [&]<Activation a>(Activating<a>) {
-        if (args.sum != nullptr) return write<T, add, weighted, true, true, a>(args, first, count);
-        write<T, add, weighted, false, true, a>(args, first, count);
+        if (args.sum != nullptr) return write<T, add, weighted, true, true, a>(args, run);
+        write<T, add, weighted, false, true, a>(args, run);
     });
 }
 
 template <class T>
 static void run(const AddActivationArgs& args, int threads) {
     const bool weighted = args.a_weight != 1.0f || args.b_weight != 1.0f;
-    const auto chunk = args.b == nullptr
-                           ? (weighted ? write_chunk<T, false, true> : write_chunk<T, false, false>)
-                           : (weighted ? write_chunk<T, true, true> : write_chunk<T, true, false>);
+    const auto write_each = args.b == nullptr
+                                ? (weighted ? write_run<T, false, true> : write_run<T, false, false>)
+                                : (weighted ? write_run<T, true, true> : write_run<T, true, false>);
+    if (args.row == args.channels) {
 #pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t first = 0; first < args.count; first += kChunk) {
-        chunk(args, first, smaller(kChunk, args.count - first));
+        for (int64_t first = 0; first < args.count; first += kChunk) {
+            write_each(args, {first, first, smaller(kChunk, args.count - first)});
+        }
+        return;
+    }
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t pixel = 0; pixel < args.count / args.channels; ++pixel) {
+        write_each(args, {pixel * args.channels, pixel * args.row, args.channels});
     }
 }
 

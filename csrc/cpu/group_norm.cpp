@@ -44,7 +44,7 @@ static void finalise_groups(const void* norm, int64_t n, ChannelStats stats, Aff
 
 void group_norm(const GroupNormArgs& args, const NormPlan& plan, const NormWorkspace& workspace) {
     const NormMaps maps{args.batch,         args.channels, args.plane,     args.x,         args.y,
-                        args.channels_last, args.in_dtype, args.out_dtype, args.activation};
+                        args.channels_last, args.in_dtype, args.out_dtype, args.activation, args.y_row};
     run_norm(maps, plan, workspace, true, finalise_groups, &args);
 }
 
@@ -60,7 +60,7 @@ static void finalise_scale_shift(const void* affine, int64_t n, ChannelStats, Af
 
 void scale_shift(const ScaleShiftArgs& args, const NormPlan& plan, const NormWorkspace& workspace) {
     const NormMaps maps{args.batch,         args.channels, args.plane,     args.x,         args.y,
-                        args.channels_last, args.in_dtype, args.out_dtype, args.activation};
+                        args.channels_last, args.in_dtype, args.out_dtype, args.activation, args.channels};
     run_norm(maps, plan, workspace, false, finalise_scale_shift, &args);
 }
 

@@ -37,7 +37,7 @@ static void finalise(const void* norm, int64_t n, ChannelStats stats, Affine out
 void instance_norm_plus(const NormArgs& args, const NormPlan& plan, const NormWorkspace& workspace) {
     const NormMaps maps{args.batch,    args.channels,  args.plane,         args.x,
                         args.y,        args.channels_last, args.in_dtype, args.out_dtype,
-                        args.elu ? Activation::kElu : Activation::kNone};
+                        args.elu ? Activation::kElu : Activation::kNone, args.channels};
     run_norm(maps, plan, workspace, true, finalise, &args);
 }
 

@@ -146,18 +146,18 @@ static void merge_tiles(const NormMaps& maps, const NormPlan& plan, float* slot,
 }
 
 template <Activation activation, class In, class Out>
-static void apply_channels_last(const In* x, Out* y, int64_t rows, int64_t channels, Affine a) {
+static void apply_channels_last(const In* x, Out* y, int64_t rows, int64_t channels, int64_t y_row, Affine a) {
     for_each_vector(channels, [=]<int n>(int64_t c, Width<n>) {
         float mean[n], scale[n], shift[n], lane[n];
         memcpy(mean, a.mean + c, sizeof mean);
         memcpy(scale, a.scale + c, sizeof scale);
         memcpy(shift, a.shift + c, sizeof shift);
-        for (int64_t at = c; at < rows * channels; at += channels) {
+        for (int64_t at = c, to = c; at < rows * channels; at += channels, to += y_row) {
             const auto v = load_lanes<n>(x + at);
             memcpy(lane, &v, sizeof lane);
 #pragma omp simd
             for (int i = 0; i < n; ++i) lane[i] = normalised<activation>(lane[i], mean[i], scale[i], shift[i]);
-            store_lanes<n>(y + at, load_bits<Lanes<float, n>>(lane));
+            store_lanes<n>(y + to, load_bits<Lanes<float, n>>(lane));
         }
     });
 }
@@ -176,14 +176,15 @@ struct Pass {
     const NormMaps& maps;
     const NormPlan& plan;
 
-    int64_t start(int64_t n, int64_t unit) const {
+    // First element of a unit, in a map whose pixels begin `row` apart if it is channels-last.
+    int64_t start(int64_t n, int64_t unit, int64_t row) const {
+        if (maps.channels_last) return (n * maps.plane + unit * plan.tile_size) * row;
         const int64_t sample = n * maps.channels * maps.plane;
-        if (maps.channels_last) return sample + unit * plan.tile_size * maps.channels;
         return sample + unit / plan.tiles * maps.plane + unit % plan.tiles * plan.tile_size;
     }
 
     void stats(int64_t n, int64_t unit, float* slot) const {
-        const In* x = static_cast<const In*>(maps.x) + start(n, unit);
+        const In* x = static_cast<const In*>(maps.x) + start(n, unit, maps.channels);
         const int64_t tile = maps.channels_last ? unit : unit % plan.tiles;
         const TileStats out = tile_stats(plan, slot, tile, maps.channels);
         const int64_t length = tile_length(maps, plan, tile);
@@ -198,11 +199,12 @@ struct Pass {
 
     template <Activation activation>
     void apply_as(int64_t n, int64_t unit, float* slot) const {
-        const In* x = static_cast<const In*>(maps.x) + start(n, unit);
-        Out* y = static_cast<Out*>(maps.y) + start(n, unit);
+        const In* x = static_cast<const In*>(maps.x) + start(n, unit, maps.channels);
+        Out* y = static_cast<Out*>(maps.y) + start(n, unit, maps.y_row);
         const Affine a = affine_of(plan, slot, maps.channels);
         if (maps.channels_last) {
-            apply_channels_last<activation>(x, y, tile_length(maps, plan, unit), maps.channels, a);
+            const int64_t rows = tile_length(maps, plan, unit);
+            apply_channels_last<activation>(x, y, rows, maps.channels, maps.y_row, a);
         } else {
             const int64_t c = unit / plan.tiles, length = tile_length(maps, plan, unit % plan.tiles);
             apply_contiguous<activation>(x, y, length, a.mean[c], a.scale[c], a.shift[c]);

@@ -26,6 +26,7 @@ struct NormMaps {
     bool channels_last;
     Dtype in_dtype, out_dtype;
     Activation activation;
+    int64_t y_row;  // channels-last: elements between two pixels of y
 };
 
 struct Affine {

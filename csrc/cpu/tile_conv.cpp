@@ -49,12 +49,12 @@ template <Activation activation>
 static void finish_pixel(const TileConvArgs& args, const Finished& pair, int row) {
     if (pair.pixels[row] < 0) return;
     const int64_t channel = pair.panel * kTilePanel;
-    const int64_t at = pair.pixels[row] * args.out_channels + channel;
+    const int64_t from = pair.pixels[row] * args.out_channels + channel, at = pair.pixels[row] * args.row + channel;
     const float* sums = pair.sums + row * kTilePanel;
     for_each_vector(smaller(kTilePanel, args.out_channels - channel), [&]<int n>(int64_t i, Width<n>) {
         auto value = load_lanes<n>(sums + i);
         if (args.bias != nullptr) value += load_lanes<n>(args.bias + channel + i);
-        if (args.added != nullptr) value += load_lanes<n>(args.added + at + i);
+        if (args.added != nullptr) value += load_lanes<n>(args.added + from + i);
         if (args.sum != nullptr) store_lanes<n>(args.sum + at + i, value);
         if (args.y != nullptr) {
             const auto curve = [](float v) __attribute__((always_inline)) { return activated<activation>(v); };

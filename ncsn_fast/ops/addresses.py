@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 Array = tuple[int, int]  # address, bytes
+PixelRows = tuple[int, int, int]  # and elements from a pixel of a map to the next, with gaps
 NONE: Array = (0, 0)  # no tensor
 CPU = torch.device("cpu")
 NCHW, NHWC = torch.contiguous_format, torch.channels_last

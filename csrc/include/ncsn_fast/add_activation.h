@@ -10,9 +10,10 @@
 
 namespace ncsn_fast {
 
-// All maps have one type and one layout; sum and y may be a or b.
+// All maps have one type and one layout; sum and y may be a or b. What is written may have gaps behind every
+// `channels` elements: these then begin `row` apart, and it is neither a nor b.
 struct AddActivationArgs {
-    int64_t count;
+    int64_t count, channels, row;
     const void* a;
     const void* b;  // null: nothing is added
     void* sum;      // null: not wanted

@@ -22,6 +22,7 @@ struct GroupNormArgs {
     Dtype in_dtype, out_dtype;
     Activation activation;
     float eps;
+    int64_t y_row;  // channels-last, on the CPU: elements between two pixels of y, `channels` if y is x
 };
 
 // y = activation(scale x + shift), with one scale and one shift for each sample and channel.

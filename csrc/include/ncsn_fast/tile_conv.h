@@ -37,6 +37,7 @@ struct TileConvArgs {
     const Bfloat16* added;  // null: none
     Bfloat16* sum;          // s; null: not wanted. It may be `added`, and neither may be x.
     Bfloat16* y;            // null: not wanted. It may be `added`, not `sum`.
+    int64_t row;            // elements between two pixels of sum and y, out_channels if one is `added`
     Activation activation;
 };
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -30,6 +31,14 @@ class Map:
     def numel(self) -> int:
         """Elements for one image."""
         return self.channels * self.height * self.width
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """Some channels of a map, from `first`, in whose memory another map lies."""
+
+    whole: Map
+    first: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -376,6 +385,8 @@ class Graph:
         batch: the one batch size that the network can run with; None for all.
         condition: computes `vectors` from the conditions; see TorchSpec.program.
         parameters: tensors that programs read, by name.
+        slices: maps that lie in others; what writes them skips the other channels
+            (concatenation.py).
     """
 
     def __init__(self, channels: int, height: int, width: int) -> None:
@@ -388,6 +399,7 @@ class Graph:
         self.condition_parameters: tuple[str, ...] = ()
         self.parameters: dict[str, Tensor] = {}
         self.kept: frozenset[str] = frozenset()
+        self.slices: Mapping[Map, Slice] = {}
 
     @property
     def flop(self) -> float:
