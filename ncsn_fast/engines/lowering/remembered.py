@@ -1,4 +1,4 @@
-"""What was made of a network, kept as long as the network's parameters are as they were."""
+"""A network's derived values, kept as long as its parameters are as they were."""
 
 from __future__ import annotations
 
