@@ -42,7 +42,8 @@ def add_elu(
 ) -> None: ...
 def add_activation(
     a: Array, b: Array, sum: Array, y: Array, pixels: int, channels: int, bfloat16: bool,
-    activation: int, a_weight: float, b_weight: float, nhwc: Sequence[int], border: int, isa: int, /,
+    activation: int, a_weight: float, b_weight: float, nhwc: Sequence[int], border: int,
+    isa: int, /,
 ) -> None: ...  # fmt: skip
 def group_norm(
     x: Array, y: Array, gamma: Array, beta: Array, add: Array, scale: Array, shift: Array,
