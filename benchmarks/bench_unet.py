@@ -1,4 +1,9 @@
-"""Benchmarks of a network that a user brings (user_unet.py): one forward on the CPU."""
+"""Benchmarks of a network that a user brings (user_unet.py): one forward on the CPU.
+
+`ours-bf16-copies` copies every operand of a concatenation; `shares` of its row and of that of
+`ours-bf16` say what concatenation takes of a forward, with and without
+ncsn_fast/engines/lowering/concatenation.py.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +12,18 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conditional_providers import EAGER, OTHERS, Forward, enter
+from conditional_providers import EAGER, OTHERS, Forward, Provider, copying, enter
 from race import Entrant
 from user_unet import model
 
 BATCHES = {"b1": 1, "b8": 8}
-PROVIDERS = {"eager": EAGER, **OTHERS}
+PROVIDERS = {
+    "eager": EAGER,
+    **OTHERS,
+    "ours-bf16-copies": Provider(
+        "engine cpu, concatenations copied", "bf16", copying("bf16"), 3e-2
+    ),
+}
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)

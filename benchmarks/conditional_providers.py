@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import torch
 from race import Absent, Entrant, relative_error
 from torch import Tensor
 
 from ncsn_fast import EngineUnavailable, ScoreModel
+from ncsn_fast.engines.base import Engine
 from ncsn_fast.engines.compiled import CompileEngine
+from ncsn_fast.engines.cpu import plan
 from ncsn_fast.engines.cpu.engine import CpuEngine
 from ncsn_fast.engines.onnx.model import make_onnx
 from ncsn_fast.inference.cost import network_flop
 
 Run = Callable[[], Tensor]
+_PROFILE_ROUNDS = 25
 SIGMA = torch.tensor([1.0], dtype=torch.float64)  # noise level of the images, in the unit of x
 
 
@@ -59,6 +64,18 @@ def eager(of: Forward) -> Run:
     return run
 
 
+@dataclasses.dataclass(frozen=True)
+class EngineRun:
+    """The network as an engine of this package runs it."""
+
+    engine: Engine
+    inputs: tuple[Tensor, ...]
+
+    def __call__(self) -> Tensor:
+        with self.engine.context():
+            return self.engine.network(*self.inputs)
+
+
 def engine(kind: type, dtype: str) -> Callable[[Forward], Run]:
     """Returns a builder of an engine of this package."""
 
@@ -67,14 +84,35 @@ def engine(kind: type, dtype: str) -> Callable[[Forward], Run]:
             made = kind(of.model, device=torch.device("cpu"), dtype=dtype, batch_size=len(of.x))
         except EngineUnavailable as error:
             raise Absent(str(error)) from error
+        return EngineRun(made, of.inputs)
 
-        def run() -> Tensor:
-            with made.context():
-                return made.network(*of.inputs)
+    return build
 
+
+def copying(dtype: str) -> Callable[[Forward], Run]:
+    """Returns a builder of the engine for CPUs that copies every operand of a concatenation."""
+
+    def build(of: Forward) -> Run:
+        with mock.patch.object(plan, "write_in_place", lambda graph, writes: graph):
+            run = engine(CpuEngine, dtype)(of)
+            run()  # builds the plan
         return run
 
     return build
+
+
+def shares(run: Run) -> dict[str, float]:
+    """Returns the share of each kind of operation in the time of the engine for CPUs, if it is it.
+
+    Times are those of `describe`.
+    """
+    if not isinstance(run, EngineRun) or not isinstance(run.engine, CpuEngine):
+        return {}
+    profile = run.engine.profile(_PROFILE_ROUNDS)
+    total, found = sum(seconds for _, seconds in profile), Counter[str]()
+    for cost, seconds in profile:
+        found[cost.kind] += seconds / total
+    return dict(found)
 
 
 def openvino(precision: str) -> Callable[[Forward], Run]:
@@ -149,4 +187,6 @@ def enter(provider: Provider, of: Forward, workload: str, *, small: bool) -> Ent
         "unet": workload, "dtype": provider.dtype, "summary": provider.summary,
         "batch": len(of.x), "flop": len(of.x) * network_flop(of.model),
     }  # fmt: skip
+    if found := shares(run):
+        info["shares"] = found
     return Entrant(run, lambda: relative_error(run(), expected), provider.bound, info)

@@ -17,6 +17,7 @@ using Address = uintptr_t;
 struct Array {
     Address address = 0;
     int64_t bytes = 0;
+    int64_t row = 0;  // elements from a pixel of a channels-last map to the next; 0 if it is its channels
 };
 
 struct Size {
@@ -47,7 +48,11 @@ inline int64_t checked_count(std::initializer_list<Size> sizes) {
 
 // The address of `count` elements of `size` bytes; without any it may be null.
 inline void* checked_address(const char* name, const Array& array, int64_t count, int64_t size) {
-    const auto [address, bytes] = array;
+    const auto [address, bytes, row] = array;
+    if (row != 0) {
+        throw std::invalid_argument(std::string(name) + " must have pixels without gaps between them; they begin " +
+                                    std::to_string(row) + " elements apart");
+    }
     if (count != 0) {
         const int64_t needed = count * size;
         if (address == 0) {
@@ -84,6 +89,25 @@ inline void* required(const char* name, const Array& array, int64_t count, Dtype
 
 inline void* optional(const char* name, const Array& array, int64_t count, Dtype dtype) {
     return array.address == 0 ? nullptr : required(name, array, count, dtype);
+}
+
+// A channels-last map whose pixels begin `row` elements apart.
+struct PixelRows {
+    void* first;
+    int64_t row;
+};
+
+// A map that is written, perhaps as some channels of a wider one, whose others are left alone.
+inline PixelRows required_pixels(const char* name, const Array& array, int64_t pixels, int64_t channels,
+                                 Dtype dtype) {
+    const int64_t row = array.row == 0 ? channels : array.row;
+    if (row < channels) {
+        throw std::invalid_argument(std::string(name) + " must have pixels of " + std::to_string(channels) +
+                                    " elements; they begin " + std::to_string(row) + " apart");
+    }
+    const int64_t all = checked_count({{"pixels", pixels}, {"row", row}});
+    const int64_t count = pixels == 0 || channels == 0 ? 0 : all - row + channels;
+    return {required(name, {array.address, array.bytes}, count, dtype), row};
 }
 
 }  // namespace ncsn_fast

@@ -307,7 +307,8 @@ int device_count() {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-    m.doc() = "Kernels of ncsn_fast on arrays, which are (address, bytes), and sizes; use ncsn_fast.ops.";
+    m.doc() = "Kernels of ncsn_fast on arrays and sizes; use ncsn_fast.ops. An array is (address, bytes), or (address, "
+              "bytes, row): a map whose pixels begin `row` elements apart, where a kernel writes one so.";
     m.def("build_info", &build_info, "How this extension was built.");
     m.def("isa_levels", [] { return isa_levels(true); }, "CPU levels that this machine can run.");
     m.def("default_isa", [] { return isa_name(resolve_isa(-1)); }, "The CPU level in use.");
@@ -341,13 +342,14 @@ PYBIND11_MODULE(_C, m) {
     bind_kernel(m, plan, "add_elu", &add_elu_step,
                 "(a, b, sum, y, count, bfloat16, isa); b, sum or y (0, 0) where there is none.");
     bind_kernel(m, plan, "add_activation", &add_activation_step,
-                "(a, b, sum, y, count, bfloat16, activation, a_weight, b_weight, (batch, height, width, channels), "
-                "border, isa); b, sum or y (0, 0) where there is none; border -1 of a dense y.");
+                 "(a, b, sum, y, pixels, channels, bfloat16, activation, a_weight, b_weight, (batch, height, width, "
+                 "channels), border, isa); b, sum or y (0, 0) where there is none; sum and y may have a row; border -1 "
+                 "of a y without one.");
     bind_kernel(m, plan, "group_norm", &group_norm_step,
-                "(x, y, gamma, beta, add, scale, shift, batch, channels, plane, groups, channels_last, "
-                "in_bfloat16, out_bfloat16, activation, eps, strip_sums, width, border, isa); gamma and beta "
-                "(channels,), the next three (batch, channels), each (0, 0) where there is none; the last as of "
-                "instance_norm_plus.");
+                 "(x, y, gamma, beta, add, scale, shift, batch, channels, plane, groups, channels_last, "
+                 "in_bfloat16, out_bfloat16, activation, eps, strip_sums, width, border, isa); gamma and beta "
+                 "(channels,), the next three (batch, channels), each (0, 0) where there is none; y may have a row; "
+                 "the last as of instance_norm_plus.");
     bind_kernel(m, plan, "scale_shift", &scale_shift_step,
                 "(x, y, scale, shift, batch, channels, plane, channels_last, in_bfloat16, out_bfloat16, "
                 "activation, isa); scale and shift (batch, channels), each (0, 0) where there is none.");
@@ -355,10 +357,10 @@ PYBIND11_MODULE(_C, m) {
                 "(x, y, pixels, channels, x_channels, x_first, y_channels, y_first, in_bfloat16, out_bfloat16, "
                 "isa)");
     bind_kernel(m, plan, "upsample_nearest", &upsample_nearest_step,
-                "(x, y, (batch, height, width, channels), rows, columns, bfloat16, isa)");
+                "(x, y, (batch, height, width, channels), rows, columns, bfloat16, isa); y may have a row.");
     bind_kernel(m, plan, "depth_to_space", &depth_to_space_step,
                 "(z, y, (batch, height, width, channels), out_height, out_width, factor, first, bfloat16, isa); "
-                "channels are those of y.");
+                "channels are those of y, which may have a row.");
     bind_kernel(m, plan, "softmax", &softmax_step,
                 "(x, rows, columns, scale, bfloat16, isa): softmax of scale * x, in place.");
     bind_kernel(m, plan, "depthwise_transposed", &depthwise_transposed_step,
@@ -378,12 +380,12 @@ PYBIND11_MODULE(_C, m) {
                 "(x, a, y, (batch, height, width, channels), out_height, out_width, bfloat16, isa); a (0, 0) "
                 "where there is none.");
     bind_kernel(m, plan, "winograd_conv", &winograd_step,
-                "(x, values, scales, bias, out, (batch, height, width, channels), out_channels, dilation, "
-                "accumulate, bfloat16, isa); bias (0, 0) where there is none.");
+                "(x, values, scales, bias, added, out, (batch, height, width, channels), out_channels, dilation, "
+                "bfloat16, isa); bias or added (0, 0) where there is none; out may have a row.");
     bind_kernel(m, plan, "tile_conv", &tile_conv_step,
-                "(x, values, bias, added, sum, y, strip_sums, (batch, height, width, channels), out_channels, taps, "
-                "dilation, activation, border, y_border, isa): bfloat16 maps; bias, added, sum, y or strip_sums "
-                "(0, 0) where there is none; borders of x and y are -1 of dense maps.");
+                 "(x, values, bias, added, sum, y, strip_sums, (batch, height, width, channels), out_channels, taps, "
+                 "dilation, activation, border, y_border, isa): bfloat16 maps; bias, added, sum, y or strip_sums "
+                 "(0, 0) where there is none; sum and y may have a row; borders of x and y are -1 of maps without one.");
     bind_winograd_pack(m);
     bind_tiles(m);
     bind_native(m);

@@ -34,15 +34,20 @@ inline PaddedMap checked_padded(const Map& nhwc, int64_t border) {
     return PaddedMap(batch, height, width, channels, border);
 }
 
-// A map that is written: its first pixel, null if there is no such map, and where the others lie.
+// A map that is written: its first pixel, null if there is no such map, and where the others lie. A map without a
+// border may be some channels of a wider one.
 struct WrittenMap {
     void* first;
     PixelLayout pixels;
 };
 
 inline WrittenMap written_map(const char* name, const Array& memory, const Map& nhwc, int64_t border, Dtype type) {
+    const auto [batch, height, width, channels] = nhwc;
     if (border == kDense) {
-        return {optional(name, memory, checked_map(nhwc), type), dense_pixels(nhwc[1], nhwc[2], nhwc[3])};
+        checked_map(nhwc);
+        if (memory.address == 0) return {nullptr, dense_pixels(height, width, channels)};
+        const PixelRows rows = required_pixels(name, memory, batch * height * width, channels, type);
+        return {rows.first, dense_pixels(height, width, rows.row)};
     }
     const PaddedMap map = checked_padded(nhwc, border);
     if (type != Dtype::kBfloat16) {
@@ -52,7 +57,7 @@ inline WrittenMap written_map(const char* name, const Array& memory, const Map& 
 }
 
 inline WrittenMap required_map(const char* name, const Array& memory, const Map& nhwc, int64_t border, Dtype type) {
-    if (border == kDense) required(name, memory, checked_map(nhwc), type);
+    if (border == kDense && memory.address == 0) required(name, memory, checked_map(nhwc), type);
     return written_map(name, memory, nhwc, border, type);
 }
 

@@ -30,6 +30,7 @@ inline Step norm_step(const Array& x, const Array& y, const Array& alpha, const 
                       const Array& strip_sums, int64_t width, int64_t border) {
     const Map nhwc = norm_map(batch, channels, plane, channels_last, strip_sums, width, border);
     const WrittenMap out = required_map("y", y, nhwc, border, dtype(out_bfloat16));
+    if (!channels_last) required("y", y, checked_map(nhwc), dtype(out_bfloat16));  // it has no row
     const int64_t row = per_sample ? channels : 0, parameters = per_sample ? batch * channels : channels;
     const NormArgs args{batch,
                         channels,
@@ -65,25 +66,30 @@ inline Activation activation(int64_t code) {
 }
 
 inline Step add_activation_step(const Array& a, const Array& b, const Array& sum, const Array& y,
-                                int64_t count, bool bfloat16, int64_t code, float a_weight,
+                                int64_t pixels, int64_t channels, bool bfloat16, int64_t code, float a_weight,
                                 float b_weight, const Map& nhwc, int64_t border) {
-    checked_count({{"count", count}});
+    const int64_t count = checked_count({{"pixels", pixels}, {"channels", channels}});
     const Dtype type = dtype(bfloat16);
-    if (border != kDense && checked_map(nhwc) != count) {
-        throw std::invalid_argument("maps must have `count` elements, " + std::to_string(count) + "; got " +
-                                    std::to_string(checked_map(nhwc)));
+    if (border != kDense && (checked_map(nhwc) != count || nhwc[3] != channels)) {
+        throw std::invalid_argument("maps must have `pixels` of `channels`, " + std::to_string(pixels) + " of " +
+                                    std::to_string(channels) + "; got " + std::to_string(checked_map(nhwc)) +
+                                    " elements in " + std::to_string(nhwc[3]) + " channels");
     }
-    const WrittenMap out = written_map("y", y, border == kDense ? Map{1, 1, 1, count} : nhwc, border, type);
+    const Map map = border == kDense ? Map{1, pixels, 1, channels} : nhwc;
+    const WrittenMap total = written_map("sum", sum, map, kDense, type);
+    const WrittenMap out = written_map("y", y, map, border, type);
+    const bool dense = border == kDense && total.pixels.pixel == channels && out.pixels.pixel == channels;
     const AddActivationArgs args{count,
+                                 dense ? 0 : channels,
                                  required("a", a, count, type),
                                  optional("b", b, count, type),
-                                 optional("sum", sum, count, type),
+                                 total.first,
                                  out.first,
                                  type,
                                  activation(code),
                                  a_weight,
                                  b_weight,
-                                 border == kDense ? 0 : nhwc[3],
+                                 total.pixels,
                                  out.pixels};
     const bool adds = args.b != nullptr, keeps = args.sum != nullptr;
     if (count != 0 && (adds ? !keeps && args.y == nullptr : keeps || args.y == nullptr)) {
@@ -95,7 +101,7 @@ inline Step add_activation_step(const Array& a, const Array& b, const Array& sum
 inline Step add_elu_step(const Array& a, const Array& b, const Array& sum, const Array& y, int64_t count,
                          bool bfloat16) {
     const auto elu = static_cast<int64_t>(Activation::kElu);
-    return add_activation_step(a, b, sum, y, count, bfloat16, elu, 1.0f, 1.0f, {}, kDense);
+    return add_activation_step(a, b, sum, y, 1, count, bfloat16, elu, 1.0f, 1.0f, {}, kDense);
 }
 
 template <PoolKind kind>
@@ -164,6 +170,7 @@ inline Step group_norm_step(const Array& x, const Array& y, const Array& gamma, 
     check_groups(groups, channels);
     const WrittenMap out = required_map("y", y, nhwc, border, dtype(out_bfloat16));
     const int64_t rows = batch * channels;
+    if (!channels_last) required("y", y, checked_map(nhwc), dtype(out_bfloat16));  // it has no row
     const GroupNormArgs args{batch,
                              channels,
                              plane,
@@ -230,10 +237,12 @@ inline Step upsample_nearest_step(const Array& x, const Array& y, const Map& nhw
                                   int64_t columns, bool bfloat16) {
     const auto [batch, height, width, channels] = nhwc;
     const int64_t from = checked_map(nhwc), lines = checked_count({{"height", height}, {"rows", rows}});
-    const int64_t to = checked_map({batch, lines, checked_count({{"width", width}, {"columns", columns}}), channels});
+    const int64_t along = checked_count({{"width", width}, {"columns", columns}});
+    checked_map({batch, lines, along, channels});
     const Dtype type = dtype(bfloat16);
+    const PixelRows written = required_pixels("y", y, batch * lines * along, channels, type);
     const UpsampleArgs args{batch, height, width, channels, rows, columns, required("x", x, from, type),
-                            required("y", y, to, type), type};
+                            written.first, written.row, type};
     return [args](int isa) { upsample_nearest_cpu(args, isa); };
 }
 
@@ -244,7 +253,7 @@ inline Step depth_to_space_step(const Array& z, const Array& y, const Map& nhwc,
     const int64_t lines = checked_count({{"height", height}, {"factor", factor}});
     const int64_t pixels = checked_count({{"width", width}, {"factor", factor}});
     const int64_t from = checked_map({batch, lines, pixels, channels});
-    const int64_t to = checked_map({batch, out_height, out_width, channels});
+    checked_map({batch, out_height, out_width, channels});
     if (factor < 1 || first < 0 || first > lines - out_height || first > pixels - out_width) {
         throw std::invalid_argument("factor must be at least 1, and y lie within the squares of z; got " +
                                     std::to_string(out_height) + "x" + std::to_string(out_width) +
@@ -252,8 +261,9 @@ inline Step depth_to_space_step(const Array& z, const Array& y, const Map& nhwc,
                                     "x" + std::to_string(pixels));
     }
     const Dtype type = dtype(bfloat16);
+    const PixelRows written = required_pixels("y", y, batch * out_height * out_width, channels, type);
     const DepthToSpaceArgs args{batch,     height, width, channels, out_height, out_width, factor, first,
-                                required("z", z, from, type), required("y", y, to, type), type};
+                                required("z", z, from, type), written.first, written.row, type};
     return [args](int isa) { depth_to_space_cpu(args, isa); };
 }
 
@@ -362,8 +372,8 @@ inline void check_scales(const Array& scales, bool bfloat16) {
 }
 
 inline Step winograd_step(const Array& x, const Array& values, const Array& scales, const Array& bias,
-                          const Array& out, const Map& nhwc, int64_t out_channels, int64_t dilation,
-                          bool accumulate, bool bfloat16) {
+                          const Array& added, const Array& out, const Map& nhwc, int64_t out_channels,
+                          int64_t dilation, bool bfloat16) {
     const auto [batch, height, width, channels] = nhwc;
     const WinogradSizes sizes = winograd_sizes(channels, out_channels);
     const int64_t from = checked_map(nhwc), to = checked_map({batch, height, width, out_channels});
@@ -372,6 +382,7 @@ inline Step winograd_step(const Array& x, const Array& values, const Array& scal
     }
     check_scales(scales, bfloat16);
     const Dtype type = dtype(bfloat16);
+    const PixelRows written = required_pixels("out", out, batch * height * width, out_channels, type);
     const WinogradArgs args{batch,
                             height,
                             width,
@@ -382,8 +393,9 @@ inline Step winograd_step(const Array& x, const Array& values, const Array& scal
                             required("values", values, sizes.values, type),
                             optional<const float>("scales", scales, sizes.scales),
                             optional<const float>("bias", bias, out_channels),
-                            required("out", out, to, type),
-                            accumulate,
+                            optional("added", added, to, type),
+                            written.first,
+                            written.row,
                             type};
     return [args](int isa) { winograd_conv_cpu(args, isa); };
 }
@@ -420,6 +432,7 @@ inline Step tile_conv_step(const Array& x, const Array& values, const Array& bia
         throw std::invalid_argument("the border of x must be at least " + std::to_string(reach) + ", or -1; got " +
                                     std::to_string(border));
     }
+    const WrittenMap total = written_map("sum", sum, written, kDense, Dtype::kBfloat16);
     const WrittenMap out = written_map("y", y, written, y_border, Dtype::kBfloat16);
     const TileConvArgs args{batch,
                             height,
@@ -433,10 +446,11 @@ inline Step tile_conv_step(const Array& x, const Array& values, const Array& bia
                             required<const Bfloat16>("values", values, sizes.values),
                             optional<const float>("bias", bias, out_channels),
                             optional<const Bfloat16>("added", added, to),
-                            optional<Bfloat16>("sum", sum, to),
+                            static_cast<Bfloat16*>(total.first),
                             optional<float>("strip_sums", strip_sums, strip_sums_of(written)),
                             static_cast<Bfloat16*>(out.first),
                             out.pixels,
+                            total.pixels.pixel,
                             activation(code)};
     if (to != 0 && args.sum == nullptr && (args.y == nullptr || args.strip_sums != nullptr)) {
         throw std::invalid_argument("of a convolution sum, y or both is written, and sum with strip_sums; it was "

@@ -1,5 +1,6 @@
 # The compiled extension (csrc/bindings.cpp). A tensor is an array, (address, bytes), as
-# ncsn_fast.ops.addresses has it; (0, 0) where there is none.
+# ncsn_fast.ops.addresses has it; (0, 0) where there is none. Some kernels write a map whose pixels
+# begin `row` elements apart: (address, bytes, row).
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,8 +41,9 @@ def add_elu(
     a: Array, b: Array, sum: Array, y: Array, count: int, bfloat16: bool, isa: int, /
 ) -> None: ...
 def add_activation(
-    a: Array, b: Array, sum: Array, y: Array, count: int, bfloat16: bool, activation: int,
-    a_weight: float, b_weight: float, nhwc: Sequence[int], border: int, isa: int, /,
+    a: Array, b: Array, sum: Array, y: Array, pixels: int, channels: int, bfloat16: bool,
+    activation: int, a_weight: float, b_weight: float, nhwc: Sequence[int], border: int,
+    isa: int, /,
 ) -> None: ...  # fmt: skip
 def group_norm(
     x: Array, y: Array, gamma: Array, beta: Array, add: Array, scale: Array, shift: Array,
@@ -178,8 +180,8 @@ def winograd_pack(
     bfloat16: bool, /,
 ) -> None: ...  # fmt: skip
 def winograd_conv(
-    x: Array, values: Array, scales: Array, bias: Array, out: Array, nhwc: Sequence[int],
-    out_channels: int, dilation: int, accumulate: bool, bfloat16: bool, isa: int, /,
+    x: Array, values: Array, scales: Array, bias: Array, added: Array, out: Array,
+    nhwc: Sequence[int], out_channels: int, dilation: int, bfloat16: bool, isa: int, /,
 ) -> None: ...  # fmt: skip
 def amx_state() -> tuple[bool, bool, bool, int]: ...
 def tile_product(sum: Array, a: Array, b: Array, strides: Sequence[int], isa: int, /) -> None: ...

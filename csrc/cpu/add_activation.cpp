@@ -26,14 +26,20 @@ struct Sum {
     }
 };
 
-// Elements from `first` on; y begins at `to`. keep: the sum is written; activate: y is.
+// Elements that are read from `first` on; the sum is written from `sum` on, and y from `y`.
+struct Run {
+    int64_t first, sum, y, count;
+};
+
+// keep: the sum is written; activate: y is.
 template <class T, bool add, bool weighted, bool keep, bool activate, Activation activation>
-static void write(const AddActivationArgs& args, int64_t first, int64_t to, int64_t count) {
-    Sum<T, add, weighted> s{static_cast<const T*>(args.a) + first, nullptr, args.a_weight, args.b_weight};
-    if constexpr (add) s.b = static_cast<const T*>(args.b) + first;
+static void write(const AddActivationArgs& args, const Run& run) {
+    const int64_t count = run.count;
+    Sum<T, add, weighted> s{static_cast<const T*>(args.a) + run.first, nullptr, args.a_weight, args.b_weight};
+    if constexpr (add) s.b = static_cast<const T*>(args.b) + run.first;
     T *sum = nullptr, *y = nullptr;
-    if constexpr (keep) sum = static_cast<T*>(args.sum) + first;
-    if constexpr (activate) y = static_cast<T*>(args.y) + to;
+    if constexpr (keep) sum = static_cast<T*>(args.sum) + run.sum;
+    if constexpr (activate) y = static_cast<T*>(args.y) + run.y;
     for_each_vector(count, [=]<int n>(int64_t i, Width<n>) {
         const auto value = s.template at<n>(i);
         if constexpr (keep) store_lanes<n>(sum + i, value);
@@ -45,36 +51,38 @@ static void write(const AddActivationArgs& args, int64_t first, int64_t to, int6
 }
 
 template <class T, bool add, bool weighted>
-static void write_chunk(const AddActivationArgs& args, int64_t first, int64_t to, int64_t count) {
+static void write_run(const AddActivationArgs& args, const Run& run) {
     if (args.y == nullptr) {
-        return write<T, add, weighted, true, false, Activation::kNone>(args, first, to, count);
+        return write<T, add, weighted, true, false, Activation::kNone>(args, run);
     }
     with_activation(args.activation, [&]<Activation a>(Activating<a>) {
-        if (args.sum != nullptr) return write<T, add, weighted, true, true, a>(args, first, to, count);
-        write<T, add, weighted, false, true, a>(args, first, to, count);
+        if (args.sum != nullptr) return write<T, add, weighted, true, true, a>(args, run);
+        write<T, add, weighted, false, true, a>(args, run);
     });
 }
 
 template <class T>
 static void run(const AddActivationArgs& args, int threads) {
     const bool weighted = args.a_weight != 1.0f || args.b_weight != 1.0f;
-    const auto chunk = args.b == nullptr
-                           ? (weighted ? write_chunk<T, false, true> : write_chunk<T, false, false>)
-                           : (weighted ? write_chunk<T, true, true> : write_chunk<T, true, false>);
-    if (args.channels == 0) {
+    const auto write_each = args.b == nullptr
+                                ? (weighted ? write_run<T, false, true> : write_run<T, false, false>)
+                                : (weighted ? write_run<T, true, true> : write_run<T, true, false>);
+    if (args.channels == 0 || args.count == 0) {
 #pragma omp parallel for schedule(static) num_threads(threads)
         for (int64_t first = 0; first < args.count; first += kChunk) {
-            chunk(args, first, first, smaller(kChunk, args.count - first));
+            write_each(args, {first, first, first, smaller(kChunk, args.count - first)});
         }
         return;
     }
-    const PixelLayout& to = args.y_pixels;
-    const int64_t line = to.width * args.channels;
+    const PixelLayout &sum = args.sum_pixels, &y = args.y_pixels;
+    const int64_t line = y.width * args.channels;
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t row = 0; row < args.count / line; ++row) {
-        const int64_t y = row / to.height * to.image + row % to.height * to.row;
-        for (int64_t w = 0; w < to.width; ++w) {
-            chunk(args, row * line + w * args.channels, y + w * to.pixel, args.channels);
+        const int64_t image = row / y.height, of_image = row % y.height;
+        const int64_t to_sum = image * sum.image + of_image * sum.row, to_y = image * y.image + of_image * y.row;
+        for (int64_t w = 0; w < y.width; ++w) {
+            const int64_t first = row * line + w * args.channels;
+            write_each(args, {first, to_sum + w * sum.pixel, to_y + w * y.pixel, args.channels});
         }
     }
 }

@@ -98,6 +98,18 @@ static inline T total(T (&lane)[kSumLanes]) {
 
 static inline int64_t pieces(int64_t size, int64_t piece) { return (size + piece - 1) / piece; }
 
+// Copies `count` pixels of some bytes, which begin other numbers of bytes apart.
+static inline void copy_strided(const unsigned char* from, unsigned char* to, int64_t count, int64_t bytes,
+                               int64_t from_apart, int64_t to_apart) {
+    if (from_apart == bytes && to_apart == bytes) {
+        memcpy(to, from, static_cast<size_t>(count * bytes));
+        return;
+    }
+    for (int64_t i = 0; i < count; ++i) {
+        memcpy(to + i * to_apart, from + i * from_apart, static_cast<size_t>(bytes));
+    }
+}
+
 template <int n>
 struct Width {};
 

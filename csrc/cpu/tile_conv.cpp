@@ -67,7 +67,7 @@ static void finish_pixel(const TileConvArgs& args, const Finished& pair, int row
     const Pixel& pixel = pair.pixels[row];
     if (pixel.number < 0) return;
     const int64_t channel = pair.panel * kTilePanel;
-    const int64_t at = pixel.number * args.out_channels + channel;
+    const int64_t from = pixel.number * args.out_channels + channel, at = pixel.number * args.sum_row + channel;
     const float* sums = pair.sums + row * kTilePanel;
     float* const strip = args.strip_sums == nullptr
                              ? nullptr
@@ -75,7 +75,7 @@ static void finish_pixel(const TileConvArgs& args, const Finished& pair, int row
     for_each_vector(smaller(kTilePanel, args.out_channels - channel), [&]<int n>(int64_t i, Width<n>) {
         auto value = load_lanes<n>(sums + i);
         if (args.bias != nullptr) value += load_lanes<n>(args.bias + channel + i);
-        if (args.added != nullptr) value += load_lanes<n>(args.added + at + i);
+        if (args.added != nullptr) value += load_lanes<n>(args.added + from + i);
         if (args.sum != nullptr) store_lanes<n>(args.sum + at + i, value);
         if (strip != nullptr) {
             add_to_strip<n>(strip + i, args.out_channels, load_lanes<n>(args.sum + at + i), pixel.begins);

@@ -286,10 +286,11 @@ static void multiply_panel(const WinogradArgs& args, const Block<typename Kind::
     }
 }
 
-// A^T m A of the products m of one tile and panel, added to the bias and, if wanted, to the map.
-// `pixels` are the output pixels, null outside the map.
+// A^T m A of the products m of one tile and panel, added to the bias and, if there is one, to a map.
+// `pixels` are the output pixels, null outside the map, and `added` those of that map.
 template <class T>
-static void write_tile(const WinogradArgs& args, const float* products, T* const* pixels, int64_t panel) {
+static void write_tile(const WinogradArgs& args, const float* products, const T* const* added, T* const* pixels,
+                       int64_t panel) {
     for (int64_t lane = 0; lane < kPanel; lane += kLanes) {
         const int64_t c = panel * kPanel + lane, count = args.out_channels - c;
         if (count <= 0) return;
@@ -303,7 +304,7 @@ static void write_tile(const WinogradArgs& args, const float* products, T* const
         for (int q = 0; q < kTile * kTile; ++q) {
             if (pixels[q] == nullptr) continue;
             Vec value = tile[q] + bias;
-            if (args.accumulate) value += load_some(pixels[q] + c, count);
+            if (args.added != nullptr) value += load_some(added[q] + c, count);
             store_some(pixels[q] + c, value, count);
         }
     }
@@ -339,9 +340,15 @@ static void run_unit(const WinogradArgs& args, const WinogradPlan& plan,
         multiply_panel<Kind>(args, block, panel);
         for (int64_t t = 0; t < block.tiles; ++t) {
             T* pixels[kTile * kTile];
-            find_pixels<kTile>(args, corner_of(args, plan, block.first + t), 0, static_cast<T*>(args.out),
-                               args.out_channels, static_cast<T*>(nullptr), pixels);
-            write_tile(args, block.products + t * kPoints * kPanel, pixels, panel);
+            const T* added[kTile * kTile];
+            const Corner corner = corner_of(args, plan, block.first + t);
+            find_pixels<kTile>(args, corner, 0, static_cast<T*>(args.out), args.out_row,
+                               static_cast<T*>(nullptr), pixels);
+            if (args.added != nullptr) {
+                find_pixels<kTile>(args, corner, 0, static_cast<const T*>(args.added), args.out_channels,
+                                   static_cast<const T*>(nullptr), added);
+            }
+            write_tile(args, block.products + t * kPoints * kPanel, added, pixels, panel);
         }
     }
 }

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 Array = tuple[int, int]  # address, bytes
+PixelRows = tuple[int, int, int]  # and elements from a pixel of a map to the next, with gaps
 NONE: Array = (0, 0)  # no tensor
 DENSE = -1  # border of a map that has none around it (ops/tiles.py)
 CPU = torch.device("cpu")

@@ -55,8 +55,9 @@ def activation_out(x: Tensor, out: Tensor, activation: str) -> Tensor:
     check_flat(x=x, out=out)
     check_outputs({"x": x}, {"out": out}, in_place=True)
     _C.add_activation(
-        dense("x", x, x.dtype), NONE, NONE, dense("out", out, x.dtype), x.numel(), is_bfloat16(x),
-        activation_code(activation), 1.0, 1.0, (0, 0, 0, 0), DENSE, forced_isa.get(),
+        dense("x", x, x.dtype), NONE, NONE, dense("out", out, x.dtype), 1, x.numel(),
+        is_bfloat16(x), activation_code(activation), 1.0, 1.0, (0, 0, 0, 0), DENSE,
+        forced_isa.get(),
     )  # fmt: skip
     return out
 
@@ -86,8 +87,9 @@ def add_activation_out(
     check_outputs({"a": a, "b": b}, outputs, in_place=True)
     written, curved = (NONE if t is None else dense(key, t, a.dtype) for key, t in named)
     _C.add_activation(
-        dense("a", a, a.dtype), dense("b", b, a.dtype), written, curved, a.numel(), is_bfloat16(a),
-        activation_code(activation), *weights, (0, 0, 0, 0), DENSE, forced_isa.get(),
+        dense("a", a, a.dtype), dense("b", b, a.dtype), written, curved, 1, a.numel(),
+        is_bfloat16(a), activation_code(activation), *weights, (0, 0, 0, 0), DENSE,
+        forced_isa.get(),
     )  # fmt: skip
 
 
@@ -478,7 +480,8 @@ def winograd_conv_out(
     check_outputs({"x": x}, {"out": out})
     _C.winograd_conv(
         map_of("x", x), *weights.arrays(),
-        array("bias", bias, (weights.out_channels,), torch.float32), map_of("out", out), nhwc(x),
-        weights.out_channels, dilation, accumulate, is_bfloat16(x), forced_isa.get(),
+        array("bias", bias, (weights.out_channels,), torch.float32),
+        map_of("out", out) if accumulate else NONE, map_of("out", out), nhwc(x),
+        weights.out_channels, dilation, is_bfloat16(x), forced_isa.get(),
     )  # fmt: skip
     return out

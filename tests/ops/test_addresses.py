@@ -166,12 +166,13 @@ def add_elu() -> list[Any]:
 
 
 def add_activation() -> list[Any]:
-    return [*add_elu(), 3, 1.0, 0.5, (0, 0, 0, 0), -1]
+    arrays = add_elu()[:4]
+    return [*arrays, Size(N * H * W), C, False, 3, 1.0, 0.5, (0, 0, 0, 0), -1]
 
 
 def add_activation_padded() -> list[Any]:
     maps = [Memory(COUNT, BF16), optional(COUNT, BF16), optional(COUNT, BF16), padded(C, 2)]
-    return [*maps, Size(COUNT), True, 3, 1.0, 0.5, NHWC_SIZES, 2]
+    return [*maps, Size(N * H * W), C, True, 3, 1.0, 0.5, NHWC_SIZES, 2]
 
 
 def group_norm(layout: bool, border: int = -1) -> list[Any]:
@@ -243,8 +244,9 @@ def winograd(bfloat16: bool) -> list[Any]:
     weights.append(Memory(WINOGRAD_SCALES) if bfloat16 else NONE)
     kind, out_channels = (BF16 if bfloat16 else F32), Size(5)
     x, out = Memory(COUNT, kind), Memory(N * H * W * out_channels, kind)
-    options = [NHWC_SIZES, out_channels, 1, True, bfloat16]
-    return [x, *weights, optional(out_channels), out, *options]
+    options = [NHWC_SIZES, out_channels, 1, bfloat16]
+    added = Memory(N * H * W * out_channels, kind, optional=True)
+    return [x, *weights, optional(out_channels), added, out, *options]
 
 
 def winograd_pack(bfloat16: bool) -> list[Any]:
@@ -514,10 +516,10 @@ def test_a_convolution_needs_its_tensors_and_its_memory():
     [
         ([*winograd(True)[:2], NONE, *winograd(True)[3:], -1], "have scales; there are none"),
         ([*winograd(False)[:2], Memory(1152), *winograd(False)[3:], -1], "have no scales; some"),
-        ([*winograd(True)[:-3], 0, True, True, -1], r"dilation must be in \[1, 2\*\*31\); got 0"),
-        ([*winograd(True)[:-3], 2**31, True, True, -1], "dilation must be"),
-        ([*winograd(True)[:5], (2, 4, 6, 0), 5, 1, True, True, -1], "channels of a Winograd"),
-        ([*winograd(True)[:5], NHWC_SIZES, 2**21, 1, True, True, -1], "channels of a Winograd"),
+        ([*winograd(True)[:-2], 0, True, -1], r"dilation must be in \[1, 2\*\*31\); got 0"),
+        ([*winograd(True)[:-2], 2**31, True, -1], "dilation must be"),
+        ([*winograd(True)[:6], (2, 4, 6, 0), 5, 1, True, -1], "channels of a Winograd"),
+        ([*winograd(True)[:6], NHWC_SIZES, 2**21, 1, True, -1], "channels of a Winograd"),
     ],
 )
 def test_parts_of_a_winograd_convolution_that_do_not_fit(arguments, text):
@@ -567,8 +569,9 @@ def test_what_a_kernel_would_not_compute_is_refused():
         arguments = [change.get(i, value) for i, value in enumerate(group_norm(True, 1))]
         with pytest.raises(ValueError, match="y must be bfloat16, as it has a border; got float32"):
             _C.group_norm(*written([*arguments, -1]))
-    arguments = written([*add_activation_padded()[:9], (2, 4, 6, 2), 2, -1])
-    with pytest.raises(ValueError, match="must have `count` elements, 144; got 96"):
+    arguments = written([*add_activation_padded()[:10], (2, 4, 6, 2), 2, -1])
+    words = "must have `pixels` of `channels`, 48 of 3; got 96 elements in 2 channels"
+    with pytest.raises(ValueError, match=words):
         _C.add_activation(*arguments)
     for groups in (0, -1, 2, 2**40):
         arguments = written([*group_norm(True)[:10], groups, *group_norm(True)[11:], -1])
@@ -578,3 +581,64 @@ def test_what_a_kernel_would_not_compute_is_refused():
         set_levels(Memory(3, I64).array, 3)
     with pytest.raises(ValueError, match=r"at most 2\*\*34 elements"):
         _C.uniform(Memory(1).array, Memory(1, I64).array, 1, 2**34 + 1, 0, 0, 0)
+
+
+class Gapped(Memory):
+    """A map whose pixels of `channels` elements have gaps behind them."""
+
+    def __init__(self, pixels: int, channels: int, dtype: torch.dtype = F32) -> None:
+        self.row = channels + 2
+        super().__init__(pixels * self.row - 2, dtype)
+
+    @property
+    def array(self) -> Any:
+        return (*super().array, self.row)
+
+
+def gapped() -> dict[str, list[Any]]:
+    """Calls that write a map with gaps between its pixels, and the place of that array in them."""
+    pixels = N * H * W
+
+    def call(arguments: list[Any], at: int, y: Memory) -> list[Any]:
+        arguments[at] = y
+        return [arguments, at]
+
+    adds, of_a = add_activation(), [Memory(COUNT), NONE, NONE, NONE]
+    tiles = tile_conv()
+    tiles[4] = tiles[6] = NONE  # y alone
+    return {
+        "add_activation": call([*of_a, *adds[4:]], 3, Gapped(pixels, C)),
+        "group_norm": call(group_norm(True), 1, Gapped(pixels, C, BF16)),
+        "upsample_nearest": call(upsample_nearest(), 1, Gapped(pixels * 6, C)),
+        "depth_to_space": call(depth_to_space(), 1, Gapped(N * 7 * 11, C)),
+        "winograd_conv": call(winograd(True), 5, Gapped(pixels, 5, BF16)),
+        "tile_conv": call(tiles, 5, Gapped(pixels, 5, BF16)),
+    }
+
+
+@pytest.mark.parametrize("name", gapped())
+def test_pixels_with_gaps_are_written_where_a_kernel_can(name):
+    arguments, at = gapped()[name]
+    arguments[at].held.fill_(7)
+    call, values = getattr(_C, name), written([*arguments, -1])
+    call(*values)
+    y = arguments[at]
+    gaps = torch.nn.functional.pad(y.held, (0, 2)).view(-1, y.row)[:-1, -2:]
+    assert gaps.eq(7).all()
+    address, size, row = values[at]
+    for wrong in ((address, size - 1, row), (address, size, row + 1), (address, size, row - 3)):
+        values[at] = wrong
+        with pytest.raises(ValueError, match="must have"):
+            call(*values)
+    values[at] = address, size, -row
+    with pytest.raises(ValueError, match="must have pixels of"):
+        call(*values)
+
+
+@pytest.mark.parametrize("name", sorted({*STEPS} - {*gapped()}))
+def test_pixels_with_gaps_are_refused_where_no_kernel_can(name):
+    for make in STEPS[name]:
+        arguments = written(make())
+        values = [(*a, 99) if i == 0 else a for i, a in enumerate(arguments)]
+        with pytest.raises(ValueError, match="must have pixels without gaps between them"):
+            getattr(_C, name)(*values, -1)

@@ -311,7 +311,7 @@ def test_sums_of_maps_write_padded_maps(name):
         _C.add_activation(
             *(addresses.array("map", t, t.shape, t.dtype, layout=addresses.NHWC)
               for t in (a, b, again)),
-            y.array("y"), a.numel(), True, activation_code("silu"), 0.7, 1.5,
+            y.array("y"), n * height * width, c, True, activation_code("silu"), 0.7, 1.5,
             (n, height, width, c), border, -1,
         )  # fmt: skip
         assert torch.equal(again, total)

@@ -11,9 +11,10 @@
 
 namespace ncsn_fast {
 
-// All maps have one type and one layout, but a padded y; sum and y may be a or b.
+// All maps have one type; sum and y may be a or b. Where `channels` is 0, all are dense and alike. Else a and b are
+// dense channels-last maps, and what is written may lie otherwise, and is neither a nor b then.
 struct AddActivationArgs {
-    int64_t count;
+    int64_t count, channels;
     const void* a;
     const void* b;  // null: nothing is added
     void* sum;      // null: not wanted
@@ -21,8 +22,7 @@ struct AddActivationArgs {
     Dtype dtype;
     Activation activation;
     float a_weight, b_weight;
-    int64_t channels;      // 0: y is as dense as the others; else these are of channels-last maps,
-    PixelLayout y_pixels;  // and y has zeros around it
+    PixelLayout sum_pixels, y_pixels;
 };
 
 }  // namespace ncsn_fast

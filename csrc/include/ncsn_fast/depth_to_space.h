@@ -14,6 +14,7 @@ struct DepthToSpaceArgs {
     int64_t factor, first;  // s
     const void* z;
     void* y;  // not z
+    int64_t y_row;  // elements between two pixels of y, at least `channels`
     Dtype dtype;
 };
 

@@ -42,6 +42,7 @@ struct TileConvArgs {
     float* strip_sums;      // of the sum, which is kept then; null: not wanted
     Bfloat16* y;            // null: not wanted. It may be `added`, not `sum`.
     PixelLayout y_pixels;
+    int64_t sum_row;        // elements between two pixels of sum, out_channels if it is `added`
     Activation activation;
 };
 

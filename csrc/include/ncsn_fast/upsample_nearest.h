@@ -12,6 +12,7 @@ struct UpsampleArgs {
     int64_t rows, columns;                   // of y for one of x
     const void* x;
     void* y;  // not x
+    int64_t y_row;  // elements between two pixels of y, at least `channels`
     Dtype dtype;
 };
 

@@ -1,6 +1,6 @@
 // Convolution with 3x3 weights, stride 1, dilation d and padding d, of channels-last maps:
 //
-//   out[i, j] = bias + sum over k, l of w[k, l] x[i + d (k - 1), j + d (l - 1)]   (+ out[i, j])
+//   out[i, j] = bias + sum over k, l of w[k, l] x[i + d (k - 1), j + d (l - 1)]   (+ added[i, j])
 //
 // by Winograd's F(4x4, 3x3) in the form of Toom and Cook (Lavin and Gray 2016, section 4.1):
 //
@@ -52,9 +52,10 @@ struct WinogradArgs {
     const void* values;   // for bfloat16 maps int16, else float32
     const float* scales;  // for bfloat16 maps
     const float* bias;    // (out_channels,); null: none
+    const void* added;    // null: none; it may be out
     void* out;            // not x
-    bool accumulate;      // whether out is added to
-    Dtype dtype;          // of x and out
+    int64_t out_row;      // elements between two pixels of out, out_channels if it is `added`
+    Dtype dtype;          // of x, added and out
 };
 
 // B^T d along one axis, for windows of a step between elements; V: float or a vector of floats.

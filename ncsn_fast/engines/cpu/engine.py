@@ -15,7 +15,7 @@ from ncsn_fast.engines.base import DTYPES
 from ncsn_fast.engines.cpu import autotune, choice, onednn
 from ncsn_fast.engines.cpu.choice import Layers
 from ncsn_fast.engines.cpu.plan import CpuPlan
-from ncsn_fast.engines.lowering.memory_plan import format_profile
+from ncsn_fast.engines.lowering.memory_plan import OpCost, format_profile
 from ncsn_fast.engines.lowering.static_memory import Weights
 from ncsn_fast.engines.static_engine import StaticEngine
 from ncsn_fast.models.classes import default_label
@@ -186,14 +186,23 @@ class CpuEngine(StaticEngine):
         FLOP are those of the direct algorithm, whichever ran.
         """
         plan = self._plan(self.model.config.image_size)
-        with self.context(), self._lock:
-            plan.run()
-            rounds = [plan.profile() for _ in range(_PROFILE_ROUNDS)]
-        seconds = [statistics.median(times) for times in zip(*rounds, strict=True)]
+        costs, seconds = map(list, zip(*self.profile(), strict=True))
         return (
-            f"{format_profile(plan.costs, seconds, self.dtype)}; "
+            f"{format_profile(costs, seconds, self.dtype)}; "
             f"weights {plan.weight_bytes / 1e6:.1f} MB, maps {plan.map_bytes / 1e6:.1f} MB"
         )
+
+    def profile(self, rounds: int = _PROFILE_ROUNDS) -> list[tuple[OpCost, float]]:
+        """Times the operations of the plan for the model's image size.
+
+        Returns:
+            Each operation, and the median of its seconds in so many runs.
+        """
+        plan = self._plan(self.model.config.image_size)
+        with self.context(), self._lock:
+            plan.run()
+            each = zip(*(plan.profile() for _ in range(rounds)), strict=True)
+            return [*zip(plan.costs, map(statistics.median, each), strict=True)]
 
     def release(self) -> None:
         super().release()

@@ -11,7 +11,7 @@ from ncsn_fast.engines.lowering import torch_steps
 from ncsn_fast.engines.lowering.graph import Graph, Map, Op
 from ncsn_fast.engines.lowering.memory_plan import aligned
 from ncsn_fast.engines.lowering.static_memory import StaticMemory, Weights
-from ncsn_fast.ops.addresses import NHWC, Array, array, part
+from ncsn_fast.ops.addresses import NHWC, Array, PixelRows, array, part
 from ncsn_fast.ops.extension import _C
 
 
@@ -101,7 +101,21 @@ class PlanMemory(StaticMemory):
     def nhwc(self, x: Map) -> tuple[int, int, int, int]:
         return self.batch, x.height, x.width, x.channels
 
+    def target(self, y: Map) -> Array | PixelRows:
+        """Returns the memory of a map that a kernel writes, which may be a slice of another."""
+        if (within := self.graph.slices.get(y)) is None:
+            return self.array(y)
+        row = within.whole.channels
+        n, c, height, width = self.shape(y)
+        size = ((n * height * width - 1) * row + c) * self.dtype.itemsize
+        return (*part(self._buffer, self._offsets[y], size), row)
+
+    def pixels(self, x: Map) -> tuple[int, int]:
+        """Returns the pixels of a map, and the channels of each."""
+        return self.batch * x.height * x.width, x.channels
+
     def array(self, x: Map, offset: int = 0) -> Array:
         """Returns the memory of a map, from an element of the first image."""
+        assert x not in self.graph.slices, "a slice has gaps between its pixels"
         skipped = offset * self.dtype.itemsize
         return part(self._buffer, self._offsets[x] + skipped, self.bytes(x) - skipped)

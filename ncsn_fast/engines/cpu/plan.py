@@ -13,7 +13,8 @@ from ncsn_fast.engines.cpu.layers import can_be_product, can_be_tiles, can_be_wi
 from ncsn_fast.engines.cpu.memory import PlanMemory
 from ncsn_fast.engines.cpu.padding import PaddedMap, border_of, with_padding
 from ncsn_fast.engines.cpu.strip_sums import sums_among, with_strip_sums
-from ncsn_fast.engines.lowering.graph import AttentionSpec, ConvolutionSpec, Graph, Op
+from ncsn_fast.engines.lowering.concatenation import write_in_place
+from ncsn_fast.engines.lowering.graph import AttentionSpec, ConvolutionSpec, Graph, Map, Op
 from ncsn_fast.engines.lowering.memory_plan import OpCost
 from ncsn_fast.engines.lowering.static_memory import Weights, network_input
 from ncsn_fast.ops.activations import activation_code
@@ -59,9 +60,20 @@ class CpuPlan(PlanMemory):
             packed = f"{op.name} (tiles)" in known
             return packed or (_is_in(tiles, op.name) and can_be_tiles(op, spec))
 
+        def by_winograd(op: Op, spec: ConvolutionSpec) -> bool:
+            packed = f"{op.name} (winograd)" in known  # weights keep their algorithm at every size
+            chosen = op.name not in known and _is_in(winograd, op.name)
+            return packed or (chosen and can_be_winograd(op, spec))
+
+        def writes(op: Op) -> bool:
+            if isinstance(spec := op.spec, ConvolutionSpec):
+                return in_tiles(op, spec) or by_winograd(op, spec)
+            return steps.writes_pixels(op)
+
         fused = with_strip_sums(with_epilogues(graph, in_tiles), in_tiles)
-        super().__init__(with_padding(fused, in_tiles), batch, dtype, known)
-        self.winograd, self.products, self._in_tiles = winograd, products, in_tiles
+        placed = write_in_place(with_padding(fused, in_tiles), writes)
+        super().__init__(placed, batch, dtype, known)
+        self.products, self._in_tiles, self._by_winograd = products, in_tiles, by_winograd
         self.input, self.output = self.tensor(graph.input), self.tensor(graph.output)
         self._spans: list[int] = []  # steps of each operation
         self.costs = [self._add(op) for op in self.graph.ops]
@@ -105,15 +117,21 @@ class CpuPlan(PlanMemory):
         kind += _fused(op)
         self._spans.append(len(self.steps) - before)
         y = op.outputs[0]
-        moved = sum(self.bytes(x) for x in (*op.inputs, *op.outputs))
+        moved = sum(map(self.bytes, self._moved(op)))
         return OpCost(kind, op.name, self.shape(y), self.batch * op.flop, moved)
+
+    def _moved(self, op: Op) -> tuple[Map, ...]:
+        """Returns the maps that an operation reads and writes."""
+        if op.kind != "concat":
+            return (*op.inputs, *op.outputs)
+        return 2 * tuple(x for x in op.inputs if x not in self.graph.slices)
 
     def _add_convolution(self, op: Op, spec: ConvolutionSpec) -> str:
         """Adds a convolution step and returns its kind."""
         if self._in_tiles(op, spec):
             self._add_tiles(op, spec)
             return "amx"
-        if f"{op.name} (winograd)" in self.weights or self._chooses_winograd(op, spec):
+        if self._by_winograd(op, spec):
             self._add_winograd(op, spec)
             return "winograd"
         if f"{op.name} (product)" in self.weights or self._chooses_product(op, spec):
@@ -140,14 +158,8 @@ class CpuPlan(PlanMemory):
         if self.converts:
             self.narrow(y, target)
 
-    def _chooses_winograd(self, op: Op, spec: ConvolutionSpec) -> bool:
-        """Returns whether to use Winograd; packed weights keep their algorithm at every size."""
-        if op.name in self.weights:
-            return False
-        return _is_in(self.winograd, op.name) and can_be_winograd(op, spec)
-
     def _chooses_product(self, op: Op, spec: ConvolutionSpec) -> bool:
-        """Returns whether to use a matrix product; see `_chooses_winograd`."""
+        """Returns whether to use a matrix product; packed weights keep their algorithm."""
         if op.name in self.weights:
             return False
         return self._takes_product(op) and can_be_product(op, spec)
@@ -178,9 +190,10 @@ class CpuPlan(PlanMemory):
         scales = rest.pop(0) if self.bfloat16 else None
         weights = WinogradWeights(values, scales, x.channels, y.channels)
         offsets = array("bias", rest[0], (y.channels,), torch.float32) if rest else NONE
+        added = self.array(op.inputs[1]) if len(op.inputs) > 1 else NONE
         self.steps.winograd_conv(
-            self.array(x), *weights.arrays(), offsets, self.array(y), self.nhwc(x), y.channels,
-            spec.dilation, bool(op.overwrites), self.bfloat16,
+            self.array(x), *weights.arrays(), offsets, added, self.target(y), self.nhwc(x),
+            y.channels, spec.dilation, self.bfloat16,
         )  # fmt: skip
 
     def _add_tiles(self, op: Op, spec: ConvolutionSpec) -> None:
@@ -193,14 +206,14 @@ class CpuPlan(PlanMemory):
         values, *bias = self.weights[key]
         TileWeights(values, x.channels, y.channels, spec.taps).check()
         added = self.array(op.inputs[1]) if len(op.inputs) > 1 else NONE
-        curved = bool(spec.activation) or isinstance(last, PaddedMap)  # the sum itself is dense
+        curved = bool(spec.activation) or isinstance(last, PaddedMap)  # the sum has no border
         self.steps.tile_conv(
             self.array(x), array("values", values, tuple(values.shape), torch.bfloat16),
             array("bias", bias[0], (y.channels,), torch.float32) if bias else NONE, added,
-            NONE if curved and last is y else self.array(y), self.array(last) if curved else NONE,
-            NONE if sums is None else self.array(sums), self.nhwc(x), y.channels, spec.taps,
-            spec.dilation, activation_code(spec.activation or "none"), border_of(x),
-            border_of(last),
+            NONE if curved and last is y else self.target(y),
+            self.target(last) if curved else NONE, NONE if sums is None else self.array(sums),
+            self.nhwc(x), y.channels, spec.taps, spec.dilation,
+            activation_code(spec.activation or "none"), border_of(x), border_of(last),
         )  # fmt: skip
 
 

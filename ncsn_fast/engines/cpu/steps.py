@@ -73,7 +73,7 @@ def _group_norm(plan: PlanMemory, op: Op) -> None:
         for v, plus in ((spec.add, 0.0), (spec.scale, -1.0), (spec.shift, 0.0))
     ]
     plan.steps.group_norm(
-        plan.array(x), plan.array(y), gamma, beta, *more, batch, x.channels, plane, spec.groups,
+        plan.array(x), plan.target(y), gamma, beta, *more, batch, x.channels, plane, spec.groups,
         True, plan.bfloat16, plan.bfloat16, activation_code(spec.activation or "none"), spec.eps,
         *_neighbours(plan, op),
     )  # fmt: skip
@@ -90,8 +90,8 @@ def _affine(plan: PlanMemory, op: Op) -> None:
     assert isinstance(spec, AffineSpec)
     if spec.number is not None:
         plan.steps.add_activation(
-            plan.array(x), NONE, NONE, plan.array(y), plan.count(x), plan.bfloat16, 0, spec.number,
-            1.0, plan.nhwc(x), border_of(y),
+            plan.array(x), NONE, NONE, plan.array(y), *plan.pixels(x), plan.bfloat16, 0,
+            spec.number, 1.0, plan.nhwc(x), border_of(y),
         )  # fmt: skip
         return
     scale, shift = (
@@ -122,7 +122,7 @@ def _activation(plan: PlanMemory, op: Op) -> None:
         return
     code = activation_code(op.kind)
     plan.steps.add_activation(
-        plan.array(x), NONE, NONE, plan.array(y), plan.count(x), plan.bfloat16, code, 1.0, 1.0,
+        plan.array(x), NONE, NONE, plan.target(y), *plan.pixels(x), plan.bfloat16, code, 1.0, 1.0,
         plan.nhwc(x), border_of(y),
     )  # fmt: skip
 
@@ -133,10 +133,10 @@ def _add(plan: PlanMemory, op: Op) -> None:
     activation = op.kind.partition("_")[2]
     weights = (op.spec.a, op.spec.b) if isinstance(op.spec, AddSpec) else (1.0, 1.0)
     x, first, last = op.inputs[0], op.outputs[0], op.outputs[-1]
-    curved = bool(activation) or isinstance(last, PaddedMap)  # the sum itself is dense
+    curved = bool(activation) or isinstance(last, PaddedMap)  # the sum itself has no border
     plan.steps.add_activation(
-        a, b, NONE if curved and last is first else plan.array(first),
-        plan.array(last) if curved else NONE, plan.count(x), plan.bfloat16,
+        a, b, NONE if curved and last is first else plan.target(first),
+        plan.target(last) if curved else NONE, *plan.pixels(x), plan.bfloat16,
         activation_code(activation or "none"), *weights, plan.nhwc(x), border_of(last),
     )  # fmt: skip
 
@@ -152,7 +152,7 @@ def _resize(plan: PlanMemory, op: Op) -> None:
 def _nearest(plan: PlanMemory, op: Op) -> None:
     x, y = op.inputs[0], op.outputs[0]
     plan.steps.upsample_nearest(
-        plan.array(x), plan.array(y), plan.nhwc(x), y.height // x.height, y.width // x.width,
+        plan.array(x), plan.target(y), plan.nhwc(x), y.height // x.height, y.width // x.width,
         plan.bfloat16,
     )  # fmt: skip
 
@@ -169,12 +169,14 @@ def _pool5(plan: PlanMemory, op: Op) -> None:
 
 
 def _concat(plan: PlanMemory, op: Op) -> None:
+    """Copies of the maps that were not written where they belong."""
     y, first = op.outputs[0], 0
     for x in op.inputs:
-        plan.steps.copy_channels(
-            plan.array(x), plan.array(y), plan.batch * x.height * x.width, x.channels, x.channels,
-            0, y.channels, first, plan.bfloat16, plan.bfloat16,
-        )  # fmt: skip
+        if x not in plan.graph.slices:
+            plan.steps.copy_channels(
+                plan.array(x), plan.array(y), *plan.pixels(x), x.channels, 0, y.channels, first,
+                plan.bfloat16, plan.bfloat16,
+            )  # fmt: skip
         first += x.channels
 
 
@@ -249,13 +251,24 @@ def _depth_to_space(plan: PlanMemory, op: Op) -> None:
     assert isinstance(spec, SquaresSpec)
     batch, height, width, _ = plan.nhwc(z)
     plan.steps.depth_to_space(
-        plan.array(z), plan.array(y), (batch, height, width, y.channels), y.height, y.width,
+        plan.array(z), plan.target(y), (batch, height, width, y.channels), y.height, y.width,
         spec.factor, spec.first, plan.bfloat16,
     )  # fmt: skip
 
 
 def _in_torch(plan: PlanMemory, op: Op) -> None:
     plan.in_torch(op)
+
+
+# Operations whose kernel can write a map with gaps between its pixels. Convolutions by kernels of
+# ours do, too.
+_WRITES_PIXELS = ("group_norm", "layer_norm", "add", "nearest2", "depth_to_space")
+
+
+def writes_pixels(op: Op) -> bool:
+    """Whether the kernel of an operation that is no convolution can write a slice of a map."""
+    plain = op.kind in ACTIVATIONS and op.spec is None
+    return plain or op.kind in _WRITES_PIXELS or op.kind.startswith("add_")
 
 
 TABLE: dict[str, Adder] = {

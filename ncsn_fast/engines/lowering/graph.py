@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -34,6 +35,14 @@ class Map:
     def elements(self, batch: int) -> int:
         """Returns the elements of the map's memory."""
         return batch * self.numel
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """Some channels of a map, from `first`, in whose memory another map lies."""
+
+    whole: Map
+    first: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -380,6 +389,8 @@ class Graph:
         batch: the one batch size that the network can run with; None for all.
         condition: computes `vectors` from the conditions; see TorchSpec.program.
         parameters: tensors that programs read, by name.
+        slices: maps that lie in others; what writes them skips the other channels
+            (concatenation.py).
     """
 
     def __init__(self, channels: int, height: int, width: int) -> None:
@@ -392,6 +403,7 @@ class Graph:
         self.condition_parameters: tuple[str, ...] = ()
         self.parameters: dict[str, Tensor] = {}
         self.kept: frozenset[str] = frozenset()
+        self.slices: Mapping[Map, Slice] = {}
 
     @property
     def flop(self) -> float:

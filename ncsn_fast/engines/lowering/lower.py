@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import weakref
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from ncsn_fast.engines.lowering.aten import Lowering
 from ncsn_fast.engines.lowering.export import PROBE, Exported, Program
 from ncsn_fast.engines.lowering.graph import Graph, Vector
 from ncsn_fast.engines.lowering.handlers import HANDLERS
+from ncsn_fast.engines.lowering.remembered import Remembered, tensors_of
 from ncsn_fast.engines.lowering.rewriting import name_uniquely
 from ncsn_fast.engines.lowering.transposed import expand_transposed
 
@@ -43,24 +44,8 @@ PASSES: tuple[passes.Pass, ...] = (
 Shape = tuple[int, int, int]
 
 
-class _Lowered(NamedTuple):
-    """A graph, and the parameters that it was made of, with their versions."""
-
-    graph: Graph
-    seen: list[tuple[weakref.ref[Tensor], int]]
-
-    def is_of(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether it was made of these, as they are now."""
-        pairs = zip(self.seen, tensors, strict=False)
-        same = all(ref() is p and version == _version(p) for (ref, version), p in pairs)
-        return same and len(self.seen) == len(tensors)
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
-
-
-_memory: weakref.WeakKeyDictionary[nn.Module, dict[Any, _Lowered]] = weakref.WeakKeyDictionary()
+_Known = dict[Any, Remembered[Graph]]
+_memory: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary()
 
 
 def lower(
@@ -81,19 +66,14 @@ def lower(
     Raises:
         UnsupportedNetwork: torch cannot export the network, or its output is no image of the shape.
     """
-    tensors = [*_tensors(net)]
+    tensors = [*tensors_of(net)]
     known = _memory.setdefault(net, {})
     key = (shape, tuple(conditions), batch)
     found = known.get(key)
     if found is None or not found.is_of(tensors):
-        seen = [(weakref.ref(p), _version(p)) for p in tensors]
-        found = known[key] = _Lowered(_lower(net, shape, conditions, batch), seen)
-    return found.graph
-
-
-def _tensors(net: nn.Module) -> Iterator[Tensor]:
-    yield from net.parameters()
-    yield from net.buffers()
+        graph = _lower(net, shape, conditions, batch)
+        found = known[key] = Remembered.of(graph, tensors)
+    return found.value
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -125,10 +105,10 @@ def export(
 ) -> Exported:
     """Exports a network; see `lower`. What torch.export finds is stored for some (stored.py)."""
     name = stored.key(net, shape, [*conditions], batch)
-    if not all(map(_is_plain, _tensors(net))):
+    if not all(map(_is_plain, tensors_of(net))):
         with torch.inference_mode(mode=False):
             net = copy.deepcopy(net).float()
-    device = next(_tensors(net), torch.empty(0)).device
+    device = next(tensors_of(net), torch.empty(0)).device
     inputs: list[Tensor | None] = [torch.zeros(batch, *shape, dtype=torch.float32, device=device)]
     for dtype in conditions:
         row = None if dtype is None else torch.zeros(batch, dtype=dtype, device=device)

@@ -34,8 +34,9 @@ def plan_memory(graph: Graph, batch: int, element_size: int) -> tuple[dict[Map, 
     """Returns the offset in bytes of every map in one shared buffer, and the buffer's size.
 
     Maps that overwrite one another share memory from the birth of the first to the death of the
-    last; among the others, none that live at the same time overlap. Greedy: largest maps first,
-    each at the lowest offset that is free.
+    last; among the others, none that live at the same time overlap. A slice lies in its map, which
+    is born with the first of its slices. Greedy: largest maps first, each at the lowest offset that
+    is free.
     """
     owner: dict[Map, Map] = {graph.input: graph.input}
     span: dict[Map, tuple[int, int]] = {graph.input: (0, len(graph.ops))}
@@ -47,7 +48,9 @@ def plan_memory(graph: Graph, batch: int, element_size: int) -> tuple[dict[Map, 
         taken = dict(op.overwrites)
         dead |= set(taken.values())
         for y in op.outputs:
-            owner[y] = owner[taken[y]] if y in taken else y
+            within = graph.slices.get(y)
+            owner[y] = owner[taken[y]] if y in taken else y if within is None else within.whole
+            owner.setdefault(owner[y], owner[y])
             span.setdefault(owner[y], (time, time))
     span[owner[graph.output]] = (span[owner[graph.output]][0], len(graph.ops))
 
@@ -63,7 +66,8 @@ def plan_memory(graph: Graph, batch: int, element_size: int) -> tuple[dict[Map, 
                 offset = placed[y] + size(y)
         placed[x] = offset
     total = max(placed[x] + size(x) for x in placed)
-    return {x: placed[owner[x]] for x in owner}, total
+    starts = {x: each.first * element_size for x, each in graph.slices.items()}
+    return {x: placed[owner[x]] + starts.get(x, 0) for x in owner}, total
 
 
 def format_profile(costs: list[OpCost], seconds: list[float], dtype: str) -> str:

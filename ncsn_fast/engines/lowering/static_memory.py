@@ -89,6 +89,7 @@ class StaticMemory:
         return x.elements(self.batch) * self.dtype.itemsize
 
     def _flat(self, x: Map) -> Tensor:
+        assert x not in self.graph.slices, "a slice has gaps between its pixels"
         first = self._offsets[x]
         return self._buffer[first : first + self.bytes(x)].view(self.dtype)
 

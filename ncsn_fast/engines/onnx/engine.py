@@ -28,6 +28,7 @@ from ncsn_fast.engines.base import (
 from ncsn_fast.engines.batch_sizes import default_batch_size
 from ncsn_fast.engines.lowering.graph import UnsupportedNetwork
 from ncsn_fast.engines.onnx.model import make_onnx, read_onnx
+from ncsn_fast.engines.onnx.network import refusal
 from ncsn_fast.engines.static_engine import BufferedEngine
 from ncsn_fast.engines.weights import without_weights
 from ncsn_fast.models.adapter import ParameterisedConfig
@@ -95,8 +96,8 @@ class OrtEngine(BufferedEngine):
     Raises:
         EngineError: the output differs from the reference by more than precision.BOUNDS, or the
             file was not written for this model.
-        EngineUnavailable: the CUDA provider does not start, or cannot capture the graph. ONNX
-            Runtime would continue without it.
+        EngineUnavailable: the network has no ONNX graph (see `refuses`); the CUDA provider does
+            not start, or cannot capture the graph. ONNX Runtime would continue without it.
     """
 
     name = "ort"
@@ -144,6 +145,11 @@ class OrtEngine(BufferedEngine):
         if not missing:
             return None
         return f"{' and '.join(missing)} not installed: pip install {' '.join(missing)}"
+
+    @classmethod
+    def refuses(cls, model: ScoreModel) -> str | None:
+        # With a GPU, a graph may be written for each number of images: graph="on".
+        return refusal(model, wide=True, any_number=not torch.cuda.is_available())
 
     @classmethod
     def check_options(cls, given: Mapping[str, Any]) -> None:
@@ -236,7 +242,7 @@ class OrtEngine(BufferedEngine):
             try:
                 content = make_onnx(self.model, dtype=self.dtype)
             except UnsupportedNetwork as error:
-                raise EngineError(
+                raise EngineUnavailable(
                     f"engine 'ort' does not run networks with {error}; use engine='eager'"
                 ) from error
             found = open_session(content, self.device, threads)

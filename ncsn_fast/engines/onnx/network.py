@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import weakref
 from collections.abc import Callable
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from ncsn_fast.engines.lowering.export import PROBE, Exported
 from ncsn_fast.engines.lowering.graph import UnsupportedNetwork
+from ncsn_fast.engines.lowering.remembered import Remembered, tensors_of
 from ncsn_fast.engines.onnx import stored
 from ncsn_fast.engines.onnx.aten import export, translate
 from ncsn_fast.engines.onnx.writer import Value, Writer
@@ -62,6 +64,9 @@ class ScaledScore(nn.Module):
 
 # Exported networks by stored.key, without weights. They serve all dtypes and sizes.
 _exports: dict[str, Exported] = {}
+# Those of users, by whether they compute a wide time, and the number of images.
+_Known = dict[tuple[bool, int], Remembered[Exported]]
+_users: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary()
 
 
 def write(
@@ -94,6 +99,23 @@ def write(
     return found
 
 
+def refusal(model: ScoreModel, *, wide: bool, any_number: bool) -> str | None:
+    """Returns what of a user's network has no place in a graph; None if it is written.
+
+    Args:
+        wide: see `write`.
+        any_number: whether the graph has to take any number of images.
+    """
+    if stored.key(model) is not None:
+        return None
+    batch = None if any_number else PROBE
+    try:
+        write(model, torch.float32, batch, model.config.image_size, wide=wide)
+    except UnsupportedNetwork as error:
+        return f"does not run networks with {error}"
+    return None
+
+
 def _written(
     model: ScoreModel,
     dtype: torch.dtype,
@@ -102,7 +124,7 @@ def _written(
     wide: bool,
 ) -> Writer:
     if not isinstance(model.config, ModelConfig):
-        exported = _export(model, functools.partial(ScaledScore, wide=wide), batch or PROBE)
+        exported = _of_one_size(model, wide, batch or PROBE)
         if exported.batch is not None and batch is None:
             raise UnsupportedNetwork(
                 "a forward that fixes the number of images, as len(x) does where x.shape[0] would "
@@ -135,6 +157,21 @@ def _of_any_size(model: ScoreModel) -> Exported:
         if key is not None:
             _exports[key] = found.without_weights()
     return found.with_weights(model.state_dict())
+
+
+def _of_one_size(model: ScoreModel, wide: bool, n: int) -> Exported:
+    """Exports a network with another config, unless this very one has been exported."""
+    known, tensors = _users.setdefault(model.net, {}), [*tensors_of(model)]
+    found = known.get((wide, n))
+    if found is None or not found.is_of(tensors):
+        exported = _export(model, functools.partial(ScaledScore, wide=wide), n)
+        found = known[wide, n] = Remembered.of(exported.without_weights(), tensors)
+    named = (model.named_parameters, model.named_buffers)
+    each = {name: t for of in named for name, t in of(remove_duplicate=False)}
+    return found.value.with_weights({
+        name: t.detach().to("cpu", torch.float32 if t.is_floating_point() else t.dtype)
+        for name, t in each.items()
+    })  # fmt: skip
 
 
 def _export(

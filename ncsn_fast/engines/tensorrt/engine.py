@@ -21,6 +21,7 @@ from ncsn_fast.engines.cuda import kernels as gpu_kernels
 from ncsn_fast.engines.cuda.graph_engine import GRAPHS, GraphEngine
 from ncsn_fast.engines.cuda.graphs import empty_cache
 from ncsn_fast.engines.onnx.model import make_onnx
+from ncsn_fast.engines.onnx.network import refusal
 from ncsn_fast.engines.tensorrt import api as trt_api
 from ncsn_fast.engines.tensorrt.builder import LEVELS, Profile, Settings, build_plan
 from ncsn_fast.engines.tensorrt.facts import facts_of, read_file
@@ -149,6 +150,10 @@ class TrtEngine(GraphEngine):
     @classmethod
     def unavailable(cls) -> str | None:
         return trt_api.problem()
+
+    @classmethod
+    def refuses(cls, model: ScoreModel) -> str | None:
+        return refusal(model, wide=False, any_number=False)
 
     @classmethod
     def check_options(cls, given: Mapping[str, Any]) -> None:

@@ -53,13 +53,14 @@ def computed(net, shape, conditions=(), dtype=torch.float32, batch=3):
     net.eval()
     torch.manual_seed(1)
     with torch.inference_mode():
-        plan = CpuPlan(lower(net, shape, [c.dtype for c in conditions]), batch, dtype)
+        graph = lower(net, shape, [c.dtype for c in conditions])
+        plan = CpuPlan(graph, batch, dtype)
         x = torch.rand(batch, *shape)
         plan.load(x)
         plan.set_conditions(*conditions)
         plan.run()
         found, expected = plan.output.float(), net(x, *conditions)
-        on_gpus = engine_cases.fused_output(plan.graph, x, *conditions, dtype=dtype)
+        on_gpus = engine_cases.fused_output(graph, x, *conditions, dtype=dtype)
     bound = 2e-6 if dtype is torch.float32 else BOUNDS["bf16"]
     assert error(on_gpus, expected) <= bound
     return found, expected, [cost.kind for cost in plan.costs]

@@ -11,10 +11,11 @@ from cross_section import cross_section
 from torch import nn
 
 import ncsn_fast
-from ncsn_fast import EngineError, Sampler
+from ncsn_fast import EngineError, EngineUnavailable, Sampler
 from ncsn_fast.engines.lowering.graph import UnsupportedNetwork
 from ncsn_fast.engines.onnx import aten
 from ncsn_fast.engines.onnx import model as onnx_model
+from ncsn_fast.engines.onnx.engine import OrtEngine
 from ncsn_fast.engines.onnx.model import make_onnx
 from ncsn_fast.engines.onnx.writer import Value, Writer
 from ncsn_fast.engines.reference_check import exported_condition
@@ -226,8 +227,8 @@ class FixesTheBatch(nn.Module):
         return self.conv(x * 0.5 + 0.1).reshape(len(x), 4, -1).mean(1).reshape(len(x), 1, 8, 8)
 
 
-def test_a_forward_that_fixes_the_number_of_images():
-    """Our engine lowers it for every micro-batch; a file cannot hold it, which is said."""
+def test_a_forward_that_fixes_the_number_of_images(monkeypatch):
+    """Our engine lowers it for every micro-batch; a file cannot hold it, which is said at once."""
     options = {"predicts": "epsilon", "image_shape": (1, 8, 8), "sigma_min": 0.1, "sigma_max": 3.0}
     torch.manual_seed(0)
     of = ncsn_fast.wrap(FixesTheBatch(), n_sigmas=4, **options)
@@ -236,5 +237,11 @@ def test_a_forward_that_fixes_the_number_of_images():
         expected = eager.sample(n, method="fast", progress=False)
         found = cpu.sample(n, method="fast", progress=False)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
-    with pytest.raises(EngineError, match=r"'ort' does not run .* len\(x\) .*use engine='eager'"):
+    message = r"'ort' does not run .* len\(x\) .*use engine='eager'"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(EngineUnavailable, match=message):
+        Sampler(of, engine="ort", device="cpu")
+    # With a GPU a graph may be written for each number of images, so that this is known later.
+    monkeypatch.setattr(OrtEngine, "refuses", lambda model: None)
+    with pytest.raises(EngineUnavailable, match=message):
         Sampler(of, engine="ort", device="cpu").sample(1, progress=False)
