@@ -23,7 +23,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from ncsn_fast import Sampler
@@ -33,7 +37,7 @@ from ncsn_fast.checkpoints.shipped import ASSETS
 from ncsn_fast.checkpoints.training_run import RunCheckpoint, read_run
 from ncsn_fast.data import datasets
 from ncsn_fast.data.files import atomic_write
-from ncsn_fast.data.images import make_grid, save_png
+from ncsn_fast.data.images import make_grid
 from ncsn_fast.evaluation.classifier_figures import RealDigits
 from ncsn_fast.evaluation.features import load_extractor
 from ncsn_fast.evaluation.metrics import nearest_images
@@ -42,7 +46,7 @@ from ncsn_fast.training.configs import CONFIGS
 from ncsn_fast.training.draws import Draws, Part
 from ncsn_fast.training.objective import Objective, stratified
 
-RECORD = "record.json"
+RECORD, NEIGHBOURS = "record.json", "neighbours.png"
 IDX = "*-ubyte*"  # MNIST's files
 HELD_OUT, SHOWN, BATCH = 1000, 16, 100
 # Settings of a run that do not change what it learns.
@@ -131,7 +135,7 @@ def weights(
     }
     chosen = min(losses, key=lambda name: losses[name])
     folder.mkdir(exist_ok=True, parents=True)
-    for old in (*folder.glob("figures-*.json"), folder / "neighbours.png"):
+    for old in (*folder.glob("figures-*.json"), folder / NEIGHBOURS):
         old.unlink(missing_ok=True)  # of other weights
     model = save_model(models[chosen], folder, dtype=torch.float16) and load(folder)
     size = (folder / WEIGHTS_NAME).stat().st_size
@@ -181,8 +185,15 @@ def figures(
                 first = images[:SHOWN]
                 nearest, _ = nearest_images(first, real.train)
                 grid = make_grid(torch.cat((first, nearest)), len(first))
-                save_png(grid, folder / "neighbours.png")
-                yield folder / "neighbours.png"
+                save_neighbours(grid, method, folder / NEIGHBOURS)
+                yield folder / NEIGHBOURS
+
+
+def save_neighbours(grid: NDArray[np.uint8], method: str, path: Path) -> None:
+    """Writes the picture of samples and their nearest images, with the name of the method in it."""
+    known = PngInfo()
+    known.add_text("method", method)
+    Image.fromarray(grid).save(path, optimize=True, pnginfo=known)
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

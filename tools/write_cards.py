@@ -14,6 +14,7 @@ from pathlib import Path
 
 import safetensors
 import write_figures
+from PIL import Image
 
 from ncsn_fast.checkpoints.model_folder import CONFIG_NAME, WEIGHTS_NAME
 from ncsn_fast.checkpoints.shipped import ASSETS, shipped
@@ -132,8 +133,9 @@ def card(folder: Path) -> str:
     if runs:
         table = write_figures.table(runs, f"shipped {folder.name} model", "real test digits")
         text += FIGURES.format(n=runs[0]["figures"]["n"], table=table)
-    if (folder / "neighbours.png").exists():
-        text += NEIGHBOURS.format(method=runs[0]["sampling"]["method"])
+    if (picture := folder / "neighbours.png").exists():
+        with Image.open(picture) as image:
+            text += NEIGHBOURS.format(method=image.info["method"])
     return reflowed(f"{text}\n{LICENCE}") + "\n"
 
 
