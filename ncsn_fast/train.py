@@ -314,14 +314,14 @@ def run(options: TrainOptions | ToyOptions) -> int:
 
 def _report(folder: Path, stopped: int | None, config: TrainConfig) -> str:
     """Returns what a run says at its end."""
+    sample = (
+        f"sample from it: python -m ncsn_fast.sample --model {folder} --method fast --out grid.png"
+    )
     if stopped is None:
-        return (
-            f"trained: {folder}\n"
-            f"sample from it: python -m ncsn_fast.sample --model {folder} --out grid.png"
-        )
+        return f"trained: {folder}\n{sample}"
     reason = f" after {config.max_minutes:g} minutes" if stopped == TIME_IS_UP else ""
     return (
-        f"stopped{reason} and saved: {folder}\n"
+        f"stopped{reason} and saved: {folder}\n{sample}\n"
         f"continue with: the same command and {resume_options(folder, config)}"
     )
 

@@ -77,7 +77,7 @@ def _surroundings(results: dict[str, Any]) -> dict[str, Any]:
     facts = results["machine_info"]["ncsn_fast"]
     others = {name: v for name, v in facts["versions"].items() if name != "ncsn_fast"}
     limit = facts["isa"] if facts.get("limits") else None
-    return {**facts, "isa": limit, "versions": others}
+    return {**facts, "isa": limit, "limits": facts.get("limits") or {}, "versions": others}
 
 
 def measured(results: dict[str, Any]) -> str:

@@ -164,6 +164,12 @@ def load_model_folder(folder: Path, net: nn.Module | None = None) -> ScoreModel:
         values = read_json(described)
     except (OSError, JSONError) as error:
         raise CheckpointError(str(error)) from error
+    if not weights.exists() and "snapshot_every" in values:
+        raise CheckpointError(
+            f"{folder} is a run that has saved no checkpoint yet: it saves every "
+            f"{values['snapshot_every']} steps (--snapshot-every), and when Ctrl-C or "
+            "--max-minutes stops it"
+        )
     if not weights.exists():
         raise CheckpointError(f"{weights} does not exist; {folder} is not a complete model folder")
     expected = values.pop(DIGEST, None)

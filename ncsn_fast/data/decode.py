@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageColor, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageChops, ImageColor, UnidentifiedImageError
 
 from ncsn_fast.data.limits import IMAGE_BYTES, PIXELS
 
@@ -241,7 +241,16 @@ def _to_eight_bits(
             image = Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image)
     if image.mode not in ("1", "L", "LA", "RGB"):
         image = image.convert("RGB")  # Pillow cannot convert LAB or HSV to L directly
+    if channels == 1 and warn.is_new("grey") and _has_colours(image):
+        warn("grey", f"{name} has colours, and is made grey; a model of 3 channels keeps them")
     return image.convert("L" if channels == 1 else "RGB")
+
+
+def _has_colours(image: Image.Image) -> bool:
+    if image.mode != "RGB":
+        return False
+    red, *others = image.split()
+    return any(ImageChops.difference(red, other).getbbox() is not None for other in others)
 
 
 def _scale_grey(image: Image.Image, name: str, warn: WarnOnce) -> Image.Image:

@@ -190,7 +190,7 @@ class _Fit:
         self.losses.gather(self.ranks)
         rate = self.seen / (time.perf_counter() - self.since)
         self.seen, self.since = 0, time.perf_counter()
-        left = self.pace.left(self.trainer.step, self.config.steps)
+        left = self.pace.left(self.trainer.step, self.config.steps, self.config.max_minutes)
         remaining = {} if left is None else {"left": tqdm.format_interval(left)}
         self.bar.set_postfix(
             loss=f"{self.losses.mean():.3f}", images_per_s=f"{rate:.0f}", **remaining

@@ -79,15 +79,22 @@ class Pace:
         """Returns the minutes since the start."""
         return (self._clock() - self.began) / 60
 
-    def left(self, step: int, steps: int) -> float | None:
-        """Returns the seconds left at a step of `steps`; None while nothing can be said."""
+    def left(self, step: int, steps: int, minutes: float = 0.0) -> float | None:
+        """Returns the seconds left at a step of `steps`; None while nothing can be said.
+
+        Args:
+            minutes: after which the run is stopped, finished or not; 0 for never.
+        """
         now = self._clock()
         if self._settled is None:
             if now - self.began >= self.SETTLED:
                 self._settled = now, step
             return None
         since, first = self._settled
-        return (now - since) / (step - first) * (steps - step) if step > first else None
+        if step <= first:
+            return None
+        needed = (now - since) / (step - first) * (steps - step)
+        return min(needed, max(0.0, 60 * minutes - (now - self.began))) if minutes > 0 else needed
 
 
 class Journal:

@@ -134,6 +134,11 @@ def test_sources_that_are_no_model(tmp_path, tiny_folder):
     (tiny_folder / WEIGHTS_NAME).unlink()
     with pytest.raises(CheckpointError, match="not a complete model folder"):
         ncsn_fast.load(tiny_folder)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(tiny.train_config(snapshot_every=70).to_json())
+    with pytest.raises(CheckpointError, match="no checkpoint yet: it saves every 70 steps"):
+        ncsn_fast.load(run)
     with pytest.raises(CheckpointError, match="does not exist; a model is"):
         ncsn_fast.load(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()

@@ -143,6 +143,19 @@ def test_every_way_to_be_transparent(caplog):
         np.testing.assert_array_equal(read(source, 3)[..., 2], expected, err_msg=name)
 
 
+def test_colours_that_are_lost_are_said(caplog):
+    """Grey pictures are often stored as RGB; they lose nothing."""
+    grey, colour = Image.fromarray(noise(4, 4)), Image.fromarray(noise(4, 4, 3))
+    read(grey.convert("RGB"), 1)
+    read(colour, 3)
+    assert said(caplog) == []
+    warn = WarnOnce()
+    for _ in range(2):
+        read(colour, 1, warn=warn)
+    (text,) = said(caplog)
+    assert text.startswith("it has colours, and is made grey; a model of 3 channels keeps them")
+
+
 def test_opaque_alpha_loses_nothing(caplog):
     pixels = noise(4, 4, 4)
     pixels[..., 3] = 255

@@ -115,17 +115,21 @@ def test_a_run_stops_after_its_minutes(in_tmp, monkeypatch, capsys):
     assert train.main(tiny.arguments(steps=50, max_minutes=2)) == 0
     said = capsys.readouterr().out
     assert "stopped after 2 minutes and saved: runs/digits\n" in said
+    assert "sample from it: python -m ncsn_fast.sample --model runs/digits --method fast" in said
     assert "continue with: the same command and --resume" in said
     assert 0 < training_run.read_run(in_tmp / "runs" / "digits").step < 50
 
 
 def test_time_left_is_that_of_the_steps_after_the_first_minute():
-    now = iter([0.0, 30.0, 60.0, 60.5, 80.0])
+    now = iter([0.0, 30.0, 60.0, 60.5, 80.0, 80.0, 80.0, 200.0])
     pace = Pace(lambda: next(now))
     assert pace.left(1, 100) is None
     assert pace.left(10, 100) is None  # the mark
     assert pace.left(10, 100) is None
     assert pace.left(20, 100) == pytest.approx(80 * 20 / 10)
+    assert pace.left(20, 100, minutes=2) == pytest.approx(120 - 80)  # it is stopped then
+    assert pace.left(20, 100, minutes=9) == pytest.approx(80 * 20 / 10)
+    assert pace.left(21, 100, minutes=2) == 0.0
 
 
 @pytest.mark.parametrize(
