@@ -81,8 +81,8 @@ def choices(options: DoctorOptions) -> dict[str, str]:
 def advice(rows: list[engines.Availability]) -> list[str]:
     """Returns what a reader can do next: commands, and what would make more engines run."""
     steps = [
-        "draw samples: python -m ncsn_fast.sample --n 64 --out grid.png",
-        "train on images: python -m ncsn_fast.train --data FOLDER --dry-run",
+        "draw samples: python -m ncsn_fast.sample --n 64 --method fast --out grid.png",
+        "train on images: python -m ncsn_fast.train --data FOLDER --channels 3 --dry-run",
     ]
     if not torch.cuda.is_available() and trt_api.driver() != "unknown":
         why = "has no CUDA" if torch.version.cuda is None else "sees no GPU"

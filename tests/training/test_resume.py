@@ -103,7 +103,10 @@ def test_interrupt_saves_and_can_be_resumed(in_tmp, monkeypatch, capsys, asked):
         patch.setattr(Trainer, "step_on", interrupted)
         assert command.run(lambda: train.main(tiny.arguments(steps=6))) == 128 + asked
     said = capsys.readouterr().out
-    assert "stopped and saved: runs/digits\ncontinue with: the same command and --resume\n" in said
+    first, hint, rest = said[said.index("stopped and saved") :].splitlines()
+    assert first == "stopped and saved: runs/digits"
+    assert hint.startswith("sample from it: python -m ncsn_fast.sample --model runs/digits ")
+    assert rest == "continue with: the same command and --resume"
     assert training_run.read_run(Path("runs/digits")).step == 3
     assert train.main([*tiny.arguments(steps=6), "--resume"]) == 0
     assert tiny.same(finished("digits"), finished("whole"))
