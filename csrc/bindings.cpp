@@ -342,14 +342,14 @@ PYBIND11_MODULE(_C, m) {
     bind_kernel(m, plan, "add_elu", &add_elu_step,
                 "(a, b, sum, y, count, bfloat16, isa); b, sum or y (0, 0) where there is none.");
     bind_kernel(m, plan, "add_activation", &add_activation_step,
-                 "(a, b, sum, y, pixels, channels, bfloat16, activation, a_weight, b_weight, (batch, height, width, "
-                 "channels), border, isa); b, sum or y (0, 0) where there is none; sum and y may have a row; border -1 "
-                 "of a y without one.");
+                "(a, b, sum, y, pixels, channels, bfloat16, activation, a_weight, b_weight, (batch, height, width, "
+                "channels), border, isa); b, sum or y (0, 0) where there is none; sum and y may have a row; border -1 "
+                "of a y without one.");
     bind_kernel(m, plan, "group_norm", &group_norm_step,
-                 "(x, y, gamma, beta, add, scale, shift, batch, channels, plane, groups, channels_last, "
-                 "in_bfloat16, out_bfloat16, activation, eps, strip_sums, width, border, isa); gamma and beta "
-                 "(channels,), the next three (batch, channels), each (0, 0) where there is none; y may have a row; "
-                 "the last as of instance_norm_plus.");
+                "(x, y, gamma, beta, add, scale, shift, batch, channels, plane, groups, channels_last, "
+                "in_bfloat16, out_bfloat16, activation, eps, strip_sums, width, border, isa); gamma and beta "
+                "(channels,), the next three (batch, channels), each (0, 0) where there is none; y may have a row; "
+                "the last as of instance_norm_plus.");
     bind_kernel(m, plan, "scale_shift", &scale_shift_step,
                 "(x, y, scale, shift, batch, channels, plane, channels_last, in_bfloat16, out_bfloat16, "
                 "activation, isa); scale and shift (batch, channels), each (0, 0) where there is none.");
@@ -383,9 +383,9 @@ PYBIND11_MODULE(_C, m) {
                 "(x, values, scales, bias, added, out, (batch, height, width, channels), out_channels, dilation, "
                 "bfloat16, isa); bias or added (0, 0) where there is none; out may have a row.");
     bind_kernel(m, plan, "tile_conv", &tile_conv_step,
-                 "(x, values, bias, added, sum, y, strip_sums, (batch, height, width, channels), out_channels, taps, "
-                 "dilation, activation, border, y_border, isa): bfloat16 maps; bias, added, sum, y or strip_sums "
-                 "(0, 0) where there is none; sum and y may have a row; borders of x and y are -1 of maps without one.");
+                "(x, values, bias, added, sum, y, strip_sums, (batch, height, width, channels), out_channels, taps, "
+                "dilation, activation, border, y_border, isa): bfloat16 maps; bias, added, sum, y or strip_sums "
+                "(0, 0) where there is none; sum and y may have a row; borders of x and y are -1 of maps without one.");
     bind_winograd_pack(m);
     bind_tiles(m);
     bind_native(m);

@@ -343,6 +343,9 @@ def test_a_later_run_replaces_its_groups(checkout: Path, monkeypatch: pytest.Mon
     others = f"Deeper 96x96, B = 1, NCSN++ 32x32, B = 1, digits, ald, 8 images, {EQUAL}"
     caption = f"commit fedcba987; commit 012345678 for {others}"
     assert caption in " ".join(readme.split())
+    limited = {**RAW["machine_info"]["ncsn_fast"], "limits": {}}  # older files do not say it
+    second.write_text(json.dumps({**later, "machine_info": {"ncsn_fast": limited}}))
+    assert run(monkeypatch, str(first), str(second)) == 0
     other = {**later, "machine_info": {"ncsn_fast": {**RAW["machine_info"]["ncsn_fast"], "x": 1}}}
     second.write_text(json.dumps(other))
     assert run(monkeypatch, str(first), str(second)) == 1

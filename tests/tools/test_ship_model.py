@@ -83,6 +83,11 @@ def test_a_folder_is_all_that_a_model_needs_to_ship(assets, run, data, monkeypat
     assert "first sixteen samples (`cas`, seed 0)" in text
     assert "CC BY-SA 3.0" in text
 
+    # the picture keeps its method, whatever comes first of the figures
+    other = {**found, "sampling": {**found["sampling"], "method": "ald"}}
+    (assets / "small" / "figures-ald-eager.json").write_text(json.dumps(other))
+    assert "first sixteen samples (`cas`, seed 0)" in cards.card(assets / "small")
+
     # other weights: their figures are to be drawn again
     ship.main(["weights", str(run), "--data", data, "--assets", str(assets)])
     assert {p.name for p in (assets / "small").iterdir()} == {
