@@ -40,11 +40,11 @@ from ncsn_fast.training.trainer import Trainer, TrainingError
 
 log = logging.getLogger("ncsn_fast.train")
 
-# Fields that may change when a run is resumed: where, how fast and how long it runs, and the two
-# remedies for a loss that became NaN.
+# Fields that may change when a run is resumed: where, how fast and how long it runs, the two
+# remedies for a loss that became NaN, and whether the learning rate decays to the end.
 FREE_ON_RESUME = {
     "name", "runs", "data", "workers", "steps", "device", "threads", "log_every",
-    "snapshot_every", "keep", "grid", "lr", "grad_clip", "autocast", "compile", "accumulate",
+    "snapshot_every", "keep", "grid", "lr", "decay", "grad_clip", "autocast", "compile", "accumulate",
     "max_minutes",
 }  # fmt: skip
 
@@ -89,7 +89,7 @@ def check_same_run(config: TrainConfig, saved: dict[str, Any], run: Path) -> Non
     """Raises TrainingError if `config` differs from that of the run to resume."""
     now = json.loads(config.to_json())  # tuples as lists, as in the file
     changed = [k for k in now if k not in FREE_ON_RESUME and k in saved and saved[k] != now[k]]
-    if config.decay and saved.get("steps") != config.steps:
+    if config.decay and saved.get("decay") and saved.get("steps") != config.steps:
         changed.append("steps")
     if changed:
         differences = ", ".join(f"{k} was {saved[k]!r}, is {now[k]!r}" for k in changed)
