@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "array_caster.h"
+#include "gradients.h"
 #include "native.h"
 #include "steps.h"
 #if defined(NCSN_FAST_CUDA)
@@ -388,6 +389,7 @@ PYBIND11_MODULE(_C, m) {
                 "(0, 0) where there is none; sum and y may have a row; borders of x and y are -1 of maps without one.");
     bind_winograd_pack(m);
     bind_tiles(m);
+    bind_gradients(m);
     bind_native(m);
 #if defined(NCSN_FAST_CUDA)
     m.def("sampler_update_cuda", &update<Address, sampler_update_cuda>, NoGil(),

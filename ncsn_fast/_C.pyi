@@ -55,6 +55,13 @@ def scale_shift(
     x: Array, y: Array, scale: Array, shift: Array, batch: int, channels: int, plane: int,
     channels_last: bool, in_bfloat16: bool, out_bfloat16: bool, activation: int, isa: int, /,
 ) -> None: ...  # fmt: skip
+def channel_moments(
+    x: Array, moments: Array, sizes: Sequence[int], channels_last: bool, bfloat16: bool, isa: int, /
+) -> None: ...
+def norm_gradient(
+    x: Array, grad: Array, rows: Array, sums: Array, out: Array, sizes: Sequence[int],
+    channels_last: bool, bfloat16: bool, activation: int, isa: int, /,
+) -> None: ...  # fmt: skip
 def copy_channels(
     x: Array, y: Array, pixels: int, channels: int, x_channels: int, x_first: int, y_channels: int,
     y_first: int, in_bfloat16: bool, out_bfloat16: bool, isa: int, /,

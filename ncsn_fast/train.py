@@ -44,8 +44,8 @@ log = logging.getLogger("ncsn_fast.train")
 # remedies for a loss that became NaN, and whether the learning rate decays to the end.
 FREE_ON_RESUME = {
     "name", "runs", "data", "workers", "steps", "device", "threads", "log_every",
-    "snapshot_every", "keep", "grid", "lr", "decay", "grad_clip", "autocast", "compile", "accumulate",
-    "max_minutes",
+    "snapshot_every", "keep", "grid", "lr", "decay", "grad_clip", "autocast", "compile",
+    "accumulate", "max_minutes",
 }  # fmt: skip
 
 

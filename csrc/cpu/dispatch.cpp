@@ -305,6 +305,19 @@ void scale_shift_cpu(const ScaleShiftArgs& args, int isa) {
     run_norm(args, [&](const auto&... slots) { chosen.scale_shift(args, slots...); });
 }
 
+void moments_cpu(const MomentsArgs& args, int isa) {
+    const Kernels& chosen = kernels(isa);
+    if (args.batch == 0 || args.channels == 0 || args.plane == 0) return;
+    run_norm(args, [&](const auto&... slots) { chosen.moments(args, slots...); });
+}
+
+void norm_gradient_cpu(const NormGradientArgs& args, int isa) {
+    const Kernels& chosen = kernels(isa);
+    if (args.batch == 0 || args.channels == 0 || args.plane == 0) return;
+    const int64_t elements = args.batch * args.channels * args.plane;
+    chosen.norm_gradient(args, threads_for(elements, elements));
+}
+
 void sampler_update_cpu(const UpdateArgs& args, int isa) {
     const Kernels& chosen = kernels(isa);
     check_samples(args.samples, args.batch);

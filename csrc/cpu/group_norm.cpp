@@ -46,7 +46,7 @@ void group_norm(const GroupNormArgs& args, const NormContext& context, const Nor
                 const NormWorkspace& workspace) {
     const NormMaps maps{args.batch,         args.channels, args.plane,     args.x,          args.y,
                         args.channels_last, args.in_dtype, args.out_dtype, args.activation, context};
-    run_norm(maps, plan, workspace, true, finalise_groups, &args);
+    run_norm(maps, plan, workspace, Passes::kBoth, finalise_groups, &args);
 }
 
 static void finalise_scale_shift(const void* affine, int64_t n, ChannelStats, Affine out) {
@@ -63,7 +63,7 @@ void scale_shift(const ScaleShiftArgs& args, const NormPlan& plan, const NormWor
     const NormContext context{nullptr, 0, dense_pixels(1, args.plane, args.channels)};
     const NormMaps maps{args.batch,         args.channels, args.plane,     args.x,          args.y,
                         args.channels_last, args.in_dtype, args.out_dtype, args.activation, context};
-    run_norm(maps, plan, workspace, false, finalise_scale_shift, &args);
+    run_norm(maps, plan, workspace, Passes::kApply, finalise_scale_shift, &args);
 }
 
 }  // namespace ncsn_fast::NCSN_ISA

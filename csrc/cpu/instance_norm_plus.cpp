@@ -40,7 +40,7 @@ void instance_norm_plus(const NormArgs& args, const NormContext& context, const 
                         args.y,        args.channels_last, args.in_dtype, args.out_dtype,
                         args.elu ? Activation::kElu : Activation::kNone,
                         context};
-    run_norm(maps, plan, workspace, true, finalise, &args);
+    run_norm(maps, plan, workspace, Passes::kBoth, finalise, &args);
 }
 
 }  // namespace ncsn_fast::NCSN_ISA

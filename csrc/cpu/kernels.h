@@ -14,6 +14,7 @@
 #include "ncsn_fast/group_norm.h"
 #include "ncsn_fast/instance_norm_plus.h"
 #include "ncsn_fast/mean_pool2.h"
+#include "ncsn_fast/norm_gradients.h"
 #include "ncsn_fast/pool5.h"
 #include "ncsn_fast/resize_add.h"
 #include "ncsn_fast/sampler_update.h"
@@ -121,6 +122,8 @@ struct Kernels {
     void (*instance_norm_plus)(const NormArgs&, const NormContext&, const NormPlan&, const NormWorkspace&);
     void (*group_norm)(const GroupNormArgs&, const NormContext&, const NormPlan&, const NormWorkspace&);
     void (*scale_shift)(const ScaleShiftArgs&, const NormPlan&, const NormWorkspace&);
+    void (*moments)(const MomentsArgs&, const NormPlan&, const NormWorkspace&);
+    void (*norm_gradient)(const NormGradientArgs&, int threads);
     void (*sampler_update)(const UpdateArgs&, int threads);
     void (*add_activation)(const AddActivationArgs&, int threads);
     void (*pool5)(PoolKind, const PoolArgs&, int threads);
@@ -161,6 +164,8 @@ void instance_norm_plus_cpu(const NormArgs& args, const NormContext& context, in
 void sampler_update_cpu(const UpdateArgs& args, int isa);
 void group_norm_cpu(const GroupNormArgs& args, const NormContext& context, int isa);
 void scale_shift_cpu(const ScaleShiftArgs& args, int isa);
+void moments_cpu(const MomentsArgs& args, int isa);
+void norm_gradient_cpu(const NormGradientArgs& args, int isa);
 void add_activation_cpu(const AddActivationArgs& args, int isa);
 void pool5_cpu(PoolKind kind, const PoolArgs& args, int isa);
 void mean_pool2_cpu(const MeanPoolArgs& args, int isa);

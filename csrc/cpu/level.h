@@ -26,6 +26,8 @@ void sampler_update(const UpdateArgs& args, int threads);
 void group_norm(const GroupNormArgs& args, const NormContext& context, const NormPlan& plan,
                 const NormWorkspace& workspace);
 void scale_shift(const ScaleShiftArgs& args, const NormPlan& plan, const NormWorkspace& workspace);
+void moments(const MomentsArgs& args, const NormPlan& plan, const NormWorkspace& workspace);
+void norm_gradient(const NormGradientArgs& args, int threads);
 void add_activation(const AddActivationArgs& args, int threads);
 void copy_channels(const CopyChannelsArgs& args, int threads);
 void upsample_nearest(const UpsampleArgs& args, int threads);

@@ -259,9 +259,10 @@ struct Pass {
     }
 };
 
-// The steps of one norm: how many units of statistics there are, and what follows them.
+// The steps of one norm: how many units of statistics and of the last pass there are, 0 without them, and
+// what is between.
 struct Steps {
-    int64_t stats_units;  // 0: no statistics
+    int64_t stats_units, apply_units;
     Finalise finalise;
     const void* args;
 };
@@ -281,7 +282,7 @@ static void run(const NormMaps& maps, const NormPlan& plan, const NormWorkspace&
                 const Steps& steps) {
     const Pass<In, Out> pass{maps, plan};
     const int64_t left = maps.batch % workspace.threads, whole = maps.batch - left;
-    const int64_t stats_units = steps.stats_units;
+    const int64_t stats_units = steps.stats_units, apply_units = steps.apply_units;
     const auto slot = [&](int64_t i) { return workspace.data + i * plan.slot_floats; };
 #pragma omp parallel num_threads(workspace.threads)
     {
@@ -290,7 +291,7 @@ static void run(const NormMaps& maps, const NormPlan& plan, const NormWorkspace&
             float* own = slot(omp_get_thread_num());
             for (int64_t u = 0; u < stats_units; ++u) pass.stats(n, u, own);
             finalise_sample(maps, plan, steps, n, own);
-            for (int64_t u = 0; u < plan.units; ++u) pass.apply(n, u, own);
+            for (int64_t u = 0; u < apply_units; ++u) pass.apply(n, u, own);
         }
         if (left > 0) {
 #pragma omp for schedule(static)
@@ -300,20 +301,21 @@ static void run(const NormMaps& maps, const NormPlan& plan, const NormWorkspace&
 #pragma omp for schedule(static)
             for (int64_t i = 0; i < left; ++i) finalise_sample(maps, plan, steps, whole + i, slot(i));
 #pragma omp for schedule(static)
-            for (int64_t t = 0; t < left * plan.units; ++t) {
-                pass.apply(whole + t / plan.units, t % plan.units, slot(t / plan.units));
+            for (int64_t t = 0; t < left * apply_units; ++t) {
+                pass.apply(whole + t / apply_units, t % apply_units, slot(t / apply_units));
             }
         }
     }
 }
 
-void run_norm(const NormMaps& maps, const NormPlan& plan, const NormWorkspace& workspace, bool statistics,
+void run_norm(const NormMaps& maps, const NormPlan& plan, const NormWorkspace& workspace, Passes passes,
               Finalise finalise, const void* args) {
     const bool wide_in = maps.in_dtype == Dtype::kFloat32, wide_out = maps.out_dtype == Dtype::kFloat32;
     const auto chosen = wide_in ? (wide_out ? run<float, float> : run<float, Bfloat16>)
                                 : (wide_out ? run<Bfloat16, float> : run<Bfloat16, Bfloat16>);
-    const bool reads = statistics && maps.context.strip_sums == nullptr;
-    chosen(maps, plan, workspace, {reads ? plan.units : 0, finalise, args});
+    const bool reads = passes != Passes::kApply && maps.context.strip_sums == nullptr;
+    const bool applies = passes != Passes::kStatistics;
+    chosen(maps, plan, workspace, {reads ? plan.units : 0, applies ? plan.units : 0, finalise, args});
 }
 
 }  // namespace ncsn_fast::NCSN_ISA

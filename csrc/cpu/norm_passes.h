@@ -45,8 +45,9 @@ struct ChannelStats {
 // Fills the parameters of sample n; `args` are the norm's own.
 using Finalise = void (*)(const void* args, int64_t n, ChannelStats stats, Affine out);
 
-// Without `statistics` there is one pass, and `stats` are not filled.
-void run_norm(const NormMaps& maps, const NormPlan& plan, const NormWorkspace& workspace, bool statistics,
+enum class Passes { kBoth, kStatistics, kApply };  // without statistics `stats` are not filled
+
+void run_norm(const NormMaps& maps, const NormPlan& plan, const NormWorkspace& workspace, Passes passes,
               Finalise finalise, const void* args);
 
 }  // namespace ncsn_fast::NCSN_ISA

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from ncsn_fast import ops
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "elu": F.elu,
+    "elu": functools.partial(ops.activation, name="elu"),
     "relu": F.relu,
     "lrelu": functools.partial(F.leaky_relu, negative_slope=0.2),
-    "swish": F.silu,
+    "swish": functools.partial(ops.activation, name="silu"),
 }
 
 

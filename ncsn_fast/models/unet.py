@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ncsn_fast import ops
 from ncsn_fast.models.architectures import VERSIONS, check_unet_size
+from ncsn_fast.models.normalisation import normalise
 
 
 class Clock:
@@ -171,13 +171,8 @@ class TimeUNet(nn.Module):
     def _run(self, stage: Stage, x: Tensor, embedding: Tensor) -> Tensor:
         conv, dense, norm = map(self.get_submodule, (stage.conv, stage.dense, stage.norm))
         h, bias = conv(x), dense(embedding)
-        if self.training and h.is_cpu and h.dtype == torch.bfloat16:
-            assert isinstance(norm, nn.GroupNorm)  # PyTorch's would take half of a step in bfloat16
-            return ops.group_norm(
-                h, norm.num_groups, norm.weight, norm.bias, add=bias.flatten(1),
-                activation="silu", eps=norm.eps,
-            )  # fmt: skip
-        return F.silu(norm(h + bias))
+        assert isinstance(norm, nn.GroupNorm)
+        return normalise(norm, h, activation="silu", add=bias.flatten(1))
 
 
 def _convolution(stage: Stage, cin: int, cout: int) -> nn.Module:

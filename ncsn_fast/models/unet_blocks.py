@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ncsn_fast.models.normalisation import normalise
 from ncsn_fast.models.unet_table import Resampling, Style
 
 
@@ -145,7 +146,7 @@ class Attention(nn.Module):
         return [self.get_parameter("NIN_3.W")]
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.GroupNorm_0(x)
+        h = normalise(self.GroupNorm_0, x)
         q, k, v, out = (self.get_submodule(f"NIN_{i}") for i in range(4))
         return _scaled(x + out(attend(q(h), k(h), v(h), 1)), self.scale)
 
@@ -190,14 +191,16 @@ class Block(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """Computes the block for x (N, cin, H, W) and act(embedding of the noise level) (N, E)."""
         norm0, conv0, affine, norm1, conv1 = map(self.get_submodule, self.style.names[:5])
-        a = affine(embedding)[:, :, None, None]
-        h = conv0(F.silu(norm0(x)))
+        assert isinstance(norm0, nn.GroupNorm)
+        assert isinstance(norm1, nn.GroupNorm)
+        a = affine(embedding)
+        h = conv0(normalise(norm0, x, activation="silu"))
         if self.style.adaptive:
-            factor, shift = a.chunk(2, dim=1)
-            h = norm1(h) * (1 + factor) + shift
+            scale, shift = a.chunk(2, dim=1)
+            h = normalise(norm1, h, activation="silu", scale=scale, shift=shift)
         else:
-            h = norm1(h + a)
-        h = conv1(F.dropout(F.silu(h), self.style.dropout, self.training))
+            h = normalise(norm1, h, activation="silu", add=a)
+        h = conv1(F.dropout(h, self.style.dropout, self.training))
         skip = self.get_submodule(self.style.names[5])(x) if self.skips else x
         x = _scaled(h + skip, self.style.scale)
         return self._attended(x) if self.heads else x
@@ -208,7 +211,7 @@ class Block(nn.Module):
             self.get_parameter(f"qkv.{name}").unflatten(0, (-1, 3)).transpose(0, 1).flatten(0, 1)
             for name in ("weight", "bias")
         )
-        q, k, v = F.conv2d(self.norm2(x), weight, bias).chunk(3, dim=1)
+        q, k, v = F.conv2d(normalise(self.norm2, x), weight, bias).chunk(3, dim=1)
         return _scaled(self.proj(attend(q, k, v, self.heads)) + x, self.style.scale)
 
 

@@ -2,16 +2,19 @@
 
 from ncsn_fast.ops.backends import available, backend, isa
 from ncsn_fast.ops.library import (
+    activation,
     group_norm,
     instance_norm_plus,
     instance_norm_plus_out,
     normal,
     sampler_update,
     sampler_update_,
+    trains_by_kernels,
     uniform,
 )
 
 __all__ = [
+    "activation",
     "available",
     "backend",
     "group_norm",
@@ -21,5 +24,6 @@ __all__ = [
     "normal",
     "sampler_update",
     "sampler_update_",
+    "trains_by_kernels",
     "uniform",
 ]

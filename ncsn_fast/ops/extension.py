@@ -114,6 +114,61 @@ def group_norm(
     )  # fmt: skip
 
 
+def channel_moments(x: Tensor, isa: int) -> Tensor:
+    """Returns (N, 2, C) float64: the means of a dense x over H and W, and the biased variances."""
+    n, c, height, width = shape = x.shape
+    layout = NCHW if x.is_contiguous() else NHWC
+    out = torch.empty(n, 2, c, dtype=torch.float64)
+    _C.channel_moments(
+        array("x", x, shape, x.dtype, layout=layout), array("out", out, (n, 2, c), torch.float64),
+        (n, c, height * width), layout is NHWC, x.dtype is torch.bfloat16, isa,
+    )  # fmt: skip
+    return out
+
+
+def norm_gradient(
+    x: Tensor,
+    grad: Tensor,
+    rows: Tensor | None,
+    activation: str,
+    *,
+    sums: Tensor | None = None,
+    out: Tensor | None = None,
+    isa: int,
+) -> None:
+    """Runs the CPU kernel of csrc/include/ncsn_fast/norm_gradients.h.
+
+    Args:
+        x, grad, out: maps (N, C, H, W) of one dense layout and dtype.
+        rows: (N, 5, C) float32: mean, scale, shift, slope, offset; None for an activation alone.
+        sums: (N, 2, C) float64.
+    """
+    n, c, height, width = shape = x.shape
+    layout = NCHW if x.is_contiguous() else NHWC
+    maps = (
+        array(name, t, shape, x.dtype, layout=layout)
+        for name, t in (("x", x), ("grad", grad), ("out", out))
+    )
+    x_at, grad_at, out_at = maps
+    _C.norm_gradient(
+        x_at, grad_at, array("rows", rows, (n, 5, c), torch.float32),
+        array("sums", sums, (n, 2, c), torch.float64), out_at, (n, c, height * width),
+        layout is NHWC, x.dtype is torch.bfloat16, activation_code(activation), isa,
+    )  # fmt: skip
+
+
+def scale_shift(x: Tensor, out: Tensor, activation: str, isa: int) -> None:
+    """Runs the CPU kernel of an activation alone; x and out are dense and share one layout."""
+    n, c, height, width = shape = x.shape
+    layout = NCHW if x.is_contiguous() else NHWC
+    _C.scale_shift(
+        array("x", x, shape, x.dtype, layout=layout),
+        array("out", out, shape, out.dtype, layout=layout),
+        NONE, NONE, n, c, height * width, layout is NHWC, x.dtype is torch.bfloat16,
+        out.dtype is torch.bfloat16, activation_code(activation), isa,
+    )  # fmt: skip
+
+
 def _in_rows(parameter: Tensor, row: tuple[int, ...]) -> Tensor:
     if parameter.ndim != len(row):
         parameter = parameter.expand(row)

@@ -22,8 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ncsn_fast.ops import checks, cuda, extension, noise, reference
-from ncsn_fast.ops.backends import backend_name, forced_isa, has_triton
+from ncsn_fast.ops import autograd, checks, cuda, extension, noise, reference
+from ncsn_fast.ops.activations import ACTIVATIONS, check_activation
+from ncsn_fast.ops.autograd import has_cpu_gradients
+from ncsn_fast.ops.backends import backend_name, forced_isa
 from ncsn_fast.ops.checks import (
     CUDA_DTYPES,
     UpdateArguments,
@@ -100,6 +102,36 @@ def group_norm(
     if is_unobserved(x, *(t for t in rows if t is not None)) and (x.is_cpu or x.is_cuda):
         return _group_norm(x, groups, *rows, activation, eps)
     return torch.ops.ncsn_fast.group_norm.default(x, groups, *rows, activation, eps)
+
+
+def activation(x: Tensor, name: str) -> Tensor:
+    """Applies an activation of `ops.activations` to x, of any shape and floating-point dtype.
+
+    On the CPU a gradient of float32 and bfloat16 comes from kernels: PyTorch's exponential of a
+    bfloat16 takes as long as a convolution. Elsewhere, and where no gradient is wanted, this is
+    PyTorch's function, which exporters and compilers know.
+
+    Raises:
+        ValueError: there is no such activation.
+    """
+    check_activation(name)
+    if trains_by_kernels(x):
+        return torch.ops.ncsn_fast.activation.default(x, name)
+    return ACTIVATIONS[name].function(x)
+
+
+def trains_by_kernels(x: Tensor) -> bool:
+    """Returns whether x's gradient is wanted, and kernels of the CPU are faster at it than PyTorch.
+
+    Not where a compiler, an exporter or a transform of torch.func looks on.
+    """
+    return (
+        x.requires_grad
+        and torch.is_grad_enabled()
+        and has_cpu_gradients(x)
+        and not torch.compiler.is_compiling()
+        and not in_transform()
+    )
 
 
 def sampler_update_(
@@ -187,46 +219,6 @@ def _norm_fake(
     return torch.empty_like(x, memory_format=memory_format(x))
 
 
-def _norm_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.elu, ctx.eps = inputs
-    ctx.save_for_backward(*tensors)
-    x = tensors[0]
-    ctx.fused = (  # decided here: backward runs in threads that do not see context variables
-        checks.on_gpu(x)
-        and x.dtype in CUDA_DTYPES
-        and backend_name.get() != "reference"
-        and has_triton("gradients")
-    )
-
-
-def _norm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    if ctx.fused and not torch.is_grad_enabled():
-        op = torch.ops.ncsn_fast.instance_norm_plus_backward.default
-        return (*op(grad, *ctx.saved_tensors, ctx.elu, ctx.eps), None, None)
-    gradients = reference.instance_norm_plus_backward(
-        grad, *ctx.saved_tensors, elu=ctx.elu, eps=ctx.eps
-    )
-    return (*gradients, None, None)
-
-
-def _gradients(
-    grad: Tensor, x: Tensor, alpha: Tensor, gamma: Tensor, beta: Tensor, elu: bool, eps: float
-) -> tuple[Tensor, ...]:
-    if checks.on_gpu(x) and x.dtype in CUDA_DTYPES:
-        return cuda.instance_norm_plus_backward(grad, x, alpha, gamma, beta, elu, eps)
-    first, *rest = reference.instance_norm_plus_backward(
-        grad, x, alpha, gamma, beta, elu=elu, eps=eps
-    )
-    return first.contiguous(memory_format=memory_format(x)), *rest
-
-
-def _gradients_fake(
-    grad: Tensor, x: Tensor, alpha: Tensor, gamma: Tensor, beta: Tensor, elu: bool, eps: float
-) -> tuple[Tensor, ...]:
-    like_x = torch.empty_like(x, memory_format=memory_format(x))
-    return like_x, *(p.new_empty(p.shape) for p in (alpha, gamma, beta))
-
-
 def _check_group_norm(
     x: Tensor,
     groups: int,
@@ -266,18 +258,18 @@ def _group_norm_fake(x: Tensor, *arguments: Any) -> Tensor:
     return torch.empty_like(x, memory_format=memory_format(x))
 
 
-def _group_norm_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, ctx.groups, *parameters, ctx.activation, ctx.eps = inputs
-    ctx.save_for_backward(x, *parameters)
+def _activation(x: Tensor, name: str) -> Tensor:
+    if not has_cpu_gradients(x):
+        return ACTIVATIONS[name].function(x)
+    if not is_dense(x):
+        x = x.contiguous()
+    out = torch.empty_like(x)
+    extension.scale_shift(x, out, name, forced_isa.get())
+    return out
 
 
-def _group_norm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, gamma, beta, add, scale, shift = ctx.saved_tensors
-    first, *rest = reference.group_norm_backward(
-        grad, x, ctx.groups, gamma, beta, add=add, scale=scale, shift=shift,
-        activation=ctx.activation, eps=ctx.eps,
-    )  # fmt: skip
-    return first, None, *rest, None, None
+def _activation_fake(x: Tensor, name: str) -> Tensor:
+    return torch.empty_like(x, memory_format=memory_format(x))
 
 
 def _update(*arguments: Any) -> None:
@@ -343,13 +335,16 @@ _register(
     _norm_fake,
 )
 torch.library.register_autograd(
-    "ncsn_fast::instance_norm_plus", _norm_backward, setup_context=_norm_setup, lib=_LIBRARY
+    "ncsn_fast::instance_norm_plus",
+    autograd.norm_backward,
+    setup_context=autograd.norm_setup,
+    lib=_LIBRARY,
 )
 _register(
     "instance_norm_plus_backward(Tensor grad, Tensor x, Tensor alpha, Tensor gamma, Tensor beta,"
     " bool elu, float eps) -> (Tensor, Tensor, Tensor, Tensor)",
-    _gradients,
-    _gradients_fake,
+    autograd.norm_gradients,
+    autograd.norm_gradients_fake,
 )
 _register(
     "group_norm(Tensor x, int groups, Tensor? gamma, Tensor? beta, Tensor? add, Tensor? scale,"
@@ -359,9 +354,27 @@ _register(
 )
 torch.library.register_autograd(
     "ncsn_fast::group_norm",
-    _group_norm_backward,
-    setup_context=_group_norm_setup,
+    autograd.group_norm_backward,
+    setup_context=autograd.group_norm_setup,
     lib=_LIBRARY,
+)
+_register(
+    "group_norm_backward(Tensor grad, Tensor x, int groups, Tensor? gamma, Tensor? beta,"
+    " Tensor? add, Tensor? scale, Tensor? shift, str activation, float eps) -> Tensor[]",
+    autograd.group_norm_gradients,
+    autograd.group_norm_gradients_fake,
+)
+_register("activation(Tensor x, str name) -> Tensor", _activation, _activation_fake)
+torch.library.register_autograd(
+    "ncsn_fast::activation",
+    autograd.activation_backward,
+    setup_context=autograd.activation_setup,
+    lib=_LIBRARY,
+)
+_register(
+    "activation_backward(Tensor grad, Tensor x, str name) -> Tensor",
+    autograd.activation_gradients,
+    autograd.activation_gradients_fake,
 )
 _register(
     "sampler_update_(Tensor(a!) x, Tensor f, Tensor(b!)? h, float[] coefficients, int seed,"

@@ -43,10 +43,22 @@ def _standardised_channels(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tenso
     centred = centred - rest[:, :, None, None]
     rstd = torch.rsqrt(centred.square().mean(dim=(2, 3)) + eps)
     deviation = mean - mean.mean(dim=1, keepdim=True) + rest
+    return centred, rstd, *standardised_means(deviation, eps)
+
+
+def standardised_means(deviation: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Standardises the channels' means over the channels.
+
+    Args:
+        deviation: (N, C), the means less their mean over the channels.
+
+    Returns:
+        the standardised means (N, C), and their 1/std (N, 1).
+    """
     # One channel has no spread; the unbiased variance is then taken as 0.
-    spread = deviation.square().sum(dim=1, keepdim=True) / max(x.shape[1] - 1, 1)
+    spread = deviation.square().sum(dim=1, keepdim=True) / max(deviation.shape[1] - 1, 1)
     rstd_channels = torch.rsqrt(spread + eps)
-    return centred, rstd, deviation * rstd_channels, rstd_channels
+    return deviation * rstd_channels, rstd_channels
 
 
 def instance_norm_plus(
@@ -92,7 +104,6 @@ def instance_norm_plus_backward(
     Statistics are recomputed from x, so the result is itself differentiable.
     """
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
-    _, c, height, width = x.shape
     h = x.to(compute)
     grad = grad.to(compute)
     centred, rstd, mean_hat, rstd_channels = _standardised_channels(h, eps)
@@ -106,12 +117,11 @@ def instance_norm_plus_backward(
         grad = ACTIVATIONS["elu"].backward(grad, y)
     grad_sum = grad.sum(dim=(2, 3))
     grad_dot = (grad * normalised).sum(dim=(2, 3))
-    # Through the standardised means: a layer norm over channels without affine.
-    grad_hat = row_gamma * row_alpha * grad_sum
-    along = (grad_hat * mean_hat).sum(dim=1, keepdim=True) / max(c - 1, 1)
-    grad_mean = rstd_channels * (grad_hat - grad_hat.mean(dim=1, keepdim=True) - mean_hat * along)
+    grad_mean = standardised_means_backward(
+        row_gamma * row_alpha * grad_sum, mean_hat, rstd_channels
+    )
     # Through the normalised map: the usual instance-norm rule, plus the mean's share.
-    size = height * width
+    size = x.shape[2] * x.shape[3]
     shift = (grad_mean - row_gamma * rstd * grad_sum) / size
     slope = -(row_gamma * rstd * grad_dot) / size
     grad_x = (
@@ -120,15 +130,23 @@ def instance_norm_plus_backward(
         + shift[:, :, None, None]
     )
 
-    def reduce_like(g: Tensor, parameter: Tensor) -> Tensor:
-        return (g if parameter.ndim == 2 else g.sum(dim=0)).to(parameter.dtype)
-
     return (
         grad_x.to(x.dtype),
-        reduce_like(row_gamma * mean_hat * grad_sum, alpha),
-        reduce_like(grad_dot + row_alpha * mean_hat * grad_sum, gamma),
-        reduce_like(grad_sum, beta),
+        summed_like(row_gamma * mean_hat * grad_sum, alpha),
+        summed_like(grad_dot + row_alpha * mean_hat * grad_sum, gamma),
+        summed_like(grad_sum, beta),
     )
+
+
+def standardised_means_backward(grad: Tensor, mean_hat: Tensor, rstd_channels: Tensor) -> Tensor:
+    """Computes the gradient of `standardised_means` for the means, a layer norm without affine."""
+    along = (grad * mean_hat).sum(dim=1, keepdim=True) / max(grad.shape[1] - 1, 1)
+    return rstd_channels * (grad - grad.mean(dim=1, keepdim=True) - mean_hat * along)
+
+
+def summed_like(grad: Tensor, parameter: Tensor) -> Tensor:
+    """Sums a gradient (N, C) over the samples, unless there is a row of parameters for each."""
+    return (grad if parameter.ndim == 2 else grad.sum(dim=0)).to(parameter.dtype)
 
 
 def _per_pixel(row: Tensor | None, like: Tensor, otherwise: float) -> Tensor | float:

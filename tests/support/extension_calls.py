@@ -13,8 +13,8 @@ from ncsn_fast import _C
 from ncsn_fast.engines.cpu import onednn
 from ncsn_fast.ops.addresses import NONE
 
-F32, BF16, I16, I32, I64, U8 = (
-    torch.float32, torch.bfloat16, torch.int16, torch.int32, torch.int64, torch.uint8
+F32, F64, BF16, I16, I32, I64, U8 = (
+    torch.float32, torch.float64, torch.bfloat16, torch.int16, torch.int32, torch.int64, torch.uint8
 )  # fmt: skip
 
 
@@ -122,6 +122,16 @@ def group_norm(layout: bool, border: int = -1) -> list[Any]:
 def scale_shift() -> list[Any]:
     rows = [optional(N * C), optional(N * C)]
     return [Memory(COUNT), Memory(COUNT, BF16), *rows, N, C, Size(H * W), True, False, True, 3]
+
+
+def channel_moments() -> list[Any]:
+    return [Memory(COUNT), Memory(N * 2 * C, F64), (N, C, Size(H * W)), True, False, -1]
+
+
+def norm_gradient(layout: bool) -> list[Any]:
+    rows = [optional(N * 5 * C), optional(N * 2 * C, F64), optional(COUNT, BF16)]
+    maps = [Memory(COUNT, BF16), Memory(COUNT, BF16)]
+    return [*maps, *rows, (N, C, Size(H * W)), layout, True, 3, -1]
 
 
 def copy_channels() -> list[Any]:
@@ -264,6 +274,10 @@ ENTRIES: dict[str, tuple[Callable[..., object], list[Callable[[], list[Any]]]]] 
     "normal": (_C.normal, [lambda: noise(10)]),
     "box_muller": (_C.box_muller, [lambda: [Memory(6), Memory(6, I32), Size(3), -1]]),
     "sampler_update": (_C.sampler_update, [sampler_update]),
+    "channel_moments": (_C.channel_moments, [channel_moments]),
+    "norm_gradient": (
+        _C.norm_gradient, [lambda: norm_gradient(True), lambda: norm_gradient(False)],
+    ),
     "norm_tiles": (_C.norm_tiles, [lambda: [C, Size(H * W), 0]]),
     "convert_float16": (
         _C.convert_float16,
