@@ -39,6 +39,7 @@ check: setup                         ## lint and types
 	$(PY) tools/write_readme.py --check
 	$(PY) tools/write_quality.py --check
 	$(PY) tools/write_cards.py --check
+	$(PY) tools/write_commands.py --check
 	$(PY) tools/write_reliability.py --check
 	$(PY) tools/write_tutorial.py --check
 

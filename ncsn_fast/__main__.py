@@ -6,6 +6,7 @@ import sys
 
 import ncsn_fast
 from ncsn_fast.cli import command
+from ncsn_fast.names import suggestion
 
 COMMANDS = {
     "train": "train a model on images",
@@ -35,7 +36,7 @@ def main() -> int:
     )
     if name in ("-h", "--help"):
         return 0
-    print(f"\nerror: no command {name!r}", file=sys.stderr)
+    print(f"\nerror: no command {name!r}{suggestion(name, COMMANDS)}", file=sys.stderr)
     return command.USAGE
 
 

@@ -17,7 +17,14 @@ import torch
 from torch import Tensor
 
 from ncsn_fast.cli.animation import Animation
-from ncsn_fast.cli.arguments import MASKS, import_function, make_mask, read_images
+from ncsn_fast.cli.arguments import (
+    MASKS,
+    check_images,
+    check_mask,
+    import_function,
+    make_mask,
+    read_images,
+)
 from ncsn_fast.cli.edit_options import (
     Animated,
     Colourise,
@@ -41,6 +48,7 @@ from ncsn_fast.inference.editing import mean_of_colours
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops.noise import Stream, normal, sample_indices, sample_range
 from ncsn_fast.sampler import Sampler
+from ncsn_fast.samplers.guidance import check_labels
 from ncsn_fast.samplers.operators import Operator, block_mean, gaussian_blur
 from ncsn_fast.samplers.program_transforms import start_level
 
@@ -145,6 +153,8 @@ def guide(options: Guide, sampler: Sampler, record: Record) -> Grid:
     n = options.n
     grid_shape((1 + len(options.labels)) * n, *sampler.model.image_shape[1:], n)
     classifier = import_function("--classifier", options.classifier)
+    shape, labels = sampler.model.image_shape, torch.tensor(options.labels)
+    check_labels(labels, classifier, shape, sampler.device)  # before the first row is drawn
     call = {"scale": options.scale, **options.sampling()}
     rows = [sampler.sample(n, **record(options.sampling()))]
     rows += [sampler.guided([label] * n, classifier, **record(call)) for label in options.labels]
@@ -178,12 +188,23 @@ GRIDS: dict[type[Drawing | Denoise], Callable[[Any, Sampler, Record], Grid]] = {
 }
 
 
+def check_inputs(options: Drawing | Denoise) -> None:
+    """Raises ValueError for files and functions that cannot be used, before a model is read."""
+    if isinstance(options, OfImages | Denoise):
+        check_images(options.images)
+    if isinstance(options, Inpaint):
+        check_mask(options.mask)
+    if isinstance(options, Guide):
+        import_function("--classifier", options.classifier)
+
+
 def run(options: Drawing | Denoise) -> int:
     """Does what the options say; exit code 0."""
     command.single_process("ncsn_fast.edit")
     animate = options.animate if isinstance(options, Animated) else None
     check_output("--out", options.out)
     check_output("--animate", animate)
+    check_inputs(options)
     sampler = options.sampler()
     check_pictures(sampler.model)
     if isinstance(options, SamplingOptions):

@@ -29,13 +29,15 @@ from ncsn_fast import engines
 from ncsn_fast.checkpoints.loading import load, resolve_model
 from ncsn_fast.checkpoints.shipped import DEFAULT, shipped
 from ncsn_fast.checkpoints.training_run import is_run, newest_run, training_data
-from ncsn_fast.cli.arguments import open_extractor
+from ncsn_fast.cli.arguments import check_source, open_extractor
 from ncsn_fast.cli.evaluate_options import EvaluateOptions, parse
 from ncsn_fast.cli.outputs import check_output, check_output_folder, check_pictures
 from ncsn_fast.cli.sample_folder import claim_folder, read_files, read_settings, write_files
 from ncsn_fast.data import datasets
+from ncsn_fast.data.damaged import SKIP
 from ncsn_fast.data.files import atomic_write
 from ncsn_fast.data.images import UInt8, make_grid, save_png
+from ncsn_fast.data.kept import keep
 from ncsn_fast.data.rescue import write_or_keep
 from ncsn_fast.evaluation.bits_per_dim import (
     BITS,
@@ -46,7 +48,13 @@ from ncsn_fast.evaluation.bits_per_dim import (
     measure,
     model_ends,
 )
-from ncsn_fast.evaluation.evaluator import BATCH, Evaluator, describe_source, open_source
+from ncsn_fast.evaluation.evaluator import (
+    BATCH,
+    Evaluator,
+    describe_source,
+    is_statistics,
+    open_source,
+)
 from ncsn_fast.evaluation.metrics import digit_figures, nearest_images
 from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops import noise
@@ -116,6 +124,7 @@ def check_learnt_digits(options: EvaluateOptions, model: ScoreModel, remedy: str
 
 def evaluate_samples(options: EvaluateOptions) -> tuple[dict[str, Any], list[Picture]]:
     """Draws and evaluates samples; returns the figures for JSON, and the requested grids."""
+    extractor = None if options.extractor is None else open_extractor(options.extractor)
     sampler = options.sampler()
     model = sampler.model
     options.check_model(model)
@@ -139,17 +148,23 @@ def evaluate_samples(options: EvaluateOptions) -> tuple[dict[str, Any], list[Pic
         raise ValueError("--neighbours needs --data: the images that the model learnt from")
     searched = None
     if options.neighbours:
-        searched = open_source(options.data or "digits:train", model, options.background)
+        searched = keep(
+            open_source(options.data or "digits:train", model, options.background),
+            model.image_shape,
+            skip_damaged=options.skip_damaged,
+            progress=not options.quiet,
+        )
     evaluator = None
-    if options.extractor is not None:
+    if extractor is not None:
         evaluator = Evaluator(
-            open_extractor(options.extractor).to(sampler.device),
+            extractor.to(sampler.device),
             options.reference,
             model,
             options.samples(),
             seed=options.seed,
             save=options.save_reference,
             background=options.background,
+            skip_damaged=options.skip_damaged,
             progress=not options.quiet,
         )
     kept: list[Tensor] = []  # all for the figures of the digits, else those in the grids
@@ -206,12 +221,15 @@ def measure_bits(options: EvaluateOptions) -> dict[str, Any]:
     if options.data is None:
         check_learnt_digits(options, model, "--data, the images whose likelihood is computed")
     source = options.data or "digits:held-out"
-    images = open_source(source, model, options.background)
+    skip = {"skip_damaged": options.skip_damaged, "progress": not options.quiet}
+    images = open_source(source, model, options.background, **skip)
     n = len(images) - options.start if options.n is None else options.n
     if not 1 <= n <= len(images) - options.start:
         raise ValueError(
             f"{source} has {len(images)} images, too few for --n {n} from --start {options.start}"
         )
+    for _ in datasets.read(images, range(options.start, options.start + n), SKIP):
+        pass  # damaged images are found before hours of work
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     rtol, atol = options.tolerances()
@@ -246,6 +264,9 @@ def run(options: EvaluateOptions) -> int:
     """Does what the options say; exit code 0."""
     command.single_process("ncsn_fast.evaluate")
     check_outputs(options)
+    check_source(options.data)
+    if options.reference is not None and not is_statistics(options.reference):
+        check_source(options.reference)
     figures, pictures = (measure_bits(options), []) if options.bpd else evaluate_samples(options)
     text = json.dumps(figures, indent=2)
     print(text)

@@ -33,7 +33,8 @@ from ncsn_fast.inference.sampling_params import (
     takes,
 )
 from ncsn_fast.models.classes import require_labels
-from ncsn_fast.models.score import ScoreModel, each_sigma
+from ncsn_fast.models.inputs import check_floating, check_states, each_sigma
+from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops import noise
 from ncsn_fast.samplers import methods
 from ncsn_fast.samplers.guidance import Gradient
@@ -225,13 +226,7 @@ class Sampler:
         )  # fmt: skip
         program = call.build(self.model)
         noise.check_uint32("seed", seed)
-        given = torch.as_tensor(samples)
-        indices = given.to(torch.int64)
-        if indices.ndim != 1 or (len(given) and (given.is_floating_point() or given.is_complex())):
-            raise ValueError(
-                f"samples must be integer indices (n,); got {given.dtype} {tuple(given.shape)}"
-            )
-        return self._run(call, program, Job(indices))
+        return self._run(call, program, Job(noise.as_indices(samples)))
 
     @takes(CALL_PARAMETERS)
     def inpaint(
@@ -401,8 +396,9 @@ class Sampler:
             sigma: a number or (N,).
         """
         require_labels(self.model.config, None)
+        check_floating(x)
         x = x.detach().to("cpu", torch.float32)
-        state = editing.as_states(self.model, x)
+        check_states(self.model, state := editing.as_states(self.model, x))
         sigma, engine = each_sigma(sigma, x), self.engine_for(len(x))
         seen = engine.condition(sigma.to(self.model.device))
         seen = None if seen is None else seen.cpu()

@@ -35,6 +35,7 @@ from ncsn_fast.training.configs import ToyOptions, TrainConfig
 from ncsn_fast.training.fit import TIME_IS_UP, fit, resume_options, stop_requests
 from ncsn_fast.training.journal import Journal
 from ncsn_fast.training.ladder import n_classes, resolve_ladder
+from ncsn_fast.training.pace import unreached
 from ncsn_fast.training.ranks import Ranks
 from ncsn_fast.training.trainer import Trainer, TrainingError
 
@@ -73,7 +74,10 @@ def pick_device(name: str) -> torch.device:
 
 
 def new_run_folder(config: TrainConfig | ToyOptions) -> Path:
-    """Creates <runs>/<name>, or the first of <name>-2, <name>-3, ... that does not exist."""
+    """Creates <runs>/<name>, or the first of <name>-2, <name>-3, ... that does not exist.
+
+    A warning says so where it is not the first.
+    """
     for number in itertools.count(1):
         suffix = "" if number == 1 else f"-{number}"
         folder = Path(config.runs) / f"{config.name}{suffix}"
@@ -81,8 +85,18 @@ def new_run_folder(config: TrainConfig | ToyOptions) -> Path:
             folder.mkdir(parents=True)
         except FileExistsError:
             continue
+        if number > 1:
+            _warn_of_other_name(Path(config.runs) / config.name, folder)
         return folder
     raise AssertionError
+
+
+def _warn_of_other_name(asked: Path, taken: Path) -> None:
+    """Warns that a run is a new one beside that of its name, and says how to continue that."""
+    again = ""
+    if training_run.is_run(asked):
+        again = f" To continue {asked} instead, stop this one and add --resume to the command."
+    log.warning("%s exists: this is a new run, in %s.%s", asked, taken, again)
 
 
 def check_same_run(config: TrainConfig, saved: dict[str, Any], run: Path) -> None:
@@ -159,6 +173,8 @@ def make_plan(
     ranks = ranks or Ranks()
     run = Path(config.runs) / config.name
     check_output_folder("--runs", run)
+    if events := unreached(config, config.steps):
+        log.warning("the run ends at step %d, before %s", config.steps, " and ".join(events))
     images: datasets.Images = datasets.MemoryImages(
         torch.empty(0, config.channels, config.image_size, config.image_size, dtype=torch.uint8)
     )
@@ -170,9 +186,15 @@ def make_plan(
             centre_crop=config.centre_crop,
             background=config.background,
         )
+    images = keep(
+        images,
+        (config.channels, config.image_size, config.image_size),
+        skip_damaged=config.skip_damaged,
+        workers=config.workers,
+        progress=progress,
+    )
     classes = n_classes(config, images)
     images, held_out = hold_out(images, config.held_out, config.seed)
-    images = keep(images, (config.channels, config.image_size, config.image_size))
     if not (resume and training_run.is_run(run)):
         text = ""
         if ranks.main:

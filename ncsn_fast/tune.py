@@ -13,7 +13,7 @@ import types
 from pathlib import Path
 from typing import Any
 
-from ncsn_fast.cli.arguments import open_extractor
+from ncsn_fast.cli.arguments import check_source, open_extractor
 from ncsn_fast.cli.outputs import check_output_folder
 from ncsn_fast.cli.tune_options import TuneOptions, parse
 from ncsn_fast.training.tuning import Tuned, output_folder, tune
@@ -35,6 +35,7 @@ sys.modules[__name__].__class__ = _Callable
 def run(options: TuneOptions) -> int:
     """Does what the options say; exit code 0, also where nothing better was found."""
     command.single_process("ncsn_fast.tune")
+    check_source(options.data)
     target = output_folder(options.model, options.out)
     assert target is not None  # it is for a model in memory alone
     check_output_folder("--out", target)

@@ -22,6 +22,9 @@ from ncsn_fast.__main__ import COMMANDS as COMMAND_NAMES
 from ncsn_fast.cli import command as ncsn_command
 from ncsn_fast.training import configs
 
+sys.path.append(str(ROOT / "tools"))
+import write_commands
+
 ENVIRONMENT = {
     **os.environ,
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -150,6 +153,18 @@ def test_figures_are_the_measured_ones(tool: str) -> None:
         [sys.executable, str(ROOT / "tools" / tool), "--check"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("page", [pytest.param(p, id=p.stem) for p in write_commands.pages()])
+def test_pages_of_commands_list_the_options(page: Path) -> None:
+    """Those of --help, whose form depends on the version of tyro."""
+
+    def options(text: str) -> list[str]:
+        return re.findall(r"^ +(--[a-z-]+)", text, re.MULTILINE)
+
+    told = options(write_commands.help_of(page.stem))
+    assert told
+    assert options(page.read_text()) == told
 
 
 def test_readme_is_of_one_screen() -> None:

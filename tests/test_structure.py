@@ -13,7 +13,7 @@ LONG_FILE, LONG_FUNCTION = 500, 60
 # Each name is a folder or a file of ncsn_fast/. A module imports from its own folder and from rows
 # above its own, never from below; folders of one row do not import each other.
 ORDER = [
-    ("_C", "kernels", "notices"),
+    ("_C", "kernels", "names", "notices"),
     ("ops", "data", "diffusion"),
     ("models",),
     ("checkpoints",),

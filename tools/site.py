@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: pages outside docs/, links out of it, and the --help of each command.
+"""Hooks of mkdocs: pages outside docs/, and links out of it.
 
 The pages read the same on a repository's web view and on the site. There, README is the first page,
 links to files that are no pages become their names, and notebooks have been run.
@@ -6,14 +6,10 @@ links to files that are no pages become their names, and notebooks have been run
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import io
 import os
 import re
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File
@@ -35,9 +31,7 @@ OUTSIDE = {
     },
 }
 NOTEBOOKS = [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("notebooks/*.ipynb"))]
-SUBCOMMANDS = {"edit": ("inpaint",), "cache": ("clear",)}  # those shown as examples
 _LINK = re.compile(r"(!?\[[^\]]*\])\(([^)\s:#]+)(#[^)\s]*)?\)")
-_HELP = re.compile(r"<!-- help:(\w+) -->")
 _CODE = re.compile(r"(^```.*?^```$|`[^`\n]*`)", re.MULTILINE | re.DOTALL)
 
 
@@ -52,13 +46,12 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Fills in the help of commands, and turns links of the repository into links of the site."""
+    """Turns links of the repository into links of the site."""
     here = page.file.src_uri
     if here.endswith(".ipynb"):
         return markdown
     source = ROOT / OUTSIDE.get(here, f"docs/{here}")
-    text = _HELP.sub(lambda match: help_of(match[1]), markdown)
-    parts = _CODE.split(text)
+    parts = _CODE.split(markdown)
     return "".join(
         part if part.startswith("`") else _LINK.sub(lambda m: _link(m, source, here), part)
         for part in _with_code_in_links(parts)
@@ -88,22 +81,3 @@ def _link(match: re.Match[str], source: Path, here: str) -> str:
     if not uri:  # a source file, which is no page
         return text.strip("[]")
     return f"{text}({os.path.relpath(uri, Path(here).parent)}{anchor})"
-
-
-def help_of(command: str) -> str:
-    """Returns --help of a command, and of its subcommands that are examples, as blocks."""
-    calls = [(command,), *((command, sub) for sub in SUBCOMMANDS.get(command, ()))]
-    return "\n\n".join(_help(*call) for call in calls)
-
-
-def _help(command: str, *subcommand: str) -> str:
-    parse = importlib.import_module(f"ncsn_fast.cli.{command}_options").parse
-    said = io.StringIO()
-    with (
-        mock.patch.dict(os.environ, {"COLUMNS": "100", "NO_COLOR": "1"}),
-        contextlib.redirect_stdout(said),
-        contextlib.suppress(SystemExit),
-    ):
-        parse([*subcommand, "--help"])
-    lines = [line.rstrip() for line in said.getvalue().splitlines()]
-    return "\n".join(["```text", *lines, "```"])

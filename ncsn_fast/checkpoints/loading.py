@@ -26,7 +26,9 @@ from ncsn_fast.checkpoints.training_run import (
     read_run,
     read_run_file,
 )
+from ncsn_fast.models.inputs import check_network
 from ncsn_fast.models.score import ScoreModel
+from ncsn_fast.names import suggestion
 from ncsn_fast.notices import notice
 
 log = logging.getLogger(__name__)
@@ -69,9 +71,12 @@ def load(
     if not isinstance(source, str | os.PathLike):
         if is_pipeline(source):
             return from_pipeline(source, overrides)
+        what = type(source).__name__
+        if isinstance(source, type):
+            what = f"the class {getattr(source, '__name__', what)}"
         raise TypeError(
             "a model is a path, a name, a pipeline of diffusers, or what ncsn_fast.wrap makes of a "
-            f"network; got {type(source).__name__}"
+            f"network; got {what}"
         )
     path = Path(source).expanduser()
     if not path.exists():
@@ -81,6 +86,7 @@ def load(
     elif revision is not None:
         raise ValueError(f"revision is of a name on the Hub, and {source} is none")
     if net is not None:
+        check_network(net)
         return load_model_folder(path, net)
     if path.name in (WEIGHTS_NAME, CONFIG_NAME):
         path = path.parent
@@ -94,7 +100,8 @@ def load(
         )
     if not path.is_dir():
         raise CheckpointError(
-            f"{path} does not exist; a model is a run folder, a model folder, a published file, "
+            f"{path} does not exist{suggestion(source, shipped())}; a model is a run folder, a "
+            "model folder, a published file, "
             f"OWNER/NAME on the Hugging Face Hub, or one that ships: {', '.join(shipped())}"
         )
     if is_run(path):

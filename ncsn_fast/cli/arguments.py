@@ -14,12 +14,32 @@ from PIL import Image
 from torch import Tensor
 
 from ncsn_fast.data import datasets
-from ncsn_fast.data.decode import WarnOnce, decode, pixels
-from ncsn_fast.data.formats import recognise
+from ncsn_fast.data.decode import WarnOnce, check_image, decode, pixels
+from ncsn_fast.data.formats import recognise, split_of
 from ncsn_fast.data.transform import Transform, centre_square
 from ncsn_fast.evaluation.features import Extractor, function_extractor, load_extractor
+from ncsn_fast.names import suggestion
 
 MASKS = ("left", "right", "top", "bottom", "centre")
+
+
+def check_source(source: str | None) -> None:
+    """Raises DataError unless data of this name, if any, can be there, before a model is read."""
+    if source is not None and not datasets.is_named(source):
+        datasets.format_of(split_of(source)[0])
+
+
+def check_images(source: str) -> None:
+    """Raises DataError unless `read_images` can take this source, before a model is read."""
+    if _is_picture(path := Path(source).expanduser()):
+        check_image(path)
+    else:
+        check_source(source)
+
+
+def _is_picture(path: Path) -> bool:
+    """Whether a path is one image file, and no data set."""
+    return path.is_file() and path.suffix.lower() != ".zip" and recognise(path) is None
 
 
 def read_images(source: str, n: int, shape: tuple[int, ...], background: str = "white") -> Tensor:
@@ -37,7 +57,7 @@ def read_images(source: str, n: int, shape: tuple[int, ...], background: str = "
     path = Path(source).expanduser()
     if source == "digits" and channels == 1:
         images = datasets.digits("held-out", height)[0][:n]
-    elif path.is_file() and path.suffix.lower() != ".zip" and recognise(path) is None:
+    elif _is_picture(path):
         transform = Transform(height, channels, background=background)
         images = datasets.read_image(path, transform)[None]
     else:
@@ -60,13 +80,23 @@ def make_mask(name: str, height: int, width: int) -> Tensor:
     if name in windows:
         mask[:, windows[name][0], windows[name][1]] = True
         return mask
+    return _read_mask(_mask_file(name), height, width)
+
+
+def check_mask(name: str) -> None:
+    """Raises ValueError unless --mask is a name or an image file, before a model is read."""
+    if name not in MASKS:
+        check_image(_mask_file(name))
+
+
+def _mask_file(name: str) -> Path:
     path = Path(name).expanduser()
     if not path.exists():
         raise ValueError(
             f"--mask must be {', '.join(MASKS)} or an image file; got {name!r} (there is no such "
-            "file)"
+            f"file){suggestion(name, MASKS)}"
         )
-    return _read_mask(path, height, width)
+    return path
 
 
 def _read_mask(path: Path, height: int, width: int) -> Tensor:

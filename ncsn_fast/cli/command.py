@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
+from ncsn_fast.names import suggestion
+
 T = TypeVar("T")
 
 FAILURE, USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143  # 128 + the signal for the last two
@@ -49,7 +51,7 @@ def parse(
     except SystemExit as stop:
         if stop.code != USAGE:
             raise
-        raise UsageError(f"{_first_sentence(said.getvalue())} See {prog} --help.") from None
+        raise UsageError(f"{_in_one_line(said.getvalue())} See {prog} --help.") from None
     except ValueError as error:  # a dataclass that refuses its values
         raise UsageError(str(error)) from error
 
@@ -67,8 +69,8 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def _choices(match: re.Match[str]) -> str:
-    names = sorted(set(re.findall(r"'([^']*)'", match[1])) - {"None"})
-    return f"Expected one of {', '.join(names)}"
+    names = sorted(set(re.findall(r"'([^']*)'", match[3])) - {"None"})
+    return f"{match[1]}{suggestion(match[2], names)}. Expected one of {', '.join(names)}"
 
 
 def _kind(match: re.Match[str]) -> str:
@@ -86,23 +88,52 @@ _PLAIN: tuple[tuple[re.Pattern[str], Any], ...] = (
     (re.compile(r"(?:Error parsing )?(--\S+): could not convert string to float: "),
      r"\1 must be a number; got "),
     (re.compile(r"Error parsing (--\S+): "), r"\1: "),
-    (re.compile(r"Expected one of \(([^()]*)\)"), _choices),
+    (re.compile(r"(invalid choice '(.*)' for argument '\S+')\. Expected one of \(([^()]*)\)"),
+     _choices),
 )  # fmt: skip
 
 
-def _first_sentence(box: str) -> str:
-    """Returns tyro's message, without the title of its box, up to the first rule, as one line."""
-    words: list[str] = []
+def _in_one_line(box: str) -> str:
+    """Returns tyro's message up to the first rule, in one line, with the options it may have meant.
+
+    The title of its box is left out.
+    """
+    parts: list[list[str]] = [[]]
     for line in box.splitlines()[1:]:
         text = line.strip("│╰╯ ")
         if text.strip("─-"):
-            words.append(text)
-        elif words:
-            break
-    text = " ".join(words)
+            parts[-1].append(text)
+        elif parts[-1]:
+            parts.append([])
+    first, *others = (" ".join(part) for part in parts)
     for pattern, plain in _PLAIN:
-        text = pattern.sub(plain, text)
-    return text if text.endswith(".") else f"{text}."
+        first = pattern.sub(plain, first)
+    return first.removesuffix(".") + _meant(first, others) + "."
+
+
+def _meant(message: str, others: list[str]) -> str:
+    """Returns " (did you mean ...?)" from the other parts of tyro's message; "" if they have none.
+
+    They are "Perhaps you meant: --option ...", "Arguments similar to --given: --option ..." and
+    "Available subcommands: name, ...".
+    """
+    text = " ".join(others)
+    similar = r"(?:Perhaps you meant|Arguments similar to \S+): (--[\w-]+)"
+    given = re.findall(r"--[\w-]+", message)
+    options = [name for name in dict.fromkeys(re.findall(similar, text)) if name not in given]
+    if options:
+        return f" (did you mean {' and '.join(options)}?)"
+    word = re.match(r"Unrecognized options: (\w[\w-]*)", message)
+    commands = re.search(r"Available subcommands: ([\w, -]+)", text)
+    return suggestion(word[1], commands[1].split(", ")) if word and commands else ""
+
+
+class _Lines(logging.Formatter):
+    """Log lines of commands: warnings begin with a word that tells them from the others."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)
+        return f"warning: {line}" if record.levelno >= logging.WARNING else line
 
 
 class Terminated(BaseException):
@@ -144,7 +175,9 @@ def run(main: Callable[[], int]) -> int:
     They are 1 for a failure, 2 for a usage error, 130 for Ctrl-C and 143 for SIGTERM. SIGTERM
     unwinds the command as Ctrl-C does, so that temporary files are removed; a second one kills it.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Lines("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("ncsn_fast").setLevel(logging.INFO)
     logging.getLogger().setLevel(logging.WARNING)
     try:

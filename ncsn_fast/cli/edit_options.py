@@ -17,6 +17,7 @@ from ncsn_fast.cli.options import (
     check_count,
     check_gif,
     check_png,
+    check_positive,
     own_options_first,
 )
 from ncsn_fast.data.decode import parse_colour
@@ -110,6 +111,10 @@ class SuperResolve(Measured):
     factor: int = 4
     """How many times larger height and width become."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("--factor", self.factor)
+
 
 @own_options_first
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +126,10 @@ class Deblur(Measured):
     noise: float = 0.02
     """Standard deviation of the noise on the blurred images, in units of the image range [0, 1]; it
     is added, unless the images are --given. 8 bits alone are 0.001."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive("--blur", self.blur)
 
 
 @own_options_first
@@ -139,6 +148,8 @@ class SDEdit(OfImages):
             raise ValueError("give either --strength or --sigma, not both")
         if self.strength is not None and not 0 <= self.strength <= 1:
             raise ValueError(f"--strength must be in [0, 1]; got {self.strength}")
+        if self.sigma is not None:
+            check_positive("--sigma", self.sigma)
 
 
 @own_options_first
@@ -210,6 +221,7 @@ class Denoise(ModelOptions):
         super().__post_init__()
         check_count("--n", self.n)
         check_png("--out", self.out)
+        check_positive("--sigma", self.sigma)
         parse_colour(self.background)
 
 

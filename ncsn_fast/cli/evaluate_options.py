@@ -54,6 +54,8 @@ class EvaluateOptions(ClassOptions):
     train --data."""
     background: str = "white"
     """Colour below the transparent pixels of --data and --reference."""
+    skip_damaged: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Leave out images of --data and --reference that cannot be read; they are counted."""
     bpd: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Compute the bits per dimension of --data under the model, and draw no samples."""
     trace: Literal["rademacher", "gaussian", "exact"] = "rademacher"
@@ -82,6 +84,8 @@ class EvaluateOptions(ClassOptions):
         if self.save_reference is not None and self.save_reference.suffix != ".npz":
             raise ValueError(f"--save-reference must end in .npz; got {str(self.save_reference)!r}")
         self._refuse_idle()
+        if self.extractor not in (None, "digits") and self.reference is None:
+            raise ValueError("--extractor needs a --reference: images, or an .npz file")
 
     def draws(self) -> bool:
         return not self.bpd
@@ -113,7 +117,11 @@ class EvaluateOptions(ClassOptions):
             (of_bpd, self.bpd, "is for --bpd"),
             (of_extractor, self.extractor is not None, "needs an --extractor"),
             ({"data"}, self.bpd or self.neighbours, "is for --bpd or --neighbours"),
-            ({"background"}, self.data or self.reference, "is for --data or --reference"),
+            (
+                {"background", "skip_damaged"},
+                self.data or self.reference,
+                "is for --data or --reference",
+            ),
         ):
             if not ok and (idle := sorted(names & given)):
                 raise ValueError(f"--{idle[0].replace('_', '-')} {why}")

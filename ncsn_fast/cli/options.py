@@ -259,3 +259,9 @@ def check_count(name: str, value: int, least: int = 1, most: int = 2**32) -> Non
         raise ValueError(f"{name} must be at least {least}; got {value}")
     if value > most:
         raise ValueError(f"{name} must be at most {most}; got {value}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raises ValueError unless an option's value is positive and finite."""
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be positive and finite; got {value}")

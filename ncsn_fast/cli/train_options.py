@@ -12,6 +12,7 @@ import tyro
 from ncsn_fast.cli import command
 from ncsn_fast.models.architectures import TIME_ARCHS
 from ncsn_fast.models.unet_architectures import UNETS
+from ncsn_fast.names import suggestion
 from ncsn_fast.training.configs import CONFIGS, ToyOptions, TrainConfig
 
 _NAMES = ", ".join([*CONFIGS, "toy"])
@@ -29,8 +30,8 @@ class TrainOptions:
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Continue <runs>/<name> from its newest checkpoint; start it if it has none."""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Read some of the data, print the resolved configuration as JSON and what the run would do,
-    and stop."""
+    """Read the data (some of it, if it takes more than 2 GiB), print the resolved configuration as
+    JSON and what the run would do, and stop."""
 
 
 def parse(args: list[str] | None) -> TrainOptions | ToyOptions:
@@ -50,7 +51,8 @@ def parse(args: list[str] | None) -> TrainOptions | ToyOptions:
         about = "Train on the 2-D mixture of NCSN (2019), draw fields and samples into runs/toy."
         return command.parse(ToyOptions, args, "ncsn_fast.train", about)
     if name not in CONFIGS:
-        raise command.UsageError(f"--config must be one of {_NAMES}; got {name!r}")
+        near = suggestion(name, (*CONFIGS, "toy"))
+        raise command.UsageError(f"--config must be one of {_NAMES}; got {name!r}{near}")
     default = TrainOptions(config=CONFIGS[name], config_name=name)
     description = (
         "Train a score model. With no options: the digits configuration, into runs/digits."

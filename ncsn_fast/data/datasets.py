@@ -6,6 +6,7 @@ Every source is an `Images`: indexable, returning uint8 tensors (C, H, W) of one
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -14,9 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ncsn_fast.data.damaged import REMOVE, damaged_images
 from ncsn_fast.data.decode import DataError
 from ncsn_fast.data.formats import FORMATS, recognise, split_of
-from ncsn_fast.data.formats.base import Images, MemoryImages, numbered
+from ncsn_fast.data.formats.base import Format, Images, MemoryImages, numbered
 from ncsn_fast.data.formats.hub import HubImages
 from ncsn_fast.data.transform import Transform
 
@@ -93,13 +95,18 @@ def open_images(
         name, _, split = text.removeprefix("hf:").partition(":")
         return HubImages(name, split or "train", transform)
     path, split = split_of(text)
+    return format_of(path).open(path, split, transform)
+
+
+def format_of(path: Path) -> Format:
+    """Returns the format of a file or folder; DataError if there is none such, or in no format."""
     if not path.exists():
         raise DataError(f"{path} does not exist; data is {FORMS}")
     known = recognise(path)
     if known is None:
         kinds = ", ".join(each.description for each in FORMATS)
         raise DataError(f"{path} {_found(path)}; data is one of: {kinds}")
-    return known.open(path, split, transform)
+    return known
 
 
 def _found(path: Path) -> str:
@@ -111,8 +118,30 @@ def _found(path: Path) -> str:
     return "cannot be read"
 
 
-def stack(images: Images, indices: list[int] | None = None) -> Tensor:
-    """Stacks all images, or those at `indices`, into one uint8 tensor (N, C, H, W)."""
+def stack(images: Images, indices: Sequence[int] | None = None) -> Tensor:
+    """Stacks all images, or those at `indices`, into one uint8 tensor (N, C, H, W).
+
+    Raises:
+        DataError: some cannot be read; all are counted, and the first are named.
+    """
     if isinstance(images, MemoryImages):
-        return images.images if indices is None else images.images[indices]
-    return torch.stack([images[i] for i in (range(len(images)) if indices is None else indices)])
+        return images.images if indices is None else images.images[list(indices)]
+    return torch.stack(list(read(images, range(len(images)) if indices is None else indices)))
+
+
+def read(images: Images, indices: Sequence[int], remedy: str = REMOVE) -> Iterator[Tensor]:
+    """Yields the images at `indices`; DataError at the end if some cannot be read, as in `stack`.
+
+    Args:
+        remedy: last sentence of its message.
+    """
+    damaged = []
+    for index in indices:
+        try:
+            image = images[index]
+        except DataError as error:
+            damaged.append(error)
+            continue
+        yield image
+    if damaged:
+        raise damaged_images(damaged, len(indices), remedy)

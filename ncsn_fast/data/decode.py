@@ -112,17 +112,15 @@ def decode(
         DataError: the image cannot be decoded or exceeds a limit (limits.py).
     """
     colour, name = parse_colour(background), printable(name)
-    try:
-        with _open(source, name) as image:
-            _check_size(image, name)
-            image.load()
-            _warn_of_frames(image, name, warn)
-            image = _apply_orientation(image, name, warn)
-            return _to_eight_bits(image, channels, colour, name, warn)
-    except DataError:
-        raise
-    except Exception as error:  # decoders raise nearly any exception for damaged files
-        raise DataError(f"cannot decode {name}: {_reason(error)}. {remedy}".rstrip()) from error
+    with _decoded(source, name, remedy) as image:
+        _warn_of_frames(image, name, warn)
+        return _to_eight_bits(_apply_orientation(image, name, warn), channels, colour, name, warn)
+
+
+def check_image(path: Path) -> None:
+    """Raises DataError unless a file is an image that can be decoded."""
+    with _decoded(path, printable(str(path)), REMEDY):
+        pass
 
 
 def pixels(image: Image.Image) -> Tensor:
@@ -194,6 +192,20 @@ def _open(source: Path | bytes | Image.Image, name: str) -> Iterator[Image.Image
         Image.MAX_IMAGE_PIXELS = limit  # Pillow's own limit would reject what the user allowed
     with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
         yield Image.open(file, formats=_formats())
+
+
+@contextlib.contextmanager
+def _decoded(source: Path | bytes | Image.Image, name: str, remedy: str) -> Iterator[Image.Image]:
+    """Opens an image and decodes its pixels; DataError for whatever is wrong with it."""
+    try:
+        with _open(source, name) as image:
+            _check_size(image, name)
+            image.load()
+            yield image
+    except DataError:
+        raise
+    except Exception as error:  # decoders raise nearly any exception for damaged files
+        raise DataError(f"cannot decode {name}: {_reason(error)}. {remedy}".rstrip()) from error
 
 
 def _check_size(image: Image.Image, name: str) -> None:

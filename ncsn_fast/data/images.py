@@ -116,7 +116,12 @@ def as_mask(mask: Any, known: Tensor) -> Tensor:
     """
     if isinstance(mask, Image.Image):
         raise ValueError("mask must be an array or tensor; convert it: np.asarray(mask) >= 128")
-    given = torch.as_tensor(mask).detach().to("cpu")
+    try:
+        given = torch.as_tensor(mask).detach().to("cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"mask must be an array or tensor of booleans; got {mask!r:.60}"
+        ) from error
     keep = given.to(torch.bool)
     if not bool((keep.to(given.dtype) == given).all()):
         raise ValueError("mask must be boolean, or 0 and 1 (1 where known); threshold it first")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import signal
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ncsn_fast.data.decode import DataError
 from ncsn_fast.data.formats.base import Images, MemoryImages
-from ncsn_fast.data.kept import KeptImages
 
 
 def batch_indices(
@@ -101,47 +101,40 @@ def _numbered(
     """Yields this share of every batch, with the indices of its images."""
     order = batch_indices(len(images), batch_size, seed=seed, start_step=start_step)
     places = (indices[share] for indices in order)
-    return _read(images, places, batch_size, start_step, workers)
+    return _read(images, places, workers)
 
 
-def _read(
-    images: Images, order: Iterator[list[int]], batch_size: int, start_step: int, workers: int
-) -> Numbered:
+def _read(images: Images, order: Iterator[list[int]], workers: int) -> Numbered:
     if isinstance(images, MemoryImages):
         return ((images.images[indices], indices) for indices in order)
-    if isinstance(images, KeptImages):
-        per_epoch = max(1, len(images) // batch_size)
-        return _read_once(images, order, per_epoch, start_step % per_epoch, workers)
     order, again = itertools.tee(order)
     return zip(_decode(images, order, workers), again, strict=True)
 
 
-def _read_once(
-    images: KeptImages, order: Iterator[list[int]], per_epoch: int, done: int, workers: int
-) -> Numbered:
-    """Yields the batches of one epoch after the other, and decodes what is not known yet."""
-    while True:
-        epoch = list(itertools.islice(order, per_epoch - done))
-        done = 0
-        known = images.known.tolist()
-        lacking = [[index for index in indices if not known[index]] for indices in epoch]
-        few = sum(map(len, lacking)) <= len(epoch[0])  # not worth starting processes
-        decoded = _decode(images.source, filter(None, lacking), 0 if few else workers)
-        for indices, unknown in zip(epoch, lacking, strict=True):
-            if unknown:
-                images.put(unknown, next(decoded))
-            yield images.images[indices], indices
+def decoded(
+    images: Images, order: Iterable[list[int]], workers: int
+) -> Iterator[tuple[Tensor, dict[int, DataError]]]:
+    """Yields the batches of `order`: the images that can be read, and errors by their place.
 
-
-def _decode(images: Images, order: Iterator[list[int]], workers: int) -> Iterator[Tensor]:
-    loader: torch.utils.data.DataLoader[Tensor | DataError] = torch.utils.data.DataLoader(
+    Args:
+        workers: processes that decode; 0 decodes in this one.
+    """
+    loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
         _ErrorsAsValues(images),
         batch_sampler=order,  # an endless iterator is a valid sampler
         num_workers=workers,
         collate_fn=_collate,
         worker_init_fn=_ignore_interrupts,
     )
-    return _raising(loader)
+    return iter(loader)
+
+
+def _decode(images: Images, order: Iterator[list[int]], workers: int) -> Iterator[Tensor]:
+    """Yields the images of the batches; raises the first DataError."""
+    for batch, errors in decoded(images, order, workers):
+        for error in errors.values():
+            raise error
+        yield batch
 
 
 class _ErrorsAsValues(torch.utils.data.Dataset[Tensor | DataError]):
@@ -157,16 +150,10 @@ class _ErrorsAsValues(torch.utils.data.Dataset[Tensor | DataError]):
             return error
 
 
-def _collate(items: list[Tensor | DataError]) -> Tensor | DataError:
-    errors = [item for item in items if isinstance(item, DataError)]
-    return errors[0] if errors else torch.stack([t for t in items if isinstance(t, Tensor)])
-
-
-def _raising(batches: Iterable[Tensor | DataError]) -> Iterator[Tensor]:
-    for batch in batches:
-        if isinstance(batch, DataError):
-            raise batch
-        yield batch
+def _collate(items: list[Tensor | DataError]) -> tuple[Tensor, dict[int, DataError]]:
+    good = [item for item in items if isinstance(item, Tensor)]
+    errors = {place: e for place, e in enumerate(items) if isinstance(e, DataError)}
+    return (torch.stack(good) if good else torch.empty(0)), errors
 
 
 def _ignore_interrupts(worker: int) -> None:

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ncsn_fast.diffusion.sde import SDE, VE, VP, SubVP
+from ncsn_fast.names import suggestion
 
 Predicts = Literal["score", "scaled_score", "epsilon", "denoised", "v", "edm"]
 Sees = Literal[
@@ -398,10 +399,13 @@ def _check(
     if predicts not in get_args(Predicts):
         raise ValueError(
             f"predicts must be one of {', '.join(get_args(Predicts))}, or a Parameterisation; got "
-            f"{predicts!r}"
+            f"{predicts!r}{suggestion(predicts, get_args(Predicts))}"
         )
     if sees is None or sees not in get_args(Sees):
-        raise ValueError(f"sees must be one of {', '.join(get_args(Sees))}; got {sees!r}")
+        raise ValueError(
+            f"sees must be one of {', '.join(get_args(Sees))}; got {sees!r}"
+            f"{suggestion(sees, get_args(Sees))}"
+        )
     if predicts == "v" and not isinstance(process, (VP, DiscreteVP)):
         raise ValueError("predicts='v' is of a VP process: give process=VP() or DiscreteVP()")
     if predicts == "v" and isinstance(process, SubVP):

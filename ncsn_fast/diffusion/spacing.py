@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from ncsn_fast.names import suggestion
+
 if TYPE_CHECKING:  # the command line lists schedules before torch is imported
     from torch import Tensor
 
@@ -95,6 +97,7 @@ def spaced(
     if schedule not in get_args(Schedule):
         raise ValueError(
             f"schedule must be one of {', '.join(get_args(Schedule))}; got {schedule!r}"
+            f"{suggestion(schedule, get_args(Schedule))}"
         )
     if schedule in ("karras", "polynomial"):
         build, usual = {

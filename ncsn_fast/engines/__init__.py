@@ -23,6 +23,7 @@ from ncsn_fast.engines.eager import EagerEngine
 from ncsn_fast.engines.onnx.engine import OrtEngine
 from ncsn_fast.engines.tensorrt.engine import TrtEngine
 from ncsn_fast.models.score import ScoreModel
+from ncsn_fast.names import suggestion
 
 log = logging.getLogger(__name__)
 ENGINES: dict[str, type[Engine]] = {
@@ -59,7 +60,9 @@ def named(name: str) -> type[Engine]:
         ValueError: no engine has this name.
     """
     if name not in ENGINES:
-        raise ValueError(f"engine must be auto, {', '.join(ENGINES)}; got {name!r}")
+        raise ValueError(
+            f"engine must be auto, {', '.join(ENGINES)}; got {name!r}{suggestion(name, ENGINES)}"
+        )
     kind = ENGINES[name]
     problem = kind.unavailable()
     if problem is None:
@@ -85,10 +88,11 @@ def pick(
         ValueError: no engine has this name, or it does not run on that device.
     """
     gpu = torch.cuda.is_available()
-    if device is not None and torch.device(device).type == "cuda":
-        _check_gpu(torch.device(device))
+    device = None if device is None else _device(device)
+    if device is not None and device.type == "cuda":
+        _check_gpu(device)
     if name == "auto":
-        on_cpu = torch.device(device).type == "cpu" if device is not None else not gpu
+        on_cpu = device.type == "cpu" if device is not None else not gpu
         name, reason = _automatic(CpuEngine if on_cpu else CudaEngine, model)
     else:
         reason = "asked for"
@@ -97,12 +101,11 @@ def pick(
     if refusal is not None:
         raise EngineUnavailable(f"engine {name!r} {refusal}; use engine='eager'")
     if device is None:
-        device = "cuda" if gpu and "cuda" in kind.device_types else "cpu"
-    if torch.device(device).type not in kind.device_types:
+        device = torch.device("cuda" if gpu and "cuda" in kind.device_types else "cpu")
+    if device.type not in kind.device_types:
         raise ValueError(
             f"engine {name!r} runs on {' or '.join(kind.device_types)}; got device {str(device)!r}"
         )
-    device = torch.device(device)
     if device.type == "cuda" and device.index is None:  # the current device may change later
         begun = torch.cuda.is_initialized()  # current_device() would initialise CUDA
         device = torch.device("cuda", torch.cuda.current_device() if begun else 0)
@@ -174,6 +177,14 @@ def _warn(engine: Engine, error: RuntimeError, cost: float | None = None) -> Non
         reason, hope = error.reason, "; a trained model usually passes"
     text = "%s. Engine %r computes in %s instead, %s%s"
     log.warning(text, reason, engine.name, engine.variant, slower, hope)
+
+
+def _device(device: str | torch.device) -> torch.device:
+    """Returns a torch.device; ValueError for what is none."""
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be cpu, cuda or cuda:N; got {device!r}") from error
 
 
 def _check_gpu(device: torch.device) -> None:

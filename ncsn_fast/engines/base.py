@@ -17,6 +17,7 @@ from ncsn_fast.diffusion.parameterisation import Parameterisation, standard
 from ncsn_fast.engines.batch_sizes import balanced_batch_size, largest_batch_size
 from ncsn_fast.engines.torch_settings import torch_threads
 from ncsn_fast.models.score import ScoreModel
+from ncsn_fast.names import suggestion
 from ncsn_fast.samplers.procedure import (
     Constrain,
     Guide,
@@ -30,6 +31,8 @@ from ncsn_fast.samplers.program import Chains, Program, Update, run
 # Whether long builds show a progress bar.
 progress_shown: contextvars.ContextVar[bool] = contextvars.ContextVar("progress", default=True)
 
+# Arguments of Sampler, for misspelt ones, which arrive as options of the engine.
+_SETTINGS = ("device", "dtype", "batch_size", "compile_cache", "threads")
 SCALED_SCORE = standard("scaled_score", sees="nothing")
 # Compute dtypes. tf32: feature maps are float32, convolutions round their inputs to TF32.
 DTYPES: dict[str, torch.dtype] = {
@@ -131,8 +134,10 @@ class Engine(abc.ABC):
         known = "; ".join(f"{k}: {', '.join(v)}" for k, v in cls.options.items()) or "none"
         for name, value in given.items():
             if value not in cls.options.get(name, ()):
+                near = "" if name in cls.options else suggestion(name, (*cls.options, *_SETTINGS))
                 raise ValueError(
-                    f"engine {cls.name!r} has no option {name}={value!r}; its options: {known}"
+                    f"engine {cls.name!r} has no option {name}={value!r}{near}; its options: "
+                    f"{known}"
                 )
 
     @classmethod

@@ -14,10 +14,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ncsn_fast.data import datasets
-from ncsn_fast.data.formats import split_of
-from ncsn_fast.data.formats.folder import FileImages
+from ncsn_fast.data.formats import folder, recognise, split_of
 from ncsn_fast.data.formats.numpy_file import holds_images
 from ncsn_fast.data.images import to_uint8
+from ncsn_fast.data.kept import keep
+from ncsn_fast.data.listing import find_images
 from ncsn_fast.evaluation.features import Extractor, sha256
 from ncsn_fast.evaluation.fidelity import Fidelity
 from ncsn_fast.evaluation.statistics_file import load_statistics, save_statistics
@@ -28,12 +29,22 @@ BATCH = 256  # images read at once
 DIGESTED = 64  # images whose digest identifies a source
 
 
-def open_source(source: str, model: ScoreModel, background: str = "white") -> datasets.Images:
-    """Opens images at the model's size."""
+def open_source(
+    source: str,
+    model: ScoreModel,
+    background: str = "white",
+    *,
+    skip_damaged: bool = False,
+    progress: bool = False,
+) -> datasets.Images:
+    """Opens images at the model's size; skip_damaged reads all, and leaves damaged ones out."""
     channels, height, width = model.image_shape
     if height != width:
         raise ValueError(f"images are read as squares; this model works on {height}x{width} pixels")
-    return datasets.open_images(source, size=height, channels=channels, background=background)
+    images = datasets.open_images(source, size=height, channels=channels, background=background)
+    if not skip_damaged:
+        return images
+    return keep(images, model.image_shape, skip_damaged=True, progress=progress)
 
 
 def describe_source(source: str, images: datasets.Images) -> dict[str, Any]:
@@ -45,10 +56,12 @@ def describe_source(source: str, images: datasets.Images) -> dict[str, Any]:
     """
     n, found = len(images), hashlib.sha256()
     path, split = split_of(source)
-    for i in sorted({round(k * (n - 1) / (DIGESTED - 1)) for k in range(DIGESTED)}):
-        found.update(images[i].numpy().tobytes())
-    if isinstance(images, FileImages):
-        files = [(p.relative_to(path).as_posix(), p.stat().st_size) for p in images.paths]
+    digested = sorted({round(k * (n - 1) / (DIGESTED - 1)) for k in range(DIGESTED)})
+    for image in datasets.read(images, digested):
+        found.update(image.numpy().tobytes())
+    if not datasets.is_named(source) and recognise(path) is folder.FORMAT:
+        paths, _ = find_images(path)
+        files = [(p.relative_to(path).as_posix(), p.stat().st_size) for p in paths]
         found.update(json.dumps(files).encode())
     if path.exists() and not datasets.is_named(source):
         source = ":".join(filter(None, (str(path.resolve()), split)))
@@ -64,6 +77,12 @@ def batches(images: datasets.Images, what: str, *, progress: bool) -> Iterator[T
             bar.update(len(batch))
 
 
+def is_statistics(source: str) -> bool:
+    """Whether a reference is an .npz file of mu and sigma, and no images."""
+    path = Path(source).expanduser()
+    return path.suffix == ".npz" and not holds_images(path)
+
+
 class Evaluator:
     """Evaluator of samples: computes the reference's statistics first, then adds samples.
 
@@ -73,6 +92,7 @@ class Evaluator:
         n: number of samples that will be added.
         save: where to write mu and sigma of the reference.
         background: colour below the transparent pixels of the reference.
+        skip_damaged: leave images of the reference out that cannot be read.
 
     Attributes:
         reference: description of the reference, for JSON.
@@ -88,6 +108,7 @@ class Evaluator:
         seed: int = 0,
         save: Path | None = None,
         background: str = "white",
+        skip_damaged: bool = False,
         progress: bool = True,
     ) -> None:
         if source is None:
@@ -95,7 +116,7 @@ class Evaluator:
                 raise ValueError("--extractor needs a --reference: images, or an .npz file")
             source = "digits:held-out"
         path = Path(source).expanduser()
-        if path.suffix == ".npz" and not holds_images(path):
+        if is_statistics(source):
             if save is not None:
                 raise ValueError("--save-reference needs images as --reference, not an .npz file")
             statistics = load_statistics(path, extractor)
@@ -103,7 +124,12 @@ class Evaluator:
             self.fidelity = Fidelity(extractor, n, None, seed=seed)
             self.fidelity.use_references(statistics)
             return
-        images = open_source(source, model, background)
+        images = keep(
+            open_source(source, model, background),
+            model.image_shape,
+            skip_damaged=skip_damaged,
+            progress=progress,
+        )
         if len(images) < 2:
             raise ValueError(f"a reference needs at least 2 images; {source} has {len(images)}")
         self.reference = {"source": source, "n": len(images)}

@@ -22,6 +22,7 @@ from ncsn_fast.checkpoints.torch_file import CheckpointError, check_tensors, rea
 from ncsn_fast.models.inception import FEATURES as INCEPTION_FEATURES
 from ncsn_fast.models.inception import FIDInception
 from ncsn_fast.models.shapes import shapes_only
+from ncsn_fast.names import suggestion
 
 DIGIT_FEATURES = ASSETS / "digit_features" / "model.safetensors"
 MNIST_FEATURES = ASSETS / "mnist_features" / "model.safetensors"
@@ -182,8 +183,9 @@ def load_extractor(source: str | Path) -> Extractor:
     what = "must end so" if path.is_file() else "does not exist"
     code = " (a TorchScript file is code, and is not read: let a function load it)"
     raise CheckpointError(
-        f"extractor {path} {what}: it is {' or '.join(CLASSIFIERS)}, weights of the FID's "
-        f"Inception network ({', '.join(WEIGHTS)}), or MODULE:NAME, a function of yours"
+        f"extractor {path} {what}{suggestion(str(source), CLASSIFIERS)}: it is "
+        f"{' or '.join(CLASSIFIERS)}, weights of the FID's Inception network "
+        f"({', '.join(WEIGHTS)}), or MODULE:NAME, a function of yours"
         f"{code if path.suffix in TORCHSCRIPT else ''}"
     )
 

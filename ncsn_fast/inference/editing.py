@@ -15,7 +15,8 @@ from torch import Tensor
 from ncsn_fast.data.images import as_mask, as_tensor, check_output, check_range
 from ncsn_fast.inference.runner import Job
 from ncsn_fast.inference.sampling_params import SamplingCall
-from ncsn_fast.models.score import ScoreModel, each_sigma
+from ncsn_fast.models.inputs import each_sigma
+from ncsn_fast.models.score import ScoreModel
 from ncsn_fast.ops.noise import Stream, check_uint32, normal
 from ncsn_fast.samplers.guidance import (
     Both,
@@ -116,6 +117,11 @@ def restore(
     guide: Guide | None = None,
 ) -> Edit:
     """Draws images that measure y = A x + noise z; see `Sampler.restore`."""
+    if not isinstance(operator, Operator):
+        raise TypeError(
+            "operator must be one of samplers/operators.py, whose Linear takes any linear "
+            f"function; got {type(operator).__name__}"
+        )
     y = _check_measured(model, measurements, operator)
     check_guide(guide, len(y))
     program = call.build(model)
@@ -205,7 +211,10 @@ def guided(
     """Draws samples of given classes, with a classifier on a device; see `Sampler.guided`."""
     if (classifier is None) == (gradient is None):
         raise ValueError("give either a classifier or a gradient")
-    labels = torch.as_tensor(labels)
+    try:
+        labels = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"labels must be integers (N,); got {labels!r:.60}") from error
     if labels.ndim == 0:
         raise ValueError("labels must be (N,), one per sample; got one number")
     if classifier is not None:

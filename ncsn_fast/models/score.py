@@ -24,13 +24,15 @@ from ncsn_fast.models.architectures import (
     TIME_STYLE,
     check_image_size,
 )
-from ncsn_fast.models.classes import default_label, require_labels
+from ncsn_fast.models.classes import default_label
+from ncsn_fast.models.inputs import check_call, each_sigma
 from ncsn_fast.models.layers import ACTIVATIONS, NORMS
 from ncsn_fast.models.refinenet import RefineNet
 from ncsn_fast.models.score_unet import ScoreUNet
 from ncsn_fast.models.tuned_table import TunedTable
 from ncsn_fast.models.unet import Clock, TimeUNet
 from ncsn_fast.models.unet_config import UNetConfig
+from ncsn_fast.names import suggestion
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +113,7 @@ class ModelConfig:
         }  # fmt: skip
         wrong += [
             f"{name} must be one of {', '.join(map(str, known))}; got {value!r}"
+            f"{suggestion(value, filter(None, known))}"
             for name, known in tables.items()
             if (value := getattr(self, name)) not in list(known)
         ]
@@ -423,7 +426,11 @@ class ScoreModel(nn.Module):
 
     def score_at(self, x: Tensor, level: Tensor | int) -> Tensor:
         """Computes the score at a trained level: an index in [0, n_sigmas), or (N,) int64."""
-        level = torch.as_tensor(level, dtype=torch.int64, device=x.device)
+        check_call(self, x)
+        level = torch.as_tensor(level, device=x.device)
+        if level.is_floating_point() or level.is_complex():
+            raise TypeError(f"level must be an integer or a tensor of them; got {level.dtype}")
+        level = level.to(torch.int64)
         if level.ndim > 1 or (level.ndim == 1 and len(level) != len(x)):
             raise ValueError(
                 f"level must be an index or ({len(x)},); got shape {tuple(level.shape)}"
@@ -437,7 +444,7 @@ class ScoreModel(nn.Module):
 
         labels: (N,) int64, for networks with classes.
         """
-        require_labels(self.config, labels)
+        check_call(self, x, labels)
         sigma = each_sigma(sigma, x)
         more = () if labels is None else (labels,)
         return self.score_by(lambda u, condition: self(u, condition, *more), x, sigma)
@@ -471,6 +478,7 @@ class ScoreModel(nn.Module):
         """
         if self.clock is None:
             raise ValueError(f"{self.config.arch} is not conditioned on time; use score(x, sigma)")
+        check_call(self, x)
         t = torch.as_tensor(t, dtype=torch.float32, device=x.device).expand(len(x))
         if not bool(((t > 0) & (t <= 1)).all()):
             raise ValueError(f"t must be in (0, 1]; got {t.tolist()}")
@@ -478,19 +486,7 @@ class ScoreModel(nn.Module):
 
     def denoise(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
         """Computes the posterior mean x + sigma^2 score(x, sigma) (Tweedie's formula)."""
+        check_call(self, x, labels)
         sigma = each_sigma(sigma, x)
         square = sigma.square().view(-1, *[1] * (x.ndim - 1))
         return x + square * self.score(x, sigma, labels)
-
-
-def each_sigma(sigma: Tensor | float, x: Tensor) -> Tensor:
-    """Broadcasts sigma, a number or one per sample, to noise levels (N,) float32 for x (N, ...).
-
-    Raises ValueError unless they are positive and finite.
-    """
-    sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device)
-    if sigma.ndim > 1 or (sigma.ndim == 1 and len(sigma) != len(x)):
-        raise ValueError(f"sigma must be a number or ({len(x)},); got shape {tuple(sigma.shape)}")
-    if not bool(((sigma > 0) & torch.isfinite(sigma)).all()):
-        raise ValueError(f"sigma must be positive and finite; got {sigma.tolist()}")
-    return sigma.expand(len(x))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from ncsn_fast.diffusion.parameterisation import (
     standard,
 )
 from ncsn_fast.models.adapter import Adapter, WrappedConfig, forward_parameters, identity_of
+from ncsn_fast.models.inputs import check_network
 from ncsn_fast.models.score import ScoreModel
 
 _EDM_ENDS = (0.002, 80.0)  # Karras et al. 2022, table 1, for data of standard deviation 0.5
@@ -83,8 +85,7 @@ def wrap(
         TypeError, ValueError: something that cannot be inferred is missing, the parameters are not
             float32, or the network does not run, or returns another shape.
     """
-    if not isinstance(net, nn.Module):
-        raise TypeError(f"net must be a torch.nn.Module; got {type(net).__name__}")
+    check_network(net)
     shape = _shape(image_shape)
     parameters = forward_parameters(net)
     if isinstance(predicts, Parameterisation):
@@ -124,7 +125,29 @@ def wrap(
         bounded=data_range is not None,
         identity=identity_of(net),
     )
-    return check_runs(_checked(wrapped(net, config, torch.from_numpy(ladder))))
+    model = wrapped(net, config, torch.from_numpy(ladder))
+    with _noting_the_call(model):
+        return check_runs(_checked(model))
+
+
+@contextlib.contextmanager
+def _noting_the_call(model: ScoreModel) -> Iterator[None]:
+    """Adds to errors of a network with what it was called, once, on zeros."""
+    try:
+        yield
+    except Exception as error:
+        u, condition = _probe(model)
+        given = [("x", (1, *model.sample_shape), u.dtype)]
+        if condition is not None:
+            given.append(("the noise level", tuple(condition.shape), condition.dtype))
+        if model.n_classes:
+            given.append(("labels", (1,), torch.int64))
+        error.add_note(
+            "The network was called with "
+            + ", ".join(f"{name} {shape} {dtype}" for name, shape, dtype in given)
+            + ": if it takes others, give wrap another image_shape, sees or n_classes."
+        )
+        raise
 
 
 def wrapped(net: nn.Module, config: WrappedConfig, sigmas: Tensor) -> ScoreModel:

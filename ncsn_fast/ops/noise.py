@@ -97,6 +97,24 @@ def sample_indices(start: int, n: int, device: torch.device | str = "cpu") -> Te
     return torch.arange(indices.start, indices.stop, dtype=torch.int64, device=device)
 
 
+def as_indices(samples: Any) -> Tensor:
+    """Returns sample indices (n,) as int64.
+
+    Raises:
+        TypeError, ValueError: they are no integers, or not in one row.
+    """
+    try:
+        given = torch.as_tensor(samples)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"samples must be integer indices (n,); got {samples!r:.60}") from error
+    indices = given.to(torch.int64)
+    if indices.ndim != 1 or (len(given) and (given.is_floating_point() or given.is_complex())):
+        raise ValueError(
+            f"samples must be integer indices (n,); got {given.dtype} {tuple(given.shape)}"
+        )
+    return indices
+
+
 def _multiply(constant: int, x: Tensor) -> tuple[Tensor, Tensor]:
     # int64 products wrap modulo 2^64, so both 32-bit halves are exact after masking.
     product = x * constant

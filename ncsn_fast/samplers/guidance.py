@@ -140,7 +140,10 @@ def check_labels(
         raise ValueError(f"labels must be integers (N,); got {labels.dtype} {tuple(labels.shape)}")
     with torch.no_grad():
         found = logits(torch.zeros(1, *shape, device=device), torch.ones(1, device=device))
-    classes = found.shape[-1]
+    if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != 1:
+        got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(f"a classifier must return logits (1, K) for one image; got {got}")
+    classes = found.shape[1]
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise ValueError(
             f"labels must be in [0, {classes}), the classifier's classes; got "

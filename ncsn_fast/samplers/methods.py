@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ncsn_fast.diffusion.spacing import KARRAS_RHO, POLYNOMIAL_RHO
+from ncsn_fast.names import suggestion
 from ncsn_fast.samplers import k_diffusion, procedure_methods, program_methods
 from ncsn_fast.samplers.choices import FAST_STEPS, SNR
 from ncsn_fast.samplers.level_selection import Levels
@@ -299,13 +300,17 @@ def describe_options() -> str:
 def check_options(method: str, options: Iterable[str]) -> Method:
     """Returns the row of a method; ValueError unless it exists and has these options."""
     if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
+        raise ValueError(
+            f"method must be one of {', '.join(METHODS)}; got {method!r}"
+            f"{suggestion(method, METHODS)}"
+        )
     row = METHODS[method]
     known = row.parameters
     unknown = sorted(set(options) - known.keys())
     if unknown:
+        near = suggestion(unknown[0], (*known, "seed", "start", "steps"))
         raise ValueError(
-            f"method {method!r} has no option {', '.join(unknown)}; it has {', '.join(known)}"
+            f"method {method!r} has no option {', '.join(unknown)}{near}; it has {', '.join(known)}"
         )
     return row
 

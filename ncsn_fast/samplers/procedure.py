@@ -77,7 +77,11 @@ class Guide(Protocol):
 
 
 def check_guide(guide: Guide | None, n: int) -> None:
-    """Raises ValueError if a guide is given that is not for n samples."""
+    """Raises TypeError or ValueError if a guide is given that is none, or not for n samples."""
+    if guide is not None and not (hasattr(guide, "score") and hasattr(guide, "rows")):
+        raise TypeError(
+            f"a guide is one of samplers/guidance.py, or has their form; got {type(guide).__name__}"
+        )
     if guide is not None and len(guide) != n:
         raise ValueError(f"a guide has one row per sample; expected {n}, got {len(guide)}")
 

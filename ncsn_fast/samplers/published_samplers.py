@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
+from ncsn_fast.names import suggestion
+
 if TYPE_CHECKING:  # the command line lists these before torch is imported
     from ncsn_fast.models.score import ScoreModel
 
@@ -113,7 +115,10 @@ def resolve(
 
     row = PUBLISHED_SAMPLERS.get(name)
     if row is None:
-        raise ValueError(f"published must be one of {', '.join(PUBLISHED_SAMPLERS)}; got {name!r}")
+        raise ValueError(
+            f"published must be one of {', '.join(PUBLISHED_SAMPLERS)}; got {name!r}"
+            f"{suggestion(name, PUBLISHED_SAMPLERS)}"
+        )
     if method not in (methods.DEFAULT, row.method):
         raise ValueError(
             f"the published sampler {name} is of method {row.method!r}; got method {method!r}: "

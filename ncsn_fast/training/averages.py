@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,6 +40,14 @@ class Decay:
             seen = RAMP * n * batch_size if self.warmup else self.halflife
             return 0.5 ** (batch_size / max(min(self.halflife, seen), 1e-8))
         return min(self.per_step, (1 + n) / (10 + n)) if self.warmup else self.per_step
+
+    def settled(self, batch_size: int) -> int:
+        """Returns the steps after which initial weights are at most 5 % of the average.
+
+        With a warm-up they are gone after a few.
+        """
+        m = self.at(0, batch_size)
+        return 0 if self.warmup or m <= 0 else math.ceil(math.log(0.05) / math.log(m))
 
 
 def decays(config: TrainConfig) -> list[Decay]:

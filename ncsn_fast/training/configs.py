@@ -95,8 +95,10 @@ class TrainConfig:
     dequantise: bool = False
     """Add uniform noise below one grey level, x * 255/256 + U/256, as NCSN (2019) does."""
     workers: int = 0
-    """Processes that decode images; 0 decodes in the training process. Each image is decoded once
-    if all fit into 2 GiB at the size of the network, else in each epoch."""
+    """Processes that decode images; 0 decodes in the training process. Images are decoded once,
+    before the first step, if all fit into 2 GiB at the size of the network, else in each epoch."""
+    skip_damaged: bool = False
+    """Leave out images that cannot be read, which are counted before the first step."""
 
     arch: Literal[
         "ncsnv2",

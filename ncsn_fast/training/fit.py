@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import threading
 import time
@@ -19,9 +20,11 @@ from ncsn_fast.data.datasets import DataError, Images
 from ncsn_fast.data.formats.base import MemoryImages
 from ncsn_fast.data.loader import batches, labelled_batches
 from ncsn_fast.training.configs import TrainConfig
-from ncsn_fast.training.journal import Journal, LevelLosses, Pace
+from ncsn_fast.training.journal import Journal, LevelLosses
+from ncsn_fast.training.pace import Pace, foretell
 from ncsn_fast.training.trainer import DivergedError, PeerError, Trainer, TrainingError
 
+log = logging.getLogger(__name__)
 Batch = tuple[torch.Tensor, torch.Tensor | None]  # images, and their labels
 TIME_IS_UP = 0  # in place of the signal that stopped a run
 
@@ -105,7 +108,7 @@ class _Fit:
         self.held_out = held_out or MemoryImages(torch.empty(0, dtype=torch.uint8))
         self.batch = min(self.config.batch_size, len(images))
         self.losses = LevelLosses(trainer.model.config.n_sigmas, trainer.device)
-        self.pace = Pace()
+        self.pace, self.foretold = Pace(), False
         self.bar = tqdm(
             total=self.config.steps,
             initial=trainer.step,
@@ -133,6 +136,7 @@ class _Fit:
                     raise self._explained(error) from error
                 self.seen += self.batch
                 self.bar.update()
+                self._foretell()
                 if trainer.step % config.log_every == 0:
                     self._log()
                 if trainer.step % config.snapshot_every == 0:
@@ -184,6 +188,20 @@ class _Fit:
         if self.ranks.count == 1:
             return asked
         return self.trainer.step % self.config.log_every == 0 and self.ranks.any(asked)
+
+    def _foretell(self) -> None:
+        """Says once how long the run takes, after the first steps."""
+        if self.foretold:
+            return
+        speed = self.pace.seconds_per_step(self.trainer.step)
+        if speed is None:
+            return
+        self.foretold = True
+        text, warning = foretell(self.config, self.trainer.step, speed, self.pace.minutes())
+        with tqdm.external_write_mode():
+            log.info("%s", text)
+            if warning:
+                log.warning("%s", warning)
 
     def _log(self) -> None:
         self.trainer.check_losses()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,40 +59,6 @@ class LevelLosses:
             f"{name}_by_level/band_{i}": value for i, value in enumerate(means) if value == value
         }
         return {name: self.mean(), **bands}
-
-
-class Pace:
-    """Time that a run still needs, from its pace since the first minute.
-
-    The first minute, with compilation and caches to fill, says little about the others.
-    """
-
-    SETTLED = 60.0  # seconds
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock, self.began = clock, clock()
-        self._settled: tuple[float, int] | None = None
-
-    def minutes(self) -> float:
-        """Returns the minutes since the start."""
-        return (self._clock() - self.began) / 60
-
-    def left(self, step: int, steps: int, minutes: float = 0.0) -> float | None:
-        """Returns the seconds left at a step of `steps`; None while nothing can be said.
-
-        Args:
-            minutes: after which the run is stopped, finished or not; 0 for never.
-        """
-        now = self._clock()
-        if self._settled is None:
-            if now - self.began >= self.SETTLED:
-                self._settled = now, step
-            return None
-        since, first = self._settled
-        if step <= first:
-            return None
-        needed = (now - since) / (step - first) * (steps - step)
-        return min(needed, max(0.0, 60 * minutes - (now - self.began))) if minutes > 0 else needed
 
 
 class Journal:

@@ -271,14 +271,15 @@ class _Fit:
         images = None
         if settings.data is not None and given is None:
             images = open_source(settings.data, model, settings.background)
+            self.references = self._of_data(images)
         described = self._describe(extractor, images)
         self.journal = Journal.open(None if state is None else state / STATE_NAME, described)
         if state is not None:
             state.mkdir(parents=True, exist_ok=True)
         if given is not None:
             self.references = self._chosen(given)
-        else:
-            self.references = self._references(images, state)
+        elif images is None:
+            self.references = self._drawn(state)
         self.mean = self._start_mean() if settings.start_mean else None
         ends = float(self.ladder[-1]), float(self.ladder[0])
         self.loss = SampleLoss(
@@ -302,12 +303,14 @@ class _Fit:
             described |= describe_source(self.settings.data, images)
         return described
 
-    def _references(self, images: datasets.Images | None, state: Path | None) -> Tensor:
-        """Returns the reference images: an even choice of the data's, or samples of ald."""
-        if images is not None:
-            n = min(len(images), self._n_references(DATA_REFERENCES))
-            rows = np.linspace(0, len(images) - 1, n).round().astype(int).tolist()
-            return datasets.stack(images, rows).float() / 255
+    def _of_data(self, images: datasets.Images) -> Tensor:
+        """Returns reference images: an even choice of the data's."""
+        n = min(len(images), self._n_references(DATA_REFERENCES))
+        rows = np.linspace(0, len(images) - 1, n).round().astype(int).tolist()
+        return datasets.stack(images, rows).float() / 255
+
+    def _drawn(self, state: Path | None) -> Tensor:
+        """Returns references that are samples of the model's own ald."""
         n = self._n_references(OWN_REFERENCES)
         seed = self.settings.seeds(SEED_REFERENCES, 1)[0]
         path = None if state is None else state / REFERENCES_NAME

@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,14 @@ def in_folder(tiny_folder, monkeypatch) -> None:
 
 USAGE = {
     "unknown option": ("train --n-sigmaz 3", "Unrecognized options: --n-sigmaz"),
+    "misspelt option": ("train --max-minuets 3", "3 (did you mean --max-minutes?). See"),
+    "two of them": ("train --nmae a --ngff 8", "(did you mean --name and --ngf?). See"),
+    "of a subcommand": ("edit inpaint --modle digits", "(did you mean --model?). See"),
+    "misspelt command": ("edit inpant", "inpant (did you mean 'inpaint'?). See"),
+    "misspelt choice": ("sample --method dpm", "'--method' (did you mean 'dpmpp'?). Expected one"),
+    "misspelt config": ("train --config digit", "got 'digit' (did you mean 'digits'?)"),
+    "nothing like it": ("sample --quux 3", "Unrecognized options: --quux, 3. See"),
+    "an option elsewhere": ("edit denoise --method ald", "edit denoise). See"),
     "no number": ("train --ngf wide", "--ngf must be an integer; got 'wide'"),
     "no rate at all": ("train --lr fast", "--lr must be a number; got 'fast'"),
     "half an image": ("sample --batch-size 1.5", "--batch-size must be an integer; got '1.5'"),
@@ -82,6 +91,8 @@ def test_usage_errors(case, unicode, capsys, monkeypatch):
 
 FAILURES = {
     "no model": ("sample --model nowhere", "nowhere does not exist"),
+    "misspelt model": ("sample --model digit", "digit does not exist (did you mean 'digits'?); a"),
+    "misspelt extractor": ("tune --model model --extractor mnits", "(did you mean 'mnist'?): it"),
     "no data": ("train --data nowhere", "nowhere does not exist"),
     "no source": ("convert nowhere.pth out", "nowhere.pth does not exist"),
     "no pth": ("convert words.txt out", "words.txt"),
@@ -90,6 +101,40 @@ FAILURES = {
     "no picture": ("edit denoise --model model --images words.png", "words.png"),
     "no folder": ("sample --model model --quiet --n 1 --out words.txt/a.png", "cannot write"),
 }
+
+
+# Of two faults, the one that needs no model is found first: nowhere is no model.
+BEFORE_THE_MODEL = {
+    "images": ("edit sdedit --images lost.png", "lost.png does not exist"),
+    "one image": ("edit denoise --images words.png", "cannot decode words.png: not a PNG"),
+    "no data set": ("edit deblur --images words.txt", "cannot decode words.txt: not a PNG"),
+    "mask": ("edit inpaint --mask lefft", "no such file) (did you mean 'left'?)"),
+    "mask's file": ("edit inpaint --mask words.png", "cannot decode words.png: not a PNG"),
+    "classifier": ("edit guide --classifier mine_not:f", "--classifier mine_not:f: No module"),
+    "extractor": ("evaluate --extractor mnits --reference digits", "(did you mean 'mnist'?): it"),
+    "reference": ("evaluate --extractor digits --reference lost", "lost does not exist; data is"),
+    "bits of nothing": ("evaluate --bpd --data lost", "lost does not exist; data is"),
+    "references": ("tune --data lost --out t", "lost does not exist; data is"),
+    "tuner's extractor": ("tune --extractor mnits --out t", "(did you mean 'mnist'?): it"),
+    "output": ("sample --out words.txt/a.png", "words.txt is not a folder"),
+    "figures": ("evaluate --out words.txt/a.json", "words.txt is not a folder"),
+    "edited": ("edit inpaint --out words.txt/a.png", "words.txt is not a folder"),
+    "exported": ("export --out words.txt/a.onnx", "words.txt is not a folder"),
+    "converted": ("convert nowhere words.txt/a", "words.txt is not a folder"),
+    "tuned": ("tune --out words.txt/a", "words.txt is not a folder"),
+}
+
+
+@pytest.mark.parametrize("case", BEFORE_THE_MODEL)
+def test_faults_that_need_no_model_are_found_before_it_is_read(case, in_folder, capsys):
+    Path("words.txt").write_text("no model")
+    Path("words.png").write_text("no picture")
+    line, text = BEFORE_THE_MODEL[case]
+    name, *arguments = line.split()
+    arguments += ["--model", "nowhere"] * (name != "convert")
+    module = importlib.import_module(f"ncsn_fast.{name}")
+    assert command.run(lambda: module.main(arguments)) == 1
+    assert text in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("case", FAILURES)
@@ -104,6 +149,18 @@ def test_failures(case, in_folder, capsys):
     assert said.splitlines()[-1].startswith("error: ")
     assert "Traceback" not in said
     assert text in said.splitlines()[-1]
+
+
+def test_warnings_are_told_from_other_lines(capsys, monkeypatch):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+
+    def main() -> int:
+        logging.getLogger("ncsn_fast.train").info("training")
+        logging.getLogger("ncsn_fast.train").warning("it exists")
+        return 0
+
+    assert command.run(main) == 0
+    assert capsys.readouterr().err == "training\nwarning: it exists\n"
 
 
 def test_exit_codes_of_errors(capsys):

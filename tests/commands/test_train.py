@@ -211,6 +211,26 @@ def test_dry_run_refuses_what_the_run_would(in_tmp, capsys, options, code, said)
     assert said in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_damaged_images_stop_a_run_before_it_starts_or_are_left_out(in_tmp, capsys, caplog):
+    Path("photos").mkdir()
+    rng = torch.Generator().manual_seed(0)
+    for i in range(12):
+        pixels = torch.randint(0, 256, (8, 8), dtype=torch.uint8, generator=rng)
+        Image.fromarray(pixels.numpy()).save(f"photos/{i:02d}.png")
+    for i in (3, 7):
+        path = Path(f"photos/{i:02d}.png")
+        path.write_bytes(path.read_bytes()[:60])
+    arguments = tiny.arguments(data="photos", batch_size=4, steps=2)
+    assert command.run(lambda: train.main(arguments)) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: 2 of 12 images cannot be read: cannot decode photos/03.png: ")
+    assert "photos/07.png" in said
+    assert not Path("runs").exists()
+    assert command.run(lambda: train.main([*arguments, "--skip-damaged"])) == 0
+    assert "2 of 12 images are damaged and left out: cannot decode photos/03.png" in caplog.text
+    assert training_run.read_run(Path("runs/digits")).contents["n_images"] == 10
+
+
 def test_a_subset_says_how_exact_it_is(monkeypatch, caplog):
     monkeypatch.setattr(schedule, "EXACT_LIMIT", 30)
     config = tiny.train_config(sigma_begin=0.0)
@@ -245,8 +265,14 @@ def test_what_a_run_writes(in_tmp, capsys):
     assert ncsn_fast.load(run).image_shape == (1, 8, 8)
 
 
-def test_a_second_run_never_overwrites_the_first(in_tmp):
+def test_a_second_run_never_overwrites_the_first(in_tmp, caplog):
     assert [train.main(tiny.arguments(seed=seed)) for seed in range(3)] == [0, 0, 0]
+    said = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert [line for line in said if "exists" in line] == [
+        f"runs/digits exists: this is a new run, in runs/digits-{number}. To continue runs/digits "
+        "instead, stop this one and add --resume to the command."
+        for number in (2, 3)
+    ]
     runs = sorted(path.name for path in (in_tmp / "runs").iterdir())
     assert runs == ["digits", "digits-2", "digits-3"]
     seeds = [json.loads((in_tmp / "runs" / n / "config.json").read_text())["seed"] for n in runs]

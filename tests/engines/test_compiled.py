@@ -8,7 +8,7 @@ import engine_cases
 import pytest
 import torch
 from architectures import model
-from cross_section import cross_section
+from cross_section import SLOW, cross_section
 from drawing import CLOSE, draw
 
 from ncsn_fast import EngineError, EngineUnavailable, Sampler, engines
@@ -95,7 +95,10 @@ def test_samples_are_eagers():
 
 @pytest.mark.parametrize(
     ("arch", "dtype"),
-    cross_section(["ncsnv2", "ncsn", "unet_a", "unet_b"], ["fp32", "bf16"]),
+    [
+        *cross_section(["ncsnv2", "unet_a", "unet_b"], ["fp32", "bf16"]),
+        *(pytest.param("ncsn", dtype, marks=SLOW) for dtype in ("fp32", "bf16")),
+    ],
 )
 def test_scores_are_eagers(arch, dtype, primitives):
     unet = arch.startswith("unet")

@@ -1,7 +1,5 @@
 """Averages by half-life, the loss of held-out images, and the choice among averages."""
 
-import itertools
-
 import pytest
 import tiny
 import torch
@@ -14,7 +12,6 @@ from ncsn_fast.data.decode import DataError
 from ncsn_fast.data.formats.base import MemoryImages
 from ncsn_fast.data.held_out import Subset, hold_out
 from ncsn_fast.training.averages import Decay
-from ncsn_fast.training.journal import Pace
 from ncsn_fast.training.trainer import TrainingError
 
 HALFLIVES = ["--ema-halflife", "10", "4000"]
@@ -107,29 +104,6 @@ def test_held_out_images_are_not_trained_on(images):
     assert other.images.tolist() != held_out.images.tolist()
     with pytest.raises(DataError, match="cannot hold out 10 of 10 images"):
         hold_out(images, 10, seed=1)
-
-
-def test_a_run_stops_after_its_minutes(in_tmp, monkeypatch, capsys):
-    ticks = itertools.count(step=30.0)
-    monkeypatch.setattr("ncsn_fast.training.fit.Pace", lambda: Pace(lambda: next(ticks)))
-    assert train.main(tiny.arguments(steps=50, max_minutes=2)) == 0
-    said = capsys.readouterr().out
-    assert "stopped after 2 minutes and saved: runs/digits\n" in said
-    assert "sample from it: python -m ncsn_fast.sample --model runs/digits --method fast" in said
-    assert "continue with: the same command and --resume" in said
-    assert 0 < training_run.read_run(in_tmp / "runs" / "digits").step < 50
-
-
-def test_time_left_is_that_of_the_steps_after_the_first_minute():
-    now = iter([0.0, 30.0, 60.0, 60.5, 80.0, 80.0, 80.0, 200.0])
-    pace = Pace(lambda: next(now))
-    assert pace.left(1, 100) is None
-    assert pace.left(10, 100) is None  # the mark
-    assert pace.left(10, 100) is None
-    assert pace.left(20, 100) == pytest.approx(80 * 20 / 10)
-    assert pace.left(20, 100, minutes=2) == pytest.approx(120 - 80)  # it is stopped then
-    assert pace.left(20, 100, minutes=9) == pytest.approx(80 * 20 / 10)
-    assert pace.left(21, 100, minutes=2) == 0.0
 
 
 @pytest.mark.parametrize(

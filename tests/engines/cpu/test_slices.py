@@ -157,7 +157,7 @@ NETWORKS = {
 
 @pytest.mark.parametrize(
     "name",
-    [name if name == "ncsnpp" else pytest.param(name, marks=SLOW) for name in NETWORKS],
+    [name if name == "user" else pytest.param(name, marks=SLOW) for name in NETWORKS],
 )
 def test_copies_that_are_left(copying, name):
     torch.manual_seed(0)

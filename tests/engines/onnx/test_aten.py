@@ -7,7 +7,7 @@ import own_networks
 import pytest
 import torch
 import torch.nn.functional as F
-from cross_section import cross_section
+from cross_section import SLOW, cross_section
 from torch import nn
 
 import ncsn_fast
@@ -159,7 +159,9 @@ def test_an_operation_without_a_translation_is_named():
             session(Function(function), given(2))
 
 
-@pytest.mark.parametrize("name", own_networks.CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[SLOW] * (n == "diffusers")) for n in own_networks.CASES]
+)
 def test_models_are_sigma_times_the_score(name):
     """Inputs are x and sigma: no time, scale or coefficient is left to the file's reader."""
     of = own_networks.model(name)
