@@ -13,9 +13,11 @@ import types
 from pathlib import Path
 from typing import Any
 
+from ncsn_fast.checkpoints.loading import load
 from ncsn_fast.cli.arguments import check_source, open_extractor
 from ncsn_fast.cli.outputs import check_output_folder
 from ncsn_fast.cli.tune_options import TuneOptions, parse
+from ncsn_fast.models.tuned_table import TunedTable
 from ncsn_fast.training.tuning import Tuned, output_folder, tune
 
 
@@ -30,6 +32,14 @@ class _Callable(types.ModuleType):
 
 
 sys.modules[__name__].__class__ = _Callable
+
+
+def _table_of(source: str) -> TunedTable:
+    """Returns the tuned table of a model; ValueError if it has none."""
+    found = load(source).tuned
+    if found is None:
+        raise ValueError(f"--initial {source} has no tuned table; leave it out, or tune it first")
+    return found
 
 
 def run(options: TuneOptions) -> int:
@@ -57,6 +67,7 @@ def run(options: TuneOptions) -> int:
     found = tune(
         options.model,
         extractor=extractor,
+        initial=None if options.initial is None else _table_of(options.initial),
         state=state,
         progress=not options.quiet,
         **own,

@@ -40,6 +40,9 @@ class TuneOptions(ModelOptions):
     """Number of references (if not given: at most 2000 of --data, or 1000 samples)."""
     start_mean: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Start chains around the mean of the data, which the denoiser estimates, instead of 0."""
+    initial: str | None = None
+    """Model whose tuned table, of any number of rows, the search starts from. If not given: the
+    default table."""
     seed: int = 0
     """Seed of the search and of all noise."""
     background: str = "white"

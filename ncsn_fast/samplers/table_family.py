@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import least_squares
 
 from ncsn_fast.diffusion.spacing import check_ladder
 from ncsn_fast.models.tuned_table import TunedTable
@@ -73,6 +74,26 @@ class TableFamily:
             math.exp(v[10]), float(v[11]),
         )  # fmt: skip
 
+    @classmethod
+    def of_table(cls, table: TunedTable, ladder: Vector) -> TableFamily:
+        """Returns the point whose table is nearest to given rows, for a model with this ladder."""
+        along = np.linspace(0.0, 1.0, table.steps - 1)
+        root = _at_knots(along, np.sqrt(table.eta), 4)
+        history = _at_knots(along, np.asarray(table.history), 3)
+        wanted = np.log(table.sigmas)
+        last = max(1.0, table.sigmas[-1] / float(ladder[-1]))
+
+        def gaps(log_bend: Vector) -> Vector:
+            point = cls(tuple(np.exp(log_bend).tolist()), last)
+            return np.log(point.levels(ladder, table.steps)) - wanted
+
+        bend = np.exp(least_squares(gaps, np.zeros(2), bounds=(LOWEST[:2], HIGHEST[:2])).x)
+        found = cls(
+            tuple(bend.tolist()), last, tuple((root.clip(min=0) ** 2).tolist()),
+            tuple(history.tolist()), table.s_noise, table.final,
+        )  # fmt: skip
+        return cls.of_vector(found.vector())
+
     def levels(self, ladder: Vector, steps: int, *, trained: bool = False) -> Vector:
         """Returns that many noise levels between the ends of a ladder (L,), descending.
 
@@ -115,6 +136,12 @@ class TableFamily:
             mean=None if mean is None else tuple(mean.ravel().tolist()),
             facts=facts or {},
         )
+
+
+def _at_knots(along: Vector, values: Vector, knots: int) -> Vector:
+    """Returns values at evenly spread knots of [0, 1] that interpolate those at `along` best."""
+    hats = [np.interp(along, np.linspace(0, 1, knots), one) for one in np.eye(knots)]
+    return np.linalg.lstsq(np.stack(hats, axis=1), values, rcond=None)[0]
 
 
 def _nearest(levels: Vector, ladder: Vector) -> Vector:

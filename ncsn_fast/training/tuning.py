@@ -33,12 +33,7 @@ from ncsn_fast.data import datasets
 from ncsn_fast.data.files import atomic_write
 from ncsn_fast.evaluation.evaluator import describe_source, open_source
 from ncsn_fast.evaluation.features import Extractor, load_extractor
-from ncsn_fast.evaluation.sample_loss import (
-    LEVELS,
-    OF_FEATURES,
-    Loss,
-    SampleLoss,
-)
+from ncsn_fast.evaluation.sample_loss import LEVELS, OF_FEATURES, Loss, SampleLoss
 from ncsn_fast.inference.runner import Job, SamplingError
 from ncsn_fast.inference.runner import run as run_chains
 from ncsn_fast.models.score import ScoreModel
@@ -150,6 +145,7 @@ def tune(
     samples: int = 512,
     references: int | None = None,
     start_mean: bool = False,
+    initial: TunedTable | None = None,
     seed: int = 0,
     background: str = "white",
     state: str | Path | None = None,
@@ -178,6 +174,7 @@ def tune(
         samples: number of samples of a candidate.
         references: number of references (2000 images of data, 1000 samples).
         start_mean: start at N(mean, sigma_1^2), with the mean of the denoiser's outputs at sigma_1.
+        initial: table that the search starts from, of any number of rows; None for the default.
         seed: of the search and of all noise.
         background: colour below the transparent pixels of data.
         state: folder in which the search is kept; a search that was interrupted goes on there. None
@@ -203,7 +200,7 @@ def tune(
     target = output_folder(model, out)
     sampler = Sampler(model, **options)
     folder = None if state is None else Path(state)
-    fit = _Fit(sampler, settings, extractor, folder, progress, given)
+    fit = _Fit(sampler, settings, extractor, folder, progress, given, initial)
     found = fit.run(budget, candidates)
     if not found.better:
         return found
@@ -250,12 +247,15 @@ class _Fit:
         state: Path | None,
         progress: bool,
         given: Tensor | None = None,
+        initial: TunedTable | None = None,
     ) -> None:
         self.sampler, self.settings, self.progress = sampler, settings, progress
         self.extractor = extractor
         self.model = model = sampler.model
         self.ladder: Vector = model.sigmas.double().cpu().numpy()
         self.default = self.family(TableFamily())  # ValueError before the work starts
+        start = TableFamily() if initial is None else TableFamily.of_table(initial, self.ladder)
+        self.start = start.vector()
         if settings.start_mean and math.prod(model.image_shape) > MOST_MEAN:
             raise ValueError(
                 f"the start's mean is for images of at most {MOST_MEAN} numbers, and these have "
@@ -293,8 +293,7 @@ class _Fit:
         """Returns everything that the losses depend on, for JSON."""
         described = {**dataclasses.asdict(self.settings), "model": _weights_digest(self.model)}
         described |= {"cma": import_cma().__version__, "popsize": POPSIZE}  # make the candidates
-        described |= {"start": TableFamily().vector().tolist(), "spread": SPREAD.tolist()}
-        described |= {"levels": list(LEVELS)}
+        described |= {"start": self.start.tolist(), "spread": SPREAD.tolist(), "levels": [*LEVELS]}
         described |= {"lowest": LOWEST.tolist(), "highest": HIGHEST.tolist()}
         if extractor is not None:
             described["extractor"] = extractor.describe()
@@ -398,7 +397,7 @@ class _Fit:
         """Searches for so many minutes or candidates, or until nothing is gained, and judges."""
         began, before = time.monotonic(), self.journal.seconds
         search = Search(
-            self.journal, TableFamily().vector(), spread=SPREAD, lowest=LOWEST, highest=HIGHEST,
+            self.journal, self.start, spread=SPREAD, lowest=LOWEST, highest=HIGHEST,
             popsize=POPSIZE, seed=self.settings.seed + 1,
         )  # fmt: skip
         total = round(60 * budget)

@@ -55,6 +55,13 @@ def test_a_table_is_written_and_used(folder, capsys, monkeypatch):
     assert "holds samples drawn with another table" in capsys.readouterr().err
 
 
+def test_a_search_starts_from_a_model_with_a_table(folder, capsys):
+    assert run("--model", "model", *QUICK, "--initial", "digits") == 0
+    assert "nothing was changed" in capsys.readouterr().out
+    assert run("--model", "model", *QUICK, "--initial", "model", "--state", "other") == 1
+    assert "--initial model has no tuned table; leave it out" in capsys.readouterr().err
+
+
 def test_models_that_cannot_get_a_table_need_out(folder, capsys):
     run_folder = Path("run") / "checkpoints"
     run_folder.mkdir(parents=True)

@@ -44,6 +44,17 @@ def test_the_family_contains_fast_and_dpmpp(steps):
     assert_equal(program(steps, bend=(1.5, 1.0)), bent)
 
 
+def test_the_point_of_a_table_is_found_again():
+    point = TableFamily(
+        (1.3, 0.7), 4.0, (0.3, 1.9, 12.0, 5.9), (0.5, 1.2, 1.5), s_noise=1.01, final=0.3
+    )
+    table = point.table(OWN, 10, SHAPE)
+    found = TableFamily.of_table(table, OWN)
+    np.testing.assert_allclose(found.vector(), point.vector(), rtol=1e-5, atol=1e-6)
+    few = TableFamily.of_table(point.table(OWN, 3, SHAPE), OWN)  # fewer rows than knots
+    np.testing.assert_allclose(few.table(OWN, 3, SHAPE).sigmas, point.levels(OWN, 3), rtol=1e-5)
+
+
 @pytest.mark.parametrize("steps", [2, 10])
 def test_the_family_contains_euler(steps):
     """Up to the rounding of 1 - e^-h; the history is written, and has no weight."""

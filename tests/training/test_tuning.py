@@ -261,6 +261,18 @@ def test_without_cma(monkeypatch):
         fit(exact_model())
 
 
+def test_a_search_starts_where_it_is_told(unmeasured, tmp_path):
+    """Without a candidate the best is the default table; the first candidates lie at the start."""
+    point = TableFamily(last=4.0, eta=(1.0, 2.0, 3.0, 4.0))
+    model = exact_model()
+    ladder = model.sigmas.double().numpy()
+    fit(model, initial=point.table(ladder, 8, SHAPE), state=tmp_path)
+    settings = json.loads((tmp_path / tuning.STATE_NAME).read_text())["settings"]
+    assert settings["start"] == pytest.approx(point.vector().tolist(), abs=1e-5)
+    with pytest.raises(ValueError, match="of a search with another start: choose another --state"):
+        fit(model, state=tmp_path)
+
+
 def test_large_images_have_no_start_mean():
     model = tiny.model(image_size=(72, 72), channels=3)
     with pytest.raises(ValueError, match="at most 12288 numbers, and these have 15552"):
