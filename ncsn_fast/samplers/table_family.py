@@ -141,7 +141,8 @@ class TableFamily:
 def _at_knots(along: Vector, values: Vector, knots: int) -> Vector:
     """Returns values at evenly spread knots of [0, 1] that interpolate those at `along` best."""
     hats = [np.interp(along, np.linspace(0, 1, knots), one) for one in np.eye(knots)]
-    return np.linalg.lstsq(np.stack(hats, axis=1), values, rcond=None)[0]
+    found: Vector = np.linalg.lstsq(np.stack(hats, axis=1), values, rcond=None)[0]
+    return found
 
 
 def _nearest(levels: Vector, ladder: Vector) -> Vector:
