@@ -302,7 +302,7 @@ def plot(records: list[Record], path: Path) -> None:
     axes[1].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes[1].yaxis.minorticks_off()
     handles, names = axes[0].get_legend_handles_labels()
-    figure.tight_layout(rect=(0, 0, 0.88, 1))
+    figure.tight_layout(rect=(0, 0, 0.84, 1))
     figure.legend(handles, names, loc="center right", fontsize=8, frameon=False)
     figure.savefig(path, dpi=200, metadata={"Software": None})
     pyplot.close(figure)
