@@ -3,7 +3,9 @@
 `python benchmarks/quality.py --out benchmarks/results/quality.json` draws the rows that the file
 does not hold yet, so an interrupted run can simply be restarted. `--only fast cas` selects methods,
 `--data mixture` a kind of data. `python tools/write_quality.py` makes plot and table.
-`--tuned FOLDER` judges the table of a digits model that was tuned, before it ships. The rows of
+`--tuned FOLDER` judges the table of a digits model that was tuned, before it ships. Other tables
+that were fitted lie beside the results, `tuned-DATA-ROWS.json` of a model and, of a mixture, what
+tune_mixture.py wrote: each of these is judged on both mixtures. The rows of
 mnist, where that model ships, need `--mnist FOLDER`, its four IDX files, beside which samples are
 judged; without it they are left out.
 
@@ -47,7 +49,8 @@ from ncsn_fast.samplers.procedure import Procedure
 from ncsn_fast.samplers.program import Chains, initial_state, run
 
 Record = dict[str, Any]
-SEEDS, MIXTURE_SEEDS = tuple(range(5)), tuple(range(10))
+SEEDS, MIXTURE_SEEDS, LAST_SEED = tuple(range(5)), tuple(range(10)), 100
+TABLES = Path(__file__).resolve().parent / "results"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +59,8 @@ class Row:
 
     Seeds, from `first` on, apply to the models; a mixture is cheap, so every row has ten seeds
     there. Of mnist, whose samples cost ten times those of the digits, there are ald and fast.
-    `fast` was chosen on samples of seeds 100 and above, after looking at seeds 0 to 4 of others:
-    its row uses seeds that no choice was based on.
+    The default of `fast` was fitted to other data (fit_fast.py), `fast` with eta 4 chosen on
+    samples of seeds 100 and above: their rows use seeds that no choice was based on.
     """
 
     method: str
@@ -67,15 +70,20 @@ class Row:
     first: int = 0
 
     @property
-    def tuned(self) -> bool:
-        """Whether the row is of a table that was fitted to the model."""
-        return "table" in self.options
+    def table(self) -> str | None:
+        """Name of the fitted table that the row runs: "tuned" for the model's own, or of a file."""
+        return self.options.get("table")
 
     def has(self, kind: str, seed: int) -> bool:
         """Returns whether the row includes this seed for this kind of data."""
-        if kind not in MODELS:
-            return not self.tuned and seed in MIXTURE_SEEDS
-        if kind != "digits" and self.method not in ("ald", "fast"):
+        of_mixture = kind not in MODELS
+        if self.table is not None and of_mixture != ("mixture" in self.table):
+            return False
+        if of_mixture:
+            return seed in MIXTURE_SEEDS
+        if kind != "digits" and (
+            self.method not in ("ald", "fast") or self.table not in (None, "tuned")
+        ):
             return False
         return self.first <= seed < self.first + self.seeds
 
@@ -84,10 +92,14 @@ class Row:
 TUNED = Row("fast", None, {"table": "tuned"}, seeds=len(SEEDS), first=2 * len(SEEDS))
 ROWS = [
     Row("ald", seeds=len(SEEDS)),
-    Row("fast", seeds=len(SEEDS), first=len(SEEDS)),
-    *[Row("fast", n, seeds=3) for n in (20, 24)],
-    *[Row("fast", n, seeds=len(SEEDS), first=len(SEEDS)) for n in (12, 15)],
-    *[Row("fast", n) for n in (10, 40)],
+    Row("fast", seeds=6, first=3 * len(SEEDS)),
+    *[Row("fast", n, {"table": f"tuned-digits-{n}"}, seeds=5, first=20) for n in (8,)],
+    *[Row("fast", 10, {"table": f"tuned-mixture-{d}"}) for d in ("0.05", "0.15")],
+    *[Row("fast", n) for n in (10, 30)],
+    Row("fast", 30, {"eta": 4.0}, seeds=len(SEEDS), first=len(SEEDS)),
+    *[Row("fast", n, {"eta": 4.0}, seeds=3) for n in (20, 24)],
+    *[Row("fast", n, {"eta": 4.0}, seeds=len(SEEDS), first=len(SEEDS)) for n in (12, 15)],
+    *[Row("fast", n, {"eta": 4.0}) for n in (10, 40)],
     Row("cas"),
     Row("cas", 25),
     *[Row("dpmpp", n) for n in (10, 20, 30)],
@@ -107,19 +119,21 @@ ROWS = [
 class Mixture:
     """Mixture of ten Gaussians around digits in 768 dimensions, with its exact score.
 
-    The centres are one training digit of each class, whose three channels are upright, mirrored and
-    upside down; weights are k / 55, k = 1..10; each mode is N(centre, deviation^2 I). The noise
-    levels and the Langevin step are derived from the centres by Techniques 1, 2 and 4.
+    The centres are a training digit of each class (the first, or another: `which`), whose three
+    channels are upright, mirrored and upside down; weights are k / 55, k = 1..10; each mode is
+    N(centre, deviation^2 I). The noise levels and the Langevin step are derived from the centres by
+    Techniques 1, 2 and 4.
     """
 
     shape = (3, 16, 16)
 
-    def __init__(self, deviation: float) -> None:
+    def __init__(self, deviation: float, which: int = 0) -> None:
         images, labels = datasets.digits("train", self.shape[-1])
-        first = torch.stack([images[labels == k][0] for k in range(10)]) / 255
+        first = torch.stack([images[labels == k][which] for k in range(10)]) / 255
         centres = torch.cat([first, first.flip(-1), first.flip(-2)], dim=1)
         self.centres, self.deviation = centres.flatten(1).double(), deviation
         self.weights = torch.arange(1.0, 11.0, dtype=torch.float64) / 55
+        self.table: TunedTable | None = None  # of rows with the table "tuned"
         ladder = schedule.derive(centres)
         self.model = SimpleNamespace(  # the attributes of a ScoreModel that methods use
             sigmas=torch.from_numpy(
@@ -138,9 +152,18 @@ class Mixture:
         mean = torch.softmax(logits + self.weights.log(), dim=1) @ self.centres
         return ((mean - flat) / variance).to(x.dtype).reshape(x.shape)
 
+    def draw(self, n: int, seed: int) -> Tensor:
+        """Returns n exact samples, (n, 3, 16, 16) float32."""
+        generator = torch.Generator().manual_seed(seed)
+        mode = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        z = torch.randn(n, self.centres.shape[1], generator=generator, dtype=torch.float64)
+        return (self.centres[mode] + self.deviation * z).float().reshape(n, *self.shape)
+
     def sample(self, row: Row, seed: int, n: int) -> tuple[Tensor, int]:
         """Returns n samples and the mean number of evaluations per sample."""
-        program = methods.build(row.method, self.model, row.steps, row.options)  # type: ignore[arg-type]
+        options = {k: v for k, v in row.options.items() if k != "table"}
+        self.model.tuned = self.table if row.table == "tuned" else table_of(row.table)
+        program = methods.build(row.method, self.model, row.steps, options)  # type: ignore[arg-type]
         samples = torch.arange(n)
         chains = Chains(initial_state(program, seed, samples, self.shape), seed, samples)
         if isinstance(program, Procedure):
@@ -181,7 +204,7 @@ class Shipped:
     def sample(self, row: Row, seed: int, n: int) -> tuple[Tensor, int]:
         """Returns n samples and the mean number of evaluations per sample."""
         options = {k: v for k, v in row.options.items() if k != "table"}
-        self.sampler.model.tuned = self.table if row.tuned else None
+        self.sampler.model.tuned = self.table if row.table == "tuned" else table_of(row.table)
         x = self.sampler.sample(
             n, seed=seed, method=row.method, steps=row.steps, progress=False, **options
         )
@@ -244,7 +267,7 @@ def missing(
         {"data": kind, "method": row.method, "steps": row.steps, "options": row.options,
          "seed": seed, "n": n}
         for kind in kinds
-        for seed in range(3 * len(SEEDS))
+        for seed in range(LAST_SEED)
         for row in (rows_of(kind) if rows is None else rows)
         if row.has(kind, seed)
         and (only is None or row.method in only)
@@ -264,6 +287,13 @@ def measure(source: Shipped | Mixture, record: Record) -> Record:
 def dump(records: list[Record]) -> str:
     """Returns the file's text, one line per record."""
     return '{"records": [\n' + ",\n".join(json.dumps(r) for r in records) + "\n]}\n"
+
+
+def table_of(name: str | None) -> TunedTable | None:
+    """Returns the table of a file that lies beside the results; None for no name."""
+    if name is None:
+        return None
+    return TunedTable.from_dict(json.loads((TABLES / f"{name}.json").read_text()))
 
 
 def tuned_table(folder: Path) -> TunedTable:

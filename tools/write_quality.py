@@ -17,6 +17,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, PLOT = ROOT / "docs" / "quality.md", ROOT / "docs" / "quality.png"
 RESULTS = ROOT / "benchmarks" / "results" / "quality.json"
+FIT = RESULTS.with_name("fit-fast.json")
+FIT_BEGIN, FIT_END = "<!-- fit:begin -->", "<!-- fit:end -->"
 BEGIN, END = "<!-- quality:begin -->", "<!-- quality:end -->"
 MARK, OURS = "ald", "fast"
 MODELS = ("digits", "mnist")  # that ship; other kinds of data are mixtures
@@ -79,6 +81,18 @@ def mean(group: Group, name: str) -> float:
     return statistics.mean(figures(r)[name] for r in group)
 
 
+def shown(group: Group, name: str, digits: int = 3, scale: int = 1) -> str:
+    """Returns the mean of a figure, with its standard error where there are two seeds or more."""
+    return _with_error([scale * figures(r)[name] for r in group], digits)
+
+
+def _with_error(values: list[float], digits: int) -> str:
+    text = f"{statistics.mean(values):.{digits}f}"
+    if len(values) < 2:
+        return text
+    return f"{text} ± {statistics.stdev(values) / len(values) ** 0.5:.{digits}f}"
+
+
 def band(group: Group, name: str) -> tuple[float, float]:
     """Returns mean plus or minus two standard deviations of one seed's figure."""
     values = [figures(r)[name] for r in group]
@@ -128,25 +142,32 @@ def digits_table(records: list[Record], model: str = "digits") -> str:
     found = groups(records, model)
     mark = next(g for g in found if g[0]["method"] == MARK)
     lines = [
-        f"| `{model}` | evaluations | recognised | Fréchet distance | rarest and commonest class "
-        "| nearest training digit | copies | samples | as good as `ald` |",
+        f"| `{model}` | evaluations | recognised, % | Fréchet distance | rarest and commonest "
+        "class, % | nearest training digit | copies, % | samples | as good as `ald` |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for group in found:
-        m = {name: mean(group, name) for name in figures(group[0])}
+        percent = {
+            n: shown(group, n, 1, 100) for n in ("recognised", "rarest", "commonest", "copies")
+        }
         lines.append(
-            f"| {label(group)} | {nfe(group):.0f} | {m['recognised']:.1%} | {m['frechet']:.3f} "
-            f"| {m['rarest']:.1%} to {m['commonest']:.1%} | {m['nearest']:.2f} "
-            f"| {m['copies']:.1%} | {len(group)} x {group[0]['n']} | {_verdict(group, mark)} |"
+            f"| {label(group)} | {nfe(group):.0f} | {percent['recognised']} "
+            f"| {shown(group, 'frechet')} | {percent['rarest']} to {percent['commonest']} "
+            f"| {shown(group, 'nearest', 2)} | {percent['copies']} "
+            f"| {len(group)} x {group[0]['n']} | {_verdict(group, mark)} |"
         )
-    spread = {name: (band(mark, name)[1] - band(mark, name)[0]) / 2 for name in truth(mark[0])}
-    real = truth(mark[0])
+    real, spread = dict(truth(mark[0])), {}
+    for name in real:
+        low, high = band(mark, name)
+        spread[name] = (high - low) / 2
+    for name in ("recognised", "rarest", "commonest", "copies"):  # in per cent
+        real[name], spread[name] = 100 * real[name], 100 * spread[name]
     lines += [
-        f"| *two standard deviations of* `{MARK}` | | {spread['recognised']:.1%} "
-        f"| {spread['frechet']:.3f} | {spread['rarest']:.1%}, {spread['commonest']:.1%} "
-        f"| {spread['nearest']:.2f} | {spread['copies']:.1%} | | |",
-        f"| *real digits* | | {real['recognised']:.0%} | {real['frechet']:.3f} | 10% "
-        f"| {real['nearest']:.2f} | {real['copies']:.0%} | | |",
+        f"| *two standard deviations of* `{MARK}` | | {spread['recognised']:.1f} "
+        f"| {spread['frechet']:.3f} | {spread['rarest']:.1f}, {spread['commonest']:.1f} "
+        f"| {spread['nearest']:.2f} | {spread['copies']:.1f} | | |",
+        f"| *real digits* | | {real['recognised']:.0f} | {real['frechet']:.3f} | 10 "
+        f"| {real['nearest']:.2f} | {real['copies']:.0f} | | |",
     ]
     return "\n".join(lines)
 
@@ -163,7 +184,7 @@ def mixture_table(records: list[Record]) -> str:
     for name in dict.fromkeys(name for of_kind in found.values() for name in of_kind):
         of_row = {k: found[k][name] for k in kinds if name in found[k]}
         cells = [
-            f"{mean(of_row[k], 'total_variation'):.3f}, {mean(of_row[k], 'variance_ratio'):.2f}"
+            f"{shown(of_row[k], 'total_variation')}, {shown(of_row[k], 'variance_ratio', 2)}"
             if k in of_row else "not run" for k in kinds
         ]  # fmt: skip
         verdicts = {k: _verdict(g, found[k][f"`{MARK}`"]) for k, g in of_row.items()}
@@ -173,12 +194,35 @@ def mixture_table(records: list[Record]) -> str:
     return "\n".join(lines)
 
 
+def fit_table(points: list[Record]) -> str:
+    """Renders markdown: the points of the family that the default of `fast` was chosen from."""
+    kinds = [kind for kind in points[0]["figures"] if kind != "mnist8"]
+    lines = [
+        "| rows | bend | eta | history | final | recognised, % | Fréchet distance | classes "
+        f"| nearest image | {' | '.join('deviation ' + k.split('-')[1] for k in kinds)} |",
+        f"|---|---|---|---|---|---|---|---|---|{'---|' * len(kinds)}",
+    ]
+    for point in points:
+        of = point["figures"]
+        knots = (", ".join(f"{x:g}" for x in point[name]) for name in ("bend", "eta", "history"))
+        cells = [
+            str(point["rows"]), *knots, f"{point['final']:g}",
+            _with_error([100 * x for x in of["mnist8"]["recognised"]], 1),
+            *[_with_error(of["mnist8"][name], 3) for name in ("frechet", "classes", "nearest")],
+            *[", ".join(_with_error(of[kind][name], n)
+                        for name, n in (("total_variation", 3), ("variance_ratio", 2)))
+              for kind in kinds],
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 CAPTION = (
     "*Quality against evaluations. Above: the models that ship with the package, by the "
     "figures of their model cards, n samples of each seed. Below: a mixture of ten Gaussians "
     "around digits in 768 dimensions with unequal weights, whose exact score is known; total "
     "variation between drawn and true weights of the modes, and variance within them over the "
-    "true one. "
+    "true one. Behind ±: the standard error over the seeds. "
     "A method is as good as `ald` where no figure, averaged over its seeds, is farther from that "
     "of real data than ald's seeds reach, their mean plus or minus two of their standard "
     "deviations; otherwise the figures that are get named. To repeat it:* `python "
@@ -202,14 +246,14 @@ def models_of(records: list[Record]) -> list[str]:
     return [model for model in reversed(MODELS) if seeds[model] > 1]
 
 
-def fill(text: str, content: str) -> str:
+def fill(text: str, content: str, begin: str = BEGIN, end: str = END) -> str:
     """Replaces the text between the markers; ValueError unless each occurs once."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(END) < text.index(BEGIN):
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(end) < text.index(begin):
         raise ValueError(
-            f"{PAGE.name} must hold the lines {BEGIN} and {END} once, where the quality shall go"
+            f"{PAGE.name} must hold the lines {begin} and {end} once, where the quality shall go"
         )
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{content}\n{END}{rest.split(END)[1]}"
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}"
 
 
 def plot(records: list[Record], path: Path) -> None:
@@ -258,7 +302,7 @@ def plot(records: list[Record], path: Path) -> None:
     axes[1].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes[1].yaxis.minorticks_off()
     handles, names = axes[0].get_legend_handles_labels()
-    figure.tight_layout(rect=(0, 0, 0.88, 1))
+    figure.tight_layout(rect=(0, 0, 0.84, 1))
     figure.legend(handles, names, loc="center right", fontsize=8, frameon=False)
     figure.savefig(path, dpi=200, metadata={"Software": None})
     pyplot.close(figure)
@@ -288,6 +332,7 @@ def write(*, check: bool) -> list[str]:
         raise FileNotFoundError(f"no {RESULTS.relative_to(ROOT)}; run benchmarks/quality.py first")
     records, page = json.loads(RESULTS.read_text())["records"], PAGE.read_text()
     wanted = fill(page, block(records))
+    wanted = fill(wanted, fit_table(json.loads(FIT.read_text())), FIT_BEGIN, FIT_END)
     stale = [PAGE.name] if wanted != page else []
     if not check:
         PAGE.write_text(wanted)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ncsn_fast.models.tuned_table import TunedTable
-from ncsn_fast.samplers.choices import FAST_ETA
+from ncsn_fast.samplers.choices import FAST_ETA, FAST_FINAL, FAST_HISTORY
 from ncsn_fast.samplers.program import Column, Program, table
 from ncsn_fast.samplers.reverse_sde import steps_of
 
@@ -181,25 +182,45 @@ def _short(column: Column) -> str:
     return str(column[0]) if same else str(column.tolist())
 
 
+def rows_of_knots(
+    eta: Sequence[float], history: Sequence[float], levels: int
+) -> tuple[Column, Column]:
+    """Returns eta and the weight of the history of each step between two of so many levels.
+
+    Args:
+        eta, history: their values at evenly spread knots, from the first step to the last; the root
+            of eta and history are linear between them.
+    """
+    along = np.linspace(0.0, 1.0, max(levels - 1, 0))
+    root = np.interp(along, np.linspace(0, 1, len(eta)), np.sqrt(eta))
+    return root**2, np.interp(along, np.linspace(0, 1, len(history)), history)
+
+
 def fast(
-    sigmas: ArrayLike, *, eta: float = FAST_ETA, s_noise: float = 1.0, denoise: bool = True
+    sigmas: ArrayLike, *, eta: float | None = None, s_noise: float = 1.0, denoise: bool = True
 ) -> Program:
-    """Returns DPM-Solver++(2M) with more noise than the reverse SDE: eta = 4.
+    """Returns DPM-Solver++(2M) with more noise than the reverse SDE, the more the later the row.
 
     For small steps every eta has the same marginals; the larger eta is, the sooner a chain forgets
     its past. That helps in two ways. Chains start at N(0, sigma_1^2), but the data's mean is not 0,
     and a flow turns that error into wrong mode weights. And NCSNv2 networks are not conditioned on
     the noise level, so an error in it persists until fresh noise covers it. On the other hand noise
-    moves D from step to step, and extrapolation amplifies that: the larger eta, the more steps are
-    needed until the mode weights are right. `benchmarks/quality.py` measures both, on the shipped
-    model and on mixtures of known weights; there FAST_STEPS geometric levels between the ends of
-    the ladder are as good as annealed Langevin dynamics. NFE = L, or L - 1 without `denoise`.
+    moves D from step to step, and extrapolation amplifies that: at the first rows, where the modes
+    part, less noise gives better weights; at the later ones, where detail forms, more noise gives
+    samples that are more often recognised. benchmarks/fit_fast.py fitted the table;
+    `benchmarks/quality.py` judges it, on other data: FAST_STEPS geometric levels between the ends
+    of the ladder are as good as annealed Langevin dynamics. NFE = L, or L - 1 without `denoise`.
 
     Args:
-        sigmas: (L,) descending.   eta, s_noise, denoise: as in `dpm_solver_pp`.
+        sigmas: (L,) descending.
+        eta: of all rows, with the history of 2M, as in `dpm_solver_pp`; None for the fitted table.
+        s_noise, denoise: as in `dpm_solver_pp`.
     """
-    program = dpm_solver_pp(sigmas, eta=eta, s_noise=s_noise, denoise=denoise)
-    return dataclasses.replace(program, name="fast")
+    if eta is not None:
+        program = dpm_solver_pp(sigmas, eta=eta, s_noise=s_noise, denoise=denoise)
+        return dataclasses.replace(program, name="fast")
+    etas, history = rows_of_knots(FAST_ETA, FAST_HISTORY, len(np.atleast_1d(sigmas)))
+    return _of_steps(sigmas, etas, history, s_noise=s_noise, final=FAST_FINAL, denoise=denoise)
 
 
 def tuned(fitted: TunedTable, *, denoise: bool = True) -> Program:
@@ -207,12 +228,16 @@ def tuned(fitted: TunedTable, *, denoise: bool = True) -> Program:
 
     Chains start at N(mean, sigma_1^2) if it has a mean. NFE = its rows, one less without `denoise`.
     """
-    program = dpm_solver_pp(
-        fitted.sigmas,
-        eta=[*fitted.eta, 0.0],  # the step to 0 has no noise
-        history=[*fitted.history, 0.0],
-        s_noise=fitted.s_noise,
-        final=fitted.final,
-        denoise=denoise,
-    )
-    return dataclasses.replace(program, name="fast", mean=fitted.mean_image())
+    program = _of_steps(
+        fitted.sigmas, fitted.eta, fitted.history,
+        s_noise=fitted.s_noise, final=fitted.final, denoise=denoise,
+    )  # fmt: skip
+    return dataclasses.replace(program, mean=fitted.mean_image())
+
+
+def _of_steps(
+    sigmas: ArrayLike, eta: Iterable[float], history: Iterable[float], **more: Any
+) -> Program:
+    """Returns `fast` by eta and history of the steps between two levels; 0 in the step to 0."""
+    program = dpm_solver_pp(sigmas, eta=[*eta, 0.0], history=[*history, 0.0], **more)
+    return dataclasses.replace(program, name="fast")

@@ -171,7 +171,10 @@ OPTIONS: dict[str, Option] = {
         "Form of the Langevin step: x + a s + sqrt(2a) z (code), or the same with a / 2 (paper).",
         unset="the model's own",
     ),
-    "eta": Option("Amount of noise: 0 for the probability flow, 1 for the SDE; more is possible."),
+    "eta": Option(
+        "Amount of noise: 0 for the probability flow, 1 for the SDE; more is possible.",
+        unset="that of the rows of a fitted table",
+    ),
     "variance": Option(
         "Variance of the noise of an ancestral step: of the posterior, or of the forward step "
         "(the two of DDPM; the published one is the latter for VP networks)."

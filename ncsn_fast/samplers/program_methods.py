@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from ncsn_fast.notices import notice
-from ncsn_fast.samplers.choices import FAST_ETA, Form, Variance
+from ncsn_fast.samplers.choices import Form, Variance
 
 if TYPE_CHECKING:
     from ncsn_fast.models.score import ScoreModel
@@ -154,7 +154,7 @@ def fast(
     model: ScoreModel,
     levels: Levels,
     *,
-    eta: float = FAST_ETA,
+    eta: float | None = None,
     s_noise: float = 1.0,
     denoise: bool = True,
 ) -> Program:

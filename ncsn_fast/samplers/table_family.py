@@ -18,7 +18,8 @@ from scipy.optimize import least_squares
 
 from ncsn_fast.diffusion.spacing import check_ladder
 from ncsn_fast.models.tuned_table import TunedTable
-from ncsn_fast.samplers.choices import FAST_ETA
+from ncsn_fast.samplers.choices import FAST_ETA, FAST_FINAL, FAST_HISTORY
+from ncsn_fast.samplers.few_step import rows_of_knots
 
 Vector = NDArray[np.float64]
 # Of the search coordinates: lowest, highest, and the spread of the first candidates. Logarithms,
@@ -43,19 +44,18 @@ class TableFamily:
             1 at the first level to 0 at the last. (1, 1) is geometric; r > 1 puts more levels at
             small noise, s > 1 more at large noise.
         last: the last level, in units of the model's last, at least 1.
-        eta: amount of noise at four knots, evenly spread over the steps between two levels; its
-            root is linear between them.
-        history: weight of the extrapolation at three knots, linear between them.
+        eta, history: amount of noise at four knots, and weight of the extrapolation at three
+            (few_step.rows_of_knots).
         s_noise: scale of the noise.
         final: weight of the extrapolation in the step to 0.
     """
 
     bend: tuple[float, float] = (1.0, 1.0)
     last: float = 1.0
-    eta: tuple[float, float, float, float] = (FAST_ETA,) * 4
-    history: tuple[float, float, float] = (1.0,) * 3
+    eta: tuple[float, float, float, float] = FAST_ETA
+    history: tuple[float, float, float] = FAST_HISTORY
     s_noise: float = 1.0
-    final: float = 0.0
+    final: float = FAST_FINAL
 
     def vector(self) -> Vector:
         """Returns the search coordinates, (12,)."""
@@ -123,12 +123,10 @@ class TableFamily:
         facts: dict[str, Any] | None = None,
     ) -> TunedTable:
         """Returns the rows of this point; see TunedTable for the arguments."""
-        along = np.linspace(0.0, 1.0, steps - 1)  # the steps between two levels
-        root = np.interp(along, np.linspace(0, 1, len(self.eta)), np.sqrt(self.eta))
-        history = np.interp(along, np.linspace(0, 1, len(self.history)), self.history)
+        eta, history = rows_of_knots(self.eta, self.history, steps)
         return TunedTable(
             sigmas=tuple(self.levels(ladder, steps, trained=trained).tolist()),
-            eta=tuple((root**2).tolist()),
+            eta=tuple(eta.tolist()),
             history=tuple(history.tolist()),
             s_noise=self.s_noise,
             final=self.final,
@@ -141,8 +139,8 @@ class TableFamily:
 def _at_knots(along: Vector, values: Vector, knots: int) -> Vector:
     """Returns values at evenly spread knots of [0, 1] that interpolate those at `along` best."""
     hats = [np.interp(along, np.linspace(0, 1, knots), one) for one in np.eye(knots)]
-    found: Vector = np.linalg.lstsq(np.stack(hats, axis=1), values, rcond=None)[0]
-    return found
+    found = np.linalg.lstsq(np.stack(hats, axis=1), values, rcond=None)[0]
+    return np.asarray(found, dtype=np.float64)
 
 
 def _nearest(levels: Vector, ladder: Vector) -> Vector:

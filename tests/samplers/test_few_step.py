@@ -11,13 +11,14 @@ from gaussian import Data, follow, moments
 from ncsn_fast.diffusion import spacing
 from ncsn_fast.ops import noise
 from ncsn_fast.ops.noise import Stream
-from ncsn_fast.samplers.choices import FAST_ETA, FAST_STEPS
+from ncsn_fast.samplers.choices import FAST_ETA, FAST_FINAL, FAST_HISTORY, FAST_STEPS
 from ncsn_fast.samplers.few_step import (
     Churn,
     dpm_solver_pp,
     euler,
     fast,
     heun,
+    rows_of_knots,
 )
 from ncsn_fast.samplers.langevin import consistent_annealed
 from ncsn_fast.samplers.program import Chains, initial_state, run
@@ -273,22 +274,54 @@ def test_the_step_to_zero_may_extrapolate():
     assert follow(flow, DATA, 1.0) == pytest.approx(denoised[0], rel=1e-6)
 
 
+ETA = 4.0
+
+
 def fast_ladder(n=FAST_STEPS, begin=9.0, end=0.01):
     return geometric(begin, end, n)
 
 
 @pytest.mark.parametrize("n", [1, 2, FAST_STEPS])
 def test_fast_is_dpmpp_with_more_noise(n):
-    program = fast(fast_ladder(n))
+    program = fast(fast_ladder(n), eta=ETA)
     assert (program.name, program.nfe, program.initial) == ("fast", n, "prior")
-    same = dpm_solver_pp(fast_ladder(n), eta=FAST_ETA)
+    same = dpm_solver_pp(fast_ladder(n), eta=ETA)
     for column in ("sigma", "level", "a", "b", "c", "g", "p", "q"):
         np.testing.assert_array_equal(getattr(program, column), getattr(same, column))
-    expected = plain_dpmpp_sde(fast_ladder(n), FAST_ETA, 1.0)
+    expected = plain_dpmpp_sde(fast_ladder(n), ETA, 1.0)
     assert moments(program, DATA)[1] == pytest.approx(expected, rel=1e-10)
 
 
-@pytest.mark.parametrize("eta", [0.0, 1.0, FAST_ETA])
+@pytest.mark.parametrize(("n", "denoise"), [(1, True), (2, True), (2, False), (FAST_STEPS, True)])
+def test_fast_takes_eta_and_history_from_knots(n, denoise):
+    program = fast(fast_ladder(n), denoise=denoise)
+    assert (program.name, program.nfe) == ("fast", n - (not denoise))
+    eta, history = rows_of_knots(FAST_ETA, FAST_HISTORY, n)
+    same = dpm_solver_pp(
+        fast_ladder(n), eta=[*eta, 0.0], history=[*history, 0.0], final=FAST_FINAL, denoise=denoise
+    )
+    for column in ("sigma", "level", "a", "b", "c", "g", "p", "q"):
+        np.testing.assert_array_equal(getattr(program, column), getattr(same, column))
+
+
+def test_values_between_knots():
+    eta, history = rows_of_knots((1.0, 9.0), (0.0, 1.0, 0.0), 6)
+    assert eta == pytest.approx([1.0, 2.25, 4.0, 6.25, 9.0])
+    assert history == pytest.approx([0.0, 0.5, 1.0, 0.5, 0.0])
+    assert [len(column) for column in rows_of_knots(FAST_ETA, FAST_HISTORY, 1)] == [0, 0]
+
+
+@pytest.mark.parametrize("n", [10, FAST_STEPS, 30])
+def test_the_variance_of_fast(n):
+    """It is about right where the data's deviation is well above the last level, 0.01."""
+    for deviation in (0.05, 0.1, 0.2):
+        data = Data(mean=-2.3, variance=deviation**2)
+        mean, variance = moments(fast(fast_ladder(n)), data)
+        assert mean == pytest.approx(-2.3, abs=1e-4)
+        assert variance == pytest.approx(deviation**2, rel=0.25)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0, ETA])
 def test_noise_forgets_the_start_eta_times_as_often_again(eta):
     """A start that is off by 1 stays off by ((v + sigma_L^2) / (v + sigma_1^2))^((1 + eta) / 2)."""
     ladder = geometric(9, 0.01, 3000)
@@ -297,12 +330,12 @@ def test_noise_forgets_the_start_eta_times_as_often_again(eta):
     assert kept == pytest.approx(exact, rel=0.02)
 
 
-@pytest.mark.parametrize("eta", [1.0, FAST_ETA])
+@pytest.mark.parametrize("eta", [1.0, ETA])
 def test_data_off_the_priors_mean(eta):
-    """What is left of the prior's mean, 0, after the steps that `fast` takes: next to nothing."""
+    """What is left of the prior's mean, 0, after 30 steps: next to nothing."""
     data = Data(mean=-2.3, variance=0.25)
-    mean, variance = moments(fast(fast_ladder(), eta=eta), data)
-    flow, _ = moments(fast(fast_ladder(), eta=0.0), data)
+    mean, variance = moments(fast(fast_ladder(30), eta=eta), data)
+    flow, _ = moments(fast(fast_ladder(30), eta=0.0), data)
     assert abs(flow + 2.3) > 0.1
     assert mean == pytest.approx(-2.3, abs=1e-2 if eta == 1 else 1e-4)
     assert variance == pytest.approx(0.25, rel=0.05)

@@ -37,9 +37,10 @@ def assert_equal(found, expected, columns=COLUMNS):
 def test_the_family_contains_fast_and_dpmpp(steps):
     geometric = polynomial(OWN[0], OWN[-1], steps, 1.0)
     assert_equal(program(steps), few_step.fast(geometric))
-    for eta in (0.0, 1.0):
-        expected = few_step.dpm_solver_pp(geometric, eta=eta)
-        assert_equal(program(steps, eta=(eta,) * 4), expected)
+    for eta in (0.0, 1.0, 4.0):
+        point = {"eta": (eta,) * 4, "history": (1.0,) * 3, "final": 0.0}
+        assert_equal(program(steps, **point), few_step.dpm_solver_pp(geometric, eta=eta))
+        assert_equal(program(steps, **point), few_step.fast(geometric, eta=eta))
     bent = few_step.fast(polynomial(OWN[0], OWN[-1], steps))
     assert_equal(program(steps, bend=(1.5, 1.0)), bent)
 
@@ -59,7 +60,7 @@ def test_the_point_of_a_table_is_found_again():
 def test_the_family_contains_euler(steps):
     """Up to the rounding of 1 - e^-h; the history is written, and has no weight."""
     expected = few_step.euler(polynomial(OWN[0], OWN[-1], steps, 1.0))
-    found = program(steps, eta=(0.0,) * 4, history=(0.0,) * 3)
+    found = program(steps, eta=(0.0,) * 4, history=(0.0,) * 3, final=0.0)
     assert_equal(found, expected, ("sigma", "level", "a", "g", "c"))
     np.testing.assert_allclose(found.b, expected.b, rtol=1e-14)
 

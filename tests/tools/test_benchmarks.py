@@ -20,6 +20,7 @@ from paths import ROOT, load_script
 
 from ncsn_fast import load
 from ncsn_fast.samplers import methods
+from ncsn_fast.samplers.choices import FAST_STEPS
 
 pytest_plugins = ["pytester"]
 race = load_script(ROOT / "benchmarks" / "race.py")
@@ -407,11 +408,11 @@ def test_the_part_that_is_timed_is_the_first_rows_of_the_whole(
     whole = methods.build("ald", ald.model, None, {})
     # 232 levels of 5 steps and a denoising one
     assert (ald.program.nfe, ald.nfe) == (5, 1161) == (5, whole.nfe)
-    assert (fast.program.nfe, fast.nfe) == (30, 30)
+    assert (fast.program.nfe, fast.nfe) == (FAST_STEPS, FAST_STEPS)
     tuned = load("digits").tuned
     assert tuned is not None
-    assert digits.task("fast", small=False).nfe == 30  # the default table
-    assert digits.task("tuned", small=False).nfe == tuned.steps < 30
+    assert digits.task("fast", small=False).nfe == FAST_STEPS  # the default table
+    assert digits.task("tuned", small=False).nfe == tuned.steps < FAST_STEPS
     assert cifar10.task("tuned", small=False).nfe == tuned.steps
     for column in ("sigma", "level", "a", "b", "c", "g", "p", "q"):
         assert_array_equal(getattr(ald.program, column), getattr(whole.head(5), column))

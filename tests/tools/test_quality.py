@@ -11,6 +11,8 @@ import torch
 from paths import ROOT, load_script
 
 from ncsn_fast.checkpoints.model_folder import save_table
+from ncsn_fast.models.tuned_table import TunedTable
+from ncsn_fast.samplers.choices import FAST_ETA, FAST_FINAL, FAST_HISTORY, FAST_STEPS
 from ncsn_fast.samplers.table_family import TableFamily
 
 quality = load_script(ROOT / "benchmarks" / "quality.py")
@@ -22,16 +24,11 @@ def mixture():
     return quality.Mixture(0.15)
 
 
-def exact(mixture, n, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    mode = torch.multinomial(mixture.weights, n, replacement=True, generator=generator)
-    z = torch.randn(n, 768, generator=generator, dtype=torch.float64)
-    return (mixture.centres[mode] + mixture.deviation * z).reshape(n, *mixture.shape)
-
-
 def test_the_score_is_the_gradient_of_the_log_density(mixture):
     for sigma in (0.02, 0.7, 5.0):
-        x = exact(mixture, 4) + sigma * torch.randn(4, *mixture.shape, dtype=torch.float64)
+        x = mixture.draw(4, 0).double() + sigma * torch.randn(
+            4, *mixture.shape, dtype=torch.float64
+        )
         x.requires_grad_()
         variance = mixture.deviation**2 + sigma**2
         gap = (x.flatten(1)[:, None] - mixture.centres).square().sum(2)
@@ -43,7 +40,7 @@ def test_the_score_is_the_gradient_of_the_log_density(mixture):
 
 def test_figures_of_exact_draws(mixture):
     n = 4000
-    figures = mixture.figures(exact(mixture, n))
+    figures = mixture.figures(mixture.draw(n, 0))
     expected = sum(math.sqrt(w * (1 - w) / n * 2 / math.pi) for w in mixture.weights.tolist()) / 2
     assert figures["total_variation"] == pytest.approx(expected, rel=0.6)
     assert figures["variance_ratio"] == pytest.approx(1, abs=5 * math.sqrt(2 / (768 * n)))
@@ -87,15 +84,22 @@ def test_digits_have_the_seeds_of_the_row_and_mixtures_all():
     assert {method for method, _ in of_mnist} == {"ald", "fast"}
     assert of_mnist["ald", None] == set(range(5))
     assert of_mnist["fast", 10] == {0}
+    assert seeds["digits", "fast", None] == {*range(10, 15), *range(15, 21)}  # tuned, default
     assert quality.missing(found, list(quality.DATA), None, 1000) == []
     rows = quality.rows_of("digits")
-    assert len(quality.missing(found, ["digits"], None, 10)) == sum(r.seeds for r in rows)
+    wanted = sum(r.seeds for r in rows if r.has("digits", r.first))
+    assert len(quality.missing(found, ["digits"], None, 10)) == wanted
 
 
 def test_tuned_tables_are_judged_on_the_digits_alone(tmp_path, monkeypatch):
     row, default = quality.TUNED, quality.Row("fast", 3)
     assert [row.has("digits", seed) for seed in (9, 10, 14, 15)] == [False, True, True, False]
     assert not row.has("mixture-0.05", 5)
+    fitted = quality.Row("fast", 10, {"table": "tuned-mixture-0.05"})
+    kinds = ("digits", "mnist", "mixture-0.05", "mixture-0.15")
+    assert [fitted.has(kind, 0) for kind in kinds] == [False, False, True, True]
+    fitted = quality.Row("fast", 8, {"table": "tuned-digits-8"})
+    assert [fitted.has(kind, 0) for kind in kinds] == [True, False, False, False]
     assert write_quality.label([{"method": "fast", "steps": None, "options": row.options}]) == (
         "`fast` tuned"
     )
@@ -115,6 +119,38 @@ def test_tuned_tables_are_judged_on_the_digits_alone(tmp_path, monkeypatch):
     quality.main(["--out", str(out), "--tuned", str(tmp_path), "--n", "10", "--seeds", "10"])
     (record,) = json.loads(out.read_text())["records"]
     assert (record["nfe"], record["seed"], record["options"]) == (3, 10, {"table": "tuned"})
+
+
+def test_a_table_is_fitted_to_a_mixture(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    script = load_script(ROOT / "benchmarks" / "tune_mixture.py")
+    monkeypatch.setattr(script, "SAMPLES", 4)
+    table = TunedTable.from_dict(json.loads(script.fit(0.15, candidates=0, references=10)))
+    assert (table.steps, table.shape) == (10, (3, 16, 16))
+    assert "nothing was changed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("deviation", [0.05, 0.15])
+def test_tables_of_mixtures_are_judged_on_both(mixture, deviation):
+    name = f"tuned-mixture-{deviation:g}"
+    x, nfe = mixture.sample(quality.Row("fast", 10, {"table": name}), 0, 2)
+    default, _ = mixture.sample(quality.Row("fast", 10), 0, 2)
+    assert nfe == quality.table_of(name).steps == 10
+    assert x.shape == default.shape
+    same = torch.allclose(x, default, atol=1e-4)
+    assert same == (deviation == 0.15)  # where tune found nothing better
+
+
+def test_points_are_compared_on_a_mixture(mixture, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    script = load_script(ROOT / "benchmarks" / "fit_fast.py")
+    monkeypatch.setattr(script, "SAMPLES", 3)
+    found = script.of_mixture(mixture, 3, TableFamily())
+    assert {name: len(values) for name, values in found.items()} == {
+        "total_variation": 6, "variance_ratio": 6,
+    }  # fmt: skip
+    x, _ = mixture.sample(quality.Row("fast", 3), 100, 3)
+    assert found["variance_ratio"][0] == round(mixture.figures(x)["variance_ratio"], 4)
 
 
 def test_only_what_is_missing_is_run(tmp_path, monkeypatch, capsys):
@@ -219,14 +255,47 @@ def records():
     return [record("cas", nfe=49, recognised=0.7), *MARK, record("fast"), *mixtures]
 
 
+POINT = {
+    "rows": 15, "bend": [1.0, 1.0], "eta": [2.0, 5.0], "history": [1.2], "final": 0.2,
+    "figures": {
+        "mnist8": {
+            "recognised": [0.7, 0.72], "frechet": [0.05], "classes": [0.1], "nearest": [0.6],
+        },
+        "mixture-0.1": {"total_variation": [0.04, 0.06], "variance_ratio": [1.0, 1.0]},
+    },
+}  # fmt: skip
+
+
+def test_the_docs_tell_the_default_of_fast():
+    lines = (ROOT / "docs" / "methods.md").read_text().splitlines()
+    (row,) = [line for line in lines if line.startswith("| **`fast`** |")]
+    assert f"by a table of {FAST_STEPS} rows" in row
+    assert f"| **{FAST_STEPS}** |" in row
+    assert FAST_ETA == (2.0, 5.0, 7.0, 7.0)
+    told = " ".join((ROOT / "docs" / "quality.md").read_text().split())
+    assert "eta 2 at the first row, 5, and 7 from two thirds of the rows on" in told
+    first, middle, last = FAST_HISTORY
+    assert f"weight of the history {first}, {middle} and {last}; {FAST_FINAL} in the step" in told
+
+
+def test_table_of_the_fit():
+    head, _, row = write_quality.fit_table([POINT]).splitlines()
+    assert head.endswith("| nearest image | deviation 0.1 |")
+    assert row == (
+        "| 15 | 1, 1 | 2, 5 | 1.2 | 0.2 | 71.0 ± 1.0 | 0.050 | 0.100 | 0.600 "
+        "| 0.050 ± 0.010, 1.00 ± 0.00 |"
+    )
+
+
 def test_tables():
     first, second = write_quality.digits_table(records()), write_quality.mixture_table(records())
     rows = [line.split(" | ") for line in first.splitlines()[2:]]
     assert [r[0] for r in rows[:3]] == ["| `ald`", "| `fast`", "| `cas`"]
     assert [r[-1] for r in rows[:3]] == ["the mark |", "**yes** |", "no: recognised |"]
-    assert rows[0][1:4] == ["246", "92.0%", "0.100"]
+    assert rows[0][1:4] == ["246", "92.0 ± 1.0", "0.100 ± 0.000"]
+    assert rows[2][2] == "70.0"  # one seed has no error
     assert rows[0][-2] == "2 x 1000"
-    assert second.splitlines()[2] == "| `ald` | 451 | 0.035, 1.10 | the mark |"
+    assert second.splitlines()[2] == ("| `ald` | 451 | 0.035 ± 0.005, 1.10 ± 0.00 | the mark |")
     assert second.splitlines()[3] == "| `cas` | 90 | 0.090, 1.10 | no: modes |"
 
 
@@ -235,17 +304,26 @@ def test_readme_and_plot(tmp_path, monkeypatch, capsys):
     for name, path in (("PAGE", readme), ("PLOT", plot), ("RESULTS", results)):
         monkeypatch.setattr(write_quality, name, path)
     monkeypatch.setattr(write_quality, "ROOT", tmp_path)
-    readme.write_text("before\n<!-- quality:begin -->\nold\n<!-- quality:end -->\nafter\n")
+    readme.write_text(
+        "before\n<!-- quality:begin -->\nold\n<!-- quality:end -->\nafter\n"
+        "<!-- fit:begin --><!-- fit:end -->"
+    )
     with pytest.raises(FileNotFoundError, match=r"run benchmarks/quality\.py first"):
         write_quality.write(check=True)
     results.write_text(json.dumps({"records": records()}))
+    fit = tmp_path / "fit.json"
+    fit.write_text(json.dumps([POINT]))
+    monkeypatch.setattr(write_quality, "FIT", fit)
     assert write_quality.write(check=True) == ["README.md", "quality.png"]
     assert "old" in readme.read_text()
     assert write_quality.write(check=False) == ["README.md"]
     assert write_quality.write(check=True) == []
     text = readme.read_text()
     assert text.startswith("before\n<!-- quality:begin -->\n![Quality")
-    assert text.endswith("<!-- quality:end -->\nafter\n")
+    assert (
+        f"<!-- quality:end -->\nafter\n<!-- fit:begin -->\n{write_quality.fit_table([POINT])}"
+        in text
+    )
     assert plot.read_bytes().startswith(b"\x89PNG")
     readme.write_text("no markers")
     monkeypatch.setattr("sys.argv", ["write_quality.py"])

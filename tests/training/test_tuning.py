@@ -68,7 +68,7 @@ def test_a_fit_beats_the_default_table(data):
     assert "better by" in str(found)
     sampler = ncsn_fast.Sampler(model, engine="eager")
     tuned = sampler.sample(500, method="fast", seed=9, progress=False)
-    usual = sampler.sample(500, method="fast", seed=9, steps=3, eta=4.0, progress=False)
+    usual = sampler.sample(500, method="fast", seed=9, steps=3, s_noise=1.0, progress=False)
     assert abs(tuned.std() - 0.1) < abs(usual.std() - 0.1)
 
 
