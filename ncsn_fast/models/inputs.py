@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ncsn_fast.models.classes import Described, require_labels
 
-if TYPE_CHECKING:
-    from ncsn_fast.models.score import ScoreModel
+
+class Model(Protocol):
+    """Properties of a ScoreModel that the checks read."""
+
+    net: nn.Module
+
+    @property
+    def config(self) -> Described:
+        """Description of the model."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape (C, H, W) of the state of one sample."""
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample as callers see it."""
+
+    def check_input(self, u: Tensor) -> None:
+        """Raises ValueError unless u is a batch of states that the network accepts."""
 
 
-def check_network(net: Any) -> None:
-    """Raises TypeError unless a network of the user is a module, and not its class."""
+def check_network(net: Any) -> nn.Module:
+    """Returns a network of the user; TypeError unless it is a module, and not its class."""
     if isinstance(net, type) and issubclass(net, nn.Module):
         raise TypeError(f"net must be a network, and is a class: build it, net={net.__name__}(...)")
     if not isinstance(net, nn.Module):
         raise TypeError(f"net must be a torch.nn.Module; got {type(net).__name__}")
+    return net
 
 
 def check_floating(x: Any) -> None:
@@ -32,7 +51,7 @@ def check_floating(x: Any) -> None:
         )
 
 
-def check_states(model: ScoreModel, x: Any) -> None:
+def check_states(model: Model, x: Any) -> None:
     """Raises TypeError or ValueError unless x (N, C, H, W) are states that the model may be of."""
     check_floating(x)
     channels = model.image_shape[0]
@@ -42,7 +61,7 @@ def check_states(model: ScoreModel, x: Any) -> None:
         raise ValueError(f"expected images (N, {channels}, H, W); got {tuple(x.shape)}")
 
 
-def check_call(model: ScoreModel, x: Any, labels: Any = None) -> None:
+def check_call(model: Model, x: Any, labels: Any = None) -> None:
     """Raises TypeError or ValueError unless the network can be called with states and labels."""
     check_states(model, x)
     check_labels(model.config, labels, len(x))

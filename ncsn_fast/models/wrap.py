@@ -85,9 +85,7 @@ def wrap(
         TypeError, ValueError: something that cannot be inferred is missing, the parameters are not
             float32, or the network does not run, or returns another shape.
     """
-    check_network(net)
-    shape = _shape(image_shape)
-    parameters = forward_parameters(net)
+    shape, parameters = _shape(image_shape), forward_parameters(check_network(net))
     if isinstance(predicts, Parameterisation):
         if sees is not None or process is not None:
             raise ValueError("a Parameterisation says what the network sees; give no sees, process")

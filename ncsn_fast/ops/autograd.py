@@ -30,6 +30,7 @@ def has_cpu_gradients(x: Tensor) -> bool:
 
 
 def norm_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    """Keeps what `norm_backward` needs."""
     *tensors, ctx.elu, ctx.eps = inputs
     ctx.save_for_backward(*tensors)
     x = tensors[0]
@@ -43,6 +44,7 @@ def norm_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def norm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Returns the gradients of `instance_norm_plus`, with None for its options."""
     if ctx.fused and not torch.is_grad_enabled():
         op = torch.ops.ncsn_fast.instance_norm_plus_backward.default
         return (*op(grad, *ctx.saved_tensors, ctx.elu, ctx.eps), None, None)
@@ -55,6 +57,7 @@ def norm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 def norm_gradients(
     grad: Tensor, x: Tensor, alpha: Tensor, gamma: Tensor, beta: Tensor, elu: bool, eps: float
 ) -> tuple[Tensor, ...]:
+    """Runs the op of the gradients of `instance_norm_plus`."""
     if checks.on_gpu(x) and x.dtype in CUDA_DTYPES:
         return cuda.instance_norm_plus_backward(grad, x, alpha, gamma, beta, elu, eps)
     if has_cpu_gradients(x):
@@ -68,17 +71,20 @@ def norm_gradients(
 def norm_gradients_fake(
     grad: Tensor, x: Tensor, alpha: Tensor, gamma: Tensor, beta: Tensor, elu: bool, eps: float
 ) -> tuple[Tensor, ...]:
+    """Returns tensors of the shapes of `norm_gradients`."""
     like_x = torch.empty_like(x, memory_format=memory_format(x))
     return like_x, *(p.new_empty(p.shape) for p in (alpha, gamma, beta))
 
 
 def group_norm_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    """Keeps what `group_norm_backward` needs."""
     x, ctx.groups, *parameters, ctx.activation, ctx.eps = inputs
     ctx.save_for_backward(x, *parameters)
     ctx.fused = has_cpu_gradients(x)
 
 
 def group_norm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Returns the gradients of `group_norm`, with None for what has none."""
     x, *parameters = ctx.saved_tensors
     if ctx.fused and not torch.is_grad_enabled():
         op = torch.ops.ncsn_fast.group_norm_backward.default
@@ -116,17 +122,20 @@ def group_norm_gradients(grad: Tensor, x: Tensor, groups: int, *arguments: Any) 
 def group_norm_gradients_fake(
     grad: Tensor, x: Tensor, groups: int, *arguments: Any
 ) -> list[Tensor]:
+    """Returns tensors of the shapes of `group_norm_gradients`."""
     like_x = torch.empty_like(x, memory_format=memory_format(x))
     return [like_x, *(p.new_empty(p.shape) for p in arguments[:5] if p is not None)]
 
 
 def activation_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    """Keeps what `activation_backward` needs."""
     x, ctx.name = inputs
     ctx.save_for_backward(x)
     ctx.fused = has_cpu_gradients(x)
 
 
 def activation_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    """Returns the gradient of `activation`, and None for its name."""
     (x,) = ctx.saved_tensors
     if ctx.fused and not torch.is_grad_enabled():
         return torch.ops.ncsn_fast.activation_backward.default(grad, x, ctx.name), None
@@ -134,10 +143,12 @@ def activation_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
 
 
 def activation_gradients(grad: Tensor, x: Tensor, name: str) -> Tensor:
+    """Runs the op of the gradient of `activation`."""
     if has_cpu_gradients(x):
         return gradients.activation(grad, x, name)
     return ACTIVATIONS[name].backward(grad, x).contiguous(memory_format=memory_format(x))
 
 
 def activation_gradients_fake(grad: Tensor, x: Tensor, name: str) -> Tensor:
+    """Returns a tensor of the shape of `activation_gradients`."""
     return torch.empty_like(x, memory_format=memory_format(x))
