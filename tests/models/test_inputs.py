@@ -88,12 +88,12 @@ def wrapped(net, **changes):
 
 
 class Classes(torch.nn.Module):
-    def forward(self, x, labels):
+    def forward(self, x, sigma, labels):
         return x * (1 + labels[:, None, None, None])
 
 
 def test_labels_of_a_network_with_classes():
-    model = wrapped(Classes(), n_classes=3)
+    model = wrapped(Classes(), sees="sigma", n_classes=3)
     assert model.score(X, 1.0, torch.tensor([0, 3])).shape == X.shape
     with pytest.raises(TypeError, match=r"labels must be a tensor \(2,\) of torch.int64; got list"):
         model.score(X, 1.0, [0, 1])
