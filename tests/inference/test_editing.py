@@ -287,7 +287,7 @@ HALF = torch.full((2, 3, 8, 8), 0.5)
     (lambda s: s.deblur(HALF - 1, 1.0), r"map images in \[-1, 1\]"),
     (lambda s: s.guided([0]), "either a classifier or a gradient"),
     (lambda s: s.guided(3, lambda x, sigma: x), "one number"),
-    (lambda s: s.guided([0], lambda x, sigma: x), r"logits \(4, K\)"),
+    (lambda s: s.guided([0], lambda x, sigma: x), r"logits \(1, K\) for one image"),
     (lambda s: s.sdedit(HALF), "either sigma"),
     (lambda s: s.sdedit(HALF, sigma=0.1, strength=0.1), "either sigma"),
     (lambda s: s.sdedit(HALF, strength=1.1), r"strength must be in \[0, 1\]; got 1.1"),

@@ -300,7 +300,10 @@ def test_tweedie(arch):
         (lambda m, x: m.score(x, torch.ones(3)), r"sigma must be a number or \(2,\); got"),
         (lambda m, x: m.score_at(x, 4), r"level must be in \[0, 4\)"),
         (lambda m, x: m.score_at(x, -1), r"level must be in \[0, 4\)"),
-        (lambda m, x: m.score_at(x, torch.zeros(3)), r"level must be an index or \(2,\)"),
+        (
+            lambda m, x: m.score_at(x, torch.zeros(3, dtype=torch.int64)),
+            r"level must be an index or \(2,\)",
+        ),
     ],
 )
 def test_bad_conditions_are_refused(call, words):
