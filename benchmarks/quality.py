@@ -163,6 +163,7 @@ class Mixture:
         """Returns n samples and the mean number of evaluations per sample."""
         options = {k: v for k, v in row.options.items() if k != "table"}
         self.model.tuned = self.table if row.table == "tuned" else table_of(row.table)
+        # A mixture is no ScoreModel, and has what methods read of one.
         program = methods.build(row.method, self.model, row.steps, options)  # type: ignore[arg-type]
         samples = torch.arange(n)
         chains = Chains(initial_state(program, seed, samples, self.shape), seed, samples)

@@ -7,8 +7,8 @@
 
 namespace ncsn_fast::NCSN_ISA {
 
-constexpr int64_t kNarrow = 64;    // elements of a lane that are summed in float32 before widening to double
-constexpr int64_t kColumns = 64;   // channels of a unit of the sums, channels last
+constexpr int64_t kNarrow = 64;      // elements of a lane that are summed in float32 before widening to double
+constexpr int64_t kColumns = 64;     // channels of a unit of the sums, channels last
 constexpr int64_t kElements = 4096;  // of a unit of the gradient
 
 static void copy_moments(const void* norm, int64_t n, ChannelStats stats, Affine) {
@@ -50,6 +50,12 @@ static inline void load_into(float (&lane)[n], const T* p) {
     memcpy(lane, &v, sizeof v);
 }
 
+// The derivative of the activation at a centred x, times the gradient.
+template <Activation activation>
+static inline __attribute__((always_inline)) float passed(float grad, float centred, float scale, float shift) {
+    return grad * derivative<activation>(fused(centred, scale, shift));
+}
+
 // Both sums of n neighbouring channels over `rows` positions, channels last.
 template <Activation activation, int n, class T>
 static inline void column_sums(const T* x, const T* grad, int64_t rows, int64_t stride, const Parameters<n>& p,
@@ -64,9 +70,9 @@ static inline void column_sums(const T* x, const T* grad, int64_t rows, int64_t 
 #pragma omp simd
             for (int i = 0; i < n; ++i) {
                 const float centred = v[i] - p.mean[i];
-                const float passed = g[i] * derivative<activation>(fused(centred, p.scale[i], p.shift[i]));
-                narrow_sum[i] += passed;
-                narrow_dot[i] += passed * centred;
+                const float part = passed<activation>(g[i], centred, p.scale[i], p.shift[i]);
+                narrow_sum[i] += part;
+                narrow_dot[i] += part * centred;
             }
         }
 #pragma omp simd
@@ -81,7 +87,7 @@ static inline void column_sums(const T* x, const T* grad, int64_t rows, int64_t 
 
 // As column_sums, of a channel whose `count` positions are contiguous.
 template <Activation activation, class T>
-static void plane_sums(const T* x, const T* grad, int64_t count, const Parameters<1>& p, double* along_total) {
+static void plane_sums(const T* x, const T* grad, int64_t count, const Parameters<1>& p, double* both) {
     const float mean = p.mean[0], scale = p.scale[0], shift = p.shift[0];
     double sum[kSumLanes] = {}, dot[kSumLanes] = {};
     for (int64_t first = 0; first < count; first += kNarrow * kSumLanes) {
@@ -92,10 +98,9 @@ static void plane_sums(const T* x, const T* grad, int64_t count, const Parameter
 #pragma omp simd
             for (int i = 0; i < lanes; ++i) {
                 const float centred = to_float(x[at + i]) - mean;
-                const float passed =
-                    to_float(grad[at + i]) * derivative<activation>(fused(centred, scale, shift));
-                narrow_sum[i] += passed;
-                narrow_dot[i] += passed * centred;
+                const float part = passed<activation>(to_float(grad[at + i]), centred, scale, shift);
+                narrow_sum[i] += part;
+                narrow_dot[i] += part * centred;
             }
         }
         for (int i = 0; i < kSumLanes; ++i) {
@@ -103,8 +108,8 @@ static void plane_sums(const T* x, const T* grad, int64_t count, const Parameter
             dot[i] += static_cast<double>(narrow_dot[i]);
         }
     }
-    along_total[0] = total(sum);
-    along_total[1] = total(dot);
+    both[0] = total(sum);
+    both[1] = total(dot);
 }
 
 template <Activation activation, class T>
@@ -142,8 +147,8 @@ static inline void gradient_columns(const T* x, const T* grad, T* out, int64_t r
 #pragma omp simd
         for (int i = 0; i < n; ++i) {
             const float centred = v[i] - p.mean[i];
-            const float passed = g[i] * derivative<activation>(fused(centred, p.scale[i], p.shift[i]));
-            v[i] = fused(passed, p.scale[i], fused(centred, p.slope[i], p.offset[i]));
+            const float part = passed<activation>(g[i], centred, p.scale[i], p.shift[i]);
+            v[i] = fused(part, p.scale[i], fused(centred, p.slope[i], p.offset[i]));
         }
         store_lanes<n>(out + r * stride, load_bits<Lanes<float, n>>(v));
     }
@@ -160,8 +165,8 @@ static void gradient_plane(const T* x, const T* grad, T* out, int64_t count, con
 #pragma omp simd
         for (int i = 0; i < n; ++i) {
             const float centred = v[i] - mean;
-            const float passed = g[i] * derivative<activation>(fused(centred, scale, shift));
-            v[i] = fused(passed, scale, fused(centred, slope, offset));
+            const float part = passed<activation>(g[i], centred, scale, shift);
+            v[i] = fused(part, scale, fused(centred, slope, offset));
         }
         store_lanes<n>(out + at, load_bits<Lanes<float, n>>(v));
     });

@@ -8,7 +8,7 @@ from ncsn_fast import ops
 
 
 def normalise(
-    norm: nn.GroupNorm,
+    norm: nn.Module,
     x: Tensor,
     *,
     activation: str = "none",
@@ -19,9 +19,10 @@ def normalise(
     """Computes activation(norm(x + add) (1 + scale) + shift): one op in training on the CPU.
 
     Args:
-        activation: a key of ops.activations.
+        norm: an nn.GroupNorm.   activation: a key of ops.activations.
         add, scale, shift: (N, C); scale and shift come together.
     """
+    assert isinstance(norm, nn.GroupNorm)
     if ops.trains_by_kernels(x):
         return ops.group_norm(
             x, norm.num_groups, norm.weight, norm.bias, add=add, scale=scale, shift=shift,

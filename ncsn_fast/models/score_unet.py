@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ncsn_fast.models.layers import check_images
+from ncsn_fast.models.normalisation import normalise
 from ncsn_fast.models.unet_architectures import UNetSettings
 from ncsn_fast.models.unet_blocks import (
     NIN,
@@ -233,7 +234,7 @@ class ScoreUNet(nn.Module):
 
     def _output(self, paths: Mapping[str, str], h: Tensor, below: Tensor | None) -> Tensor:
         norm, conv = self.get_submodule(paths["norm"]), self.get_submodule(paths["conv"])
-        output: Tensor = conv(F.silu(norm(h)))
+        output: Tensor = conv(normalise(norm, h, activation="silu"))
         return output if below is None else self.get_submodule(paths["up"])(below) + output
 
 

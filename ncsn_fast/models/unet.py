@@ -171,7 +171,6 @@ class TimeUNet(nn.Module):
     def _run(self, stage: Stage, x: Tensor, embedding: Tensor) -> Tensor:
         conv, dense, norm = map(self.get_submodule, (stage.conv, stage.dense, stage.norm))
         h, bias = conv(x), dense(embedding)
-        assert isinstance(norm, nn.GroupNorm)
         return normalise(norm, h, activation="silu", add=bias.flatten(1))
 
 

@@ -191,8 +191,6 @@ class Block(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """Computes the block for x (N, cin, H, W) and act(embedding of the noise level) (N, E)."""
         norm0, conv0, affine, norm1, conv1 = map(self.get_submodule, self.style.names[:5])
-        assert isinstance(norm0, nn.GroupNorm)
-        assert isinstance(norm1, nn.GroupNorm)
         a = affine(embedding)
         h = conv0(normalise(norm0, x, activation="silu"))
         if self.style.adaptive:

@@ -133,7 +133,7 @@ def _noting_the_call(model: ScoreModel) -> Iterator[None]:
     """Adds to errors of a network with what it was called, once, on zeros."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # whatever it is: it is raised again
         u, condition = _probe(model)
         given = [("x", (1, *model.sample_shape), u.dtype)]
         if condition is not None:

@@ -26,12 +26,17 @@ class Affine(NamedTuple):
 
 
 # Maps the sums over the plane of g and of g (x - mean), (N, C) float64, to the slope and the offset
-# of what the statistics add to the gradient: (x - mean) slope + offset.
-Through = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+# of what the statistics add to the gradient, (x - mean) slope + offset, and to the gradients of the
+# parameters, (N, C) each.
+Through = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, list[Tensor]]]
 
 
-def _gradient(grad: Tensor, x: Tensor, z: Affine, activation: str, through: Through) -> Tensor:
-    """Returns the gradient of activation(z) with respect to x, whose statistics z depends on."""
+def _gradients(
+    grad: Tensor, x: Tensor, z: Affine, activation: str, through: Through
+) -> tuple[Tensor, list[Tensor]]:
+    """Returns the gradients of activation(z), with respect to x, whose statistics z depends on, and
+    to the parameters.
+    """
     isa, (n, c) = forced_isa.get(), x.shape[:2]
     grad = grad.to(x.dtype).contiguous(memory_format=memory_format(x))
     rows, sums = torch.empty(n, 5, c), torch.empty(n, 2, c, dtype=torch.float64)
@@ -39,11 +44,11 @@ def _gradient(grad: Tensor, x: Tensor, z: Affine, activation: str, through: Thro
     rows[:, 0], rows[:, 1], rows[:, 2] = z.mean, z.scale, z.shift - rest * z.scale
     extension.norm_gradient(x, grad, rows, activation, sums=sums, isa=isa)
     total = sums[:, 0]
-    slope, offset = through(total, sums[:, 1] - rest * total)
+    slope, offset, parameters = through(total, sums[:, 1] - rest * total)
     rows[:, 3], rows[:, 4] = slope, offset - rest * slope
     out = torch.empty_like(x)
     extension.norm_gradient(x, grad, rows, activation, out=out, isa=isa)
-    return out
+    return out, parameters
 
 
 def instance_norm_plus(
@@ -57,16 +62,15 @@ def instance_norm_plus(
     mean_hat, rstd_channels = reference.standardised_means(deviation, eps)
     a, g, b = (p.double() if p.ndim == 2 else p.double()[None] for p in (alpha, gamma, beta))
     scale, size = g * rstd, x.shape[2] * x.shape[3]
-    grads: list[Tensor] = []
 
-    def through(total: Tensor, along: Tensor) -> tuple[Tensor, Tensor]:
+    def through(total: Tensor, along: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         grad_dot = along * rstd
-        grads.extend((g * mean_hat * total, grad_dot + a * mean_hat * total, total))
         grad_mean = reference.standardised_means_backward(g * a * total, mean_hat, rstd_channels)
-        return -scale * rstd * grad_dot / size, (grad_mean - scale * total) / size
+        slope, offset = -scale * rstd * grad_dot / size, (grad_mean - scale * total) / size
+        return slope, offset, [g * mean_hat * total, grad_dot + a * mean_hat * total, total]
 
     z = Affine(mean, scale, g * a * mean_hat + b)
-    grad_x = _gradient(grad, x, z, "elu" if elu else "none", through)
+    grad_x, grads = _gradients(grad, x, z, "elu" if elu else "none", through)
     of_alpha, of_gamma, of_beta = map(reference.summed_like, grads, (alpha, gamma, beta))
     return grad_x, of_alpha, of_gamma, of_beta
 
@@ -104,21 +108,17 @@ def group_norm(
     rstd = torch.rsqrt(of_group(variances + away.square()) + eps)
     slope, modulation = row(gamma, 1.0), 1 + row(scale, 0.0)
     factor = slope * modulation * rstd
-    grads: list[Tensor] = []
 
-    def through(total: Tensor, along: Tensor) -> tuple[Tensor, Tensor]:
+    def through(total: Tensor, along: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         bend = -rstd * of_group(factor * along) / plane * rstd
         offset = -of_group(factor * total) / plane
         along = along * rstd
-        grads.extend((
-            modulation * along, modulation * total,
-            factor * total + plane * (offset + bend * away),
-            slope * along + row(beta, 0.0) * total, total,
-        ))  # fmt: skip
-        return bend, offset
+        of_scale = slope * along + row(beta, 0.0) * total
+        of_add = factor * total + plane * (offset + bend * away)
+        return bend, offset, [modulation * along, modulation * total, of_add, of_scale, total]
 
     z = Affine(centre - added, factor.expand(n, c), row(beta, 0.0) * modulation + row(shift, 0.0))
-    grad_x = _gradient(grad, x, z, activation, through)
+    grad_x, grads = _gradients(grad, x, z, activation, through)
     parameters = zip(grads, (gamma, beta, add, scale, shift), strict=True)
     return grad_x, *(None if p is None else reference.summed_like(g, p) for g, p in parameters)
 

@@ -1,5 +1,6 @@
 """The U-Nets of score_sde and EDM: published outputs, keys and numbers, and their settings."""
 
+import dataclasses
 import itertools
 import math
 
@@ -10,7 +11,7 @@ import torch
 import unets
 from torch import nn
 
-from ncsn_fast import ScoreModel
+from ncsn_fast import ScoreModel, ops
 from ncsn_fast.models.published_unets import PUBLISHED_UNETS
 from ncsn_fast.models.score_unet import build
 from ncsn_fast.models.unet_architectures import (
@@ -42,6 +43,9 @@ SCORE_SDE = {
     "ddpmpp_cont_16": DDPMppConfig(nf=16, **_SCORE_SDE),
     "ddpm_16": DDPMConfig(nf=32, **_SCORE_SDE),
 }  # fmt: skip
+ADAPTIVE = DhariwalUNetConfig(
+    img_resolution=16, model_channels=64, num_blocks=1, channel_mult=(1, 2), attn_resolutions=(8,)
+)
 
 
 def relative_error(actual, expected):
@@ -306,6 +310,26 @@ def test_new_networks_begin_near_zero_and_learn_everywhere():
     assert 0 < f.abs().max() < 1e-2
     f.square().sum().backward()
     assert all(p.grad is not None for p in net.parameters())
+
+
+@pytest.mark.parametrize("config", [*SCORE_SDE.values(), ADAPTIVE], ids=lambda c: c.arch)
+def test_training_on_a_cpu_takes_no_norm_of_pytorchs(config):
+    torch.manual_seed(0)
+    net = build(dataclasses.replace(config, dropout=0.0)).train()
+    unets.draw_weights(net, "")
+    x, condition = torch.rand(2, 3, 16, 16), torch.tensor([0.3, 2.0])
+
+    def gradients(backend):
+        with ops.backend(backend), torch.profiler.profile() as profile:
+            loss = net(x, condition).square().mean()
+            found = torch.autograd.grad(loss, [p for p in net.parameters() if p.requires_grad])
+        names = {event.name for event in profile.events()}
+        return torch.cat([g.flatten() for g in found]), names
+
+    (ours, ran), (theirs, _) = gradients("kernels"), gradients("reference")
+    assert "ncsn_fast::group_norm_backward" in ran
+    assert not {name for name in ran if "native_group_norm" in name}
+    assert (ours - theirs).norm() <= 1e-4 * theirs.norm()  # both are float32
 
 
 def test_inputs_that_no_network_takes():
