@@ -182,8 +182,15 @@ def summary(found: dict[str, Any]) -> str:
     )
     if measured := found.get("bits"):
         low, high = PUBLISHED_BITS
-        bits = ", ".join(f"{b['mean']:.2f} ({split})" for split, b in measured.items())
-        text += f"; bits/dim: {bits}, the notebook's {low:.2f} to {high:.2f}"
+        bits = ", ".join(
+            f"{b['mean']:.2f} ± {b['standard_error']:.2f} ({split})"
+            for split, b in measured.items()
+        )
+        epochs = max(b["step"] for b in measured.values()) / STEPS
+        text += (
+            f"; bits/dim after {epochs:.3g} epochs: {bits}; the notebook's, after "
+            f"{len(PUBLISHED)}: {low:.2f} to {high:.2f}"
+        )
     return text + "."
 
 

@@ -34,9 +34,7 @@ Through = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, list[Tensor]]]
 def _gradients(
     grad: Tensor, x: Tensor, z: Affine, activation: str, through: Through
 ) -> tuple[Tensor, list[Tensor]]:
-    """Returns the gradients of activation(z), with respect to x, whose statistics z depends on, and
-    to the parameters.
-    """
+    """Returns the gradients of activation(z) for x and for the parameters of a norm of x."""
     isa, (n, c) = forced_isa.get(), x.shape[:2]
     grad = grad.to(x.dtype).contiguous(memory_format=memory_format(x))
     rows, sums = torch.empty(n, 5, c), torch.empty(n, 2, c, dtype=torch.float64)
