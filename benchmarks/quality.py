@@ -59,7 +59,7 @@ class Row:
 
     Seeds, from `first` on, apply to the models; a mixture is cheap, so every row has ten seeds
     there. Of mnist, whose samples cost ten times those of the digits, there are ald and fast.
-    The default of `fast` was fitted to other data (fit_fast.py), `fast` with eta 4 chosen on
+    The default of `fast` was chosen on other data (fit_fast.py), `fast` with eta 4 chosen on
     samples of seeds 100 and above: their rows use seeds that no choice was based on.
     """
 

@@ -16,6 +16,7 @@ Order = Literal["corrector_first", "predictor_first"]
 Variance = Literal["posterior", "forward"]  # of the noise of ancestral sampling
 Norm = Literal["batch", "sample"]
 SNR = 0.16  # of the published VE samplers
-# `fast`, from benchmarks/fit_fast.py: its number of levels; eta and the weight of the history at
-# evenly spread knots, from the first row to the last; weight of the extrapolation in the step to 0.
+# `fast`, chosen from what benchmarks/fit_fast.py measures: its number of levels; eta and the weight
+# of the history at evenly spread knots, from the first row to the last; weight of the extrapolation
+# in the step to 0.
 FAST_STEPS, FAST_ETA, FAST_HISTORY, FAST_FINAL = 15, (2.0, 5.0, 7.0, 7.0), (1.2, 1.15, 0.9), 0.2

@@ -207,13 +207,14 @@ def fast(
     the noise level, so an error in it persists until fresh noise covers it. On the other hand noise
     moves D from step to step, and extrapolation amplifies that: at the first rows, where the modes
     part, less noise gives better weights; at the later ones, where detail forms, more noise gives
-    samples that are more often recognised. benchmarks/fit_fast.py fitted the table;
-    `benchmarks/quality.py` judges it, on other data: FAST_STEPS geometric levels between the ends
-    of the ladder are as good as annealed Langevin dynamics. NFE = L, or L - 1 without `denoise`.
+    samples that are more often recognised. The table was chosen from what benchmarks/fit_fast.py
+    measures; `benchmarks/quality.py` judges it, on other data: FAST_STEPS geometric levels between
+    the ends of the ladder are as good as annealed Langevin dynamics. NFE = L, or L - 1 without
+    `denoise`.
 
     Args:
         sigmas: (L,) descending.
-        eta: of all rows, with the history of 2M, as in `dpm_solver_pp`; None for the fitted table.
+        eta: of all rows, with the history of 2M, as in `dpm_solver_pp`; None for the chosen table.
         s_noise, denoise: as in `dpm_solver_pp`.
     """
     if eta is not None:
