@@ -120,7 +120,7 @@ def _meant(message: str, others: list[str]) -> str:
     text = " ".join(others)
     similar = r"(?:Perhaps you meant|Arguments similar to \S+): (--[\w-]+)"
     given = re.findall(r"--[\w-]+", message)
-    options = [name for name in dict.fromkeys(re.findall(similar, text)) if name not in given]
+    options = sorted({name for name in re.findall(similar, text) if name not in given})
     if options:
         return f" (did you mean {' and '.join(options)}?)"
     word = re.match(r"Unrecognized options: (\w[\w-]*)", message)
